@@ -1,0 +1,41 @@
+.PHONY: video test lint types bench evaluate train clean
+.DEFAULT_GOAL := video
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread per process: two processes with two threads each on two cores slow each other down a hundredfold.
+export OMP_NUM_THREADS ?= 1
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 13), "Python 3.11 or 3.12 is needed"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+video: $(VENV)/.installed  ## A video from the embedded model, compared with the full sampler
+	$(BIN)/lockstep generate "a red circle moving left on a black background" \
+		--out out/video.mp4 --report out/video.json --compare --overwrite
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## Forecast cost against the reference's formula, and end-to-end speed-up
+	$(BIN)/python scripts/bench_forecast.py --out docs/forecast.md
+
+evaluate: $(VENV)/.installed  ## What wan-tiny can do: colour, background and motion of 48 videos
+	$(BIN)/python scripts/evaluate_wan_tiny.py
+
+train: $(VENV)/.installed  ## wan-tiny from nothing, about an hour on two cores; continues where it was stopped
+	env -u OMP_NUM_THREADS MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_TOP_PAD_=100000000 \
+		$(BIN)/python scripts/train_wan_tiny.py --out runtime/models/wan-tiny --compile
+
+clean:
+	rm -rf out

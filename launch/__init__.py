@@ -1,0 +1,1 @@
+"""Lockstep's launchers: the command line and, later, torchrun and Ray."""

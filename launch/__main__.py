@@ -1,0 +1,5 @@
+"""`python -m launch` is `lockstep`."""
+
+from launch.cli import main
+
+main()

@@ -1,0 +1,220 @@
+"""`lockstep compare`: presets against the full sampler on the same prompts and seeds.
+
+Tensor legend: T frames, H, W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from launch.options import build_request
+from runtime.configs import Config, load_config
+from runtime.denoise import StepRecord
+from runtime.engine import Engine, Generation
+from runtime.errors import BadRequestError
+from runtime.files import check_writable, whole_file
+from runtime.job import raw_videos
+from runtime.presets import load_preset
+from runtime.quality import Quality, RawVideo, compare_videos
+from runtime.report import versions
+from runtime.request import VideoRequest
+from runtime.video import Frames, FrameSink, mp4_writer
+from spectrum import StepKind
+
+Progress = Callable[[str, Sequence[StepKind]], AbstractContextManager[Callable[[StepRecord], None]]]
+
+FULL = "off"
+_LABEL_HEIGHT = 16  # pixels above each video
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One preset on one prompt and seed. `quality` is None for the full sampler itself."""
+
+    prompt: str
+    seed: int
+    preset: str
+    nfe: int
+    steps: int
+    denoise_seconds: float
+    quality: Quality | None
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Presets × prompts × seeds, run in that nesting from the inside out."""
+
+    config: Config
+    presets: tuple[str, ...]
+    requests: list[VideoRequest]
+    out: Path
+    results: list[Result] = field(default_factory=list)
+    _engine: Engine | None = None
+
+    def load(self) -> None:
+        """Load the model.
+
+        Raises:
+            BadRequestError: the model is not whole, or a request does not fit it.
+        """
+        self._engine = Engine(self.config)
+        for request in self.requests:
+            for preset in self.presets:
+                self._engine.plan(request.model_copy(update={"spectrum": preset}))
+
+    def run(self, progress: Progress) -> None:
+        """Generate, measure, and write the side-by-side mp4 and the JSON."""
+        if self._engine is None:
+            raise RuntimeError("load() first")
+        self._engine.warm_up(self.requests[0])
+        columns = (FULL, *self.presets)
+        width, height = self.requests[0].width, self.requests[0].height
+        fps = self.config.fps
+        with mp4_writer(self.out, width=width * len(columns), height=height + _LABEL_HEIGHT, fps=fps) as sink:
+            for request in self.requests:
+                self._run_one(request, columns, sink, progress)
+        with whole_file(self.out.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(self._summary(), indent=2) + "\n", encoding="utf-8")
+
+    def _run_one(
+        self, request: VideoRequest, columns: Sequence[str], sink: FrameSink, progress: Progress
+    ) -> None:
+        """One prompt and seed: all columns, measured against the first, written beside each other."""
+        assert self._engine is not None
+        with raw_videos(request, count=len(columns)) as raw:
+            for column, video, file in zip(columns, raw.videos, raw.files, strict=True):
+                one = request.model_copy(update={"spectrum": column})
+                with progress(f"{column}, seed {request.seed}", self._engine.plan(one).kinds) as on_step:
+                    generation = self._engine.generate(one, [file], on_step)
+                raw.flush()
+                quality = None if column == FULL else compare_videos(video, raw.videos[0])
+                self.results.append(_result(one, generation, quality))
+            sink.write(side_by_side(raw.videos, columns))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per preset: means over prompts and seeds."""
+        full_seconds = _mean(r.denoise_seconds for r in self.results if r.preset == FULL)
+        rows = []
+        for preset in (FULL, *self.presets):
+            own = [r for r in self.results if r.preset == preset]
+            qualities = [r.quality for r in own if r.quality is not None]
+            seconds = _mean(r.denoise_seconds for r in own)
+            rows.append(
+                {
+                    "preset": preset,
+                    "nfe": _mean(r.nfe for r in own),
+                    "steps": own[0].steps,
+                    "denoise_seconds": seconds,
+                    "speedup": full_seconds / seconds,
+                    "psnr": _mean(q.psnr for q in qualities) if qualities else None,
+                    "ssim": _mean(q.ssim for q in qualities) if qualities else None,
+                    "vmaf": _mean(q.vmaf or 0.0 for q in qualities) if _have_vmaf(qualities) else None,
+                }
+            )
+        return rows
+
+    def table(self) -> Table:
+        """The rows, for a terminal."""
+        table = Table(title=f"{self.config.model}: {len(self.requests)} prompts × seeds, means")
+        for name in ("preset", "NFE", "denoise, s", "speed-up", "PSNR, dB", "SSIM", "VMAF"):
+            table.add_column(name, justify="left" if name == "preset" else "right")
+        for row in self.rows():
+            table.add_row(
+                row["preset"],
+                f"{row['nfe']:g} of {row['steps']}",
+                f"{row['denoise_seconds']:.2f}",
+                f"{row['speedup']:.2f}×",
+                *(
+                    "" if row[name] is None else format(row[name], spec)
+                    for name, spec in (("psnr", ".1f"), ("ssim", ".4f"), ("vmaf", ".1f"))
+                ),
+            )
+        return table
+
+    def _summary(self) -> dict[str, Any]:
+        assert self._engine is not None
+        return {
+            "schema": 1,
+            "model": {"name": self._engine.model.name, "revision": self._engine.model.revision},
+            "rows": self.rows(),
+            "results": [asdict(result) for result in self.results],
+            "versions": versions(),
+        }
+
+
+def plan_comparison(
+    config: str,
+    prompts: Sequence[str],
+    *,
+    presets: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    overwrite: bool,
+    **given: Any,
+) -> Comparison:
+    """Check everything that can be checked before the model loads.
+
+    Raises:
+        BadRequestError: a preset, a request or an output file is not acceptable.
+    """
+    settings = load_config(config)
+    names = tuple(dict.fromkeys(name for name in presets if name != FULL))
+    for name in names:
+        load_preset(name)
+    if out.suffix != ".mp4":
+        raise BadRequestError(f"out: {str(out)!r} given; the name must end in .mp4")
+    for path in (out, out.with_suffix(".json")):
+        check_writable(path, overwrite=overwrite)
+    requests = [
+        build_request(settings, prompt, seed=seed, spectrum=FULL, **given)
+        for prompt in prompts
+        for seed in seeds
+    ]
+    return Comparison(settings, names, requests, out)
+
+
+def side_by_side(videos: Sequence[RawVideo], labels: Sequence[str]) -> Frames:
+    """The videos next to each other under their labels: `[T, H + label, W · columns, 3]`."""
+    body = np.concatenate([video.frames() for video in videos], axis=2)
+    strip = np.concatenate(
+        [_label(text, video.width) for text, video in zip(labels, videos, strict=True)], axis=1
+    )
+    header = np.broadcast_to(strip, (body.shape[0], *strip.shape))
+    return np.concatenate([header, body], axis=1)
+
+
+def _label(text: str, width: int) -> Frames:
+    image = Image.new("RGB", (width, _LABEL_HEIGHT), "white")
+    name = "full sampler" if text == FULL else Path(text).stem
+    ImageDraw.Draw(image).text((3, 2), name, fill="black", font=ImageFont.load_default(10))
+    return np.asarray(image)
+
+
+def _result(request: VideoRequest, generation: Generation, quality: Quality | None) -> Result:
+    return Result(
+        prompt=request.prompt,
+        seed=request.seed,
+        preset=request.spectrum,
+        nfe=generation.nfe,
+        steps=len(generation.steps),
+        denoise_seconds=generation.seconds.denoise,
+        quality=quality,
+    )
+
+
+def _have_vmaf(qualities: Sequence[Quality]) -> bool:
+    return bool(qualities) and all(q.vmaf is not None for q in qualities)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)

@@ -1,0 +1,109 @@
+"""`lockstep doctor`: what this machine has, and which models and topologies it can run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import imageio_ffmpeg
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from runtime.configs import Config, available, load_config
+from runtime.quality import has_filter
+from runtime.weights import find_local
+
+_WORLDS = (1, 2, 4, 8)
+_FILTERS = ("psnr", "ssim", "libvmaf", "xfade", "concat")
+
+
+def examine() -> Iterator[Table]:
+    """Tables of findings, cheapest first."""
+    yield _machine()
+    yield _models()
+
+
+def _machine() -> Table:
+    table = Table(title="This machine", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, finding in _findings():
+        table.add_row(name, escape(finding))
+    return table
+
+
+def _findings() -> Iterator[tuple[str, str]]:
+    yield "python", platform.python_version()
+    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    yield "GPUs", _accelerators()
+    yield "xfuser", _importable("xfuser")
+    yield "diffusers", _version_of("diffusers")
+    yield "ray", _version_of("ray")
+    yield "ffmpeg", _ffmpeg()
+    yield "presets", ", ".join(available("spectrum"))
+
+
+def _accelerators() -> str:
+    if not torch.cuda.is_available():
+        return "none (torch sees no CUDA device); the CPU is used"
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{d.name} with {d.total_memory / 2**30:.0f} GiB" for d in devices)
+
+
+def _importable(package: str) -> str:
+    """The package's version, or why it cannot be used; importing is the only way to know."""
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        return "not installed; pip install 'lockstep-video[gpu]' on a machine with CUDA"
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # whatever a CUDA package raises on a machine without CUDA is the finding
+        return f"{found} is installed but cannot be imported: {type(error).__name__}: {error}"
+    return found
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _ffmpeg() -> str:
+    executable = imageio_ffmpeg.get_ffmpeg_exe()
+    first = subprocess.run(
+        [executable, "-version"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    filters = ", ".join(f"{name} {'yes' if has_filter(name) else 'no'}" for name in _FILTERS)
+    return f"{first[2]} ({executable}); filters: {filters}"
+
+
+def _models() -> Table:
+    table = Table(title="Configs, and how their heads and tokens split over ranks: ulysses × ring")
+    table.add_column("config", no_wrap=True)
+    for name in ("heads", "weights", *(f"{world} ranks" if world > 1 else "1 rank" for world in _WORLDS)):
+        table.add_column(name)
+    for name in available("."):
+        config = load_config(name)
+        heads = config.architecture.heads if config.architecture else None
+        splits = [_splits(heads, world) for world in _WORLDS]
+        table.add_row(name, str(heads or "?"), _weights(config), *splits)
+    table.caption = "With guidance above 1, cfg = 2 takes twice the ranks. This version runs on one rank."
+    return table
+
+
+def _splits(heads: int | None, world: int) -> str:
+    """Ulysses degrees that divide both the ranks and the heads, with the ring taking the rest."""
+    if heads is None:
+        return "?"
+    return ", ".join(f"{u}×{world // u}" for u in range(world, 0, -1) if world % u == 0 and heads % u == 0)
+
+
+def _weights(config: Config) -> str:
+    return "here" if find_local(config) else "fetched at first use"

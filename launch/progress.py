@@ -1,0 +1,87 @@
+"""Progress on stderr: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from runtime.denoise import StepRecord
+from spectrum import StepKind
+
+log = logging.getLogger(__name__)
+
+_LINES_PER_RUN = 10
+_VERBS = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "forecast"}
+
+
+class StepProgress:
+    """Shows each step's kind, the evaluations so far, and the time left.
+
+    The time left counts computed and forecast steps separately: with most computed steps at the start, one
+    average over both would promise far too long a wait.
+
+    Args:
+        console: where to write; a bar if it is a terminal.
+        label: what is being made.
+        kinds: the expected kind of every step.
+    """
+
+    def __init__(self, console: Console, label: str, kinds: Sequence[StepKind]):
+        self._console, self._label, self._kinds = console, label, kinds
+        self._seconds: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[status]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task(label, total=len(kinds), status="")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, record: StepRecord) -> None:
+        """Show one step."""
+        self._seconds[record.kind].append(record.seconds)
+        done, total = record.index + 1, len(self._kinds)
+        nfe = len(self._seconds[StepKind.COMPUTE])
+        status = f"{_VERBS[record.kind]}  NFE {nfe}  ETA {self.seconds_left(done):.0f} s"
+        self._bar.update(self._task, completed=done, status=status)
+        if not self._console.is_terminal and (done == total or done % max(1, total // _LINES_PER_RUN) == 0):
+            self._console.print(f"{self._label}: step {done}/{total}  {status}", highlight=False)
+
+    def seconds_left(self, done: int) -> float:
+        """Expected seconds for the steps after the first `done`."""
+        medians = {kind: statistics.median(times) for kind, times in self._seconds.items() if times}
+        fallback = max(medians.values(), default=0.0)
+        return sum(medians.get(kind, fallback) for kind in self._kinds[done:])
+
+
+@contextmanager
+def timed(console: Console, doing: str) -> Iterator[None]:
+    """Say what is being done, and afterwards how long it took."""
+    started = time.perf_counter()
+    with console.status(doing) if console.is_terminal else _silent():
+        yield
+    console.print(f"{doing}: {time.perf_counter() - started:.1f} s", highlight=False)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    yield

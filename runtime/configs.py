@@ -1,0 +1,129 @@
+"""Configs: one YAML per model and resolution, and where the shipped YAML files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.errors import BadRequestError
+from runtime.request import explain
+
+_HERE = Path(__file__).resolve().parent
+EMBEDDED_MODELS = _HERE / "models"
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Dtypes(_Part):
+    """Precision of each component."""
+
+    transformer: _Dtype = "bfloat16"
+    text_encoder: _Dtype = "bfloat16"
+    vae: _Dtype = "float32"
+
+    def of(self, component: Literal["transformer", "text_encoder", "vae"]) -> torch.dtype:
+        dtype = getattr(torch, getattr(self, component))
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+
+class Scheduler(_Part):
+    """The sampler. `model` keeps the one in the model's folder, whatever it is."""
+
+    kind: Literal["model", "unipc", "euler", "dpm++"] = "model"
+    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class Defaults(_Part):
+    """What a request asks for when it does not say; fields as in `VideoRequest`."""
+
+    width: int
+    height: int
+    frames: int
+    steps: int = 50
+    guidance: float = 5.0
+    negative: str = ""
+    max_sequence_length: int = 512
+    spectrum: str = "paper"
+
+
+class Architecture(_Part):
+    """The transformer's shape, stated so that topologies and costs can be told before weights are there."""
+
+    layers: Annotated[int, Field(ge=1)]
+    heads: Annotated[int, Field(ge=1)]
+    head_dim: Annotated[int, Field(ge=1)]
+    ffn_dim: Annotated[int, Field(ge=1)]
+
+
+class Config(_Part):
+    """A model and how it is used.
+
+    Attributes:
+        model: an embedded model's name, a folder in diffusers layout, or a Hugging Face repository.
+        revision: commit or tag of the repository; None for a folder.
+        architecture: what the model is expected to be; a model that differs is refused.
+        device: `auto` takes the accelerator if there is one.
+        fps: frames per second of the mp4.
+    """
+
+    model: str
+    revision: str | None = None
+    architecture: Architecture | None = None
+    dtype: Dtypes = Dtypes()
+    scheduler: Scheduler = Scheduler()
+    device: str = "auto"
+    fps: Annotated[int, Field(ge=1, le=240)] = 16
+    defaults: Defaults
+
+
+def load_config(name: str) -> Config:
+    """The config called `name` in `configs/`, or the one in the YAML file `name`.
+
+    Raises:
+        BadRequestError: there is none, or it is not valid; the message says what there is.
+    """
+    return load_yaml(Config, name, folder=".", field="config")
+
+
+def available(folder: str) -> list[str]:
+    """Names of the shipped YAML files in `configs/<folder>`."""
+    return sorted(path.stem for path in (_configs() / folder).glob("*.yaml"))
+
+
+def load_yaml(model: type[_Model], name: str, *, folder: str, field: str) -> _Model:
+    """Parse a shipped YAML file (by name) or a user's (by path) into `model`.
+
+    Raises:
+        BadRequestError: no such file, not YAML, or not valid.
+    """
+    is_path = name.endswith((".yaml", ".yml")) or "/" in name
+    path = Path(name) if is_path else _configs() / folder / f"{name}.yaml"
+    if not path.is_file():
+        allowed = (
+            "a file" if is_path else f"one of {', '.join(available(folder))}, or the path of a YAML file"
+        )
+        raise BadRequestError(f"{field}: {name!r} given; there is no such {field}, it must be {allowed}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadRequestError(f"{field}: {str(path)!r} is not valid YAML: {error}") from None
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise BadRequestError(explain(error, source=f"{field} {path}")) from None
+
+
+def _configs() -> Path:
+    """`configs/` lies inside the package in a wheel, and beside it in a checkout."""
+    packaged = _HERE / "configs"
+    return packaged if packaged.is_dir() else _HERE.parent / "configs"

@@ -1,0 +1,66 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime.errors import BadRequestError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; when the block ends well, it is flushed to disk and renamed to `path`.
+
+    When the block raises, whatever was written is removed and `path` stays as it was. The temporary name
+    keeps the suffix of `path`, which ffmpeg goes by.
+    """
+    descriptor, name = tempfile.mkstemp(
+        prefix=f".{path.stem}.", suffix=f".part{path.suffix}", dir=path.parent
+    )
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _flush(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, before any work is done for it. Makes missing folders.
+
+    Raises:
+        BadRequestError: the file exists and `overwrite` is false, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise BadRequestError(f"out: {str(path)!r} given; it is a folder, a file name is needed")
+    if path.exists() and not overwrite:
+        raise BadRequestError(f"out: {str(path)!r} exists; give another name or --overwrite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BadRequestError(f"out: cannot write in {str(path.parent)!r}: {error.strerror}") from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,145 @@
+"""One request from start to files: videos, report and picture, with a comparison when it is wanted."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.denoise import StepRecord
+from runtime.engine import Engine, Generation
+from runtime.errors import BadRequestError
+from runtime.files import check_writable
+from runtime.picture import write_picture
+from runtime.quality import RawVideo, compare_videos
+from runtime.report import Report, add_comparison, build_report, write_report
+from runtime.request import VideoRequest
+from runtime.video import FrameSink, RawFrames, Tee, mp4_writer
+
+OnStep = Callable[[StepRecord], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the files of one job go.
+
+    Attributes:
+        video: the mp4; with several videos their numbers are put before the suffix.
+        report: the JSON; the picture lies beside it.
+        overwrite: whether files that exist may be replaced.
+    """
+
+    video: Path
+    report: Path
+    overwrite: bool = False
+
+    @property
+    def picture(self) -> Path:
+        return self.report.with_suffix(".png")
+
+    def videos(self, count: int) -> list[Path]:
+        if count == 1:
+            return [self.video]
+        return [self.video.with_stem(f"{self.video.stem}-{number}") for number in range(1, count + 1)]
+
+    def check(self, count: int) -> None:
+        """Refuse names that cannot be written.
+
+        Raises:
+            BadRequestError: see `check_writable`; or two of the names are one file.
+        """
+        if self.video.suffix != ".mp4":
+            raise BadRequestError(f"out: {str(self.video)!r} given; the name must end in .mp4")
+        if self.report.suffix != ".json":
+            raise BadRequestError(f"report: {str(self.report)!r} given; the name must end in .json")
+        for path in (*self.videos(count), self.report, self.picture):
+            check_writable(path, overwrite=self.overwrite)
+
+
+def run_job(
+    engine: Engine, request: VideoRequest, outputs: Outputs, on_step: OnStep = lambda _: None
+) -> Report:
+    """Generate and write the videos, the report and the picture.
+
+    Raises:
+        BadRequestError: the request does not fit the model, or a file cannot be written; nothing was started.
+        JobFailedError: a file could not be written to the end.
+    """
+    engine.plan(request)
+    outputs.check(request.videos)
+    _, report = _generate(engine, request, outputs, on_step, also=None)
+    return _write(report, outputs)
+
+
+def run_compared_job(
+    engine: Engine, request: VideoRequest, outputs: Outputs, on_step: OnStep, on_full_step: OnStep
+) -> Report:
+    """As `run_job`, and then run the full sampler on the same request and measure against it.
+
+    The transformer is run once beforehand, so that neither time holds what a process's first forward sets up.
+    """
+    engine.plan(request)
+    outputs.check(request.videos)
+    engine.warm_up(request)
+    with raw_videos(request, request.videos) as ours, raw_videos(request, request.videos) as theirs:
+        full = engine.generate(request.model_copy(update={"spectrum": "off"}), theirs.sinks, on_full_step)
+        generation, report = _generate(engine, request, outputs, on_step, also=ours.sinks)
+        ours.flush()
+        theirs.flush()
+        measured = [compare_videos(a, b) for a, b in zip(ours.videos, theirs.videos, strict=True)]
+    add_comparison(report, generation, full, measured)
+    return _write(report, outputs)
+
+
+def _generate(
+    engine: Engine, request: VideoRequest, outputs: Outputs, on_step: OnStep, also: Sequence[FrameSink] | None
+) -> tuple[Generation, Report]:
+    """Generate into mp4 files and, where given, into the sinks `also`."""
+    videos = outputs.videos(request.videos)
+    with ExitStack() as stack:
+        sinks: list[FrameSink] = [
+            stack.enter_context(
+                mp4_writer(path, width=request.width, height=request.height, fps=engine.config.fps)
+            )
+            for path in videos
+        ]
+        if also is not None:
+            sinks = [Tee(mp4, raw) for mp4, raw in zip(sinks, also, strict=True)]
+        generation = engine.generate(request, sinks, on_step)
+        finishing = time.perf_counter()
+    return generation, build_report(engine, generation, videos, time.perf_counter() - finishing)
+
+
+def _write(report: Report, outputs: Outputs) -> Report:
+    write_report(report, outputs.report)
+    write_picture(report, outputs.picture)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class RawSet:
+    """Raw files of one request's videos, and the sinks that fill them."""
+
+    videos: list[RawVideo]
+    files: list[RawFrames]
+
+    @property
+    def sinks(self) -> Sequence[FrameSink]:
+        return self.files
+
+    def flush(self) -> None:
+        for file in self.files:
+            file.flush()
+
+
+@contextmanager
+def raw_videos(request: VideoRequest, count: int) -> Iterator[RawSet]:
+    """Raw files for `count` videos of the size of `request`, removed at the end."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-")))
+        paths = [folder / f"{number}.rgb" for number in range(count)]
+        files = [RawFrames(stack.enter_context(path.open("wb"))) for path in paths]
+        yield RawSet([RawVideo(path, request.width, request.height) for path in paths], files)

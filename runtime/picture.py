@@ -1,0 +1,85 @@
+"""The picture of a run: which steps were computed, how long each took, and the error where it is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from runtime.files import whole_file
+from runtime.report import Report, StepPart
+from spectrum import StepKind
+
+COLOURS = {StepKind.COMPUTE: "#1f4e79", StepKind.FORECAST: "#f0a030"}
+_NAMES = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "forecast"}
+
+
+def write_picture(report: Report, path: Path) -> None:
+    """Draw `report` as a PNG, whole or not at all."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained", dpi=130)
+    times, errors = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
+    _draw_times(times, report.step_log)
+    _draw_errors(errors, report.step_log)
+    figure.suptitle(_title(report), fontsize=10)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _draw_times(axes: Axes, steps: list[StepPart]) -> None:
+    axes.bar(
+        [s.index for s in steps],
+        [1000 * s.seconds for s in steps],
+        color=[COLOURS[s.kind] for s in steps],
+        width=0.8,
+    )
+    axes.set_ylabel("time of the step, ms")
+    counts = {kind: sum(s.kind is kind for s in steps) for kind in StepKind}
+    axes.legend(
+        handles=[
+            Patch(color=COLOURS[kind], label=f"{count} {_NAMES[kind]}") for kind, count in counts.items()
+        ],
+        loc="upper right",
+        bbox_to_anchor=(1.0, 1.18),
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_errors(axes: Axes, steps: list[StepPart]) -> None:
+    """The error is known where a step was computed and a forecast of it was possible."""
+    known = [(s.index, s.error) for s in steps if s.error is not None]
+    for step in steps:
+        if step.kind is StepKind.FORECAST:
+            axes.axvspan(
+                step.index - 0.4, step.index + 0.4, color=COLOURS[StepKind.FORECAST], alpha=0.18, lw=0
+            )
+    if known:
+        axes.plot(*zip(*known, strict=True), "o-", color=COLOURS[StepKind.COMPUTE], lw=1, ms=4)
+        axes.set_yscale("log")
+    else:
+        axes.text(0.5, 0.5, "nothing was forecast", transform=axes.transAxes, ha="center", color="#777777")
+        axes.set_yticks([])
+    axes.set_ylabel("relative forecast error\nat computed steps")
+    axes.set_xlabel("step")
+    axes.set_xlim(-0.8, len(steps) - 0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(report: Report) -> str:
+    request = report.request
+    size = f"{request['width']}×{request['height']}×{request['frames']}"
+    lines = [
+        f"{report.model.name} · {size} · {request['spectrum']} · NFE {report.nfe.cond} of {report.steps}"
+    ]
+    if report.quality is not None and report.comparison is not None:
+        vmaf = "" if report.quality.vmaf is None else f" · VMAF {report.quality.vmaf:.1f}"
+        lines.append(
+            f"denoising {report.comparison.speedup:.2f}× faster than the full sampler "
+            f"(ideal {report.comparison.ideal_speedup:.2f}×) · PSNR {report.quality.psnr:.1f} dB · "
+            f"SSIM {report.quality.ssim:.4f}{vmaf}"
+        )
+    return "\n".join(lines)

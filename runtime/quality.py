@@ -1,0 +1,99 @@
+"""How close two videos are: PSNR, SSIM and VMAF of raw frames, before any lossy encoding.
+
+Tensor legend: T frames, H, W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+from runtime.errors import JobFailedError
+
+PSNR_OF_EQUALS = 100.0  # dB, reported where the videos are equal and the PSNR has no bound
+
+
+@dataclass(frozen=True, slots=True)
+class RawVideo:
+    """A file of rgb24 frames."""
+
+    path: Path
+    width: int
+    height: int
+
+    def frames(self) -> np.memmap[tuple[int, int, int, int], np.dtype[np.uint8]]:
+        """The frames `[T, H, W, 3]`, mapped from the file."""
+        frames = self.path.stat().st_size // (self.width * self.height * 3)
+        return np.memmap(self.path, np.uint8, "r", shape=(frames, self.height, self.width, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A video against its reference.
+
+    Attributes:
+        psnr: dB over all RGB samples of all frames; 100 for equal videos.
+        ssim: ffmpeg's `ssim` filter on yuv444p, all planes.
+        vmaf: ffmpeg's `libvmaf` filter, model v0.6.1, mean over frames; None where this ffmpeg has none.
+    """
+
+    psnr: float
+    ssim: float
+    vmaf: float | None
+
+
+def psnr(video: RawVideo, reference: RawVideo) -> float:
+    """PSNR in dB over all samples: 10 log₁₀(255² / mean squared error)."""
+    frames, truth = video.frames(), reference.frames()
+    if frames.shape != truth.shape:
+        raise ValueError(f"videos of {frames.shape} and {truth.shape} cannot be compared")
+    squares = sum(
+        float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(frames, truth, strict=True)
+    )
+    if squares == 0.0:
+        return PSNR_OF_EQUALS
+    return min(PSNR_OF_EQUALS, 10.0 * math.log10(255.0**2 * truth.size / squares))
+
+
+def compare_videos(video: RawVideo, reference: RawVideo) -> Quality:
+    """Measure `video` against `reference`, which has the same size and length."""
+    return Quality(
+        psnr=psnr(video, reference),
+        ssim=_measure(video, reference, "ssim", r"All:([\d.]+)"),
+        vmaf=_measure(video, reference, "libvmaf", r"VMAF score: ([\d.]+)")
+        if has_filter("libvmaf")
+        else None,
+    )
+
+
+def has_filter(name: str) -> bool:
+    """Whether the bundled ffmpeg has the filter `name`."""
+    listing = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return re.search(rf"\s{re.escape(name)}\s", listing.stdout) is not None
+
+
+def _measure(video: RawVideo, reference: RawVideo, metric: str, pattern: str) -> float:
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{video.width}x{video.height}", "-r", "25"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostats", *raw, "-i", str(video.path), *raw]
+    graph = f"[0:v]format=yuv444p[a];[1:v]format=yuv444p[b];[a][b]{metric}"
+    command += ["-i", str(reference.path), "-lavfi", graph, "-f", "null", "-"]
+    with tempfile.TemporaryDirectory() as folder:
+        said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder).stderr
+    match = re.search(pattern, said)
+    if match is None:
+        raise JobFailedError(
+            f"ffmpeg's {metric} gave no result: {' / '.join(said.strip().splitlines()[-3:])}"
+        )
+    return float(match.group(1))

@@ -1,0 +1,194 @@
+"""What happened, as JSON. Other programs read it, so its shape is versioned."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from runtime.engine import Engine, Generation
+from runtime.files import whole_file
+from runtime.quality import Quality
+from spectrum import StepKind
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelPart(_Part):
+    name: str
+    revision: str
+
+
+class TopologyPart(_Part):
+    world: int = 1
+    cfg: int = 1
+    ring: int = 1
+    ulysses: int = 1
+
+
+class BranchSteps(_Part):
+    cond: list[int]
+    uncond: list[int]
+
+
+class BranchNfe(_Part):
+    cond: int
+    uncond: int
+
+
+class SecondsPart(_Part):
+    load: float
+    encode: float
+    denoise: float
+    decode: float
+    write: float
+    total: float
+
+
+class StepSeconds(_Part):
+    computed_median: float | None
+    forecast_median: float | None
+
+
+class ForecasterPart(_Part):
+    bytes_per_rank: int
+    features_kept: int
+
+
+class CollectiveBytes(_Part):
+    computed_step: int = 0
+    forecast_step: int = 0
+
+
+class QualityPart(_Part):
+    """Against the full sampler; the mean over the videos. See `runtime.quality.Quality`."""
+
+    psnr: float
+    ssim: float
+    vmaf: float | None
+
+
+class ComparisonPart(_Part):
+    """The full sampler's run that the quality was measured against, just before on the same machine."""
+
+    denoise_seconds: float
+    speedup: float
+    ideal_speedup: float
+
+
+class StepPart(_Part):
+    """One step. `error` is the relative error of the forecast that a computed step made unnecessary."""
+
+    index: int
+    kind: StepKind
+    timestep: float
+    seconds: float
+    error: float | None
+
+
+class Report(_Part):
+    """`report.json`, schema 1. Times are seconds of wall clock."""
+
+    schema_: Literal[1] = 1
+    request: dict[str, Any]
+    spectrum: dict[str, Any]
+    model: ModelPart
+    topology: TopologyPart = TopologyPart()
+    steps: int
+    computed: BranchSteps
+    nfe: BranchNfe
+    decision_digest: list[str]
+    seconds: SecondsPart
+    step_seconds: StepSeconds
+    step_log: list[StepPart]
+    forecaster: ForecasterPart
+    collective_bytes: CollectiveBytes = CollectiveBytes()
+    frames_sha256: list[str]
+    videos: list[str]
+    quality: QualityPart | None = None
+    comparison: ComparisonPart | None = None
+    versions: dict[str, str]
+
+    model_config = ConfigDict(
+        extra="forbid",
+        alias_generator=lambda name: "schema" if name == "schema_" else name,
+        populate_by_name=True,
+    )
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=2)
+
+
+def build_report(engine: Engine, generation: Generation, videos: list[Path], write_seconds: float) -> Report:
+    """The report of one generation.
+
+    Args:
+        videos: the files written.
+        write_seconds: time spent finishing the files after their last frame.
+    """
+    phases = asdict(generation.seconds)
+    phases["write"] += write_seconds
+    computed = generation.computed
+    unconditional = computed if generation.request.guided else []
+    return Report(
+        request=generation.request.model_dump(),
+        spectrum=generation.preset.model_dump(),
+        model=ModelPart(name=engine.model.name, revision=engine.model.revision),
+        steps=len(generation.steps),
+        computed=BranchSteps(cond=computed, uncond=unconditional),
+        nfe=BranchNfe(cond=len(computed), uncond=len(unconditional)),
+        decision_digest=[generation.digest],
+        seconds=SecondsPart(
+            load=engine.load_seconds, **phases, total=engine.load_seconds + sum(phases.values())
+        ),
+        step_seconds=StepSeconds(
+            computed_median=_median_seconds(generation, StepKind.COMPUTE),
+            forecast_median=_median_seconds(generation, StepKind.FORECAST),
+        ),
+        step_log=[StepPart(**asdict(step)) for step in generation.steps],
+        forecaster=ForecasterPart(
+            bytes_per_rank=generation.forecaster_bytes, features_kept=generation.features_kept
+        ),
+        frames_sha256=generation.frames_sha256,
+        videos=[str(path) for path in videos],
+        versions=versions(),
+    )
+
+
+def add_comparison(report: Report, generation: Generation, full: Generation, measured: list[Quality]) -> None:
+    """Fill in how the generation compares with the full sampler's."""
+    vmafs = [q.vmaf for q in measured if q.vmaf is not None]
+    report.quality = QualityPart(
+        psnr=statistics.fmean(q.psnr for q in measured),
+        ssim=statistics.fmean(q.ssim for q in measured),
+        vmaf=statistics.fmean(vmafs) if vmafs else None,
+    )
+    report.comparison = ComparisonPart(
+        denoise_seconds=full.seconds.denoise,
+        speedup=full.seconds.denoise / generation.seconds.denoise,
+        ideal_speedup=full.nfe / generation.nfe,
+    )
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the JSON, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(report.to_json() + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
+    return {"lockstep": version("lockstep-video"), "python": platform.python_version(), **packages}
+
+
+def _median_seconds(generation: Generation, kind: StepKind) -> float | None:
+    times = [step.seconds for step in generation.steps if step.kind is kind]
+    return statistics.median(times) if times else None

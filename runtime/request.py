@@ -1,0 +1,96 @@
+"""What a user asks for: typed, bounded, refused at the door with one clear line per bad field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.errors import BadRequestError
+
+MAX_SEED = 2**63 - 1
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _multiple_of_16(pixels: int) -> int:
+    if pixels % 16:
+        low = pixels // 16 * 16
+        raise ValueError(f"must be a multiple of 16; the nearest are {low or 16} and {low + 16}")
+    return pixels
+
+
+def _latent_frames(frames: int) -> int:
+    if frames % 4 != 1:
+        low = (frames - 1) // 4 * 4 + 1
+        raise ValueError(f"must be 4k + 1; the nearest are {max(low, 1)} and {max(low, 1) + 4}")
+    return frames
+
+
+class VideoRequest(BaseModel):
+    """One generation: what to show, how large, how long, and how it is sampled.
+
+    Attributes:
+        prompt: what the video shows.
+        negative: what it should not show; used only with guidance above 1.
+        width, height: pixels, multiples of 16.
+        frames: pixel frames, 4k + 1.
+        steps: sampler steps.
+        guidance: classifier-free guidance scale; at most 1 means no guidance and no unconditional branch.
+        seed: noise is drawn for the whole batch of videos from a CPU generator with this seed.
+        max_sequence_length: text tokens. Wan attends to padding, so this is part of what is asked for.
+        videos: how many videos to make from this prompt as one batch.
+        spectrum: name of the forecasting preset, or path of a preset file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Annotated[str, AfterValidator(_not_blank)]
+    negative: str = ""
+    width: Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]
+    height: Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]
+    frames: Annotated[int, Field(ge=1, le=4001), AfterValidator(_latent_frames)]
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    max_sequence_length: Annotated[int, Field(ge=1, le=4096)] = 512
+    videos: Annotated[int, Field(ge=1, le=64)] = 1
+    spectrum: str = "off"
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional branch (as `WanPipeline` decides it)."""
+        return self.guidance > 1.0
+
+    @classmethod
+    def parse(cls, **fields: Any) -> Self:
+        """Validate `fields`.
+
+        Raises:
+            BadRequestError: one line per bad field: its name, what was given, what is allowed.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise BadRequestError(explain(error)) from None
+
+
+def explain(error: ValidationError, source: str = "") -> str:
+    """One line per bad field of a pydantic error: where it is, what was given, what is allowed."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"]) or "value"
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if problem["type"] == "missing":
+            lines.append(f"{field}: missing")
+        elif problem["type"] == "extra_forbidden":
+            lines.append(f"{field}: unknown field")
+        else:
+            lines.append(f"{field}: {problem['input']!r} given; {message.removeprefix('input ')}")
+    prefix = f"{source}: " if source else ""
+    return "\n".join(prefix + line for line in lines)

@@ -1,0 +1,140 @@
+"""Streams: what is forecast on skipped steps, and the guided velocity that comes of it either way.
+
+The loop asks a stream to `record` at computed steps and to `predict` at forecast steps; both return the
+velocity that the sampler takes. Forecaster, coordinator and loop do not know which stream they carry.
+
+Tensor legend: B batch, L tokens, D channels of the transformer, C latent channels, F latent frames, H, W
+latent height and width, T text tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from runtime.wan import Geometry, Time, WanAdapter
+from spectrum import Forecaster, Predictor
+
+
+class StreamOutput(NamedTuple):
+    """What a stream gives for one step.
+
+    Attributes:
+        velocity_BCFHW: guided velocity, in the transformer's dtype.
+        error: relative error that a forecast of this step would have had, where the truth was computed and
+            there was something to forecast from; the mean square over the branches, rooted.
+    """
+
+    velocity_BCFHW: torch.Tensor
+    error: float | None = None
+
+
+class Stream(Protocol):
+    """One choice of what is forecast."""
+
+    def record(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
+        """Run the transformer and remember what later forecasts need."""
+        ...
+
+    def predict(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
+        """Forecast instead of running the transformer's blocks."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Memory held for forecasting on this rank."""
+        ...
+
+    @property
+    def kept(self) -> int:
+        """Values remembered per branch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One half of classifier-free guidance: `cond` or `uncond`."""
+
+    name: str
+    text_BTD: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The transformer in one generation: its branches, the token geometry, the guidance that joins them."""
+
+    adapter: WanAdapter
+    geometry: Geometry
+    branches: tuple[Branch, ...]
+    guidance: float
+
+    def feature(self, tokens_BLD: torch.Tensor, branch: Branch, time: Time) -> torch.Tensor:
+        """Run the blocks for one branch."""
+        return self.adapter.blocks(tokens_BLD, branch.text_BTD, time, self.geometry)
+
+    def embed(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:
+        """Latents of any dtype → tokens `[B, L, D]`."""
+        return self.adapter.embed(latents_BCFHW.to(self.adapter.dtype))
+
+    def velocity(self, features: list[torch.Tensor], time: Time) -> torch.Tensor:
+        """Head of every branch's feature, joined by guidance: v_uncond + g (v_cond − v_uncond)."""
+        heads = [self.adapter.head(feature, time, self.geometry.grid) for feature in features]
+        if len(heads) == 1:
+            return heads[0]
+        conditional, unconditional = heads
+        return unconditional + self.guidance * (conditional - unconditional)
+
+
+class ComputedStream:
+    """Nothing is remembered; every step is computed."""
+
+    bytes = 0
+    kept = 0
+
+    def __init__(self, network: Network):
+        self._network = network
+
+    def record(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
+        network, time = self._network, self._network.adapter.time(timestep_B)
+        tokens_BLD = network.embed(latents_BCFHW)
+        features = [network.feature(tokens_BLD, branch, time) for branch in network.branches]
+        return StreamOutput(network.velocity(features, time))
+
+    def predict(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
+        raise RuntimeError(f"step {step} is to be forecast, but this generation remembers nothing")
+
+
+class FeatureStream:
+    """Spectrum's stream: each branch's output of the last transformer block; the head runs at every step."""
+
+    def __init__(self, network: Network, predictor: Predictor):
+        self._network = network
+        self._forecasters = [Forecaster(predictor) for _ in network.branches]
+
+    @property
+    def bytes(self) -> int:
+        return sum(forecaster.bytes for forecaster in self._forecasters)
+
+    @property
+    def kept(self) -> int:
+        return len(self._forecasters[0].steps)
+
+    def record(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
+        network, time = self._network, self._network.adapter.time(timestep_B)
+        tokens_BLD = network.embed(latents_BCFHW)
+        features, error, truth = [], 0.0, 0.0
+        for branch, forecaster in zip(network.branches, self._forecasters, strict=True):
+            feature_BLD = network.feature(tokens_BLD, branch, time)
+            if forecaster.steps:
+                squares = forecaster.squared_error(step, feature_BLD)
+                error, truth = error + squares.error, truth + squares.truth
+            forecaster.record(step, feature_BLD)
+            features.append(feature_BLD)
+        return StreamOutput(network.velocity(features, time), math.sqrt(error / truth) if truth else None)
+
+    def predict(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
+        features = [forecaster.predict(step) for forecaster in self._forecasters]
+        return StreamOutput(self._network.velocity(features, self._network.adapter.time(timestep_B)))

@@ -1,0 +1,128 @@
+"""Frames → mp4 while they arrive.
+
+Tensor legend: T frames, H, W height and width in pixels. Frames are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Protocol
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from runtime.errors import JobFailedError
+from runtime.files import whole_file
+
+Frames = NDArray[np.uint8]
+
+
+class FrameSink(Protocol):
+    """Where the frames of one video go."""
+
+    def write(self, frames_THW3: Frames) -> None:
+        """Take the next frames, in temporal order."""
+        ...
+
+
+def to_uint8(frames_THW3: torch.Tensor) -> Frames:
+    """Frames in [0, 1] → uint8, rounded to nearest."""
+    return frames_THW3.float().mul(255.0).round_().to(torch.uint8).cpu().numpy()
+
+
+class Tee:
+    """One video to several sinks."""
+
+    def __init__(self, *sinks: FrameSink):
+        self._sinks = sinks
+
+    def write(self, frames_THW3: Frames) -> None:
+        for sink in self._sinks:
+            sink.write(frames_THW3)
+
+
+class RawFrames:
+    """Frames as bytes, one after another: what ffmpeg calls rawvideo rgb24."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+
+    def write(self, frames_THW3: Frames) -> None:
+        self._file.write(np.ascontiguousarray(frames_THW3).tobytes())
+
+    def flush(self) -> None:
+        """Hand everything written so far to readers of the file."""
+        self._file.flush()
+
+
+class _Encoder:
+    """An ffmpeg process that reads raw frames on its standard input."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]):
+        self._process = process
+        self._log = log
+
+    def write(self, frames_THW3: Frames) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(np.ascontiguousarray(frames_THW3).tobytes())
+        except (BrokenPipeError, OSError):
+            self.finish()  # raises with ffmpeg's own words
+            raise
+
+    def finish(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            JobFailedError: ffmpeg failed; the message holds the end of what it said.
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self._process.wait() != 0:
+            self._log.seek(0)
+            said = self._log.read().decode(errors="replace").strip().splitlines()[-5:]
+            raise JobFailedError(
+                f"ffmpeg could not write the video (exit {self._process.returncode}): {' / '.join(said)}"
+            )
+
+
+@contextmanager
+def mp4_writer(path: Path, *, width: int, height: int, fps: int) -> Iterator[FrameSink]:
+    """Write H.264 in yuv420p, limited range, BT.709: what browsers play. `path` appears whole or not at all.
+
+    Args:
+        path: the mp4; its folder exists.
+        width, height: pixels, even.
+        fps: frames per second.
+
+    Raises:
+        JobFailedError: ffmpeg failed (a full disk, for instance).
+    """
+    with whole_file(path) as temporary, tempfile.TemporaryFile() as log:
+        command = [
+            imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error",
+            "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-",
+            "-vf", "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int",
+            "-c:v", "libx264", "-preset", "medium", "-crf", "14", "-pix_fmt", "yuv420p",
+            "-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
+            "-movflags", "+faststart", "-an", "-f", "mp4", str(temporary),
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+        )
+        try:
+            encoder = _Encoder(process, log)
+            yield encoder
+            encoder.finish()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()

@@ -1,0 +1,118 @@
+"""Wan's transformer as three pieces, embed → blocks → head, that together equal its own forward bit for bit.
+
+The pieces are where a step can be cut: a forecast step runs only the head, and ranks split the tokens between
+embed and head. What does not change during a generation (text embedding, rotary table) is computed once.
+
+Tensor legend: B batch, L tokens, D channels of the transformer, C latent channels, F latent frames, H, W
+latent height and width, T text tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import WanTransformer3DModel
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How many tokens a latent has along each axis."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """The embedded timestep: one vector for the head, six per block."""
+
+    head_BD: torch.Tensor
+    blocks_B6D: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What depends only on the latent's shape."""
+
+    grid: Grid
+    rotary: tuple[torch.Tensor, torch.Tensor]
+
+
+class WanAdapter:
+    """A `WanTransformer3DModel`, cut open.
+
+    Text to video only. Image conditioning (I2V, VACE) enters here and nowhere else: extra latent channels in
+    `embed`, image tokens in front of the text in `text`. Wan2.2's second transformer is a second adapter.
+
+    Source: `diffusers.models.transformers.transformer_wan.WanTransformer3DModel.forward`.
+    """
+
+    def __init__(self, model: WanTransformer3DModel):
+        self._model = model
+        self._patch: tuple[int, int, int] = tuple(model.config.patch_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    @property
+    def channels(self) -> int:
+        """Width D of a feature."""
+        return int(self._model.config.num_attention_heads * self._model.config.attention_head_dim)
+
+    def geometry(self, latents_BCFHW: torch.Tensor) -> Geometry:
+        """Token grid and rotary table of latents of this shape."""
+        frames, height, width = (
+            size // patch for size, patch in zip(latents_BCFHW.shape[2:], self._patch, strict=True)
+        )
+        return Geometry(Grid(frames, height, width), self._model.rope(latents_BCFHW))
+
+    def text(self, embeddings_BTE: torch.Tensor) -> torch.Tensor:
+        """Text encoder output → `[B, T, D]`, what the blocks attend to."""
+        text_BTD: torch.Tensor = self._model.condition_embedder.text_embedder(embeddings_BTE)
+        return text_BTD
+
+    def time(self, timestep_B: torch.Tensor) -> Time:
+        """Embed the timestep, 0 … 1000, of each batch entry."""
+        embedder = self._model.condition_embedder
+        projected = embedder.timesteps_proj(timestep_B)
+        weight_dtype = next(iter(embedder.time_embedder.parameters())).dtype
+        if weight_dtype != torch.int8:
+            projected = projected.to(weight_dtype)
+        head_BD = embedder.time_embedder(projected).to(self.dtype)
+        blocks = embedder.time_proj(embedder.act_fn(head_BD))
+        return Time(head_BD, blocks.unflatten(1, (6, -1)))
+
+    def embed(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:
+        """Latents, in the transformer's dtype → tokens `[B, L, D]`."""
+        tokens_BLD: torch.Tensor = self._model.patch_embedding(latents_BCFHW).flatten(2).transpose(1, 2)
+        return tokens_BLD.contiguous()
+
+    def blocks(
+        self, tokens_BLD: torch.Tensor, text_BTD: torch.Tensor, time: Time, geometry: Geometry
+    ) -> torch.Tensor:
+        """Run every transformer block: tokens → feature `[B, L, D]`."""
+        for block in self._model.blocks:
+            tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, geometry.rotary)
+        return tokens_BLD
+
+    def head(self, feature_BLD: torch.Tensor, time: Time, grid: Grid) -> torch.Tensor:
+        """Feature → velocity `[B, C, F, H, W]`: norm, modulate by the timestep, project, unpatchify."""
+        shift, scale = (self._model.scale_shift_table + time.head_BD.unsqueeze(1)).chunk(2, dim=1)
+        normed = (self._model.norm_out(feature_BLD.float()) * (1 + scale) + shift).type_as(feature_BLD)
+        return self.unpatchify(self._model.proj_out(normed), grid)
+
+    def unpatchify(self, patches_BLP: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Projected tokens `[B, L, patch · C]` → velocity `[B, C, F, H, W]`."""
+        p_f, p_h, p_w = self._patch
+        blocks = patches_BLP.reshape(
+            patches_BLP.shape[0], grid.frames, grid.height, grid.width, p_f, p_h, p_w, -1
+        )
+        return blocks.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

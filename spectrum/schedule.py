@@ -1,0 +1,96 @@
+"""Schedules: which sampler steps are computed and which are forecast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class StepKind(StrEnum):
+    """What happens to the transformer's blocks at one step."""
+
+    COMPUTE = "compute"
+    FORECAST = "forecast"
+
+
+class Schedule(Protocol):
+    """Rule that says which steps are computed."""
+
+    def kind(self, step: int) -> StepKind:
+        """Kind of step `step`; asked once for every step, in ascending order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSchedule:
+    """A schedule that is known before the first step.
+
+    Attributes:
+        steps: number of sampler steps n.
+        computed: ascending indices of the computed steps; step 0 is always one of them.
+
+    Raises:
+        ValueError: an index is out of range, repeated or out of order, or step 0 is missing.
+    """
+
+    steps: int
+    computed: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a schedule needs at least 1 step, got {self.steps}")
+        if not self.computed or self.computed[0] != 0:
+            raise ValueError(f"step 0 must be computed, got computed steps {list(self.computed)}")
+        if any(b <= a for a, b in zip(self.computed, self.computed[1:], strict=False)):
+            raise ValueError(f"computed steps must ascend, got {list(self.computed)}")
+        if self.computed[-1] >= self.steps:
+            raise ValueError(f"computed step {self.computed[-1]} is beyond the last of {self.steps} steps")
+
+    @classmethod
+    def full(cls, steps: int) -> FixedSchedule:
+        """Every step computed."""
+        return cls(steps, tuple(range(steps)))
+
+    @classmethod
+    def explicit(cls, steps: int, computed: Iterable[int]) -> FixedSchedule:
+        """The steps of `computed`, in any order."""
+        return cls(steps, tuple(sorted(set(computed))))
+
+    @property
+    def nfe(self) -> int:
+        """Computed transformer evaluations per branch."""
+        return len(self.computed)
+
+    def kind(self, step: int) -> StepKind:
+        return StepKind.COMPUTE if step in self.computed else StepKind.FORECAST
+
+
+def paper_schedule(steps: int, *, warmup: int = 5, window: float = 2.0, alpha: float = 0.75) -> FixedSchedule:
+    """Spectrum's growing-window schedule.
+
+    The first `warmup` steps are computed. Then a step is computed when (consecutive forecasts + 1) is a
+    multiple of ⌊window⌋, and every such step adds `alpha` to the window, rounded to three decimals.
+
+    Args:
+        steps: number of sampler steps n ≥ 1.
+        warmup: leading computed steps, ≥ 1.
+        window: initial window 𝒩 ≥ 1.
+        alpha: growth α ≥ 0. For n = 50, α = 0.75 computes 14 steps and α = 3.0 computes 10.
+
+    Source: Spectrum (arXiv 2603.01623), section 3.3, and the behaviour of its reference implementation.
+    """
+    if warmup < 1 or not window >= 1 or not 0 <= alpha < math.inf:
+        raise ValueError(f"need warmup ≥ 1, window ≥ 1, alpha ≥ 0; got {warmup}, {window}, {alpha}")
+    computed = list(range(min(warmup, steps)))
+    forecasts = 0
+    for step in range(warmup, steps):
+        if (forecasts + 1) % math.floor(window) == 0:
+            computed.append(step)
+            forecasts = 0
+            window = round(window + alpha, 3)
+        else:
+            forecasts += 1
+    return FixedSchedule(steps, tuple(computed))

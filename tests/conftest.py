@@ -1,0 +1,48 @@
+"""What every test stands on: one thread, and wan-tiny loaded once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.configs import Config, load_config
+from runtime.engine import Engine
+from runtime.request import VideoRequest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))  # the scripts are run from there, too
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return load_config("wan-tiny")
+
+
+@pytest.fixture(scope="session")
+def engine(config: Config) -> Engine:
+    return Engine(config)
+
+
+@pytest.fixture(scope="session")
+def small(config: Config) -> Callable[..., VideoRequest]:
+    """A request that takes a second: 5 frames of 64×48, 6 steps."""
+
+    def make(**fields: Any) -> VideoRequest:
+        given = {
+            **config.defaults.model_dump(),
+            "prompt": "a red circle moving left on a black background",
+            "width": 64,
+            "height": 48,
+            "frames": 5,
+            "steps": 6,
+            "max_sequence_length": 32,
+            "seed": 7,
+        }
+        return VideoRequest.parse(**{**given, **fields})
+
+    return make

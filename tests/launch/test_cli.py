@@ -1,0 +1,162 @@
+"""The command line's contract: exit codes, what goes to stdout and stderr, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+
+PROMPT = "a red circle moving left on a black background"
+SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-length", "32"]
+
+
+def run(*arguments: str) -> int:
+    return cli.run(list(arguments))
+
+
+def test_generate_writes_files_and_prints_the_path_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sub" / "a.mp4"
+    assert run("generate", PROMPT, *SMALL, "--out", str(out), "--seed", "3", "--spectrum", "paper-fast") == 0
+    stdout, stderr = capfd.readouterr()
+    assert stdout == f"{out}\n"
+    assert "step 6/6" in stderr and "NFE" in stderr and "ETA" in stderr
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["request"]["seed"] == 3
+    assert report["request"]["spectrum"] == "paper-fast"
+    assert report["request"]["steps"] == 6
+    assert {p.suffix for p in out.parent.iterdir()} == {".mp4", ".json", ".png"}
+
+
+def test_same_seed_same_frames(tmp_path: Path) -> None:
+    digests = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert run("generate", PROMPT, *SMALL, "--seed", seed, "--out", str(tmp_path / f"{name}.mp4")) == 0
+        digests.append(json.loads((tmp_path / f"{name}.json").read_text())["frames_sha256"])
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(
+            "generate", PROMPT, "--steps", "8", "--frames", "5", "--out", str(tmp_path / "a.mp4"), "--compare"
+        )
+        == 0
+    )
+    stderr = capfd.readouterr().err
+    assert "faster than the full sampler (ideal 1.33×)" in " ".join(stderr.split())
+    assert "PSNR" in stderr
+    assert json.loads((tmp_path / "a.json").read_text())["quality"]["psnr"] > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--spectrum", "nope"],
+            "spectrum: 'nope' given; there is no such spectrum, it must be one of off, paper",
+        ),
+        (["--config", "nope"], "config: 'nope' given"),
+        (["--size", "100x96"], "width: 100 given; must be a multiple of 16"),
+        (["--size", "96"], "'96' is not WIDTHxHEIGHT"),
+        (["--frames", "18"], "frames: 18 given; must be 4k + 1"),
+        (["--steps", "0"], "steps: 0 given"),
+        (["--steps", "many"], "'many' is not a valid integer"),
+        (["--guidance", "nan"], "guidance: nan given; should be a finite number"),
+        (["--seed", "-1"], "seed: -1 given"),
+        (["--out", "/proc/a.mp4"], "out: cannot write in '/proc'"),
+        (["--out", "a.avi"], "must end in .mp4"),
+        (["--ranks", "2"], "ranks: 2 given; this version runs on one rank"),
+        (["--ulysses", "2"], "ulysses: 2 given"),
+        (["--ring", "4"], "ring: 4 given"),
+        (["--cfg", "2"], "cfg: 2 given"),
+        (["--launcher", "ray"], "launcher: 'ray' given"),
+        (["--launcher", "ssh"], "'ssh' is not one of"),
+    ],
+)
+def test_a_bad_request_exits_2_and_starts_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runtime.engine.Engine.__init__", lambda *_: pytest.fail("a model was loaded"))
+    assert run("generate", PROMPT, *arguments) == 2
+    stdout, stderr = capfd.readouterr()
+    assert said in " ".join(stderr.split())
+    assert stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_prompt_exits_2(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "  ") == 2
+    assert "prompt: '  ' given; must not be empty" in capfd.readouterr().err
+    assert run("generate") == 2
+
+
+def test_an_existing_output_needs_overwrite(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.mp4"
+    out.write_text("mine")
+    assert run("generate", PROMPT, *SMALL, "--out", str(out)) == 2
+    assert "--overwrite" in capfd.readouterr().err
+    assert out.read_text() == "mine"
+    assert run("generate", PROMPT, *SMALL, "--out", str(out), "--overwrite") == 0
+    assert out.stat().st_size > 500
+
+
+def test_a_model_that_is_not_whole_exits_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    (tmp_path / "mine.yaml").write_text(
+        f"model: {tmp_path}/model\ndefaults: {{width: 96, height: 96, frames: 17}}\n"
+    )
+    out = tmp_path / "a.mp4"
+    assert run("generate", PROMPT, "--config", str(tmp_path / "mine.yaml"), "--out", str(out)) == 2
+    assert "scheduler_config.json is missing" in capfd.readouterr().err
+    assert not out.exists()
+
+
+def test_a_failure_in_the_middle_exits_3_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "/bin/false")  # ffmpeg dies at once
+    assert run("generate", PROMPT, *SMALL, "--out", str(tmp_path / "a.mp4")) == 3
+    assert "ffmpeg could not write the video" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.timeout(120)
+def test_ctrl_c_exits_130_and_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "launch", "generate", PROMPT, "--out", str(tmp_path / "a.mp4")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "step 5/50" in line:
+                process.send_signal(number)
+                break
+        stdout, stderr = process.communicate()
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "cancelled" in stderr and "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["compare"], ["doctor"]])
+def test_help_is_helpful(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(*command, "--help") == 0
+    assert "Usage: lockstep" in capfd.readouterr().out
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from launch import cli; cli.run(['generate', '--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,36 @@
+"""`lockstep doctor` says what is here and why something is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from launch import cli
+from launch.doctor import _importable, _splits
+
+
+def test_doctor_names_everything_that_matters(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert cli.run(["doctor"]) == 0
+    stdout = capfd.readouterr().out
+    for word in (torch.__version__, "xfuser", "ray", "libvmaf yes", "wan2.1-t2v-14b-720p", "wan-tiny"):
+        assert word in stdout
+
+
+def test_a_package_that_cannot_be_imported_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("no accelerator")
+
+    assert _importable("no-such-package").startswith("not installed")
+    monkeypatch.setattr("launch.doctor.importlib.import_module", broken)
+    assert _importable("numpy").endswith("cannot be imported: RuntimeError: no accelerator")
+
+
+@pytest.mark.parametrize(
+    ("heads", "world", "splits"),
+    [(12, 8, "4×2, 2×4, 1×8"), (40, 8, "8×1, 4×2, 2×4, 1×8"), (6, 1, "1×1"), (None, 2, "?")],
+)
+def test_splits_divide_heads_and_ranks(heads: int | None, world: int, splits: str) -> None:
+    assert _splits(heads, world) == splits

@@ -1,0 +1,152 @@
+"""One request to files: videos, report and picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.job import Outputs, run_compared_job, run_job
+from runtime.report import Report
+from runtime.request import VideoRequest
+
+Make = Callable[..., VideoRequest]
+
+
+def outputs(folder: Path, **changes: bool) -> Outputs:
+    return Outputs(folder / "a.mp4", folder / "a.json", **changes)
+
+
+def test_report_holds_the_contracts_fields(engine: Engine, small: Make, tmp_path: Path) -> None:
+    run_job(engine, small(spectrum="paper", steps=8), outputs(tmp_path))
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["schema"] == 1
+    assert set(report["request"]) >= {
+        "prompt", "negative", "width", "height", "frames", "steps", "guidance", "seed", "max_sequence_length",
+        "spectrum",
+    }  # fmt: skip
+    assert report["model"]["name"] == "wan-tiny"
+    assert report["model"]["revision"] == engine.model.revision
+    assert report["topology"] == {"world": 1, "cfg": 1, "ring": 1, "ulysses": 1}
+    assert report["steps"] == 8
+    assert report["computed"] == {"cond": [0, 1, 2, 3, 4, 6], "uncond": [0, 1, 2, 3, 4, 6]}
+    assert report["nfe"] == {"cond": 6, "uncond": 6}
+    assert len(report["decision_digest"]) == 1
+    assert set(report["seconds"]) == {"load", "encode", "denoise", "decode", "write", "total"}
+    parts = sum(report["seconds"][name] for name in ("load", "encode", "denoise", "decode", "write"))
+    assert report["seconds"]["total"] == pytest.approx(parts)
+    assert report["step_seconds"]["computed_median"] > report["step_seconds"]["forecast_median"] > 0
+    assert report["forecaster"]["features_kept"] == 6
+    assert report["collective_bytes"] == {"computed_step": 0, "forecast_step": 0}
+    assert report["quality"] is None
+    assert {"lockstep", "torch", "diffusers"} <= set(report["versions"])
+    assert [step["kind"] for step in report["step_log"]].count("forecast") == 2
+    assert Report.model_validate(report).to_json() == (tmp_path / "a.json").read_text().strip()
+
+
+def test_without_guidance_there_is_no_unconditional_branch(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    report = run_job(engine, small(guidance=1.0, spectrum="off"), outputs(tmp_path))
+    assert report.computed.uncond == []
+    assert (report.nfe.cond, report.nfe.uncond) == (6, 0)
+
+
+def test_files_are_made_for_every_video(engine: Engine, small: Make, tmp_path: Path) -> None:
+    report = run_job(engine, small(videos=2), outputs(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {"a-1.mp4", "a-2.mp4", "a.json", "a.png"}
+    assert report.videos == [str(tmp_path / "a-1.mp4"), str(tmp_path / "a-2.mp4")]
+
+
+def test_the_mp4_shows_the_generated_frames(engine: Engine, small: Make, tmp_path: Path) -> None:
+    """Decoded again, the file is the full-precision frames but for the codec's loss."""
+    request = small(spectrum="off", steps=20, guidance=3.0)
+    run_job(engine, request, outputs(tmp_path))
+
+    class Kept:
+        frames = np.empty((0, 48, 64, 3), np.uint8)
+
+        def write(self, frames_THW3: np.ndarray) -> None:
+            self.frames = np.concatenate([self.frames, frames_THW3])
+
+    kept = Kept()
+    engine.generate(request, [kept])
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(tmp_path / "a.mp4")]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    data = subprocess.run(command, capture_output=True, check=True).stdout
+    shown = np.frombuffer(data, np.uint8).reshape(kept.frames.shape)
+    error = np.mean((shown.astype(float) - kept.frames) ** 2)
+    assert 10 * np.log10(255**2 / error) > 25
+
+
+def test_the_picture_is_a_picture(engine: Engine, small: Make, tmp_path: Path) -> None:
+    run_job(engine, small(spectrum="paper", steps=8), outputs(tmp_path))
+    image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    for colour in ((0x1F, 0x4E, 0x79), (0xF0, 0xA0, 0x30)):  # computed and forecast bars
+        assert (np.abs(image.astype(int) - colour).sum(-1) < 12).sum() > 200
+
+
+def test_comparison_measures_against_the_full_sampler(engine: Engine, small: Make, tmp_path: Path) -> None:
+    seen: list[str] = []
+    report = run_compared_job(
+        engine,
+        small(spectrum="paper", steps=12, width=96, height=96),
+        outputs(tmp_path),
+        on_step=lambda r: seen.append("ours"),
+        on_full_step=lambda r: seen.append("full"),
+    )
+    assert seen == ["full"] * 12 + ["ours"] * 12
+    assert report.quality is not None and report.comparison is not None
+    assert 15 < report.quality.psnr < 100
+    assert 0 < report.quality.ssim < 1
+    assert report.comparison.ideal_speedup == pytest.approx(12 / report.nfe.cond)
+    assert report.comparison.speedup > 0
+
+
+def test_comparing_the_full_sampler_with_itself_is_perfect(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    none = lambda _: None  # noqa: E731
+    report = run_compared_job(
+        engine, small(spectrum="off", width=96, height=96, steps=2), outputs(tmp_path), none, none
+    )
+    assert report.quality is not None
+    assert report.quality.psnr == 100.0
+
+
+@pytest.mark.parametrize("existing", ["a.mp4", "a.json", "a.png"])
+def test_nothing_that_exists_is_replaced_without_leave(
+    engine: Engine, small: Make, tmp_path: Path, existing: str
+) -> None:
+    (tmp_path / existing).write_text("mine")
+    with pytest.raises(BadRequestError, match=f"{existing}' exists"):
+        run_job(engine, small(), outputs(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == [existing]
+    run_job(engine, small(steps=1), outputs(tmp_path, overwrite=True))
+    assert (tmp_path / existing).read_bytes() != b"mine"
+
+
+def test_names_must_say_what_the_files_are(engine: Engine, small: Make, tmp_path: Path) -> None:
+    with pytest.raises(BadRequestError, match=r"must end in \.mp4"):
+        run_job(engine, small(), Outputs(tmp_path / "a.avi", tmp_path / "a.json"))
+    with pytest.raises(BadRequestError, match=r"must end in \.json"):
+        run_job(engine, small(), Outputs(tmp_path / "a.mp4", tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("when", [0, 3])
+def test_an_interrupted_job_leaves_nothing(engine: Engine, small: Make, tmp_path: Path, when: int) -> None:
+    def cancel(record: object) -> None:
+        if getattr(record, "index", -1) == when:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(engine, small(spectrum="paper"), outputs(tmp_path), cancel)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,135 @@
+"""Streams against the same thing done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+
+from runtime.coordinator import Coordinator
+from runtime.denoise import Denoising, denoise
+from runtime.streams import Branch, ComputedStream, FeatureStream, Network
+from runtime.wan import WanAdapter
+from spectrum import ChebyshevRidge, FixedSchedule, StepKind, paper_schedule
+
+PREDICTOR = ChebyshevRidge(horizon=12)
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    adapter = WanAdapter(
+        WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, num_layers=2, ffn_dim=32, text_dim=16, freq_dim=16
+        ).eval()
+    )
+    with torch.no_grad():
+        branches = tuple(Branch(name, adapter.text(torch.randn(1, 5, 16))) for name in ("cond", "uncond"))
+        return Network(adapter, adapter.geometry(torch.empty(1, 16, 2, 4, 4)), branches, guidance=4.0)
+
+
+def sampler(steps: int = 12) -> UniPCMultistepScheduler:
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def noise() -> torch.Tensor:
+    return torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def test_guidance_joins_the_branches(network: Network) -> None:
+    latents, timestep = noise(), torch.tensor([500.0])
+    guided = ComputedStream(network).record(0, latents, timestep).velocity_BCFHW
+    alone = [
+        ComputedStream(Network(network.adapter, network.geometry, (branch,), 4.0)).record(
+            0, latents, timestep
+        )
+        for branch in network.branches
+    ]
+    cond, uncond = (output.velocity_BCFHW for output in alone)
+    assert torch.equal(guided, uncond + 4.0 * (cond - uncond))
+
+
+def test_a_schedule_that_computes_all_gives_the_bits_of_no_forecasting(network: Network) -> None:
+    results = []
+    for stream in (ComputedStream(network), FeatureStream(network, PREDICTOR)):
+        state = Denoising(noise())
+        for _ in denoise(state, sampler(), stream, Coordinator(FixedSchedule.full(12), "")):
+            pass
+        results.append(state.latents_BCFHW)
+    assert torch.equal(*results)
+
+
+@torch.no_grad()
+def test_forecast_is_the_head_of_the_weighted_features(network: Network) -> None:
+    stream, timesteps = FeatureStream(network, PREDICTOR), torch.linspace(1000, 100, 8)
+    adapter, remembered = network.adapter, []
+    for step in (0, 1, 3):
+        latents = noise() * (1 + step)
+        stream.record(step, latents, timesteps[step : step + 1])
+        time = adapter.time(timesteps[step : step + 1])
+        remembered.append(
+            [
+                adapter.blocks(adapter.embed(latents), b.text_BTD, time, network.geometry)
+                for b in network.branches
+            ]
+        )
+    weights = PREDICTOR.weights([0, 1, 3], 5)
+    time = adapter.time(timesteps[5:6])
+    cond, uncond = (
+        adapter.head(
+            sum(w * features[branch] for w, features in zip(weights.tolist(), remembered, strict=True)),
+            time,
+            network.geometry.grid,
+        )
+        for branch in (0, 1)
+    )
+    forecast = stream.predict(5, noise(), timesteps[5:6]).velocity_BCFHW
+    torch.testing.assert_close(forecast, uncond + 4.0 * (cond - uncond), rtol=1e-4, atol=1e-5)
+    assert stream.kept == 3
+    assert stream.bytes == 2 * 3 * remembered[0][0].numel() * 4
+
+
+@torch.no_grad()
+def test_error_is_that_of_the_forecast_that_was_not_needed(network: Network) -> None:
+    stream, timestep = FeatureStream(network, PREDICTOR), torch.tensor([800.0])
+    adapter = network.adapter
+    assert stream.record(0, noise(), timestep).error is None
+    time, second = adapter.time(timestep), noise() * 2
+    features = [
+        [adapter.blocks(adapter.embed(x), b.text_BTD, time, network.geometry) for x in (noise(), second)]
+        for b in network.branches
+    ]
+    weight = float(PREDICTOR.weights([0], 1)[0])
+    error = sum(float((weight * old - new).square().sum()) for old, new in features)
+    truth = sum(float(new.square().sum()) for _, new in features)
+    assert stream.record(1, second, timestep).error == pytest.approx(math.sqrt(error / truth), rel=1e-4)
+
+
+def test_forecast_steps_run_no_block(network: Network) -> None:
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    hook = network.adapter._model.blocks[0].register_forward_hook(count)
+    try:
+        state, schedule = Denoising(noise()), paper_schedule(12, warmup=2)
+        stream = FeatureStream(network, PREDICTOR)
+        kinds = [r.kind for r in denoise(state, sampler(), stream, Coordinator(schedule, ""))]
+    finally:
+        hook.remove()
+    assert calls == 2 * schedule.nfe == 2 * kinds.count(StepKind.COMPUTE)
+    assert schedule.nfe < 12
+
+
+def test_a_stream_that_remembers_nothing_cannot_forecast(network: Network) -> None:
+    with pytest.raises(RuntimeError, match="step 3"):
+        ComputedStream(network).predict(3, noise(), torch.tensor([1.0]))

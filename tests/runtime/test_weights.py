@@ -1,0 +1,108 @@
+"""A model folder with something missing or corrupt is refused before anything loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from runtime.configs import EMBEDDED_MODELS, Architecture, Config, Scheduler
+from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.weights import find_model, load_scheduler
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(EMBEDDED_MODELS / "wan-tiny", tmp_path / "model"))
+
+
+def found(config: Config, folder: Path) -> str:
+    return find_model(config.model_copy(update={"model": str(folder)})).revision
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_revision_is_of_the_content(config: Config, copy: Path) -> None:
+    assert found(config, copy) == find_model(config).revision
+    edit(copy / "scheduler" / "scheduler_config.json", flow_shift=5.0)
+    assert found(config, copy) != find_model(config).revision
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda m: (m / "model_index.json").unlink(), "model_index.json is missing"),
+        (lambda m: (m / "model_index.json").write_text("{"), "not valid JSON"),
+        (lambda m: edit(m / "model_index.json", _class_name="FluxPipeline"), "it is a FluxPipeline"),
+        (lambda m: edit(m / "model_index.json", transformer_2=["diffusers", "X"]), "two transformers"),
+        (lambda m: (m / "transformer" / WEIGHTS).unlink(), f"transformer/{WEIGHTS} is missing"),
+        (lambda m: truncate(m / "transformer" / WEIGHTS), f"transformer/{WEIGHTS} is corrupt"),
+        (lambda m: truncate(m / "vae" / WEIGHTS), f"vae/{WEIGHTS} is corrupt"),
+        (
+            lambda m: (m / "text_encoder" / "model.safetensors").write_bytes(b"junk"),
+            "model.safetensors is corrupt",
+        ),
+        (lambda m: (m / "vae" / "config.json").unlink(), "vae/config.json is missing"),
+        (lambda m: (m / "tokenizer" / "tokenizer.json").unlink(), "neither tokenizer.json"),
+        (lambda m: (m / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json is missing"),
+        (lambda m: edit(m / "transformer" / "config.json", in_channels=36), "expects an image"),
+    ],
+)
+def test_damage_is_named(config: Config, copy: Path, damage: Callable[[Path], object], said: str) -> None:
+    damage(copy)
+    with pytest.raises(BadRequestError, match="cannot be used") as caught:
+        found(config, copy)
+    assert said in str(caught.value)
+
+
+def test_a_shard_that_the_index_names_must_be_there(config: Config, copy: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"a": WEIGHTS, "b": "other-00002.safetensors"}}
+    (copy / "transformer" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadRequestError, match=r"other-00002\.safetensors is missing"):
+        found(config, copy)
+
+
+def test_a_model_without_one_of_its_weights_does_not_load(config: Config, copy: Path) -> None:
+    path = copy / "transformer" / WEIGHTS
+    tensors = load_file(path)
+    del tensors["proj_out.bias"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(BadRequestError, match=r"lacks 1 weights, the first is proj_out\.bias"):
+        Engine(config.model_copy(update={"model": str(copy)}))
+
+
+def test_another_architecture_than_expected_is_refused(config: Config) -> None:
+    wrong = Architecture(layers=8, heads=12, head_dim=32, ffn_dim=768)
+    with pytest.raises(BadRequestError, match="heads=6.*expects.*heads=12"):
+        find_model(config.model_copy(update={"architecture": wrong}))
+
+
+def test_a_model_that_is_nowhere_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BadRequestError, match=r"neither embedded \(wan-tiny\) nor a folder"):
+        find_model(config.model_copy(update={"model": "nobody/nothing"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("unipc", "UniPC"), ("euler", "FlowMatchEuler"), ("dpm++", "DPMSolver")]
+)
+def test_samplers_of_one_shift_share_their_sigmas(config: Config, kind: str, name: str) -> None:
+    sampler = load_scheduler(find_model(config), Scheduler(kind=kind, shift=5.0))  # type: ignore[arg-type]
+    assert type(sampler).__name__.startswith(name)
+    sampler.set_timesteps(10)
+    assert len(sampler.timesteps) == 10
+    assert float(sampler.sigmas[0]) == pytest.approx(1.0, abs=0.01)
+    assert float(sampler.sigmas[5]) == pytest.approx(5 * 0.5 / (1 + 4 * 0.5), abs=0.05)

@@ -1,0 +1,65 @@
+"""Schedules: the published ones, and any other length."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectrum import FixedSchedule, StepKind, paper_schedule
+
+
+@pytest.mark.parametrize(
+    ("alpha", "computed"),
+    [
+        (0.75, (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46)),
+        (3.0, (0, 1, 2, 3, 4, 6, 11, 19, 30, 44)),
+    ],
+)
+def test_published_schedules_of_50_steps(alpha: float, computed: tuple[int, ...]) -> None:
+    schedule = paper_schedule(50, alpha=alpha)
+    assert schedule.computed == computed
+    assert schedule.nfe == {0.75: 14, 3.0: 10}[alpha]
+
+
+@given(
+    steps=st.integers(1, 300),
+    warmup=st.integers(1, 20),
+    window=st.floats(1, 10),
+    alpha=st.floats(0, 5),
+)
+def test_paper_schedule_by_its_own_rule(steps: int, warmup: int, window: float, alpha: float) -> None:
+    """Walk the schedule with the rule stated as gaps: each gap is ⌊window⌋, and the window grows after it."""
+    schedule = paper_schedule(steps, warmup=warmup, window=window, alpha=alpha)
+    assert schedule.computed[: min(warmup, steps)] == tuple(range(min(warmup, steps)))
+    previous = warmup - 1
+    for step in schedule.computed[warmup:]:
+        assert step - previous == int(window)
+        previous, window = step, round(window + alpha, 3)
+    assert previous + int(window) >= steps or steps <= warmup
+
+
+def test_kinds_follow_the_computed_steps() -> None:
+    schedule = FixedSchedule.explicit(6, [3, 0, 3])
+    kinds = [schedule.kind(step) for step in range(6)]
+    assert [i for i, kind in enumerate(kinds) if kind is StepKind.COMPUTE] == [0, 3]
+    assert kinds.count(StepKind.FORECAST) == 4
+
+
+def test_full_schedule_computes_everything() -> None:
+    assert FixedSchedule.full(7).nfe == 7
+
+
+@pytest.mark.parametrize("computed", [(), (1, 2), (0, 2, 2), (0, 3, 1), (0, 9), (0, -1)])
+def test_impossible_schedules_are_refused(computed: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="step"):
+        FixedSchedule(5, computed)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"warmup": 0}, {"window": 0.5}, {"alpha": -1.0}, {"alpha": float("nan")}, {"window": float("nan")}],
+)
+def test_impossible_paper_rules_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="need"):
+        paper_schedule(50, **bad)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from runtime.errors import BadRequestError, LockstepError
 
 log = logging.getLogger("launch")
 
+_AGAIN = "no file was left half-written; there is nothing to resume, the same command starts again"
 EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
 
 
@@ -94,14 +96,8 @@ def generate(
 
     with timed(console, f"loading {settings.model}"):
         engine = Engine(settings)
-    kinds = engine.plan(request).kinds
-    with StepProgress(console, request.spectrum, kinds) as progress:
-        if compare:
-            full_kinds = engine.plan(request.model_copy(update={"spectrum": "off"})).kinds
-            with StepProgress(console, "full sampler", full_kinds) as full_progress:
-                result = run_compared_job(engine, request, outputs, progress, full_progress)
-        else:
-            result = run_job(engine, request, outputs, progress)
+    job = run_compared_job if compare else run_job
+    result = job(engine, request, outputs, partial(StepProgress, console))
     if result.comparison is not None and result.quality is not None:
         vmaf = "" if result.quality.vmaf is None else f", VMAF {result.quality.vmaf:.1f}"
         console.print(
@@ -109,6 +105,7 @@ def generate(
             f"(ideal {result.comparison.ideal_speedup:.2f}×), "
             f"PSNR {result.quality.psnr:.1f} dB, SSIM {result.quality.ssim:.4f}{vmaf}",
             highlight=False,
+            soft_wrap=True,
         )
     console.print(f"report {outputs.report}, picture {outputs.picture}", highlight=False, soft_wrap=True)
     for path in result.videos:
@@ -146,7 +143,7 @@ def compare(
     )
     with timed(console, f"loading {comparison.config.model}"):
         comparison.load()
-    comparison.run(lambda label, kinds: StepProgress(console, label, kinds))
+    comparison.run(partial(StepProgress, console))
     console.print(comparison.table())
     click.echo(out)
 
@@ -180,14 +177,14 @@ def run(arguments: list[str]) -> int:
         _complain(str(error))
         return EXIT_BAD_REQUEST
     except (KeyboardInterrupt, click.Abort):
-        _complain("cancelled; nothing was written")
+        _complain("cancelled; no file was left half-written")
         return EXIT_CANCELLED
     except LockstepError as error:
-        _complain(f"{error}\nno files were written; run the same command again to make the same video")
+        _complain(f"{error}\n{_AGAIN}")
         return EXIT_FAILED
     except Exception as error:
         log.exception("unexpected failure")
-        _complain(f"{type(error).__name__}: {error}\nrun the same command again to make the same video")
+        _complain(f"{type(error).__name__}: {error}\n{_AGAIN}")
         return EXIT_FAILED
     return 0
 

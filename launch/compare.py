@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,15 @@ from rich.table import Table
 
 from launch.options import build_request
 from runtime.configs import Config, load_config
-from runtime.denoise import StepRecord
 from runtime.engine import Engine, Generation
 from runtime.errors import BadRequestError
 from runtime.files import check_writable, whole_file
-from runtime.job import raw_videos
+from runtime.job import Progress, generate_shown, raw_videos
 from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
 from runtime.report import versions
 from runtime.request import VideoRequest
 from runtime.video import Frames, FrameSink, mp4_writer
-from spectrum import StepKind
-
-Progress = Callable[[str, Sequence[StepKind]], AbstractContextManager[Callable[[StepRecord], None]]]
 
 FULL = "off"
 _LABEL_HEIGHT = 16  # pixels above each video
@@ -94,8 +89,7 @@ class Comparison:
         with raw_videos(request, count=len(columns)) as raw:
             for column, video, file in zip(columns, raw.videos, raw.files, strict=True):
                 one = request.model_copy(update={"spectrum": column})
-                with progress(f"{column}, seed {request.seed}", self._engine.plan(one).kinds) as on_step:
-                    generation = self._engine.generate(one, [file], on_step)
+                generation = generate_shown(self._engine, one, [file], progress)
                 raw.flush()
                 quality = None if column == FULL else compare_videos(video, raw.videos[0])
                 self.results.append(_result(one, generation, quality))

@@ -56,14 +56,10 @@ def build_request(config: Config, prompt: str, **given: Any) -> VideoRequest:
     Raises:
         BadRequestError: a field is out of its bounds.
     """
-    from runtime.request import VideoRequest
-
-    fields = config.defaults.model_dump()
     size = given.pop("size", None)
     if size is not None:
-        fields["width"], fields["height"] = size
-    fields.update({name: value for name, value in given.items() if value is not None})
-    return VideoRequest.parse(prompt=prompt, **fields)
+        given["width"], given["height"] = size
+    return config.request(prompt, **{name: value for name, value in given.items() if value is not None})
 
 
 def refuse_several_ranks(launcher: str, **degrees: int) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import BadRequestError
-from runtime.request import explain
+from runtime.request import VideoRequest, explain
 
 _HERE = Path(__file__).resolve().parent
 EMBEDDED_MODELS = _HERE / "models"
@@ -84,6 +84,14 @@ class Config(_Part):
     device: str = "auto"
     fps: Annotated[int, Field(ge=1, le=240)] = 16
     defaults: Defaults
+
+    def request(self, prompt: str, **given: Any) -> VideoRequest:
+        """A request for `prompt`: the fields given, over this config's defaults.
+
+        Raises:
+            BadRequestError: a field is unknown or out of its bounds.
+        """
+        return VideoRequest.parse(**{**self.defaults.model_dump(), **given, "prompt": prompt})
 
 
 def load_config(name: str) -> Config:

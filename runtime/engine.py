@@ -93,7 +93,7 @@ class Engine:
 
     Example:
         >>> engine = Engine(load_config("wan-tiny"))
-        >>> request = engine.request(prompt="a red circle moving left on a black background", seed=1)
+        >>> request = engine.config.request("a red circle moving left on a black background", seed=1)
         >>> with mp4_writer(Path("out.mp4"), width=96, height=96, fps=8) as sink:
         ...     generation = engine.generate(request, [sink])
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,17 @@ from runtime.quality import RawVideo, compare_videos
 from runtime.report import Report, add_comparison, build_report, write_report
 from runtime.request import VideoRequest
 from runtime.video import FrameSink, RawFrames, Tee, mp4_writer
+from spectrum import StepKind
 
 OnStep = Callable[[StepRecord], None]
+Progress = Callable[[str, Sequence[StepKind]], AbstractContextManager[OnStep]]
+"""Opens a display for one generation, given its name and the kind of each of its steps."""
+
+
+@contextmanager
+def silent(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
+    """The `Progress` that shows nothing."""
+    yield lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +68,7 @@ class Outputs:
             check_writable(path, overwrite=self.overwrite)
 
 
-def run_job(
-    engine: Engine, request: VideoRequest, outputs: Outputs, on_step: OnStep = lambda _: None
-) -> Report:
+def run_job(engine: Engine, request: VideoRequest, outputs: Outputs, progress: Progress = silent) -> Report:
     """Generate and write the videos, the report and the picture.
 
     Raises:
@@ -70,14 +77,14 @@ def run_job(
     """
     engine.plan(request)
     outputs.check(request.videos)
-    _, report = _generate(engine, request, outputs, on_step, also=None)
+    _, report = _generate_files(engine, request, outputs, progress)
     return _write(report, outputs)
 
 
 def run_compared_job(
-    engine: Engine, request: VideoRequest, outputs: Outputs, on_step: OnStep, on_full_step: OnStep
+    engine: Engine, request: VideoRequest, outputs: Outputs, progress: Progress = silent
 ) -> Report:
-    """As `run_job`, and then run the full sampler on the same request and measure against it.
+    """As `run_job`, after running the full sampler on the same request, and measure against it.
 
     The transformer is run once beforehand, so that neither time holds what a process's first forward sets up.
     """
@@ -85,8 +92,8 @@ def run_compared_job(
     outputs.check(request.videos)
     engine.warm_up(request)
     with raw_videos(request, request.videos) as ours, raw_videos(request, request.videos) as theirs:
-        full = engine.generate(request.model_copy(update={"spectrum": "off"}), theirs.sinks, on_full_step)
-        generation, report = _generate(engine, request, outputs, on_step, also=ours.sinks)
+        full = generate_shown(engine, request.model_copy(update={"spectrum": "off"}), theirs.sinks, progress)
+        generation, report = _generate_files(engine, request, outputs, progress, also=ours.sinks)
         ours.flush()
         theirs.flush()
         measured = [compare_videos(a, b) for a, b in zip(ours.videos, theirs.videos, strict=True)]
@@ -94,10 +101,23 @@ def run_compared_job(
     return _write(report, outputs)
 
 
-def _generate(
-    engine: Engine, request: VideoRequest, outputs: Outputs, on_step: OnStep, also: Sequence[FrameSink] | None
+def generate_shown(
+    engine: Engine, request: VideoRequest, sinks: Sequence[FrameSink], progress: Progress
+) -> Generation:
+    """Generate into `sinks` while `progress` shows it."""
+    label = f"{request.spectrum}, seed {request.seed}"
+    with progress(label, engine.plan(request).kinds) as on_step:
+        return engine.generate(request, sinks, on_step)
+
+
+def _generate_files(
+    engine: Engine,
+    request: VideoRequest,
+    outputs: Outputs,
+    progress: Progress,
+    also: Sequence[FrameSink] = (),
 ) -> tuple[Generation, Report]:
-    """Generate into mp4 files and, where given, into the sinks `also`."""
+    """Generate into mp4 files and into the sinks `also`, one per video where there are any."""
     videos = outputs.videos(request.videos)
     with ExitStack() as stack:
         sinks: list[FrameSink] = [
@@ -106,9 +126,9 @@ def _generate(
             )
             for path in videos
         ]
-        if also is not None:
+        if also:
             sinks = [Tee(mp4, raw) for mp4, raw in zip(sinks, also, strict=True)]
-        generation = engine.generate(request, sinks, on_step)
+        generation = generate_shown(engine, request, sinks, progress)
         finishing = time.perf_counter()
     return generation, build_report(engine, generation, videos, time.perf_counter() - finishing)
 

@@ -48,6 +48,21 @@ class Tee:
             sink.write(frames_THW3)
 
 
+class FrameBuffer:
+    """Keeps the whole video in memory, for callers that want an array."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Frames] = []
+
+    def write(self, frames_THW3: Frames) -> None:
+        self._chunks.append(frames_THW3)
+
+    @property
+    def frames(self) -> Frames:
+        """All frames so far, `[T, H, W, 3]`."""
+        return np.concatenate(self._chunks)
+
+
 class RawFrames:
     """Frames as bytes, one after another: what ffmpeg calls rawvideo rgb24."""
 

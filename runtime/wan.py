@@ -56,11 +56,7 @@ class WanAdapter:
     def __init__(self, model: WanTransformer3DModel):
         self._model = model
         self._patch: tuple[int, int, int] = tuple(model.config.patch_size)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._model.dtype
-        return dtype
+        self.dtype: torch.dtype = model.dtype  # found by a walk over all modules: once, not at every step
 
     @property
     def channels(self) -> int:

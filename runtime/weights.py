@@ -242,9 +242,23 @@ def _shared(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the current accelerator, or the CPU where there is none."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.accelerator.is_available():
-        return torch.device(torch.accelerator.current_accelerator() or "cpu")
-    return torch.device("cpu")
+    """The device called `name`; `auto` is the current accelerator, or the CPU where there is none.
+
+    Raises:
+        BadRequestError: there is no such device on this machine.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadRequestError(
+            f"device: {name!r} given; it must be auto, cpu, or such as cuda or cuda:1"
+        ) from None
+    if device.type == "cpu":
+        return device
+    count = torch.accelerator.device_count() if accelerator and accelerator.type == device.type else 0
+    if (device.index or 0) >= count:
+        raise BadRequestError(f"device: {name!r} given; this machine has {count} {device.type} devices")
+    return device

@@ -1,7 +1,7 @@
 """What a clip shows, read off its pixels: the shape's colour, the background, and the motion.
 
-Simple measurements, no learned judge: on rendered clips they are right every time (tests/scripts), so what they
-find in a generated video is the model's doing.
+Simple measurements, no learned judge. On rendered clips they are right every time (tests/scripts), so what
+they find in a generated video is the model's doing.
 
 Tensor legend: F frames, H height, W width.
 """

@@ -33,16 +33,7 @@ def small(config: Config) -> Callable[..., VideoRequest]:
     """A request that takes a second: 5 frames of 64×48, 6 steps."""
 
     def make(**fields: Any) -> VideoRequest:
-        given = {
-            **config.defaults.model_dump(),
-            "prompt": "a red circle moving left on a black background",
-            "width": 64,
-            "height": 48,
-            "frames": 5,
-            "steps": 6,
-            "max_sequence_length": 32,
-            "seed": 7,
-        }
-        return VideoRequest.parse(**{**given, **fields})
+        given = {"width": 64, "height": 48, "frames": 5, "steps": 6, "max_sequence_length": 32, "seed": 7}
+        return config.request("a red circle moving left on a black background", **{**given, **fields})
 
     return make

@@ -9,14 +9,13 @@ import pytest
 from runtime.configs import available, load_config
 from runtime.errors import BadRequestError
 from runtime.presets import load_preset
-from runtime.request import VideoRequest
 from spectrum import FixedSchedule
 
 
 @pytest.mark.parametrize("name", available("."))
 def test_shipped_configs_make_valid_requests_with_a_preset_that_exists(name: str) -> None:
     config = load_config(name)
-    request = VideoRequest.parse(prompt="x", **config.defaults.model_dump())
+    request = config.request("x")
     load_preset(request.spectrum)
     assert config.architecture is not None
 
@@ -47,7 +46,7 @@ def test_preset_settings_reach_the_predictor(tmp_path: Path) -> None:
 def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(name: str) -> None:
     with pytest.raises(BadRequestError, match=f"spectrum: '{name}' given"):
         load_preset(name)
-    with pytest.raises(BadRequestError, match="config: 'nope' given.*wan-tiny"):
+    with pytest.raises(BadRequestError, match=r"config: 'nope' given.*wan-tiny"):
         load_config("nope")
 
 

@@ -14,28 +14,14 @@ from runtime.configs import EMBEDDED_MODELS, Config, Scheduler
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.request import VideoRequest
-from runtime.video import Frames
+from runtime.video import FrameBuffer, Frames
 from spectrum import StepKind
 
 Make = Callable[..., VideoRequest]
 
 
-class Kept:
-    """A sink that keeps the frames."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Frames] = []
-
-    def write(self, frames_THW3: Frames) -> None:
-        self.chunks.append(frames_THW3)
-
-    @property
-    def frames(self) -> Frames:
-        return np.concatenate(self.chunks)
-
-
 def generate(engine: Engine, request: VideoRequest) -> list[Frames]:
-    sinks = [Kept() for _ in range(request.videos)]
+    sinks = [FrameBuffer() for _ in range(request.videos)]
     engine.generate(request, sinks)
     return [sink.frames for sink in sinks]
 
@@ -77,8 +63,7 @@ def test_forecasting_off_is_the_pipeline_to_the_bit(
 
 
 def test_the_whole_default_clip_is_the_pipelines(engine: Engine, peer: WanPipeline, config: Config) -> None:
-    fields = {**config.defaults.model_dump(), "steps": 4, "spectrum": "off"}
-    request = VideoRequest.parse(prompt="a green square growing on a white background", seed=3, **fields)
+    request = config.request("a green square growing on a white background", seed=3, steps=4, spectrum="off")
     assert np.array_equal(generate(engine, request)[0], peer_frames(peer, request)[0])
 
 
@@ -112,7 +97,9 @@ def test_a_seed_means_one_video_whatever_ran_before(engine: Engine, small: Make)
 
 
 def test_skipped_steps_change_little_and_are_recorded(engine: Engine, small: Make) -> None:
-    full, fast = (engine.generate(small(spectrum=name, steps=20), [Kept()]) for name in ("off", "paper"))
+    full, fast = (
+        engine.generate(small(spectrum=name, steps=20), [FrameBuffer()]) for name in ("off", "paper")
+    )
     assert [len(full.computed), full.forecaster_bytes, full.features_kept] == [20, 0, 0]
     assert fast.computed == [0, 1, 2, 3, 4, 6, 8, 11, 15]
     assert [r.index for r in fast.steps] == list(range(20))
@@ -125,9 +112,9 @@ def test_skipped_steps_change_little_and_are_recorded(engine: Engine, small: Mak
 
 
 def test_frames_are_digested(engine: Engine, small: Make) -> None:
-    sinks = [Kept(), Kept()]
+    sinks = [FrameBuffer(), FrameBuffer()]
     generation = engine.generate(small(videos=2, spectrum="paper"), sinks)
-    again = engine.generate(small(videos=2, spectrum="paper"), [Kept(), Kept()])
+    again = engine.generate(small(videos=2, spectrum="paper"), [FrameBuffer(), FrameBuffer()])
     assert generation.frames_sha256 == again.frames_sha256
     assert len(set(generation.frames_sha256)) == 2
 
@@ -147,8 +134,18 @@ def test_an_interrupted_generation_does_not_harm_the_next(engine: Engine, small:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.generate(request, [Kept()], cancel)
+        engine.generate(request, [FrameBuffer()], cancel)
     assert np.array_equal(generate(engine, request)[0], expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("preset", ["off", "paper"])
+def test_a_gpu_makes_the_video_of_the_cpu(engine: Engine, small: Make, config: Config, preset: str) -> None:
+    on_gpu = Engine(config.model_copy(update={"device": "cuda"}))
+    on_cpu = Engine(config.model_copy(update={"device": "cpu"}))
+    request = small(spectrum=preset, steps=12)
+    ours, theirs = (generate(one, request)[0].astype(float) for one in (on_gpu, on_cpu))
+    assert np.mean((ours - theirs) ** 2) < 4.0  # PSNR above 42 dB
 
 
 @pytest.mark.parametrize(

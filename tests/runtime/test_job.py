@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.job import Outputs, run_compared_job, run_job
+from runtime.job import OnStep, Outputs, run_compared_job, run_job
 from runtime.report import Report
 from runtime.request import VideoRequest
+from runtime.video import FrameBuffer
+from spectrum import StepKind
 
 Make = Callable[..., VideoRequest]
 
@@ -71,13 +75,7 @@ def test_the_mp4_shows_the_generated_frames(engine: Engine, small: Make, tmp_pat
     request = small(spectrum="off", steps=20, guidance=3.0)
     run_job(engine, request, outputs(tmp_path))
 
-    class Kept:
-        frames = np.empty((0, 48, 64, 3), np.uint8)
-
-        def write(self, frames_THW3: np.ndarray) -> None:
-            self.frames = np.concatenate([self.frames, frames_THW3])
-
-    kept = Kept()
+    kept = FrameBuffer()
     engine.generate(request, [kept])
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(tmp_path / "a.mp4")]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
@@ -96,14 +94,17 @@ def test_the_picture_is_a_picture(engine: Engine, small: Make, tmp_path: Path) -
 
 def test_comparison_measures_against_the_full_sampler(engine: Engine, small: Make, tmp_path: Path) -> None:
     seen: list[str] = []
-    report = run_compared_job(
-        engine,
-        small(spectrum="paper", steps=12, width=96, height=96),
-        outputs(tmp_path),
-        on_step=lambda r: seen.append("ours"),
-        on_full_step=lambda r: seen.append("full"),
-    )
-    assert seen == ["full"] * 12 + ["ours"] * 12
+
+    @contextmanager
+    def note(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
+        seen.append(f"{label}: {kinds.count(StepKind.FORECAST)} of {len(kinds)} forecast")
+        yield lambda record: seen.append(record.kind)
+
+    request = small(spectrum="paper", steps=12, width=96, height=96)
+    report = run_compared_job(engine, request, outputs(tmp_path), note)
+    assert seen[0] == "off, seed 7: 0 of 12 forecast"
+    assert seen[13] == "paper, seed 7: 5 of 12 forecast"
+    assert len(seen) == 2 * 13
     assert report.quality is not None and report.comparison is not None
     assert 15 < report.quality.psnr < 100
     assert 0 < report.quality.ssim < 1
@@ -114,10 +115,7 @@ def test_comparison_measures_against_the_full_sampler(engine: Engine, small: Mak
 def test_comparing_the_full_sampler_with_itself_is_perfect(
     engine: Engine, small: Make, tmp_path: Path
 ) -> None:
-    none = lambda _: None  # noqa: E731
-    report = run_compared_job(
-        engine, small(spectrum="off", width=96, height=96, steps=2), outputs(tmp_path), none, none
-    )
+    report = run_compared_job(engine, small(spectrum="off", width=96, height=96, steps=2), outputs(tmp_path))
     assert report.quality is not None
     assert report.quality.psnr == 100.0
 
@@ -143,10 +141,10 @@ def test_names_must_say_what_the_files_are(engine: Engine, small: Make, tmp_path
 
 @pytest.mark.parametrize("when", [0, 3])
 def test_an_interrupted_job_leaves_nothing(engine: Engine, small: Make, tmp_path: Path, when: int) -> None:
-    def cancel(record: object) -> None:
-        if getattr(record, "index", -1) == when:
+    def cancel(record: StepRecord) -> None:
+        if record.index == when:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_job(engine, small(spectrum="paper"), outputs(tmp_path), cancel)
+        run_job(engine, small(spectrum="paper"), outputs(tmp_path), lambda *_: nullcontext(cancel))
     assert list(tmp_path.iterdir()) == []

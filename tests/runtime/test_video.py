@@ -51,9 +51,8 @@ def test_the_stream_is_what_browsers_play(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with mp4_writer(path, width=48, height=32, fps=8) as sink:
         sink.write(flat((9, 99, 199)))
-    said = subprocess.run(
-        [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True
-    ).stderr
+    probe = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "null", "-"]
+    said = subprocess.run(probe, capture_output=True, text=True, check=True).stderr
     video = next(line for line in said.splitlines() if "Video:" in line)
     for property_ in ("h264", "yuv420p(tv, bt709", "48x32", "8 fps"):
         assert property_ in video

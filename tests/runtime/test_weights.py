@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from runtime.configs import EMBEDDED_MODELS, Architecture, Config, Scheduler
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.weights import find_model, load_scheduler
+from runtime.weights import find_model, load_scheduler, pick_device
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -86,8 +86,23 @@ def test_a_model_without_one_of_its_weights_does_not_load(config: Config, copy: 
 
 def test_another_architecture_than_expected_is_refused(config: Config) -> None:
     wrong = Architecture(layers=8, heads=12, head_dim=32, ffn_dim=768)
-    with pytest.raises(BadRequestError, match="heads=6.*expects.*heads=12"):
+    with pytest.raises(BadRequestError, match=r"heads=6.*expects.*heads=12"):
         find_model(config.model_copy(update={"architecture": wrong}))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tpu9000", "must be auto, cpu, or such as"), ("cuda:99", "this machine has"), ("xpu", "0 xpu devices")],
+)
+def test_a_device_that_is_not_there_is_refused(name: str, said: str) -> None:
+    with pytest.raises(BadRequestError, match=f"device: {name!r} given") as caught:
+        pick_device(name)
+    assert said in str(caught.value)
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda")
 
 
 def test_a_model_that_is_nowhere_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

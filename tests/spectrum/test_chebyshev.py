@@ -19,7 +19,7 @@ def normalised(steps: NDArray[np.float64], horizon: float) -> NDArray[np.float64
 def dense_forecast(
     history: list[int], target: int, values: NDArray[np.float64], *, degree: int, ridge: float, horizon: float
 ) -> NDArray[np.float64]:
-    """The textbook way: fit coefficients to the augmented least-squares problem with LAPACK, then evaluate."""
+    """The textbook way: fit coefficients to the augmented least-squares problem with LAPACK, and evaluate."""
     phi = chebyshev.chebvander(normalised(np.asarray(history, float), horizon), degree)
     augmented = np.vstack([phi, np.sqrt(ridge) * np.eye(degree + 1)])
     padded = np.vstack([values, np.zeros((degree + 1, values.shape[1]))])

@@ -80,6 +80,14 @@ def test_chunks_leave_no_seam(size: int, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_accelerator_gives_the_sum_of_the_cpu(dtype: torch.dtype) -> None:
+    values, weights = trajectory(5, 3_000_000, dtype), [0.5, -1.0, 2.0, 0.25, -0.75]
+    on_gpu = weighted_sum(weights, [v.cuda() for v in values]).cpu()
+    torch.testing.assert_close(on_gpu, weighted_sum(weights, values), rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
 def test_shape_is_kept_and_values_are_not_copied() -> None:
     value = torch.randn(2, 3, 4)
     forecaster = Forecaster(LinearExtrapolation())

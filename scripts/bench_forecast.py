@@ -1,0 +1,223 @@
+"""What a forecast costs: against the reference's formula, and end to end on wan-tiny. One run, ratios.
+
+    python scripts/bench_forecast.py --out docs/forecast.md
+
+The reference (SPECTRUM: fit, then evaluate) fits a P×F coefficient matrix C = (ΦᵀΦ + λI)⁻¹ ΦᵀH to the K
+remembered features at every refit, in their dtype, and forecasts φ(τ*)ᵀC from it until the next computed
+step. Lockstep makes every forecast as one weighted sum of the K features. Both sides are timed alternately in
+this process on the same data; a process of its own measures each side's peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runtime.configs import load_config
+from runtime.engine import Engine
+from runtime.files import whole_file
+from runtime.report import versions
+from runtime.video import FrameBuffer
+from spectrum import ChebyshevRidge, chebyshev_basis, paper_schedule
+from spectrum.forecaster import weighted_sum
+
+HORIZON, DEGREE, RIDGE = 50, 4, 0.1
+PREDICTOR = ChebyshevRidge(horizon=HORIZON, degree=DEGREE, ridge=RIDGE)
+STEPS = list(paper_schedule(HORIZON).computed)
+SIZES = (100_000, 1_000_000, 8_000_000)
+HISTORIES = (5, 8, 11, 14)
+GOAL_FORECAST, GOAL_SPEEDUP = 10.0, 0.9
+
+
+def design(steps: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """Φ of these steps, `[K, P]`."""
+    return torch.from_numpy(chebyshev_basis(2.0 * np.asarray(steps) / HORIZON - 1.0, DEGREE)).to(dtype)
+
+
+def reference_fit(steps: list[int], history_KF: torch.Tensor) -> torch.Tensor:
+    """C, `[P, F]`: normal equations, with the right-hand side of the features' size."""
+    phi = design(steps, history_KF.dtype)
+    gram = (phi.T @ phi).float() + RIDGE * torch.eye(DEGREE + 1)
+    right = phi.T @ history_KF
+    return torch.cholesky_solve(right.float(), torch.linalg.cholesky(gram)).to(history_KF.dtype)
+
+
+def reference_forecast(target: int, coefficients_PF: torch.Tensor) -> torch.Tensor:
+    return (design([target], coefficients_PF.dtype) @ coefficients_PF)[0]
+
+
+def our_forecast(steps: list[int], target: int, history: list[torch.Tensor]) -> torch.Tensor:
+    return weighted_sum(PREDICTOR.weights(steps, target).tolist(), history)
+
+
+def median_seconds(sides: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Median time of each side over alternating rounds, after one round to warm up."""
+    times: list[list[float]] = [[] for _ in sides]
+    for round_ in range(rounds + 1):
+        for side, own in zip(sides, times, strict=True):
+            started = time.perf_counter()
+            side()
+            if round_:
+                own.append(time.perf_counter() - started)
+    return [statistics.median(own) for own in times]
+
+
+def time_forecast(dtype: torch.dtype, count: int, size: int, rounds: int) -> list[float]:
+    """Seconds of the reference's refit and evaluation, of its evaluation alone, and of our forecast."""
+    steps, target = STEPS[:count], STEPS[count - 1] + 1
+    history_KF = torch.randn(count, size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    history = list(history_KF.unbind(0))
+    coefficients_PF = reference_fit(steps, history_KF)
+    return median_seconds(
+        [
+            lambda: reference_forecast(target, reference_fit(steps, history_KF)),
+            lambda: reference_forecast(target, coefficients_PF),
+            lambda: our_forecast(steps, target, history),
+        ],
+        rounds,
+    )
+
+
+def peak_memory(side: str) -> None:
+    """Child process: print the bytes that one forecast needs beyond the history it is made from."""
+    size, count = SIZES[-1], HISTORIES[-1]
+    history_KF = torch.ones(count, size, dtype=torch.bfloat16)
+    reference_fit([0, 1], torch.ones(2, 10))  # loads the linear algebra library before the measurement
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if side == "reference":
+        reference_forecast(49, reference_fit(STEPS, history_KF))
+    else:
+        our_forecast(STEPS, 49, list(history_KF.unbind(0)))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def peak_memories() -> dict[str, int]:
+    """Bytes beyond the history, for both sides."""
+    command = [sys.executable, __file__, "--peak-memory"]
+    return {
+        side: int(subprocess.run([*command, side], capture_output=True, text=True, check=True).stdout)
+        for side in ("reference", "ours")
+    }
+
+
+def end_to_end(rounds: int) -> dict[str, tuple[int, list[float]]]:
+    """NFE and denoising seconds of each preset, in alternating rounds."""
+    engine = Engine(load_config("wan-tiny"))
+    prompt = "a red circle moving left on a black background"
+    requests = {name: engine.config.request(prompt, spectrum=name) for name in ("off", "paper", "paper-fast")}
+    engine.warm_up(requests["off"])
+    results: dict[str, tuple[int, list[float]]] = {}
+    for _ in range(rounds):
+        for name, request in requests.items():
+            generation = engine.generate(request, [FrameBuffer()])
+            _, seconds = results.setdefault(name, (generation.nfe, []))
+            seconds.append(generation.seconds.denoise)
+    return results
+
+
+def report(rounds: int, runs: int) -> None:
+    """Print everything as Markdown."""
+    torch.set_num_threads(1)
+    command = f"python scripts/bench_forecast.py --rounds {rounds} --runs {runs}"
+    installed = ", ".join(f"{name} {number}" for name, number in versions().items())
+    print("# What a forecast costs\n")
+    print(f"Made by `{command}` on {date.today()}, {platform.machine()}, one thread; {installed}.\n")
+    report_forecasts(rounds)
+    report_memory()
+    report_end_to_end(runs)
+
+
+def report_forecasts(rounds: int) -> None:
+    print("## One forecast against the reference's formula\n")
+    print("Milliseconds, medians; K features of F values are remembered. *Refit*: the reference's fit and")
+    print(
+        "evaluation, once after each computed step. *Reuse*: its evaluation alone, at further forecasts until"
+    )
+    print("the next one. Ours is the same work every time.\n")
+    print_row("dtype", "K", "F", "refit", "reuse", "ours", "refit / ours", head=True)
+    at_scale = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for size in SIZES:
+            for count in HISTORIES:
+                refit, reuse, ours = (1000 * s for s in time_forecast(dtype, count, size, rounds))
+                if (dtype, size) == (torch.bfloat16, SIZES[-1]):
+                    at_scale.append(refit / ours)
+                times = (f"{milliseconds:.2f}" for milliseconds in (refit, reuse, ours))
+                print_row(
+                    str(dtype).removeprefix("torch."), count, f"{size:,}", *times, f"{refit / ours:.1f} ×"
+                )
+    least = min(at_scale)
+    print(f"\nGoal: ≥ {GOAL_FORECAST:g} ×. Least at F = {SIZES[-1]:,} in bfloat16: {least:.1f} ×", end=" ")
+    print(f"({verdict(least >= GOAL_FORECAST)}).\n")
+
+
+def report_memory() -> None:
+    memory = peak_memories()
+    print("## Memory of one forecast beyond the history\n")
+    print(f"K = {HISTORIES[-1]}, F = {SIZES[-1]:,}, bfloat16; peak resident size of a process for each.\n")
+    print_row("", "MB", head=True)
+    for side, size in memory.items():
+        print_row(side, f"{size / 1e6:.0f}")
+    print(f"\nRatio {memory['reference'] / memory['ours']:.1f} ×.\n")
+
+
+def report_end_to_end(runs: int) -> None:
+    print("## End to end on wan-tiny\n")
+    print(f"50 steps, guidance 5, 17 frames of 96×96; denoising only, medians of {runs} alternating runs.\n")
+    print_row("preset", "NFE", "seconds", "speed-up", "ideal n / NFE", "of the ideal", head=True)
+    results = end_to_end(runs)
+    full_nfe, full_seconds = results["off"][0], statistics.median(results["off"][1])
+    shares = []
+    for name, (nfe, seconds) in results.items():
+        median, ideal = statistics.median(seconds), full_nfe / nfe
+        shares.append(full_seconds / median / ideal)
+        speedup = f"{full_seconds / median:.2f} ×"
+        print_row(name, nfe, f"{median:.2f}", speedup, f"{ideal:.2f} ×", f"{100 * shares[-1]:.0f} %")
+    print(f"\nGoal: ≥ {100 * GOAL_SPEEDUP:.0f} % of the ideal. Least: {100 * min(shares):.0f} %", end=" ")
+    print(f"({verdict(min(shares) >= GOAL_SPEEDUP)}).")
+
+
+def print_row(*cells: object, head: bool = False) -> None:
+    """A row of a Markdown table."""
+    print("|", " | ".join(map(str, cells)), "|")
+    if head:
+        print("|", " | ".join("---" for _ in cells), "|")
+
+
+def verdict(reached: bool) -> str:
+    return "reached" if reached else "missed"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="write the Markdown here instead of stdout")
+    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds per forecast")
+    parser.add_argument("--runs", type=int, default=5, help="alternating runs end to end")
+    parser.add_argument("--peak-memory", choices=["reference", "ours"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_memory:
+        peak_memory(arguments.peak_memory)
+    elif arguments.out is None:
+        report(arguments.rounds, arguments.runs)
+    else:
+        with whole_file(arguments.out) as temporary, temporary.open("w") as file, redirect_stdout(file):
+            report(arguments.rounds, arguments.runs)
+        print(arguments.out.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ from runtime.coordinator import Coordinator
 from runtime.decode import decode_frames
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.errors import BadRequestError
+from runtime.guidance import LocalGuidance, NoGuidance
 from runtime.presets import Preset, load_preset
 from runtime.request import VideoRequest
 from runtime.streams import Branch, ComputedStream, FeatureStream, Network, Stream
@@ -206,7 +207,7 @@ class Engine:
                 Branch(name, self._adapter.text(e))
                 for name, e in zip(("cond", "uncond"), embeddings, strict=False)
             ),
-            guidance=plan.request.guidance,
+            guidance=LocalGuidance(plan.request.guidance) if plan.request.guided else NoGuidance(),
         )
         stream = _open_stream(plan, network)
         coordinator = Coordinator(plan.schedule, self._identity(plan))

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from diffusers import WanTransformer3DModel
 
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines `[1, L, 1, channels of a head]`, one row per token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -41,7 +44,7 @@ class Geometry:
     """What depends only on the latent's shape."""
 
     grid: Grid
-    rotary: tuple[torch.Tensor, torch.Tensor]
+    rotary: Rotary
 
 
 class WanAdapter:
@@ -92,18 +95,23 @@ class WanAdapter:
         return tokens_BLD.contiguous()
 
     def blocks(
-        self, tokens_BLD: torch.Tensor, text_BTD: torch.Tensor, time: Time, geometry: Geometry
+        self, tokens_BLD: torch.Tensor, text_BTD: torch.Tensor, time: Time, rotary: Rotary
     ) -> torch.Tensor:
-        """Run every transformer block: tokens → feature `[B, L, D]`."""
+        """Run every transformer block: tokens → feature `[B, L, D]`; `rotary` holds these tokens' rows."""
         for block in self._model.blocks:
-            tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, geometry.rotary)
+            tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, rotary)
         return tokens_BLD
 
     def head(self, feature_BLD: torch.Tensor, time: Time, grid: Grid) -> torch.Tensor:
-        """Feature → velocity `[B, C, F, H, W]`: norm, modulate by the timestep, project, unpatchify."""
+        """Feature of all tokens → velocity `[B, C, F, H, W]`."""
+        return self.unpatchify(self.project(feature_BLD, time), grid)
+
+    def project(self, feature_BLD: torch.Tensor, time: Time) -> torch.Tensor:
+        """Feature → patches `[B, L, patch · C]`: norm, modulate by the timestep, project, token by token."""
         shift, scale = (self._model.scale_shift_table + time.head_BD.unsqueeze(1)).chunk(2, dim=1)
         normed = (self._model.norm_out(feature_BLD.float()) * (1 + scale) + shift).type_as(feature_BLD)
-        return self.unpatchify(self._model.proj_out(normed), grid)
+        patches_BLP: torch.Tensor = self._model.proj_out(normed)
+        return patches_BLP
 
     def unpatchify(self, patches_BLP: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Projected tokens `[B, L, patch · C]` → velocity `[B, C, F, H, W]`."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -90,17 +89,44 @@ def time_forecast(dtype: torch.dtype, count: int, size: int, rounds: int) -> lis
     )
 
 
+def time_whole_run(dtype: torch.dtype, size: int) -> tuple[float, float]:
+    """Seconds of all forecasts of a 50-step run on the paper's schedule: the reference's, and ours."""
+    history_KF = torch.randn(len(STEPS), size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    history = list(history_KF.unbind(0))
+    reference = ours = 0.0
+    for count, (step, following) in enumerate(zip(STEPS, [*STEPS[1:], HORIZON], strict=True), start=1):
+        targets = range(step + 1, following)
+        if not targets:
+            continue
+        started = time.perf_counter()
+        coefficients_PF = reference_fit(STEPS[:count], history_KF[:count])
+        for target in targets:
+            reference_forecast(target, coefficients_PF)
+        between = time.perf_counter()
+        for target in targets:
+            our_forecast(STEPS[:count], target, history[:count])
+        reference, ours = reference + between - started, ours + time.perf_counter() - between
+    return reference, ours
+
+
 def peak_memory(side: str) -> None:
     """Child process: print the bytes that one forecast needs beyond the history it is made from."""
     size, count = SIZES[-1], HISTORIES[-1]
     history_KF = torch.ones(count, size, dtype=torch.bfloat16)
     reference_fit([0, 1], torch.ones(2, 10))  # loads the linear algebra library before the measurement
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
     if side == "reference":
         reference_forecast(49, reference_fit(STEPS, history_KF))
     else:
         our_forecast(STEPS, 49, list(history_KF.unbind(0)))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(resident_bytes("VmHWM") - before)
+
+
+def resident_bytes(field: str) -> int:
+    """A memory field of this process as Linux counts it: VmRSS is now, VmHWM the most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def peak_memories() -> dict[str, int]:
@@ -147,20 +173,28 @@ def report_forecasts(rounds: int) -> None:
     )
     print("the next one. Ours is the same work every time.\n")
     print_row("dtype", "K", "F", "refit", "reuse", "ours", "refit / ours", head=True)
-    at_scale = []
+    ratios: dict[tuple[str, int, int], float] = {}
     for dtype in (torch.bfloat16, torch.float32):
         for size in SIZES:
             for count in HISTORIES:
                 refit, reuse, ours = (1000 * s for s in time_forecast(dtype, count, size, rounds))
-                if (dtype, size) == (torch.bfloat16, SIZES[-1]):
-                    at_scale.append(refit / ours)
+                ratios[str(dtype).removeprefix("torch."), count, size] = refit / ours
                 times = (f"{milliseconds:.2f}" for milliseconds in (refit, reuse, ours))
                 print_row(
                     str(dtype).removeprefix("torch."), count, f"{size:,}", *times, f"{refit / ours:.1f} ×"
                 )
-    least = min(at_scale)
-    print(f"\nGoal: ≥ {GOAL_FORECAST:g} ×. Least at F = {SIZES[-1]:,} in bfloat16: {least:.1f} ×", end=" ")
-    print(f"({verdict(least >= GOAL_FORECAST)}).\n")
+    large = ("bfloat16", SIZES[-1])
+    at_scale = min(ratio for (name, _, size), ratio in ratios.items() if (name, size) == large)
+    name, count, size = min(ratios, key=lambda case: ratios[case])
+    least, reached = ratios[name, count, size], verdict(at_scale >= GOAL_FORECAST)
+    print(f"\nGoal: ≥ {GOAL_FORECAST:g} ×. For bfloat16 features of {SIZES[-1]:,} values, the nearest to")
+    print(f"Wan2.1's 50 to 390 million, the least is {at_scale:.1f} × ({reached}). The least of all rows")
+    print(f"is {least:.1f} × ({name}, K = {count}, F = {size:,}): there, fixed costs weigh more.\n")
+    reference, ours = time_whole_run(torch.bfloat16, SIZES[-1])
+    print(
+        f"All {HORIZON - len(STEPS)} forecasts of a run on the paper's schedule, F = {SIZES[-1]:,}, bfloat16:"
+    )
+    print(f"reference {reference:.2f} s, ours {ours:.2f} s, ratio {reference / ours:.1f} ×.\n")
 
 
 def report_memory() -> None:
@@ -182,9 +216,11 @@ def report_end_to_end(runs: int) -> None:
     shares = []
     for name, (nfe, seconds) in results.items():
         median, ideal = statistics.median(seconds), full_nfe / nfe
-        shares.append(full_seconds / median / ideal)
+        share = full_seconds / median / ideal
+        if name != "off":
+            shares.append(share)
         speedup = f"{full_seconds / median:.2f} ×"
-        print_row(name, nfe, f"{median:.2f}", speedup, f"{ideal:.2f} ×", f"{100 * shares[-1]:.0f} %")
+        print_row(name, nfe, f"{median:.2f}", speedup, f"{ideal:.2f} ×", f"{100 * share:.0f} %")
     print(f"\nGoal: ≥ {100 * GOAL_SPEEDUP:.0f} % of the ideal. Least: {100 * min(shares):.0f} %", end=" ")
     print(f"({verdict(min(shares) >= GOAL_SPEEDUP)}).")
 

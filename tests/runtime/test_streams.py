@@ -10,6 +10,7 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, denoise
+from runtime.guidance import LocalGuidance, NoGuidance
 from runtime.streams import Branch, ComputedStream, FeatureStream, Network
 from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind, paper_schedule
@@ -27,7 +28,9 @@ def network() -> Network:
     )
     with torch.no_grad():
         branches = tuple(Branch(name, adapter.text(torch.randn(1, 5, 16))) for name in ("cond", "uncond"))
-        return Network(adapter, adapter.geometry(torch.empty(1, 16, 2, 4, 4)), branches, guidance=4.0)
+        return Network(
+            adapter, adapter.geometry(torch.empty(1, 16, 2, 4, 4)), branches, guidance=LocalGuidance(4.0)
+        )
 
 
 def sampler(steps: int = 12) -> UniPCMultistepScheduler:
@@ -47,7 +50,7 @@ def test_guidance_joins_the_branches(network: Network) -> None:
     latents, timestep = noise(), torch.tensor([500.0])
     guided = ComputedStream(network).record(0, latents, timestep).velocity_BCFHW
     alone = [
-        ComputedStream(Network(network.adapter, network.geometry, (branch,), 4.0)).record(
+        ComputedStream(Network(network.adapter, network.geometry, (branch,), NoGuidance())).record(
             0, latents, timestep
         )
         for branch in network.branches
@@ -76,7 +79,7 @@ def test_forecast_is_the_head_of_the_weighted_features(network: Network) -> None
         time = adapter.time(timesteps[step : step + 1])
         remembered.append(
             [
-                adapter.blocks(adapter.embed(latents), b.text_BTD, time, network.geometry)
+                adapter.blocks(adapter.embed(latents), b.text_BTD, time, network.geometry.rotary)
                 for b in network.branches
             ]
         )
@@ -103,7 +106,10 @@ def test_error_is_that_of_the_forecast_that_was_not_needed(network: Network) -> 
     assert stream.record(0, noise(), timestep).error is None
     time, second = adapter.time(timestep), noise() * 2
     features = [
-        [adapter.blocks(adapter.embed(x), b.text_BTD, time, network.geometry) for x in (noise(), second)]
+        [
+            adapter.blocks(adapter.embed(x), b.text_BTD, time, network.geometry.rotary)
+            for x in (noise(), second)
+        ]
         for b in network.branches
     ]
     weight = float(PREDICTOR.weights([0], 1)[0])

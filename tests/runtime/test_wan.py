@@ -34,7 +34,7 @@ def test_embed_blocks_head_equal_forward(dtype: torch.dtype, batch: int, shape: 
 
     expected = transformer(latents, timestep, embeddings, return_dict=False)[0]
     time, geometry = adapter.time(timestep), adapter.geometry(latents)
-    feature = adapter.blocks(adapter.embed(latents), adapter.text(embeddings), time, geometry)
+    feature = adapter.blocks(adapter.embed(latents), adapter.text(embeddings), time, geometry.rotary)
 
     assert feature.shape == (batch, geometry.grid.tokens, adapter.channels)
     assert torch.equal(adapter.head(feature, time, geometry.grid), expected)

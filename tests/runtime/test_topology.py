@@ -1,0 +1,56 @@
+"""Topologies: every rank has one place, and what does not fit is explained."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.errors import BadRequestError
+from runtime.topology import Topology
+
+
+@given(st.integers(1, 2), st.integers(1, 4), st.integers(1, 4))
+def test_every_rank_has_its_own_place(cfg: int, ring: int, ulysses: int) -> None:
+    topology = Topology(cfg, ring, ulysses)
+    places = [topology.place(rank) for rank in range(topology.world)]
+    assert len({(p.cfg, p.ring, p.ulysses) for p in places}) == topology.world
+    for sequence in (p.sequence for p in places):
+        assert 0 <= sequence < topology.sequence
+    assert [p.ulysses for p in places[:ulysses]] == list(range(ulysses))  # innermost
+
+
+@pytest.mark.parametrize(
+    ("world", "heads", "guided", "chosen"),
+    [
+        (8, 12, False, Topology(1, 2, 4)),  # 12 heads on 8 ranks
+        (8, 12, True, Topology(2, 1, 4)),
+        (8, 40, False, Topology(1, 1, 8)),
+        (3, 40, True, Topology(1, 3, 1)),
+        (2, 6, True, Topology(2, 1, 1)),
+        (64, 40, True, Topology(2, 4, 8)),
+        (1, 6, True, Topology()),
+    ],
+)
+def test_choice_uses_every_rank_without_a_remainder(
+    world: int, heads: int, guided: bool, chosen: Topology
+) -> None:
+    topology = Topology.choose(world, heads=heads, guided=guided)
+    assert topology == chosen
+    assert topology.world == world
+    topology.check(heads=heads, tokens=1000, guided=guided)
+
+
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        (Topology(cfg=2), "cfg: 2 given; without guidance"),
+        (Topology(ulysses=7), "ulysses: 7 given; the model has 6 heads"),
+        (Topology(ring=11), "11 would share 10 tokens"),
+        (Topology(ring=0), "ring: 0 given; must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_explained(topology: Topology, said: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        topology.check(heads=6, tokens=10, guided=False)
+    assert said in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from runtime.attention import SequenceGroup
 from runtime.guidance import Guidance, LocalGuidance, SplitGuidance
@@ -32,7 +33,7 @@ class RankGroup:
             raise ValueError(f"{topology} needs {topology.world} ranks, there are {dist.get_world_size()}")
         self.topology = topology
         self.place = topology.place(dist.get_rank())
-        self._mesh = dist.init_device_mesh(
+        self._mesh = init_device_mesh(
             device_type,
             (topology.cfg, topology.ring, topology.ulysses),
             mesh_dim_names=("cfg", "ring", "ulysses"),

@@ -103,7 +103,7 @@ def test_comparison_measures_against_the_full_sampler(engine: Engine, small: Mak
     request = small(spectrum="paper", steps=12, width=96, height=96)
     report = run_compared_job(engine, request, outputs(tmp_path), note)
     assert seen[0] == "off, seed 7: 0 of 12 forecast"
-    assert seen[13] == "paper, seed 7: 5 of 12 forecast"
+    assert seen[13] == "paper, seed 7: 4 of 12 forecast"
     assert len(seen) == 2 * 13
     assert report.quality is not None and report.comparison is not None
     assert 15 < report.quality.psnr < 100

@@ -33,7 +33,7 @@ bench: $(VENV)/.installed  ## Forecast cost against the reference's formula, and
 evaluate: $(VENV)/.installed  ## What wan-tiny can do: colour, background and motion of 48 videos
 	$(BIN)/python scripts/evaluate_wan_tiny.py
 
-train: $(VENV)/.installed  ## wan-tiny from nothing, about an hour on two cores; continues where it was stopped
+train: $(VENV)/.installed  ## wan-tiny from nothing, 80 minutes on two cores; continues where it was stopped
 	env -u OMP_NUM_THREADS MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_TOP_PAD_=100000000 \
 		$(BIN)/python scripts/train_wan_tiny.py --out runtime/models/wan-tiny --compile
 

@@ -88,7 +88,7 @@ def generate(
 
     settings = load_config(config)
     request = build_request(settings, prompt, **given)
-    load_preset(request.spectrum)
+    load_preset(request.spectrum).schedule_of(request.steps)
     outputs = Outputs(out, report or out.with_suffix(".json"), overwrite)
     outputs.check(request.videos)
 

@@ -163,8 +163,7 @@ def plan_comparison(
     """
     settings = load_config(config)
     names = tuple(dict.fromkeys(name for name in presets if name != FULL))
-    for name in names:
-        load_preset(name)
+    chosen = [load_preset(name) for name in names]
     if out.suffix != ".mp4":
         raise BadRequestError(f"out: {str(out)!r} given; the name must end in .mp4")
     for path in (out, out.with_suffix(".json")):
@@ -174,6 +173,8 @@ def plan_comparison(
         for prompt in prompts
         for seed in seeds
     ]
+    for preset in chosen:
+        preset.schedule_of(requests[0].steps)
     return Comparison(settings, names, requests, out)
 
 

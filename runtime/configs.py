@@ -133,5 +133,5 @@ def load_yaml(model: type[_Model], name: str, *, folder: str, field: str) -> _Mo
 
 def _configs() -> Path:
     """`configs/` lies inside the package in a wheel, and beside it in a checkout."""
-    packaged = _HERE / "configs"
+    packaged = _HERE / "_configs"
     return packaged if packaged.is_dir() else _HERE.parent / "configs"

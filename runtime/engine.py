@@ -147,11 +147,7 @@ class Engine:
         sampler = type(self._pipeline.scheduler).from_config(self._pipeline.scheduler.config)
         sampler.set_timesteps(request.steps, device=self._device)
         sampler.set_begin_index(0)
-        try:
-            schedule = preset.schedule.build(len(sampler.timesteps))
-        except ValueError as error:
-            raise BadRequestError(f"spectrum: {request.spectrum!r} given; {error}") from None
-        return Plan(request, preset, sampler, schedule)
+        return Plan(request, preset, sampler, preset.schedule_of(len(sampler.timesteps)))
 
     def warm_up(self, request: VideoRequest) -> None:
         """Run the transformer once at this request's size, so that what a first forward sets up is set up."""

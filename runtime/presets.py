@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.configs import load_yaml
+from runtime.errors import BadRequestError
 from spectrum import (
     Blend,
     ChebyshevRidge,
@@ -100,6 +101,17 @@ class Preset(_Part):
     def forecasts(self) -> bool:
         """Whether any step can be forecast."""
         return not isinstance(self.schedule, FullSchedulePart)
+
+    def schedule_of(self, steps: int) -> Schedule:
+        """The schedule of a sampler with `steps` steps.
+
+        Raises:
+            BadRequestError: the preset's schedule does not fit that many.
+        """
+        try:
+            return self.schedule.build(steps)
+        except ValueError as error:
+            raise BadRequestError(f"spectrum: the preset does not fit {steps} steps: {error}") from None
 
 
 def load_preset(name: str) -> Preset:

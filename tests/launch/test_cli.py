@@ -73,6 +73,10 @@ def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.Captu
         (["--seed", "-1"], "seed: -1 given"),
         (["--out", "/proc/a.mp4"], "out: cannot write in '/proc'"),
         (["--out", "a.avi"], "must end in .mp4"),
+        (
+            ["--spectrum", "LATE", "--steps", "6"],
+            "spectrum: the preset does not fit 6 steps: computed step 9",
+        ),
         (["--ranks", "2"], "ranks: 2 given; this version runs on one rank"),
         (["--ulysses", "2"], "ulysses: 2 given"),
         (["--ring", "4"], "ring: 4 given"),
@@ -83,6 +87,7 @@ def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.Captu
 )
 def test_a_bad_request_exits_2_and_starts_nothing(
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -90,7 +95,9 @@ def test_a_bad_request_exits_2_and_starts_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("runtime.engine.Engine.__init__", lambda *_: pytest.fail("a model was loaded"))
-    assert run("generate", PROMPT, *arguments) == 2
+    late = tmp_path_factory.mktemp("presets") / "late.yaml"
+    late.write_text("schedule: {kind: explicit, computed: [0, 9]}\n")
+    assert run("generate", PROMPT, *(str(late) if a == "LATE" else a for a in arguments)) == 2
     stdout, stderr = capfd.readouterr()
     assert said in " ".join(stderr.split())
     assert stdout == ""

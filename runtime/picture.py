@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
 from runtime.files import whole_file
 from runtime.report import Report, StepPart
@@ -60,6 +61,8 @@ def _draw_errors(axes: Axes, steps: list[StepPart]) -> None:
     if known:
         axes.plot(*zip(*known, strict=True), "o-", color=COLOURS[StepKind.COMPUTE], lw=1, ms=4)
         axes.set_yscale("log")
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(PercentFormatter(1.0, decimals=0))
     else:
         axes.text(0.5, 0.5, "nothing was forecast", transform=axes.transAxes, ha="center", color="#777777")
         axes.set_yticks([])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from runtime.configs import Config, load_config
 from runtime.engine import Engine
@@ -16,6 +17,9 @@ from runtime.request import VideoRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))  # the scripts are run from there, too
 torch.set_num_threads(1)
+settings.register_profile("lockstep", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.register_profile("search", deadline=None, max_examples=3000)  # pytest --hypothesis-profile=search
+settings.load_profile("lockstep")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum import ChebyshevRidge, Forecaster, LinearExtrapolation
@@ -29,7 +29,6 @@ def exact(values: list[torch.Tensor], target: int) -> torch.Tensor:
     return (weights @ torch.stack([v.double().reshape(-1) for v in values])).view(values[0].shape)
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(1, 14),
     degree=st.integers(0, 6),

@@ -6,7 +6,7 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -77,11 +77,6 @@ class StepProgress:
 def timed(console: Console, doing: str) -> Iterator[None]:
     """Say what is being done, and afterwards how long it took."""
     started = time.perf_counter()
-    with console.status(doing) if console.is_terminal else _silent():
+    with console.status(doing) if console.is_terminal else nullcontext():
         yield
     console.print(f"{doing}: {time.perf_counter() - started:.1f} s", highlight=False)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    yield

@@ -58,7 +58,7 @@ class Outputs:
         """Refuse names that cannot be written.
 
         Raises:
-            BadRequestError: see `check_writable`; or two of the names are one file.
+            BadRequestError: a name has the wrong suffix, or see `check_writable`.
         """
         if self.video.suffix != ".mp4":
             raise BadRequestError(f"out: {str(self.video)!r} given; the name must end in .mp4")

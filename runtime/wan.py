@@ -61,11 +61,6 @@ class WanAdapter:
         self._patch: tuple[int, int, int] = tuple(model.config.patch_size)
         self.dtype: torch.dtype = model.dtype  # found by a walk over all modules: once, not at every step
 
-    @property
-    def channels(self) -> int:
-        """Width D of a feature."""
-        return int(self._model.config.num_attention_heads * self._model.config.attention_head_dim)
-
     def geometry(self, latents_BCFHW: torch.Tensor) -> Geometry:
         """Token grid and rotary table of latents of this shape."""
         frames, height, width = (

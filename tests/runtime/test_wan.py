@@ -36,5 +36,5 @@ def test_embed_blocks_head_equal_forward(dtype: torch.dtype, batch: int, shape: 
     time, geometry = adapter.time(timestep), adapter.geometry(latents)
     feature = adapter.blocks(adapter.embed(latents), adapter.text(embeddings), time, geometry.rotary)
 
-    assert feature.shape == (batch, geometry.grid.tokens, adapter.channels)
+    assert feature.shape == (batch, geometry.grid.tokens, 3 * 16)
     assert torch.equal(adapter.head(feature, time, geometry.grid), expected)

@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -74,13 +75,14 @@ def compare_videos(video: RawVideo, reference: RawVideo) -> Quality:
 
 def has_filter(name: str) -> bool:
     """Whether the bundled ffmpeg has the filter `name`."""
-    listing = subprocess.run(
-        [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return re.search(rf"\s{re.escape(name)}\s", listing.stdout) is not None
+    return re.search(rf"\s{re.escape(name)}\s", _filter_listing()) is not None
+
+
+@cache
+def _filter_listing() -> str:
+    """What ffmpeg says of its filters; the binary does not change under a running process."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _measure(video: RawVideo, reference: RawVideo, metric: str, pattern: str) -> float:

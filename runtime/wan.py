@@ -1,7 +1,8 @@
 """Wan's transformer as three pieces, embed → blocks → head, that together equal its own forward bit for bit.
 
-The pieces are where a step can be cut: a forecast step runs only the head, and ranks split the tokens between
-embed and head. What does not change during a generation (text embedding, rotary table) is computed once.
+The pieces are where a step can be cut: a forecast step runs only the head, which is `project` and
+`unpatchify`, and ranks split the tokens between `embed` and `unpatchify`. What does not change during a
+generation (text embedding, rotary table) is computed once.
 
 Tensor legend: B batch, L tokens, D channels of the transformer, C latent channels, F latent frames, H, W
 latent height and width, T text tokens.
@@ -96,10 +97,6 @@ class WanAdapter:
         for block in self._model.blocks:
             tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, rotary)
         return tokens_BLD
-
-    def head(self, feature_BLD: torch.Tensor, time: Time, grid: Grid) -> torch.Tensor:
-        """Feature of all tokens → velocity `[B, C, F, H, W]`."""
-        return self.unpatchify(self.project(feature_BLD, time), grid)
 
     def project(self, feature_BLD: torch.Tensor, time: Time) -> torch.Tensor:
         """Feature → patches `[B, L, patch · C]`: norm, modulate by the timestep, project, token by token."""

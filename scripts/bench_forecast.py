@@ -175,14 +175,13 @@ def report_forecasts(rounds: int) -> None:
     print_row("dtype", "K", "F", "refit", "reuse", "ours", "refit / ours", head=True)
     ratios: dict[tuple[str, int, int], float] = {}
     for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
         for size in SIZES:
             for count in HISTORIES:
                 refit, reuse, ours = (1000 * s for s in time_forecast(dtype, count, size, rounds))
-                ratios[str(dtype).removeprefix("torch."), count, size] = refit / ours
+                ratios[name, count, size] = refit / ours
                 times = (f"{milliseconds:.2f}" for milliseconds in (refit, reuse, ours))
-                print_row(
-                    str(dtype).removeprefix("torch."), count, f"{size:,}", *times, f"{refit / ours:.1f} ×"
-                )
+                print_row(name, count, f"{size:,}", *times, f"{refit / ours:.1f} ×")
     large = ("bfloat16", SIZES[-1])
     at_scale = min(ratio for (name, _, size), ratio in ratios.items() if (name, size) == large)
     name, count, size = min(ratios, key=lambda case: ratios[case])

@@ -86,9 +86,11 @@ def test_forecast_is_the_head_of_the_weighted_features(network: Network) -> None
     weights = PREDICTOR.weights([0, 1, 3], 5)
     time = adapter.time(timesteps[5:6])
     cond, uncond = (
-        adapter.head(
-            sum(w * features[branch] for w, features in zip(weights.tolist(), remembered, strict=True)),
-            time,
+        adapter.unpatchify(
+            adapter.project(
+                sum(w * features[branch] for w, features in zip(weights.tolist(), remembered, strict=True)),
+                time,
+            ),
             network.geometry.grid,
         )
         for branch in (0, 1)

@@ -37,4 +37,4 @@ def test_embed_blocks_head_equal_forward(dtype: torch.dtype, batch: int, shape: 
     feature = adapter.blocks(adapter.embed(latents), adapter.text(embeddings), time, geometry.rotary)
 
     assert feature.shape == (batch, geometry.grid.tokens, 3 * 16)
-    assert torch.equal(adapter.head(feature, time, geometry.grid), expected)
+    assert torch.equal(adapter.unpatchify(adapter.project(feature, time), geometry.grid), expected)

@@ -6,25 +6,21 @@ stderr; the path of the result alone goes to stdout.
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.logging import RichHandler
 
-from launch.options import build_request, refuse_several_ranks, sampling_options
-from runtime.errors import BadRequestError, LockstepError
+from launch.exits import EXIT_BAD_REQUEST, explain
+from launch.logs import set_up_logging
+from launch.options import generate_options, sampling_options
+from runtime.errors import BadRequestError
 
-log = logging.getLogger("launch")
-
-_AGAIN = "no file was left half-written; there is nothing to resume, the same command starts again"
-EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
+_ARGUMENTS = "lockstep.arguments"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -34,82 +30,62 @@ EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
 def cli(context: click.Context, verbose: bool) -> None:
     """Generate video with Wan2.1, skipping evaluations that can be forecast."""
     context.obj = console = Console(stderr=True)
-    _set_up_logging(console, verbose)
+    set_up_logging(console, verbose=verbose)
 
 
-@cli.command()
-@click.argument("prompt")
-@sampling_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same video.")
-@click.option("--videos", type=int, default=1, show_default=True, help="Videos made as one batch.")
-@click.option("--spectrum", help="Forecasting preset: off, a preset's name, or a YAML file.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("video.mp4"), show_default=True)
-@click.option("--report", type=click.Path(path_type=Path), help="Report JSON; default: --out with .json.")
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+class _KeepsArguments(click.Command):
+    """Remembers its arguments as they were given, to hand them to other processes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@cli.command(cls=_KeepsArguments)
+@generate_options
 @click.option(
-    "--compare", is_flag=True, help="Also run the full sampler and measure PSNR, SSIM and VMAF against it."
+    "--launcher",
+    type=click.Choice(["inline", "torchrun", "ray"]),
+    help="What starts the ranks.  [default: inline for one, torchrun for more]",
 )
-@click.option(
-    "--ranks", type=int, default=1, show_default=True, help="Processes that make the video together."
-)
-@click.option("--ulysses", type=int, default=1, show_default=True, help="Ranks that split attention heads.")
-@click.option(
-    "--ring", type=int, default=1, show_default=True, help="Ranks that pass keys and values around."
-)
-@click.option(
-    "--cfg", type=int, default=1, show_default=True, help="2 gives each guidance branch its own ranks."
-)
-@click.option(
-    "--launcher", type=click.Choice(["inline", "torchrun", "ray"]), default="inline", show_default=True
-)
-@click.pass_obj
-def generate(
-    console: Console,
-    /,
-    prompt: str,
-    config: str,
-    out: Path,
-    report: Path | None,
-    overwrite: bool,
-    compare: bool,
-    ranks: int,
-    ulysses: int,
-    ring: int,
-    cfg: int,
-    launcher: str,
-    **given: Any,
-) -> None:
+@click.pass_context
+def generate(context: click.Context, /, launcher: str | None, **options: Any) -> None:
     """Make a video of PROMPT and write an mp4, a report and a picture of the run."""
-    refuse_several_ranks(launcher, ranks=ranks, ulysses=ulysses, ring=ring, cfg=cfg)
-    from launch.progress import StepProgress, timed
-    from runtime.configs import load_config
-    from runtime.job import Outputs, run_compared_job, run_job
-    from runtime.presets import load_preset
+    from launch.jobs import build_job
+    from launch.run import run_job_shown
 
-    settings = load_config(config)
-    request = build_request(settings, prompt, **given)
-    load_preset(request.spectrum).schedule_of(request.steps)
-    outputs = Outputs(out, report or out.with_suffix(".json"), overwrite)
-    outputs.check(request.videos)
-
-    from runtime.engine import Engine
-
-    with timed(console, f"loading {settings.model}"):
-        engine = Engine(settings)
-    job = run_compared_job if compare else run_job
-    result = job(engine, request, outputs, partial(StepProgress, console))
-    if result.comparison is not None and result.quality is not None:
-        vmaf = "" if result.quality.vmaf is None else f", VMAF {result.quality.vmaf:.1f}"
-        console.print(
-            f"denoising {result.comparison.speedup:.2f}× faster than the full sampler "
-            f"(ideal {result.comparison.ideal_speedup:.2f}×), "
-            f"PSNR {result.quality.psnr:.1f} dB, SSIM {result.quality.ssim:.4f}{vmaf}",
-            highlight=False,
-            soft_wrap=True,
+    job = build_job(**options)
+    job.outputs.check(job.request.videos)
+    launcher = launcher or ("inline" if job.ranks in (None, 1) else "torchrun")
+    if launcher == "ray":
+        raise BadRequestError("launcher: 'ray' given; this version has 'inline' and 'torchrun'")
+    if launcher == "torchrun":
+        _run_on_ranks(job.ranks or 1, context)
+        return
+    if job.ranks not in (None, 1):
+        raise BadRequestError(
+            f"launcher: 'inline' given; it runs one rank, {job.ranks} need --launcher torchrun"
         )
-    console.print(f"report {outputs.report}, picture {outputs.picture}", highlight=False, soft_wrap=True)
-    for path in result.videos:
-        click.echo(path)
+    run_job_shown(job, context.obj)
+
+
+def _run_on_ranks(ranks: int, context: click.Context) -> None:
+    """Start the ranks on this machine, and end as they do."""
+    from runtime.agent import run_on_this_machine
+
+    arguments: list[str] = without_launcher(context.meta[_ARGUMENTS])
+    code = run_on_this_machine(ranks, "launch.torchrun", arguments)
+    if code:
+        context.exit(code)
+
+
+def without_launcher(arguments: list[str]) -> list[str]:
+    """`--launcher NAME` means nothing to a rank that was started."""
+    kept = list(arguments)
+    while "--launcher" in kept:
+        at = kept.index("--launcher")
+        del kept[at : at + 2]
+    return [argument for argument in kept if not argument.startswith("--launcher=")]
 
 
 @cli.command()
@@ -169,40 +145,13 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     try:
-        cli.main(arguments, prog_name="lockstep", standalone_mode=False)
+        code = cli.main(arguments, prog_name="lockstep", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return EXIT_BAD_REQUEST
-    except BadRequestError as error:
-        _complain(str(error))
-        return EXIT_BAD_REQUEST
-    except (KeyboardInterrupt, click.Abort):
-        _complain("cancelled; no file was left half-written")
-        return EXIT_CANCELLED
-    except LockstepError as error:
-        _complain(f"{error}\n{_AGAIN}")
-        return EXIT_FAILED
-    except Exception as error:
-        log.exception("unexpected failure")
-        _complain(f"{type(error).__name__}: {error}\n{_AGAIN}")
-        return EXIT_FAILED
-    return 0
-
-
-def _complain(message: str) -> None:
-    for line in message.splitlines():
-        click.echo(f"lockstep: {line}", err=True)
-
-
-def _set_up_logging(console: Console, verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(name)s: %(message)s",
-        handlers=[RichHandler(console=console, show_path=False)],
-        force=True,
-    )
-    if not verbose:
-        warnings.filterwarnings("ignore", module="diffusers|transformers")
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error)
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

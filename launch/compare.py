@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from launch.options import build_request
+from launch.jobs import build_request
 from runtime.configs import Config, load_config
 from runtime.engine import Engine, Generation
 from runtime.errors import BadRequestError
@@ -174,7 +174,7 @@ def plan_comparison(
         for seed in seeds
     ]
     for preset in chosen:
-        preset.schedule_of(requests[0].steps)
+        preset.schedules_of(requests[0].steps, requests[0].branches)
     return Comparison(settings, names, requests, out)
 
 

@@ -1,19 +1,18 @@
-"""Command-line options that several commands share, and how they become a request."""
+"""Command-line options that several commands share. Nothing here takes time to import."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-from runtime.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from runtime.configs import Config
-    from runtime.request import VideoRequest
+DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile equally fast
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+_DEGREE = click.IntRange(min=1)
 
 
 class SizeType(click.ParamType[tuple[int, int]]):
@@ -50,26 +49,38 @@ def sampling_options(command: _Command) -> _Command:
     return command
 
 
-def build_request(config: Config, prompt: str, **given: Any) -> VideoRequest:
-    """The request of the given options over the config's defaults; `None` means not given.
-
-    Raises:
-        BadRequestError: a field is out of its bounds.
-    """
-    size = given.pop("size", None)
-    if size is not None:
-        given["width"], given["height"] = size
-    return config.request(prompt, **{name: value for name, value in given.items() if value is not None})
-
-
-def refuse_several_ranks(launcher: str, **degrees: int) -> None:
-    """Say clearly what this version does not do yet.
-
-    Raises:
-        BadRequestError: more than one rank, or another launcher than `inline`, is asked for.
-    """
-    for name, degree in degrees.items():
-        if degree != 1:
-            raise BadRequestError(f"{name}: {degree} given; this version runs on one rank, so it must be 1")
-    if launcher != "inline":
-        raise BadRequestError(f"launcher: {launcher!r} given; this version has only 'inline'")
+def generate_options(command: _Command) -> _Command:
+    """Everything that `generate` takes, on one rank or many."""
+    options = [
+        click.argument("prompt"),
+        sampling_options,
+        click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same video."),
+        click.option("--videos", type=int, default=1, show_default=True, help="Videos made as one batch."),
+        click.option("--spectrum", help="Forecasting preset: off, a preset's name, or a YAML file."),
+        click.option("--out", type=_PATH, default=Path("video.mp4"), show_default=True),
+        click.option("--report", type=_PATH, help="Report JSON; default: --out with .json."),
+        click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+        click.option(
+            "--compare",
+            is_flag=True,
+            help="Also run the full sampler and measure PSNR, SSIM and VMAF against it.",
+        ),
+        click.option("--ranks", type=_DEGREE, help="Processes that make the video together."),
+        click.option("--ulysses", type=_DEGREE, help="Ranks that split attention heads."),
+        click.option("--ring", type=_DEGREE, help="Ranks that pass keys and values around."),
+        click.option("--cfg", type=_DEGREE, help="2 gives each guidance branch its own ranks."),
+        click.option("--attention", help="Kernel of the self-attention, such as flash or xfuser."),
+        click.option(
+            "--shard/--replicate", default=None, help="Shard the transformer over the ranks (FSDP2)."
+        ),
+        click.option("--compile/--no-compile", default=None, help="Compile each transformer block."),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=1.0),
+            help="Seconds within which the failure of one rank ends all.  "
+            f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

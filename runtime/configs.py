@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import BadRequestError
 from runtime.request import VideoRequest, explain
@@ -65,6 +65,34 @@ class Architecture(_Part):
     ffn_dim: Annotated[int, Field(ge=1)]
 
 
+class Memory(_Part):
+    """Where weights are while they are not in use.
+
+    Attributes:
+        text_encoder: `keep` it on the device of the first rank, `offload` it to the host's memory after each
+            prompt, or `free` it and load it again for the next prompt.
+        transformer: `replicate` it on every rank, or `shard` its blocks over the ranks (FSDP2).
+        vae: `keep` it on the device, or `offload` it between videos.
+    """
+
+    text_encoder: Literal["keep", "offload", "free"] = "keep"
+    transformer: Literal["replicate", "shard"] = "replicate"
+    vae: Literal["keep", "offload"] = "keep"
+
+
+class Tiles(_Part):
+    """Spatial tiles that ranks share when the VAE decodes; in pixels, of overlap size − stride."""
+
+    size: Annotated[int, Field(ge=16, multiple_of=8)] = 256
+    stride: Annotated[int, Field(ge=8, multiple_of=8)] = 192
+
+    @model_validator(mode="after")
+    def _overlap(self) -> Self:
+        if self.stride > self.size:
+            raise ValueError(f"stride {self.stride} must not be above size {self.size}")
+        return self
+
+
 class Config(_Part):
     """A model and how it is used.
 
@@ -74,6 +102,10 @@ class Config(_Part):
         architecture: what the model is expected to be; a model that differs is refused.
         device: `auto` takes the accelerator if there is one.
         fps: frames per second of the mp4.
+        attention: kernel of the self-attention; see `runtime.kernels.resolve`.
+        compile: compile each transformer block with `torch.compile`; results differ by rounding.
+        memory: where weights are while they are not in use.
+        tiles: how the VAE decodes; None decodes whole frames, on the first rank.
     """
 
     model: str
@@ -82,6 +114,10 @@ class Config(_Part):
     dtype: Dtypes = Dtypes()
     scheduler: Scheduler = Scheduler()
     device: str = "auto"
+    attention: str = "auto"
+    compile: bool = False
+    memory: Memory = Memory()
+    tiles: Tiles | None = None
     fps: Annotated[int, Field(ge=1, le=240)] = 16
     defaults: Defaults
 

@@ -1,47 +1,191 @@
-"""The coordinator: takes the decision of every step and keeps a digest that proves what was decided."""
+"""The coordinator: decisions that all ranks share, and the proof that they did.
+
+Every rank takes each decision by itself, from the same schedule and the same numbers, so nobody waits for it.
+As the step begins, the ranks exchange a digest of all decisions so far, with their commands. The digests are
+compared before the step's first transfer, which comes after a block's first projections, so the exchange
+hides behind work; ranks that disagree never start transfers that do not fit. A command given on any rank
+takes effect at the same step on all.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
 
-from spectrum import Schedule, StepKind
+import torch
+
+from runtime.collectives import Transfer
+from runtime.errors import RankFailedError
+from runtime.ranks import Ranks, minority
+from spectrum import AdaptiveSchedule, Schedule, SquaredError, StepKind
+
+
+class Command(IntEnum):
+    """What can be asked of a running generation; of several, the greatest counts."""
+
+    NONE = 0
+    FORCE_COMPUTE = 1
+    STOP = 2
+    CANCEL = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the rank group does at one step."""
+    """What the rank group does at one step.
+
+    Attributes:
+        kinds: branch → compute or forecast.
+        command: agreed by all ranks. `FORCE_COMPUTE` is already in `kinds`; `STOP` ends the generation after
+            this step, `CANCEL` before it.
+    """
 
     step: int
-    kind: StepKind
+    kinds: Mapping[str, StepKind]
+    command: Command = Command.NONE
+
+    @property
+    def kind(self) -> StepKind:
+        """Computed if any branch is."""
+        return StepKind.COMPUTE if StepKind.COMPUTE in self.kinds.values() else StepKind.FORECAST
+
+
+class _Record(NamedTuple):
+    """What ranks tell each other about a step."""
+
+    step: int
+    digest: bytes
+    command: int
+
+    def pack(self) -> torch.Tensor:
+        return torch.frombuffer(bytearray(struct.pack(_LAYOUT, *self)), dtype=torch.uint8)
+
+    @classmethod
+    def unpack(cls, message: torch.Tensor) -> _Record:
+        return cls(*struct.unpack(_LAYOUT, bytes(message.tolist())))
+
+
+_LAYOUT = ">q32sB"
+_SHAPE = (struct.calcsize(_LAYOUT),)
 
 
 class Coordinator:
-    """Agrees decisions; with one rank it asks the schedule and records the answer.
+    """Decides for one generation, as one rank of the group.
 
     Args:
-        schedule: which steps are computed.
+        schedules: branch → which steps are computed. Branches may share one.
         identity: what the generation is a function of (request, model revision); the digest starts from it.
+        ranks: all that take part.
     """
 
-    def __init__(self, schedule: Schedule, identity: str):
-        self._schedule = schedule
+    def __init__(self, schedules: Mapping[str, Schedule], identity: str, ranks: Ranks):
+        self._schedules, self._ranks = schedules, ranks
         self._digest = hashlib.sha256(identity.encode())
-        self._decisions: list[Decision] = []
+        self._wanted = Command.NONE
+        self._exchange: Transfer | None = None
+        self._agreed = Command.NONE
+        self._squares: dict[int, SquaredError] = {}
+        self.decisions: list[Decision] = []
+        self.digests: list[str] = []
+        self.errors: dict[int, float] = {}
 
-    @property
-    def computed(self) -> list[int]:
-        """Steps decided to be computed so far."""
-        return [d.step for d in self._decisions if d.kind is StepKind.COMPUTE]
+    def computed(self, branch: str) -> list[int]:
+        """Steps decided to be computed so far; none of a branch that there is not."""
+        return [d.step for d in self.decisions if d.kinds.get(branch) is StepKind.COMPUTE]
 
     @property
     def digest(self) -> str:
         """Hex SHA-256 of the identity and every decision so far."""
         return self._digest.hexdigest()
 
+    def command(self, command: Command) -> None:
+        """Ask for `command` at the next step that all ranks can still agree on. For any thread or signal."""
+        self._wanted = max(self._wanted, command)
+
     def decide(self, step: int) -> Decision:
-        """The decision for `step`; asked once per step, in ascending order."""
-        decision = Decision(step, self._schedule.kind(step))
-        self._decisions.append(decision)
-        self._digest.update(f"{step}:{decision.kind}\n".encode())
+        """The decision for `step`; asked once per step, in ascending order, by every rank.
+
+        Raises:
+            RankFailedError: a rank disagreed about an earlier step, or has failed.
+        """
+        self.confirm()
+        agreed = self._agreed
+        self._ranks.at(f"step {step}")
+        schedules = {id(schedule): schedule for schedule in self._schedules.values()}
+        kinds = {key: schedule.kind(step) for key, schedule in schedules.items()}
+        if agreed is Command.FORCE_COMPUTE:
+            kinds = dict.fromkeys(kinds, StepKind.COMPUTE)
+        decision = Decision(
+            step, {branch: kinds[id(schedule)] for branch, schedule in self._schedules.items()}, agreed
+        )
+        self.decisions.append(decision)
+        chosen = ",".join(f"{branch}={kind}" for branch, kind in decision.kinds.items())
+        self._digest.update(f"{step}:{chosen}:{agreed:d}\n".encode())
+        self._begin_exchange(step)
         return decision
+
+    def observe(self, step: int, squares: SquaredError | None) -> None:
+        """Take in how far forecasts of a computed step would have been off, on this rank's shard.
+
+        Only schedules that depend on it make the ranks add it up now; otherwise that waits until the end.
+        """
+        self._squares[step] = squares or SquaredError(0.0, 0.0)
+        adaptive = [s for s in self._schedules.values() if isinstance(s, AdaptiveSchedule)]
+        if not adaptive:
+            return
+        self._sum_errors()
+        if step in self.errors:  # there was something to forecast it from
+            for schedule in {id(s): s for s in adaptive}.values():
+                schedule.observe(step, self.errors[step])
+
+    def finish(self) -> None:
+        """Compare the last digests and add up the errors: `digests` and `errors` are then of all ranks.
+
+        Raises:
+            RankFailedError: a rank disagreed, or has failed.
+        """
+        self.confirm()
+        self._sum_errors()
+
+    def _begin_exchange(self, step: int) -> None:
+        message = _Record(step, self._digest.digest(), self._wanted).pack()
+        self._wanted = Command.NONE
+        control = self._ranks.control
+        self._exchange = control.start([message] * control.size, [_SHAPE] * control.size)
+        self._ranks.before_transfer(self.confirm)
+
+    def confirm(self) -> None:
+        """Make sure that all ranks have decided the same so far.
+
+        Raises:
+            RankFailedError: a rank has not, or has failed.
+        """
+        if self._exchange is None:
+            return
+        messages, self._exchange = self._exchange.wait(), None
+        records = [_Record.unpack(message) for message in messages]
+        odd = minority([repr(record[:2]) for record in records])
+        if odd is not None:
+            own = records[odd[0]]
+            usual = next(record for rank, record in enumerate(records) if rank not in odd)
+            reason = (
+                f"it is at step {own.step}, the other ranks are at step {usual.step}"
+                if own.step != usual.step
+                else "it decided otherwise than the other ranks"
+            )
+            raise RankFailedError(odd[0], f"step {own.step}", reason)
+        self.digests = [record.digest.hex() for record in records]
+        self._agreed = Command(max(record.command for record in records))
+
+    def _sum_errors(self) -> None:
+        """Sums of squares over ranks and branches → relative errors, the same bits on every rank."""
+        flat = [value for squares in self._squares.values() for value in squares]
+        sums = iter(self._ranks.control.sum(flat)) if flat else iter(())
+        for step, error, truth in zip(self._squares, sums, sums, strict=True):
+            if truth:
+                self.errors[step] = math.sqrt(error / truth)
+        self._squares.clear()

@@ -1,65 +1,216 @@
 """VAE decode as a stream of frames: only one chunk of the video is alive at a time.
 
+Whole frames are decoded on the first rank. Tiles are shared out over the ranks, each of which keeps the
+causal feature caches of its own tiles; the first rank blends them, as `AutoencoderKLWan.tiled_decode` does.
+
 Tensor legend: B batch, C latent channels, F latent frames, T pixel frames of one chunk, H, W height and
-width.
+width, 3 colours (or those folded into space: see `patch_size`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
+from runtime.collectives import Peers
+from runtime.configs import Tiles
+
 
 @torch.no_grad()
-def decode_frames(vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor) -> Iterator[torch.Tensor]:
+def decode_frames(
+    vae: AutoencoderKLWan | None,
+    latents_BCFHW: torch.Tensor,
+    tiles: Tiles | None = None,
+    peers: Peers | None = None,
+) -> Iterator[torch.Tensor]:
     """Decode normalised latents into frames, in temporal order.
 
-    The concatenation along time is bit-equal to what `WanPipeline` returns for the same latents.
+    The concatenation along time is bit-equal to what `WanPipeline` returns for the same latents, with its
+    VAE's tiling enabled where there are `tiles`. It does not depend on the number of ranks.
 
     Args:
-        vae: a Wan VAE; in use until the iterator is exhausted or closed.
-        latents_BCFHW: what the sampler left, normalised per channel, in any dtype.
+        vae: a Wan VAE; in use until the iterator is exhausted or closed. Without tiles only the first rank
+            needs one.
+        latents_BCFHW: what the sampler left, normalised per channel, in any dtype, the same on every rank.
+        tiles: what ranks share; None decodes whole frames.
+        peers: the ranks, every one of which calls this.
 
     Yields:
         Frames `[B, T, H, W, 3]` in [0, 1], in the VAE's dtype; T is 1 first, then the VAE's temporal factor.
+        On the first rank only.
     """
+    peers = peers or Peers.alone()
+    if tiles is None and peers.rank != 0:
+        return
+    assert vae is not None
     latents = latents_BCFHW.to(vae.device, vae.dtype)
     per_channel = (1, vae.config.z_dim, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean).view(per_channel).to(latents)
     inverse_std = 1.0 / torch.tensor(vae.config.latents_std).view(per_channel).to(latents)
-    for chunk_B3THW in decode_chunks(vae, latents / inverse_std + mean):
+    latents = latents / inverse_std + mean
+    if tiles is None or not _exceeds(vae, latents, tiles):
+        chunks = decode_chunks(vae, latents) if peers.rank == 0 else iter(())
+    else:
+        chunks = _decode_tiles(vae, latents, tiles, peers)
+    for chunk_B3THW in chunks:
         pixels = (chunk_B3THW.clamp(-1.0, 1.0) * 0.5 + 0.5).clamp(0.0, 1.0)
         yield pixels.permute(0, 2, 3, 4, 1)
 
 
 def decode_chunks(vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Decode one latent frame at a time through the VAE's causal feature cache.
+    """Decode one latent frame at a time, each as a whole.
 
     The concatenation of the chunks along time is what `AutoencoderKLWan._decode` computes before it clamps.
 
     Args:
-        vae: a Wan VAE. Its feature cache is in use until the iterator is exhausted or closed.
+        vae: a Wan VAE.
         latents_BCFHW: latents in the VAE's own scale (not normalised), on its device and in its dtype.
 
     Yields:
         Unclamped pixels `[B, 3, T, H, W]`, nominally in [-1, 1].
     """
-    vae.clear_cache()
-    try:
-        hidden = vae.post_quant_conv(latents_BCFHW)
-        for frame in range(hidden.shape[2]):
-            vae._conv_idx = [0]
-            chunk = vae.decoder(
-                hidden[:, :, frame : frame + 1],
-                feat_cache=vae._feat_map,
-                feat_idx=vae._conv_idx,
-                first_chunk=frame == 0,
-            )
-            if vae.config.patch_size is not None:
-                chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
-            yield chunk
-    finally:
-        vae.clear_cache()
+    decoder = _CausalDecoder(vae)
+    for hidden in torch.split(vae.post_quant_conv(latents_BCFHW), 1, dim=2):
+        yield _unfold(vae, decoder.decode(hidden))
+
+
+class _CausalDecoder:
+    """Decodes one area of the latents frame by frame, with the feature cache that this needs.
+
+    Source: `AutoencoderKLWan._decode`, which keeps the cache in the VAE.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan):
+        self._decoder = vae.decoder
+        self._cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]
+        self._first = True
+
+    def decode(self, hidden_BCFHW: torch.Tensor) -> torch.Tensor:
+        """The next latent frame, through `post_quant_conv` already → unclamped pixels `[B, 3, T, H, W]`."""
+        pixels: torch.Tensor = self._decoder(
+            hidden_BCFHW, feat_cache=self._cache, feat_idx=[0], first_chunk=self._first
+        )
+        self._first = False
+        return pixels
+
+
+def _unfold(vae: AutoencoderKLWan, pixels_B3THW: torch.Tensor) -> torch.Tensor:
+    """Some VAEs decode patches of pixels as channels."""
+    if vae.config.patch_size is None:
+        return pixels_B3THW
+    unfolded: torch.Tensor = unpatchify(pixels_B3THW, patch_size=vae.config.patch_size)
+    return unfolded
+
+
+def _exceeds(vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor, tiles: Tiles) -> bool:
+    """Whether a frame is larger than one tile."""
+    size = tiles.size // vae.spatial_compression_ratio
+    return any(length > size for length in latents_BCFHW.shape[3:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiling:
+    """Where tiles lie, in latents and in what the decoder makes of them.
+
+    Attributes:
+        rows, columns: areas of the latents along height and width.
+        shapes: height and width of each decoded tile, row by row.
+        stride: what of a decoded tile stays, in both directions.
+        overlap: what is blended with the tile before.
+        height, width: of the decoded frame.
+    """
+
+    rows: list[slice]
+    columns: list[slice]
+    shapes: list[tuple[int, int]]
+    stride: int
+    overlap: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, vae: AutoencoderKLWan, height: int, width: int, tiles: Tiles) -> _Tiling:
+        factor = vae.spatial_compression_ratio
+        scale = factor // (vae.config.patch_size or 1)
+        size, stride = tiles.size // factor, tiles.stride // factor
+        rows, columns = (
+            [slice(start, min(start + size, length)) for start in range(0, length, stride)]
+            for length in (height, width)
+        )
+        shapes = [((r.stop - r.start) * scale, (c.stop - c.start) * scale) for r in rows for c in columns]
+        folded = vae.config.patch_size or 1
+        kept, overlap = tiles.stride // folded, tiles.size // folded - tiles.stride // folded
+        return cls(rows, columns, shapes, kept, overlap, height * scale, width * scale)
+
+    @property
+    def areas(self) -> list[tuple[slice, slice]]:
+        """Each tile's area of the latents, row by row."""
+        return [(row, column) for row in self.rows for column in self.columns]
+
+
+def _decode_tiles(
+    vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor, tiles: Tiles, peers: Peers
+) -> Iterator[torch.Tensor]:
+    """Every rank decodes its tiles of a frame and sends them to the first, which yields the blended frame."""
+    tiling = _Tiling.of(vae, latents_BCFHW.shape[3], latents_BCFHW.shape[4], tiles)
+    owners = [index % peers.size for index in range(len(tiling.areas))]
+    mine = [index for index, owner in enumerate(owners) if owner == peers.rank]
+    decoders = {index: _CausalDecoder(vae) for index in mine}
+    temporal = vae.config.scale_factor_temporal
+    for number, frame in enumerate(torch.split(latents_BCFHW, 1, dim=2)):
+        own = [
+            decoders[index].decode(vae.post_quant_conv(frame[..., rows, columns]))
+            for index, (rows, columns) in enumerate(tiling.areas)
+            if index in decoders
+        ]
+        lead = (frame.shape[0], vae.config.out_channels, temporal if number else 1)
+        shapes: list[tuple[int, ...]] = [(*lead, *shape) for shape in tiling.shapes]
+        decoded = _send_to_first(own, owners, shapes, frame, peers)
+        if peers.rank == 0:
+            yield _unfold(vae, _blend(vae, decoded, tiling))
+
+
+def _send_to_first(
+    own: list[torch.Tensor],
+    owners: list[int],
+    shapes: list[tuple[int, ...]],
+    like: torch.Tensor,
+    peers: Peers,
+) -> list[torch.Tensor]:
+    """All tiles on the first rank, in order; nothing on the others."""
+    nothing = like.new_empty(0)
+    outgoing = torch.cat([nothing, *(tile.reshape(-1) for tile in own)])
+    sizes = [int(torch.Size(shape).numel()) for shape in shapes]
+    owned = [sum(s for s, owner in zip(sizes, owners, strict=True) if owner == r) for r in range(peers.size)]
+    pieces = [outgoing if rank == 0 else nothing for rank in range(peers.size)]
+    arriving = [(length,) if peers.rank == 0 else (0,) for length in owned]
+    arrived = peers.exchange(pieces, arriving)
+    if peers.rank != 0:
+        return []
+    queues = [
+        iter(piece.split_with_sizes([s for s, owner in zip(sizes, owners, strict=True) if owner == rank]))
+        for rank, piece in enumerate(arrived)
+    ]
+    return [next(queues[owner]).view(shape) for owner, shape in zip(owners, shapes, strict=True)]
+
+
+def _blend(vae: AutoencoderKLWan, decoded: list[torch.Tensor], tiling: _Tiling) -> torch.Tensor:
+    """Tiles → the frame, in the order in which `AutoencoderKLWan.tiled_decode` blends them (in place)."""
+    columns = len(tiling.columns)
+    rows = [decoded[start : start + columns] for start in range(0, len(decoded), columns)]
+    strips: list[torch.Tensor] = []
+    for above, row in zip([None, *rows], rows, strict=False):
+        parts: list[Any] = []
+        for column, tile in enumerate(row):
+            if above is not None:
+                tile = vae.blend_v(above[column], tile, tiling.overlap)  # noqa: PLW2901
+            if column > 0:
+                tile = vae.blend_h(row[column - 1], tile, tiling.overlap)  # noqa: PLW2901
+            parts.append(tile[..., : tiling.stride, : tiling.stride])
+        strips.append(torch.cat(parts, dim=-1))
+    return torch.cat(strips, dim=3)[..., : tiling.height, : tiling.width]

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.coordinator import Coordinator
+from runtime.coordinator import Command, Coordinator
+from runtime.errors import CancelledError
+from runtime.ranks import Ranks
 from runtime.streams import Stream
 from spectrum import StepKind
 
@@ -30,22 +32,22 @@ class StepRecord:
 
     Attributes:
         index: step i, 0 ≤ i < n.
-        kind: computed or forecast.
+        kind: computed (any branch) or forecast.
         timestep: the sampler's timestep, 1000 … 0.
-        seconds: wall time of the step, the accelerator's work included.
-        error: see `StreamOutput.error`.
+        seconds: wall time of the step on this rank, the accelerator's work included.
+        sent: bytes that this rank sent to others.
     """
 
     index: int
     kind: StepKind
     timestep: float
     seconds: float
-    error: float | None
+    sent: int = 0
 
 
 @torch.no_grad()
 def denoise(
-    state: Denoising, sampler: SchedulerMixin, stream: Stream, coordinator: Coordinator
+    state: Denoising, sampler: SchedulerMixin, stream: Stream, coordinator: Coordinator, ranks: Ranks
 ) -> Iterator[StepRecord]:
     """Take `state.latents_BCFHW` from noise to a clean latent, yielding after every step.
 
@@ -53,25 +55,31 @@ def denoise(
     step.
 
     Args:
-        state: latents in float32; replaced at every step.
+        state: latents in float32, the same on every rank; replaced at every step.
         sampler: a diffusers scheduler for flow models with its timesteps set, at its beginning.
         stream: gives the guided velocity.
         coordinator: says which steps are computed.
+        ranks: all that take part.
+
+    Raises:
+        CancelledError: the coordinator was told to end.
+        RankFailedError: another rank failed.
     """
     for index, timestep in enumerate(sampler.timesteps):
-        started = time.perf_counter()
-        timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
+        started, sent = time.perf_counter(), ranks.traffic.sent
         decision = coordinator.decide(index)
-        evaluate = stream.record if decision.kind is StepKind.COMPUTE else stream.predict
-        output = evaluate(index, state.latents_BCFHW, timestep_B)
+        if decision.command is Command.CANCEL:
+            raise CancelledError(f"cancelled before step {index}")
+        timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
+        output = stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
         state.latents_BCFHW = sampler.step(
             output.velocity_BCFHW, timestep, state.latents_BCFHW, return_dict=False
         )[0]
-        _wait_for(state.latents_BCFHW.device)
-        yield StepRecord(index, decision.kind, float(timestep), time.perf_counter() - started, output.error)
-
-
-def _wait_for(device: torch.device) -> None:
-    """Wait for the accelerator's queue, so that a step's time is its own."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+        ranks.settle()
+        if decision.kind is StepKind.COMPUTE:
+            coordinator.observe(index, output.squares)
+        seconds = time.perf_counter() - started
+        yield StepRecord(index, decision.kind, float(timestep), seconds, ranks.traffic.sent - sent)
+        if decision.command is Command.STOP:
+            raise CancelledError(f"stopped after step {index}")
+    coordinator.finish()

@@ -13,3 +13,22 @@ class BadRequestError(LockstepError):
 
 class JobFailedError(LockstepError):
     """A generation that was started could not be finished. Exit code 3."""
+
+
+class RankFailedError(JobFailedError):
+    """One rank died, stalled, raised or disagreed, so its whole group ends.
+
+    Attributes:
+        rank: which one; None if no single rank can be named.
+        where: what it was doing, such as `step 7`.
+        reason: what is known about it.
+    """
+
+    def __init__(self, rank: int | None, where: str, reason: str):
+        self.rank, self.where, self.reason = rank, where, reason
+        named = "the rank group" if rank is None else f"rank {rank}"
+        super().__init__(f"{named} failed at {where}: {reason}")
+
+
+class CancelledError(LockstepError):
+    """The generation was ended on request, at the same step on every rank. Exit code 130."""

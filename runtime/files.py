@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files: where a job's go, and how they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import BadRequestError
@@ -50,6 +51,43 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise BadRequestError(f"out: cannot write in {str(path.parent)!r}: {error.strerror}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the files of one job go.
+
+    Attributes:
+        video: the mp4; with several videos their numbers are put before the suffix.
+        report: the JSON; the picture lies beside it.
+        overwrite: whether files that exist may be replaced.
+    """
+
+    video: Path
+    report: Path
+    overwrite: bool = False
+
+    @property
+    def picture(self) -> Path:
+        return self.report.with_suffix(".png")
+
+    def videos(self, count: int) -> list[Path]:
+        if count == 1:
+            return [self.video]
+        return [self.video.with_stem(f"{self.video.stem}-{number}") for number in range(1, count + 1)]
+
+    def check(self, count: int) -> None:
+        """Refuse names that cannot be written.
+
+        Raises:
+            BadRequestError: a name has the wrong suffix, or see `check_writable`.
+        """
+        if self.video.suffix != ".mp4":
+            raise BadRequestError(f"out: {str(self.video)!r} given; the name must end in .mp4")
+        if self.report.suffix != ".json":
+            raise BadRequestError(f"report: {str(self.report)!r} given; the name must end in .json")
+        for path in (*self.videos(count), self.report, self.picture):
+            check_writable(path, overwrite=self.overwrite)
 
 
 def _flush(path: Path) -> None:

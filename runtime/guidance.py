@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
+
+from runtime.collectives import Peers
 
 
 class Guidance(Protocol):
@@ -41,13 +42,12 @@ class LocalGuidance:
 
 @dataclass(frozen=True, slots=True)
 class SplitGuidance:
-    """Each of the two ranks of `group` has one branch, the conditional on its first rank."""
+    """Each of the two ranks of `peers` has one branch, the conditional on its first rank."""
 
     scale: float
-    group: dist.ProcessGroup
+    peers: Peers
 
     def join(self, branches: list[torch.Tensor]) -> torch.Tensor:
         (own,) = branches
-        both = [torch.empty_like(own) for _ in range(2)]
-        dist.all_gather(both, own.contiguous(), group=self.group)
+        both = self.peers.gather(own, [tuple(own.shape)] * 2)
         return LocalGuidance(self.scale).join(both)

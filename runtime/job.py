@@ -1,4 +1,7 @@
-"""One request from start to files: videos, report and picture, with a comparison when it is wanted."""
+"""One request from start to files: videos, report and picture, with a comparison when it is wanted.
+
+The first rank runs a job; the others follow it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ from pathlib import Path
 
 from runtime.denoise import StepRecord
 from runtime.engine import Engine, Generation
-from runtime.errors import BadRequestError
-from runtime.files import check_writable
+from runtime.files import Outputs
 from runtime.picture import write_picture
 from runtime.quality import RawVideo, compare_videos
 from runtime.report import Report, add_comparison, build_report, write_report
@@ -29,43 +31,6 @@ Progress = Callable[[str, Sequence[StepKind]], AbstractContextManager[OnStep]]
 def silent(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
     """The `Progress` that shows nothing."""
     yield lambda _: None
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """Where the files of one job go.
-
-    Attributes:
-        video: the mp4; with several videos their numbers are put before the suffix.
-        report: the JSON; the picture lies beside it.
-        overwrite: whether files that exist may be replaced.
-    """
-
-    video: Path
-    report: Path
-    overwrite: bool = False
-
-    @property
-    def picture(self) -> Path:
-        return self.report.with_suffix(".png")
-
-    def videos(self, count: int) -> list[Path]:
-        if count == 1:
-            return [self.video]
-        return [self.video.with_stem(f"{self.video.stem}-{number}") for number in range(1, count + 1)]
-
-    def check(self, count: int) -> None:
-        """Refuse names that cannot be written.
-
-        Raises:
-            BadRequestError: a name has the wrong suffix, or see `check_writable`.
-        """
-        if self.video.suffix != ".mp4":
-            raise BadRequestError(f"out: {str(self.video)!r} given; the name must end in .mp4")
-        if self.report.suffix != ".json":
-            raise BadRequestError(f"report: {str(self.report)!r} given; the name must end in .json")
-        for path in (*self.videos(count), self.report, self.picture):
-            check_writable(path, overwrite=self.overwrite)
 
 
 def run_job(engine: Engine, request: VideoRequest, outputs: Outputs, progress: Progress = silent) -> Report:
@@ -99,6 +64,14 @@ def run_compared_job(
         measured = [compare_videos(a, b) for a, b in zip(ours.videos, theirs.videos, strict=True)]
     add_comparison(report, generation, full, measured)
     return _write(report, outputs)
+
+
+def follow_job(engine: Engine, request: VideoRequest, *, compared: bool) -> None:
+    """The part of ranks that write no files: the same generations in the same order as on the first."""
+    if compared:
+        engine.warm_up(request)
+        engine.generate(request.model_copy(update={"spectrum": "off"}), [])
+    engine.generate(request, [])
 
 
 def generate_shown(

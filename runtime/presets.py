@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,12 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from runtime.configs import load_yaml
 from runtime.errors import BadRequestError
 from spectrum import (
+    AdaptiveSchedule,
     Blend,
     ChebyshevRidge,
+    ErrorSchedule,
     FixedSchedule,
     LinearExtrapolation,
     Predictor,
     Schedule,
+    StepKind,
     paper_schedule,
 )
 
@@ -54,6 +58,24 @@ class ExplicitSchedulePart(_Part):
         return FixedSchedule.explicit(steps, self.computed)
 
 
+class ErrorSchedulePart(_Part):
+    """Steps are computed when forecasts get bad: see `spectrum.schedule.ErrorSchedule`."""
+
+    kind: Literal["error"]
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    warmup: Annotated[int, Field(ge=2)] = 5
+    longest: Annotated[int, Field(ge=1)] = 8
+
+    def build(self, steps: int) -> Schedule:
+        return ErrorSchedule(steps, self.tolerance, self.warmup, self.longest)
+
+
+_SchedulePart = Annotated[
+    FullSchedulePart | PaperSchedulePart | ExplicitSchedulePart | ErrorSchedulePart,
+    Field(discriminator="kind"),
+]
+
+
 class ChebyshevPart(_Part):
     """Ridge regression on Chebyshev polynomials, blended with linear extrapolation (blend = 1: none of it).
 
@@ -86,13 +108,13 @@ class Preset(_Part):
     Attributes:
         stream: what is forecast; `feature` is the output of the last transformer block.
         schedule: which steps are computed.
+        uncond: the same for the unconditional branch alone; by default it follows `schedule`.
         predictor: how the others are forecast.
     """
 
     stream: Literal["feature"] = "feature"
-    schedule: Annotated[
-        FullSchedulePart | PaperSchedulePart | ExplicitSchedulePart, Field(discriminator="kind")
-    ]
+    schedule: _SchedulePart
+    uncond: _SchedulePart | None = None
     predictor: Annotated[ChebyshevPart | LinearPart, Field(discriminator="kind")] = ChebyshevPart(
         kind="chebyshev"
     )
@@ -100,18 +122,28 @@ class Preset(_Part):
     @property
     def forecasts(self) -> bool:
         """Whether any step can be forecast."""
-        return not isinstance(self.schedule, FullSchedulePart)
+        return any(not isinstance(s, FullSchedulePart) for s in (self.schedule, self.uncond or self.schedule))
 
-    def schedule_of(self, steps: int) -> Schedule:
-        """The schedule of a sampler with `steps` steps.
+    def schedules_of(self, steps: int, branches: Sequence[str]) -> dict[str, Schedule]:
+        """Each branch's schedule for a sampler with `steps` steps; branches that follow one share it.
 
         Raises:
             BadRequestError: the preset's schedule does not fit that many.
         """
         try:
-            return self.schedule.build(steps)
+            shared = self.schedule.build(steps)
+            own = {"uncond": self.uncond.build(steps)} if self.uncond else {}
         except ValueError as error:
             raise BadRequestError(f"spectrum: the preset does not fit {steps} steps: {error}") from None
+        return {branch: own.get(branch, shared) for branch in branches}
+
+    def expected_kinds(self, steps: int) -> list[StepKind]:
+        """The kind of every step: computed if a branch is, and where it depends on what happens."""
+        schedules = {part.build(steps) for part in (self.schedule, self.uncond or self.schedule)}
+        if any(isinstance(schedule, AdaptiveSchedule) for schedule in schedules):
+            return [StepKind.COMPUTE] * steps
+        kinds = [{schedule.kind(step) for schedule in schedules} for step in range(steps)]
+        return [min(of_step) for of_step in kinds]  # "compute" < "forecast"
 
 
 def load_preset(name: str) -> Preset:

@@ -27,10 +27,10 @@ class ModelPart(_Part):
 
 
 class TopologyPart(_Part):
-    world: int = 1
-    cfg: int = 1
-    ring: int = 1
-    ulysses: int = 1
+    world: int
+    cfg: int
+    ring: int
+    ulysses: int
 
 
 class BranchSteps(_Part):
@@ -63,8 +63,10 @@ class ForecasterPart(_Part):
 
 
 class CollectiveBytes(_Part):
-    computed_step: int = 0
-    forecast_step: int = 0
+    """Bytes that all ranks together send at one step: the most of any step of the kind."""
+
+    computed_step: int
+    forecast_step: int
 
 
 class QualityPart(_Part):
@@ -84,12 +86,14 @@ class ComparisonPart(_Part):
 
 
 class StepPart(_Part):
-    """One step. `error` is the relative error of the forecast that a computed step made unnecessary."""
+    """One step. `sent` are the bytes that all ranks sent, `error` is the relative error of the forecast that
+    a computed step made unnecessary."""
 
     index: int
     kind: StepKind
     timestep: float
     seconds: float
+    sent: int
     error: float | None
 
 
@@ -100,7 +104,8 @@ class Report(_Part):
     request: dict[str, Any]
     spectrum: dict[str, Any]
     model: ModelPart
-    topology: TopologyPart = TopologyPart()
+    topology: TopologyPart
+    attention: str
     steps: int
     computed: BranchSteps
     nfe: BranchNfe
@@ -109,7 +114,7 @@ class Report(_Part):
     step_seconds: StepSeconds
     step_log: list[StepPart]
     forecaster: ForecasterPart
-    collective_bytes: CollectiveBytes = CollectiveBytes()
+    collective_bytes: CollectiveBytes
     frames_sha256: list[str]
     videos: list[str]
     quality: QualityPart | None = None
@@ -135,16 +140,19 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
     """
     phases = asdict(generation.seconds)
     phases["write"] += write_seconds
-    computed = generation.computed
-    unconditional = computed if generation.request.guided else []
+    computed, topology = generation.computed, generation.topology
     return Report(
         request=generation.request.model_dump(),
         spectrum=generation.preset.model_dump(),
         model=ModelPart(name=engine.model.name, revision=engine.model.revision),
+        topology=TopologyPart(
+            world=topology.world, cfg=topology.cfg, ring=topology.ring, ulysses=topology.ulysses
+        ),
+        attention=generation.attention,
         steps=len(generation.steps),
-        computed=BranchSteps(cond=computed, uncond=unconditional),
-        nfe=BranchNfe(cond=len(computed), uncond=len(unconditional)),
-        decision_digest=[generation.digest],
+        computed=BranchSteps(**computed),
+        nfe=BranchNfe(**{branch: len(steps) for branch, steps in computed.items()}),
+        decision_digest=generation.digests,
         seconds=SecondsPart(
             load=engine.load_seconds, **phases, total=engine.load_seconds + sum(phases.values())
         ),
@@ -152,9 +160,16 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
             computed_median=_median_seconds(generation, StepKind.COMPUTE),
             forecast_median=_median_seconds(generation, StepKind.FORECAST),
         ),
-        step_log=[StepPart(**asdict(step)) for step in generation.steps],
+        step_log=[
+            StepPart(**asdict(step) | {"sent": sent}, error=generation.errors.get(step.index))
+            for step, sent in zip(generation.steps, generation.sent, strict=True)
+        ],
         forecaster=ForecasterPart(
             bytes_per_rank=generation.forecaster_bytes, features_kept=generation.features_kept
+        ),
+        collective_bytes=CollectiveBytes(
+            computed_step=_most_sent(generation, StepKind.COMPUTE),
+            forecast_step=_most_sent(generation, StepKind.FORECAST),
         ),
         frames_sha256=generation.frames_sha256,
         videos=[str(path) for path in videos],
@@ -192,3 +207,8 @@ def versions() -> dict[str, str]:
 def _median_seconds(generation: Generation, kind: StepKind) -> float | None:
     times = [step.seconds for step in generation.steps if step.kind is kind]
     return statistics.median(times) if times else None
+
+
+def _most_sent(generation: Generation, kind: StepKind) -> int:
+    pairs = zip(generation.steps, generation.sent, strict=True)
+    return max((sent for step, sent in pairs if step.kind is kind), default=0)

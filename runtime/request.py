@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from runtime.errors import BadRequestError
 
 MAX_SEED = 2**63 - 1
+BRANCHES = ("cond", "uncond")  # of classifier-free guidance
 
 
 def _not_blank(text: str) -> str:
@@ -65,6 +66,11 @@ class VideoRequest(BaseModel):
     def guided(self) -> bool:
         """Whether there is an unconditional branch (as `WanPipeline` decides it)."""
         return self.guidance > 1.0
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the guidance branches that there are."""
+        return BRANCHES if self.guided else BRANCHES[:1]
 
     @classmethod
     def parse(cls, **fields: Any) -> Self:

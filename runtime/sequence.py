@@ -10,7 +10,8 @@ from itertools import accumulate
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
+
+from runtime.collectives import Peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +73,20 @@ class WholeSequence:
 
 
 class SplitSequence:
-    """The ranks of `group` hold consecutive parts.
+    """The ranks of `peers` hold consecutive parts, in rank order.
 
     Args:
         split: the parts' sizes.
-        part: which of them this rank holds, its rank in `group`.
+        peers: the ranks that share the sequence.
     """
 
-    def __init__(self, split: Split, part: int, group: dist.ProcessGroup):
-        self._split, self._part, self._group = split, part, group
+    def __init__(self, split: Split, peers: Peers):
+        self._split, self._peers = split, peers
 
     def shard(self, whole_BLD: torch.Tensor) -> torch.Tensor:
-        return whole_BLD[:, self._split.slice(self._part)]
+        return whole_BLD[:, self._split.slice(self._peers.rank)]
 
     def gather(self, part_BSD: torch.Tensor) -> torch.Tensor:
-        """Parts are padded to one length for the transfer only and cut again: uneven parts arrive exactly."""
-        longest = max(self._split.sizes)
-        batch, own, *rest = part_BSD.shape
-        padded = part_BSD.new_zeros(batch, longest, *rest)
-        padded[:, :own] = part_BSD
-        parts = [torch.empty_like(padded) for _ in self._split.sizes]
-        dist.all_gather(parts, padded, group=self._group)
-        return torch.cat([p[:, :size] for p, size in zip(parts, self._split.sizes, strict=True)], dim=1)
+        batch, _, *rest = part_BSD.shape
+        parts = self._peers.gather(part_BSD, [(batch, size, *rest) for size in self._split.sizes])
+        return torch.cat(parts, dim=1)

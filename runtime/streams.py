@@ -1,7 +1,8 @@
 """Streams: what is forecast on skipped steps, and the guided velocity that comes of it either way.
 
-The loop asks a stream to `record` at computed steps and to `predict` at forecast steps; both return the
-velocity that the sampler takes. Forecaster, coordinator and loop do not know which stream they carry.
+The loop asks a stream to `advance`; it computes and remembers, or forecasts, each branch as was decided, and
+returns the velocity that the sampler takes. Forecaster, coordinator and loop do not know which stream they
+carry.
 
 Tensor legend: B batch, S tokens on this rank, D channels of the transformer, C latent channels, F latent
 frames, H, W latent height and width, T text tokens.
@@ -9,7 +10,7 @@ frames, H, W latent height and width, T text tokens.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -18,7 +19,10 @@ import torch
 from runtime.guidance import Guidance
 from runtime.sequence import Sequence, WholeSequence
 from runtime.wan import Geometry, Time, WanAdapter
-from spectrum import Forecaster, Predictor
+from spectrum import Forecaster, Predictor, SquaredError, StepKind
+
+Kinds = Mapping[str, StepKind]
+"""Branch → whether it is computed or forecast."""
 
 
 class StreamOutput(NamedTuple):
@@ -26,23 +30,21 @@ class StreamOutput(NamedTuple):
 
     Attributes:
         velocity_BCFHW: guided velocity, in the transformer's dtype.
-        error: relative error that a forecast of this step would have had, where the truth was computed and
-            there was something to forecast from; the mean square over the branches, rooted.
+        squares: how far forecasts of this step would have been off, summed over this rank's shard of the
+            branches that were computed; None where there was nothing to forecast from.
     """
 
     velocity_BCFHW: torch.Tensor
-    error: float | None = None
+    squares: SquaredError | None = None
 
 
 class Stream(Protocol):
     """One choice of what is forecast."""
 
-    def record(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
-        """Run the transformer and remember what later forecasts need."""
-        ...
-
-    def predict(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
-        """Forecast instead of running the transformer's blocks."""
+    def advance(
+        self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
+    ) -> StreamOutput:
+        """Compute some branches, remembering what later forecasts need, and forecast the others."""
         ...
 
     @property
@@ -109,14 +111,15 @@ class ComputedStream:
     def __init__(self, network: Network):
         self._network = network
 
-    def record(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
+    def advance(
+        self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
+    ) -> StreamOutput:
+        if StepKind.FORECAST in kinds.values():
+            raise RuntimeError(f"step {step} is to be forecast, but this generation remembers nothing")
         network, time = self._network, self._network.adapter.time(timestep_B)
         tokens_BSD = network.embed(latents_BCFHW)
         features = [network.feature(tokens_BSD, branch, time) for branch in network.branches]
         return StreamOutput(network.velocity(features, time))
-
-    def predict(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
-        raise RuntimeError(f"step {step} is to be forecast, but this generation remembers nothing")
 
 
 class FeatureStream:
@@ -124,29 +127,38 @@ class FeatureStream:
 
     def __init__(self, network: Network, predictor: Predictor):
         self._network = network
-        self._forecasters = [Forecaster(predictor) for _ in network.branches]
+        self._forecasters = {branch.name: Forecaster(predictor) for branch in network.branches}
 
     @property
     def bytes(self) -> int:
-        return sum(forecaster.bytes for forecaster in self._forecasters)
+        return sum(forecaster.bytes for forecaster in self._forecasters.values())
 
     @property
     def kept(self) -> int:
-        return len(self._forecasters[0].steps)
+        return max(len(forecaster.steps) for forecaster in self._forecasters.values())
 
-    def record(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
+    def advance(
+        self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
+    ) -> StreamOutput:
         network, time = self._network, self._network.adapter.time(timestep_B)
-        tokens_BSD = network.embed(latents_BCFHW)
-        features, error, truth = [], 0.0, 0.0
-        for branch, forecaster in zip(network.branches, self._forecasters, strict=True):
-            feature_BSD = network.feature(tokens_BSD, branch, time)
-            if forecaster.steps:
-                squares = forecaster.squared_error(step, feature_BSD)
-                error, truth = error + squares.error, truth + squares.truth
-            forecaster.record(step, feature_BSD)
-            features.append(feature_BSD)
-        return StreamOutput(network.velocity(features, time), math.sqrt(error / truth) if truth else None)
+        computed = [branch for branch in network.branches if kinds[branch.name] is StepKind.COMPUTE]
+        squares: list[SquaredError] = []
+        if computed:
+            tokens_BSD = network.embed(latents_BCFHW)
+        for branch in computed:
+            squares += self._record(step, branch.name, network.feature(tokens_BSD, branch, time))
+        features = [self._forecasters[branch.name].at(step) for branch in network.branches]
+        return StreamOutput(network.velocity(features, time), _total(squares))
 
-    def predict(self, step: int, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor) -> StreamOutput:
-        features = [forecaster.predict(step) for forecaster in self._forecasters]
-        return StreamOutput(self._network.velocity(features, self._network.adapter.time(timestep_B)))
+    def _record(self, step: int, branch: str, feature_BSD: torch.Tensor) -> list[SquaredError]:
+        """Remember a computed feature; how far its forecast would have been off, where there is one."""
+        forecaster = self._forecasters[branch]
+        squares = [forecaster.squared_error(step, feature_BSD)] if forecaster.steps else []
+        forecaster.record(step, feature_BSD)
+        return squares
+
+
+def _total(squares: list[SquaredError]) -> SquaredError | None:
+    if not squares:
+        return None
+    return SquaredError(sum(s.error for s in squares), sum(s.truth for s in squares))

@@ -7,6 +7,7 @@ neighbours, so that the all-to-all stays inside a node.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from runtime.errors import BadRequestError
 
@@ -23,6 +24,24 @@ class Place:
     ring: int
     ulysses: int
     sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """Degrees that a user asks for; None leaves the choice."""
+
+    cfg: int | None = None
+    ring: int | None = None
+    ulysses: int | None = None
+
+    def __str__(self) -> str:
+        given = ((axis, getattr(self, axis)) for axis in ("cfg", "ring", "ulysses"))
+        return ", ".join(f"{axis} {degree}" for axis, degree in given if degree) or "no degree"
+
+    @property
+    def product(self) -> int:
+        """The fewest ranks that these degrees take."""
+        return (self.cfg or 1) * (self.ring or 1) * (self.ulysses or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +67,11 @@ class Topology:
         ring, ulysses = divmod(sequence, self.ulysses)
         return Place(cfg, ring, ulysses, sequence)
 
-    def check(self, *, heads: int, tokens: int, guided: bool) -> None:
+    def check(self, *, heads: int, tokens: int | None, guided: bool) -> None:
         """Refuse degrees that a model and request cannot use. Nothing has to divide anything.
+
+        Args:
+            tokens: None while they are not known.
 
         Raises:
             BadRequestError: one line per degree that does not fit, with what would.
@@ -66,20 +88,47 @@ class Topology:
             problems.append(
                 f"ulysses: {self.ulysses} given; the model has {heads} heads to split, use more ring"
             )
-        if self.sequence > tokens:
+        if tokens is not None and self.sequence > tokens:
             problems.append(f"ranks: {self.sequence} would share {tokens} tokens; each needs at least one")
         if problems:
             raise BadRequestError("\n".join(problems))
 
     @classmethod
-    def choose(cls, world: int, *, heads: int, guided: bool) -> Topology:
-        """The arrangement of `world` ranks that moves the fewest bytes without a remainder.
+    def choose(
+        cls,
+        world: int,
+        *,
+        heads: int,
+        guided: bool,
+        wanted: Degrees = Degrees(),
+        per_node: int | None = None,
+    ) -> Topology:
+        """The arrangement of `world` ranks that moves the fewest bytes, among those that are `wanted`.
 
         Guidance branches exchange only the output, so they are split first. Ulysses moves less than a ring of
-        the same degree, so it gets the largest degree that divides both the ranks and the heads, and the ring
-        the rest.
+        the same degree, so it gets the largest degree that divides the heads and stays within a node, and the
+        ring takes the rest.
+
+        Args:
+            heads: of the model.
+            guided: whether there are two branches.
+            wanted: degrees that the user gave.
+            per_node: ranks on each node, if there are several nodes.
+
+        Raises:
+            BadRequestError: the wanted degrees do not make `world` ranks.
         """
-        cfg = 2 if guided and world % 2 == 0 else 1
-        sequence = world // cfg
-        ulysses = max(u for u in range(1, sequence + 1) if sequence % u == 0 and heads % u == 0)
-        return cls(cfg=cfg, ring=sequence // ulysses, ulysses=ulysses)
+        cfgs = [wanted.cfg] if wanted.cfg else [2, 1] if guided else [1]
+        found = [
+            cls(cfg, ring, ulysses)
+            for cfg, ring, ulysses in product(cfgs, range(1, world + 1), range(1, world + 1))
+            if cfg * ring * ulysses == world
+            and wanted.ring in (None, ring)
+            and wanted.ulysses in (None, ulysses)
+        ]
+        if not found:
+            raise BadRequestError(
+                f"ranks: {world} given; {wanted} does not multiply to that (cfg × ring × ulysses = ranks)"
+            )
+        node = per_node or world
+        return max(found, key=lambda t: (node % t.ulysses == 0, heads % t.ulysses == 0, t.cfg, t.ulysses))

@@ -81,6 +81,10 @@ class Forecaster:
             raise ValueError(f"step {step} is not later than the last recorded step {self._steps[-1]}")
         return weighted_sum(self._predictor.weights(self._steps, step).tolist(), self._values)
 
+    def at(self, step: int) -> torch.Tensor:
+        """The value of step `step`: as recorded if it is the last recorded step, otherwise its forecast."""
+        return self._values[-1] if self._steps and step == self._steps[-1] else self.predict(step)
+
     def squared_error(self, step: int, truth: torch.Tensor) -> SquaredError:
         """How far the forecast of step `step` would have been from the computed value `truth`."""
         difference = self.predict(step).float().sub_(truth)

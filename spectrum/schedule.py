@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class StepKind(StrEnum):
@@ -21,6 +21,15 @@ class Schedule(Protocol):
 
     def kind(self, step: int) -> StepKind:
         """Kind of step `step`; asked once for every step, in ascending order."""
+        ...
+
+
+@runtime_checkable
+class AdaptiveSchedule(Schedule, Protocol):
+    """A schedule that goes by how good the forecasts were."""
+
+    def observe(self, step: int, error: float) -> None:
+        """At the computed step `step`, a forecast would have had this relative error."""
         ...
 
 
@@ -94,3 +103,42 @@ def paper_schedule(steps: int, *, warmup: int = 5, window: float = 2.0, alpha: f
         else:
             forecasts += 1
     return FixedSchedule(steps, tuple(computed))
+
+
+@dataclass(slots=True)
+class ErrorSchedule:
+    """Computes when the forecasts are expected to have become too bad, going by how bad they were before.
+
+    After the first `warmup` steps, the gap to the next computed step grows or shrinks with the ratio of
+    `tolerance` to the error that was observed, by at most a factor of two at a time.
+
+    Attributes:
+        steps: number of sampler steps n.
+        tolerance: relative forecast error to aim for, > 0.
+        warmup: leading computed steps, ≥ 2: the second is the first whose forecast can be judged.
+        longest: most steps from one computed step to the next, ≥ 1.
+
+    Source: step size control of ODE solvers (Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations
+    I, II.4), for an error that grows with the square of the gap, as a linear forecast's does.
+    """
+
+    steps: int
+    tolerance: float
+    warmup: int = 5
+    longest: int = 8
+    _last: int = 0
+    _gap: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.steps >= 1 and self.tolerance > 0 and self.warmup >= 2 and self.longest >= 1):
+            raise ValueError(f"need steps ≥ 1, tolerance > 0, warmup ≥ 2, longest ≥ 1; got {self}")
+
+    def kind(self, step: int) -> StepKind:
+        due = step < self.warmup or step >= self._last + self._gap
+        return StepKind.COMPUTE if due else StepKind.FORECAST
+
+    def observe(self, step: int, error: float) -> None:
+        gap = step - self._last
+        change = math.sqrt(self.tolerance / error) if error > 0 else 2.0
+        self._gap = min(max(math.floor(gap * min(max(change, 0.5), 2.0)), 1), self.longest)
+        self._last = step

@@ -1,35 +1,142 @@
-"""Real processes with gloo, for tests of what ranks do together."""
+"""Real processes with gloo, for tests of what ranks do together, and of what they do when one fails."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import pickle
+import signal
+import socket
+import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-TIMEOUT = timedelta(seconds=60)
+from launch.exits import exit_code
+from runtime.errors import RankFailedError
+from runtime.ranks import Ranks, Rendezvous, join
+
+_PATIENT = 120.0  # seconds that a test of success waits
+_PROCESSES = multiprocessing.get_context("forkserver")  # forked from a process that has imported everything
+_PROCESSES.set_forkserver_preload(["tests.ranks", "runtime.engine"])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one rank ended.
+
+    Attributes:
+        code: exit code; negative for a signal; None if it had to be killed after the test.
+        result: what its task returned.
+        error: what it raised, as (type, rank, where, message).
+        ended: when, on the machine's monotonic clock.
+    """
+
+    code: int | None
+    result: Any = None
+    error: tuple[str, int | None, str, str] | None = None
+    ended: float = 0.0
 
 
 def run_ranks(world: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Run `task(rank, *arguments)` on `world` ranks, each on one thread; their results in rank order."""
+    """Run `task(ranks, *arguments)` on `world` ranks, each on one thread; their results in rank order."""
+    outcomes = watch_ranks(world, task, *arguments, timeout=_PATIENT)
+    assert [o.code for o in outcomes] == [0] * world, [o.error or o.code for o in outcomes]
+    return [o.result for o in outcomes]
+
+
+def watch_ranks(world: int, task: Callable[..., Any], *arguments: Any, timeout: float) -> list[Outcome]:
+    """As `run_ranks`, but ranks may fail; one that is still there long after the others is killed."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_work, (world, folder, task, arguments), nprocs=world)
-        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world)]
+        port = free_port()
+        processes = [
+            _PROCESSES.Process(target=_work, args=(rank, world, port, folder, timeout, task, arguments))
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + 2 * timeout + 60
+        codes: list[int | None] = [None] * world
+        try:
+            while time.monotonic() < deadline and sum(code is None for code in codes) > 0:
+                codes = [process.exitcode for process in processes]
+                running = [p for p, code in zip(processes, codes, strict=True) if code is None]
+                if any(codes) and all(map(_stopped, running)):
+                    break  # what is stopped will not end by itself
+                time.sleep(0.02)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+        return [_outcome(Path(folder) / str(rank), code) for rank, code in enumerate(codes)]
 
 
-def _work(rank: int, world: int, folder: str, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop() -> None:
+    """Stop this process as a debugger or a frozen machine would."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def die() -> None:
+    """End this process as the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _work(
+    rank: int,
+    world: int,
+    port: int,
+    folder: str,
+    timeout: float,
+    task: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    code, result, said = 0, None, None
+    rendezvous = Rendezvous.at("127.0.0.1", port, rank=rank, world=world)
     try:
-        result = task(rank, *arguments)
-        (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+        with join(rendezvous, torch.device("cpu"), timeout=timeout) as ranks:
+            result = task(ranks, *arguments)
+    except BaseException as error:
+        if not isinstance(error, RankFailedError):
+            traceback.print_exc()
+        code = exit_code(error)
+        blamed = error.rank if isinstance(error, RankFailedError) else None
+        where = error.where if isinstance(error, RankFailedError) else ""
+        said = (type(error).__name__, blamed, where, str(error))
+    path = Path(folder) / str(rank)
+    path.write_bytes(pickle.dumps((result, said, time.monotonic())))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _stopped(process: Any) -> bool:
+    try:
+        return bool(psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _outcome(path: Path, code: int | None) -> Outcome:
+    if not path.exists():
+        return Outcome(code)
+    result, said, ended = pickle.loads(path.read_bytes())
+    return Outcome(code, result, said, ended)
+
+
+__all__ = ["Outcome", "Ranks", "die", "free_port", "run_ranks", "stop", "watch_ranks"]

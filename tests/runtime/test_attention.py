@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from runtime.attention import attend, sdpa
-from runtime.ranks import RankGroup
+from runtime.attention import attend
+from runtime.kernels import find_kernel
+from runtime.ranks import Ranks
 from runtime.topology import Topology
 from tests.ranks import run_ranks
 
@@ -25,13 +26,14 @@ def whole(batch: int, tokens: int, heads: int, dtype: torch.dtype) -> torch.Tens
 
 
 def attend_on_rank(
-    rank: int, topology: Topology, cases: list[tuple[int, int, int]], dtype: str
+    ranks: Ranks, topology: Topology, cases: list[tuple[int, int, int]], dtype: str, kernel: str
 ) -> list[torch.Tensor]:
-    ranks, outputs = RankGroup(topology, "cpu"), []
+    group, outputs = ranks.group(topology), []
     for batch, tokens, heads in cases:
-        sequence = ranks.sequence(tokens)
+        sequence = group.sequence(tokens)
         parts = [sequence.shard(x) for x in tensors(batch, tokens, heads, getattr(torch, dtype))]
-        outputs.append(sequence.gather(attend(*parts, ranks.attention(tokens, heads), sdpa)))
+        place = group.attention(tokens, heads)
+        outputs.append(sequence.gather(attend(*parts, group=place, kernel=find_kernel(kernel))))
     return outputs
 
 
@@ -42,6 +44,7 @@ CASES = [(1, 24, 4), (2, 24, 4), (1, 23, 4), (2, 7, 5)]  # tokens and heads that
 @pytest.mark.parametrize(
     "topology",
     [
+        Topology(),
         Topology(ulysses=2),
         Topology(ring=2),
         Topology(ulysses=3),
@@ -51,7 +54,7 @@ CASES = [(1, 24, 4), (2, 24, 4), (1, 23, 4), (2, 7, 5)]  # tokens and heads that
     ids=lambda t: f"ring{t.ring}-ulysses{t.ulysses}",
 )
 def test_split_attention_is_whole_attention(topology: Topology) -> None:
-    for outputs in run_ranks(topology.world, attend_on_rank, topology, CASES, "float32"):
+    for outputs in run_ranks(topology.world, attend_on_rank, topology, CASES, "float32", "flash"):
         for output, case in zip(outputs, CASES, strict=True):
             expected = whole(*case, torch.float32)
             assert (output - expected).norm() / expected.norm() < 1e-5
@@ -60,16 +63,8 @@ def test_split_attention_is_whole_attention(topology: Topology) -> None:
 @pytest.mark.timeout(240)
 def test_bfloat16_is_no_worse_than_one_rank() -> None:
     topology = Topology(ring=2, ulysses=2)
-    outputs = run_ranks(4, attend_on_rank, topology, CASES, "bfloat16")[0]
+    outputs = run_ranks(4, attend_on_rank, topology, CASES, "bfloat16", "flash")[0]
     for output, case in zip(outputs, CASES, strict=True):
         truth = whole(*case, torch.float32)
         own_error = (whole(*case, torch.bfloat16).float() - truth).norm()
         assert (output.float() - truth).norm() <= 1.5 * own_error
-
-
-def test_the_kernels_log_sum_is_that_of_the_scores() -> None:
-    query, key, value = (x.transpose(1, 2) for x in tensors(2, 9, 3, torch.float32))
-    output, log_sum = sdpa(query, key, value)
-    scores = query @ key.transpose(-1, -2) * CHANNELS**-0.5
-    torch.testing.assert_close(log_sum, scores.logsumexp(-1))
-    torch.testing.assert_close(output, scores.softmax(-1) @ value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from runtime.configs import EMBEDDED_MODELS, Config, Scheduler
+from runtime.configs import EMBEDDED_MODELS, Config, Memory, Scheduler
+from runtime.coordinator import Command
+from runtime.denoise import StepRecord
 from runtime.engine import Engine
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, CancelledError
 from runtime.request import VideoRequest
 from runtime.video import FrameBuffer, Frames
-from spectrum import StepKind
 
 Make = Callable[..., VideoRequest]
 
@@ -73,7 +75,7 @@ def test_every_sampler_is_the_pipelines_to_the_bit(
 ) -> None:
     choice = Scheduler(kind=kind, shift=5.0)  # type: ignore[arg-type]
     other = Engine(config.model_copy(update={"scheduler": choice}))
-    pipeline = WanPipeline(**{**peer.components, "scheduler": other._pipeline.scheduler})
+    pipeline = WanPipeline(**{**peer.components, "scheduler": other._scheduler})
     pipeline.set_progress_bar_config(disable=True)
     request = small(spectrum="off")
     frames = generate(other, request)[0]
@@ -84,9 +86,12 @@ def test_every_sampler_is_the_pipelines_to_the_bit(
 def test_bfloat16_is_the_pipelines_to_the_bit(small: Make, config: Config) -> None:
     dtypes = config.dtype.model_copy(update={"transformer": "bfloat16", "text_encoder": "bfloat16"})
     engine = Engine(config.model_copy(update={"dtype": dtypes}))
+    kinds = {"text_encoder": torch.bfloat16, "transformer": torch.bfloat16, "vae": torch.float32}
+    pipeline = WanPipeline.from_pretrained(EMBEDDED_MODELS / "wan-tiny", dtype=kinds)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.transformer.dtype == pipeline.text_encoder.dtype == torch.bfloat16
     request = small(spectrum="off")
-    engine._pipeline.set_progress_bar_config(disable=True)
-    assert np.array_equal(generate(engine, request)[0], peer_frames(engine._pipeline, request)[0])
+    assert np.array_equal(generate(engine, request)[0], peer_frames(pipeline, request)[0])
 
 
 def test_a_seed_means_one_video_whatever_ran_before(engine: Engine, small: Make) -> None:
@@ -100,15 +105,14 @@ def test_skipped_steps_change_little_and_are_recorded(engine: Engine, small: Mak
     full, fast = (
         engine.generate(small(spectrum=name, steps=20), [FrameBuffer()]) for name in ("off", "paper")
     )
-    assert [len(full.computed), full.forecaster_bytes, full.features_kept] == [20, 0, 0]
-    assert fast.computed == [0, 1, 2, 3, 4, 6, 8, 11, 15]
+    assert [len(full.computed["cond"]), full.forecaster_bytes, full.features_kept] == [20, 0, 0]
+    assert fast.computed["cond"] == fast.computed["uncond"] == [0, 1, 2, 3, 4, 6, 8, 11, 15]
     assert [r.index for r in fast.steps] == list(range(20))
-    assert fast.digest != full.digest
+    assert fast.digests != full.digests
     tokens, channels = 2 * 3 * 4, 192
     assert fast.forecaster_bytes == 2 * 9 * tokens * channels * 4
-    known = [r for r in fast.steps if r.error is not None]
-    assert [r.index for r in known] == fast.computed[1:]
-    assert all(r.kind is StepKind.COMPUTE and 0 < (r.error or 0) < 1 for r in known)
+    assert list(fast.errors) == fast.computed["cond"][1:]
+    assert all(0 < error < 1 for error in fast.errors.values())
 
 
 def test_frames_are_digested(engine: Engine, small: Make) -> None:
@@ -136,6 +140,49 @@ def test_an_interrupted_generation_does_not_harm_the_next(engine: Engine, small:
     with pytest.raises(KeyboardInterrupt):
         engine.generate(request, [FrameBuffer()], cancel)
     assert np.array_equal(generate(engine, request)[0], expected)
+
+
+def test_a_generation_can_be_told_to_end(engine: Engine, small: Make) -> None:
+    assert not engine.command(Command.CANCEL)  # nothing runs
+
+    def cancel(record: StepRecord) -> None:
+        if record.index == 1:
+            assert engine.command(Command.CANCEL)
+
+    with pytest.raises(CancelledError, match="cancelled before step 3"):
+        engine.generate(small(), [FrameBuffer()], cancel)
+    assert not engine.command(Command.CANCEL)
+
+
+@pytest.mark.parametrize("policy", ["offload", "free"])
+def test_where_idle_weights_are_changes_no_bit(
+    engine: Engine, small: Make, config: Config, policy: str
+) -> None:
+    vae = "offload" if policy == "offload" else "keep"
+    memory = Memory(text_encoder=policy, vae=vae)  # type: ignore[arg-type]
+    other = Engine(config.model_copy(update={"memory": memory}))
+    assert (other._text._pipeline is None) == (policy == "free")
+    expected = generate(engine, small())[0]
+    for _ in range(2):
+        assert np.array_equal(generate(other, small())[0], expected)
+
+
+def test_compiled_blocks_change_little(engine: Engine, small: Make, config: Config) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("compiling for the CPU needs a C++ compiler")
+    other = Engine(config.model_copy(update={"compile": True}))
+    ours, theirs = (generate(one, small(steps=2))[0].astype(float) for one in (other, engine))
+    assert np.mean((ours - theirs) ** 2) < 0.5
+
+
+def test_attention_by_name_is_reported_and_changes_little(
+    engine: Engine, small: Make, config: Config
+) -> None:
+    other = Engine(config.model_copy(update={"attention": "math"}))
+    sink = FrameBuffer()
+    assert other.generate(small(), [sink]).attention == "math"
+    assert engine.generate(small(), [FrameBuffer()]).attention == "sdpa"
+    assert np.mean((sink.frames.astype(float) - generate(engine, small())[0]) ** 2) < 0.5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,66 +2,108 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
-from runtime.attention import SplitSelfAttention, sdpa
+from runtime.attention import SelfAttention, attend
 from runtime.coordinator import Coordinator
-from runtime.denoise import Denoising, denoise
-from runtime.guidance import LocalGuidance, NoGuidance
-from runtime.ranks import RankGroup
+from runtime.denoise import Denoising, StepRecord, denoise
+from runtime.errors import BadRequestError
+from runtime.kernels import find_kernel
+from runtime.ranks import Ranks, Rendezvous, flatten, minority
+from runtime.sequence import Split
 from runtime.streams import Branch, FeatureStream, Network
 from runtime.topology import Topology
 from runtime.wan import WanAdapter
-from spectrum import ChebyshevRidge, FixedSchedule, paper_schedule
+from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule
 from tests.ranks import run_ranks
 
-STEPS, HEADS = 8, 5
+STEPS, HEADS, HEAD_DIM, LAYERS, CHANNELS = 8, 5, 12, 2, 16
 CASES = [(1, (2, 4, 6)), (2, (3, 6, 2))]  # batch and latent size: 12 and 9 tokens
+CPU = torch.device("cpu")
 
 
-def transformer() -> WanTransformer3DModel:
+class Result(NamedTuple):
+    latents: torch.Tensor
+    steps: list[StepRecord]
+    errors: dict[int, float]
+    digests: list[str]
+    computed: dict[str, list[int]]
+
+
+def transformer(dtype: torch.dtype) -> WanTransformer3DModel:
     torch.manual_seed(0)
-    return WanTransformer3DModel(
-        num_attention_heads=HEADS, attention_head_dim=12, num_layers=2, ffn_dim=48, text_dim=16, freq_dim=16
-    ).eval()
+    model = WanTransformer3DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        num_layers=LAYERS,
+        ffn_dim=48,
+        text_dim=16,
+        freq_dim=16,
+    )
+    return model.to(dtype).eval()
+
+
+def schedules(name: str) -> dict[str, Schedule]:
+    match name:
+        case "paper":
+            shared: Schedule = paper_schedule(STEPS, warmup=3)
+        case "error":
+            shared = ErrorSchedule(STEPS, tolerance=0.8, warmup=2)
+        case _:
+            return {"cond": FixedSchedule(STEPS, (0, 1, 4)), "uncond": FixedSchedule(STEPS, (0, 1, 2, 5))}
+    return {"cond": shared, "uncond": shared}
 
 
 @torch.no_grad()
-def latents(
-    schedule: FixedSchedule, batch: int, size: tuple[int, int, int], ranks: RankGroup | None
-) -> torch.Tensor:
-    """Denoise on this rank's share, or on one rank alone."""
+def generate(
+    ranks: Ranks,
+    topology: Topology,
+    schedule: str,
+    batch: int,
+    size: tuple[int, int, int],
+    dtype: torch.dtype = torch.float32,
+) -> Result:
     g = torch.Generator().manual_seed(5)
-    noise, texts = torch.randn(batch, 16, *size, generator=g), torch.randn(2, batch, 5, 16, generator=g)
-    model = transformer()
+    noise = torch.randn(batch, CHANNELS, *size, generator=g)
+    texts = torch.randn(2, batch, 5, 16, generator=g).to(dtype)
+    model, group = transformer(dtype), ranks.group(topology)
     adapter = WanAdapter(model)
     geometry = adapter.geometry(noise)
+    tokens = geometry.grid.tokens
+    split = partial(attend, group=group.attention(tokens, HEADS), kernel=find_kernel("flash"))
+    SelfAttention(model).split(split)
     both = Branch("cond", adapter.text(texts[0])), Branch("uncond", adapter.text(texts[1]))
-    if ranks is None:
-        network = Network(adapter, geometry, both, LocalGuidance(4.0))
-    else:
-        tokens = geometry.grid.tokens
-        SplitSelfAttention.install(model, ranks.attention(tokens, HEADS), sdpa)
-        network = Network(
-            adapter, geometry, ranks.branches(both), ranks.guidance(4.0), ranks.sequence(tokens)
-        )
+    network = Network(adapter, geometry, group.branches(both), group.guidance(4.0), group.sequence(tokens))
     sampler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     sampler.set_timesteps(STEPS)
     state = Denoising(noise)
     stream = FeatureStream(network, ChebyshevRidge(horizon=STEPS))
-    for _ in denoise(state, sampler, stream, Coordinator(schedule, "")):
-        pass
-    return state.latents_BCFHW
+    coordinator = Coordinator(schedules(schedule), "", ranks)
+    steps = list(denoise(state, sampler, stream, coordinator, ranks))
+    computed = {branch.name: coordinator.computed(branch.name) for branch in both}
+    return Result(state.latents_BCFHW, steps, coordinator.errors, coordinator.digests, computed)
 
 
-def on_rank(rank: int, topology: Topology, schedule: FixedSchedule) -> list[torch.Tensor]:
-    ranks = RankGroup(topology, "cpu")
-    return [latents(schedule, batch, size, ranks) for batch, size in CASES]
+def on_rank(ranks: Ranks, topology: Topology, schedule: str) -> list[Result]:
+    return [generate(ranks, topology, schedule, batch, size) for batch, size in CASES]
+
+
+def alone(schedule: str, dtype: torch.dtype = torch.float32) -> list[Result]:
+    ranks = Ranks.alone(CPU)
+    return [generate(ranks, Topology(), schedule, batch, size, dtype) for batch, size in CASES]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
 
 
 TOPOLOGIES = [
+    Topology(),
     Topology(ulysses=2),
     Topology(ring=3),
     Topology(cfg=2),
@@ -71,19 +113,85 @@ TOPOLOGIES = [
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda t: f"cfg{t.cfg}-ring{t.ring}-ulysses{t.ulysses}")
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
 def test_many_ranks_make_the_latents_of_one(topology: Topology) -> None:
-    schedule = paper_schedule(STEPS, warmup=3)
-    assert schedule.nfe < STEPS
-    expected = [latents(schedule, batch, size, None) for batch, size in CASES]
+    expected = alone("paper")
+    for results in run_ranks(topology.world, on_rank, topology, "paper"):
+        for result, truth in zip(results, expected, strict=True):
+            assert result.computed["cond"] == [0, 1, 2, 4, 6]
+            assert distance(result.latents, truth.latents) < 1e-5
+            assert result.digests == truth.digests * topology.world
+            assert result.errors.keys() == truth.errors.keys() == {1, 2, 4, 6}
+            for step, error in truth.errors.items():
+                assert result.errors[step] == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("topology", [Topology(ring=3), Topology(cfg=2, ulysses=2)], ids=str)
+@pytest.mark.parametrize("schedule", ["error", "uneven"])
+def test_every_schedule_decides_the_same_on_every_topology(topology: Topology, schedule: str) -> None:
+    """Schedules that go by the forecasts' errors, and branches that are not computed at the same steps."""
+    expected = alone(schedule)
+    assert any(step.kind is StepKind.FORECAST for result in expected for step in result.steps)
     for results in run_ranks(topology.world, on_rank, topology, schedule):
         for result, truth in zip(results, expected, strict=True):
-            assert (result - truth).norm() / truth.norm() < 1e-5
+            assert result.computed == truth.computed
+            assert result.digests == truth.digests * topology.world
+            assert distance(result.latents, truth.latents) < 1e-5
 
 
-def group_size(rank: int, topology: Topology) -> str:
+def in_bfloat16(ranks: Ranks, topology: Topology) -> list[torch.Tensor]:
+    return [generate(ranks, topology, "paper", batch, size, torch.bfloat16).latents for batch, size in CASES]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("topology", [Topology(ring=2, ulysses=2), Topology(cfg=2, ulysses=2)], ids=str)
+def test_bfloat16_on_many_ranks_is_no_worse_than_on_one(topology: Topology) -> None:
+    outputs = run_ranks(topology.world, in_bfloat16, topology)[0]
+    for output, half, whole in zip(outputs, alone("paper", torch.bfloat16), alone("paper"), strict=True):
+        assert distance(output, whole.latents) <= 1.5 * distance(half.latents, whole.latents)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("topology", TOPOLOGIES[1:], ids=str)
+def test_every_byte_is_accounted_for(topology: Topology) -> None:
+    """A forecast step moves the output's patches and nothing else, a computed step what its axes need."""
+    results = run_ranks(topology.world, on_rank, topology, "paper")
+    for case, (batch, size) in enumerate(CASES):
+        tokens = size[0] * size[1] * size[2] // 4
+        ours = [of_rank[case] for of_rank in results]
+        for step in range(STEPS):
+            elements = output_elements(tokens, topology)
+            if ours[0].steps[step].kind is StepKind.COMPUTE:
+                elements += 2 * LAYERS * attention_elements(tokens, topology)  # of two branches
+            assert sum(result.steps[step].sent for result in ours) == 4 * batch * elements
+
+
+def output_elements(tokens: int, topology: Topology) -> int:
+    """Every rank gets every patch: those of its part from the other branch, the rest from its peers."""
+    patch = 4 * CHANNELS
+    joined = tokens * 2 if topology.cfg == 2 else 0
+    return patch * (joined + topology.cfg * (topology.sequence - 1) * tokens)
+
+
+def attention_elements(tokens: int, topology: Topology) -> int:
+    """Of one layer and branch: Ulysses moves query, key, value and output, a ring keys and values."""
+    shares = Split.even(tokens, topology.sequence).sizes
+    heads = Split.even(HEADS, topology.ulysses).sizes
+    ulysses = sum(
+        4 * shares[ring * topology.ulysses + mine] * heads[theirs]
+        for ring in range(topology.ring)
+        for mine in range(topology.ulysses)
+        for theirs in range(topology.ulysses)
+        if mine != theirs
+    )
+    ring = 2 * (topology.ring - 1) * tokens * HEADS
+    return (ulysses + ring) * HEAD_DIM
+
+
+def group_size(ranks: Ranks, topology: Topology) -> str:
     with pytest.raises(ValueError, match="needs 4 ranks, there are 2") as caught:
-        RankGroup(topology, "cpu")
+        ranks.group(topology)
     return str(caught.value)
 
 
@@ -91,6 +199,18 @@ def test_a_topology_of_another_size_is_refused() -> None:
     assert len(run_ranks(2, group_size, Topology(ring=4))) == 2
 
 
-def test_without_guidance_the_one_branch_is_the_result() -> None:
-    value = torch.ones(3)
-    assert NoGuidance().join([value]) is value
+def test_the_odd_ones_are_found() -> None:
+    assert minority(["a", "a", "a"]) is None
+    assert minority(["a", "b", "a"]) == [1]
+    assert minority(["b", "a", "a"]) == [0]
+    assert minority(["a", "b"]) == [1]  # of a tie, rank 0 is right
+
+
+def test_nested_fields_have_one_name_each() -> None:
+    assert flatten({"a": {"b": 1, "c": [2]}, "d": 3}) == {"a.b": 1, "a.c": [2], "d": 3}
+
+
+def test_a_process_that_torchrun_did_not_start_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(BadRequestError, match="start this with torchrun"):
+        Rendezvous.from_environment()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from runtime.coordinator import Coordinator
-from runtime.denoise import Denoising, denoise
+from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.guidance import LocalGuidance, NoGuidance
-from runtime.streams import Branch, ComputedStream, FeatureStream, Network
+from runtime.ranks import Ranks
+from runtime.streams import Branch, ComputedStream, FeatureStream, Network, Stream
 from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind, paper_schedule
 
 PREDICTOR = ChebyshevRidge(horizon=12)
+ALONE = Ranks.alone(torch.device("cpu"))
+COMPUTED = {"cond": StepKind.COMPUTE, "uncond": StepKind.COMPUTE}
+FORECAST = {"cond": StepKind.FORECAST, "uncond": StepKind.FORECAST}
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +47,18 @@ def noise() -> torch.Tensor:
     return torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(5))
 
 
+def run(state: Denoising, stream: Stream, schedule: FixedSchedule) -> list[StepRecord]:
+    coordinator = Coordinator({"cond": schedule, "uncond": schedule}, "", ALONE)
+    return list(denoise(state, sampler(), stream, coordinator, ALONE))
+
+
 @torch.no_grad()
 def test_guidance_joins_the_branches(network: Network) -> None:
     latents, timestep = noise(), torch.tensor([500.0])
-    guided = ComputedStream(network).record(0, latents, timestep).velocity_BCFHW
+    guided = ComputedStream(network).advance(0, COMPUTED, latents, timestep).velocity_BCFHW
     alone = [
-        ComputedStream(Network(network.adapter, network.geometry, (branch,), NoGuidance())).record(
-            0, latents, timestep
+        ComputedStream(Network(network.adapter, network.geometry, (branch,), NoGuidance())).advance(
+            0, COMPUTED, latents, timestep
         )
         for branch in network.branches
     ]
@@ -63,8 +70,7 @@ def test_a_schedule_that_computes_all_gives_the_bits_of_no_forecasting(network: 
     results = []
     for stream in (ComputedStream(network), FeatureStream(network, PREDICTOR)):
         state = Denoising(noise())
-        for _ in denoise(state, sampler(), stream, Coordinator(FixedSchedule.full(12), "")):
-            pass
+        run(state, stream, FixedSchedule.full(12))
         results.append(state.latents_BCFHW)
     assert torch.equal(*results)
 
@@ -75,7 +81,7 @@ def test_forecast_is_the_head_of_the_weighted_features(network: Network) -> None
     adapter, remembered = network.adapter, []
     for step in (0, 1, 3):
         latents = noise() * (1 + step)
-        stream.record(step, latents, timesteps[step : step + 1])
+        stream.advance(step, COMPUTED, latents, timesteps[step : step + 1])
         time = adapter.time(timesteps[step : step + 1])
         remembered.append(
             [
@@ -95,7 +101,7 @@ def test_forecast_is_the_head_of_the_weighted_features(network: Network) -> None
         )
         for branch in (0, 1)
     )
-    forecast = stream.predict(5, noise(), timesteps[5:6]).velocity_BCFHW
+    forecast = stream.advance(5, FORECAST, noise(), timesteps[5:6]).velocity_BCFHW
     torch.testing.assert_close(forecast, uncond + 4.0 * (cond - uncond), rtol=1e-4, atol=1e-5)
     assert stream.kept == 3
     assert stream.bytes == 2 * 3 * remembered[0][0].numel() * 4
@@ -105,7 +111,7 @@ def test_forecast_is_the_head_of_the_weighted_features(network: Network) -> None
 def test_error_is_that_of_the_forecast_that_was_not_needed(network: Network) -> None:
     stream, timestep = FeatureStream(network, PREDICTOR), torch.tensor([800.0])
     adapter = network.adapter
-    assert stream.record(0, noise(), timestep).error is None
+    assert stream.advance(0, COMPUTED, noise(), timestep).squares is None
     time, second = adapter.time(timestep), noise() * 2
     features = [
         [
@@ -117,7 +123,25 @@ def test_error_is_that_of_the_forecast_that_was_not_needed(network: Network) -> 
     weight = float(PREDICTOR.weights([0], 1)[0])
     error = sum(float((weight * old - new).square().sum()) for old, new in features)
     truth = sum(float(new.square().sum()) for _, new in features)
-    assert stream.record(1, second, timestep).error == pytest.approx(math.sqrt(error / truth), rel=1e-4)
+    squares = stream.advance(1, COMPUTED, second, timestep).squares
+    assert squares == (pytest.approx(error, rel=1e-4), pytest.approx(truth, rel=1e-4))
+
+
+@torch.no_grad()
+def test_one_branch_may_be_computed_while_the_other_is_forecast(network: Network) -> None:
+    mixed = {"cond": StepKind.COMPUTE, "uncond": StepKind.FORECAST}
+    stream, timestep = FeatureStream(network, PREDICTOR), torch.tensor([800.0])
+    stream.advance(0, COMPUTED, noise(), timestep)
+    adapter, time = network.adapter, network.adapter.time(timestep)
+    cond, uncond = (
+        adapter.blocks(adapter.embed(x), branch.text_BTD, time, network.geometry.rotary)
+        for x, branch in zip((noise() * 2, noise()), network.branches, strict=True)
+    )
+    forecast = uncond * float(PREDICTOR.weights([0], 1)[0])
+    expected = network.velocity([cond, forecast], time)
+    torch.testing.assert_close(
+        stream.advance(1, mixed, noise() * 2, timestep).velocity_BCFHW, expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_forecast_steps_run_no_block(network: Network) -> None:
@@ -131,7 +155,7 @@ def test_forecast_steps_run_no_block(network: Network) -> None:
     try:
         state, schedule = Denoising(noise()), paper_schedule(12, warmup=2)
         stream = FeatureStream(network, PREDICTOR)
-        kinds = [r.kind for r in denoise(state, sampler(), stream, Coordinator(schedule, ""))]
+        kinds = [record.kind for record in run(state, stream, schedule)]
     finally:
         hook.remove()
     assert calls == 2 * schedule.nfe == 2 * kinds.count(StepKind.COMPUTE)
@@ -140,4 +164,4 @@ def test_forecast_steps_run_no_block(network: Network) -> None:
 
 def test_a_stream_that_remembers_nothing_cannot_forecast(network: Network) -> None:
     with pytest.raises(RuntimeError, match="step 3"):
-        ComputedStream(network).predict(3, noise(), torch.tensor([1.0]))
+        ComputedStream(network).advance(3, FORECAST, noise(), torch.tensor([1.0]))

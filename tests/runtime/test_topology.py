@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import BadRequestError
-from runtime.topology import Topology
+from runtime.topology import Degrees, Topology
 
 
 @given(st.integers(1, 2), st.integers(1, 4), st.integers(1, 4))
@@ -39,6 +39,25 @@ def test_choice_uses_every_rank_without_a_remainder(
     assert topology == chosen
     assert topology.world == world
     topology.check(heads=heads, tokens=1000, guided=guided)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "per_node", "chosen"),
+    [
+        (Degrees(cfg=1), None, Topology(1, 1, 8)),
+        (Degrees(ring=8), None, Topology(1, 8, 1)),
+        (Degrees(ulysses=3, ring=2), None, None),
+        (Degrees(), 4, Topology(2, 1, 4)),
+        (Degrees(cfg=1), 4, Topology(1, 2, 4)),  # Ulysses within a node, the ring across
+        (Degrees(cfg=1), 2, Topology(1, 4, 2)),
+    ],
+)
+def test_wishes_and_nodes_are_minded(wanted: Degrees, per_node: int | None, chosen: Topology | None) -> None:
+    if chosen is None:
+        with pytest.raises(BadRequestError, match="8 given; ring 2, ulysses 3 does not multiply to that"):
+            Topology.choose(8, heads=40, guided=True, wanted=wanted, per_node=per_node)
+    else:
+        assert Topology.choose(8, heads=40, guided=True, wanted=wanted, per_node=per_node) == chosen
 
 
 @pytest.mark.parametrize(

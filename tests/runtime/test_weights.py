@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runtime.configs import EMBEDDED_MODELS, Architecture, Config, Scheduler
+from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.weights import find_model, load_scheduler, pick_device
+from runtime.weights import find_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -90,34 +90,7 @@ def test_another_architecture_than_expected_is_refused(config: Config) -> None:
         find_model(config.model_copy(update={"architecture": wrong}))
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("tpu9000", "must be auto, cpu, or such as"), ("cuda:99", "this machine has"), ("xpu", "0 xpu devices")],
-)
-def test_a_device_that_is_not_there_is_refused(name: str, said: str) -> None:
-    with pytest.raises(BadRequestError, match=f"device: {name!r} given") as caught:
-        pick_device(name)
-    assert said in str(caught.value)
-
-
-def test_the_cpu_is_always_there() -> None:
-    assert pick_device("cpu").type == "cpu"
-    assert pick_device("auto").type in ("cpu", "cuda")
-
-
 def test_a_model_that_is_nowhere_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadRequestError, match=r"neither embedded \(wan-tiny\) nor a folder"):
         find_model(config.model_copy(update={"model": "nobody/nothing"}))
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"), [("unipc", "UniPC"), ("euler", "FlowMatchEuler"), ("dpm++", "DPMSolver")]
-)
-def test_samplers_of_one_shift_share_their_sigmas(config: Config, kind: str, name: str) -> None:
-    sampler = load_scheduler(find_model(config), Scheduler(kind=kind, shift=5.0))  # type: ignore[arg-type]
-    assert type(sampler).__name__.startswith(name)
-    sampler.set_timesteps(10)
-    assert len(sampler.timesteps) == 10
-    assert float(sampler.sigmas[0]) == pytest.approx(1.0, abs=0.01)
-    assert float(sampler.sigmas[5]) == pytest.approx(5 * 0.5 / (1 + 4 * 0.5), abs=0.05)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum import FixedSchedule, StepKind, paper_schedule
+from spectrum import ErrorSchedule, FixedSchedule, StepKind, paper_schedule
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,36 @@ def test_impossible_schedules_are_refused(computed: tuple[int, ...]) -> None:
 def test_impossible_paper_rules_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="need"):
         paper_schedule(50, **bad)  # type: ignore[arg-type]
+
+
+def observed(schedule: ErrorSchedule, error: Callable[[int], float]) -> list[int]:
+    """Computed steps, when a forecast over a gap has the error `error(gap)`."""
+    computed: list[int] = []
+    for step in range(schedule.steps):
+        if schedule.kind(step) is StepKind.COMPUTE:
+            if computed:
+                schedule.observe(step, error(step - computed[-1]))
+            computed.append(step)
+    return computed
+
+
+def test_error_schedule_settles_where_the_error_is_the_tolerance() -> None:
+    computed = observed(ErrorSchedule(60, tolerance=0.16, warmup=3), lambda gap: 0.01 * gap**2)
+    gaps = [b - a for a, b in pairwise(computed)]
+    assert computed[:3] == [0, 1, 2]
+    assert gaps[-4:] == [4] * 4  # 0.01 · 4² = 0.16
+
+
+def test_error_schedule_computes_everything_when_nothing_can_be_forecast() -> None:
+    assert observed(ErrorSchedule(12, tolerance=0.01), lambda gap: 1.0) == list(range(12))
+
+
+def test_error_schedule_never_waits_longer_than_allowed() -> None:
+    computed = observed(ErrorSchedule(40, tolerance=1.0, longest=5), lambda gap: 0.0)
+    assert max(b - a for a, b in pairwise(computed)) == 5
+
+
+@pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"warmup": 1}, {"longest": 0}, {"steps": 0}])
+def test_error_schedule_refuses_nonsense(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="need steps ≥ 1"):
+        ErrorSchedule(**{"steps": 9, "tolerance": 0.1, **wrong})  # type: ignore[arg-type]

@@ -1,0 +1,48 @@
+"""How a process ends: exit codes, and what is said about them.
+
+0 done, 2 bad request (nothing was started), 3 the job failed, 130 cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from runtime.errors import BadRequestError, CancelledError, LockstepError
+
+log = logging.getLogger("launch")
+
+EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
+_AGAIN = "no file was left half-written; there is nothing to resume, the same command starts again"
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that stands for `error`."""
+    if isinstance(error, BadRequestError):
+        return EXIT_BAD_REQUEST
+    if isinstance(error, CancelledError | KeyboardInterrupt | click.Abort):
+        return EXIT_CANCELLED
+    return EXIT_FAILED
+
+
+def explain(error: BaseException) -> int:
+    """Say on stderr why the job ends, and return its exit code."""
+    code = exit_code(error)
+    if code == EXIT_CANCELLED:
+        how = f" ({error})" if isinstance(error, CancelledError) else ""
+        complain(f"cancelled{how}; no file was left half-written")
+    elif code == EXIT_BAD_REQUEST:
+        complain(str(error))
+    elif isinstance(error, LockstepError):
+        complain(f"{error}\n{_AGAIN}")
+    else:
+        log.error("unexpected failure", exc_info=error)
+        complain(f"{type(error).__name__}: {error}\n{_AGAIN}")
+    return code
+
+
+def complain(message: str) -> None:
+    """One line on stderr for every line of `message`."""
+    for line in message.splitlines():
+        click.echo(f"lockstep: {line}", err=True)

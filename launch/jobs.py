@@ -1,0 +1,95 @@
+"""Command-line options → what is to be done, checked before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
+from runtime.configs import Config, load_config
+from runtime.files import Outputs
+from runtime.presets import load_preset
+from runtime.request import VideoRequest
+from runtime.topology import Degrees, Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `generate` was asked to do, checked as far as it can be before the model loads.
+
+    Attributes:
+        ranks: how many were asked for, or as many as the degrees take; None if nothing was said.
+        timeout: seconds within which the failure of one rank ends all.
+    """
+
+    config: Config
+    request: VideoRequest
+    outputs: Outputs
+    compare: bool
+    ranks: int | None
+    degrees: Degrees
+    timeout: float
+
+
+def build_job(
+    *,
+    config: str,
+    prompt: str,
+    out: Path,
+    report: Path | None,
+    overwrite: bool,
+    compare: bool,
+    ranks: int | None,
+    ulysses: int | None,
+    ring: int | None,
+    cfg: int | None,
+    attention: str | None,
+    shard: bool | None,
+    compile: bool | None,
+    timeout: float | None,
+    **given: Any,
+) -> Job:
+    """The job of the given options.
+
+    Raises:
+        BadRequestError: a field is out of its bounds, or the options do not fit each other.
+    """
+    settings = _override(load_config(config), attention=attention, shard=shard, compile=compile)
+    request = build_request(settings, prompt, **given)
+    load_preset(request.spectrum).schedules_of(request.steps, request.branches)
+    degrees = Degrees(cfg=cfg, ring=ring, ulysses=ulysses)
+    world = ranks or (degrees.product if degrees != Degrees() else None)
+    if world is not None and settings.architecture is not None:
+        heads = settings.architecture.heads
+        topology = Topology.choose(world, heads=heads, guided=request.guided, wanted=degrees)
+        topology.check(heads=heads, tokens=None, guided=request.guided)
+    default = COMPILE_TIMEOUT if settings.compile else DEFAULT_TIMEOUT
+    outputs = Outputs(out, report or out.with_suffix(".json"), overwrite)
+    return Job(settings, request, outputs, compare, world, degrees, timeout or default)
+
+
+def _override(config: Config, *, attention: str | None, shard: bool | None, compile: bool | None) -> Config:
+    """The config with what the command line says instead."""
+    changes: dict[str, Any] = {}
+    if attention is not None:
+        changes["attention"] = attention
+    if compile is not None:
+        changes["compile"] = compile
+    if shard is not None:
+        changes["memory"] = config.memory.model_copy(
+            update={"transformer": "shard" if shard else "replicate"}
+        )
+    return config.model_copy(update=changes)
+
+
+def build_request(config: Config, prompt: str, **given: Any) -> VideoRequest:
+    """The request of the given options over the config's defaults; `None` means not given.
+
+    Raises:
+        BadRequestError: a field is out of its bounds.
+    """
+    size = given.pop("size", None)
+    if size is not None:
+        given["width"], given["height"] = size
+    return config.request(prompt, **{name: value for name, value in given.items() if value is not None})

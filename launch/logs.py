@@ -1,0 +1,22 @@
+"""Logging of every command: to stderr, with the rank where there are several."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+def set_up_logging(console: Console, *, verbose: bool, rank: int | None = None) -> None:
+    """Log warnings, and with `verbose` more; third parties' warnings only then."""
+    prefix = "" if rank is None else f"rank {rank} "
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format=f"{prefix}%(name)s: %(message)s",
+        handlers=[RichHandler(console=console, show_path=False)],
+        force=True,
+    )
+    if not verbose:
+        warnings.filterwarnings("ignore", module="diffusers|transformers")

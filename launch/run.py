@@ -1,0 +1,57 @@
+"""Runs one job in this process and shows it: what every launcher ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import click
+from rich.console import Console
+
+from launch.jobs import Job
+from launch.progress import StepProgress, timed
+from runtime.engine import Engine
+from runtime.job import follow_job, run_compared_job, run_job
+from runtime.ranks import Ranks
+from runtime.report import Report
+
+
+def run_job_shown(
+    job: Job,
+    console: Console,
+    ranks: Ranks | None = None,
+    on_loaded: Callable[[Engine], None] = lambda _: None,
+) -> None:
+    """Load the model, make the video, and print the path of the result.
+
+    Args:
+        console: where progress goes; on ranks but the first it is quiet.
+        ranks: the rank group; by default this process alone.
+        on_loaded: told the engine before it starts, so that it can be commanded.
+    """
+    with timed(console, f"loading {job.config.model}"):
+        engine = Engine(job.config, ranks, job.degrees)
+    on_loaded(engine)
+    if ranks is not None and not ranks.leads:
+        follow_job(engine, job.request, compared=job.compare)
+        return
+    run = run_compared_job if job.compare else run_job
+    report = run(engine, job.request, job.outputs, partial(StepProgress, console))
+    _summarise(report, job, console)
+    for path in report.videos:
+        click.echo(path)
+
+
+def _summarise(report: Report, job: Job, console: Console) -> None:
+    if report.comparison is not None and report.quality is not None:
+        vmaf = "" if report.quality.vmaf is None else f", VMAF {report.quality.vmaf:.1f}"
+        console.print(
+            f"denoising {report.comparison.speedup:.2f}× faster than the full sampler "
+            f"(ideal {report.comparison.ideal_speedup:.2f}×), "
+            f"PSNR {report.quality.psnr:.1f} dB, SSIM {report.quality.ssim:.4f}{vmaf}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"report {job.outputs.report}, picture {job.outputs.picture}", highlight=False, soft_wrap=True
+    )

@@ -1,0 +1,117 @@
+"""One rank under torchrun: `torchrun --nproc-per-node N -m launch.torchrun PROMPT …`, options as `generate`.
+
+The first rank prints; the others speak through their logs, in which every line names its rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+
+from launch.exits import EXIT_BAD_REQUEST, EXIT_FAILED, exit_code, explain
+from launch.jobs import Job, build_job
+from launch.logs import set_up_logging
+from launch.options import generate_options
+from launch.run import run_job_shown
+from runtime.coordinator import Command
+from runtime.devices import pick_device
+from runtime.engine import Engine
+from runtime.errors import BadRequestError, LockstepError, RankFailedError
+from runtime.ranks import Rendezvous, join
+
+log = logging.getLogger("launch")
+
+_SAME_SIGNAL = 1.0  # seconds: a terminal and an agent may both send one
+
+
+@click.command()
+@generate_options
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def rank(verbose: bool, **options: Any) -> None:
+    """Make a video of PROMPT as one rank of the group that torchrun started."""
+    rendezvous = Rendezvous.from_environment()
+    console = Console(stderr=True, quiet=rendezvous.rank != 0)
+    set_up_logging(Console(stderr=True), verbose=verbose, rank=rendezvous.rank)
+    job = build_job(**options)
+    if job.ranks not in (None, rendezvous.world):
+        raise BadRequestError(f"ranks: {job.ranks} given; torchrun started {rendezvous.world}")
+    if rendezvous.rank == 0:
+        job.outputs.check(job.request.videos)
+    _run(job, rendezvous, console)
+
+
+def _run(job: Job, rendezvous: Rendezvous, console: Console) -> None:
+    device = pick_device(job.config.device, rendezvous.local_rank)
+    with join(rendezvous, device, timeout=job.timeout, give_up=_give_up) as ranks:
+        run_job_shown(job, console, ranks, on_loaded=cancel_on_signals)
+
+
+def cancel_on_signals(engine: Engine) -> None:
+    """Let SIGINT and SIGTERM cancel at one step on all ranks; outside of denoising, and at the second signal,
+    at once."""
+    asked: list[float] = []
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if asked and now - asked[0] < _SAME_SIGNAL:
+            return
+        if asked or not engine.command(Command.CANCEL):
+            raise KeyboardInterrupt
+        asked.append(now)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, cancel)
+
+
+def _give_up(error: LockstepError) -> None:
+    """The main thread is stuck and cannot be told; end the process all the same."""
+    log.error("%s; this rank is stuck and ends now", error)
+    os._exit(EXIT_FAILED)
+
+
+def main() -> None:
+    """Entry point. Ends the process without waiting for transfers that will never be done."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = run(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one rank and return its exit code."""
+    own = int(os.environ.get("RANK", "0"))
+    try:
+        rank.main(arguments, prog_name="python -m launch.torchrun", standalone_mode=False)
+    except click.ClickException as error:
+        if own == 0:
+            error.show()
+        return EXIT_BAD_REQUEST
+    except (Exception, KeyboardInterrupt) as error:
+        return _end(error, own)
+    return 0
+
+
+def _end(error: BaseException, own: int) -> int:
+    """One rank explains: the first, or the second if the first is what failed."""
+    speaker = 1 if isinstance(error, RankFailedError) and error.rank == 0 else 0
+    if own == speaker:
+        return explain(error)
+    code = exit_code(error)
+    if code == EXIT_FAILED and not isinstance(error, RankFailedError):
+        log.error("unexpected failure", exc_info=error)
+    else:
+        log.info("ends: %s", error)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Starts the ranks of one job on this machine, with torchrun's own agent, and sees them end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from runtime.errors import CancelledError
+
+_SHUTDOWN = 10  # seconds that a rank has to end by itself when another has failed
+
+
+def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> int:
+    """Run `python -m module arguments` as `ranks` processes; exactly as torchrun would, at a free port.
+
+    Returns:
+        0, or the exit code of the rank that failed first (3 if it was killed).
+
+    Raises:
+        CancelledError: this process was told to end, and has ended the ranks.
+    """
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # more threads than cores stall each other
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 3
+    except SignalException as error:
+        raise CancelledError(f"ended by {signal.Signals(error.sigval).name}") from None
+    return 0

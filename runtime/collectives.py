@@ -1,0 +1,208 @@
+"""Transfers between ranks: exact, counted, and never waiting for a rank that will not come.
+
+Everything that ranks exchange while a video is made is an all-to-all of unequal pieces: the Ulysses exchange,
+a ring pass (every piece empty but the next rank's), a gather (the same piece for everybody). What is sent is
+what there is; nothing is padded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, Protocol
+
+import torch
+import torch.distributed as dist
+
+Shape = tuple[int, ...]
+
+_POLL = timedelta(milliseconds=50)  # how long a wait may go on before the guard is asked again
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes that this rank has sent to other ranks."""
+
+    sent: int = 0
+
+
+class Guard(Protocol):
+    """Knows whether a transfer can still succeed."""
+
+    def enter(self) -> None:
+        """This rank starts a transfer; raises if it should not."""
+        ...
+
+    def check(self, waited: float) -> None:
+        """Asked again and again during a wait of `waited` seconds so far; raises if it is in vain."""
+        ...
+
+    def blame(self, error: Exception) -> NoReturn:
+        """A transfer broke: raise an error that names the rank which is the reason."""
+        ...
+
+
+class Unguarded:
+    """The guard of a rank that is alone."""
+
+    def enter(self) -> None:
+        pass
+
+    def check(self, waited: float) -> None:
+        pass
+
+    def blame(self, error: Exception) -> NoReturn:
+        raise error
+
+
+class Transfer:
+    """An all-to-all that is under way.
+
+    Args:
+        work: what torch calls it; None if there was nothing to move.
+        incoming: buffer that it fills.
+        shapes: of the pieces in it, in rank order.
+        guard: asked while waiting.
+        polls: whether waiting blocks this thread; with NCCL the device's stream waits instead.
+    """
+
+    def __init__(
+        self,
+        work: dist.Work | None,
+        incoming: torch.Tensor,
+        shapes: Sequence[Shape],
+        guard: Guard,
+        *,
+        polls: bool,
+    ):
+        self._work, self._incoming, self._shapes = work, incoming, shapes
+        self._guard, self._polls = guard, polls
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._work is None or self._work.is_completed()
+
+    def wait(self) -> list[torch.Tensor]:
+        """What every rank sent to this one, in rank order.
+
+        Raises:
+            RankFailedError: it will not come.
+        """
+        if self._work is not None:
+            finish(self._work, self._guard, polls=self._polls)
+        sizes = [_numel(shape) for shape in self._shapes]
+        pieces = self._incoming.split_with_sizes(sizes)
+        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+
+def finish(work: dist.Work, guard: Guard, *, polls: bool) -> None:
+    """Wait for `work` while `guard` sees hope for it."""
+    try:
+        waited = 0.0
+        while polls and not work.is_completed():
+            with contextlib.suppress(RuntimeError):  # raised when the wait was too short; looked at below
+                work.wait(_POLL)
+            waited += _POLL.total_seconds()
+            if not work.is_completed():
+                guard.check(waited)
+        work.wait()
+    except RuntimeError as error:
+        guard.blame(error)
+
+
+class Peers:
+    """Ranks that exchange tensors.
+
+    Args:
+        group: their process group; None for a rank that is alone.
+        guard: watches over every wait.
+        traffic: takes in what this rank sends.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, guard: Guard, traffic: Traffic):
+        self.group, self._guard, self._traffic = group, guard, traffic
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self._gloo = group is not None and dist.get_backend(group) == "gloo"
+
+    @classmethod
+    def alone(cls) -> Peers:
+        """The peers of a rank that has none."""
+        return cls(None, Unguarded(), Traffic())
+
+    def start(self, pieces: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> Transfer:
+        """Send `pieces[r]` to rank r and receive a tensor of `shapes[r]` from it, in the background.
+
+        All pieces have one dtype and device. `shapes` must be what the other ranks send.
+        """
+        flat = [piece.reshape(-1) for piece in pieces]
+        outgoing = torch.cat(flat) if len(flat) > 1 else flat[0]
+        if self.group is None:
+            return Transfer(None, outgoing, shapes, self._guard, polls=False)
+        sent = [piece.numel() for piece in pieces]
+        received = [_numel(shape) for shape in shapes]
+        incoming = outgoing.new_empty(sum(received))
+        self._enter((sum(sent) - sent[self.rank]) * outgoing.element_size())
+        try:
+            work = dist.all_to_all_single(incoming, outgoing, received, sent, group=self.group, async_op=True)
+        except RuntimeError as error:
+            self._guard.blame(error)
+        return Transfer(work, incoming, shapes, self._guard, polls=self._blocks(incoming))
+
+    def exchange(self, pieces: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> list[torch.Tensor]:
+        """As `start`, and wait."""
+        return self.start(pieces, shapes).wait()
+
+    def gather(self, piece: torch.Tensor, shapes: Sequence[Shape]) -> list[torch.Tensor]:
+        """Every rank's piece, on every rank."""
+        return self.exchange([piece] * self.size, shapes)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over the ranks, added up in rank order: the same bits on every rank."""
+        piece = torch.tensor(values, dtype=torch.float64)
+        return torch.stack(self.gather(piece, [(len(values),)] * self.size)).sum(0).tolist()
+
+    def tell(self, content: Any) -> list[Any]:
+        """Every rank's `content`, which must be JSON, on every rank."""
+        message = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+        lengths = self.gather(torch.tensor([message.numel()]), [(1,)] * self.size)
+        messages = self.gather(message, [(int(length),) for length in lengths])
+        return [json.loads(bytes(message.tolist())) for message in messages]
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Fill `tensor` with what it is on the first rank."""
+        if self.group is None:
+            return
+        self._enter(tensor.numel() * tensor.element_size() * (self.size - 1) if self.rank == 0 else 0)
+        first = dist.get_global_rank(self.group, 0)
+        try:
+            work = dist.broadcast(tensor, first, group=self.group, async_op=True)
+        except RuntimeError as error:
+            self._guard.blame(error)
+        finish(work, self._guard, polls=self._blocks(tensor))
+
+    def collect(self, output: torch.Tensor, piece: torch.Tensor) -> None:
+        """Fill `output` with every rank's `piece`, all of one size: what FSDP asks for."""
+        assert self.group is not None
+        self._enter(piece.numel() * piece.element_size() * (self.size - 1))
+        try:
+            work = dist.all_gather_into_tensor(output, piece, group=self.group, async_op=True)
+        except RuntimeError as error:
+            self._guard.blame(error)
+        finish(work, self._guard, polls=self._blocks(output))
+
+    def _blocks(self, tensor: torch.Tensor) -> bool:
+        """Whether waiting for `tensor` blocks this thread: always on the CPU, and with gloo."""
+        return self._gloo or tensor.device.type == "cpu"
+
+    def _enter(self, sent: int) -> None:
+        self._guard.enter()
+        self._traffic.sent += sent
+
+
+def _numel(shape: Shape) -> int:
+    return int(torch.Size(shape).numel())

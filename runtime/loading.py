@@ -1,0 +1,166 @@
+"""Weights from disk to the devices: each file is read once per node, and no rank ever holds two copies.
+
+The first rank of a node reads; the others receive the tensors one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import UMT5EncoderModel
+from transformers.utils.logging import disable_progress_bar
+
+from runtime.collectives import Peers
+from runtime.configs import Config
+from runtime.errors import BadRequestError
+from runtime.ranks import Ranks
+from runtime.weights import ModelFolder
+
+log = logging.getLogger(__name__)
+
+_Network = TypeVar("_Network", WanTransformer3DModel, AutoencoderKLWan)
+
+
+def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> WanTransformer3DModel:
+    """The transformer on every rank's device: whole, or its blocks sharded over all ranks (FSDP2).
+
+    Raises:
+        BadRequestError: the weights do not fit the configuration beside them.
+    """
+    model = _open(WanTransformer3DModel, "transformer", folder, config, ranks.node)
+    sharded = config.memory.transformer == "shard" and ranks.size > 1
+    if sharded:
+        mesh = ranks.mesh()
+        for block in model.blocks:  # one whole block at a time is on the device
+            _spread(block, ranks)
+            _shard(block, mesh, ranks.everyone)
+    _spread(model, ranks)
+    if config.compile:
+        model.compile_repeated_blocks()
+    log.info("loaded the transformer of %s on %s%s", folder.name, ranks.device, ", sharded" * sharded)
+    return model
+
+
+def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKLWan | None:
+    """The VAE where it is needed: on every rank if they share tiles, otherwise on the first."""
+    if config.tiles is None:
+        if not ranks.leads:
+            return None
+        ranks = Ranks.alone(ranks.device)
+    model = _open(AutoencoderKLWan, "vae", folder, config, ranks.node)
+    _spread(model, ranks)
+    return model
+
+
+def load_text_encoder(folder: ModelFolder, config: Config, device: torch.device) -> UMT5EncoderModel:
+    """The text encoder, on this rank alone."""
+    disable_progress_bar()  # loading is one phase of ours, with its own line
+    model, info = UMT5EncoderModel.from_pretrained(
+        folder.path / "text_encoder", dtype=config.dtype.of("text_encoder"), output_loading_info=True
+    )
+    _refuse_missing(folder, "text_encoder", info)
+    return model.to(device)
+
+
+def _open(
+    kind: type[_Network],
+    component: Literal["transformer", "vae"],
+    folder: ModelFolder,
+    config: Config,
+    node: Peers,
+) -> _Network:
+    """The weights on the CPU on the first rank of a node; on the others everything but the values."""
+    path, dtype = folder.path / component, config.dtype.of(component)
+    layout: list[tuple[str, list[int], str]] = []
+    if node.rank == 0:
+        model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        _refuse_missing(folder, component, info)
+        layout = [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in _tensors(model)]
+    layout = node.tell(layout)[0]
+    if node.rank != 0:
+        with init_empty_weights(include_buffers=True):
+            model = kind.from_config(kind.load_config(path))
+        for name, shape, kept in layout:  # diffusers keeps some in float32: as the reader found it
+            _replace(model, name, torch.empty(shape, dtype=getattr(torch, kept), device="meta"))
+    return model.eval().requires_grad_(False)
+
+
+def _spread(module: nn.Module, ranks: Ranks) -> None:
+    """Move what is on the first rank of the node to every rank's device, tensor by tensor."""
+    for name in [name for name, _ in _tensors(module)]:  # no list of tensors: each is to be freed when moved
+        tensor = _find(module, name)
+        if isinstance(tensor, DTensor):
+            continue  # sharded already
+        first = ranks.node.rank == 0
+        moved = tensor.to(ranks.device) if first else torch.empty_like(tensor, device=ranks.device)
+        ranks.node.broadcast(moved)
+        _replace(module, name, moved)
+
+
+def _shard(block: nn.Module, mesh: DeviceMesh, everyone: Peers) -> None:
+    """Keep a share of the block's weights here, and collect the rest while the block runs."""
+    fully_shard(block, mesh=mesh)
+    block.set_custom_all_gather(_CountedGather(everyone))  # type: ignore[operator]
+
+
+class _CountedGather:
+    """FSDP's all-gather as one of our transfers: counted, and watched over.
+
+    Source: the interface `torch.distributed.fsdp._fully_shard._fsdp_api.AllGather`.
+    """
+
+    def __init__(self, everyone: Peers):
+        self._everyone = everyone
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        async_op: bool = False,
+    ) -> None:
+        self._everyone.collect(output_tensor, input_tensor)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _find(module: nn.Module, name: str) -> torch.Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor = getattr(module.get_submodule(owner), leaf)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def _replace(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        owner._buffers[leaf] = value
+
+
+def _refuse_missing(folder: ModelFolder, component: str, info: dict[str, Any]) -> None:
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise BadRequestError(
+            f"model: {folder.name!r} cannot be used: {folder.path / component} lacks {len(missing)} weights, "
+            f"the first is {missing[0]}"
+        )

@@ -1,0 +1,89 @@
+"""Prompts → text embeddings: encoded on the first rank only, and handed to the others.
+
+Tensor legend: B batch, T text tokens, E text encoder channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import WanPipeline
+from transformers import AutoTokenizer
+
+from runtime.configs import Config
+from runtime.loading import load_text_encoder
+from runtime.ranks import Ranks
+from runtime.request import VideoRequest
+from runtime.weights import ModelFolder
+
+
+class PromptEncoder:
+    """The text encoder of one rank group; only its first rank ever loads one.
+
+    The last prompt's embeddings are kept: a comparison asks for the same ones again.
+
+    Args:
+        dtype: of the embeddings, the transformer's.
+
+    Source: `diffusers.WanPipeline.encode_prompt`, which does the encoding.
+    """
+
+    def __init__(self, folder: ModelFolder, config: Config, ranks: Ranks, dtype: torch.dtype):
+        self._folder, self._config, self._ranks, self._dtype = folder, config, ranks, dtype
+        self._pipeline: WanPipeline | None = None
+        self._last: tuple[tuple[object, ...], list[torch.Tensor]] | None = None
+        if ranks.leads and config.memory.text_encoder != "free":
+            self._pipeline = self._load(self._resting_place)
+
+    @torch.no_grad()
+    def encode(self, request: VideoRequest) -> list[torch.Tensor]:
+        """Embeddings `[B, T, E]` of each branch, the conditional first, on every rank's device."""
+        key = (
+            request.prompt,
+            request.negative if request.guided else None,
+            request.videos,
+            request.max_sequence_length,
+        )
+        if self._last is None or self._last[0] != key:
+            own = self._run(request) if self._ranks.leads else []
+            self._last = key, self._hand_out(own)
+        return self._last[1]
+
+    def _run(self, request: VideoRequest) -> list[torch.Tensor]:
+        device, policy = self._ranks.device, self._config.memory.text_encoder
+        pipeline = self._pipeline or self._load(device)
+        pipeline.text_encoder.to(device)
+        embeddings: tuple[torch.Tensor | None, ...] = pipeline.encode_prompt(
+            prompt=request.prompt,
+            negative_prompt=request.negative,
+            do_classifier_free_guidance=request.guided,
+            num_videos_per_prompt=request.videos,
+            max_sequence_length=request.max_sequence_length,
+            device=device,
+        )
+        if policy == "offload":
+            pipeline.text_encoder.to("cpu")
+        return [embedding.to(self._dtype) for embedding in embeddings if embedding is not None]
+
+    def _hand_out(self, own: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The first rank's tensors, on every rank."""
+        shapes = self._ranks.control.tell([list(tensor.shape) for tensor in own])[0]
+        embeddings = own or [
+            torch.empty(shape, dtype=self._dtype, device=self._ranks.device) for shape in shapes
+        ]
+        for tensor in embeddings:
+            self._ranks.everyone.broadcast(tensor)
+        return embeddings
+
+    @property
+    def _resting_place(self) -> torch.device:
+        offload = self._config.memory.text_encoder == "offload"
+        return torch.device("cpu") if offload else self._ranks.device
+
+    def _load(self, device: torch.device) -> WanPipeline:
+        """diffusers' pipeline with nothing in it but what encodes prompts."""
+        return WanPipeline(
+            tokenizer=AutoTokenizer.from_pretrained(self._folder.path / "tokenizer"),
+            text_encoder=load_text_encoder(self._folder, self._config, device),
+            vae=None,
+            scheduler=None,
+        )

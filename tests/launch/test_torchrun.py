@@ -1,0 +1,195 @@
+"""Many ranks from the command line: one video, one exit code, and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch import cli
+from launch.cli import without_launcher
+from tests.ranks import free_port
+
+PROMPT = "a red circle moving left on a black background"
+SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-length", "32"]
+GENERATE = [sys.executable, "-m", "launch", "generate", PROMPT, "--timeout", "5"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def report_of(path: Path) -> dict[str, object]:
+    return dict(json.loads(path.with_suffix(".json").read_text()))
+
+
+def test_two_ranks_make_the_video_of_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one.mp4", tmp_path / "two.mp4"
+    assert cli.run(["generate", PROMPT, *SMALL, "--out", str(one)]) == 0
+    capfd.readouterr()
+    command = [*GENERATE, *SMALL, "--ranks", "2", "--launcher=torchrun", "--out", str(two)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{two}\n"  # of two ranks, one speaks
+    assert done.stderr.count("step 6/6") == 1
+    alone, both = report_of(one), report_of(two)
+    assert both["frames_sha256"] == alone["frames_sha256"]
+    assert both["topology"] == {"world": 2, "cfg": 2, "ring": 1, "ulysses": 1}
+    assert both["decision_digest"] == alone["decision_digest"] * 2  # type: ignore[operator]
+    tokens, patch = 2 * 3 * 4, 4 * 16 * 4
+    assert both["collective_bytes"] == {
+        "computed_step": 2 * tokens * patch,
+        "forecast_step": 2 * tokens * patch,
+    }
+
+
+def test_two_nodes_make_one_video(tmp_path: Path) -> None:
+    """Two agents, as on two machines; the second knows only where the first is."""
+    out, port = tmp_path / "a.mp4", free_port()
+    job = ["-m", "launch.torchrun", PROMPT, *SMALL, "--out", str(out), "--compare", "--overwrite"]
+    meeting = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--master-addr",
+        "127.0.0.1",
+        f"--master-port={port}",
+    ]
+    nodes = [
+        subprocess.Popen(
+            [*TORCHRUN, *meeting, "--node-rank", str(number), *job, "--ulysses", "2", "--cfg", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [node.communicate() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert [stdout for stdout, _ in said] == [f"{out}\n", ""]
+    report = report_of(out)
+    assert report["topology"] == {"world": 2, "cfg": 1, "ring": 1, "ulysses": 2}
+    assert report["quality"] is not None
+
+
+@contextmanager
+def running(out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A video on two ranks that is being denoised; whatever is left of it at the end is killed."""
+    command = [*GENERATE, "--ranks", "2", "--out", str(out), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "step 5/50" in line:
+                    break
+            yield process
+        finally:
+            for left in (*ranks_of(process), process):
+                left.kill()
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The rank processes, by rank."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    ranks = [child for child in children if "launch.torchrun" in " ".join(child.cmdline())]
+    return sorted(ranks, key=lambda child: int(child.environ()["RANK"]))
+
+
+def assert_gone(processes: list[psutil.Process], within: float = 20.0) -> None:
+    gone, alive = psutil.wait_procs(processes, timeout=within)
+    assert not alive, alive
+    assert len(gone) == len(processes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_or_stops_ends_the_job(tmp_path: Path, number: signal.Signals, victim: int) -> None:
+    with running(tmp_path / "a.mp4", "--compare") as process:
+        ranks = ranks_of(process)
+        ranks[victim].send_signal(number)
+        stdout, stderr = process.communicate()
+        assert process.returncode == 3
+        assert_gone(ranks)
+    assert stdout == ""
+    assert f"lockstep: rank {victim} failed at step" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path / "a.mp4", "--compare") as process:
+        ranks = ranks_of(process)
+        process.send_signal(number)
+        _, stderr = process.communicate()
+        assert process.returncode == 130
+        assert_gone(ranks)
+    assert "cancelled" in stderr and "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_to_one_rank_cancels_all_at_one_step(tmp_path: Path) -> None:
+    with running(tmp_path / "a.mp4", "--compare") as process:
+        ranks = ranks_of(process)
+        ranks[1].terminate()
+        _, stderr = process.communicate()
+        assert process.returncode == 130
+        assert_gone(ranks)
+    assert "cancelled before step" in stderr
+
+
+def test_ranks_do_not_outlive_what_started_them(tmp_path: Path) -> None:
+    with running(tmp_path / "a.mp4", "--compare") as process:
+        ranks = ranks_of(process)
+        assert len(ranks) == 2
+        process.kill()
+        assert_gone(ranks)
+    assert list(tmp_path.glob("*.mp4")) == []
+
+
+def test_a_request_that_only_the_model_can_refuse_exits_2(tmp_path: Path) -> None:
+    out = tmp_path / "a.mp4"
+    options = ["--size", "64x48", "--frames", "4001", "--steps", "2", "--ranks", "2", "--attention", "cudnn"]
+    done = subprocess.run(
+        [*GENERATE, *options, "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "attention: 'cudnn' given; it runs on cuda only" in done.stderr
+    assert not out.exists()
+
+
+def test_torchrun_with_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    job = ["-m", "launch.torchrun", PROMPT, "--ranks", "2", "--out", str(tmp_path / "a.mp4")]
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "1", *job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1  # torchrun's own
+    assert "ranks: 2 given; torchrun started 1" in done.stderr
+
+
+def test_a_rank_that_torchrun_did_not_start_says_so() -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "RANK"}
+    command = [sys.executable, "-m", "launch.torchrun", PROMPT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
+    assert done.returncode == 2
+    assert "start this with torchrun" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["a", "--launcher", "torchrun", "--seed", "1"], ["a", "--seed", "1"]),
+        (["--launcher=ray", "a"], ["a"]),
+        (["a"], ["a"]),
+    ],
+)
+def test_ranks_are_not_told_of_the_launcher(given: list[str], kept: list[str]) -> None:
+    assert without_launcher(given) == kept

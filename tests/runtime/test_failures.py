@@ -1,0 +1,227 @@
+"""Whatever happens to one rank, all others end soon, with an error that names it and where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from runtime.configs import Config, load_config
+from runtime.coordinator import Command
+from runtime.denoise import StepRecord
+from runtime.engine import Engine
+from runtime.ranks import Ranks
+from runtime.video import FrameBuffer, Frames
+from spectrum import FixedSchedule
+from tests.ranks import Outcome, die, stop, watch_ranks
+
+TIMEOUT = 5.0  # seconds
+STEP = 3  # at which things happen
+SLACK = 4.0  # seconds that a busy machine may add to noticing
+WORLD, ODD = 3, 1  # ranks, and which of them misbehaves
+SMALL = {"width": 64, "height": 48, "frames": 5, "max_sequence_length": 32, "spectrum": "paper"}
+
+
+def make(
+    ranks: Ranks,
+    *,
+    config: Config | None = None,
+    on_step: Callable[[Engine, StepRecord], None] = lambda engine, record: None,
+    **fields: Any,
+) -> float:
+    """Make a small video as one of the ranks; `on_step` is what happens on the odd one."""
+    engine = Engine(config or load_config("wan-tiny"), ranks)
+    given = {**SMALL, "steps": 6}
+    request = engine.config.request("a red circle moving left on a black background", **{**given, **fields})
+    odd = ranks.rank == ODD
+
+    def after(record: StepRecord) -> None:
+        if odd and record.index == STEP - 1:
+            on_step(engine, record)
+
+    engine.generate(request, [FrameBuffer()] if ranks.leads else [], after)
+    return time.monotonic()
+
+
+def other_seed(ranks: Ranks) -> None:
+    make(ranks, seed=8 if ranks.rank == ODD else 7)
+
+
+def other_config(ranks: Ranks) -> None:
+    config = load_config("wan-tiny")
+    if ranks.rank == ODD:
+        config = config.model_copy(update={"dtype": config.dtype.model_copy(update={"vae": "bfloat16"})})
+    make(ranks, config=config)
+
+
+def other_preset(ranks: Ranks) -> None:
+    make(ranks, spectrum="paper-fast" if ranks.rank == ODD else "paper")
+
+
+def other_schedule(ranks: Ranks) -> None:
+    """The request is the same, but one rank decides otherwise: as if its memory or code were broken."""
+
+    def break_it(engine: Engine, record: StepRecord) -> None:
+        assert engine._coordinator is not None
+        engine._coordinator._schedules = dict.fromkeys(("cond", "uncond"), FixedSchedule(6, (0,)))
+
+    make(ranks, on_step=break_it)
+
+
+def killed(ranks: Ranks) -> None:
+    make(ranks, on_step=lambda *_: die())
+
+
+def stopped(ranks: Ranks) -> None:
+    make(ranks, on_step=lambda *_: stop())
+
+
+def stalled(ranks: Ranks) -> None:
+    """Alive, but stuck in something else."""
+    make(ranks, on_step=lambda *_: time.sleep(2 * TIMEOUT))
+
+
+def raising(ranks: Ranks) -> None:
+    def fail(engine: Engine, record: StepRecord) -> None:
+        raise OSError("No space left on device")
+
+    make(ranks, on_step=fail)
+
+
+def leaving(ranks: Ranks) -> None:
+    """One rank ends well, but too early."""
+    if ranks.rank != ODD:
+        make(ranks)
+
+
+def check(outcomes: list[Outcome], where: str, reason: str) -> None:
+    for rank, outcome in enumerate(outcomes):
+        if rank == ODD:
+            continue
+        assert outcome.code == 3, outcome
+        assert outcome.error is not None
+        kind, blamed, place, message = outcome.error
+        assert (kind, blamed) == ("RankFailedError", ODD), message
+        assert where in place, message
+        assert reason in message
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("task", "where", "reason", "code"),
+    [
+        (other_seed, "the start of a generation", "request.seed = 8 where other ranks have 7", 3),
+        (other_config, "loading", "dtype.vae = 'bfloat16' where other ranks have 'float32'", 3),
+        (other_preset, "the start of a generation", "preset.schedule.alpha = 3.0", 3),
+        (other_schedule, f"step {STEP}", "it decided otherwise than the other ranks", 3),
+        (killed, f"step {STEP - 1}", "died", -9),
+        (stopped, f"step {STEP - 1}", "no sign of life", None),
+        (stalled, f"step {STEP - 1}", "it has not arrived", 3),
+        (raising, f"step {STEP - 1}", "OSError: No space left on device", 3),
+        (leaving, "start", "it has ended", 0),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_one_rank_fails_and_all_others_end(
+    task: Callable[[Ranks], None], where: str, reason: str, code: int | None
+) -> None:
+    outcomes = watch_ranks(WORLD, task, timeout=TIMEOUT)
+    check(outcomes, where, reason)
+    assert outcomes[ODD].code == code
+    ends = [outcome.ended for rank, outcome in enumerate(outcomes) if rank != ODD]
+    assert max(ends) - min(ends) < TIMEOUT + SLACK
+
+
+def host_dies(ranks: Ranks) -> None:
+    """The first rank holds the store through which the others watch each other."""
+
+    def after(record: StepRecord) -> None:
+        if ranks.leads and record.index == STEP - 1:
+            die()
+
+    engine = Engine(load_config("wan-tiny"), ranks)
+    request = engine.config.request("a red circle", **SMALL, steps=6)
+    engine.generate(request, [FrameBuffer()] if ranks.leads else [], after)
+
+
+@pytest.mark.timeout(120)
+def test_the_rank_that_holds_the_store_dies() -> None:
+    first, *others = watch_ranks(WORLD, host_dies, timeout=TIMEOUT)
+    assert first.code == -9
+    for outcome in others:
+        assert outcome.code == 3 and outcome.error is not None
+        assert outcome.error[:2] == ("RankFailedError", 0)
+        assert outcome.error[2] in (f"step {STEP - 1}", f"step {STEP}")  # where the others are
+
+
+class _Full:
+    def write(self, frames_THW3: Frames) -> None:
+        raise OSError("No space left on device")
+
+
+def full_disk(ranks: Ranks) -> None:
+    """The first rank fails while it writes; the others wait for the next generation."""
+    engine = Engine(load_config("wan-tiny"), ranks)
+    request = engine.config.request("a red circle", **SMALL, steps=2)
+    for _ in range(2):
+        engine.generate(request, [_Full()] if ranks.leads else [])
+
+
+@pytest.mark.timeout(120)
+def test_writing_fails() -> None:
+    first, *others = watch_ranks(2, full_disk, timeout=TIMEOUT)
+    assert first.code == 3 and first.error is not None and first.error[0] == "OSError"
+    for outcome in others:
+        assert outcome.code == 3 and outcome.error is not None
+        assert outcome.error[:3] == ("RankFailedError", 0, "decoding")
+        assert "No space left" in outcome.error[3]
+
+
+def commanded(ranks: Ranks, command: Command) -> list[int]:
+    """Commands come from any rank; here from the odd one, after step 2."""
+    engine = Engine(load_config("wan-tiny"), ranks)
+    request = engine.config.request("a red circle", **SMALL, steps=8)
+    seen: list[int] = []
+
+    def after(record: StepRecord) -> None:
+        seen.append(record.index)
+        if ranks.rank == ODD and record.index == STEP - 1:
+            engine.command(command)
+
+    generation = engine.generate(request, [FrameBuffer()] if ranks.leads else [], after)
+    assert seen == list(range(8))
+    return generation.computed["cond"]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [(Command.CANCEL, "cancelled before step 4"), (Command.STOP, "stopped after step 4")],
+)
+def test_a_command_ends_all_ranks_at_one_step(command: Command, said: str) -> None:
+    for outcome in watch_ranks(2, commanded, command, timeout=TIMEOUT):
+        assert outcome.code == 130
+        assert outcome.error is not None and outcome.error[0] == "CancelledError"
+        assert said in outcome.error[3]
+
+
+@pytest.mark.timeout(120)
+def test_a_step_can_be_forced_to_be_computed() -> None:
+    """It is decided at step 3, agreed on during it, and step 5 would have been a forecast."""
+    for outcome in watch_ranks(2, commanded, Command.NONE, timeout=TIMEOUT):
+        assert outcome.result == [0, 1, 2, 3, 4, 6]
+    for outcome in watch_ranks(2, forced, timeout=TIMEOUT):
+        assert outcome.result == [0, 1, 2, 3, 4, 5, 6]
+
+
+def forced(ranks: Ranks) -> list[int]:
+    engine = Engine(load_config("wan-tiny"), ranks)
+    request = engine.config.request("a red circle", **SMALL, steps=8)
+
+    def after(record: StepRecord) -> None:
+        if ranks.rank == ODD and record.index == 3:
+            engine.command(Command.FORCE_COMPUTE)
+
+    return engine.generate(request, [FrameBuffer()] if ranks.leads else [], after).computed["cond"]

@@ -1,0 +1,91 @@
+"""How a rank judges the signs of the others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from runtime.errors import CancelledError, RankFailedError
+from runtime.watch import Sign, State, Verdict, Wait, host_name, judge
+
+PATIENCE = 4.0
+OWN = Sign("here", 1, 0.0, where="step 7", entered=20)
+FINE = Sign("there", 2, 0.0, where="step 7", entered=20)
+
+
+def verdict(
+    *others: Sign, wait: Wait | None = None, silent: dict[int, float] | None = None
+) -> Verdict | None:
+    signs = dict(enumerate([OWN, *others]))
+    return judge(0, OWN, wait or Wait(), signs, silent or {}, PATIENCE)
+
+
+def test_all_is_well() -> None:
+    assert verdict(FINE, FINE, wait=Wait(PATIENCE)) is None
+
+
+def test_silence_is_a_failure_only_when_it_lasts() -> None:
+    assert verdict(FINE, silent={1: 3.9}) is None
+    assert verdict(FINE, silent={1: 4.1}) == Verdict(1, "step 7", "it has shown no sign of life for 4.1 s")
+    assert verdict(replace(FINE, state=State.DONE), silent={1: 99.0}) is None
+
+
+def test_whoever_is_furthest_behind_is_waited_for_in_vain() -> None:
+    late, later = replace(FINE, entered=18, where="step 6"), replace(FINE, entered=17, where="step 5")
+    assert verdict(late, later, wait=Wait(3.9)) is None
+    found = verdict(late, later, wait=Wait(4.0))
+    assert found is not None and (found.rank, found.where) == (2, "step 5")
+    assert "rank 0 has waited for 4.0 s at step 7" in found.reason
+
+
+def test_long_work_is_waited_for() -> None:
+    busy = replace(FINE, entered=1, busy=True, where="loading")
+    assert verdict(busy, wait=Wait(99.0)) is None
+    assert verdict(busy, wait=Wait(99.0), silent={1: 99.0}) is not None
+
+
+def test_a_rank_that_left_is_named_once_the_transfer_breaks() -> None:
+    left = replace(FINE, entered=3, state=State.DONE, where="step 2")
+    assert verdict(left) is None
+    found = verdict(left, wait=Wait(0.1, broken=True))
+    assert found is not None and (found.rank, found.where) == (1, "step 2")
+
+
+def test_the_cause_is_named_not_the_messenger() -> None:
+    messenger = replace(FINE, state=State.FAILED, blames=2, reason="boom")
+    cause = replace(FINE, state=State.FAILED, blames=2, reason="boom", where="step 3")
+    assert verdict(messenger, cause) == Verdict(2, "step 3", "boom")
+    still_there = replace(FINE, where="step 3")
+    assert verdict(messenger, still_there) == Verdict(2, "step 3", "boom")
+
+
+def test_a_failure_outweighs_the_cancellation_that_follows_it() -> None:
+    cancelled = replace(FINE, state=State.CANCELLED, reason="interrupted")
+    failed = replace(FINE, state=State.FAILED, blames=2, reason="boom")
+    found = verdict(cancelled, failed)
+    assert found is not None and isinstance(found.error(), RankFailedError)
+    found = verdict(cancelled, FINE)
+    assert found is not None and isinstance(found.error(), CancelledError)
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_dead_process_on_this_host_is_seen_at_once(reaped: bool) -> None:
+    own = Sign(host_name(), os.getpid(), psutil.Process().create_time())
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    sign = Sign(own.host, child.pid, psutil.Process(child.pid).create_time(), where="step 4")
+    assert judge(0, own, Wait(), {0: own, 1: sign}, {}, PATIENCE) is None
+    child.kill()
+    if reaped:
+        child.wait()
+    else:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but still a zombie
+    found = judge(0, own, Wait(), {0: own, 1: sign}, {}, PATIENCE)
+    assert found == Verdict(1, "step 4", f"its process {child.pid} died")
+    child.wait()
+    assert child.stdin is not None
+    child.stdin.close()

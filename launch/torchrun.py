@@ -29,6 +29,7 @@ from runtime.ranks import Rendezvous, join
 
 log = logging.getLogger("launch")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME_SIGNAL = 1.0  # seconds: a terminal and an agent may both send one
 
 
@@ -51,7 +52,12 @@ def rank(verbose: bool, **options: Any) -> None:
 def _run(job: Job, rendezvous: Rendezvous, console: Console) -> None:
     device = pick_device(job.config.device, rendezvous.local_rank)
     with join(rendezvous, device, timeout=job.timeout, give_up=_give_up) as ranks:
-        run_job_shown(job, console, ranks, on_loaded=cancel_on_signals)
+        try:
+            run_job_shown(job, console, ranks, on_loaded=cancel_on_signals)
+        except BaseException:
+            for number in _SIGNALS:  # the end has begun; the agent's signals must not cut it short
+                signal.signal(number, signal.SIG_IGN)
+            raise
 
 
 def cancel_on_signals(engine: Engine) -> None:
@@ -67,7 +73,7 @@ def cancel_on_signals(engine: Engine) -> None:
             raise KeyboardInterrupt
         asked.append(now)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, cancel)
 
 

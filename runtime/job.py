@@ -15,7 +15,6 @@ from pathlib import Path
 from runtime.denoise import StepRecord
 from runtime.engine import Engine, Generation
 from runtime.files import Outputs
-from runtime.picture import write_picture
 from runtime.quality import RawVideo, compare_videos
 from runtime.report import Report, add_comparison, build_report, write_report
 from runtime.request import VideoRequest
@@ -107,6 +106,8 @@ def _generate_files(
 
 
 def _write(report: Report, outputs: Outputs) -> Report:
+    from runtime.picture import write_picture
+
     write_report(report, outputs.report)
     write_picture(report, outputs.picture)
     return report

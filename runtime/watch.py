@@ -8,9 +8,11 @@ wait of all, with one error that names it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -68,12 +70,17 @@ class Sign:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why waiting is in vain."""
+    """Why waiting is in vain.
+
+    Attributes:
+        silent: the rank's process exists, but shows no sign of life: it will not end by itself.
+    """
 
     rank: int | None
     where: str
     reason: str
     cancelled: bool = False
+    silent: bool = False
 
     def error(self) -> LockstepError:
         if self.cancelled:
@@ -189,10 +196,20 @@ class Watch:
             self._publish()
         except RuntimeError:
             log.warning("could not tell the other ranks how this one ended: the store is gone")
+        if self._verdict is not None and self._verdict.silent:
+            self._fence(self._verdict.rank)
         self._closed.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(self.timeout)
+
+    def _fence(self, rank: int | None) -> None:
+        """End a process on this host that has been given up: should it ever wake, it must do no harm."""
+        sign = self._seen.get(rank) if rank is not None else None
+        if sign is not None and sign.host == self._sign.host and not _is_gone(sign, self._sign):
+            log.warning("rank %s (process %s) shows no sign of life and is killed", rank, sign.pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(sign.pid, signal.SIGKILL)
 
     def outlive(self) -> None:
         """Wait until every other rank has ended, or shows no sign of life. The store's host does so."""
@@ -299,7 +316,7 @@ def judge(
         if sign.state is State.RUNNING and _is_gone(sign, own):
             return Verdict(r, sign.where, f"its process {sign.pid} died")
         if sign.state is State.RUNNING and silent.get(r, 0.0) >= patience:
-            return Verdict(r, sign.where, f"it has shown no sign of life for {silent[r]:.1f} s")
+            return Verdict(r, sign.where, f"it has shown no sign of life for {silent[r]:.1f} s", silent=True)
     behind = {r: sign for r, sign in others.items() if sign.entered < own.entered}
     return _judge_wait(rank, own, wait, behind, patience)
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from launch.exits import exit_code
@@ -68,9 +67,6 @@ def watch_ranks(world: int, task: Callable[..., Any], *arguments: Any, timeout: 
         try:
             while time.monotonic() < deadline and sum(code is None for code in codes) > 0:
                 codes = [process.exitcode for process in processes]
-                running = [p for p, code in zip(processes, codes, strict=True) if code is None]
-                if any(codes) and all(map(_stopped, running)):
-                    break  # what is stopped will not end by itself
                 time.sleep(0.02)
         finally:
             for process in processes:
@@ -123,13 +119,6 @@ def _work(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _stopped(process: Any) -> bool:
-    try:
-        return bool(psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _outcome(path: Path, code: int | None) -> Outcome:

@@ -111,8 +111,7 @@ def assert_gone(processes: list[psutil.Process], within: float = 20.0) -> None:
     assert len(gone) == len(processes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
 def test_a_rank_that_dies_or_stops_ends_the_job(tmp_path: Path, number: signal.Signals, victim: int) -> None:
     with running(tmp_path / "a.mp4", "--compare") as process:
         ranks = ranks_of(process)
@@ -125,11 +124,10 @@ def test_a_rank_that_dies_or_stops_ends_the_job(tmp_path: Path, number: signal.S
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_cancels_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_cancels_all_ranks(tmp_path: Path) -> None:
     with running(tmp_path / "a.mp4", "--compare") as process:
         ranks = ranks_of(process)
-        process.send_signal(number)
+        process.terminate()
         _, stderr = process.communicate()
         assert process.returncode == 130
         assert_gone(ranks)

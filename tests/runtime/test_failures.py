@@ -117,7 +117,7 @@ def check(outcomes: list[Outcome], where: str, reason: str) -> None:
         (other_preset, "the start of a generation", "preset.schedule.alpha = 3.0", 3),
         (other_schedule, f"step {STEP}", "it decided otherwise than the other ranks", 3),
         (killed, f"step {STEP - 1}", "died", -9),
-        (stopped, f"step {STEP - 1}", "no sign of life", None),
+        (stopped, f"step {STEP - 1}", "no sign of life", -9),
         (stalled, f"step {STEP - 1}", "it has not arrived", 3),
         (raising, f"step {STEP - 1}", "OSError: No space left on device", 3),
         (leaving, "start", "it has ended", 0),
@@ -125,7 +125,7 @@ def check(outcomes: list[Outcome], where: str, reason: str) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_one_rank_fails_and_all_others_end(
-    task: Callable[[Ranks], None], where: str, reason: str, code: int | None
+    task: Callable[[Ranks], None], where: str, reason: str, code: int
 ) -> None:
     outcomes = watch_ranks(WORLD, task, timeout=TIMEOUT)
     check(outcomes, where, reason)

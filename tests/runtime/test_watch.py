@@ -31,7 +31,9 @@ def test_all_is_well() -> None:
 
 def test_silence_is_a_failure_only_when_it_lasts() -> None:
     assert verdict(FINE, silent={1: 3.9}) is None
-    assert verdict(FINE, silent={1: 4.1}) == Verdict(1, "step 7", "it has shown no sign of life for 4.1 s")
+    assert verdict(FINE, silent={1: 4.1}) == Verdict(
+        1, "step 7", "it has shown no sign of life for 4.1 s", silent=True
+    )
     assert verdict(replace(FINE, state=State.DONE), silent={1: 99.0}) is None
 
 

@@ -13,9 +13,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-video: $(VENV)/.installed  ## A video from the embedded model, compared with the full sampler
+video: $(VENV)/.installed  ## A video from the embedded model on two ranks, compared with the full sampler
 	$(BIN)/lockstep generate "a red circle moving left on a black background" \
-		--out out/video.mp4 --report out/video.json --compare --overwrite
+		--ranks 2 --out out/video.mp4 --report out/video.json --compare --overwrite
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
@@ -27,8 +27,9 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed  ## Forecast cost against the reference's formula, and end-to-end speed-up
+bench: $(VENV)/.installed  ## What a forecast costs against the reference's formula, and what many ranks gain
 	$(BIN)/python scripts/bench_forecast.py --out docs/forecast.md
+	$(BIN)/python scripts/bench_scaling.py --out docs/scaling.md
 
 evaluate: $(VENV)/.installed  ## What wan-tiny can do: colour, background and motion of 48 videos
 	$(BIN)/python scripts/evaluate_wan_tiny.py

@@ -50,7 +50,11 @@ class _KeepsArguments(click.Command):
 )
 @click.pass_context
 def generate(context: click.Context, /, launcher: str | None, **options: Any) -> None:
-    """Make a video of PROMPT and write an mp4, a report and a picture of the run."""
+    """Make a video of PROMPT and write an mp4, a report and a picture of the run.
+
+    With --ranks N, N processes on this machine make it together. On several machines, start
+    `python -m launch.torchrun` with torchrun: docs/ranks.md.
+    """
     from launch.jobs import build_job
     from launch.run import run_job_shown
 

@@ -94,7 +94,7 @@ def _models() -> Table:
         heads = config.architecture.heads if config.architecture else None
         splits = [_splits(heads, world) for world in _WORLDS]
         table.add_row(name, str(heads or "?"), _weights(config), *splits)
-    table.caption = "With guidance above 1, cfg = 2 takes twice the ranks. This version runs on one rank."
+    table.caption = "With guidance above 1, cfg = 2 takes twice the ranks. Heads and tokens need not divide."
     return table
 
 

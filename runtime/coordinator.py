@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -122,11 +122,14 @@ class Coordinator:
         decision = Decision(
             step, {branch: kinds[id(schedule)] for branch, schedule in self._schedules.items()}, agreed
         )
-        self.decisions.append(decision)
-        chosen = ",".join(f"{branch}={kind}" for branch, kind in decision.kinds.items())
-        self._digest.update(f"{step}:{chosen}:{agreed:d}\n".encode())
+        self._take(decision)
         self._begin_exchange(step)
         return decision
+
+    def _take(self, decision: Decision) -> None:
+        self.decisions.append(decision)
+        chosen = ",".join(f"{branch}={kind}" for branch, kind in decision.kinds.items())
+        self._digest.update(f"{decision.step}:{chosen}:{decision.command:d}\n".encode())
 
     def observe(self, step: int, squares: SquaredError | None) -> None:
         """Take in how far forecasts of a computed step would have been off, on this rank's shard.
@@ -141,6 +144,35 @@ class Coordinator:
         if step in self.errors:  # there was something to forecast it from
             for schedule in {id(s): s for s in adaptive}.values():
                 schedule.observe(step, self.errors[step])
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What was decided, the same on every rank; and this rank's sums that are not added up yet."""
+        decisions = [
+            [d.step, {branch: str(kind) for branch, kind in d.kinds.items()}, int(d.command)]
+            for d in self.decisions
+        ]
+        squares = {step: list(squares) for step, squares in self._squares.items()}
+        return {"decisions": decisions, "errors": dict(self.errors)}, {"squares": squares}
+
+    def restore(self, shared: dict[str, Any], own: list[dict[str, Any]], share: float) -> None:
+        """Go on from a `state`.
+
+        Args:
+            own: the sums of one or several former ranks, which are added up.
+            share: how much of them falls to this rank: 1, or 0 where another takes them over.
+        """
+        for step, kinds, command in shared["decisions"]:
+            named = {branch: StepKind(kind) for branch, kind in kinds.items()}
+            self._take(Decision(step, named, Command(command)))
+        self.errors = dict(shared["errors"])
+        adaptive = {id(s): s for s in self._schedules.values() if isinstance(s, AdaptiveSchedule)}
+        for step, error in sorted(self.errors.items()):
+            for schedule in adaptive.values():
+                schedule.observe(step, error)
+        for one in own:
+            for step, (error, truth) in one["squares"].items():
+                before = self._squares.get(step, SquaredError(0.0, 0.0))
+                self._squares[step] = SquaredError(before.error + share * error, before.truth + share * truth)
 
     def finish(self) -> None:
         """Compare the last digests and add up the errors: `digests` and `errors` are then of all ranks.

@@ -47,7 +47,12 @@ class StepRecord:
 
 @torch.no_grad()
 def denoise(
-    state: Denoising, sampler: SchedulerMixin, stream: Stream, coordinator: Coordinator, ranks: Ranks
+    state: Denoising,
+    sampler: SchedulerMixin,
+    stream: Stream,
+    coordinator: Coordinator,
+    ranks: Ranks,
+    start: int = 0,
 ) -> Iterator[StepRecord]:
     """Take `state.latents_BCFHW` from noise to a clean latent, yielding after every step.
 
@@ -60,12 +65,14 @@ def denoise(
         stream: gives the guided velocity.
         coordinator: says which steps are computed.
         ranks: all that take part.
+        start: first step to take; what is before it has been restored.
 
     Raises:
         CancelledError: the coordinator was told to end.
         RankFailedError: another rank failed.
     """
-    for index, timestep in enumerate(sampler.timesteps):
+    for index in range(start, len(sampler.timesteps)):
+        timestep = sampler.timesteps[index]
         started, sent = time.perf_counter(), ranks.traffic.sent
         decision = coordinator.decide(index)
         if decision.command is Command.CANCEL:

@@ -19,17 +19,19 @@ from diffusers import AutoencoderKLWan, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.attention import Attend, SelfAttention, attend
+from runtime.checkpoint import Checkpoints
 from runtime.configs import Config
 from runtime.coordinator import Command, Coordinator
 from runtime.decode import decode_frames
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.devices import pick_device
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, CancelledError
 from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
 from runtime.presets import Preset, load_preset
 from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
+from runtime.resume import Progress, Resumable
 from runtime.sampler import load_scheduler
 from runtime.streams import Branch, ComputedStream, FeatureStream, Network, Stream
 from runtime.text import PromptEncoder
@@ -69,6 +71,8 @@ class Generation:
             branches.
         digests: of the decisions, one per rank.
         sent: bytes that all ranks together moved at each step.
+        resumed_at: first step that was not taken from a checkpoint.
+        checkpoint_bytes: written by this rank.
         forecaster_bytes: the most that any rank held for forecasting.
         features_kept: values remembered per branch.
         frames_sha256: of each video's frames, on the first rank.
@@ -84,6 +88,8 @@ class Generation:
     errors: dict[int, float] = field(default_factory=dict)
     digests: list[str] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
+    resumed_at: int = 0
+    checkpoint_bytes: int = 0
     forecaster_bytes: int = 0
     features_kept: int = 0
     frames_sha256: list[str] = field(default_factory=list)
@@ -165,6 +171,7 @@ class Engine:
         request: VideoRequest,
         sinks: Sequence[FrameSink],
         on_step: Callable[[StepRecord], None] = lambda _: None,
+        checkpoints: Checkpoints | None = None,
     ) -> Generation:
         """Encode → denoise → decode → write. Every rank calls it with the same request.
 
@@ -173,9 +180,11 @@ class Engine:
             sinks: on the first rank one per video; their frames arrive in temporal order while later ones are
                 still being decoded. On the others none.
             on_step: called after every sampler step.
+            checkpoints: where to keep the state, and whether to go on from what is there.
 
         Raises:
             BadRequestError: the request does not fit this model; nothing was started.
+            JobFailedError: a checkpoint could not be written.
             CancelledError: `command` was told to end it.
             RankFailedError: another rank disagreed, or has failed.
         """
@@ -189,7 +198,7 @@ class Engine:
             self.ranks.at("text encoding", busy=True)
             embeddings = self._text.encode(request)
         with generation.seconds.measure("denoise"):
-            latents_BCFHW = self._denoise(plan, embeddings, generation, on_step)
+            latents_BCFHW = self._denoise(plan, embeddings, generation, on_step, checkpoints)
         self._decode(latents_BCFHW, sinks, generation)
         return generation
 
@@ -260,18 +269,31 @@ class Engine:
         embeddings: list[torch.Tensor],
         generation: Generation,
         on_step: Callable[[StepRecord], None],
+        checkpoints: Checkpoints | None = None,
     ) -> torch.Tensor:
         """Latents `[B, C, F, H, W]`, float32, normalised per channel, the same on every rank."""
         state = Denoising(self._noise(plan.request))
-        stream = _open_stream(plan, self._network(plan, state.latents_BCFHW, embeddings))
+        network = self._network(plan, state.latents_BCFHW, embeddings)
+        stream = _open_stream(plan, network)
         identity = json.dumps(self._identity(plan), sort_keys=True)
-        self._coordinator = coordinator = Coordinator(plan.schedules, identity, self.ranks)
+        coordinator = Coordinator(plan.schedules, identity, self.ranks)
+        progress = Progress(state, plan.sampler, stream, coordinator, generation.steps)
+        mine = tuple(branch.name for branch in network.branches)
+        resumable = Resumable(progress, checkpoints, identity, plan.topology, self.ranks, mine)
+        start = resumable.begin()
+        self._coordinator = coordinator
         try:
-            for record in denoise(state, plan.sampler, stream, coordinator, self.ranks):
+            for record in denoise(state, plan.sampler, stream, coordinator, self.ranks, start):
                 generation.steps.append(record)
+                resumable.after(record)
                 on_step(record)
+        except CancelledError:
+            resumable.finish()
+            raise
         finally:
             self._coordinator = None
+        generation.resumed_at = start
+        generation.checkpoint_bytes = resumable.finish()
         generation.computed = {branch: coordinator.computed(branch) for branch in BRANCHES}
         generation.errors, generation.digests = coordinator.errors, coordinator.digests
         own = {"sent": [s.sent for s in generation.steps], "bytes": stream.bytes, "kept": stream.kept}

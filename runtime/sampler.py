@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -39,6 +40,31 @@ def load_scheduler(folder: ModelFolder, choice: Scheduler) -> SchedulerMixin:
                 )
             own_shift = {} if choice.shift is None else {"flow_shift": shift, "shift": shift}
             return kind.from_config({**settings, **own_shift})
+
+
+def sampler_state(sampler: SchedulerMixin) -> dict[str, Any]:
+    """What a sampler has become since it was made: plain values, tensors, and lists of them."""
+    return {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in vars(sampler).items()
+        if name != "_internal_dict"
+    }
+
+
+def restore_sampler(sampler: SchedulerMixin, state: dict[str, Any], device: torch.device) -> None:
+    """Make `sampler`, freshly made with the same settings, what it was. Its tables stay where they are."""
+    for name, value in state.items():
+        now = getattr(sampler, name, None)
+        if isinstance(now, torch.Tensor) and now.shape == getattr(value, "shape", None):
+            setattr(sampler, name, value.to(now.device))  # a table: the sampler knows where it wants it
+        else:
+            setattr(sampler, name, _moved(value, device))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_moved(one, device) for one in value]
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from spectrum import Forecaster, Predictor, SquaredError, StepKind
 Kinds = Mapping[str, StepKind]
 """Branch → whether it is computed or forecast."""
 
+History = dict[str, dict[int, torch.Tensor]]
+"""Branch → step → remembered value."""
+
 
 class StreamOutput(NamedTuple):
     """What a stream gives for one step.
@@ -45,6 +48,14 @@ class Stream(Protocol):
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
         """Compute some branches, remembering what later forecasts need, and forecast the others."""
+        ...
+
+    def history(self) -> History:
+        """What is remembered: branch → step → this rank's shard. Not copied, and never written to again."""
+        ...
+
+    def restore(self, history: History, *, sharded: bool) -> None:
+        """Remember a `history`: this rank's shards, or whole values to take this rank's shard of."""
         ...
 
     @property
@@ -121,6 +132,12 @@ class ComputedStream:
         features = [network.feature(tokens_BSD, branch, time) for branch in network.branches]
         return StreamOutput(network.velocity(features, time))
 
+    def history(self) -> History:
+        return {}
+
+    def restore(self, history: History, *, sharded: bool) -> None:
+        pass
+
 
 class FeatureStream:
     """Spectrum's stream: each branch's output of the last transformer block; the head runs at every step."""
@@ -149,6 +166,17 @@ class FeatureStream:
             squares += self._record(step, branch.name, network.feature(tokens_BSD, branch, time))
         features = [self._forecasters[branch.name].at(step) for branch in network.branches]
         return StreamOutput(network.velocity(features, time), _total(squares))
+
+    def history(self) -> History:
+        states = {branch: forecaster.state_dict() for branch, forecaster in self._forecasters.items()}
+        return {b: dict(zip(s["steps"], s["values"], strict=True)) for b, s in states.items()}
+
+    def restore(self, history: History, *, sharded: bool) -> None:
+        place, sequence = self._network.geometry.rotary[0].device, self._network.sequence
+        for branch, forecaster in self._forecasters.items():
+            values = {step: value.to(place) for step, value in sorted(history[branch].items())}
+            own = [value if sharded else sequence.shard(value).contiguous() for value in values.values()]
+            forecaster.load_state_dict({"steps": list(values), "values": own})
 
     def _record(self, step: int, branch: str, feature_BSD: torch.Tensor) -> list[SquaredError]:
         """Remember a computed feature; how far its forecast would have been off, where there is one."""

@@ -1,7 +1,7 @@
 """xfuser's own sequence parallelism (USP) as an attention backend, on CUDA through the extra `gpu`.
 
-Untested here, for want of a GPU: `scripts/gpu_check.py` is where it will be measured. USP splits evenly only,
-so what does not divide is refused; Lockstep's own backends take it.
+Untested here, for want of a GPU. USP splits evenly only, so what does not divide is refused; Lockstep's own
+backends take it.
 
 Tensor legend: B batch, S tokens on this rank, H heads, D channels of a head.
 

@@ -1,0 +1,300 @@
+"""An interrupted generation goes on from its checkpoint and ends in the same bits."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.checkpoint import Checkpoints
+from runtime.configs import Config, Scheduler, load_config
+from runtime.coordinator import Command
+from runtime.denoise import StepRecord
+from runtime.engine import Engine, Generation
+from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.ranks import Ranks
+from runtime.request import VideoRequest
+from runtime.topology import Degrees
+from runtime.video import FrameBuffer, Frames
+from tests.ranks import die, run_ranks, watch_ranks
+
+Make = Callable[..., VideoRequest]
+STEPS = 10
+SMALL = {"width": 64, "height": 48, "frames": 5, "steps": STEPS, "max_sequence_length": 32, "seed": 7}
+PROMPT = "a red circle moving left on a black background"
+
+
+class Interrupted(Exception):
+    """As if the process had been killed here."""
+
+
+def run(
+    engine: Engine,
+    request: VideoRequest,
+    checkpoints: Checkpoints | None = None,
+    until: int | None = None,
+) -> tuple[Generation, Frames]:
+    """Generate; `until` is the step after which it is interrupted."""
+
+    def after(record: StepRecord) -> None:
+        if record.index == until:
+            raise Interrupted
+
+    sink = FrameBuffer()
+    generation = engine.generate(request, [sink], after, checkpoints)
+    return generation, sink.frames
+
+
+def interrupt(engine: Engine, request: VideoRequest, folder: Path, until: int, every: int = 1) -> None:
+    with pytest.raises(Interrupted):
+        run(engine, request, Checkpoints(folder, every=every), until)
+    for thread in threading.enumerate():
+        if thread.name == "lockstep-checkpoint":
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def schedule(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The name of a preset with this schedule."""
+
+    def make(text: str) -> str:
+        path = tmp_path_factory.mktemp("presets") / "mine.yaml"
+        path.write_text(f"schedule: {text}\n")
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["unipc", "euler", "dpm++"])
+def test_every_sampler_goes_on_in_the_same_bits(
+    small: Make, config: Config, kind: str, tmp_path: Path
+) -> None:
+    scheduler = Scheduler(kind=kind, shift=5.0)  # type: ignore[arg-type]
+    engine = Engine(config.model_copy(update={"scheduler": scheduler}))
+    request = small(steps=STEPS, spectrum="paper")
+    expected = run(engine, request)[1]
+    interrupt(engine, request, tmp_path, until=5)
+    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    assert generation.resumed_at == 5  # step 5 was forecast; step 4 is the last that was computed
+    assert np.array_equal(frames, expected)
+
+
+@pytest.mark.parametrize("until", range(1, STEPS))
+def test_it_does_not_matter_where(engine: Engine, small: Make, tmp_path: Path, until: int) -> None:
+    request = small(steps=STEPS, spectrum="paper")
+    undisturbed, expected = run(engine, request)
+    interrupt(engine, request, tmp_path, until)
+    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    assert 0 < generation.resumed_at <= until + 1
+    assert np.array_equal(frames, expected)
+    assert generation.digests == undisturbed.digests
+    assert generation.computed == undisturbed.computed
+    assert generation.errors == undisturbed.errors
+    assert [s.index for s in generation.steps] == list(range(STEPS))
+    assert generation.forecaster_bytes == undisturbed.forecaster_bytes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{kind: error, tolerance: 0.2, warmup: 2}", "{kind: full}", "{kind: paper}\nuncond: {kind: full}"],
+)
+def test_every_schedule_goes_on(
+    engine: Engine, small: Make, tmp_path: Path, schedule: Callable[[str], str], text: str
+) -> None:
+    request = small(steps=STEPS, spectrum=schedule(text))
+    undisturbed, expected = run(engine, request)
+    interrupt(engine, request, tmp_path, until=7)
+    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    assert generation.resumed_at > 3
+    assert generation.digests == undisturbed.digests
+    assert np.array_equal(frames, expected)
+
+
+def test_a_generation_that_was_told_to_stop_loses_no_step(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    request = small(steps=STEPS, spectrum="paper")
+    expected = run(engine, request)[1]
+
+    def stop(record: StepRecord) -> None:
+        if record.index == 4:
+            engine.command(Command.STOP)
+
+    with pytest.raises(CancelledError, match="stopped after step 6"):
+        engine.generate(request, [FrameBuffer()], stop, Checkpoints(tmp_path, every=100))
+    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    assert generation.resumed_at == 7
+    assert np.array_equal(frames, expected)
+
+
+def test_interrupted_again_and_again(engine: Engine, small: Make, tmp_path: Path) -> None:
+    request = small(steps=STEPS, spectrum="paper")
+    expected = run(engine, request)[1]
+    interrupt(engine, request, tmp_path, until=2)
+    for until in (4, 8):
+        with pytest.raises(Interrupted):
+            run(engine, request, Checkpoints(tmp_path, every=1, resume=True), until)
+    generation, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
+    assert generation.resumed_at > 6
+    assert np.array_equal(frames, expected)
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(f"*/{pattern}"), key=lambda path: path.name)
+
+
+@pytest.mark.parametrize("pattern", ["part-*.pt", "manifest-*.json"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "gone"])
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
+    engine: Engine, small: Make, tmp_path: Path, pattern: str, harm: str
+) -> None:
+    request = small(steps=STEPS, spectrum="paper")
+    expected = run(engine, request)[1]
+    interrupt(engine, request, tmp_path, until=8)
+    path = newest(tmp_path, pattern)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    match harm:
+        case "cut":
+            path.write_bytes(content[:middle])
+        case "flip":
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+        case "empty":
+            path.write_bytes(b"")
+        case "gone":
+            path.unlink()
+    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    assert generation.resumed_at == 7  # 8 without the damage: steps 6 and 8 were computed last
+    assert np.array_equal(frames, expected)
+
+
+def test_with_nothing_whole_it_starts_again(engine: Engine, small: Make, tmp_path: Path) -> None:
+    request = small(steps=STEPS, spectrum="paper")
+    expected = run(engine, request)[1]
+    interrupt(engine, request, tmp_path, until=8)
+    for path in tmp_path.glob("*/part-*"):
+        path.write_bytes(b"nonsense")
+    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    assert generation.resumed_at == 0
+    assert np.array_equal(frames, expected)
+
+
+def test_checkpoints_of_another_request_are_not_used(engine: Engine, small: Make, tmp_path: Path) -> None:
+    interrupt(engine, small(steps=STEPS), tmp_path, until=8)
+    other = small(steps=STEPS, seed=8)
+    generation, frames = run(engine, other, Checkpoints(tmp_path, resume=True))
+    assert generation.resumed_at == 0
+    assert np.array_equal(frames, run(engine, other)[1])
+
+
+def test_old_checkpoints_are_removed_and_features_are_written_once(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    request = small(steps=STEPS, spectrum="off")
+    interrupt(engine, request, tmp_path, until=8)
+    assert len(list(tmp_path.glob("*/manifest-*"))) == 2
+    assert len(list(tmp_path.glob("*/part-*"))) == 2  # nothing is remembered
+    generation, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path / "b", every=1))
+    features = generation.forecaster_bytes
+    assert features < generation.checkpoint_bytes < 2 * features + 40_000 * (generation.nfe + 1)
+
+
+def test_a_full_disk_is_a_clear_error(
+    engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("runtime.checkpoint.torch.save", full)
+    with pytest.raises(JobFailedError, match="checkpoints: cannot write in .*No space left on device"):
+        run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
+    assert list(tmp_path.glob("*/*")) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused() -> None:
+    with pytest.raises(BadRequestError, match="checkpoints: cannot write in '/proc/mine'"):
+        Checkpoints(Path("/proc/mine")).check(overwrite=False)
+
+
+def test_what_another_job_left_is_not_lost_by_accident(engine: Engine, small: Make, tmp_path: Path) -> None:
+    interrupt(engine, small(steps=STEPS), tmp_path, until=5)
+    with pytest.raises(BadRequestError, match="--resume goes on from them, --overwrite starts again"):
+        Checkpoints(tmp_path).check(overwrite=False)
+    Checkpoints(tmp_path, resume=True).check(overwrite=False)
+    Checkpoints(tmp_path).check(overwrite=True)
+    with Checkpoints(tmp_path, resume=True).locked():
+        assert list(tmp_path.glob("*/part-*"))
+    with Checkpoints(tmp_path).locked():
+        assert not list(tmp_path.glob("*/part-*"))
+
+
+def test_two_jobs_cannot_use_one_folder(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path).locked():
+        with pytest.raises(BadRequestError, match=f"another job is using .*process {os.getpid()}"):
+            with Checkpoints(tmp_path, resume=True).locked():
+                pass
+    with Checkpoints(tmp_path).locked():
+        pass
+    Checkpoints(tmp_path).remove()
+    assert not tmp_path.exists()
+
+
+def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None) -> Any:
+    """Generate with checkpoints; rank 1 dies after step `until`."""
+    engine = Engine(load_config("wan-tiny"), ranks, degrees)
+    request = engine.config.request(PROMPT, **SMALL, spectrum="paper")
+
+    def after(record: StepRecord) -> None:
+        if record.index == until and ranks.rank == 1:
+            die()
+
+    sink = FrameBuffer()
+    sinks = [sink] if ranks.leads else []
+    checkpoints = Checkpoints(folder, every=1, resume=until is None)
+    generation = engine.generate(request, sinks, after, checkpoints)
+    frames = sink.frames if ranks.leads else None
+    return frames, generation.resumed_at, generation.digests, generation.sent, generation.errors
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[Frames, Generation]:
+    engine = Engine(load_config("wan-tiny"), Ranks.alone(torch.device("cpu")))
+    sink = FrameBuffer()
+    generation = engine.generate(engine.config.request(PROMPT, **SMALL, spectrum="paper"), [sink])
+    return sink.frames, generation
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((2, Degrees(cfg=2)), (2, Degrees(cfg=2))),
+        ((2, Degrees(ulysses=2)), (2, Degrees(ulysses=2))),
+        ((4, Degrees(cfg=2, ring=2)), (2, Degrees(ulysses=2))),
+        ((2, Degrees(ulysses=2)), (3, Degrees(ring=3))),
+        ((2, Degrees(cfg=2)), (1, Degrees())),
+    ],
+    ids=str,
+)
+def test_ranks_that_died_are_replaced_by_as_many_or_others(
+    tmp_path: Path, alone: tuple[Frames, Generation], before: Any, after: Any
+) -> None:
+    outcomes = watch_ranks(before[0], on_ranks, before[1], tmp_path, 7, timeout=10)
+    assert outcomes[1].code == -9
+    frames, resumed_at, digests, sent, errors = run_ranks(after[0], on_ranks, after[1], tmp_path, None)[0]
+    undisturbed = run_ranks(after[0], on_ranks, after[1], tmp_path / "other", None)[0]
+    assert resumed_at >= 5
+    assert digests == undisturbed[2] == alone[1].digests * after[0]
+    if before == after:
+        assert np.array_equal(frames, undisturbed[0])
+        assert (sent, errors) == undisturbed[3:]
+    else:
+        assert np.abs(frames.astype(int) - undisturbed[0]).max() <= 1
+        assert errors == pytest.approx(undisturbed[4], rel=1e-3)
+    assert np.abs(frames.astype(int) - alone[0]).max() <= 1

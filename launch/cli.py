@@ -57,9 +57,10 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     """
     from launch.jobs import build_job
     from launch.run import run_job_shown
+    from launch.signals import stop_on_signals
 
     job = build_job(**options)
-    job.outputs.check(job.request.videos)
+    job.check_files()
     launcher = launcher or ("inline" if job.ranks in (None, 1) else "torchrun")
     if launcher == "ray":
         raise BadRequestError("launcher: 'ray' given; this version has 'inline' and 'torchrun'")
@@ -70,7 +71,7 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
         raise BadRequestError(
             f"launcher: 'inline' given; it runs one rank, {job.ranks} need --launcher torchrun"
         )
-    run_job_shown(job, context.obj)
+    run_job_shown(job, context.obj, on_loaded=stop_on_signals)
 
 
 def _run_on_ranks(ranks: int, context: click.Context) -> None:

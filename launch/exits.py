@@ -14,7 +14,7 @@ from runtime.errors import BadRequestError, CancelledError, LockstepError
 log = logging.getLogger("launch")
 
 EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
-_AGAIN = "no file was left half-written; there is nothing to resume, the same command starts again"
+_AGAIN = "no file was left half-written; the same command with --resume goes on from the last checkpoint"
 
 
 def exit_code(error: BaseException) -> int:
@@ -31,7 +31,7 @@ def explain(error: BaseException) -> int:
     code = exit_code(error)
     if code == EXIT_CANCELLED:
         how = f" ({error})" if isinstance(error, CancelledError) else ""
-        complain(f"cancelled{how}; no file was left half-written")
+        complain(f"cancelled{how}; {_AGAIN}")
     elif code == EXIT_BAD_REQUEST:
         complain(str(error))
     elif isinstance(error, LockstepError):

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
+from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, load_config
+from runtime.errors import BadRequestError
 from runtime.files import Outputs
 from runtime.presets import load_preset
 from runtime.request import VideoRequest
@@ -20,6 +22,7 @@ class Job:
 
     Attributes:
         ranks: how many were asked for, or as many as the degrees take; None if nothing was said.
+        checkpoints: where the state is kept while the job runs; None for nowhere.
         timeout: seconds within which the failure of one rank ends all.
     """
 
@@ -29,7 +32,18 @@ class Job:
     compare: bool
     ranks: int | None
     degrees: Degrees
+    checkpoints: Checkpoints | None
     timeout: float
+
+    def check_files(self) -> None:
+        """Refuse files that cannot be written; for the rank that writes them.
+
+        Raises:
+            BadRequestError: see `Outputs.check` and `Checkpoints.check`.
+        """
+        self.outputs.check(self.request.videos)
+        if self.checkpoints is not None:
+            self.checkpoints.check(overwrite=self.outputs.overwrite)
 
 
 def build_job(
@@ -48,6 +62,9 @@ def build_job(
     shard: bool | None,
     compile: bool | None,
     timeout: float | None,
+    checkpoints: Path | None,
+    checkpoint_every: int,
+    resume: bool,
     **given: Any,
 ) -> Job:
     """The job of the given options.
@@ -66,7 +83,13 @@ def build_job(
         topology.check(heads=heads, tokens=None, guided=request.guided)
     default = COMPILE_TIMEOUT if settings.compile else DEFAULT_TIMEOUT
     outputs = Outputs(out, report or out.with_suffix(".json"), overwrite)
-    return Job(settings, request, outputs, compare, world, degrees, timeout or default)
+    folder = checkpoints or out.with_suffix(".checkpoints")
+    kept = Checkpoints(folder, every=checkpoint_every, resume=resume) if checkpoint_every else None
+    if resume and kept is None:
+        raise BadRequestError(
+            "resume: without checkpoints (--checkpoint-every 0) there is nothing to go on from"
+        )
+    return Job(settings, request, outputs, compare, world, degrees, kept, timeout or default)
 
 
 def _override(config: Config, *, attention: str | None, shard: bool | None, compile: bool | None) -> Config:

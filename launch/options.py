@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+CHECKPOINT_EVERY = 4  # computed steps; what it costs: scripts/bench_checkpoint.py
 DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile equally fast
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -80,6 +81,17 @@ def generate_options(command: _Command) -> _Command:
             help="Seconds within which the failure of one rank ends all.  "
             f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]",
         ),
+        click.option(
+            "--checkpoints", type=_PATH, help="Folder of checkpoints; default: --out with .checkpoints."
+        ),
+        click.option(
+            "--checkpoint-every",
+            type=click.IntRange(min=0),
+            default=CHECKPOINT_EVERY,
+            show_default=True,
+            help="Computed steps from one checkpoint to the next; 0 keeps none.",
+        ),
+        click.option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one."),
     ]
     for option in reversed(options):
         command = option(command)

@@ -33,10 +33,10 @@ def run_job_shown(
         engine = Engine(job.config, ranks, job.degrees)
     on_loaded(engine)
     if ranks is not None and not ranks.leads:
-        follow_job(engine, job.request, compared=job.compare)
+        follow_job(engine, job.request, compared=job.compare, checkpoints=job.checkpoints)
         return
     run = run_compared_job if job.compare else run_job
-    report = run(engine, job.request, job.outputs, partial(StepProgress, console))
+    report = run(engine, job.request, job.outputs, partial(StepProgress, console), job.checkpoints)
     _summarise(report, job, console)
     for path in report.videos:
         click.echo(path)

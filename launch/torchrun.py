@@ -9,8 +9,6 @@ import logging
 import os
 import signal
 import sys
-import time
-from types import FrameType
 from typing import Any
 
 import click
@@ -21,16 +19,12 @@ from launch.jobs import Job, build_job
 from launch.logs import set_up_logging
 from launch.options import generate_options
 from launch.run import run_job_shown
-from runtime.coordinator import Command
+from launch.signals import ignore_signals, stop_on_signals
 from runtime.devices import pick_device
-from runtime.engine import Engine
 from runtime.errors import BadRequestError, LockstepError, RankFailedError
 from runtime.ranks import Rendezvous, join
 
 log = logging.getLogger("launch")
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SAME_SIGNAL = 1.0  # seconds: a terminal and an agent may both send one
 
 
 @click.command()
@@ -45,7 +39,7 @@ def rank(verbose: bool, **options: Any) -> None:
     if job.ranks not in (None, rendezvous.world):
         raise BadRequestError(f"ranks: {job.ranks} given; torchrun started {rendezvous.world}")
     if rendezvous.rank == 0:
-        job.outputs.check(job.request.videos)
+        job.check_files()
     _run(job, rendezvous, console)
 
 
@@ -53,28 +47,10 @@ def _run(job: Job, rendezvous: Rendezvous, console: Console) -> None:
     device = pick_device(job.config.device, rendezvous.local_rank)
     with join(rendezvous, device, timeout=job.timeout, give_up=_give_up) as ranks:
         try:
-            run_job_shown(job, console, ranks, on_loaded=cancel_on_signals)
+            run_job_shown(job, console, ranks, on_loaded=stop_on_signals)
         except BaseException:
-            for number in _SIGNALS:  # the end has begun; the agent's signals must not cut it short
-                signal.signal(number, signal.SIG_IGN)
+            ignore_signals()  # the end has begun; the agent's must not cut it short
             raise
-
-
-def cancel_on_signals(engine: Engine) -> None:
-    """Let SIGINT and SIGTERM cancel at one step on all ranks; outside of denoising, and at the second signal,
-    at once."""
-    asked: list[float] = []
-
-    def cancel(number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if asked and now - asked[0] < _SAME_SIGNAL:
-            return
-        if asked or not engine.command(Command.CANCEL):
-            raise KeyboardInterrupt
-        asked.append(now)
-
-    for number in _SIGNALS:
-        signal.signal(number, cancel)
 
 
 def _give_up(error: LockstepError) -> None:

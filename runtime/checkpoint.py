@@ -80,7 +80,7 @@ class Checkpoints:
         resume: whether to go on from what is there.
     """
 
-    def __init__(self, root: Path, *, every: int = 2, resume: bool = False):
+    def __init__(self, root: Path, *, every: int, resume: bool = False):
         self.root, self.every, self.resume = root, every, resume
 
     def check(self, *, overwrite: bool) -> None:
@@ -89,8 +89,7 @@ class Checkpoints:
         Raises:
             BadRequestError: see above; the message says what to do.
         """
-        left = self.root.is_dir() and any(self.root.glob("*/manifest-*.json"))
-        if left and not (self.resume or overwrite):
+        if self._unfinished and not (self.resume or overwrite):
             raise BadRequestError(
                 f"checkpoints: {str(self.root)!r} holds those of a job that did not end; --resume goes on "
                 "from them, --overwrite starts again"
@@ -100,6 +99,8 @@ class Checkpoints:
             with whole_file(self.root / "writable") as temporary:
                 temporary.write_bytes(b"")
             (self.root / "writable").unlink()
+            if not any(self.root.iterdir()):
+                self.root.rmdir()  # made again when there is something to keep
         except OSError as error:
             raise BadRequestError(
                 f"checkpoints: cannot write in {str(self.root)!r}: {error.strerror}"
@@ -128,7 +129,16 @@ class Checkpoints:
                 for folder in self.root.iterdir():
                     if folder.is_dir():
                         shutil.rmtree(folder)
-            yield
+            try:
+                yield
+            finally:
+                if not self._unfinished:
+                    self.remove()
+
+    @property
+    def _unfinished(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.root.is_dir() and any(self.root.glob("*/manifest-*.json"))
 
     def remove(self) -> None:
         """The job is done; leave nothing."""
@@ -146,15 +156,13 @@ class CheckpointWriter:
         folder: of the generation.
         topology, rank: which part this is.
         every: a checkpoint after this many computed steps.
-        kept: checkpoints that are there already and are not to be removed yet.
     """
 
-    def __init__(self, folder: Path, topology: Topology, rank: int, every: int, kept: tuple[int, ...] = ()):
+    def __init__(self, folder: Path, topology: Topology, rank: int, every: int):
         self._folder, self._topology, self._rank, self._every = folder, topology, rank, every
-        self._since = 0
+        self._computed = 0
         self._parts: dict[str, str] = {}  # name → SHA-256
         self._where: dict[str, dict[int, str]] = {}  # branch → step → part
-        self._kept = list(kept)
         self._thread: threading.Thread | None = None
         self._error: OSError | RuntimeError | None = None
         self.bytes = 0
@@ -165,11 +173,11 @@ class CheckpointWriter:
         Raises:
             JobFailedError: an earlier one could not be written.
         """
-        self._since += computed
-        if not computed or self._since < self._every:
+        self._computed += computed
+        if not computed or self._computed % self._every:
             return
         if self._thread is not None and self._thread.is_alive():
-            return  # the disk is slower than the steps; the next one takes everything
+            return  # the disk is slower than the steps; the next one that all ranks are due takes everything
         self._begin(snapshot())
 
     def finish(self, snapshot: Snapshot) -> None:
@@ -196,7 +204,6 @@ class CheckpointWriter:
 
     def _begin(self, snapshot: Snapshot) -> None:
         self.wait()
-        self._since = 0
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="lockstep-checkpoint")
         self._thread.start()
 
@@ -205,7 +212,7 @@ class CheckpointWriter:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write_part(snapshot)
             self._write_manifest(snapshot)
-            self._prune(snapshot.step)
+            self._prune()
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
             self._error = error
 
@@ -248,13 +255,13 @@ class CheckpointWriter:
         with whole_file(self._folder / _manifest_name(snapshot.step, self._rank)) as temporary:
             temporary.write_text(json.dumps(manifest), encoding="utf-8")
 
-    def _prune(self, step: int) -> None:
-        """Remove this rank's files that neither of the newest checkpoints needs."""
-        self._kept = [*self._kept, step][-_KEPT:]
-        manifests = {_manifest_name(kept, self._rank) for kept in self._kept}
+    def _prune(self) -> None:
+        """Remove this rank's files that are older than the newest checkpoints that all ranks have."""
+        newest = _complete_steps(self._folder)[:_KEPT]
+        oldest = _manifest_name(newest[-1], self._rank) if len(newest) == _KEPT else ""
         needed: set[str] = set()
         for path in self._folder.glob(f"manifest-*-{self._rank}.json"):
-            if path.name not in manifests:
+            if path.name < oldest:
                 path.unlink()
                 continue
             with contextlib.suppress(ValueError, KeyError):  # a damaged one needs nothing
@@ -268,8 +275,8 @@ def restore(folder: Path, topology: Topology, ranks: Ranks, branches: tuple[str,
     """Read the newest checkpoint in `folder` that is whole on every rank; None if there is none.
 
     Args:
-        topology: of the ranks that go on. With the one that wrote, each rank reads its own part; with another,
-            the parts are put together.
+        topology: of the ranks that go on. If it is the one that wrote, each rank reads its own part;
+            otherwise the parts are put together.
         branches: those that this rank computes.
     """
     found: list[int] = ranks.control.tell(_complete_steps(folder) if ranks.leads else [])[0]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.checkpoint import Checkpoints
 from runtime.denoise import StepRecord
 from runtime.engine import Engine, Generation
 from runtime.files import Outputs
@@ -32,8 +33,17 @@ def silent(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
     yield lambda _: None
 
 
-def run_job(engine: Engine, request: VideoRequest, outputs: Outputs, progress: Progress = silent) -> Report:
+def run_job(
+    engine: Engine,
+    request: VideoRequest,
+    outputs: Outputs,
+    progress: Progress = silent,
+    checkpoints: Checkpoints | None = None,
+) -> Report:
     """Generate and write the videos, the report and the picture.
+
+    Args:
+        checkpoints: kept while it runs, and removed when all is written.
 
     Raises:
         BadRequestError: the request does not fit the model, or a file cannot be written; nothing was started.
@@ -41,12 +51,17 @@ def run_job(engine: Engine, request: VideoRequest, outputs: Outputs, progress: P
     """
     engine.plan(request)
     outputs.check(request.videos)
-    _, report = _generate_files(engine, request, outputs, progress)
-    return _write(report, outputs)
+    with _held(checkpoints):
+        _, report = _generate_files(engine, request, outputs, progress, checkpoints)
+        return _write(report, outputs)
 
 
 def run_compared_job(
-    engine: Engine, request: VideoRequest, outputs: Outputs, progress: Progress = silent
+    engine: Engine,
+    request: VideoRequest,
+    outputs: Outputs,
+    progress: Progress = silent,
+    checkpoints: Checkpoints | None = None,
 ) -> Report:
     """As `run_job`, after running the full sampler on the same request, and measure against it.
 
@@ -55,31 +70,51 @@ def run_compared_job(
     engine.plan(request)
     outputs.check(request.videos)
     engine.warm_up(request)
-    with raw_videos(request, request.videos) as ours, raw_videos(request, request.videos) as theirs:
-        full = generate_shown(engine, request.model_copy(update={"spectrum": "off"}), theirs.sinks, progress)
-        generation, report = _generate_files(engine, request, outputs, progress, also=ours.sinks)
+    with (
+        _held(checkpoints),
+        raw_videos(request, request.videos) as ours,
+        raw_videos(request, request.videos) as theirs,
+    ):
+        plain = request.model_copy(update={"spectrum": "off"})
+        full = generate_shown(engine, plain, theirs.sinks, progress, checkpoints)
+        generation, report = _generate_files(engine, request, outputs, progress, checkpoints, ours.sinks)
         ours.flush()
         theirs.flush()
         measured = [compare_videos(a, b) for a, b in zip(ours.videos, theirs.videos, strict=True)]
-    add_comparison(report, generation, full, measured)
-    return _write(report, outputs)
+        add_comparison(report, generation, full, measured)
+        return _write(report, outputs)
 
 
-def follow_job(engine: Engine, request: VideoRequest, *, compared: bool) -> None:
+@contextmanager
+def _held(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Hold the folder of checkpoints meanwhile; when all went well, remove it."""
+    with nullcontext() if checkpoints is None else checkpoints.locked():
+        yield
+        if checkpoints is not None:
+            checkpoints.remove()
+
+
+def follow_job(
+    engine: Engine, request: VideoRequest, *, compared: bool, checkpoints: Checkpoints | None = None
+) -> None:
     """The part of ranks that write no files: the same generations in the same order as on the first."""
     if compared:
         engine.warm_up(request)
-        engine.generate(request.model_copy(update={"spectrum": "off"}), [])
-    engine.generate(request, [])
+        engine.generate(request.model_copy(update={"spectrum": "off"}), [], checkpoints=checkpoints)
+    engine.generate(request, [], checkpoints=checkpoints)
 
 
 def generate_shown(
-    engine: Engine, request: VideoRequest, sinks: Sequence[FrameSink], progress: Progress
+    engine: Engine,
+    request: VideoRequest,
+    sinks: Sequence[FrameSink],
+    progress: Progress,
+    checkpoints: Checkpoints | None = None,
 ) -> Generation:
     """Generate into `sinks` while `progress` shows it."""
     label = f"{request.spectrum}, seed {request.seed}"
     with progress(label, engine.plan(request).kinds) as on_step:
-        return engine.generate(request, sinks, on_step)
+        return engine.generate(request, sinks, on_step, checkpoints)
 
 
 def _generate_files(
@@ -87,6 +122,7 @@ def _generate_files(
     request: VideoRequest,
     outputs: Outputs,
     progress: Progress,
+    checkpoints: Checkpoints | None,
     also: Sequence[FrameSink] = (),
 ) -> tuple[Generation, Report]:
     """Generate into mp4 files and into the sinks `also`, one per video where there are any."""
@@ -100,7 +136,7 @@ def _generate_files(
         ]
         if also:
             sinks = [Tee(mp4, raw) for mp4, raw in zip(sinks, also, strict=True)]
-        generation = generate_shown(engine, request, sinks, progress)
+        generation = generate_shown(engine, request, sinks, progress, checkpoints)
         finishing = time.perf_counter()
     return generation, build_report(engine, generation, videos, time.perf_counter() - finishing)
 

@@ -113,6 +113,8 @@ class Report(_Part):
     seconds: SecondsPart
     step_seconds: StepSeconds
     step_log: list[StepPart]
+    resumed_at: int
+    checkpoint_bytes: int
     forecaster: ForecasterPart
     collective_bytes: CollectiveBytes
     frames_sha256: list[str]
@@ -164,6 +166,8 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
             StepPart(**asdict(step) | {"sent": sent}, error=generation.errors.get(step.index))
             for step, sent in zip(generation.steps, generation.sent, strict=True)
         ],
+        resumed_at=generation.resumed_at,
+        checkpoint_bytes=generation.checkpoint_bytes,
         forecaster=ForecasterPart(
             bytes_per_rank=generation.forecaster_bytes, features_kept=generation.features_kept
         ),

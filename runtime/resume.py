@@ -87,9 +87,8 @@ class Resumable:
             found = restore(self._folder, self._topology, self._ranks, self._branches)
         if found is not None:
             self._progress.restore(found, self._ranks)
-        kept = () if found is None else (found.step,)
         self._writer = CheckpointWriter(
-            self._folder, self._topology, self._ranks.rank, self._checkpoints.every, kept
+            self._folder, self._topology, self._ranks.rank, self._checkpoints.every
         )
         return 0 if found is None else found.step + 1
 

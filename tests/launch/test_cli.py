@@ -139,25 +139,48 @@ def test_a_failure_in_the_middle_exits_3_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "/bin/false")  # ffmpeg dies at once
     assert run("generate", PROMPT, *SMALL, "--out", str(tmp_path / "a.mp4")) == 3
-    assert "ffmpeg could not write the video" in capfd.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    said = capfd.readouterr().err
+    assert "ffmpeg could not write the video" in said and "--resume goes on" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.timeout(120)
-def test_ctrl_c_exits_130_and_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "launch", "generate", PROMPT, "--out", str(tmp_path / "a.mp4")]
+def test_ctrl_c_exits_130_and_resume_goes_on(
+    tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [PROMPT, "--out", str(tmp_path / "a.mp4"), "--steps", "40"]
+    command = [sys.executable, "-m", "launch", "generate", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "step 5/50" in line:
+            if "step 4/40" in line:
                 process.send_signal(number)
                 break
         stdout, stderr = process.communicate()
     assert process.returncode == 130
     assert stdout == ""
-    assert "cancelled" in stderr and "Traceback" not in stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "cancelled (stopped after step" in stderr and "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
+
+    assert run("generate", *options) == 2
+    assert "--resume goes on from them, --overwrite starts again" in capfd.readouterr().err
+    assert run("generate", *options, "--resume") == 0
+    assert run("generate", PROMPT, "--steps", "40", "--out", str(tmp_path / "b.mp4")) == 0
+    resumed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert resumed["frames_sha256"] == whole["frames_sha256"]
+    assert resumed["resumed_at"] >= 4 and whole["resumed_at"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("a")) == [
+        "a.json",
+        "a.mp4",
+        "a.png",
+    ]
+
+
+def test_resume_needs_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "a.mp4")]
+    assert run("generate", PROMPT, *out, "--resume", "--checkpoint-every", "0") == 2
+    assert "there is nothing to go on from" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("command", [[], ["generate"], ["compare"], ["doctor"]])

@@ -30,7 +30,7 @@ SMALL = {"width": 64, "height": 48, "frames": 5, "steps": STEPS, "max_sequence_l
 PROMPT = "a red circle moving left on a black background"
 
 
-class Interrupted(Exception):
+class InterruptedHereError(Exception):
     """As if the process had been killed here."""
 
 
@@ -44,7 +44,7 @@ def run(
 
     def after(record: StepRecord) -> None:
         if record.index == until:
-            raise Interrupted
+            raise InterruptedHereError
 
     sink = FrameBuffer()
     generation = engine.generate(request, [sink], after, checkpoints)
@@ -52,7 +52,7 @@ def run(
 
 
 def interrupt(engine: Engine, request: VideoRequest, folder: Path, until: int, every: int = 1) -> None:
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedHereError):
         run(engine, request, Checkpoints(folder, every=every), until)
     for thread in threading.enumerate():
         if thread.name == "lockstep-checkpoint":
@@ -80,7 +80,7 @@ def test_every_sampler_goes_on_in_the_same_bits(
     request = small(steps=STEPS, spectrum="paper")
     expected = run(engine, request)[1]
     interrupt(engine, request, tmp_path, until=5)
-    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert generation.resumed_at == 5  # step 5 was forecast; step 4 is the last that was computed
     assert np.array_equal(frames, expected)
 
@@ -90,7 +90,7 @@ def test_it_does_not_matter_where(engine: Engine, small: Make, tmp_path: Path, u
     request = small(steps=STEPS, spectrum="paper")
     undisturbed, expected = run(engine, request)
     interrupt(engine, request, tmp_path, until)
-    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert 0 < generation.resumed_at <= until + 1
     assert np.array_equal(frames, expected)
     assert generation.digests == undisturbed.digests
@@ -110,7 +110,7 @@ def test_every_schedule_goes_on(
     request = small(steps=STEPS, spectrum=schedule(text))
     undisturbed, expected = run(engine, request)
     interrupt(engine, request, tmp_path, until=7)
-    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert generation.resumed_at > 3
     assert generation.digests == undisturbed.digests
     assert np.array_equal(frames, expected)
@@ -128,7 +128,7 @@ def test_a_generation_that_was_told_to_stop_loses_no_step(
 
     with pytest.raises(CancelledError, match="stopped after step 6"):
         engine.generate(request, [FrameBuffer()], stop, Checkpoints(tmp_path, every=100))
-    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert generation.resumed_at == 7
     assert np.array_equal(frames, expected)
 
@@ -138,7 +138,7 @@ def test_interrupted_again_and_again(engine: Engine, small: Make, tmp_path: Path
     expected = run(engine, request)[1]
     interrupt(engine, request, tmp_path, until=2)
     for until in (4, 8):
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedHereError):
             run(engine, request, Checkpoints(tmp_path, every=1, resume=True), until)
     generation, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
     assert generation.resumed_at > 6
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
             path.write_bytes(b"")
         case "gone":
             path.unlink()
-    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert generation.resumed_at == 7  # 8 without the damage: steps 6 and 8 were computed last
     assert np.array_equal(frames, expected)
 
@@ -180,7 +180,7 @@ def test_with_nothing_whole_it_starts_again(engine: Engine, small: Make, tmp_pat
     interrupt(engine, request, tmp_path, until=8)
     for path in tmp_path.glob("*/part-*"):
         path.write_bytes(b"nonsense")
-    generation, frames = run(engine, request, Checkpoints(tmp_path, resume=True))
+    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert generation.resumed_at == 0
     assert np.array_equal(frames, expected)
 
@@ -188,7 +188,7 @@ def test_with_nothing_whole_it_starts_again(engine: Engine, small: Make, tmp_pat
 def test_checkpoints_of_another_request_are_not_used(engine: Engine, small: Make, tmp_path: Path) -> None:
     interrupt(engine, small(steps=STEPS), tmp_path, until=8)
     other = small(steps=STEPS, seed=8)
-    generation, frames = run(engine, other, Checkpoints(tmp_path, resume=True))
+    generation, frames = run(engine, other, Checkpoints(tmp_path, every=4, resume=True))
     assert generation.resumed_at == 0
     assert np.array_equal(frames, run(engine, other)[1])
 
@@ -212,36 +212,39 @@ def test_a_full_disk_is_a_clear_error(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("runtime.checkpoint.torch.save", full)
-    with pytest.raises(JobFailedError, match="checkpoints: cannot write in .*No space left on device"):
+    with pytest.raises(JobFailedError, match=r"checkpoints: cannot write in .*No space left on device"):
         run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
     assert list(tmp_path.glob("*/*")) == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused() -> None:
     with pytest.raises(BadRequestError, match="checkpoints: cannot write in '/proc/mine'"):
-        Checkpoints(Path("/proc/mine")).check(overwrite=False)
+        Checkpoints(Path("/proc/mine"), every=4).check(overwrite=False)
 
 
 def test_what_another_job_left_is_not_lost_by_accident(engine: Engine, small: Make, tmp_path: Path) -> None:
     interrupt(engine, small(steps=STEPS), tmp_path, until=5)
     with pytest.raises(BadRequestError, match="--resume goes on from them, --overwrite starts again"):
-        Checkpoints(tmp_path).check(overwrite=False)
-    Checkpoints(tmp_path, resume=True).check(overwrite=False)
-    Checkpoints(tmp_path).check(overwrite=True)
-    with Checkpoints(tmp_path, resume=True).locked():
+        Checkpoints(tmp_path, every=4).check(overwrite=False)
+    Checkpoints(tmp_path, every=4, resume=True).check(overwrite=False)
+    Checkpoints(tmp_path, every=4).check(overwrite=True)
+    with Checkpoints(tmp_path, every=4, resume=True).locked():
         assert list(tmp_path.glob("*/part-*"))
-    with Checkpoints(tmp_path).locked():
+    with Checkpoints(tmp_path, every=4).locked():
         assert not list(tmp_path.glob("*/part-*"))
 
 
 def test_two_jobs_cannot_use_one_folder(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path).locked():
-        with pytest.raises(BadRequestError, match=f"another job is using .*process {os.getpid()}"):
-            with Checkpoints(tmp_path, resume=True).locked():
-                pass
-    with Checkpoints(tmp_path).locked():
+    said = f"another job is using .*process {os.getpid()}"
+    with (
+        Checkpoints(tmp_path, every=4).locked(),
+        pytest.raises(BadRequestError, match=said),
+        Checkpoints(tmp_path, every=4, resume=True).locked(),
+    ):
         pass
-    Checkpoints(tmp_path).remove()
+    with Checkpoints(tmp_path, every=4).locked():
+        pass
+    Checkpoints(tmp_path, every=4).remove()
     assert not tmp_path.exists()
 
 

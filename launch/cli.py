@@ -10,7 +10,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -19,6 +19,9 @@ from launch.exits import EXIT_BAD_REQUEST, explain
 from launch.logs import set_up_logging
 from launch.options import generate_options, sampling_options
 from runtime.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from launch.jobs import Job
 
 _ARGUMENTS = "lockstep.arguments"
 
@@ -46,7 +49,7 @@ class _KeepsArguments(click.Command):
 @click.option(
     "--launcher",
     type=click.Choice(["inline", "torchrun", "ray"]),
-    help="What starts the ranks.  [default: inline for one, torchrun for more]",
+    help="What starts the ranks.  [default: inline for one, ray for more]",
 )
 @click.pass_context
 def generate(context: click.Context, /, launcher: str | None, **options: Any) -> None:
@@ -61,17 +64,26 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
 
     job = build_job(**options)
     job.check_files()
-    launcher = launcher or ("inline" if job.ranks in (None, 1) else "torchrun")
+    launcher = launcher or ("inline" if job.ranks in (None, 1) else "ray")
     if launcher == "ray":
-        raise BadRequestError("launcher: 'ray' given; this version has 'inline' and 'torchrun'")
+        _run_on_ray(job, context.obj)
+        return
     if launcher == "torchrun":
         _run_on_ranks(job.ranks or 1, context)
         return
     if job.ranks not in (None, 1):
-        raise BadRequestError(
-            f"launcher: 'inline' given; it runs one rank, {job.ranks} need --launcher torchrun"
-        )
+        raise BadRequestError(f"launcher: 'inline' given; it runs one rank, {job.ranks} need ray or torchrun")
     run_job_shown(job, context.obj, on_loaded=stop_on_signals)
+
+
+def _run_on_ray(job: Job, console: Console) -> None:
+    """On the cluster of RAY_ADDRESS, or on a local one that ends with this command."""
+    from launch.ray_run import cluster, run_on_ray
+    from launch.run import print_result
+
+    with cluster(job):
+        report = run_on_ray(job, console)
+    print_result(report, job, console)
 
 
 def _run_on_ranks(ranks: int, context: click.Context) -> None:

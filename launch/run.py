@@ -37,12 +37,11 @@ def run_job_shown(
         return
     run = run_compared_job if job.compare else run_job
     report = run(engine, job.request, job.outputs, partial(StepProgress, console), job.checkpoints)
-    _summarise(report, job, console)
-    for path in report.videos:
-        click.echo(path)
+    print_result(report, job, console)
 
 
-def _summarise(report: Report, job: Job, console: Console) -> None:
+def print_result(report: Report, job: Job, console: Console) -> None:
+    """What came of it on stderr, the path of the video on stdout."""
     if report.comparison is not None and report.quality is not None:
         vmaf = "" if report.quality.vmaf is None else f", VMAF {report.quality.vmaf:.1f}"
         console.print(
@@ -55,3 +54,5 @@ def _summarise(report: Report, job: Job, console: Console) -> None:
     console.print(
         f"report {job.outputs.report}, picture {job.outputs.picture}", highlight=False, soft_wrap=True
     )
+    for path in report.videos:
+        click.echo(path)

@@ -160,7 +160,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, topology: Topology, rank: int, every: int):
         self._folder, self._topology, self._rank, self._every = folder, topology, rank, every
-        self._computed = 0
+        self._computed, self._last = 0, -1
         self._parts: dict[str, str] = {}  # name → SHA-256
         self._where: dict[str, dict[int, str]] = {}  # branch → step → part
         self._thread: threading.Thread | None = None
@@ -181,12 +181,13 @@ class CheckpointWriter:
         self._begin(snapshot())
 
     def finish(self, snapshot: Snapshot) -> None:
-        """Write this one, and wait until it is there.
+        """Write this one, unless it is there already, and wait until it is.
 
         Raises:
             JobFailedError: it could not be written.
         """
-        self._begin(snapshot)
+        if snapshot.step != self._last:
+            self._begin(snapshot)
         self.wait()
 
     def wait(self) -> None:
@@ -204,6 +205,7 @@ class CheckpointWriter:
 
     def _begin(self, snapshot: Snapshot) -> None:
         self.wait()
+        self._last = snapshot.step
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="lockstep-checkpoint")
         self._thread.start()
 

@@ -200,6 +200,7 @@ class Engine:
         with generation.seconds.measure("denoise"):
             latents_BCFHW = self._denoise(plan, embeddings, generation, on_step, checkpoints)
         self._decode(latents_BCFHW, sinks, generation)
+        self.ranks.at("finishing", busy=True)
         return generation
 
     def plan(self, request: VideoRequest) -> Plan:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from runtime.errors import BadRequestError
 
@@ -16,12 +20,13 @@ from runtime.errors import BadRequestError
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; when the block ends well, it is flushed to disk and renamed to `path`.
 
-    When the block raises, whatever was written is removed and `path` stays as it was. The temporary name
-    keeps the suffix of `path`, which ffmpeg goes by.
+    When the block raises, whatever was written is removed and `path` stays as it was; if the process is killed,
+    the next one on this machine that writes `path` removes it. The temporary name keeps the suffix of `path`,
+    which ffmpeg goes by.
     """
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{path.stem}.", suffix=f".part{path.suffix}", dir=path.parent
-    )
+    mine, suffix = f".{path.stem}.{socket.gethostname()}.", f".part{path.suffix}"
+    _remove_orphans(path.parent, mine, suffix)
+    descriptor, name = tempfile.mkstemp(prefix=f"{mine}{os.getpid()}.", suffix=suffix, dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -33,6 +38,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _remove_orphans(folder: Path, prefix: str, suffix: str) -> None:
+    """Temporary files whose process is no more."""
+    for orphan in folder.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
+        process = orphan.name.removeprefix(prefix).split(".")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            orphan.unlink(missing_ok=True)
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.checkpoint import Checkpoints
 from runtime.denoise import StepRecord
 from runtime.engine import Engine, Generation
+from runtime.errors import BadRequestError
 from runtime.files import Outputs
 from runtime.quality import RawVideo, compare_videos
 from runtime.report import Report, add_comparison, build_report, write_report
@@ -49,9 +50,7 @@ def run_job(
         BadRequestError: the request does not fit the model, or a file cannot be written; nothing was started.
         JobFailedError: a file could not be written to the end.
     """
-    engine.plan(request)
-    outputs.check(request.videos)
-    with _held(checkpoints):
+    with _begun(engine, request, outputs, checkpoints):
         _, report = _generate_files(engine, request, outputs, progress, checkpoints)
         return _write(report, outputs)
 
@@ -67,14 +66,12 @@ def run_compared_job(
 
     The transformer is run once beforehand, so that neither time holds what a process's first forward sets up.
     """
-    engine.plan(request)
-    outputs.check(request.videos)
-    engine.warm_up(request)
     with (
-        _held(checkpoints),
+        _begun(engine, request, outputs, checkpoints),
         raw_videos(request, request.videos) as ours,
         raw_videos(request, request.videos) as theirs,
     ):
+        engine.warm_up(request)
         plain = request.model_copy(update={"spectrum": "off"})
         full = generate_shown(engine, plain, theirs.sinks, progress, checkpoints)
         generation, report = _generate_files(engine, request, outputs, progress, checkpoints, ours.sinks)
@@ -86,22 +83,45 @@ def run_compared_job(
 
 
 @contextmanager
-def _held(checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Hold the folder of checkpoints meanwhile; when all went well, remove it."""
-    with nullcontext() if checkpoints is None else checkpoints.locked():
+def _begun(
+    engine: Engine, request: VideoRequest, outputs: Outputs | None, checkpoints: Checkpoints | None
+) -> Iterator[None]:
+    """Begin on all ranks or on none, and end together. The rank with `outputs` holds the checkpoints
+    meanwhile; when all went well, it removes them.
+
+    Raises:
+        BadRequestError: on all ranks, if any of them refuses.
+    """
+    with ExitStack() as stack:
+        problem = ""
+        try:
+            engine.plan(request)
+            if outputs is not None:
+                outputs.check(request.videos)
+                if checkpoints is not None:
+                    stack.enter_context(checkpoints.locked())
+        except BadRequestError as error:
+            problem = str(error)
+        problems = [told for told in engine.ranks.control.tell(problem) if told]
+        if problems:
+            raise BadRequestError(problems[0])
         yield
-        if checkpoints is not None:
+        if outputs is not None and checkpoints is not None:
             checkpoints.remove()
+    engine.ranks.control.tell(
+        "done"
+    )  # nobody leaves before the files are written: a rank may fail until then
 
 
 def follow_job(
     engine: Engine, request: VideoRequest, *, compared: bool, checkpoints: Checkpoints | None = None
 ) -> None:
     """The part of ranks that write no files: the same generations in the same order as on the first."""
-    if compared:
-        engine.warm_up(request)
-        engine.generate(request.model_copy(update={"spectrum": "off"}), [], checkpoints=checkpoints)
-    engine.generate(request, [], checkpoints=checkpoints)
+    with _begun(engine, request, None, checkpoints):
+        if compared:
+            engine.warm_up(request)
+            engine.generate(request.model_copy(update={"spectrum": "off"}), [], checkpoints=checkpoints)
+        engine.generate(request, [], checkpoints=checkpoints)
 
 
 def generate_shown(

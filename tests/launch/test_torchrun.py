@@ -82,7 +82,7 @@ def test_two_nodes_make_one_video(tmp_path: Path) -> None:
 @contextmanager
 def running(out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A video on two ranks that is being denoised; whatever is left of it at the end is killed."""
-    command = [*GENERATE, "--ranks", "2", "--out", str(out), *options]
+    command = [*GENERATE, "--ranks", "2", "--launcher", "torchrun", "--out", str(out), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
@@ -156,7 +156,8 @@ def test_ranks_do_not_outlive_what_started_them(tmp_path: Path) -> None:
 
 def test_a_request_that_only_the_model_can_refuse_exits_2(tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
-    options = ["--size", "64x48", "--frames", "4001", "--steps", "2", "--ranks", "2", "--attention", "cudnn"]
+    options = ["--size", "64x48", "--frames", "4001", "--steps", "2", "--ranks", "2"]
+    options += ["--attention", "cudnn", "--launcher", "torchrun"]
     done = subprocess.run(
         [*GENERATE, *options, "--out", str(out)], capture_output=True, text=True, check=False
     )

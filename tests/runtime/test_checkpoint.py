@@ -133,6 +133,23 @@ def test_a_generation_that_was_told_to_stop_loses_no_step(
     assert np.array_equal(frames, expected)
 
 
+def test_after_the_last_step_only_the_decode_is_left(engine: Engine, small: Make, tmp_path: Path) -> None:
+    class BrokenError(Exception):
+        pass
+
+    class Broken:
+        def write(self, frames_THW3: Frames) -> None:
+            raise BrokenError
+
+    request = small(steps=9, spectrum="paper")  # whose last step is computed
+    expected = run(engine, request)[1]
+    with pytest.raises(BrokenError):
+        engine.generate(request, [Broken()], checkpoints=Checkpoints(tmp_path, every=1))
+    generation, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
+    assert generation.resumed_at == 9 and generation.computed["cond"][-1] == 8
+    assert np.array_equal(frames, expected)
+
+
 def test_interrupted_again_and_again(engine: Engine, small: Make, tmp_path: Path) -> None:
     request = small(steps=STEPS, spectrum="paper")
     expected = run(engine, request)[1]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,17 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             check_writable(path, overwrite=False)
     with pytest.raises(BadRequestError, match="it is a folder"):
         check_writable(tmp_path, overwrite=True)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    orphan = tmp_path / f".a.{socket.gethostname()}.{dead.pid}.xyz.part.mp4"
+    alive = tmp_path / f".a.{socket.gethostname()}.1.xyz.part.mp4"
+    other = tmp_path / f".b.{socket.gethostname()}.{dead.pid}.xyz.part.mp4"
+    for file in (orphan, alive, other):
+        file.write_bytes(b"half")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(b"whole")
+    assert {file.name for file in tmp_path.iterdir()} == {"a.mp4", alive.name, other.name}

@@ -1,0 +1,59 @@
+"""The driver of a Ray job: `ray job submit --working-dir . -- python -m launch.ray_job PROMPT …`.
+
+Options are those of `lockstep generate`. It runs on the cluster that it is submitted to.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from launch.exits import EXIT_BAD_REQUEST, explain
+from launch.logs import set_up_logging
+from launch.options import generate_options
+from runtime.errors import BadRequestError
+
+_PACKED = "runtime_resources"  # where Ray unpacks a job's working directory, and deletes it afterwards
+
+
+@click.command()
+@generate_options
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def job(verbose: bool, **options: Any) -> None:
+    """Make a video of PROMPT on a Ray cluster."""
+    console = Console(stderr=True)
+    set_up_logging(console, verbose=verbose)
+    from launch.jobs import build_job
+    from launch.ray_run import cluster, run_on_ray
+    from launch.run import print_result
+
+    work = build_job(**options)
+    if _PACKED in Path.cwd().parts and not work.outputs.video.is_absolute():
+        raise BadRequestError(
+            f"out: {str(work.outputs.video)!r} given; the job's working directory is deleted with it, "
+            "give an absolute path on a disk that the nodes share"
+        )
+    work.check_files()
+    with cluster(work):
+        report = run_on_ray(work, console)
+    print_result(report, work, console)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the driver and return its exit code."""
+    try:
+        job.main(arguments, prog_name="python -m launch.ray_job", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_BAD_REQUEST
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""One job on Ray: a group is placed, and placed again when it dies, until the job is done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.job_config import JobConfig
+from rich.console import Console
+
+from launch.jobs import Job
+from launch.progress import StepProgress
+from launch.ray_group import Begun, End, Ended, Event, RankGroup
+from runtime.checkpoint import Checkpoints
+from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.files import Outputs
+from runtime.report import Report
+
+log = logging.getLogger("launch")
+
+ATTEMPTS = 3  # groups that a job may use up
+BACKOFF = 1.0  # seconds before the second attempt; doubled before each further one
+
+
+@contextmanager
+def cluster(job: Job) -> Iterator[None]:
+    """Use the cluster of RAY_ADDRESS, or a local one that ends with the block."""
+    metadata = {"prompt": job.request.prompt, "config": job.config.model, "out": str(job.outputs.video)}
+    shared: dict[str, Any] = {
+        "job_config": JobConfig(metadata={f"lockstep_{key}": value for key, value in metadata.items()}),
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+    }
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(address="auto", **shared)
+    else:
+        cpus = max(job.ranks or 1, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **shared)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+OnEvent = Callable[[Event, RankGroup], None]
+
+
+def run_on_ray(
+    job: Job,
+    console: Console,
+    on_event: OnEvent = lambda event, group: None,
+    attempts: int = ATTEMPTS,
+) -> Report:
+    """Make the video on a group of actors, whatever happens to them.
+
+    Args:
+        attempts: groups that the job may use up.
+        on_event: told of every event, with the group that is at work.
+
+    Raises:
+        BadRequestError: the request or the cluster does not fit.
+        CancelledError: a signal came.
+        JobFailedError: too many groups died.
+    """
+    run = _Run(_absolute(job), console, on_event, attempts)
+    before = {number: signal.signal(number, run.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return run.until_done()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """The driver's side of one job."""
+
+    def __init__(self, job: Job, console: Console, on_event: OnEvent, attempts: int):
+        self._job, self._console, self._on_event, self._attempts = job, console, on_event, attempts
+        self._group: RankGroup | None = None
+        self._cancelled = False
+        self._progress: StepProgress | None = None
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Stop after a step; the second time, at once."""
+        if self._cancelled or self._group is None:
+            raise KeyboardInterrupt
+        self._cancelled = True
+        log.warning("stopping at the end of a step; once more stops at once")
+        self._group.stop()
+
+    def until_done(self) -> Report:
+        failures: list[str] = []
+        try:
+            while True:
+                ended = self._attempt(self._job if not failures else going_on(self._job))
+                match ended.end:
+                    case End.DONE:
+                        return Report.model_validate_json(ended.report)
+                    case End.REFUSED:
+                        raise BadRequestError(ended.reason)
+                    case End.CANCELLED:
+                        raise CancelledError(ended.reason)
+                failures.append(ended.reason)
+                self._dismiss()
+                self._pause(failures)
+        finally:
+            self._dismiss()
+
+    def _attempt(self, job: Job) -> Ended:
+        """Run the job on a group, a new one if there is none."""
+        try:
+            if self._group is None:
+                say(self._console, f"placing {job.ranks or 1} ranks and loading {job.config.model}")
+                self._group = RankGroup(job.config, job.ranks or 1, job.degrees, job.timeout)
+                where = ", ".join(f"{p['rank']} on {p['host']} ({p['device']})" for p in self._group.places)
+                say(self._console, f"ranks: {where}")
+        except JobFailedError as error:
+            return Ended(End.FAILED, str(error))
+        for event in self._group.run(job):
+            if isinstance(event, Ended):
+                self._show(None)
+                return event
+            self._on_event(event, self._group)
+            if isinstance(event, Begun):
+                self._show(StepProgress(self._console, event.label, event.kinds))
+            elif self._progress is not None:
+                self._progress(event)
+        raise RuntimeError("a job ended without an end")
+
+    def _show(self, progress: StepProgress | None) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+        self._progress = progress
+        if progress is not None:
+            progress.__enter__()
+
+    def _pause(self, failures: list[str]) -> None:
+        """Wait a little before the next attempt, if there is to be one."""
+        if self._cancelled:
+            raise CancelledError(f"cancelled while the ranks were failing: {failures[-1]}")
+        if len(failures) >= self._attempts:
+            raise JobFailedError(f"{failures[-1]} (attempt {len(failures)} of {self._attempts})")
+        seconds = BACKOFF * 2 ** (len(failures) - 1)
+        say(self._console, f"{failures[-1]}; going on with new ranks in {seconds:.0f} s")
+        time.sleep(seconds)
+
+    def _dismiss(self) -> None:
+        if self._group is not None:
+            self._group.kill()
+            self._group = None
+
+
+def going_on(job: Job) -> Job:
+    """The same job, to be gone on with; a video that is there already is from the attempt before."""
+    kept = job.checkpoints
+    resumed = None if kept is None else Checkpoints(kept.root, every=kept.every, resume=True)
+    return replace(job, checkpoints=resumed, outputs=replace(job.outputs, overwrite=True))
+
+
+def say(console: Console, message: str) -> None:
+    console.print(message, highlight=False, soft_wrap=True)
+
+
+def _absolute(job: Job) -> Job:
+    """Ranks have working directories of their own."""
+    outputs, kept = job.outputs, job.checkpoints
+    root = None if kept is None else Checkpoints(kept.root.absolute(), every=kept.every, resume=kept.resume)
+    placed = Outputs(outputs.video.absolute(), outputs.report.absolute(), outputs.overwrite)
+    return replace(job, outputs=placed, checkpoints=root)

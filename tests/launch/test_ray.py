@@ -1,0 +1,247 @@
+"""Rank groups on a real local Ray: placed, used again, killed, and the video is the same in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from rich.console import Console
+
+from launch import cli
+from launch.jobs import Job, build_job
+from launch.ray_group import Begun, End, Ended, Event, RankGroup, bundle_for
+from launch.ray_run import ATTEMPTS, going_on, run_on_ray
+from runtime.configs import load_config
+from runtime.denoise import StepRecord
+from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.report import Report
+
+PROMPT = "a red circle moving left on a black background"
+STEPS = 12
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def make_job(folder: Path, **options: Any) -> Job:
+    given = dict.fromkeys(("report", "ulysses", "ring", "cfg", "attention", "shard", "compile"))
+    defaults = {
+        "config": "wan-tiny",
+        "prompt": PROMPT,
+        "out": folder / "a.mp4",
+        "overwrite": False,
+        "compare": False,
+        "ranks": 2,
+        "timeout": 5.0,
+        "checkpoints": None,
+        "checkpoint_every": 1,
+        "resume": False,
+        "steps": STEPS,
+        "spectrum": "paper",
+    }
+    return build_job(**{**given, **defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """Digests of the frames that one rank makes, by preset; two ranks of cfg make the same bits."""
+    known: dict[str, list[str]] = {}
+
+    def digests(spectrum: str) -> list[str]:
+        if spectrum not in known:
+            out = tmp_path_factory.mktemp("alone") / "a.mp4"
+            options = ["--steps", str(STEPS), "--spectrum", spectrum, "--out", str(out)]
+            assert cli.run(["generate", PROMPT, *options]) == 0
+            known[spectrum] = json.loads(out.with_suffix(".json").read_text())["frames_sha256"]
+        return known[spectrum]
+
+    return digests
+
+
+@pytest.fixture
+def mostly_forecast(tmp_path: Path) -> str:
+    path = tmp_path / "mostly.yaml"
+    path.write_text("schedule: {kind: explicit, computed: [0, 1, 2]}\n")
+    return str(path)
+
+
+def send(number: signal.Signals, rank: int) -> Callable[[RankGroup], None]:
+    return lambda group: os.kill(group.places[rank]["pid"], number)
+
+
+def run_with(
+    job: Job,
+    plan: list[tuple[Callable[[Event], bool], Callable[[RankGroup], None]]],
+    attempts: int = ATTEMPTS,
+) -> Report:
+    """Run a job; the first thing in `plan` whose time has come happens, then the next."""
+    left = list(plan)
+
+    def on_event(event: Event, group: RankGroup) -> None:
+        if left and left[0][0](event):
+            left.pop(0)[1](group)
+
+    report = run_on_ray(job, Console(quiet=True), on_event, attempts)
+    assert not left
+    return report
+
+
+def after(step: int) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, StepRecord) and event.index == step
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ranks_killed_while_computing_and_while_decoding_are_replaced(
+    tmp_path: Path, undisturbed: Callable[[str], list[str]]
+) -> None:
+    def kill_while_decoding(group: RankGroup) -> None:
+        """The last checkpoint is there, so the first rank decodes and writes."""
+        while len(list(tmp_path.glob(f"*/*/manifest-{STEPS - 1:05d}-*"))) < 2:
+            time.sleep(0.001)
+        send(signal.SIGKILL, 0)(group)
+
+    kills = [(after(2), send(signal.SIGKILL, 1)), (after(STEPS - 1), kill_while_decoding)]
+    report = run_with(make_job(tmp_path), kills)
+    assert report.frames_sha256 == undisturbed("paper")
+    assert report.resumed_at == STEPS  # all that was left was to decode
+    assert report.topology.world == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_rank_killed_while_forecasting_and_one_that_stops_are_replaced(
+    tmp_path: Path, undisturbed: Callable[[str], list[str]], mostly_forecast: str
+) -> None:
+    job = make_job(tmp_path, spectrum=mostly_forecast)
+    events = [(after(4), send(signal.SIGKILL, 1)), (after(STEPS - 1), send(signal.SIGSTOP, 0))]
+    report = run_with(job, events)
+    assert report.frames_sha256 == undisturbed(mostly_forecast)
+    assert report.resumed_at > 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_group_serves_many_jobs_and_a_refused_one_does_no_harm(
+    tmp_path: Path, undisturbed: Callable[[str], list[str]]
+) -> None:
+    job = make_job(tmp_path)
+    group = RankGroup(job.config, 2, job.degrees, job.timeout)
+    try:
+        *events, ended = group.run(job)
+        assert isinstance(events[0], Begun) and len(events) == 1 + STEPS
+        assert report_of(ended).frames_sha256 == undisturbed("paper")
+
+        refused = list(group.run(job))[-1]  # the video exists now
+        assert isinstance(refused, Ended) and refused.end is End.REFUSED and "exists" in refused.reason
+
+        again = list(group.run(going_on(job)))[-1]
+        assert report_of(again).frames_sha256 == undisturbed("paper")
+
+        slow = replace(going_on(job), request=job.request.model_copy(update={"steps": 60, "spectrum": "off"}))
+        stopped: list[Event | Ended] = []
+        for event in group.run(slow):
+            stopped.append(event)
+            if isinstance(event, StepRecord):
+                group.stop()
+        assert isinstance(stopped[-1], Ended) and stopped[-1].end is End.CANCELLED
+        assert "stopped after step" in stopped[-1].reason
+        assert list((tmp_path / "a.checkpoints").glob("*/manifest-*"))
+    finally:
+        group.kill()
+
+
+def report_of(ended: Event | Ended) -> Report:
+    assert isinstance(ended, Ended) and ended.end is End.DONE, ended
+    return Report.model_validate_json(ended.report)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_job_that_kills_every_group_is_given_up(tmp_path: Path) -> None:
+    kills = [(lambda event: isinstance(event, Begun), send(signal.SIGKILL, 0))] * 2
+    with pytest.raises(JobFailedError, match=r"rank 0 .*\(attempt 2 of 2\)"):
+        run_with(make_job(tmp_path, ranks=1, checkpoint_every=0), kills, attempts=2)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_more_ranks_than_the_cluster_has_room_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequestError, match=r"ranks: 5 given; .*the cluster has room for 4"):
+        run_on_ray(make_job(tmp_path, ranks=5), Console(quiet=True))
+
+
+def node(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}}
+
+
+@pytest.mark.parametrize(
+    ("world", "nodes", "resources", "strategy"),
+    [
+        (8, [node(64, 8)] * 2, {"CPU": 1.0, "GPU": 1.0}, "STRICT_PACK"),
+        (16, [node(64, 8)] * 2, {"CPU": 1.0, "GPU": 1.0}, "PACK"),
+        (2, [node(2)], {"CPU": 1.0}, "STRICT_PACK"),
+        (3, [node(2)] * 2, {"CPU": 1.0}, "PACK"),
+        (9, [node(64, 8), node(64, 8, alive=False)], None, None),
+    ],
+)
+def test_ranks_stay_on_one_node_when_they_fit(
+    world: int, nodes: list[dict[str, Any]], resources: dict[str, float] | None, strategy: str | None
+) -> None:
+    config = load_config("wan-tiny")
+    if resources is None:
+        with pytest.raises(BadRequestError, match="room for 8"):
+            bundle_for(config, world, nodes)
+    else:
+        bundle = bundle_for(config, world, nodes)
+        assert (bundle.resources, bundle.strategy) == (resources, strategy)
+
+
+def test_a_killed_driver_leaves_what_a_new_one_goes_on_from(
+    tmp_path: Path, undisturbed: Callable[[str], list[str]]
+) -> None:
+    """Through the command, on a Ray that it starts and that ends with it."""
+    options = ["--steps", str(STEPS), "--spectrum", "paper", "--out", str(tmp_path / "a.mp4")]
+    command = [sys.executable, "-m", "launch", "generate", PROMPT, "--ranks", "2", "--compare", *options]
+    command += ["--checkpoint-every", "1"]
+    clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "step 6/" in line:
+                children = psutil.Process(process.pid).children(recursive=True)
+                ranks = [child for child in children if "RankActor" in " ".join(child.cmdline())]
+                process.kill()
+                break
+    assert len(ranks) == 2
+    assert not psutil.wait_procs(ranks, timeout=30)[1]
+    assert not (tmp_path / "a.mp4").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True, env=clean)
+    assert done.stdout == f"{tmp_path / 'a.mp4'}\n"
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["frames_sha256"] == undisturbed("paper")
+    assert report["quality"] is not None
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_signal_stops_the_group_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    def interrupt(group: RankGroup) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    job = make_job(tmp_path, steps=60, spectrum="off")
+    with pytest.raises(CancelledError, match="stopped after step"):
+        run_with(job, [(after(1), interrupt)])
+    assert list((tmp_path / "a.checkpoints").glob("*/manifest-*"))

@@ -1,4 +1,4 @@
-.PHONY: video test lint types bench evaluate train clean
+.PHONY: video test test-slow lint types bench evaluate train clean
 .DEFAULT_GOAL := video
 
 PYTHON ?= python3
@@ -19,6 +19,9 @@ video: $(VENV)/.installed  ## A video from the embedded model on two ranks, comp
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed  ## The tests that take minutes, too
+	$(BIN)/python -m pytest -m 'slow or not slow'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

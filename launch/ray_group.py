@@ -28,7 +28,7 @@ from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.devices import pick_device
 from runtime.engine import Engine
-from runtime.errors import BadRequestError, JobFailedError, RankFailedError
+from runtime.errors import BadRequestError, JobFailedError, LockstepError, RankFailedError
 from runtime.job import OnStep, follow_job, run_compared_job, run_job
 from runtime.ranks import Rendezvous, join
 from runtime.topology import Degrees
@@ -37,6 +37,8 @@ from spectrum import StepKind
 log = logging.getLogger(__name__)
 
 _POLL = 0.2  # seconds between two looks at a running job
+_ANSWER = 5.0  # seconds that the first rank has to answer one of them
+_SILENCE = 10.0  # seconds beyond two timeouts, after which a group that does not answer is given up
 _ROOM = 120.0  # seconds to wait for a cluster to make room
 
 
@@ -122,7 +124,7 @@ class RankActor:
             if end is End.FAILED:
                 log.exception("rank %d: job failed", self._engine.ranks.rank)
                 self._leave(error)
-            reason = str(error) if isinstance(error, JobFailedError | BadRequestError) else repr(error)
+            reason = str(error) if isinstance(error, LockstepError) else repr(error)
             return Ended(end, reason, blames=named)
 
     def _run(self, engine: Engine, job: Job) -> Ended:
@@ -226,23 +228,26 @@ class RankGroup:
         The iterator may be asked to `stop` from outside meanwhile.
         """
         running = [actor.run.remote(job) for actor in self._actors]
-        told = 0
-        while True:
+        told, answered = 0, time.monotonic()
+        while time.monotonic() - answered < 2 * self._timeout + _SILENCE:
             done, _ = ray.wait(running, num_returns=len(running), timeout=_POLL)
             fresh = self._events(told)
-            told += len(fresh)
-            yield from fresh
+            if fresh is not None:
+                answered = time.monotonic()
+                told += len(fresh)
+                yield from fresh
             if len(done) == len(running) or self._anyone_died(done):
                 break
         ended = _end_of(running, within=2 * self._timeout + 10)
-        yield from self._events(told) if ended.end is not End.FAILED else []
+        yield from (self._events(told) or []) if ended.end is not End.FAILED else []
         yield ended
 
-    def _events(self, start: int) -> list[Event]:
+    def _events(self, start: int) -> list[Event] | None:
+        """What the first rank has to tell; None if it does not answer."""
         try:
-            return list(ray.get(self._actors[0].events.remote(start), timeout=5.0))
+            return list(ray.get(self._actors[0].events.remote(start), timeout=_ANSWER))
         except (RayActorError, GetTimeoutError):
-            return []  # it died or has stopped; the job's end will say so
+            return None  # it died or has stopped: the other ranks will say so, or else our own patience ends
 
     def _anyone_died(self, done: list[Any]) -> bool:
         """An actor that is gone is known as soon as Ray knows it; the others end by themselves."""

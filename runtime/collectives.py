@@ -81,11 +81,6 @@ class Transfer:
         self._work, self._incoming, self._shapes = work, incoming, shapes
         self._guard, self._polls = guard, polls
 
-    @property
-    def arrived(self) -> bool:
-        """Whether `wait` would return at once."""
-        return self._work is None or self._work.is_completed()
-
     def wait(self) -> list[torch.Tensor]:
         """What every rank sent to this one, in rank order.
 

@@ -20,9 +20,9 @@ from runtime.errors import BadRequestError
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; when the block ends well, it is flushed to disk and renamed to `path`.
 
-    When the block raises, whatever was written is removed and `path` stays as it was; if the process is killed,
-    the next one on this machine that writes `path` removes it. The temporary name keeps the suffix of `path`,
-    which ffmpeg goes by.
+    When the block raises, whatever was written is removed and `path` stays as it was; if the process is
+    killed, the next one on this machine that writes `path` removes it. The temporary name keeps the suffix of
+    `path`, which ffmpeg goes by.
     """
     mine, suffix = f".{path.stem}.{socket.gethostname()}.", f".part{path.suffix}"
     _remove_orphans(path.parent, mine, suffix)

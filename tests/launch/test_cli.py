@@ -78,12 +78,11 @@ def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.Captu
             "spectrum: the preset does not fit 6 steps: computed step 9",
         ),
         (["--ranks", "0"], "0 is not in the range x>=1"),
-        (["--ranks", "2", "--launcher", "inline"], "it runs one rank, 2 need --launcher torchrun"),
+        (["--ranks", "2", "--launcher", "inline"], "it runs one rank, 2 need ray or torchrun"),
         (["--ulysses", "7"], "ulysses: 7 given; the model has 6 heads"),
         (["--ranks", "4", "--ring", "3"], "ranks: 4 given; ring 3 does not multiply to that"),
         (["--cfg", "2", "--guidance", "1"], "cfg: 2 given; without guidance there is one branch"),
         (["--timeout", "0"], "0.0 is not in the range x>=1.0"),
-        (["--launcher", "ray"], "launcher: 'ray' given"),
         (["--launcher", "ssh"], "'ssh' is not one of"),
     ],
 )
@@ -144,18 +143,15 @@ def test_a_failure_in_the_middle_exits_3_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.timeout(120)
-def test_ctrl_c_exits_130_and_resume_goes_on(
-    tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_exits_130_and_resume_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = [PROMPT, "--out", str(tmp_path / "a.mp4"), "--steps", "40"]
     command = [sys.executable, "-m", "launch", "generate", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "step 4/40" in line:
-                process.send_signal(number)
+                process.send_signal(signal.SIGINT)
                 break
         stdout, stderr = process.communicate()
     assert process.returncode == 130

@@ -125,6 +125,7 @@ def test_ranks_killed_while_computing_and_while_decoding_are_replaced(
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_rank_killed_while_forecasting_and_one_that_stops_are_replaced(
     tmp_path: Path, undisturbed: Callable[[str], list[str]], mostly_forecast: str
@@ -210,6 +211,7 @@ def test_ranks_stay_on_one_node_when_they_fit(
         assert (bundle.resources, bundle.strategy) == (resources, strategy)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_what_a_new_one_goes_on_from(
     tmp_path: Path, undisturbed: Callable[[str], list[str]]
 ) -> None:

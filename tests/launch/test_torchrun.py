@@ -111,7 +111,9 @@ def assert_gone(processes: list[psutil.Process], within: float = 20.0) -> None:
     assert len(gone) == len(processes)
 
 
-@pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+@pytest.mark.parametrize(
+    ("number", "victim"), [pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow), (signal.SIGSTOP, 1)]
+)
 def test_a_rank_that_dies_or_stops_ends_the_job(tmp_path: Path, number: signal.Signals, victim: int) -> None:
     with running(tmp_path / "a.mp4", "--compare") as process:
         ranks = ranks_of(process)
@@ -145,6 +147,7 @@ def test_a_signal_to_one_rank_cancels_all_at_one_step(tmp_path: Path) -> None:
     assert "cancelled (stopped after step" in stderr
 
 
+@pytest.mark.slow
 def test_ranks_do_not_outlive_what_started_them(tmp_path: Path) -> None:
     with running(tmp_path / "a.mp4", "--compare") as process:
         ranks = ranks_of(process)
@@ -154,6 +157,7 @@ def test_ranks_do_not_outlive_what_started_them(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.mp4")) == []
 
 
+@pytest.mark.slow
 def test_a_request_that_only_the_model_can_refuse_exits_2(tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
     options = ["--size", "64x48", "--frames", "4001", "--steps", "2", "--ranks", "2"]

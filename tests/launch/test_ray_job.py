@@ -1,0 +1,108 @@
+"""`ray job submit` to a real cluster with token authentication: done, stopped, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import ray_job
+from tests.ranks import free_port
+
+ROOT = Path(__file__).parent.parent.parent
+PROMPT = "a red circle moving left on a black background"
+RAY = str(Path(sys.executable).with_name("ray"))
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a user whose token lies in a file."""
+    token = tmp_path_factory.mktemp("home") / "auth_token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return clean | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
+@pytest.fixture(scope="module")
+def address(environment: dict[str, str]) -> Iterator[str]:
+    """The job server of a cluster of this machine."""
+    dashboard, port = free_port(), free_port()
+    start = [RAY, "start", "--head", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}"]
+    start += ["--disable-usage-stats", "--block"]
+    with subprocess.Popen(
+        start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as head:
+        url = f"http://127.0.0.1:{dashboard}"
+        try:
+            while ray("job", "list", "--address", url, environment=environment).returncode != 0:
+                assert head.poll() is None, "ray start failed"
+            yield url
+        finally:
+            head.terminate()
+
+
+def ray(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([RAY, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def entrypoint(folder: Path, *options: str) -> list[str]:
+    job = [sys.executable, "-m", "launch.ray_job", PROMPT, "--ranks", "2", "--cfg", "2"]
+    return ["--", *job, "--out", str(folder / "a.mp4"), "--checkpoint-every", "1", *options]
+
+
+def test_a_job_is_stopped_and_goes_on_as_another(
+    address: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    steps = ["--steps", "300", "--spectrum", "off"]
+    submit = ["job", "submit", "--address", address, "--working-dir", str(ROOT)]
+    submit_first = [*submit, "--no-wait", "--submission-id", "first", *entrypoint(tmp_path, *steps)]
+    begun = ray(*submit_first, environment=environment)
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    while not list(tmp_path.glob("*/*/manifest-*")):
+        status = ray("job", "status", "--address", address, "first", environment=environment)
+        assert "FAILED" not in status.stdout
+        time.sleep(0.2)
+    ray("job", "stop", "--address", address, "first", environment=environment)
+    logs = ray("job", "logs", "--address", address, "first", environment=environment).stdout
+    assert "lockstep: cancelled (stopped after step" in logs
+    assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
+    stopped_at = max(int(path.name.split("-")[1]) for path in tmp_path.glob("*/*/manifest-*"))
+
+    shorter = ray(*submit, *entrypoint(tmp_path, "--steps", "6", "--overwrite"), environment=environment)
+    assert shorter.returncode == 0, shorter.stdout + shorter.stderr
+    assert "step 6/6" in shorter.stdout and "succeeded" in shorter.stdout
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["topology"]["world"] == 2
+    assert 0 < stopped_at < 300
+
+
+def test_a_job_that_cannot_be_served_fails_with_the_reason(
+    address: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    submit = ["job", "submit", "--address", address, "--working-dir", str(ROOT)]
+    done = ray(*submit, *entrypoint(tmp_path, "--ranks", "10"), environment=environment)
+    assert done.returncode != 0
+    assert "the cluster has room for 4" in done.stdout
+
+
+def test_without_the_token_nothing_is_submitted(address: str, environment: dict[str, str]) -> None:
+    stranger = environment | {"RAY_AUTH_TOKEN_PATH": "/nowhere", "RAY_AUTH_TOKEN": "not the token"}
+    assert ray("job", "list", "--address", address, environment=stranger).returncode != 0
+
+
+def test_a_relative_output_of_a_packed_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "runtime_resources" / "working_dir_files"
+    packed.mkdir(parents=True)
+    monkeypatch.chdir(packed)
+    assert ray_job.run([PROMPT, "--out", "a.mp4"]) == 2
+    assert "give an absolute path on a disk that the nodes share" in capfd.readouterr().err

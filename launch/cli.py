@@ -10,18 +10,15 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 
-from launch.exits import EXIT_BAD_REQUEST, explain
+from launch.exits import run_command
 from launch.logs import set_up_logging
 from launch.options import generate_options, sampling_options
 from runtime.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from launch.jobs import Job
 
 _ARGUMENTS = "lockstep.arguments"
 
@@ -66,7 +63,9 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     job.check_files()
     launcher = launcher or ("inline" if job.ranks in (None, 1) else "ray")
     if launcher == "ray":
-        _run_on_ray(job, context.obj)
+        from launch.ray_run import run_job_on_ray
+
+        run_job_on_ray(job, context.obj)
         return
     if launcher == "torchrun":
         _run_on_ranks(job.ranks or 1, context)
@@ -74,16 +73,6 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     if job.ranks not in (None, 1):
         raise BadRequestError(f"launcher: 'inline' given; it runs one rank, {job.ranks} need ray or torchrun")
     run_job_shown(job, context.obj, on_loaded=stop_on_signals)
-
-
-def _run_on_ray(job: Job, console: Console) -> None:
-    """On the cluster of RAY_ADDRESS, or on a local one that ends with this command."""
-    from launch.ray_run import cluster, run_on_ray
-    from launch.run import print_result
-
-    with cluster(job):
-        report = run_on_ray(job, console)
-    print_result(report, job, console)
 
 
 def _run_on_ranks(ranks: int, context: click.Context) -> None:
@@ -161,14 +150,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    try:
-        code = cli.main(arguments, prog_name="lockstep", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return EXIT_BAD_REQUEST
-    except (Exception, KeyboardInterrupt) as error:
-        return explain(error)
-    return code if isinstance(code, int) else 0
+    return run_command(cli, arguments, "lockstep")
 
 
 if __name__ == "__main__":

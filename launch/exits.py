@@ -17,6 +17,18 @@ EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
 _AGAIN = "no file was left half-written; the same command with --resume goes on from the last checkpoint"
 
 
+def run_command(command: click.Command, arguments: list[str], name: str) -> int:
+    """Run a command and return its exit code; whatever ends it is explained on stderr."""
+    try:
+        code = command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_BAD_REQUEST
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error)
+    return code if isinstance(code, int) else 0
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code that stands for `error`."""
     if isinstance(error, BadRequestError):

@@ -23,13 +23,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.exits import exit_code
 from launch.jobs import Job
+from launch.run import do_job
 from runtime.configs import Config
 from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.devices import pick_device
 from runtime.engine import Engine
-from runtime.errors import BadRequestError, JobFailedError, LockstepError, RankFailedError
-from runtime.job import OnStep, follow_job, run_compared_job, run_job
+from runtime.errors import BadRequestError, JobFailedError, LockstepError
+from runtime.job import OnStep
 from runtime.ranks import Rendezvous, join
 from runtime.topology import Degrees
 from spectrum import StepKind
@@ -70,13 +71,11 @@ class Ended:
     Attributes:
         reason: what went wrong.
         report: the report's JSON; of the first rank, when done.
-        blames: the rank whose failure it was, if it can be named.
     """
 
     end: End
     reason: str = ""
     report: str = ""
-    blames: int | None = None
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1})
@@ -117,23 +116,15 @@ class RankActor:
         assert self._engine is not None
         self._events, self._stopped = [], False
         try:
-            return self._run(self._engine, job)
+            report = do_job(self._engine, job, self._show)
+            return Ended(End.DONE, report="" if report is None else report.to_json())
         except BaseException as error:
-            named = error.rank if isinstance(error, RankFailedError) else self._engine.ranks.rank
             end = {2: End.REFUSED, 130: End.CANCELLED}.get(exit_code(error), End.FAILED)
             if end is End.FAILED:
                 log.exception("rank %d: job failed", self._engine.ranks.rank)
                 self._leave(error)
             reason = str(error) if isinstance(error, LockstepError) else repr(error)
-            return Ended(end, reason, blames=named)
-
-    def _run(self, engine: Engine, job: Job) -> Ended:
-        if not engine.ranks.leads:
-            follow_job(engine, job.request, compared=job.compare, checkpoints=job.checkpoints)
-            return Ended(End.DONE)
-        run = run_compared_job if job.compare else run_job
-        report = run(engine, job.request, job.outputs, self._show, job.checkpoints)
-        return Ended(End.DONE, report=report.to_json())
+            return Ended(end, reason)
 
     def _leave(self, error: BaseException) -> None:
         """Tell the other ranks, as the end of the block that `start` opened would."""
@@ -333,5 +324,5 @@ def _end_of(running: list[Any], within: float) -> Ended:
             if ended.end is end:
                 return ended
     if died:
-        return Ended(End.FAILED, f"rank {died[0]} died", blames=died[0])
+        return Ended(End.FAILED, f"rank {died[0]} died")
     return ends[0]

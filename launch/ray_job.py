@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.exits import EXIT_BAD_REQUEST, explain
+from launch.exits import run_command
 from launch.logs import set_up_logging
 from launch.options import generate_options
 from runtime.errors import BadRequestError
@@ -28,8 +28,7 @@ def job(verbose: bool, **options: Any) -> None:
     console = Console(stderr=True)
     set_up_logging(console, verbose=verbose)
     from launch.jobs import build_job
-    from launch.ray_run import cluster, run_on_ray
-    from launch.run import print_result
+    from launch.ray_run import run_job_on_ray
 
     work = build_job(**options)
     if _PACKED in Path.cwd().parts and not work.outputs.video.is_absolute():
@@ -38,21 +37,12 @@ def job(verbose: bool, **options: Any) -> None:
             "give an absolute path on a disk that the nodes share"
         )
     work.check_files()
-    with cluster(work):
-        report = run_on_ray(work, console)
-    print_result(report, work, console)
+    run_job_on_ray(work, console)
 
 
 def run(arguments: list[str]) -> int:
     """Run the driver and return its exit code."""
-    try:
-        job.main(arguments, prog_name="python -m launch.ray_job", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return EXIT_BAD_REQUEST
-    except (Exception, KeyboardInterrupt) as error:
-        return explain(error)
-    return 0
+    return run_command(job, arguments, "python -m launch.ray_job")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.console import Console
 from launch.jobs import Job
 from launch.progress import StepProgress
 from launch.ray_group import Begun, End, Ended, Event, RankGroup
+from launch.run import print_result
 from runtime.checkpoint import Checkpoints
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.files import Outputs
@@ -48,6 +49,13 @@ def cluster(job: Job) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def run_job_on_ray(job: Job, console: Console) -> None:
+    """The job on its cluster, from placing the ranks to printing the path of the result."""
+    with cluster(job):
+        report = run_on_ray(job, console)
+    print_result(report, job, console)
 
 
 OnEvent = Callable[[Event, RankGroup], None]

@@ -11,7 +11,7 @@ from rich.console import Console
 from launch.jobs import Job
 from launch.progress import StepProgress, timed
 from runtime.engine import Engine
-from runtime.job import follow_job, run_compared_job, run_job
+from runtime.job import Progress, follow_job, run_compared_job, run_job
 from runtime.ranks import Ranks
 from runtime.report import Report
 
@@ -32,12 +32,18 @@ def run_job_shown(
     with timed(console, f"loading {job.config.model}"):
         engine = Engine(job.config, ranks, job.degrees)
     on_loaded(engine)
-    if ranks is not None and not ranks.leads:
+    report = do_job(engine, job, partial(StepProgress, console))
+    if report is not None:
+        print_result(report, job, console)
+
+
+def do_job(engine: Engine, job: Job, progress: Progress) -> Report | None:
+    """One rank's part of a job; the report on the first."""
+    if not engine.ranks.leads:
         follow_job(engine, job.request, compared=job.compare, checkpoints=job.checkpoints)
-        return
+        return None
     run = run_compared_job if job.compare else run_job
-    report = run(engine, job.request, job.outputs, partial(StepProgress, console), job.checkpoints)
-    print_result(report, job, console)
+    return run(engine, job.request, job.outputs, progress, job.checkpoints)
 
 
 def print_result(report: Report, job: Job, console: Console) -> None:

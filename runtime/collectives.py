@@ -89,7 +89,7 @@ class Transfer:
         """
         if self._work is not None:
             finish(self._work, self._guard, polls=self._polls)
-        sizes = [_numel(shape) for shape in self._shapes]
+        sizes = [numel(shape) for shape in self._shapes]
         pieces = self._incoming.split_with_sizes(sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
@@ -139,7 +139,7 @@ class Peers:
         if self.group is None:
             return Transfer(None, outgoing, shapes, self._guard, polls=False)
         sent = [piece.numel() for piece in pieces]
-        received = [_numel(shape) for shape in shapes]
+        received = [numel(shape) for shape in shapes]
         incoming = outgoing.new_empty(sum(received))
         self._enter((sum(sent) - sent[self.rank]) * outgoing.element_size())
         try:
@@ -199,5 +199,6 @@ class Peers:
         self._traffic.sent += sent
 
 
-def _numel(shape: Shape) -> int:
+def numel(shape: Shape) -> int:
+    """Elements of a tensor of this shape."""
     return int(torch.Size(shape).numel())

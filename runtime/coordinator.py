@@ -84,6 +84,8 @@ class Coordinator:
 
     def __init__(self, schedules: Mapping[str, Schedule], identity: str, ranks: Ranks):
         self._schedules, self._ranks = schedules, ranks
+        self._distinct = list({id(schedule): schedule for schedule in schedules.values()}.values())
+        self._adaptive = [s for s in self._distinct if isinstance(s, AdaptiveSchedule)]
         self._digest = hashlib.sha256(identity.encode())
         self._wanted = Command.NONE
         self._exchange: Transfer | None = None
@@ -115,8 +117,7 @@ class Coordinator:
         self.confirm()
         agreed = self._agreed
         self._ranks.at(f"step {step}")
-        schedules = {id(schedule): schedule for schedule in self._schedules.values()}
-        kinds = {key: schedule.kind(step) for key, schedule in schedules.items()}
+        kinds = {id(schedule): schedule.kind(step) for schedule in self._distinct}
         if agreed is Command.FORCE_COMPUTE:
             kinds = dict.fromkeys(kinds, StepKind.COMPUTE)
         decision = Decision(
@@ -137,12 +138,11 @@ class Coordinator:
         Only schedules that depend on it make the ranks add it up now; otherwise that waits until the end.
         """
         self._squares[step] = squares or SquaredError(0.0, 0.0)
-        adaptive = [s for s in self._schedules.values() if isinstance(s, AdaptiveSchedule)]
-        if not adaptive:
+        if not self._adaptive:
             return
         self._sum_errors()
         if step in self.errors:  # there was something to forecast it from
-            for schedule in {id(s): s for s in adaptive}.values():
+            for schedule in self._adaptive:
                 schedule.observe(step, self.errors[step])
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -165,9 +165,8 @@ class Coordinator:
             named = {branch: StepKind(kind) for branch, kind in kinds.items()}
             self._take(Decision(step, named, Command(command)))
         self.errors = dict(shared["errors"])
-        adaptive = {id(s): s for s in self._schedules.values() if isinstance(s, AdaptiveSchedule)}
         for step, error in sorted(self.errors.items()):
-            for schedule in adaptive.values():
+            for schedule in self._adaptive:
                 schedule.observe(step, error)
         for one in own:
             for step, (error, truth) in one["squares"].items():

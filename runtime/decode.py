@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-from runtime.collectives import Peers
+from runtime.collectives import Peers, numel
 from runtime.configs import Tiles
 
 
@@ -185,7 +185,7 @@ def _send_to_first(
     """All tiles on the first rank, in order; nothing on the others."""
     nothing = like.new_empty(0)
     outgoing = torch.cat([nothing, *(tile.reshape(-1) for tile in own)])
-    sizes = [int(torch.Size(shape).numel()) for shape in shapes]
+    sizes = [numel(shape) for shape in shapes]
     owned = [sum(s for s, owner in zip(sizes, owners, strict=True) if owner == r) for r in range(peers.size)]
     pieces = [outgoing if rank == 0 else nothing for rank in range(peers.size)]
     arriving = [(length,) if peers.rank == 0 else (0,) for length in owned]

@@ -108,9 +108,8 @@ def _begun(
         yield
         if outputs is not None and checkpoints is not None:
             checkpoints.remove()
-    engine.ranks.control.tell(
-        "done"
-    )  # nobody leaves before the files are written: a rank may fail until then
+    # Nobody leaves before the files are written: a rank may fail until then.
+    engine.ranks.control.tell("done")
 
 
 def follow_job(

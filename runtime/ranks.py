@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +24,6 @@ from runtime.sequence import Sequence, Split, SplitSequence, WholeSequence
 from runtime.topology import Topology
 from runtime.watch import Watch, host_name
 
-log = logging.getLogger(__name__)
-
-DEFAULT_TIMEOUT = 30.0  # seconds
 Backend = Literal["gloo", "nccl"]
 
 _GLANCE = 0.0005  # seconds between two looks at the accelerator's queue
@@ -81,7 +77,6 @@ class Ranks:
         node: transfers within this rank's machine.
         traffic: bytes that this rank has sent, but for `control`.
         watch: sees when another rank fails; None for a rank that is alone.
-        backend: what moves tensors on the device; None for a rank that is alone.
     """
 
     def __init__(
@@ -93,11 +88,10 @@ class Ranks:
         control: Peers,
         node: Peers,
         watch: Watch | None = None,
-        backend: Backend | None = None,
     ):
         self.device, self.traffic = device, traffic
         self.everyone, self.control, self.node = everyone, control, node
-        self.watch, self.backend = watch, backend
+        self.watch = watch
         self.rank, self.size = control.rank, control.size
         self._groups: dict[Topology, RankGroup] = {}
 
@@ -184,7 +178,7 @@ class RankGroup:
     """
 
     def __init__(self, topology: Topology, ranks: Ranks):
-        self.topology, self.ranks = topology, ranks
+        self.topology = topology
         self.place = topology.place(ranks.rank)
         if ranks.size == 1:
             self._cfg = self._ring = self._ulysses = self._sequence = ranks.everyone
@@ -251,8 +245,8 @@ def join(
     rendezvous: Rendezvous,
     device: torch.device,
     *,
+    timeout: float,
     backend: Backend | None = None,
-    timeout: float = DEFAULT_TIMEOUT,
     give_up: Callable[[LockstepError], None] | None = None,
 ) -> Iterator[Ranks]:
     """Meet the other ranks. While the block runs, a failure of any of them ends every wait of this one.
@@ -285,9 +279,7 @@ def join(
         control = Peers(dist.new_group(backend="gloo"), _ControlGuard(watch), Traffic())
         everyone = Peers(dist.group.WORLD, watch, traffic)
         node = Peers(_node_group(control), watch, traffic)
-        yield Ranks(
-            device, traffic, everyone=everyone, control=control, node=node, watch=watch, backend=backend
-        )
+        yield Ranks(device, traffic, everyone=everyone, control=control, node=node, watch=watch)
     except BaseException as error:
         # A launcher that sees a rank die interrupts the others: to them that is a failure, no cancellation.
         interrupted = isinstance(error, KeyboardInterrupt | CancelledError)

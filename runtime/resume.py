@@ -74,22 +74,19 @@ class Resumable:
         branches: tuple[str, ...],
     ):
         self._progress, self._checkpoints, self._ranks = progress, checkpoints, ranks
-        self._topology, self._branches = topology, branches
-        self._folder = None if checkpoints is None else checkpoints.of(identity)
+        self._identity, self._topology, self._branches = identity, topology, branches
         self._writer: CheckpointWriter | None = None
 
     def begin(self) -> int:
         """Go on from the newest checkpoint if that is wanted; the first step that is left to do."""
-        if self._checkpoints is None or self._folder is None:
+        if self._checkpoints is None:
             return 0
-        found = None
+        folder, found = self._checkpoints.of(self._identity), None
         if self._checkpoints.resume:
-            found = restore(self._folder, self._topology, self._ranks, self._branches)
+            found = restore(folder, self._topology, self._ranks, self._branches)
         if found is not None:
             self._progress.restore(found, self._ranks)
-        self._writer = CheckpointWriter(
-            self._folder, self._topology, self._ranks.rank, self._checkpoints.every
-        )
+        self._writer = CheckpointWriter(folder, self._topology, self._ranks.rank, self._checkpoints.every)
         return 0 if found is None else found.step + 1
 
     def after(self, record: StepRecord) -> None:

@@ -65,7 +65,9 @@ def other_schedule(ranks: Ranks) -> None:
 
     def break_it(engine: Engine, record: StepRecord) -> None:
         assert engine._coordinator is not None
-        engine._coordinator._schedules = dict.fromkeys(("cond", "uncond"), FixedSchedule(6, (0,)))
+        broken = FixedSchedule(6, (0,))
+        engine._coordinator._schedules = dict.fromkeys(("cond", "uncond"), broken)
+        engine._coordinator._distinct = [broken]
 
     make(ranks, on_step=break_it)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from launch.exits import run_command
 from launch.logs import set_up_logging
 from launch.options import generate_options, sampling_options
+from launch.queue_commands import queue, status
 from runtime.errors import BadRequestError
 
 _ARGUMENTS = "lockstep.arguments"
@@ -138,6 +139,10 @@ def doctor(console: Console) -> None:
 
     for table in examine():
         Console().print(table)
+
+
+cli.add_command(queue)
+cli.add_command(status)
 
 
 def main() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
-from runtime.configs import Config, load_config
+from runtime.configs import Config, is_path, load_config
 from runtime.errors import BadRequestError
 from runtime.files import Outputs
 from runtime.presets import load_preset
-from runtime.request import VideoRequest
+from runtime.request import VideoRequest, explain
 from runtime.topology import Degrees, Topology
 
 
@@ -44,6 +46,46 @@ class Job:
         self.outputs.check(self.request.videos)
         if self.checkpoints is not None:
             self.checkpoints.check(overwrite=self.outputs.overwrite)
+
+    def absolute(self) -> Job:
+        """The same job for processes that run in other folders."""
+        outputs, kept, request = self.outputs, self.checkpoints, self.request
+        if is_path(request.spectrum):
+            request = request.model_copy(update={"spectrum": str(Path(request.spectrum).absolute())})
+        return replace(
+            self,
+            request=request,
+            outputs=Outputs(outputs.video.absolute(), outputs.report.absolute(), outputs.overwrite),
+            checkpoints=None if kept is None else replace(kept, root=kept.root.absolute()),
+        )
+
+    def going_on(self) -> Job:
+        """The same job, to be gone on with; a video that is there already is from the attempt before."""
+        kept = self.checkpoints
+        return replace(
+            self,
+            outputs=replace(self.outputs, overwrite=True),
+            checkpoints=None if kept is None else replace(kept, resume=True),
+        )
+
+    def to_json(self) -> str:
+        """Everything about it, for `from_json`."""
+        return _JOB.dump_json(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Job:
+        """The job that `to_json` was asked of.
+
+        Raises:
+            BadRequestError: another version of Lockstep wrote it, and it means nothing to this one.
+        """
+        try:
+            return _JOB.validate_json(text)
+        except ValidationError as error:
+            raise BadRequestError(explain(error, source="a job of another version")) from None
+
+
+_JOB = TypeAdapter(Job)
 
 
 def build_job(

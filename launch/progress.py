@@ -22,11 +22,41 @@ _LINES_PER_RUN = 10
 _VERBS = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "forecast"}
 
 
+class TimeLeft:
+    """How long the steps that are left will take, from those that are done.
+
+    Computed and forecast steps count separately: with most computed steps at the start, one average over both
+    would promise far too long a wait.
+
+    Args:
+        kinds: the expected kind of every step.
+    """
+
+    def __init__(self, kinds: Sequence[StepKind]):
+        self._kinds = kinds
+        self._seconds: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
+        self._done = 0
+
+    def add(self, record: StepRecord) -> None:
+        """A step is done."""
+        self._seconds[record.kind].append(record.seconds)
+        self._done = record.index + 1
+
+    @property
+    def nfe(self) -> int:
+        """Computed steps that were seen."""
+        return len(self._seconds[StepKind.COMPUTE])
+
+    @property
+    def seconds(self) -> float:
+        """Expected seconds for the steps that are left."""
+        medians = {kind: statistics.median(times) for kind, times in self._seconds.items() if times}
+        fallback = max(medians.values(), default=0.0)
+        return sum(medians.get(kind, fallback) for kind in self._kinds[self._done :])
+
+
 class StepProgress:
     """Shows each step's kind, the evaluations so far, and the time left.
-
-    The time left counts computed and forecast steps separately: with most computed steps at the start, one
-    average over both would promise far too long a wait.
 
     Args:
         console: where to write; a bar if it is a terminal.
@@ -35,8 +65,8 @@ class StepProgress:
     """
 
     def __init__(self, console: Console, label: str, kinds: Sequence[StepKind]):
-        self._console, self._label, self._kinds = console, label, kinds
-        self._seconds: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
+        self._console, self._label, self._total = console, label, len(kinds)
+        self._left = TimeLeft(kinds)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=32),
@@ -58,19 +88,12 @@ class StepProgress:
 
     def __call__(self, record: StepRecord) -> None:
         """Show one step."""
-        self._seconds[record.kind].append(record.seconds)
-        done, total = record.index + 1, len(self._kinds)
-        nfe = len(self._seconds[StepKind.COMPUTE])
-        status = f"{_VERBS[record.kind]}  NFE {nfe}  ETA {self.seconds_left(done):.0f} s"
+        self._left.add(record)
+        done, total = record.index + 1, self._total
+        status = f"{_VERBS[record.kind]}  NFE {self._left.nfe}  ETA {self._left.seconds:.0f} s"
         self._bar.update(self._task, completed=done, status=status)
         if not self._console.is_terminal and (done == total or done % max(1, total // _LINES_PER_RUN) == 0):
             self._console.print(f"{self._label}: step {done}/{total}  {status}", highlight=False)
-
-    def seconds_left(self, done: int) -> float:
-        """Expected seconds for the steps after the first `done`."""
-        medians = {kind: statistics.median(times) for kind, times in self._seconds.items() if times}
-        fallback = max(medians.values(), default=0.0)
-        return sum(medians.get(kind, fallback) for kind in self._kinds[done:])
 
 
 @contextmanager

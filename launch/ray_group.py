@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.exits import exit_code
 from launch.jobs import Job
+from launch.metrics import RankMetrics
 from launch.run import do_job
 from runtime.configs import Config
 from runtime.coordinator import Command
@@ -32,6 +33,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError, LockstepError
 from runtime.job import OnStep
 from runtime.ranks import Rendezvous, join
+from runtime.report import Report
 from runtime.topology import Degrees
 from spectrum import StepKind
 
@@ -41,6 +43,10 @@ _POLL = 0.2  # seconds between two looks at a running job
 _ANSWER = 5.0  # seconds that the first rank has to answer one of them
 _SILENCE = 10.0  # seconds beyond two timeouts, after which a group that does not answer is given up
 _ROOM = 120.0  # seconds to wait for a cluster to make room
+
+
+class NoRoomError(JobFailedError):
+    """The cluster is large enough, but others use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ class RankActor:
         self._life = ExitStack()
         self._engine: Engine | None = None
         self._events: list[Event] = []
-        self._stopped = False
+        self._job, self._stopped = -1, -1  # numbers of the current job, and of the last that was told to stop
 
     @ray.method(concurrency_group="control")
     def place(self) -> tuple[str, str, int]:
@@ -100,6 +106,7 @@ class RankActor:
         self, rendezvous: Rendezvous, config: Config, degrees: Degrees, timeout: float
     ) -> dict[str, Any]:
         """Meet the other ranks and load the model, once for many jobs; says where this rank is."""
+        self._metrics = RankMetrics(rendezvous.rank, config.model)
         device = pick_device(config.device, 0 if ray.get_gpu_ids() else rendezvous.local_rank)
         ranks = self._life.enter_context(join(rendezvous, device, timeout=timeout))
         self._engine = Engine(config, ranks, degrees)
@@ -111,13 +118,14 @@ class RankActor:
             "device": str(device),
         }
 
-    def run(self, job: Job) -> Ended:
-        """Do this rank's part of a job; never raises."""
+    def run(self, number: int, job: Job) -> Ended:
+        """Do this rank's part of the group's job of this number; never raises."""
         assert self._engine is not None
-        self._events, self._stopped = [], False
+        self._events, self._job = [], number
         try:
-            report = do_job(self._engine, job, self._show)
-            return Ended(End.DONE, report="" if report is None else report.to_json())
+            done = do_job(self._engine, job, self._show)
+            self._metrics.kept(done.checkpoint_bytes)
+            return Ended(End.DONE, report=done.to_json() if isinstance(done, Report) else "")
         except BaseException as error:
             end = {2: End.REFUSED, 130: End.CANCELLED}.get(exit_code(error), End.FAILED)
             if end is End.FAILED:
@@ -140,7 +148,8 @@ class RankActor:
 
     def _step(self, record: StepRecord) -> None:
         self._events.append(record)
-        if self._stopped and self._engine is not None:
+        self._metrics.step(record)
+        if self._stopped == self._job and self._engine is not None:
             self._engine.command(Command.STOP)
 
     @ray.method(concurrency_group="control")
@@ -149,10 +158,11 @@ class RankActor:
         return self._events[start:]
 
     @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        """End the current job after a step, on all ranks the same, with a checkpoint."""
-        self._stopped = True
-        if self._engine is not None:
+    def stop(self, number: int) -> None:
+        """End the job of this number after a step, on all ranks the same, with a checkpoint. A job that has
+        not begun ends after its first step; one that is over is over."""
+        self._stopped = number
+        if self._engine is not None and self._job == number:
             self._engine.command(Command.STOP)
 
 
@@ -173,7 +183,7 @@ class RankGroup:
         self._placement: PlacementGroup = placement_group(
             [bundle.resources] * world, strategy=bundle.strategy
         )
-        self._timeout = timeout
+        self._timeout, self._jobs = timeout, 0
         self._actors: list[Any] = []
         self.places: list[dict[str, Any]] = []
         try:
@@ -186,7 +196,7 @@ class RankGroup:
 
     def _wait_for_room(self, world: int, bundle: Bundle) -> None:
         if not self._placement.wait(_ROOM):
-            raise JobFailedError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
+            raise NoRoomError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
 
     def _actor(self, index: int, bundle: Bundle) -> Any:
         strategy = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=index)
@@ -218,7 +228,8 @@ class RankGroup:
 
         The iterator may be asked to `stop` from outside meanwhile.
         """
-        running = [actor.run.remote(job) for actor in self._actors]
+        self._jobs += 1
+        running = [actor.run.remote(self._jobs, job) for actor in self._actors]
         told, answered = 0, time.monotonic()
         while time.monotonic() - answered < 2 * self._timeout + _SILENCE:
             done, _ = ray.wait(running, num_returns=len(running), timeout=_POLL)
@@ -250,8 +261,8 @@ class RankGroup:
         return False
 
     def stop(self) -> None:
-        """End the current job after a step, with a checkpoint."""
-        self._actors[0].stop.remote()
+        """End the current job after a step, with a checkpoint; a later job is not touched."""
+        self._actors[0].stop.remote(self._jobs)
 
     def kill(self) -> None:
         """End all ranks and give their room back."""

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
 
-import ray
-from ray.job_config import JobConfig
 from rich.console import Console
 
 from launch.jobs import Job
+from launch.metrics import DriverMetrics
 from launch.progress import StepProgress
+from launch.ray_cluster import cluster
 from launch.ray_group import Begun, End, Ended, Event, RankGroup
 from launch.run import print_result
-from runtime.checkpoint import Checkpoints
+from launch.signals import stopped_by_signals
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
-from runtime.files import Outputs
 from runtime.report import Report
 
 log = logging.getLogger("launch")
@@ -31,29 +24,10 @@ ATTEMPTS = 3  # groups that a job may use up
 BACKOFF = 1.0  # seconds before the second attempt; doubled before each further one
 
 
-@contextmanager
-def cluster(job: Job) -> Iterator[None]:
-    """Use the cluster of RAY_ADDRESS, or a local one that ends with the block."""
-    metadata = {"prompt": job.request.prompt, "config": job.config.model, "out": str(job.outputs.video)}
-    shared: dict[str, Any] = {
-        "job_config": JobConfig(metadata={f"lockstep_{key}": value for key, value in metadata.items()}),
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-    }
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(address="auto", **shared)
-    else:
-        cpus = max(job.ranks or 1, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **shared)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def run_job_on_ray(job: Job, console: Console) -> None:
     """The job on its cluster, from placing the ranks to printing the path of the result."""
-    with cluster(job):
+    about = {"prompt": job.request.prompt, "config": job.config.model, "out": str(job.outputs.video)}
+    with cluster(job.ranks or 1, about):
         report = run_on_ray(job, console)
     print_result(report, job, console)
 
@@ -78,13 +52,9 @@ def run_on_ray(
         CancelledError: a signal came.
         JobFailedError: too many groups died.
     """
-    run = _Run(_absolute(job), console, on_event, attempts)
-    before = {number: signal.signal(number, run.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    run = _Run(job.absolute(), console, on_event, attempts)
+    with stopped_by_signals(run.stop):
         return run.until_done()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Run:
@@ -95,20 +65,21 @@ class _Run:
         self._group: RankGroup | None = None
         self._cancelled = False
         self._progress: StepProgress | None = None
+        self._metrics = DriverMetrics()
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Stop after a step; the second time, at once."""
-        if self._cancelled or self._group is None:
-            raise KeyboardInterrupt
+    def stop(self) -> bool:
+        """Stop after a step; False if there is no group that could."""
+        if self._group is None:
+            return False
         self._cancelled = True
-        log.warning("stopping at the end of a step; once more stops at once")
         self._group.stop()
+        return True
 
     def until_done(self) -> Report:
         failures: list[str] = []
         try:
             while True:
-                ended = self._attempt(self._job if not failures else going_on(self._job))
+                ended = self._attempt(self._job if not failures else self._job.going_on())
                 match ended.end:
                     case End.DONE:
                         return Report.model_validate_json(ended.report)
@@ -118,6 +89,7 @@ class _Run:
                         raise CancelledError(ended.reason)
                 failures.append(ended.reason)
                 self._dismiss()
+                self._metrics.restarted()
                 self._pause(failures)
         finally:
             self._dismiss()
@@ -166,20 +138,5 @@ class _Run:
             self._group = None
 
 
-def going_on(job: Job) -> Job:
-    """The same job, to be gone on with; a video that is there already is from the attempt before."""
-    kept = job.checkpoints
-    resumed = None if kept is None else Checkpoints(kept.root, every=kept.every, resume=True)
-    return replace(job, checkpoints=resumed, outputs=replace(job.outputs, overwrite=True))
-
-
 def say(console: Console, message: str) -> None:
     console.print(message, highlight=False, soft_wrap=True)
-
-
-def _absolute(job: Job) -> Job:
-    """Ranks have working directories of their own."""
-    outputs, kept = job.outputs, job.checkpoints
-    root = None if kept is None else Checkpoints(kept.root.absolute(), every=kept.every, resume=kept.resume)
-    placed = Outputs(outputs.video.absolute(), outputs.report.absolute(), outputs.overwrite)
-    return replace(job, outputs=placed, checkpoints=root)

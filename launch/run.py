@@ -10,7 +10,7 @@ from rich.console import Console
 
 from launch.jobs import Job
 from launch.progress import StepProgress, timed
-from runtime.engine import Engine
+from runtime.engine import Engine, Generation
 from runtime.job import Progress, follow_job, run_compared_job, run_job
 from runtime.ranks import Ranks
 from runtime.report import Report
@@ -32,16 +32,15 @@ def run_job_shown(
     with timed(console, f"loading {job.config.model}"):
         engine = Engine(job.config, ranks, job.degrees)
     on_loaded(engine)
-    report = do_job(engine, job, partial(StepProgress, console))
-    if report is not None:
-        print_result(report, job, console)
+    done = do_job(engine, job, partial(StepProgress, console))
+    if isinstance(done, Report):
+        print_result(done, job, console)
 
 
-def do_job(engine: Engine, job: Job, progress: Progress) -> Report | None:
-    """One rank's part of a job; the report on the first."""
+def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:
+    """One rank's part of a job, shown by `progress`; the report on the first, on others what it did."""
     if not engine.ranks.leads:
-        follow_job(engine, job.request, compared=job.compare, checkpoints=job.checkpoints)
-        return None
+        return follow_job(engine, job.request, progress, compared=job.compare, checkpoints=job.checkpoints)
     run = run_compared_job if job.compare else run_job
     return run(engine, job.request, job.outputs, progress, job.checkpoints)
 

@@ -1,10 +1,12 @@
-"""What SIGINT and SIGTERM do to a running generation."""
+"""What SIGINT and SIGTERM do to what is running."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from runtime.coordinator import Command
@@ -19,19 +21,36 @@ _SAME = 1.0  # seconds: a terminal and an agent may both send one
 def stop_on_signals(engine: Engine) -> None:
     """Let them stop `engine` after a step, the same on all ranks, with a checkpoint. Outside of denoising,
     and at the second one, it stops at once."""
+    _listen(lambda: engine.command(Command.STOP))
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], bool]) -> Iterator[None]:
+    """Let the first one call `stop`. The second one, and one that `stop` has no use for (it says so by
+    returning False), raise KeyboardInterrupt."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    _listen(stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen(stop: Callable[[], bool]) -> None:
     asked: list[float] = []
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if asked and now - asked[0] < _SAME:
             return
-        if asked or not engine.command(Command.STOP):
+        if asked or not stop():
             raise KeyboardInterrupt
         asked.append(now)
         log.warning("stopping at the end of a step; once more stops at once")
 
     for number in _SIGNALS:
-        signal.signal(number, stop)
+        signal.signal(number, handle)
 
 
 def ignore_signals() -> None:

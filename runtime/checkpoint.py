@@ -20,7 +20,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +71,19 @@ class Restored:
     sharded: bool
 
 
+@dataclass(frozen=True, slots=True)
 class Checkpoints:
     """The checkpoints of one job, in one folder.
 
-    Args:
+    Attributes:
         root: made when it is needed; on several machines, on a disk that they share.
         every: a checkpoint after this many computed steps.
         resume: whether to go on from what is there.
     """
 
-    def __init__(self, root: Path, *, every: int, resume: bool = False):
-        self.root, self.every, self.resume = root, every, resume
+    root: Path
+    every: int = field(kw_only=True)
+    resume: bool = field(kw_only=True, default=False)
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse a folder that cannot be used, or that holds another run's checkpoints.
@@ -168,17 +170,25 @@ class CheckpointWriter:
         self.bytes = 0
 
     def offer(self, computed: bool, snapshot: Callable[[], Snapshot]) -> None:
-        """After every step: write, if one is due and the last is written. Never waits.
+        """After every step: write in the background, if one is due. Waits only where the last is not written
+        yet: all ranks write after the same steps, however slow one of their disks is.
 
         Raises:
             JobFailedError: an earlier one could not be written.
         """
+        if self.due(computed):
+            self.wait()
+            self._begin(snapshot())
         self._computed += computed
-        if not computed or self._computed % self._every:
-            return
-        if self._thread is not None and self._thread.is_alive():
-            return  # the disk is slower than the steps; the next one that all ranks are due takes everything
-        self._begin(snapshot())
+
+    def due(self, computed: bool) -> bool:
+        """Whether there is something to write after this step."""
+        return computed and (self._computed + 1) % self._every == 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is still writing."""
+        return self._thread is not None and self._thread.is_alive()
 
     def finish(self, snapshot: Snapshot) -> None:
         """Write this one, unless it is there already, and wait until it is.
@@ -186,6 +196,7 @@ class CheckpointWriter:
         Raises:
             JobFailedError: it could not be written.
         """
+        self.wait()
         if snapshot.step != self._last:
             self._begin(snapshot)
         self.wait()
@@ -204,7 +215,6 @@ class CheckpointWriter:
             raise JobFailedError(f"checkpoints: cannot write in {str(self._folder)!r}: {reason}")
 
     def _begin(self, snapshot: Snapshot) -> None:
-        self.wait()
         self._last = snapshot.step
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="lockstep-checkpoint")
         self._thread.start()

@@ -144,17 +144,23 @@ def available(folder: str) -> list[str]:
     return sorted(path.stem for path in (_configs() / folder).glob("*.yaml"))
 
 
+def is_path(name: str) -> bool:
+    """Whether a config or preset is named by its file, not by the name of a shipped one."""
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
 def load_yaml(model: type[_Model], name: str, *, folder: str, field: str) -> _Model:
     """Parse a shipped YAML file (by name) or a user's (by path) into `model`.
 
     Raises:
         BadRequestError: no such file, not YAML, or not valid.
     """
-    is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    path = Path(name) if is_path else _configs() / folder / f"{name}.yaml"
+    path = Path(name) if is_path(name) else _configs() / folder / f"{name}.yaml"
     if not path.is_file():
         allowed = (
-            "a file" if is_path else f"one of {', '.join(available(folder))}, or the path of a YAML file"
+            "a file"
+            if is_path(name)
+            else f"one of {', '.join(available(folder))}, or the path of a YAML file"
         )
         raise BadRequestError(f"{field}: {name!r} given; there is no such {field}, it must be {allowed}")
     try:

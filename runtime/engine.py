@@ -350,7 +350,7 @@ class Engine:
     def _identity(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result is a function of, as JSON."""
         identity = {
-            "request": plan.request.model_dump(),
+            "request": plan.request.model_dump(exclude={"spectrum"}),  # a name; this is what it stands for:
             "preset": plan.preset.model_dump(),
             "model": self.model.revision,
             "dtype": self.config.dtype.model_dump(),

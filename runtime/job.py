@@ -113,14 +113,20 @@ def _begun(
 
 
 def follow_job(
-    engine: Engine, request: VideoRequest, *, compared: bool, checkpoints: Checkpoints | None = None
-) -> None:
+    engine: Engine,
+    request: VideoRequest,
+    progress: Progress = silent,
+    *,
+    compared: bool,
+    checkpoints: Checkpoints | None = None,
+) -> Generation:
     """The part of ranks that write no files: the same generations in the same order as on the first."""
     with _begun(engine, request, None, checkpoints):
         if compared:
             engine.warm_up(request)
-            engine.generate(request.model_copy(update={"spectrum": "off"}), [], checkpoints=checkpoints)
-        engine.generate(request, [], checkpoints=checkpoints)
+            plain = request.model_copy(update={"spectrum": "off"})
+            generate_shown(engine, plain, [], progress, checkpoints)
+        return generate_shown(engine, request, [], progress, checkpoints)
 
 
 def generate_shown(

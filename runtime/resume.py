@@ -91,8 +91,12 @@ class Resumable:
 
     def after(self, record: StepRecord) -> None:
         """A step is done."""
-        if self._writer is not None:
-            self._writer.offer(record.kind is StepKind.COMPUTE, self._progress.snapshot)
+        if self._writer is None:
+            return
+        computed = record.kind is StepKind.COMPUTE
+        if self._writer.due(computed) and self._writer.busy:
+            self._ranks.at("waiting for its disk", busy=True)
+        self._writer.offer(computed, self._progress.snapshot)
 
     def finish(self) -> int:
         """Keep where it is now, and wait until it is on disk; bytes that this rank has written in all."""

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from launch.progress import StepProgress
+from launch.progress import StepProgress, TimeLeft
 from runtime.denoise import StepRecord
 from spectrum import StepKind
 
@@ -19,12 +19,12 @@ def record(index: int, kind: StepKind) -> StepRecord:
 
 
 def test_time_left_counts_each_kind_by_itself() -> None:
-    progress = StepProgress(Console(file=io.StringIO()), "x", [C, C, F, F, C, F])
-    progress(record(0, C))
-    assert progress.seconds_left(1) == 50.0  # forecasts are not known yet: the worst is assumed
-    progress(record(1, C))
-    progress(record(2, F))
-    assert progress.seconds_left(3) == pytest.approx(1 + 10 + 1)
+    left = TimeLeft([C, C, F, F, C, F])
+    left.add(record(0, C))
+    assert left.seconds == 50.0  # forecasts are not known yet: the worst is assumed
+    left.add(record(1, C))
+    left.add(record(2, F))
+    assert left.seconds == pytest.approx(1 + 10 + 1)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -19,15 +19,16 @@ import ray
 from rich.console import Console
 
 from launch import cli
-from launch.jobs import Job, build_job
+from launch.jobs import Job
 from launch.ray_group import Begun, End, Ended, Event, RankGroup, bundle_for
-from launch.ray_run import ATTEMPTS, going_on, run_on_ray
+from launch.ray_run import ATTEMPTS, run_on_ray
 from runtime.configs import load_config
 from runtime.denoise import StepRecord
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.report import Report
+from tests import jobs
+from tests.jobs import PROMPT
 
-PROMPT = "a red circle moving left on a black background"
 STEPS = 12
 
 pytestmark = pytest.mark.timeout(240)
@@ -41,22 +42,7 @@ def local_ray() -> Iterator[None]:
 
 
 def make_job(folder: Path, **options: Any) -> Job:
-    given = dict.fromkeys(("report", "ulysses", "ring", "cfg", "attention", "shard", "compile"))
-    defaults = {
-        "config": "wan-tiny",
-        "prompt": PROMPT,
-        "out": folder / "a.mp4",
-        "overwrite": False,
-        "compare": False,
-        "ranks": 2,
-        "timeout": 5.0,
-        "checkpoints": None,
-        "checkpoint_every": 1,
-        "resume": False,
-        "steps": STEPS,
-        "spectrum": "paper",
-    }
-    return build_job(**{**given, **defaults, **options})
+    return jobs.make_job(folder / "a.mp4", **{"ranks": 2, "steps": STEPS, **options})
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +137,12 @@ def test_a_group_serves_many_jobs_and_a_refused_one_does_no_harm(
         refused = list(group.run(job))[-1]  # the video exists now
         assert isinstance(refused, Ended) and refused.end is End.REFUSED and "exists" in refused.reason
 
-        again = list(group.run(going_on(job)))[-1]
+        again = list(group.run(job.going_on()))[-1]
         assert report_of(again).frames_sha256 == undisturbed("paper")
 
-        slow = replace(going_on(job), request=job.request.model_copy(update={"steps": 60, "spectrum": "off"}))
+        slow = replace(
+            job.going_on(), request=job.request.model_copy(update={"steps": 60, "spectrum": "off"})
+        )
         stopped: list[Event | Ended] = []
         for event in group.run(slow):
             stopped.append(event)

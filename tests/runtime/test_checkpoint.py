@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,22 @@ def test_a_full_disk_is_a_clear_error(
     with pytest.raises(JobFailedError, match=r"checkpoints: cannot write in .*No space left on device"):
         run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
     assert list(tmp_path.glob("*/*")) == []
+
+
+def test_a_slow_disk_leaves_no_checkpoint_out(
+    engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or ranks whose disks are slow at different times might never have one in common."""
+    save, written = torch.save, []
+
+    def slowly(content: Any, path: Path) -> None:
+        time.sleep(0.2)
+        save(content, path)
+        written.append(path.name)
+
+    monkeypatch.setattr("runtime.checkpoint.torch.save", slowly)
+    generation, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path, every=1))
+    assert len(written) == len({*generation.computed["cond"], STEPS - 1})
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused() -> None:

@@ -1,0 +1,74 @@
+"""Numbers for Prometheus, through Ray. It exports them from every node, under the prefix `ray_`.
+
+The dashboard `configs/grafana/lockstep.json` shows them.
+"""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from runtime.denoise import StepRecord
+
+STEP_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]  # upper bounds of the histogram
+
+
+class RankMetrics:
+    """What one rank does.
+
+    Args:
+        rank: its number in its group.
+        model: that it has loaded.
+    """
+
+    def __init__(self, rank: int, model: str):
+        tags = {"rank": str(rank), "model": model}
+        keys = ("rank", "model", "kind")
+        self._steps = Counter("lockstep_steps", "Sampler steps done.", keys).set_default_tags(tags)
+        self._seconds = Histogram(
+            "lockstep_step_seconds", "Seconds of a sampler step.", STEP_SECONDS, keys
+        ).set_default_tags(tags)
+        self._kept = Counter(
+            "lockstep_checkpoint_bytes", "Bytes of checkpoints that done generations wrote.", keys[:2]
+        ).set_default_tags(tags)
+
+    def step(self, record: StepRecord) -> None:
+        """A step is done."""
+        kind = {"kind": str(record.kind)}
+        self._steps.inc(1, kind)
+        self._seconds.observe(record.seconds, kind)
+
+    def kept(self, count: int) -> None:
+        """A generation is done and has written so many bytes of checkpoints."""
+        if count:
+            self._kept.inc(count)
+
+
+class DriverMetrics:
+    """What the driver of rank groups knows."""
+
+    def __init__(self) -> None:
+        self._restarts = Counter("lockstep_group_restarts", "Rank groups that had to be replaced.")
+        self._requests = Counter("lockstep_requests", "Requests that have ended.", ("state",))
+        self._queue = Gauge("lockstep_queue_requests", "Requests that have not ended.", ("state",))
+        keys = ("replica", "request")
+        self._step = Gauge("lockstep_request_step", "Steps done of what a replica is at.", keys)
+        self._left = Gauge("lockstep_request_seconds_left", "Seconds until its last step.", keys)
+
+    def restarted(self) -> None:
+        """A rank group is replaced."""
+        self._restarts.inc(1)
+
+    def ended(self, state: str) -> None:
+        """A request has ended."""
+        self._requests.inc(1, {"state": state})
+
+    def queue(self, waiting: int, running: int) -> None:
+        """How many requests there are to do."""
+        self._queue.set(waiting, {"state": "waiting"})
+        self._queue.set(running, {"state": "running"})
+
+    def progress(self, replica: int, request: str, step: int, seconds_left: float) -> None:
+        """How far a replica is with a request."""
+        tags = {"replica": str(replica), "request": request}
+        self._step.set(step, tags)
+        self._left.set(seconds_left, tags)

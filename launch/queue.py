@@ -1,0 +1,320 @@
+"""A queue of requests in a folder: it outlives every process that looks at it.
+
+One SQLite file. Whoever serves the queue holds its lock; anybody may add, cancel and look meanwhile. A
+request is waiting, then running (and waiting again, if its rank group died), and ends once: done, failed or
+cancelled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from launch.entries import Entry, Progress, ReplicaEntry, State
+from launch.jobs import Job
+from runtime.errors import BadRequestError
+
+_PATIENCE = 60.0  # seconds to wait for another process that is writing
+_MEMORY = 3600.0  # seconds for which what an owner used counts against them
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS requests (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    job TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done', 'failed', 'cancelled')),
+    reason TEXT NOT NULL DEFAULT '',
+    kills INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0,
+    unwanted INTEGER NOT NULL DEFAULT 0,
+    submitted REAL NOT NULL,
+    deadline REAL,
+    started REAL,
+    ended REAL,
+    replica INTEGER,
+    progress TEXT NOT NULL DEFAULT '{}'
+);
+CREATE TABLE IF NOT EXISTS history (
+    request INTEGER NOT NULL REFERENCES requests (id),
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    at REAL NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS ends_once
+    ON history (request) WHERE state IN ('done', 'failed', 'cancelled');
+CREATE TABLE IF NOT EXISTS replicas (
+    number INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    places TEXT NOT NULL DEFAULT '[]',
+    restarts INTEGER NOT NULL DEFAULT 0
+);
+"""
+
+# The highest priority first; then the owner who has least running, then who has used least of late; then what
+# the replica has loaded already; then who came first.
+_NEXT = """
+WITH used AS (
+    SELECT owner,
+        SUM(state = 'running') AS running,
+        SUM(CASE WHEN started IS NULL THEN 0
+            ELSE MAX(0, COALESCE(ended, :now) - MAX(started, :now - :memory)) END) AS seconds
+    FROM requests GROUP BY owner
+)
+SELECT requests.* FROM requests JOIN used USING (owner)
+WHERE state = 'waiting'
+ORDER BY priority DESC, used.running, CAST(used.seconds AS INTEGER), kind != :loaded, id
+LIMIT 1
+"""
+
+
+class Queue:
+    """The queue in `folder`, which is made when it is not there. May be used by several threads.
+
+    Raises:
+        BadRequestError: there is something else in its place, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._lock = threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._base = sqlite3.connect(
+                folder / "queue.sqlite",
+                timeout=_PATIENCE,
+                isolation_level=None,  # transactions are begun below
+                check_same_thread=False,
+            )
+            self._base.row_factory = sqlite3.Row
+            self._base.executescript(_TABLES)
+        except (OSError, sqlite3.Error) as error:
+            raise BadRequestError(f"queue: cannot use {str(folder)!r}: {error}") from None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._base.close()
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """Serve it: nobody else does meanwhile. What was running when its server died waits again.
+
+        Raises:
+            BadRequestError: another process serves it.
+        """
+        with (self.folder / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise BadRequestError(
+                    f"queue: another pool serves {str(self.folder)!r} ({lock.read().strip()})"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()}\n")
+            lock.flush()
+            self._release("the pool was interrupted")
+            try:
+                yield
+            finally:
+                self._release("the pool has ended")
+
+    def _release(self, reason: str) -> None:
+        with self._transaction() as base:
+            base.execute("DELETE FROM replicas")
+            for (id,) in base.execute("SELECT id FROM requests WHERE state = 'running'").fetchall():
+                _change(base, id, State.WAITING, reason)
+
+    def submit(
+        self,
+        job: Job,
+        *,
+        name: str | None = None,
+        owner: str = "",
+        priority: int = 0,
+        seconds: float | None = None,
+    ) -> int:
+        """Add a request; its number.
+
+        Args:
+            job: checked, and with absolute paths.
+            name: unique; by default made from its number.
+            owner: shares the replicas fairly with other owners of the same priority.
+            priority: higher ones go first.
+            seconds: after which it is given up, waiting or not.
+
+        Raises:
+            BadRequestError: a request of this name is there already.
+        """
+        now = time.time()
+        deadline = None if seconds is None else now + seconds
+        with self._transaction() as base:
+            row = (name or "", owner, priority, job.to_json(), kind_of(job), now, deadline)
+            try:
+                id = base.execute(
+                    "INSERT INTO requests (name, owner, priority, job, kind, submitted, deadline, state) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting')",
+                    row,
+                ).lastrowid
+            except sqlite3.IntegrityError:
+                raise BadRequestError(f"name: {name!r} given; the queue has a request of this name") from None
+            assert id is not None
+            if name is None:
+                base.execute("UPDATE requests SET name = ? WHERE id = ?", (f"request-{id}", id))
+            _log(base, id, State.WAITING, "submitted")
+        return id
+
+    def cancel(self, id: int) -> None:
+        """A waiting request ends now, a running one after a step; one that has ended stays as it is.
+
+        Raises:
+            BadRequestError: there is none of this number.
+        """
+        with self._transaction() as base:
+            row = base.execute("SELECT state FROM requests WHERE id = ?", (id,)).fetchone()
+            if row is None:
+                raise BadRequestError(f"request: {id} given; the queue has none of this number")
+            base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
+            if row["state"] == State.WAITING:
+                _change(base, id, State.CANCELLED, "cancelled while it waited")
+
+    def expire(self) -> None:
+        """End waiting requests whose deadline has passed."""
+        with self._transaction() as base:
+            late = "SELECT id FROM requests WHERE state = 'waiting' AND deadline < ?"
+            for (id,) in base.execute(late, (time.time(),)).fetchall():
+                _change(base, id, State.CANCELLED, "its deadline passed while it waited")
+
+    def take(self, replica: int, loaded: str = "") -> Entry | None:
+        """The next request to do, now running on `replica`; None if none waits.
+
+        Args:
+            loaded: `kind_of` jobs that the replica can do as it is.
+        """
+        with self._transaction() as base:
+            given = {"now": time.time(), "memory": _MEMORY, "loaded": loaded}
+            row = base.execute(_NEXT, given).fetchone()
+            if row is None:
+                return None
+            base.execute(
+                "UPDATE requests SET replica = ?, tries = tries + 1, started = COALESCE(started, ?), "
+                "progress = '{}' WHERE id = ?",
+                (replica, time.time(), row["id"]),
+            )
+            _change(base, row["id"], State.RUNNING, f"on replica {replica}")
+            return _entry(base.execute("SELECT * FROM requests WHERE id = ?", (row["id"],)).fetchone())
+
+    def report(self, id: int, progress: Progress) -> None:
+        """A running request has come so far."""
+        with self._transaction() as base:
+            told = json.dumps(asdict(progress))
+            base.execute("UPDATE requests SET progress = ? WHERE id = ?", (told, id))
+
+    def put_back(self, id: int, reason: str, *, killed: bool) -> None:
+        """A running request waits again.
+
+        Args:
+            killed: whether it has cost a rank group.
+        """
+        with self._transaction() as base:
+            base.execute("UPDATE requests SET kills = kills + ? WHERE id = ?", (killed, id))
+            _change(base, id, State.WAITING, reason)
+
+    def end(self, id: int, state: State, reason: str = "") -> None:
+        """A running request has ended: done, failed or cancelled."""
+        with self._transaction() as base:
+            _change(base, id, state, reason)
+
+    def entry(self, id: int) -> Entry:
+        """The request of this number."""
+        with self._lock:
+            return _entry(self._base.execute("SELECT * FROM requests WHERE id = ?", (id,)).fetchone())
+
+    def entries(self, *states: State) -> list[Entry]:
+        """All requests in the order in which they came, or those in one of `states`."""
+        wanted = states or tuple(State)
+        query = f"SELECT * FROM requests WHERE state IN ({', '.join('?' * len(wanted))}) ORDER BY id"
+        with self._lock:
+            return [_entry(row) for row in self._base.execute(query, wanted)]
+
+    def count(self) -> dict[State, int]:
+        """How many requests are in each state."""
+        with self._lock:
+            rows = self._base.execute("SELECT state, COUNT(*) FROM requests GROUP BY state").fetchall()
+        return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
+
+    def history(self, id: int) -> list[tuple[State, str, float]]:
+        """Every state that a request was in, why, and since when."""
+        query = "SELECT state, reason, at FROM history WHERE request = ? ORDER BY rowid"
+        with self._lock:
+            return [(State(state), reason, at) for state, reason, at in self._base.execute(query, (id,))]
+
+    def show_replica(self, replica: ReplicaEntry) -> None:
+        """Say what a replica is at, for `replicas`."""
+        row = (replica.number, replica.state, json.dumps(replica.places), replica.restarts)
+        with self._transaction() as base:
+            base.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?)", row)
+
+    def replicas(self) -> list[ReplicaEntry]:
+        """The replicas that serve the queue now."""
+        with self._lock:
+            rows = self._base.execute("SELECT * FROM replicas ORDER BY number").fetchall()
+        return [ReplicaEntry(r["number"], r["state"], json.loads(r["places"]), r["restarts"]) for r in rows]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing, and no other writer meanwhile."""
+        with self._lock:
+            self._base.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._base
+            except BaseException:
+                self._base.execute("ROLLBACK")
+                raise
+            self._base.execute("COMMIT")
+
+
+def kind_of(job: Job) -> str:
+    """Equal for jobs that one rank group can do one after another."""
+    group = [job.config.model_dump(mode="json"), job.ranks or 1, asdict(job.degrees), job.timeout]
+    return hashlib.sha256(json.dumps(group, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _change(base: sqlite3.Connection, id: int, state: State, reason: str) -> None:
+    """Move a request that has not ended to another state."""
+    ended = None if state in (State.WAITING, State.RUNNING) else time.time()
+    changed = base.execute(
+        "UPDATE requests SET state = ?, reason = ?, ended = ? "
+        "WHERE id = ? AND state IN ('waiting', 'running')",
+        (state, reason, ended, id),
+    ).rowcount
+    if not changed:
+        raise RuntimeError(f"request {id} has ended already and cannot be {state}")
+    _log(base, id, state, reason)
+
+
+def _log(base: sqlite3.Connection, id: int, state: State, reason: str) -> None:
+    base.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (id, state, reason, time.time()))
+
+
+def _entry(row: sqlite3.Row) -> Entry:
+    told = dict(row)
+    del told["kind"], told["job"]
+    told |= {
+        "text": row["job"],
+        "state": State(row["state"]),
+        "unwanted": bool(row["unwanted"]),
+        "progress": Progress(**json.loads(row["progress"])),
+    }
+    return Entry(**told)

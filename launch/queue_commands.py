@@ -1,0 +1,165 @@
+"""`lockstep queue add | cancel | run` and `lockstep status`. Nothing here takes time to import."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from launch.options import generate_options
+from runtime.errors import BadRequestError, CancelledError, JobFailedError
+
+_REFRESH = 1.0  # seconds
+_OPEN = ("waiting", "running")  # requests that have not ended
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def queue_option(command: _Command) -> _Command:
+    """Which queue is meant."""
+    return click.option(
+        "--queue",
+        "folder",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("queue"),
+        show_default=True,
+        help="Folder of the queue.",
+    )(command)
+
+
+@click.group()
+def queue() -> None:
+    """A queue of requests that replicas on Ray serve; it lies in a folder and outlives them."""
+
+
+@queue.command()
+@generate_options
+@queue_option
+@click.option("--name", help="Of the request; unique in the queue.  [default: made from its number]")
+@click.option("--owner", help="Owners share the replicas fairly.  [default: your user name]")
+@click.option("--priority", type=int, default=0, show_default=True, help="Higher ones go first.")
+@click.option(
+    "--deadline", type=click.FloatRange(min=0, min_open=True), help="Give it up after so many seconds."
+)
+def add(
+    folder: Path,
+    name: str | None,
+    owner: str | None,
+    priority: int,
+    deadline: float | None,
+    **options: Any,
+) -> None:
+    """Add a request for a video of PROMPT, and print its number. Options are those of `generate`."""
+    from launch.jobs import build_job
+
+    job = build_job(**options)
+    job.check_files()
+    with _opened(folder) as opened:
+        for entry in opened.entries(*_OPEN):
+            if entry.job.outputs.video == job.outputs.video.absolute():
+                raise BadRequestError(f"out: {str(job.outputs.video)!r} given; {entry.name} will write it")
+        owner = owner or getpass.getuser()
+        click.echo(opened.submit(job.absolute(), name=name, owner=owner, priority=priority, seconds=deadline))
+
+
+@queue.command()
+@queue_option
+@click.argument("requests", nargs=-1, required=True, type=int)
+def cancel(folder: Path, requests: tuple[int, ...]) -> None:
+    """Cancel REQUESTS, given by their numbers: those that wait at once, those that run after a step."""
+    with _opened(folder, must_exist=True) as opened:
+        for request in requests:
+            opened.cancel(request)
+
+
+@queue.command("run")
+@queue_option
+@click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Rank groups.")
+@click.option("--keep", is_flag=True, help="Wait for more requests when the queue is empty.")
+@click.pass_obj
+def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
+    """Do what is in the queue, on the Ray cluster of RAY_ADDRESS or on one of this machine."""
+    from launch.entries import State
+    from launch.ray_cluster import cluster
+    from launch.ray_pool import ReplicaPool
+    from launch.signals import stopped_by_signals
+
+    with _opened(folder, must_exist=True) as opened:
+        before = opened.count()
+        ranks = max((entry.job.ranks or 1 for entry in opened.entries(*_OPEN)), default=1)
+        with cluster(replicas * ranks, {"queue": str(folder.absolute()), "replicas": str(replicas)}):
+            pool = ReplicaPool(opened, replicas, partial(_print_event, console))
+            with stopped_by_signals(pool.stop):
+                pool.run(keep=keep)
+            stopped = pool.ending
+        ended = {state: count - before[state] for state, count in opened.count().items()}
+    console.print(
+        ", ".join(f"{ended[state]} {state}" for state in (State.DONE, State.FAILED, State.CANCELLED))
+    )
+    if stopped:
+        raise CancelledError("stopped; requests that were running wait in the queue")
+    if ended[State.FAILED]:
+        raise JobFailedError(f"{ended[State.FAILED]} requests failed: see `lockstep status --queue {folder}`")
+
+
+def _print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
+    """A line where a generation begins, and one where a request ends."""
+    from launch.ray_group import Begun, Ended
+
+    if isinstance(event, Begun):
+        what = f"begins ({event.label}), try {entry.tries}"
+    elif isinstance(event, Ended):
+        what = f"{event.end} {event.reason}"
+    else:
+        return
+    console.print(f"{entry.name}: {what}", highlight=False, soft_wrap=True)
+
+
+@click.command()
+@queue_option
+@click.option("--watch", is_flag=True, help="Show it again and again.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--all", "ended", is_flag=True, help="Requests that have ended, too.")
+def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
+    """Show a queue: requests, their steps and time left, and which ranks are on which nodes."""
+    from launch.entries import State
+    from launch.status import tables
+
+    states = tuple(State) if ended else _OPEN
+    with _opened(folder, must_exist=True) as opened:
+        if as_json:
+            requests = [
+                {**asdict(entry), "text": json.loads(entry.text)} for entry in opened.entries(*states)
+            ]
+            replicas = [asdict(replica) for replica in opened.replicas()]
+            click.echo(
+                json.dumps({"count": opened.count(), "requests": requests, "replicas": replicas}, indent=2)
+            )
+            return
+        console = Console()
+        while True:
+            if watch:
+                console.clear()
+            for table in tables(opened, states):
+                console.print(table)
+            if not watch:
+                return
+            time.sleep(_REFRESH)
+
+
+@contextmanager
+def _opened(folder: Path, *, must_exist: bool = False) -> Iterator[Any]:
+    from launch.queue import Queue
+
+    if must_exist and not (folder / "queue.sqlite").is_file():
+        raise BadRequestError(f"queue: {str(folder)!r} given; there is no queue")
+    with closing(Queue(folder)) as opened:
+        yield opened

@@ -1,0 +1,89 @@
+"""What `lockstep status` shows of a queue."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from launch.entries import Entry, ReplicaEntry, State
+from launch.queue import Queue
+
+_COLOURS = {
+    State.WAITING: "yellow",
+    State.RUNNING: "cyan",
+    State.DONE: "green",
+    State.FAILED: "red",
+    State.CANCELLED: "magenta",
+}
+_LONG = ("why", "ranks")  # columns that may take several lines
+
+
+def tables(queue: Queue, states: Sequence[str]) -> Iterator[Table]:
+    """The requests in these states, and the replicas."""
+    title = ", ".join(f"{number} {state}" for state, number in queue.count().items())
+    yield _table(title, [_row(entry) for entry in queue.entries(*map(State, states))])
+    yield _table("replicas", [_replica_row(replica) for replica in queue.replicas()])
+
+
+def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """A column for every key that has something to say in any row."""
+    names = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, no_wrap=name not in _LONG)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    return table
+
+
+def _row(entry: Entry) -> dict[str, str]:
+    done, running = entry.progress, entry.state is State.RUNNING
+    left = done.seconds_left if running else None
+    return {
+        "no.": str(entry.id),
+        "name": entry.name,
+        "owner": entry.owner,
+        "prio": str(entry.priority or ""),
+        "state": f"[{_COLOURS[entry.state]}]{entry.state}[/]",
+        "step": f"{done.step}/{done.steps}" if done.steps else "",
+        "NFE": str(done.nfe or ""),
+        "time": _time(entry) if left is None else f"{_seconds(left)} left",
+        "replica": "" if entry.replica is None else str(entry.replica),
+        "tries": str(entry.tries) if entry.tries > 1 else "",
+        "why": "" if running else entry.reason,
+    }
+
+
+def _replica_row(replica: ReplicaEntry) -> dict[str, str]:
+    return {
+        "replica": str(replica.number),
+        "state": replica.state,
+        "ranks": _places(replica),
+        "restarts": str(replica.restarts),
+    }
+
+
+def _time(entry: Entry) -> str:
+    """What there is to say of time beside an ETA: how long it took, or when it will be given up."""
+    if entry.started is not None and entry.ended is not None:
+        return f"took {_seconds(entry.ended - entry.started)}"
+    if entry.deadline is not None and entry.ended is None:
+        return f"at most {_seconds(max(0.0, entry.deadline - time.time()))}"
+    return ""
+
+
+def _seconds(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+
+
+def _places(replica: ReplicaEntry) -> str:
+    """`0, 1 on host-a (cuda)`, a line for each host."""
+    by_host: dict[str, list[str]] = defaultdict(list)
+    for place in replica.places:
+        by_host[place["host"]].append(f"{place['rank']} ({place['device']})")
+    return "\n".join(f"{', '.join(ranks)} on {host}" for host, ranks in by_host.items())

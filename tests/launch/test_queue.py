@@ -1,0 +1,213 @@
+"""The queue: who is next, what outlives a process, and that a request ends once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from launch.entries import Progress, ReplicaEntry, State
+from launch.queue import Queue, kind_of
+from runtime.errors import BadRequestError
+from tests.jobs import PROMPT, make_job
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[Queue]:
+    with closing(Queue(tmp_path / "queue")) as opened:
+        yield opened
+
+
+def add(queue: Queue, name: str, **options: object) -> int:
+    job = make_job(Path(f"/nowhere/{name}.mp4"))
+    return queue.submit(job, name=name, **options)  # type: ignore[arg-type]
+
+
+def connect(queue: Queue) -> sqlite3.Connection:
+    return sqlite3.connect(queue.folder / "queue.sqlite", isolation_level=None)
+
+
+def taken(queue: Queue, replica: int = 0, loaded: str = "") -> str:
+    entry = queue.take(replica, loaded)
+    return "" if entry is None else entry.name
+
+
+def test_the_first_to_come_is_the_first_to_go_and_priority_goes_first(queue: Queue) -> None:
+    for name, priority in (("a", 0), ("b", 0), ("urgent", 5), ("last", -1)):
+        add(queue, name, priority=priority)
+    assert [taken(queue) for _ in range(5)] == ["urgent", "a", "b", "last", ""]
+
+
+def test_owners_share_the_replicas(queue: Queue) -> None:
+    """However many requests one of them has."""
+    for number in range(4):
+        add(queue, f"many-{number}", owner="many")
+    add(queue, "one", owner="few")
+    assert taken(queue, 0) == "many-0"
+    assert taken(queue, 1) == "one"
+    assert taken(queue, 2) == "many-1"
+
+
+def test_who_has_used_more_of_late_comes_later(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, owner in (("a", "glutton"), ("b", "glutton"), ("c", "other")):
+        add(queue, name, owner=owner)
+    first = queue.take(0)
+    assert first is not None and first.name == "a"
+    now = time.time()
+    monkeypatch.setattr("launch.queue.time.time", lambda: now + 60)
+    queue.end(first.id, State.DONE)
+    assert taken(queue) == "c"
+
+
+def test_a_replica_prefers_what_it_has_loaded(queue: Queue) -> None:
+    two = make_job(Path("/nowhere/two.mp4"), ranks=2)
+    queue.submit(two, name="two")
+    add(queue, "one")
+    assert kind_of(two) != kind_of(make_job(Path("/nowhere/other.mp4")))
+    assert kind_of(make_job(Path("/a/b.mp4"), seed=3)) == kind_of(make_job(Path("/c/d.mp4")))
+    assert taken(queue, loaded=kind_of(make_job(Path("/nowhere/one.mp4")))) == "one"
+
+
+def test_a_job_comes_out_as_it_went_in(queue: Queue, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "a.mp4", ranks=4, cfg=2, ring=2, seed=2**63 - 1, steps=9)
+    queue.submit(job)
+    entry = queue.take(0)
+    assert entry is not None and entry.job == job and entry.name == "request-1"
+
+
+def test_a_request_ends_once(queue: Queue) -> None:
+    id = add(queue, "a")
+    queue.take(0)
+    queue.end(id, State.DONE)
+    for state in (State.DONE, State.FAILED, State.CANCELLED):
+        with pytest.raises(RuntimeError, match="has ended already"):
+            queue.end(id, state)
+    with pytest.raises(RuntimeError, match="has ended already"):
+        queue.put_back(id, "", killed=True)
+    queue.cancel(id)
+    assert [state for state, _, _ in queue.history(id)] == [State.WAITING, State.RUNNING, State.DONE]
+    with closing(connect(queue)) as base, pytest.raises(sqlite3.IntegrityError):
+        base.execute("INSERT INTO history VALUES (?, 'failed', '', 0)", (id,))
+
+
+def test_two_threads_never_take_the_same(queue: Queue) -> None:
+    for number in range(40):
+        add(queue, str(number))
+    names: list[list[str]] = [[], [], [], []]
+
+    def take_all(mine: list[str]) -> None:
+        while name := taken(queue):
+            mine.append(name)
+
+    threads = [threading.Thread(target=take_all, args=(mine,)) for mine in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(itertools.chain(*names)) == sorted(str(number) for number in range(40))
+
+
+def test_a_server_that_died_leaves_nothing_running(tmp_path: Path) -> None:
+    with closing(Queue(tmp_path)) as queue:
+        add(queue, "a")
+        queue.take(0)
+        queue.show_replica(ReplicaEntry(0, "working", [], 0))
+    with closing(Queue(tmp_path)) as queue, queue.served():
+        assert queue.count()[State.WAITING] == 1 and queue.replicas() == []
+        entry = queue.take(0)
+        assert entry is not None and entry.tries == 2 and entry.kills == 0
+
+
+def test_one_queue_has_one_server(queue: Queue) -> None:
+    with queue.served(), closing(Queue(queue.folder)) as other:
+        said = f"another pool serves .*process {os.getpid()}"
+        with pytest.raises(BadRequestError, match=said), other.served():
+            pass
+        add(other, "added meanwhile")
+    assert taken(queue) == "added meanwhile"
+
+
+def test_cancelled_and_late_requests_end(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, runs, late = add(queue, "waits"), add(queue, "runs", priority=1), add(queue, "late", seconds=5)
+    assert taken(queue) == "runs"
+    queue.cancel(waits)
+    queue.cancel(runs)
+    now = time.time()
+    monkeypatch.setattr("launch.queue.time.time", lambda: now + 6)
+    queue.expire()
+    assert (queue.entry(waits).state, queue.entry(waits).reason) == (
+        State.CANCELLED,
+        "cancelled while it waited",
+    )
+    assert queue.entry(runs).state is State.RUNNING and queue.entry(runs).unwanted
+    assert (queue.entry(late).state, queue.entry(late).reason) == (
+        State.CANCELLED,
+        "its deadline passed while it waited",
+    )
+    with pytest.raises(BadRequestError, match="request: 99 given; the queue has none"):
+        queue.cancel(99)
+
+
+def test_a_name_is_used_once(queue: Queue) -> None:
+    add(queue, "a")
+    with pytest.raises(BadRequestError, match="name: 'a' given; the queue has a request of this name"):
+        add(queue, "a")
+    assert queue.count()[State.WAITING] == 1
+
+
+def test_a_job_of_another_version_is_refused(queue: Queue) -> None:
+    id = add(queue, "a")
+    with closing(connect(queue)) as base:
+        base.execute("UPDATE requests SET job = '{\"model\": 1}'")
+    with pytest.raises(BadRequestError, match="a job of another version: config: missing"):
+        _ = queue.entry(id).job
+
+
+def test_something_else_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "queue.sqlite").write_text("this is a text " * 100)
+    with pytest.raises(BadRequestError, match=r"queue: cannot use .*not a database"):
+        Queue(tmp_path)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = ["--queue", str(tmp_path / "queue")]
+    out = ["--out", str(tmp_path / "a.mp4")]
+    assert cli.run(["queue", "add", PROMPT, *here, *out, "--owner", "me", "--priority", "3"]) == 0
+    assert capsys.readouterr().out == "1\n"
+    assert cli.run(["queue", "add", PROMPT, *here, *out]) == 2
+    assert "request-1 will write it" in capsys.readouterr().err
+    assert cli.run(["queue", "add", "", *here]) == 2
+    assert "prompt: '' given; must not be empty" in capsys.readouterr().err
+
+    with closing(Queue(tmp_path / "queue")) as queue:
+        queue.take(0)
+        queue.report(1, Progress("paper, seed 0", 7, 50, 6, 75.0))
+        places = [{"rank": r, "host": "node-a", "device": f"cuda:{r}", "pid": 1} for r in range(2)]
+        queue.show_replica(ReplicaEntry(0, "working", places, 4))
+        assert cli.run(["status", *here]) == 0
+        shown = capsys.readouterr().out
+        for word in ("request-1", "me", "running", "7/50", "1:15 min left"):
+            assert word in shown
+        assert "0 (cuda:0), 1 (cuda:1) on node-a" in shown
+        assert cli.run(["status", *here, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["requests"][0]["progress"]["step"] == 7
+        assert told["requests"][0]["text"]["request"]["prompt"] == PROMPT
+        assert cli.run(["queue", "cancel", "1", *here]) == 0
+        assert queue.entry(1).unwanted
+
+
+def test_a_queue_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["status"], ["queue", "run"], ["queue", "cancel", "1"]):
+        assert cli.run([*command, "--queue", str(tmp_path / "none")]) == 2
+        assert "there is no queue" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,243 @@
+"""A pool of replicas on a real local Ray: groups die, requests are set aside, and each ends once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import ray
+
+from launch.entries import Entry, State
+from launch.queue import Queue
+from launch.ray_group import Begun, Ended, Event, RankGroup
+from launch.ray_pool import ReplicaPool
+from runtime.denoise import StepRecord
+from tests.jobs import TINY, make_job
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "500")
+        ray.init(
+            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[Queue]:
+    with closing(Queue(tmp_path / "queue")) as opened:
+        yield opened
+
+
+def kill(group: RankGroup) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(group.places[-1]["pid"], signal.SIGKILL)
+
+
+def states(queue: Queue) -> dict[str, State]:
+    return {entry.name: entry.state for entry in queue.entries()}
+
+
+def digest(path: Path) -> list[str]:
+    told: list[str] = json.loads(path.with_suffix(".json").read_text())["frames_sha256"]
+    return told
+
+
+@contextlib.contextmanager
+def scraped() -> Iterator[set[str]]:
+    """Names of the metrics that Prometheus would find meanwhile."""
+    node, names, over = ray.nodes()[0], set[str](), threading.Event()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def scrape() -> None:
+        while not over.wait(0.3):
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                names.update(re.findall(r"^ray_lockstep_\w+", answer.read().decode(), re.MULTILINE))
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield names
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp_path: Path) -> None:
+    for name in ("good", "poisoned", "refused", "also-good"):
+        queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY), name=name)
+    (tmp_path / "refused.mp4").touch()
+    poison, pids = [], set()
+
+    def on_event(entry: Entry, event: Event | Ended, group: RankGroup) -> None:
+        pids.add(group.places[0]["pid"])
+        if entry.name == "poisoned" and isinstance(event, StepRecord) and event.index == entry.tries:
+            poison.append(event.index)
+            kill(group)
+
+    with scraped() as metrics:
+        ReplicaPool(queue, 1, on_event).run()
+    dashboard = (ROOT / "configs" / "grafana" / "lockstep.json").read_text()
+    assert set(re.findall(r"ray_lockstep_\w+", dashboard)) <= metrics
+    assert states(queue) == {
+        "good": State.DONE,
+        "poisoned": State.FAILED,
+        "refused": State.FAILED,
+        "also-good": State.DONE,
+    }
+    assert len(poison) == 2 and len(pids) == 3
+    set_aside, refused = queue.entry(2), queue.entry(3)
+    assert set_aside.reason.startswith("set aside, as it has cost 2 rank groups; the last: rank 0 died")
+    assert "'" + str(tmp_path / "refused.mp4") + "' exists" in refused.reason and refused.kills == 0
+    assert digest(tmp_path / "good.mp4") == digest(tmp_path / "also-good.mp4")
+    assert [s for s, _, _ in queue.history(2)] == ["waiting", "running", "waiting", "running", "failed"]
+    assert queue.replicas() == []
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_is_cancelled_or_late_ends_after_a_step_and_its_group_goes_on(
+    queue: Queue, tmp_path: Path
+) -> None:
+    long = {**TINY, "steps": 1000, "spectrum": "off"}
+    queue.submit(make_job(tmp_path / "unwanted.mp4", **long), name="unwanted")
+    queue.submit(make_job(tmp_path / "late.mp4", **long), name="late", seconds=3600)
+    queue.submit(make_job(tmp_path / "next.mp4", **TINY), name="next")
+    pids: dict[int | None, set[int]] = {0: set(), 1: set()}
+
+    def on_event(entry: Entry, event: Event | Ended, group: RankGroup) -> None:
+        pids[entry.replica].add(group.places[0]["pid"])
+        if isinstance(event, StepRecord) and event.index == 2:
+            if entry.name == "unwanted":
+                queue.cancel(entry.id)
+            elif entry.name == "late":
+                pass_deadline(queue, entry.id)
+
+    ReplicaPool(queue, 2, on_event).run()
+    assert states(queue) == {"unwanted": State.CANCELLED, "late": State.CANCELLED, "next": State.DONE}
+    assert queue.entry(1).reason.startswith("cancelled; stopped after step")
+    assert queue.entry(2).reason.startswith("its deadline passed; stopped after step")
+    assert queue.entry(1).progress.steps == 1000 and queue.entry(1).progress.nfe > 2
+    assert [len(seen) for seen in pids.values()] == [1, 1]
+
+
+def pass_deadline(queue: Queue, id: int) -> None:
+    with closing(sqlite3.connect(queue.folder / "queue.sqlite", isolation_level=None)) as base:
+        base.execute("UPDATE requests SET deadline = 1 WHERE id = ?", (id,))
+
+
+def serve_killed_at_random(
+    queue: Queue, folder: Path, requests: int, kills: int, seed: int
+) -> Counter[tuple[str, str]]:
+    """Put `requests` of all kinds in the queue and serve them on 2 replicas; how each kind ended."""
+    chance = random.Random(seed)
+    deadly = {f"poisoned-{number}" for number in range(max(1, requests // 60))}
+    names = [f"good-{number}" for number in range(requests - len(deadly) - 2 * (requests // 20))]
+    names += [f"{kind}-{number}" for kind in ("refused", "unwanted") for number in range(requests // 20)]
+    names += sorted(deadly)
+    chance.shuffle(names)
+    for name in names:
+        out = folder / f"{name}.mp4"
+        if name.startswith("refused"):
+            out.touch()
+        steps = 1000 if name.startswith("unwanted") else TINY["steps"]
+        job = make_job(out, **{**TINY, "steps": steps, "seed": len(name) % 3})
+        queue.submit(job, name=name, owner=chance.choice("abc"), priority=chance.choice((0, 0, 1)))
+    unlucky = set(chance.sample([name for name in names if name.startswith("good")], kills))
+    lock = threading.Lock()
+
+    def on_event(entry: Entry, event: Event | Ended, group: RankGroup) -> None:
+        if isinstance(event, Ended):
+            return
+        with lock:
+            die = entry.name in deadly or entry.name in unlucky
+            unlucky.discard(entry.name)
+        if die:
+            threading.Timer(chance.random() * 0.2, kill, [group]).start()
+            time.sleep(0.25 if isinstance(event, Begun) else 0)
+        if entry.name.startswith("unwanted"):
+            queue.cancel(entry.id)
+
+    ReplicaPool(queue, 2, on_event).run()
+    for entry in queue.entries():
+        told = [state for state, _, _ in queue.history(entry.id)]
+        assert told[-1] is entry.state and told[0] is State.WAITING
+        assert sum(state in (State.DONE, State.FAILED, State.CANCELLED) for state in told) == 1
+        assert (entry.state is State.DONE) == (folder / f"{entry.name}.json").exists()
+        assert (entry.state is State.DONE) == (entry.reason == "")
+        if entry.state is State.DONE:
+            assert not entry.job.checkpoints or not entry.job.checkpoints.root.exists()
+    return Counter((entry.name.split("-")[0], str(entry.state)) for entry in queue.entries())
+
+
+def one_digest_per_seed(queue: Queue) -> bool:
+    found: dict[int, set[str]] = {}
+    for entry in queue.entries(State.DONE):
+        found.setdefault(entry.job.request.seed, set()).update(digest(entry.job.outputs.video))
+    return all(len(digests) == 1 for digests in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("local_ray")
+def test_two_hundred_requests_end_once_each_whatever_dies(queue: Queue, tmp_path: Path) -> None:
+    ended = serve_killed_at_random(queue, tmp_path, requests=200, kills=20, seed=4)
+    assert sum(ended.values()) == 200
+    assert ended["poisoned", "failed"] == 3
+    assert ended["refused", "failed"] == ended["unwanted", "cancelled"] == 10
+    # One that is killed by chance is not at fault, but two groups are two groups.
+    assert ended["good", "done"] + ended["good", "failed"] == 177 and ended["good", "done"] > 170
+    assert one_digest_per_seed(queue)
+
+
+@pytest.mark.slow
+def test_a_killed_and_a_stopped_pool_lose_nothing(queue: Queue, tmp_path: Path) -> None:
+    """Through the command, on a Ray that it starts and that ends with it."""
+    for number in range(3):
+        job = make_job(tmp_path / f"{number}.mp4", **{**TINY, "steps": 60, "spectrum": "off"})
+        queue.submit(job, name=str(number))
+    command = [sys.executable, "-m", "launch", "queue", "run", "--queue", str(queue.folder)]
+    clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    for tries, number in enumerate((signal.SIGKILL, signal.SIGTERM), start=1):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean) as pool:
+            wait_for_step(queue, pool, tries)
+            pool.send_signal(number)
+            code = pool.wait(60)
+        assert code == (130 if number == signal.SIGTERM else -9)
+    assert State.RUNNING not in states(queue).values()
+    subprocess.run(command, check=True, env=clean, capture_output=True)
+    assert set(states(queue).values()) == {State.DONE}
+    assert len({tuple(digest(tmp_path / f"{number}.mp4")) for number in range(3)}) == 1
+    assert sum(entry.tries for entry in queue.entries()) == 5
+
+
+def wait_for_step(queue: Queue, pool: subprocess.Popen[str], tries: int) -> None:
+    """Wait until the first request, begun so often, has done a step and not all of them."""
+    while True:
+        entry = queue.entry(1)
+        if entry.tries == tries and 2 <= entry.progress.step <= 40:
+            return
+        assert pool.poll() is None
+        time.sleep(0.02)

@@ -94,7 +94,7 @@ def after(step: int) -> Callable[[Event], bool]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_ranks_killed_while_computing_and_while_decoding_are_replaced(
+def test_ranks_killed_while_computing_decoding_and_writing_are_replaced(
     tmp_path: Path, undisturbed: Callable[[str], list[str]]
 ) -> None:
     def kill_while_decoding(group: RankGroup) -> None:
@@ -103,8 +103,19 @@ def test_ranks_killed_while_computing_and_while_decoding_are_replaced(
             time.sleep(0.001)
         send(signal.SIGKILL, 0)(group)
 
-    kills = [(after(2), send(signal.SIGKILL, 1)), (after(STEPS - 1), kill_while_decoding)]
-    report = run_with(make_job(tmp_path), kills)
+    def kill_while_writing(group: RankGroup) -> None:
+        """The mp4 is there, the report is not."""
+        while not (tmp_path / "a.mp4").exists():
+            time.sleep(0.001)
+        assert not (tmp_path / "a.json").exists()
+        send(signal.SIGKILL, 0)(group)
+
+    kills = [
+        (after(2), send(signal.SIGKILL, 1)),
+        (after(STEPS - 1), kill_while_decoding),
+        (lambda event: isinstance(event, Begun), kill_while_writing),
+    ]
+    report = run_with(make_job(tmp_path), kills, attempts=4)
     assert report.frames_sha256 == undisturbed("paper")
     assert report.resumed_at == STEPS  # all that was left was to decode
     assert report.topology.world == 2

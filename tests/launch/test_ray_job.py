@@ -70,6 +70,8 @@ def test_a_job_is_stopped_and_goes_on_as_another(
         status = ray("job", "status", "--address", address, "first", environment=environment)
         assert "FAILED" not in status.stdout
         time.sleep(0.2)
+    listed = ray("job", "list", "--address", address, environment=environment).stdout
+    assert f"'lockstep_prompt': '{PROMPT}'" in listed and "'lockstep_config': 'wan-tiny'" in listed
     ray("job", "stop", "--address", address, "first", environment=environment)
     logs = ray("job", "logs", "--address", address, "first", environment=environment).stdout
     assert "lockstep: cancelled (stopped after step" in logs

@@ -117,7 +117,9 @@ def main() -> None:
             f"| {name} | {seconds:.3f} | {100 * held / seconds:.2f} % | {100 * busy / seconds:.2f} % "
             f"| {100 * (seconds / base - 1):+.1f} % |"
         )
-    print(f"\nGoal: the loop held up less than {100 * GOAL:.0f} % with the default, every {CHECKPOINT_EVERY}.")
+    print(
+        f"\nGoal: the loop held up less than {100 * GOAL:.0f} % with the default, every {CHECKPOINT_EVERY}."
+    )
 
 
 if __name__ == "__main__":

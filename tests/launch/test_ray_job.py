@@ -67,9 +67,7 @@ def test_a_job_is_stopped_and_goes_on_as_another(
     begun = ray(*submit_first, environment=environment)
     assert begun.returncode == 0, begun.stdout + begun.stderr
     while not list(tmp_path.glob("*/*/manifest-*")):
-        status = ray("job", "status", "--address", address, "first", environment=environment)
-        assert "FAILED" not in status.stdout
-        time.sleep(0.2)
+        time.sleep(0.2)  # the test's own timeout ends this if the job fails
     listed = ray("job", "list", "--address", address, environment=environment).stdout
     assert f"'lockstep_prompt': '{PROMPT}'" in listed and "'lockstep_config': 'wan-tiny'" in listed
     ray("job", "stop", "--address", address, "first", environment=environment)

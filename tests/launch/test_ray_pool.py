@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import pytest
 import ray
 
 from launch.entries import Entry, State
+from launch.metrics import DriverMetrics
 from launch.queue import Queue
 from launch.ray_group import Begun, Ended, Event, RankGroup
 from launch.ray_pool import ReplicaPool
@@ -54,6 +55,14 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
 def kill(group: RankGroup) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(group.places[-1]["pid"], signal.SIGKILL)
+
+
+def show_until(metrics: DriverMetrics, seen: Callable[[], bool]) -> None:
+    """Ray exports a gauge only when it was set lately, so it is set until it was seen."""
+    deadline = time.monotonic() + 60
+    while not seen() and time.monotonic() < deadline:
+        metrics.progress(0, "also-good", TINY["steps"], 0.0)
+        time.sleep(0.1)
 
 
 def states(queue: Queue) -> dict[str, State]:
@@ -94,14 +103,18 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
 
     def on_event(entry: Entry, event: Event | Ended, group: RankGroup) -> None:
         pids.add(group.places[0]["pid"])
+        if entry.name == "also-good" and isinstance(event, Ended):
+            # Its ranks are there still, and so are their metrics.
+            show_until(pool.metrics, lambda: shown <= metrics)
         if entry.name == "poisoned" and isinstance(event, StepRecord) and event.index == entry.tries:
             poison.append(event.index)
             kill(group)
 
-    with scraped() as metrics:
-        ReplicaPool(queue, 1, on_event).run()
     dashboard = (ROOT / "configs" / "grafana" / "lockstep.json").read_text()
-    assert set(re.findall(r"ray_lockstep_\w+", dashboard)) <= metrics
+    shown = set(re.findall(r"ray_lockstep_\w+", dashboard))
+    with scraped() as metrics:
+        pool = ReplicaPool(queue, 1, on_event)
+        pool.run()
     assert states(queue) == {
         "good": State.DONE,
         "poisoned": State.FAILED,
@@ -109,6 +122,7 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
         "also-good": State.DONE,
     }
     assert len(poison) == 2 and len(pids) == 3
+    assert shown <= metrics
     set_aside, refused = queue.entry(2), queue.entry(3)
     assert set_aside.reason.startswith("set aside, as it has cost 2 rank groups; the last: rank 0 died")
     assert "'" + str(tmp_path / "refused.mp4") + "' exists" in refused.reason and refused.kills == 0

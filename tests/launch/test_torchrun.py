@@ -137,6 +137,7 @@ def test_a_signal_cancels_all_ranks(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_cancels_all_at_one_step(tmp_path: Path) -> None:
     with running(tmp_path / "a.mp4", "--compare") as process:
         ranks = ranks_of(process)

@@ -200,9 +200,9 @@ def serve_killed_at_random(
         told = [state for state, _, _ in queue.history(entry.id)]
         assert told[-1] is entry.state and told[0] is State.WAITING
         assert sum(state in (State.DONE, State.FAILED, State.CANCELLED) for state in told) == 1
-        assert (entry.state is State.DONE) == (folder / f"{entry.name}.json").exists()
         assert (entry.state is State.DONE) == (entry.reason == "")
-        if entry.state is State.DONE:
+        if entry.state is State.DONE:  # one that failed may have files, too: killed between them and its end
+            assert (folder / f"{entry.name}.json").exists()
             assert not entry.job.checkpoints or not entry.job.checkpoints.root.exists()
     return Counter((entry.name.split("-")[0], str(entry.state)) for entry in queue.entries())
 

@@ -1,7 +1,11 @@
 """Spectrum: forecasts of a network's activations along the denoising trajectory. Pure torch and numpy."""
 
+from spectrum.calibrated import CalibratedPredictor, Gram, mean_gram, surprise
 from spectrum.chebyshev import chebyshev_basis, ridge_weights
 from spectrum.forecaster import Forecaster, SquaredError
+from spectrum.guard import GuardedSchedule
+from spectrum.pace import Pace, Stopwatch, Timing
+from spectrum.planner import MAX_STEPS, PlannedSteps, Planner
 from spectrum.predictor import Blend, ChebyshevRidge, LinearExtrapolation, Predictor
 from spectrum.schedule import (
     AdaptiveSchedule,
@@ -13,18 +17,29 @@ from spectrum.schedule import (
 )
 
 __all__ = [
+    "MAX_STEPS",
     "AdaptiveSchedule",
     "Blend",
+    "CalibratedPredictor",
     "ChebyshevRidge",
     "ErrorSchedule",
     "FixedSchedule",
     "Forecaster",
+    "Gram",
+    "GuardedSchedule",
     "LinearExtrapolation",
+    "Pace",
+    "PlannedSteps",
+    "Planner",
     "Predictor",
     "Schedule",
     "SquaredError",
     "StepKind",
+    "Stopwatch",
+    "Timing",
     "chebyshev_basis",
+    "mean_gram",
     "paper_schedule",
     "ridge_weights",
+    "surprise",
 ]

@@ -117,6 +117,7 @@ class ErrorSchedule:
         tolerance: relative forecast error to aim for, > 0.
         warmup: leading computed steps, ≥ 2: the second is the first whose forecast can be judged.
         longest: most steps from one computed step to the next, ≥ 1.
+        budget: most computed steps, ≥ warmup; None for no bound. The gaps grow in time so that it lasts.
 
     Source: step size control of ODE solvers (Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations
     I, II.4), for an error that grows with the square of the gap, as a linear forecast's does.
@@ -126,15 +127,19 @@ class ErrorSchedule:
     tolerance: float
     warmup: int = 5
     longest: int = 8
+    budget: int | None = None
     _last: int = 0
     _gap: int = 1
+    _computed: int = 1
 
     def __post_init__(self) -> None:
         if not (self.steps >= 1 and self.tolerance > 0 and self.warmup >= 2 and self.longest >= 1):
             raise ValueError(f"need steps ≥ 1, tolerance > 0, warmup ≥ 2, longest ≥ 1; got {self}")
+        if self.budget is not None and self.budget < self.warmup:
+            raise ValueError(f"need budget ≥ warmup; got {self}")
 
     def kind(self, step: int) -> StepKind:
-        due = step < self.warmup or step >= self._last + self._gap
+        due = step < self.warmup or step >= self._last + max(self._gap, self._least)
         return StepKind.COMPUTE if due else StepKind.FORECAST
 
     def observe(self, step: int, error: float) -> None:
@@ -142,3 +147,15 @@ class ErrorSchedule:
         change = math.sqrt(self.tolerance / error) if error > 0 else 2.0
         self._gap = min(max(math.floor(gap * min(max(change, 0.5), 2.0)), 1), self.longest)
         self._last = step
+        self._computed += 1
+
+    @property
+    def _least(self) -> int:
+        """The shortest gap with which the budget lasts to the end."""
+        if self.budget is None:
+            return 1
+        affordable, left = self.budget - self._computed, self.steps - self._last
+        if affordable <= 0:
+            return left
+        even = math.ceil(left / (affordable + 1))
+        return even if even > self.longest else max(left - affordable * self.longest, 1)

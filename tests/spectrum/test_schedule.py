@@ -99,3 +99,19 @@ def test_error_schedule_never_waits_longer_than_allowed() -> None:
 def test_error_schedule_refuses_nonsense(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="need steps ≥ 1"):
         ErrorSchedule(**{"steps": 9, "tolerance": 0.1, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("budget", [5, 7, 10, 14, 30])
+@pytest.mark.parametrize("error", [0.001, 1.0])
+def test_error_schedule_keeps_its_budget_to_the_end(budget: int, error: float) -> None:
+    """However bad the forecasts are, it neither computes more nor has spent everything too early."""
+    schedule = ErrorSchedule(50, tolerance=0.1, longest=8, budget=budget)
+    computed = observed(schedule, lambda gap: error)
+    assert len(computed) <= budget
+    even = -(-(50 - 4) // (budget - 5 + 1))  # from the last step of the warm-up
+    assert max(b - a for a, b in pairwise([*computed, 50])) <= max(8, even)
+
+
+def test_error_schedule_refuses_a_budget_below_its_warmup() -> None:
+    with pytest.raises(ValueError, match="budget ≥ warmup"):
+        ErrorSchedule(50, tolerance=0.1, warmup=5, budget=4)

@@ -224,6 +224,7 @@ class Replica:
         for event in group.run(job):
             self._on_event(entry, event, group)
             if isinstance(event, Ended):
+                self._tell(entry, progress)
                 return event
             if isinstance(event, Begun):
                 progress, left, told = Progress(event.label, steps=len(event.kinds)), TimeLeft(event.kinds), 0
@@ -232,11 +233,15 @@ class Replica:
                 progress = Progress(progress.label, event.index + 1, progress.steps, left.nfe, left.seconds)
             if self._unwanted or self._pool.ending:
                 group.stop()
-            if time.monotonic() - told > _TELL or progress.step == progress.steps:
+            if time.monotonic() - told > _TELL:
                 told = time.monotonic()
-                self._queue.report(entry.id, progress)
-                self._pool.metrics.progress(self.number, entry.name, progress.step, left.seconds)
+                self._tell(entry, progress)
         raise RuntimeError("a job ended without an end")
+
+    def _tell(self, entry: Entry, progress: Progress) -> None:
+        self._queue.report(entry.id, progress)
+        seconds_left = progress.seconds_left or 0.0
+        self._pool.metrics.progress(self.number, entry.name, progress.step, seconds_left)
 
     def _finish(self, entry: Entry, ended: Ended) -> None:
         """Write down how it ended."""

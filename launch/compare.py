@@ -18,9 +18,10 @@ from rich.table import Table
 
 from launch.jobs import build_request
 from runtime.configs import Config, load_config
-from runtime.engine import Engine, Generation
+from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files import check_writable, whole_file
+from runtime.generation import Generation
 from runtime.job import Progress, generate_shown, raw_videos
 from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
@@ -174,7 +175,7 @@ def plan_comparison(
         for seed in seeds
     ]
     for preset in chosen:
-        preset.schedules_of(requests[0].steps, requests[0].branches)
+        preset.check_request(requests[0])
     return Comparison(settings, names, requests, out)
 
 

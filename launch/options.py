@@ -58,6 +58,9 @@ def generate_options(command: _Command) -> _Command:
         click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same video."),
         click.option("--videos", type=int, default=1, show_default=True, help="Videos made as one batch."),
         click.option("--spectrum", help="Forecasting preset: off, a preset's name, or a YAML file."),
+        click.option(
+            "--deadline", type=float, help="Seconds for denoising; steps that do not fit are forecast."
+        ),
         click.option("--out", type=_PATH, default=Path("video.mp4"), show_default=True),
         click.option("--report", type=_PATH, help="Report JSON; default: --out with .json."),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),

@@ -47,14 +47,14 @@ def queue() -> None:
 @click.option("--owner", help="Owners share the replicas fairly.  [default: your user name]")
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher ones go first.")
 @click.option(
-    "--deadline", type=click.FloatRange(min=0, min_open=True), help="Give it up after so many seconds."
+    "--expires", type=click.FloatRange(min=0, min_open=True), help="Give it up after so many seconds."
 )
 def add(
     folder: Path,
     name: str | None,
     owner: str | None,
     priority: int,
-    deadline: float | None,
+    expires: float | None,
     **options: Any,
 ) -> None:
     """Add a request for a video of PROMPT, and print its number. Options are those of `generate`."""
@@ -67,7 +67,7 @@ def add(
             if entry.job.outputs.video == job.outputs.video.absolute():
                 raise BadRequestError(f"out: {str(job.outputs.video)!r} given; {entry.name} will write it")
         owner = owner or getpass.getuser()
-        click.echo(opened.submit(job.absolute(), name=name, owner=owner, priority=priority, seconds=deadline))
+        click.echo(opened.submit(job.absolute(), name=name, owner=owner, priority=priority, seconds=expires))
 
 
 @queue.command()

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from launch.jobs import Job
 from launch.progress import StepProgress, timed
-from runtime.engine import Engine, Generation
+from runtime.engine import Engine
+from runtime.generation import Generation
 from runtime.job import Progress, follow_job, run_compared_job, run_job
 from runtime.ranks import Ranks
 from runtime.report import Report

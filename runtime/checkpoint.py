@@ -34,7 +34,7 @@ from runtime.topology import Topology
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
 
 

@@ -139,9 +139,15 @@ def load_config(name: str) -> Config:
     return load_yaml(Config, name, folder=".", field="config")
 
 
-def available(folder: str) -> list[str]:
-    """Names of the shipped YAML files in `configs/<folder>`."""
-    return sorted(path.stem for path in (_configs() / folder).glob("*.yaml"))
+def available(folder: str, kind: str = "yaml") -> list[str]:
+    """Names of the shipped files of a kind in `configs/<folder>`."""
+    return sorted(path.stem for path in shipped(folder).glob(f"*.{kind}"))
+
+
+def shipped(*parts: str) -> Path:
+    """Something in `configs/`, which lies inside the package in a wheel, and beside it in a checkout."""
+    packaged = _HERE / "_configs"
+    return (packaged if packaged.is_dir() else _HERE.parent / "configs").joinpath(*parts)
 
 
 def is_path(name: str) -> bool:
@@ -155,7 +161,7 @@ def load_yaml(model: type[_Model], name: str, *, folder: str, field: str) -> _Mo
     Raises:
         BadRequestError: no such file, not YAML, or not valid.
     """
-    path = Path(name) if is_path(name) else _configs() / folder / f"{name}.yaml"
+    path = Path(name) if is_path(name) else shipped(folder, f"{name}.yaml")
     if not path.is_file():
         allowed = (
             "a file"
@@ -171,9 +177,3 @@ def load_yaml(model: type[_Model], name: str, *, folder: str, field: str) -> _Mo
         return model.model_validate(content)
     except ValidationError as error:
         raise BadRequestError(explain(error, source=f"{field} {path}")) from None
-
-
-def _configs() -> Path:
-    """`configs/` lies inside the package in a wheel, and beside it in a checkout."""
-    packaged = _HERE / "_configs"
-    return packaged if packaged.is_dir() else _HERE.parent / "configs"

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import torch
 from runtime.collectives import Transfer
 from runtime.errors import RankFailedError
 from runtime.ranks import Ranks, minority
-from spectrum import AdaptiveSchedule, Schedule, SquaredError, StepKind
+from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, StepKind, Stopwatch, Timing
 
 
 class Command(IntEnum):
@@ -60,6 +61,14 @@ class _Record(NamedTuple):
     step: int
     digest: bytes
     command: int
+    left: float
+    computed: float
+    forecast: float
+
+    @property
+    def timing(self) -> Timing:
+        """What the rank expects to know of time before the next step."""
+        return Timing(self.left, self.computed, self.forecast)
 
     def pack(self) -> torch.Tensor:
         return torch.frombuffer(bytearray(struct.pack(_LAYOUT, *self)), dtype=torch.uint8)
@@ -69,8 +78,25 @@ class _Record(NamedTuple):
         return cls(*struct.unpack(_LAYOUT, bytes(message.tolist())))
 
 
-_LAYOUT = ">q32sB"
+_LAYOUT = ">q32sBddd"
 _SHAPE = (struct.calcsize(_LAYOUT),)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When denoising should be done.
+
+    Attributes:
+        seconds: from the coordinator's making.
+        kinds: expected of every step.
+    """
+
+    seconds: float
+    kinds: Sequence[StepKind]
+
+    def wanted(self, step: int) -> int:
+        """Computed steps from `step` on."""
+        return sum(kind is StepKind.COMPUTE for kind in self.kinds[step:])
 
 
 class Coordinator:
@@ -80,9 +106,16 @@ class Coordinator:
         schedules: branch → which steps are computed. Branches may share one.
         identity: what the generation is a function of (request, model revision); the digest starts from it.
         ranks: all that take part.
+        deadline: computed steps that there is no time for are forecast instead, by the first rank's clock.
     """
 
-    def __init__(self, schedules: Mapping[str, Schedule], identity: str, ranks: Ranks):
+    def __init__(
+        self,
+        schedules: Mapping[str, Schedule],
+        identity: str,
+        ranks: Ranks,
+        deadline: Deadline | None = None,
+    ):
         self._schedules, self._ranks = schedules, ranks
         self._distinct = list({id(schedule): schedule for schedule in schedules.values()}.values())
         self._adaptive = [s for s in self._distinct if isinstance(s, AdaptiveSchedule)]
@@ -90,10 +123,13 @@ class Coordinator:
         self._wanted = Command.NONE
         self._exchange: Transfer | None = None
         self._agreed = Command.NONE
+        self._deadline, self._began = deadline, time.perf_counter()
+        self._stopwatch, self._pace, self._timing = Stopwatch(), Pace(), Timing()
         self._squares: dict[int, SquaredError] = {}
         self.decisions: list[Decision] = []
         self.digests: list[str] = []
         self.errors: dict[int, float] = {}
+        self.dropped: list[int] = []
 
     def computed(self, branch: str) -> list[int]:
         """Steps decided to be computed so far; none of a branch that there is not."""
@@ -120,12 +156,25 @@ class Coordinator:
         kinds = {id(schedule): schedule.kind(step) for schedule in self._distinct}
         if agreed is Command.FORCE_COMPUTE:
             kinds = dict.fromkeys(kinds, StepKind.COMPUTE)
+        elif StepKind.COMPUTE in kinds.values() and not self._in_time(step):
+            kinds = dict.fromkeys(kinds, StepKind.FORECAST)
+            self.dropped.append(step)
         decision = Decision(
             step, {branch: kinds[id(schedule)] for branch, schedule in self._schedules.items()}, agreed
         )
         self._take(decision)
         self._begin_exchange(step)
         return decision
+
+    def _in_time(self, step: int) -> bool:
+        """Whether there is time to compute this step, which is wanted; all ranks know the same of it."""
+        if self._deadline is None or not self.decisions:
+            return True
+        return self._pace.allows(self._timing, self._deadline.wanted(step), len(self._deadline.kinds) - step)
+
+    def timed(self, seconds: float) -> None:
+        """The step that was decided last took `seconds` on this rank."""
+        self._stopwatch.add(self.decisions[-1].kind, seconds)
 
     def _take(self, decision: Decision) -> None:
         self.decisions.append(decision)
@@ -152,7 +201,13 @@ class Coordinator:
             for d in self.decisions
         ]
         squares = {step: list(squares) for step, squares in self._squares.items()}
-        return {"decisions": decisions, "errors": dict(self.errors)}, {"squares": squares}
+        shared = {
+            "decisions": decisions,
+            "errors": dict(self.errors),
+            "dropped": list(self.dropped),
+            "credit": self._pace.credit,
+        }
+        return shared, {"squares": squares}
 
     def restore(self, shared: dict[str, Any], own: list[dict[str, Any]], share: float) -> None:
         """Go on from a `state`.
@@ -164,7 +219,8 @@ class Coordinator:
         for step, kinds, command in shared["decisions"]:
             named = {branch: StepKind(kind) for branch, kind in kinds.items()}
             self._take(Decision(step, named, Command(command)))
-        self.errors = dict(shared["errors"])
+        self.errors, self.dropped = dict(shared["errors"]), list(shared["dropped"])
+        self._pace.credit = shared["credit"]
         for step, error in sorted(self.errors.items()):
             for schedule in self._adaptive:
                 schedule.observe(step, error)
@@ -183,11 +239,20 @@ class Coordinator:
         self._sum_errors()
 
     def _begin_exchange(self, step: int) -> None:
-        message = _Record(step, self._digest.digest(), self._wanted).pack()
+        message = _Record(step, self._digest.digest(), self._wanted, *self._time_after_this()).pack()
         self._wanted = Command.NONE
         control = self._ranks.control
         self._exchange = control.start([message] * control.size, [_SHAPE] * control.size)
         self._ranks.before_transfer(self.confirm)
+
+    def _time_after_this(self) -> Timing:
+        """What should be known of time when the step that begins now is done."""
+        if self._deadline is None:
+            return Timing()
+        left = self._deadline.seconds - (time.perf_counter() - self._began)
+        timing = self._stopwatch.timing(left)
+        this = timing.computed if self.decisions[-1].kind is StepKind.COMPUTE else timing.forecast
+        return timing._replace(left=left - this)
 
     def confirm(self) -> None:
         """Make sure that all ranks have decided the same so far.
@@ -210,6 +275,7 @@ class Coordinator:
             )
             raise RankFailedError(odd[0], f"step {own.step}", reason)
         self.digests = [record.digest.hex() for record in records]
+        self._timing = records[0].timing
         self._agreed = Command(max(record.command for record in records))
 
     def _sum_errors(self) -> None:

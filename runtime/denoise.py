@@ -86,6 +86,7 @@ def denoise(
         if decision.kind is StepKind.COMPUTE:
             coordinator.observe(index, output.squares)
         seconds = time.perf_counter() - started
+        coordinator.timed(seconds)
         yield StepRecord(index, decision.kind, float(timestep), seconds, ranks.traffic.sent - sent)
         if decision.command is Command.STOP:
             raise CancelledError(f"stopped after step {index}")

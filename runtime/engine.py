@@ -9,8 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -20,106 +19,27 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.attention import Attend, SelfAttention, attend
 from runtime.checkpoint import Checkpoints
+from runtime.conditions import Conditions
 from runtime.configs import Config
-from runtime.coordinator import Command, Coordinator
+from runtime.coordinator import Command, Coordinator, Deadline
 from runtime.decode import decode_frames
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.devices import pick_device
 from runtime.errors import BadRequestError, CancelledError
+from runtime.generation import Generation, Plan, Prepared
 from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
-from runtime.presets import Preset, load_preset
+from runtime.presets import load_preset
 from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
 from runtime.resume import Progress, Resumable
 from runtime.sampler import load_scheduler
-from runtime.streams import Branch, ComputedStream, FeatureStream, Network, Stream
+from runtime.streams import Branch, Network, Stream
 from runtime.text import PromptEncoder
 from runtime.topology import Degrees, Topology
 from runtime.video import FrameSink, to_uint8
 from runtime.wan import WanAdapter
 from runtime.weights import find_model
-from spectrum import Schedule, StepKind
-
-
-@dataclass(slots=True)
-class Seconds:
-    """Wall time of each phase on this rank."""
-
-    encode: float = 0.0
-    denoise: float = 0.0
-    decode: float = 0.0
-    write: float = 0.0
-
-    @contextmanager
-    def measure(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, phase, getattr(self, phase) + time.perf_counter() - started)
-
-
-@dataclass(slots=True)
-class Generation:
-    """What one generation did; the frames themselves went to the sinks.
-
-    Attributes:
-        steps: in order; times are this rank's.
-        computed: branch → its computed steps.
-        errors: step → relative error that forecasts of a computed step would have had, over all ranks and
-            branches.
-        digests: of the decisions, one per rank.
-        sent: bytes that all ranks together moved at each step.
-        resumed_at: first step that was not taken from a checkpoint.
-        checkpoint_bytes: written by this rank.
-        forecaster_bytes: the most that any rank held for forecasting.
-        features_kept: values remembered per branch.
-        frames_sha256: of each video's frames, on the first rank.
-    """
-
-    request: VideoRequest
-    preset: Preset
-    topology: Topology
-    attention: str
-    steps: list[StepRecord] = field(default_factory=list)
-    seconds: Seconds = field(default_factory=Seconds)
-    computed: dict[str, list[int]] = field(default_factory=dict)
-    errors: dict[int, float] = field(default_factory=dict)
-    digests: list[str] = field(default_factory=list)
-    sent: list[int] = field(default_factory=list)
-    resumed_at: int = 0
-    checkpoint_bytes: int = 0
-    forecaster_bytes: int = 0
-    features_kept: int = 0
-    frames_sha256: list[str] = field(default_factory=list)
-
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the branch that has the most."""
-        return max(len(steps) for steps in self.computed.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A request with everything about it decided that can be decided before it runs.
-
-    Attributes:
-        schedules: branch → which of its steps are computed.
-        attention: resolved name of the self-attention's kernel.
-    """
-
-    request: VideoRequest
-    preset: Preset
-    sampler: SchedulerMixin
-    schedules: dict[str, Schedule]
-    topology: Topology
-    attention: str
-
-    @property
-    def kinds(self) -> list[StepKind]:
-        """The kind of every step, as far as it is known beforehand."""
-        return self.preset.expected_kinds(len(self.sampler.timesteps))
 
 
 class Engine:
@@ -188,20 +108,36 @@ class Engine:
             CancelledError: `command` was told to end it.
             RankFailedError: another rank disagreed, or has failed.
         """
-        plan = self.plan(request)
         if len(sinks) != (request.videos if self.ranks.leads else 0):
             raise ValueError(f"{request.videos} videos need as many sinks, got {len(sinks)}")
+        plan = self.plan(request)
         generation = Generation(request, plan.preset, plan.topology, plan.attention)
-        self.ranks.at("the start of a generation")
-        self.ranks.agree(self._identity(plan) | {"topology": str(plan.topology), "attention": plan.attention})
         with generation.seconds.measure("encode"):
-            self.ranks.at("text encoding", busy=True)
-            embeddings = self._text.encode(request)
+            prepared = self.prepare(plan)
         with generation.seconds.measure("denoise"):
-            latents_BCFHW = self._denoise(plan, embeddings, generation, on_step, checkpoints)
-        self._decode(latents_BCFHW, sinks, generation)
+            latents_BCFHW = self._denoise(prepared, generation, on_step, checkpoints)
+        self.decode(latents_BCFHW, sinks, generation)
         self.ranks.at("finishing", busy=True)
         return generation
+
+    @torch.no_grad()
+    def prepare(self, plan: Plan) -> Prepared:
+        """Make sure that all ranks mean the same, encode the prompt and draw the noise.
+
+        Raises:
+            RankFailedError: another rank was given another plan, or has failed.
+        """
+        self.ranks.at("the start of a generation")
+        agreed = {
+            "topology": str(plan.topology),
+            "attention": plan.attention,
+            "deadline": plan.request.deadline,
+        }
+        self.ranks.agree(self._identity(plan) | agreed)
+        self.ranks.at("text encoding", busy=True)
+        embeddings = self._text.encode(plan.request)
+        noise_BCFHW = self._noise(plan.request)
+        return Prepared(plan, self._network(plan, noise_BCFHW, embeddings), noise_BCFHW)
 
     def plan(self, request: VideoRequest) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.
@@ -221,17 +157,49 @@ class Engine:
         )
         topology.check(heads=heads, tokens=tokens, guided=request.guided)
         attention = resolve(self.config.attention, self.ranks.device, self._adapter.dtype, ring=topology.ring)
-        sampler = type(self._scheduler).from_config(self._scheduler.config)
-        sampler.set_timesteps(request.steps, device=self.ranks.device)
-        sampler.set_begin_index(0)
-        schedules = preset.schedules_of(len(sampler.timesteps), request.branches)
-        return Plan(request, preset, sampler, schedules, topology, attention)
+        sampler = self._fresh_sampler(request.steps)
+        preset.check_fit(self.conditions(request, sampler))
+        if request.deadline is not None and not preset.forecasts:
+            raise BadRequestError(
+                f"deadline: {request.deadline:g} given; {request.spectrum!r} forecasts no step, "
+                "so none can be dropped"
+            )
+        steps = len(sampler.timesteps)
+        return Plan(
+            request,
+            preset,
+            partial(self._fresh_sampler, request.steps),
+            steps,
+            preset.schedules_of(steps, request.branches),
+            topology,
+            attention,
+        )
+
+    def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:
+        """What a calibration for `request` would be made for."""
+        return Conditions(
+            model=self.model.name,
+            revision=self.model.revision,
+            sampler=type(sampler).__name__,
+            settings={name: str(value) for name, value in sorted(sampler.config.items()) if name[0] != "_"},
+            steps=len(sampler.timesteps),
+            guidance=request.guidance if request.guided else 1.0,
+            width=request.width,
+            height=request.height,
+            frames=request.frames,
+        )
 
     def warm_up(self, request: VideoRequest) -> None:
         """Run the transformer once at this request's size, so that what a first forward sets up is set up."""
-        once = self.plan(request.model_copy(update={"steps": 1, "spectrum": "off"}))
+        once = self.plan(request.full.model_copy(update={"steps": 1}))
         generation = Generation(request, once.preset, once.topology, once.attention)
-        self._denoise(once, self._text.encode(request), generation, lambda _: None)
+        self._denoise(self.prepare(once), generation, lambda _: None)
+
+    def _fresh_sampler(self, steps: int) -> SchedulerMixin:
+        sampler = type(self._scheduler).from_config(self._scheduler.config)
+        sampler.set_timesteps(steps, device=self.ranks.device)
+        sampler.set_begin_index(0)
+        return sampler
 
     def command(self, command: Command) -> bool:
         """Ask the generation that is being denoised for `command`; False if there is none. For signals."""
@@ -258,45 +226,62 @@ class Engine:
             tokens *= size // patch
         return tokens
 
+    def latent_shape(self, request: VideoRequest) -> tuple[int, ...]:
+        """Shape of the latents: `[B, C, F, H, W]`."""
+        return (request.videos, self._transformer.config.in_channels, *self._latent_size(request))
+
     def _latent_size(self, request: VideoRequest) -> tuple[int, int, int]:
         temporal = self._vae_settings["scale_factor_temporal"]
         spatial = self._vae_settings["scale_factor_spatial"]
         return (request.frames - 1) // temporal + 1, request.height // spatial, request.width // spatial
 
-    @torch.no_grad()
+    def steps(
+        self,
+        state: Denoising,
+        sampler: SchedulerMixin,
+        stream: Stream,
+        coordinator: Coordinator,
+        start: int = 0,
+    ) -> Iterator[StepRecord]:
+        """As `runtime.denoise.denoise` on this engine's ranks; `command` reaches it."""
+        self._coordinator = coordinator
+        try:
+            yield from denoise(state, sampler, stream, coordinator, self.ranks, start)
+        finally:
+            self._coordinator = None
+
     def _denoise(
         self,
-        plan: Plan,
-        embeddings: list[torch.Tensor],
+        prepared: Prepared,
         generation: Generation,
         on_step: Callable[[StepRecord], None],
         checkpoints: Checkpoints | None = None,
     ) -> torch.Tensor:
         """Latents `[B, C, F, H, W]`, float32, normalised per channel, the same on every rank."""
-        state = Denoising(self._noise(plan.request))
-        network = self._network(plan, state.latents_BCFHW, embeddings)
-        stream = _open_stream(plan, network)
+        plan, state = prepared.plan, Denoising(prepared.noise_BCFHW)
+        sampler, stream = plan.fresh_sampler(), prepared.open_stream()
         identity = json.dumps(self._identity(plan), sort_keys=True)
-        coordinator = Coordinator(plan.schedules, identity, self.ranks)
-        progress = Progress(state, plan.sampler, stream, coordinator, generation.steps)
-        mine = tuple(branch.name for branch in network.branches)
+        deadline = None if plan.request.deadline is None else Deadline(plan.request.deadline, plan.kinds)
+        coordinator = Coordinator(plan.schedules, identity, self.ranks, deadline)
+        progress = Progress(state, sampler, stream, coordinator, generation.steps)
+        mine = tuple(branch.name for branch in prepared.network.branches)
         resumable = Resumable(progress, checkpoints, identity, plan.topology, self.ranks, mine)
         start = resumable.begin()
-        self._coordinator = coordinator
         try:
-            for record in denoise(state, plan.sampler, stream, coordinator, self.ranks, start):
+            for record in self.steps(state, sampler, stream, coordinator, start):
                 generation.steps.append(record)
                 resumable.after(record)
                 on_step(record)
         except CancelledError:
             resumable.finish()
             raise
-        finally:
-            self._coordinator = None
         generation.resumed_at = start
         generation.checkpoint_bytes = resumable.finish()
         generation.computed = {branch: coordinator.computed(branch) for branch in BRANCHES}
         generation.errors, generation.digests = coordinator.errors, coordinator.digests
+        generation.expectation = plan.preset.expectation(
+            plan.steps, coordinator.computed("cond"), coordinator.errors, plan.schedules, coordinator.dropped
+        )
         own = {"sent": [s.sent for s in generation.steps], "bytes": stream.bytes, "kept": stream.kept}
         told = self.ranks.control.tell(own)
         generation.sent = [sum(sent) for sent in zip(*(one["sent"] for one in told), strict=True)]
@@ -338,9 +323,8 @@ class Engine:
 
     def _noise(self, request: VideoRequest) -> torch.Tensor:
         """Noise of the whole batch, drawn on the CPU so that a seed means the same video on every machine."""
-        channels = self._transformer.config.in_channels
         noise_BCFHW: torch.Tensor = randn_tensor(
-            (request.videos, channels, *self._latent_size(request)),
+            self.latent_shape(request),
             generator=torch.Generator("cpu").manual_seed(request.seed),
             device=self.ranks.device,
             dtype=torch.float32,
@@ -350,17 +334,18 @@ class Engine:
     def _identity(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result is a function of, as JSON."""
         identity = {
-            "request": plan.request.model_dump(exclude={"spectrum"}),  # a name; this is what it stands for:
-            "preset": plan.preset.model_dump(),
+            # A preset's name says nothing, what it stands for does; with more time it is the same request.
+            "request": plan.request.model_dump(exclude={"spectrum", "deadline"}),
+            "preset": plan.preset.identity,
             "model": self.model.revision,
             "dtype": self.config.dtype.model_dump(),
-            "sampler": {"kind": type(plan.sampler).__name__, **plan.sampler.config},
+            "sampler": {"kind": type(self._scheduler).__name__, **self._scheduler.config},
         }
         return dict(json.loads(json.dumps(identity, default=str)))
 
-    def _decode(
-        self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], generation: Generation
-    ) -> None:
+    @torch.no_grad()
+    def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], generation: Generation) -> None:
+        """Denoised latents, the same on every rank, → frames into `sinks`, as of `generate`."""
         if self._vae is not None:
             self._vae.to(self.ranks.device)
         digests = [hashlib.sha256() for _ in sinks]
@@ -379,9 +364,3 @@ class Engine:
         if self._vae is not None and self.config.memory.vae == "offload":
             self._vae.to("cpu")
         generation.frames_sha256 = [digest.hexdigest() for digest in digests]
-
-
-def _open_stream(plan: Plan, network: Network) -> Stream:
-    if not plan.preset.forecasts:
-        return ComputedStream(network)
-    return FeatureStream(network, plan.preset.predictor.build(len(plan.sampler.timesteps)))

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from runtime.checkpoint import Checkpoints
 from runtime.denoise import StepRecord
-from runtime.engine import Engine, Generation
+from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files import Outputs
+from runtime.generation import Generation
 from runtime.quality import RawVideo, compare_videos
 from runtime.report import Report, add_comparison, build_report, write_report
 from runtime.request import VideoRequest
@@ -72,8 +73,7 @@ def run_compared_job(
         raw_videos(request, request.videos) as theirs,
     ):
         engine.warm_up(request)
-        plain = request.model_copy(update={"spectrum": "off"})
-        full = generate_shown(engine, plain, theirs.sinks, progress, checkpoints)
+        full = generate_shown(engine, request.full, theirs.sinks, progress, checkpoints)
         generation, report = _generate_files(engine, request, outputs, progress, checkpoints, ours.sinks)
         ours.flush()
         theirs.flush()
@@ -124,8 +124,7 @@ def follow_job(
     with _begun(engine, request, None, checkpoints):
         if compared:
             engine.warm_up(request)
-            plain = request.model_copy(update={"spectrum": "off"})
-            generate_shown(engine, plain, [], progress, checkpoints)
+            generate_shown(engine, request.full, [], progress, checkpoints)
         return generate_shown(engine, request, [], progress, checkpoints)
 
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from runtime.calibration import Calibration, StreamName, load_calibration
+from runtime.conditions import Conditions
 from runtime.configs import load_yaml
 from runtime.errors import BadRequestError
+from runtime.expectation import Expectation
+from runtime.request import VideoRequest
 from spectrum import (
-    AdaptiveSchedule,
     Blend,
     ChebyshevRidge,
     ErrorSchedule,
     FixedSchedule,
+    GuardedSchedule,
     LinearExtrapolation,
+    PlannedSteps,
+    Planner,
     Predictor,
     Schedule,
     StepKind,
     paper_schedule,
+    surprise,
 )
 
 
@@ -65,15 +74,29 @@ class ErrorSchedulePart(_Part):
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     warmup: Annotated[int, Field(ge=2)] = 5
     longest: Annotated[int, Field(ge=1)] = 8
+    budget: Annotated[int, Field(ge=2)] | None = None
 
     def build(self, steps: int) -> Schedule:
-        return ErrorSchedule(steps, self.tolerance, self.warmup, self.longest)
+        return ErrorSchedule(steps, self.tolerance, self.warmup, self.longest, self.budget)
 
 
-_SchedulePart = Annotated[
-    FullSchedulePart | PaperSchedulePart | ExplicitSchedulePart | ErrorSchedulePart,
-    Field(discriminator="kind"),
-]
+class PlannedSchedulePart(_Part):
+    """The best steps for a budget, from the preset's calibration, which also gives the weights.
+
+    Attributes:
+        nfe: computed steps.
+        guard: more are computed where a forecast error is so many times what was planned; None for never.
+        most: steps that the guard may add.
+    """
+
+    kind: Literal["planned"]
+    nfe: Annotated[int, Field(ge=1)]
+    guard: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 3.0
+    most: Annotated[int, Field(ge=0)] = 4
+
+
+_FreeSchedulePart = FullSchedulePart | PaperSchedulePart | ExplicitSchedulePart | ErrorSchedulePart
+_SchedulePart = Annotated[_FreeSchedulePart | PlannedSchedulePart, Field(discriminator="kind")]
 
 
 class ChebyshevPart(_Part):
@@ -102,27 +125,79 @@ class LinearPart(_Part):
         return LinearExtrapolation()
 
 
+class CalibratedPart(_Part):
+    """The calibrated weights of two remembered values: see `spectrum.calibrated`."""
+
+    kind: Literal["calibrated"]
+
+
+_FreePredictorPart = ChebyshevPart | LinearPart
+
+
 class Preset(_Part):
     """How a generation skips evaluations.
 
     Attributes:
-        stream: what is forecast; `feature` is the output of the last transformer block.
+        stream: what is forecast: each branch's `feature` (the output of the last transformer block) or
+            `velocity` (the model's output), or both branches' `guided` velocity as one.
         schedule: which steps are computed.
         uncond: the same for the unconditional branch alone; by default it follows `schedule`.
         predictor: how the others are forecast.
+        calibration: name of the calibration, or its path, for what is planned or calibrated.
     """
 
-    stream: Literal["feature"] = "feature"
+    stream: StreamName = "feature"
     schedule: _SchedulePart
-    uncond: _SchedulePart | None = None
-    predictor: Annotated[ChebyshevPart | LinearPart, Field(discriminator="kind")] = ChebyshevPart(
+    uncond: Annotated[_FreeSchedulePart, Field(discriminator="kind")] | None = None
+    predictor: Annotated[_FreePredictorPart | CalibratedPart, Field(discriminator="kind")] = ChebyshevPart(
         kind="chebyshev"
     )
+    calibration: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        planned = isinstance(self.schedule, PlannedSchedulePart)
+        calibrated = isinstance(self.predictor, CalibratedPart)
+        if (planned or calibrated) != (self.calibration is not None):
+            raise ValueError("what is planned or calibrated, and only that, needs a calibration")
+        if planned and not calibrated:
+            raise ValueError("a planned schedule is made for the calibrated predictor, and needs it")
+        if self.uncond is not None and (planned or self.stream == "guided"):
+            raise ValueError("uncond: a guided stream and a plan are of both branches together")
+        return self
 
     @property
     def forecasts(self) -> bool:
         """Whether any step can be forecast."""
         return any(not isinstance(s, FullSchedulePart) for s in (self.schedule, self.uncond or self.schedule))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on: a calibration by its content, not by its name."""
+        content = self.model_dump(mode="json", exclude={"calibration"})
+        return content | {"calibration": None if self._calibrated is None else self._calibrated.digest}
+
+    def check_fit(self, conditions: Conditions) -> None:
+        """Refuse what the calibration was not made for.
+
+        Raises:
+            BadRequestError: what differs.
+        """
+        if self._calibrated is not None:
+            self._calibrated.conditions.check_fit(conditions, self.calibration or "")
+
+    def check_request(self, request: VideoRequest) -> None:
+        """As `check_fit` and `schedules_of`, with what is known before the model is loaded."""
+        if self._calibrated is not None:
+            self._calibrated.conditions.check_request(request, self.calibration or "")
+        self.schedules_of(request.steps, request.branches)
+
+    def build_predictor(self, steps: int) -> Predictor:
+        """How a stream of `steps` steps is forecast."""
+        if isinstance(self.predictor, CalibratedPart):
+            assert self._calibrated is not None
+            return self._calibrated.predictor(self.stream)
+        return self.predictor.build(steps)
 
     def schedules_of(self, steps: int, branches: Sequence[str]) -> dict[str, Schedule]:
         """Each branch's schedule for a sampler with `steps` steps; branches that follow one share it.
@@ -131,19 +206,67 @@ class Preset(_Part):
             BadRequestError: the preset's schedule does not fit that many.
         """
         try:
-            shared = self.schedule.build(steps)
-            own = {"uncond": self.uncond.build(steps)} if self.uncond else {}
+            shared = self._build(self.schedule, steps)
+            own = {"uncond": self._build(self.uncond, steps)} if self.uncond else {}
         except ValueError as error:
             raise BadRequestError(f"spectrum: the preset does not fit {steps} steps: {error}") from None
         return {branch: own.get(branch, shared) for branch in branches}
 
     def expected_kinds(self, steps: int) -> list[StepKind]:
         """The kind of every step: computed if a branch is, and where it depends on what happens."""
-        schedules = {part.build(steps) for part in (self.schedule, self.uncond or self.schedule)}
-        if any(isinstance(schedule, AdaptiveSchedule) for schedule in schedules):
+        schedules = [self._build(part, steps) for part in (self.schedule, self.uncond or self.schedule)]
+        if any(isinstance(schedule, ErrorSchedule) for schedule in schedules):
             return [StepKind.COMPUTE] * steps
         kinds = [{schedule.kind(step) for schedule in schedules} for step in range(steps)]
         return [min(of_step) for of_step in kinds]  # "compute" < "forecast"
+
+    def expectation(
+        self,
+        steps: int,
+        computed: Sequence[int],
+        errors: dict[int, float],
+        schedules: Mapping[str, Schedule],
+        dropped: list[int],
+    ) -> Expectation:
+        """What is to be expected of a generation, now that its computed steps and their errors are known."""
+        added = [s.added for s in schedules.values() if isinstance(s, GuardedSchedule)]
+        known = Expectation(added=sorted(added[0]) if added else [], dropped=dropped)
+        if self._calibrated is None or not isinstance(self.predictor, CalibratedPart):
+            return known
+        priced = _planner(self._calibrated, self.stream).price(computed)
+        expected = {step: error for step, error in enumerate(priced.errors) if error is not None}
+        prediction = None
+        if self.stream == "guided":
+            prediction = self._calibrated.predict(priced.error, surprise(errors, priced.expected))
+        if prediction is None:
+            return replace(known, errors=expected)
+        return replace(known, psnr=prediction.psnr, deviation=prediction.deviation, errors=expected)
+
+    def _build(self, part: _FreeSchedulePart | PlannedSchedulePart, steps: int) -> Schedule:
+        if not isinstance(part, PlannedSchedulePart):
+            return part.build(steps)
+        assert self._calibrated is not None
+        plan = _plan(self._calibrated, self.stream, part.nfe)
+        if plan.steps != steps:
+            raise ValueError(f"it is planned for {plan.steps}")
+        if part.guard is None:
+            return FixedSchedule(plan.steps, plan.computed)
+        return GuardedSchedule(plan, part.guard, part.most)
+
+    @property
+    def _calibrated(self) -> Calibration | None:
+        return None if self.calibration is None else load_calibration(self.calibration)
+
+
+@lru_cache(maxsize=64)
+def _plan(calibration: Calibration, stream: StreamName, nfe: int) -> PlannedSteps:
+    return _planner(calibration, stream).plan(nfe)
+
+
+@lru_cache(maxsize=16)
+def _planner(calibration: Calibration, stream: StreamName) -> Planner:
+    """Its table of costs takes a moment, and it is asked several times for each generation."""
+    return calibration.planner(stream)
 
 
 def load_preset(name: str) -> Preset:

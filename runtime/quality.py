@@ -16,6 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from runtime.errors import JobFailedError
+from runtime.video import Frames
 
 PSNR_OF_EQUALS = 100.0  # dB, reported where the videos are equal and the PSNR has no bound
 
@@ -49,9 +50,8 @@ class Quality:
     vmaf: float | None
 
 
-def psnr(video: RawVideo, reference: RawVideo) -> float:
-    """PSNR in dB over all samples: 10 log₁₀(255² / mean squared error)."""
-    frames, truth = video.frames(), reference.frames()
+def psnr(frames: Frames, truth: Frames) -> float:
+    """PSNR in dB of frames `[T, H, W, 3]` over all samples: 10 log₁₀(255² / mean squared error)."""
     if frames.shape != truth.shape:
         raise ValueError(f"videos of {frames.shape} and {truth.shape} cannot be compared")
     squares = sum(
@@ -65,7 +65,7 @@ def psnr(video: RawVideo, reference: RawVideo) -> float:
 def compare_videos(video: RawVideo, reference: RawVideo) -> Quality:
     """Measure `video` against `reference`, which has the same size and length."""
     return Quality(
-        psnr=psnr(video, reference),
+        psnr=psnr(video.frames(), reference.frames()),
         ssim=_measure(video, reference, "ssim", r"All:([\d.]+)"),
         vmaf=_measure(video, reference, "libvmaf", r"VMAF score: ([\d.]+)")
         if has_filter("libvmaf")

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from runtime.engine import Engine, Generation
+from runtime.engine import Engine
 from runtime.files import whole_file
+from runtime.generation import Generation
 from runtime.quality import Quality
 from spectrum import StepKind
 

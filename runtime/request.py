@@ -46,6 +46,7 @@ class VideoRequest(BaseModel):
         max_sequence_length: text tokens. Wan attends to padding, so this is part of what is asked for.
         videos: how many videos to make from this prompt as one batch.
         spectrum: name of the forecasting preset, or path of a preset file.
+        deadline: seconds that denoising may take; steps that do not fit are forecast. None: no bound.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,11 +62,17 @@ class VideoRequest(BaseModel):
     max_sequence_length: Annotated[int, Field(ge=1, le=4096)] = 512
     videos: Annotated[int, Field(ge=1, le=64)] = 1
     spectrum: str = "off"
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def guided(self) -> bool:
         """Whether there is an unconditional branch (as `WanPipeline` decides it)."""
         return self.guidance > 1.0
+
+    @property
+    def full(self) -> Self:
+        """The same with nothing forecast: what it is compared with."""
+        return self.model_copy(update={"spectrum": "off", "deadline": None})
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class Progress:
             "latents": self.state.latents_BCFHW,
             "sampler": sampler_state(self.sampler),
             "coordinator": decided,
+            "stream": self.stream.whole(),
         }
         own = {"sums": sums, "steps": [_plain(step) for step in self.steps]}
         return Snapshot(self.steps[-1].index, shared, own, self.stream.history())
@@ -47,7 +48,7 @@ class Progress:
         device = self.state.latents_BCFHW.device
         self.state.latents_BCFHW = found.shared["latents"].to(device)
         restore_sampler(self.sampler, found.shared["sampler"], device)
-        self.stream.restore(found.history, sharded=found.sharded)
+        self.stream.restore(found.history, found.shared["stream"], sharded=found.sharded)
         share = 1 if found.sharded or ranks.leads else 0
         self.coordinator.restore(found.shared["coordinator"], [one["sums"] for one in found.own], share)
         logs = [[_record(step) for step in one["steps"]] for one in found.own]

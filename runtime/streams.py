@@ -2,17 +2,18 @@
 
 The loop asks a stream to `advance`; it computes and remembers, or forecasts, each branch as was decided, and
 returns the velocity that the sampler takes. Forecaster, coordinator and loop do not know which stream they
-carry.
+carry. Per token and remembered step, `feature` holds D numbers for each branch (5120 in Wan2.1 14B),
+`velocity` 64 for each branch, and `guided` 64 for both together.
 
 Tensor legend: B batch, S tokens on this rank, D channels of the transformer, C latent channels, F latent
-frames, H, W latent height and width, T text tokens.
+frames, H, W latent height and width, T text tokens, P values of a token's patch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -25,7 +26,7 @@ Kinds = Mapping[str, StepKind]
 """Branch → whether it is computed or forecast."""
 
 History = dict[str, dict[int, torch.Tensor]]
-"""Branch → step → remembered value."""
+"""What is forecast (a branch, or `guided`) → step → remembered value."""
 
 
 class StreamOutput(NamedTuple):
@@ -51,11 +52,15 @@ class Stream(Protocol):
         ...
 
     def history(self) -> History:
-        """What is remembered: branch → step → this rank's shard. Not copied, and never written to again."""
+        """What this rank remembers of its own shard. Not copied, and never written to again."""
         ...
 
-    def restore(self, history: History, *, sharded: bool) -> None:
-        """Remember a `history`: this rank's shards, or whole values to take this rank's shard of."""
+    def whole(self) -> History:
+        """What every rank remembers alike. Not copied, and never written to again."""
+        ...
+
+    def restore(self, history: History, whole: History, *, sharded: bool) -> None:
+        """Remember a `history`, of this rank's shards or of all tokens to take them from, and a `whole`."""
         ...
 
     @property
@@ -65,7 +70,7 @@ class Stream(Protocol):
 
     @property
     def kept(self) -> int:
-        """Values remembered per branch."""
+        """Values remembered of each thing that is forecast."""
         ...
 
 
@@ -95,22 +100,30 @@ class Network:
     guidance: Guidance
     sequence: Sequence = field(default_factory=WholeSequence)
 
-    def embed(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:
-        """Latents of any dtype → this rank's tokens `[B, S, D]`."""
-        return self.sequence.shard(self.adapter.embed(latents_BCFHW.to(self.adapter.dtype)))
-
-    def feature(self, tokens_BSD: torch.Tensor, branch: Branch, time: Time) -> torch.Tensor:
-        """Run the blocks for one branch: this rank's shard of the feature, `[B, S, D]`."""
+    def features(
+        self, branches: Iterable[Branch], latents_BCFHW: torch.Tensor, time: Time
+    ) -> list[torch.Tensor]:
+        """Run the blocks for `branches` on latents of any dtype: this rank's shards of the features,
+        `[B, S, D]` each."""
+        embedded_BLD = self.adapter.embed(latents_BCFHW.to(self.adapter.dtype))
+        tokens_BSD = self.sequence.shard(embedded_BLD)
         cosines, sines = (self.sequence.shard(table) for table in self.geometry.rotary)
-        return self.adapter.blocks(tokens_BSD, branch.text_BTD, time, (cosines, sines))
+        return [
+            self.adapter.blocks(tokens_BSD, branch.text_BTD, time, (cosines, sines)) for branch in branches
+        ]
 
-    def velocity(self, features: list[torch.Tensor], time: Time) -> torch.Tensor:
-        """Features of this rank's branches → guided velocity `[B, C, F, H, W]` on every rank.
+    def velocity(self, patches_BSP: list[torch.Tensor]) -> torch.Tensor:
+        """Projected tokens of this rank's branches → guided velocity `[B, C, F, H, W]` on every rank.
 
-        Only projected patches cross ranks: 64 values per token instead of a feature's 5120 (Wan2.1 14B).
+        Only these cross ranks: 64 values per token instead of a feature's 5120 (Wan2.1 14B).
         """
-        patches_BSP = self.guidance.join([self.adapter.project(feature, time) for feature in features])
-        return self.adapter.unpatchify(self.sequence.gather(patches_BSP), self.geometry.grid)
+        joined_BSP = self.guidance.join(patches_BSP)
+        return self.adapter.unpatchify(self.sequence.gather(joined_BSP), self.geometry.grid)
+
+    def compute(self, latents_BCFHW: torch.Tensor, time: Time) -> torch.Tensor:
+        """The guided velocity `[B, C, F, H, W]`, with nothing forecast."""
+        features = self.features(self.branches, latents_BCFHW, time)
+        return self.velocity([self.adapter.project(feature_BSD, time) for feature_BSD in features])
 
 
 class ComputedStream:
@@ -127,24 +140,24 @@ class ComputedStream:
     ) -> StreamOutput:
         if StepKind.FORECAST in kinds.values():
             raise RuntimeError(f"step {step} is to be forecast, but this generation remembers nothing")
-        network, time = self._network, self._network.adapter.time(timestep_B)
-        tokens_BSD = network.embed(latents_BCFHW)
-        features = [network.feature(tokens_BSD, branch, time) for branch in network.branches]
-        return StreamOutput(network.velocity(features, time))
+        return StreamOutput(self._network.compute(latents_BCFHW, self._network.adapter.time(timestep_B)))
 
     def history(self) -> History:
         return {}
 
-    def restore(self, history: History, *, sharded: bool) -> None:
+    def whole(self) -> History:
+        return {}
+
+    def restore(self, history: History, whole: History, *, sharded: bool) -> None:
         pass
 
 
-class FeatureStream:
-    """Spectrum's stream: each branch's output of the last transformer block; the head runs at every step."""
+class ForecastStream:
+    """A stream with forecasters: one for each of `names`."""
 
-    def __init__(self, network: Network, predictor: Predictor):
+    def __init__(self, network: Network, predictor: Predictor, names: Iterable[str]):
         self._network = network
-        self._forecasters = {branch.name: Forecaster(predictor) for branch in network.branches}
+        self._forecasters = {name: Forecaster(predictor) for name in names}
 
     @property
     def bytes(self) -> int:
@@ -154,6 +167,30 @@ class FeatureStream:
     def kept(self) -> int:
         return max(len(forecaster.steps) for forecaster in self._forecasters.values())
 
+    def _record(self, step: int, name: str, value: torch.Tensor) -> list[SquaredError]:
+        """Remember a computed value; how far its forecast would have been off, where there is one."""
+        forecaster = self._forecasters[name]
+        squares = [forecaster.squared_error(step, value)] if forecaster.steps else []
+        forecaster.record(step, value)
+        return squares
+
+    def _remembered(self) -> History:
+        states = {name: forecaster.state_dict() for name, forecaster in self._forecasters.items()}
+        return {name: dict(zip(s["steps"], s["values"], strict=True)) for name, s in states.items()}
+
+    def _remember(self, history: History) -> None:
+        place = self._network.geometry.rotary[0].device
+        for name, forecaster in self._forecasters.items():
+            values = {step: value.to(place) for step, value in sorted(history[name].items())}
+            forecaster.load_state_dict({"steps": list(values), "values": list(values.values())})
+
+
+class FeatureStream(ForecastStream):
+    """Spectrum's stream: each branch's output of the last transformer block; the head runs at every step."""
+
+    def __init__(self, network: Network, predictor: Predictor):
+        super().__init__(network, predictor, [branch.name for branch in network.branches])
+
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
@@ -161,29 +198,81 @@ class FeatureStream:
         computed = [branch for branch in network.branches if kinds[branch.name] is StepKind.COMPUTE]
         squares: list[SquaredError] = []
         if computed:
-            tokens_BSD = network.embed(latents_BCFHW)
-        for branch in computed:
-            squares += self._record(step, branch.name, network.feature(tokens_BSD, branch, time))
-        features = [self._forecasters[branch.name].at(step) for branch in network.branches]
-        return StreamOutput(network.velocity(features, time), _total(squares))
+            features = network.features(computed, latents_BCFHW, time)
+            for branch, feature_BSD in zip(computed, features, strict=True):
+                squares += self._record(step, branch.name, self._kept_of(feature_BSD, time))
+        values = [self._forecasters[branch.name].at(step) for branch in network.branches]
+        patches = [self._patches_of(value, time) for value in values]
+        return StreamOutput(network.velocity(patches), _total(squares))
 
     def history(self) -> History:
-        states = {branch: forecaster.state_dict() for branch, forecaster in self._forecasters.items()}
-        return {b: dict(zip(s["steps"], s["values"], strict=True)) for b, s in states.items()}
+        return self._remembered()
 
-    def restore(self, history: History, *, sharded: bool) -> None:
-        place, sequence = self._network.geometry.rotary[0].device, self._network.sequence
-        for branch, forecaster in self._forecasters.items():
-            values = {step: value.to(place) for step, value in sorted(history[branch].items())}
-            own = [value if sharded else sequence.shard(value).contiguous() for value in values.values()]
-            forecaster.load_state_dict({"steps": list(values), "values": own})
+    def whole(self) -> History:
+        return {}
 
-    def _record(self, step: int, branch: str, feature_BSD: torch.Tensor) -> list[SquaredError]:
-        """Remember a computed feature; how far its forecast would have been off, where there is one."""
-        forecaster = self._forecasters[branch]
-        squares = [forecaster.squared_error(step, feature_BSD)] if forecaster.steps else []
-        forecaster.record(step, feature_BSD)
-        return squares
+    def restore(self, history: History, whole: History, *, sharded: bool) -> None:
+        if not sharded:
+            shard = self._network.sequence.shard
+            history = {
+                name: {step: shard(value).contiguous() for step, value in values.items()}
+                for name, values in history.items()
+            }
+        self._remember(history)
+
+    def _kept_of(self, feature_BSD: torch.Tensor, time: Time) -> torch.Tensor:
+        """What is remembered of a computed feature, per token."""
+        return feature_BSD
+
+    def _patches_of(self, value: torch.Tensor, time: Time) -> torch.Tensor:
+        """What was remembered or forecast → projected tokens `[B, S, P]`."""
+        return self._network.adapter.project(value, time)
+
+
+class VelocityStream(FeatureStream):
+    """Each branch's output, token by token; a forecast step runs nothing of the model."""
+
+    def _kept_of(self, feature_BSD: torch.Tensor, time: Time) -> torch.Tensor:
+        return self._network.adapter.project(feature_BSD, time)
+
+    def _patches_of(self, value: torch.Tensor, time: Time) -> torch.Tensor:
+        return value
+
+
+class GuidedStream(ForecastStream):
+    """The guided velocity `[B, C, F, H, W]`, which every rank has whole: a forecast step moves nothing."""
+
+    NAME: ClassVar[str] = "guided"
+
+    def __init__(self, network: Network, predictor: Predictor):
+        super().__init__(network, predictor, [self.NAME])
+
+    def advance(
+        self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
+    ) -> StreamOutput:
+        if len(set(kinds.values())) != 1:
+            raise RuntimeError(f"step {step}: the branches of a guided stream cannot be told apart: {kinds}")
+        squares: list[SquaredError] = []
+        if StepKind.COMPUTE in kinds.values():
+            time = self._network.adapter.time(timestep_B)
+            squares = self._record(step, self.NAME, self._network.compute(latents_BCFHW, time))
+        return StreamOutput(self._forecasters[self.NAME].at(step), _total(squares))
+
+    def history(self) -> History:
+        return {}
+
+    def whole(self) -> History:
+        return self._remembered()
+
+    def restore(self, history: History, whole: History, *, sharded: bool) -> None:
+        self._remember(whole)
+
+
+STREAMS: dict[str, type[FeatureStream] | type[GuidedStream]] = {
+    "feature": FeatureStream,
+    "velocity": VelocityStream,
+    "guided": GuidedStream,
+}
 
 
 def _total(squares: list[SquaredError]) -> SquaredError | None:

@@ -17,8 +17,9 @@ from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, Scheduler, load_config
 from runtime.coordinator import Command
 from runtime.denoise import StepRecord
-from runtime.engine import Engine, Generation
+from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.generation import Generation
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
 from runtime.topology import Degrees

@@ -138,7 +138,7 @@ def test_one_branch_may_be_computed_while_the_other_is_forecast(network: Network
         for x, branch in zip((noise() * 2, noise()), network.branches, strict=True)
     )
     forecast = uncond * float(PREDICTOR.weights([0], 1)[0])
-    expected = network.velocity([cond, forecast], time)
+    expected = network.velocity([adapter.project(feature, time) for feature in (cond, forecast)])
     torch.testing.assert_close(
         stream.advance(1, mixed, noise() * 2, timestep).velocity_BCFHW, expected, rtol=1e-4, atol=1e-5
     )

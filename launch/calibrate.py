@@ -1,0 +1,138 @@
+"""`lockstep calibrate`: from a config and prompts to a calibration file, on one rank or many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from launch.jobs import build_request
+from runtime.calibrate import Calibrator
+from runtime.calibration import Calibration
+from runtime.configs import Config, load_config, shipped
+from runtime.denoise import StepRecord
+from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.files import check_writable
+from runtime.ranks import Ranks
+from runtime.request import VideoRequest
+from runtime.topology import Degrees
+from spectrum import StepKind
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationJob:
+    """What `calibrate` was asked to do, checked as far as it can be before the model loads."""
+
+    config: Config
+    requests: list[VideoRequest]
+    out: Path
+
+    @property
+    def partial(self) -> Path:
+        """Where finished runs are kept."""
+        return self.out.with_name(self.out.name + ".partial")
+
+
+def plan_calibration(
+    config: str,
+    *,
+    prompts: Path | None,
+    seed: int,
+    out: Path,
+    overwrite: bool,
+    leads: bool = True,
+    **given: Any,
+) -> CalibrationJob:
+    """Check everything that can be checked before the model loads.
+
+    Args:
+        prompts: a file with one prompt per line; by default the one that is shipped for the config.
+        seed: of the first video; the others follow.
+        leads: whether this rank writes the file.
+
+    Raises:
+        BadRequestError: an option is not acceptable.
+    """
+    settings = load_config(config)
+    if out.suffix != ".json":
+        raise BadRequestError(f"out: {str(out)!r} given; the name must end in .json")
+    if leads:
+        check_writable(out, overwrite=overwrite)
+    path = prompts or _shipped_prompts(config)
+    try:
+        lines = read_prompts(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequestError(f"prompts: {str(path)!r} cannot be read: {error}") from None
+    requests = [
+        build_request(settings, line, seed=seed + number, spectrum="off", **given)
+        for number, line in enumerate(lines)
+    ]
+    return CalibrationJob(settings, requests, out)
+
+
+def run_calibration(
+    job: CalibrationJob, console: Console, ranks: Ranks | None = None, engine: Engine | None = None
+) -> Calibration:
+    """Make the calibration and, on the first rank, write it."""
+    engine = engine or Engine(job.config, ranks, Degrees())
+    shown = _Shown(console)
+    calibrator = Calibrator(engine, job.requests, job.partial, shown)
+    console.print(
+        f"{len(job.requests)} videos; about {calibrator.evaluations} evaluations, as many as "
+        f"{calibrator.evaluations / job.requests[0].steps:.0f} full runs",
+        highlight=False,
+    )
+    with shown.of(calibrator.evaluations):
+        calibration = calibrator.run()
+    if engine.ranks.leads:
+        calibration.write(job.out)
+    return calibration
+
+
+def read_prompts(text: str, source: str) -> list[str]:
+    """One prompt per line; blank lines and those that begin with # are left out.
+
+    Raises:
+        BadRequestError: there is none.
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise BadRequestError(f"prompts: {source!r} has none; one prompt per line")
+    return prompts
+
+
+def _shipped_prompts(config: str) -> Path:
+    """The prompts that are shipped for a config, or those for any."""
+    own = shipped("prompts", f"{Path(config).stem}.txt")
+    return own if own.is_file() else shipped("prompts", "general.txt")
+
+
+class _Shown(Progress):
+    """Shows runs and evaluations: a bar on a terminal, a line now and then in a log."""
+
+    def __init__(self, console: Console):
+        super().__init__(
+            TextColumn("{task.description}"), BarColumn(bar_width=32), TimeRemainingColumn(), console=console
+        )
+        self._name = ""
+        self._task = self.add_task("")
+
+    def of(self, evaluations: int) -> Progress:
+        """As many evaluations are to be done."""
+        self.update(self._task, total=evaluations)
+        return self
+
+    def start(self) -> None:
+        if self.console.is_terminal:
+            super().start()
+
+    def __call__(self, name: str, record: StepRecord) -> None:
+        self.update(self._task, description=name, advance=record.kind is StepKind.COMPUTE)
+        if name != self._name and not self.console.is_terminal:
+            self.console.print(name, highlight=False)
+        self._name = name

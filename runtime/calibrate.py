@@ -1,0 +1,399 @@
+"""Makes a calibration: full runs, nudged runs, and trials of what was learnt.
+
+1. Every video is made by the full sampler, once, and the Gram matrices of its streams are added up: over the
+   ranks' shards, in one reduction per video. A step's stream is remembered until the run ends, sampled to at
+   most 2²³ numbers per branch and rank, so that memory is bounded for any model: the Gram matrix of so many
+   numbers is known far more precisely than videos differ, and nothing is spilled or computed twice.
+2. Some of the videos are run again from a few steps on, with the velocity of that step nudged along its own
+   change, as a forecast would be off: how much of the nudge is left at the end is the step's sensitivity.
+3. Every video is planned for from all the others, and made so: what comes of an expected error.
+
+Each finished run is kept in a file beside the result, and is not done again after an interruption.
+
+Tensor legend: n sampler steps; C, F, H, W latent channels, frames, height and width.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import logging
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+
+from runtime.calibration import (
+    Calibration,
+    StepTimes,
+    StreamName,
+    Trial,
+    from_triangle,
+    make_planner,
+    to_triangle,
+)
+from runtime.coordinator import Coordinator
+from runtime.denoise import Denoising, StepRecord
+from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.files import whole_file
+from runtime.generation import Generation, Prepared
+from runtime.probes import GramStream, NudgedStream, sample
+from runtime.quality import psnr
+from runtime.report import versions
+from runtime.request import VideoRequest
+from runtime.streams import GuidedStream, Stream
+from runtime.video import FrameBuffer, Frames
+from spectrum import (
+    MAX_STEPS,
+    CalibratedPredictor,
+    FixedSchedule,
+    Gram,
+    PlannedSteps,
+    Schedule,
+    StepKind,
+    mean_gram,
+    surprise,
+)
+
+log = logging.getLogger(__name__)
+
+NUDGED_VIDEOS = 3
+_NUDGED_AT = (0.02, 0.06, 0.12, 0.25, 0.45, 0.72, 1.0)  # shares of the last step
+_NUDGE = 0.5  # of the velocity's change since the step before
+_TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as shares of all
+
+OnStep = Callable[[str, StepRecord], None]
+"""Told the name of the run and each of its steps."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is known so far; as JSON, but for the latents, which the first rank has.
+
+    Attributes:
+        grams: of each video, stream → its lower triangle.
+        scales: of each video, root mean square of the guided velocity over that of the final latent.
+        gains: step → what was left of nudges at it.
+        trials: as in the calibration.
+        computed, forecast: seconds of steps.
+        latents: final ones of each video.
+    """
+
+    grams: list[dict[str, list[float]]] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+    gains: dict[str, list[float]] = field(default_factory=dict)
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    computed: list[float] = field(default_factory=list)
+    forecast: list[float] = field(default_factory=list)
+    latents: list[torch.Tensor] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """All but the latents."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "latents"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """A full run just before one of its steps."""
+
+    step: int
+    latents_BCFHW: torch.Tensor
+    sampler: SchedulerMixin
+    velocity_BCFHW: torch.Tensor  # of the step before
+
+
+class Calibrator:
+    """Makes one calibration, as one rank of the engine's group.
+
+    Args:
+        engine: the model; its scheduler is what is calibrated for.
+        requests: the videos: alike but for prompt and seed.
+        partial: where finished runs are kept until all are; only the first rank looks there.
+        on_step: shows progress.
+
+    Raises:
+        BadRequestError: the requests cannot be calibrated for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Sequence[VideoRequest],
+        partial: Path,
+        on_step: OnStep = lambda _name, _record: None,
+    ):
+        self._engine, self._partial, self._on_step = engine, partial, on_step
+        self._requests = [request.full for request in requests]
+        check_requests(self._requests)
+        self._plan = engine.plan(self._requests[0])
+        self._steps = self._plan.steps
+        if self._steps > MAX_STEPS or self._steps < 4:
+            raise BadRequestError(f"steps: {self._steps} given; calibrations are of 4 to {MAX_STEPS} steps")
+        sampler = self._plan.fresh_sampler()
+        self._conditions = engine.conditions(self._requests[0], sampler)
+        self._levels = [float(level) for level in sampler.sigmas]
+        if len(self._levels) != self._steps + 1:
+            raise BadRequestError(f"config: {type(sampler).__name__} has no noise level for each step")
+        self._found = Findings()
+
+    @property
+    def nudged_steps(self) -> list[int]:
+        """Steps that are nudged."""
+        return sorted({max(1, round(share * (self._steps - 1))) for share in _NUDGED_AT})
+
+    @property
+    def budgets(self) -> list[int]:
+        """Computed steps of the trials."""
+        return sorted({max(2, round(share * self._steps)) for share in _TRIALS})
+
+    @property
+    def evaluations(self) -> int:
+        """Computed steps that the whole calibration takes."""
+        videos = len(self._requests)
+        nudged = min(NUDGED_VIDEOS, videos) * sum(self._steps - step for step in self.nudged_steps)
+        return videos * self._steps + nudged + videos * sum(self.budgets)
+
+    def run(self) -> Calibration:
+        """All that is left to do.
+
+        Raises:
+            CancelledError: the engine was told to end.
+            RankFailedError: another rank failed.
+        """
+        self._resume()
+        for video in range(len(self._found.grams), len(self._requests)):
+            self._full(video)
+            self._keep()
+        for video in range(len(self._found.trials) // len(self.budgets), len(self._requests)):
+            self._try(video)
+            self._keep()
+        calibration = self._finish()
+        if self._engine.ranks.leads:
+            self._partial.unlink(missing_ok=True)
+        return calibration
+
+    def _full(self, video: int) -> None:
+        """One full run, and the nudged runs that branch off it."""
+        prepared = self._engine.prepare(self._engine.plan(self._requests[video]))
+        stream = GramStream(prepared.network, leads=self._engine.ranks.leads)
+        nudged = self.nudged_steps if video < NUDGED_VIDEOS else []
+        state, sampler = Denoising(prepared.noise_BCFHW), prepared.plan.fresh_sampler()
+        before: list[_Before] = []
+        name = f"video {video + 1} of {len(self._requests)}"
+        for record in self._walk(prepared, state, sampler, stream, name):
+            self._found.computed.append(record.seconds)
+            if record.index + 1 in nudged:
+                assert stream.last_BCFHW is not None
+                kept = state.latents_BCFHW.clone(), copy.deepcopy(sampler), stream.last_BCFHW
+                before.append(_Before(record.index + 1, *kept))
+        grams = self._sum(stream.grams())
+        final_BCFHW = state.latents_BCFHW
+        root = math.sqrt(float(np.trace(grams["guided"])) / self._steps)
+        sampled = sample(final_BCFHW).double()
+        gains: dict[str, float] = {}
+        for one in before:
+            gains[str(one.step)] = self._nudge(prepared, one, final_BCFHW, f"{name}, nudged at {one.step}")
+        self._found.grams.append({stream: to_triangle(gram) for stream, gram in grams.items()})
+        self._found.scales.append(root / float(sampled.norm()))
+        self._found.latents.append(final_BCFHW.cpu())
+        for step, gain in gains.items():
+            self._found.gains.setdefault(step, []).append(gain)
+
+    def _nudge(self, prepared: Prepared, before: _Before, final_BCFHW: torch.Tensor, name: str) -> float:
+        """How large an error of one step is in the end, over what it was in the latent after that step."""
+        plain = prepared.open_stream()
+        timestep = before.sampler.timesteps[before.step].expand(final_BCFHW.shape[0])
+        velocity_BCFHW = prepared.network.compute(
+            before.latents_BCFHW, prepared.network.adapter.time(timestep)
+        )
+        nudge_BCFHW = _NUDGE * (velocity_BCFHW - before.velocity_BCFHW)
+        state = Denoising(before.latents_BCFHW)
+        stream = NudgedStream(plain, before.step, nudge_BCFHW)
+        for _ in self._walk(prepared, state, before.sampler, stream, name, start=before.step):
+            pass
+        moved = abs(self._levels[before.step] - self._levels[before.step + 1])
+        size = moved * float(nudge_BCFHW.double().norm())
+        return float((state.latents_BCFHW - final_BCFHW).double().norm()) / max(size, 1e-30)
+
+    def _try(self, video: int) -> None:
+        """One video with plans for several budgets, made from all the other videos."""
+        others = [
+            grams for index, grams in enumerate(self._found.grams) if index != video
+        ] or self._found.grams
+        gram = mean_gram(from_triangle(grams["guided"], self._steps) for grams in others)
+        predictor = CalibratedPredictor(gram)
+        planner = make_planner(predictor, self._levels, self._sensitivity(), self._scale())
+        prepared = self._engine.prepare(self._engine.plan(self._requests[video]))
+        truth = self._frames(self._full_latents(video))
+        done: list[Trial] = []
+        for nfe in self.budgets:
+            plan = planner.plan(nfe)
+            state = Denoising(prepared.noise_BCFHW)
+            stream = GuidedStream(prepared.network, predictor)
+            name = f"trial {video + 1} of {len(self._requests)} with {nfe} steps"
+            errors: dict[int, float] = {}
+            walk = self._walk(
+                prepared, state, prepared.plan.fresh_sampler(), stream, name, schedule=plan, errors=errors
+            )
+            for record in walk:
+                if record.kind is StepKind.FORECAST:
+                    self._found.forecast.append(record.seconds)
+            frames = self._frames(state.latents_BCFHW)
+            if self._engine.ranks.leads:
+                full_BCFHW = self._found.latents[video].to(state.latents_BCFHW)
+                difference = (state.latents_BCFHW - full_BCFHW).norm() / full_BCFHW.norm()
+                done.append(
+                    Trial(
+                        video=video,
+                        nfe=nfe,
+                        expected=plan.error,
+                        surprise=surprise(errors, plan.expected),
+                        measured=float(difference),
+                        psnr=psnr(frames, truth),
+                    )
+                )
+        told = self._engine.ranks.control.tell([trial.model_dump() for trial in done])[0]
+        self._found.trials += told
+
+    def _walk(
+        self,
+        prepared: Prepared,
+        state: Denoising,
+        sampler: SchedulerMixin,
+        stream: Stream,
+        name: str,
+        *,
+        start: int = 0,
+        schedule: PlannedSteps | None = None,
+        errors: dict[int, float] | None = None,
+    ) -> Iterator[StepRecord]:
+        """Denoise; forecast errors of a finished walk are put in `errors`."""
+        fixed: Schedule = FixedSchedule.full(self._steps)
+        if schedule is not None:
+            fixed = FixedSchedule(schedule.steps, schedule.computed)
+        schedules = dict.fromkeys(prepared.plan.request.branches, fixed)
+        coordinator = Coordinator(schedules, name, self._engine.ranks)
+        for record in self._engine.steps(state, sampler, stream, coordinator, start):
+            self._on_step(name, record)
+            yield record
+        if errors is not None:
+            errors |= coordinator.errors
+
+    def _full_latents(self, video: int) -> torch.Tensor:
+        """The final latents of a full run, on every rank."""
+        latents_BCFHW = torch.empty(
+            self._engine.latent_shape(self._requests[video]), device=self._engine.ranks.device
+        )
+        if self._engine.ranks.leads:
+            latents_BCFHW.copy_(self._found.latents[video])
+        self._engine.ranks.everyone.broadcast(latents_BCFHW)
+        return latents_BCFHW
+
+    def _frames(self, latents_BCFHW: torch.Tensor) -> Frames:
+        """Decoded frames of all videos `[T, H, W, 3]`, on the first rank; on others nothing."""
+        leads, plan = self._engine.ranks.leads, self._plan
+        sinks = [FrameBuffer() for _ in range(latents_BCFHW.shape[0])] if leads else []
+        generation = Generation(plan.request, plan.preset, plan.topology, plan.attention)
+        self._engine.decode(latents_BCFHW, sinks, generation)
+        return np.concatenate([sink.frames for sink in sinks]) if sinks else np.empty((0, 0, 0, 3), np.uint8)
+
+    def _sum(self, grams: dict[StreamName, Gram]) -> dict[StreamName, Gram]:
+        """Sums over the ranks: one reduction."""
+        flat = np.concatenate([gram.ravel() for gram in grams.values()])
+        summed = np.asarray(self._engine.ranks.control.sum(flat.tolist()))
+        parts = np.split(summed, len(grams))
+        return {name: part.reshape(self._steps, self._steps) for name, part in zip(grams, parts, strict=True)}
+
+    def _sensitivity(self) -> list[float]:
+        """For every step: the root mean square of the gains; their logarithms are interpolated."""
+        steps = sorted(int(step) for step in self._found.gains)
+        sizes = [math.sqrt(statistics.fmean(g * g for g in self._found.gains[str(step)])) for step in steps]
+        logs = np.interp(np.arange(self._steps), steps, np.log(np.maximum(sizes, 1e-6)))
+        return [float(f"{value:.6g}") for value in np.exp(logs)]
+
+    def _scale(self) -> float:
+        return statistics.fmean(self._found.scales)
+
+    def _finish(self) -> Calibration:
+        grams = {
+            stream: mean_gram(from_triangle(one[stream], self._steps) for one in self._found.grams)
+            for stream in self._found.grams[0]
+        }
+        return Calibration.model_validate(
+            {
+                "conditions": self._conditions,
+                "prompts": [request.prompt for request in self._requests],
+                "seeds": [request.seed for request in self._requests],
+                "noise_levels": self._levels,
+                "grams": {stream: to_triangle(gram) for stream, gram in grams.items()},
+                "sensitivity": self._sensitivity(),
+                "scale": self._scale(),
+                "trials": self._found.trials,
+                "seconds": StepTimes(
+                    computed=statistics.median(self._found.computed),
+                    forecast=statistics.median(self._found.forecast),
+                    ranks=self._engine.ranks.size,
+                ),
+                "made": datetime.now(UTC).date(),
+                "versions": versions(),
+            }
+        )
+
+    @property
+    def _identity(self) -> str:
+        """What finished runs are of."""
+        content = {
+            "conditions": self._conditions.model_dump(mode="json"),
+            "requests": [request.model_dump(mode="json") for request in self._requests],
+            "version": 1,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _keep(self) -> None:
+        if not self._engine.ranks.leads:
+            return
+        content = {"identity": self._identity, "found": json.dumps(self._found.plain())}
+        with whole_file(self._partial) as temporary:
+            torch.save(content | {"latents": self._found.latents}, temporary)
+
+    def _resume(self) -> None:
+        """Take up what an interrupted calibration had finished."""
+        latents: list[torch.Tensor] = []
+        text = ""
+        if self._engine.ranks.leads and self._partial.is_file():
+            try:
+                kept = torch.load(io.BytesIO(self._partial.read_bytes()), weights_only=True)
+                if kept["identity"] == self._identity:
+                    text, latents = kept["found"], kept["latents"]
+                else:
+                    log.warning("%s is of another calibration; starting again", self._partial)
+            except Exception as error:  # whatever torch makes of a damaged file
+                log.warning("%s cannot be read (%s); starting again", self._partial, error)
+        text = self._engine.ranks.control.tell(text)[0]
+        if text:
+            self._found = Findings(**json.loads(text), latents=latents)
+
+
+def check_requests(requests: Sequence[VideoRequest]) -> None:
+    """Refuse what a calibration cannot be made from.
+
+    Raises:
+        BadRequestError: too few videos, or they differ in more than prompt and seed.
+    """
+    if len(requests) < 2:
+        raise BadRequestError(
+            f"prompts: {len(requests)} given; a calibration needs at least 2, better 8 or more"
+        )
+    alike = {r.model_copy(update={"prompt": "", "seed": 0}).model_dump_json() for r in requests}
+    if len(alike) > 1:
+        raise BadRequestError("prompts: the videos of a calibration may differ in prompt and seed alone")

@@ -1,0 +1,252 @@
+"""A calibration: how a model's streams move under one sampler, and what errors at each step do to a video.
+
+One small JSON file. From it follow the weights of forecasts, schedules for any budget, and how good the
+result will be; `runtime.calibrate` makes it.
+
+Legend: n sampler steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from runtime.conditions import Conditions
+from runtime.configs import available, shipped
+from runtime.errors import BadRequestError
+from runtime.files import whole_file
+from runtime.request import explain
+from spectrum import CalibratedPredictor, Gram, PlannedSteps, Planner
+
+StreamName = Literal["feature", "velocity", "guided"]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_LEAST_TRIALS = 6  # with fewer, nothing is said of the uncertainty
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Trial(_Part):
+    """A calibration video made with a plan from the other calibration videos.
+
+    Attributes:
+        video: its number.
+        expected: planned relative error of the latent.
+        surprise: how much worse its forecasts were than expected (`spectrum.surprise`).
+        measured: relative error of the latent.
+        psnr: of the frames, dB.
+    """
+
+    video: int
+    nfe: int
+    expected: float
+    surprise: float
+    measured: float
+    psnr: float
+
+
+class StepTimes(_Part):
+    """Seconds of one step where the calibration was made."""
+
+    computed: _Positive
+    forecast: _Positive
+    ranks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """PSNR against the full sampler, dB; `deviation` is one standard deviation over the trials."""
+
+    psnr: float
+    deviation: float
+
+
+class Calibration(_Part):
+    """The file, schema 1.
+
+    Attributes:
+        conditions: what it was made for.
+        prompts, seeds: of the videos that it was made from.
+        noise_levels: σ of the sampler, `[n + 1]`.
+        grams: stream → lower triangle of its mean Gram matrix, row by row; its trace is n.
+        sensitivity: what the relative size of an error of the velocity at a step is in the end, `[n]`.
+        scale: root mean square of the guided velocity over that of the final latent.
+        trials: how well plans held.
+        seconds: of a step.
+        made: when, and with which versions.
+    """
+
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    conditions: Conditions
+    prompts: list[str]
+    seeds: list[int]
+    noise_levels: list[float]
+    grams: dict[StreamName, list[float]]
+    sensitivity: list[_Positive]
+    scale: _Positive
+    trials: list[Trial]
+    seconds: StepTimes
+    made: date
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Calibration:
+        n = self.conditions.steps
+        lengths = {name: len(values) for name, values in self.grams.items()}
+        if any(length != n * (n + 1) // 2 for length in lengths.values()):
+            raise ValueError(f"Gram matrices of {n} steps need {n * (n + 1) // 2} numbers, got {lengths}")
+        if len(self.sensitivity) != n or len(self.noise_levels) != n + 1:
+            raise ValueError(f"sensitivity and noise levels must be of {n} steps")
+        return self
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of all that results depend on."""
+        content = {"grams": self.grams, "sensitivity": self.sensitivity, "noise": self.noise_levels}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def gram(self, stream: StreamName) -> Gram:
+        """Mean Gram matrix of a stream, `[n, n]`.
+
+        Raises:
+            BadRequestError: the stream was not calibrated.
+        """
+        if stream not in self.grams:
+            raise BadRequestError(
+                f"spectrum: this calibration knows the streams {', '.join(self.grams)}, not {stream}"
+            )
+        return from_triangle(self.grams[stream], self.conditions.steps)
+
+    def predictor(self, stream: StreamName) -> CalibratedPredictor:
+        """The calibrated weights of a stream."""
+        return CalibratedPredictor(self.gram(stream))
+
+    def planner(self, stream: StreamName) -> Planner:
+        """Plans for a stream. Expected errors are relative to the final latent."""
+        return make_planner(self.predictor(stream), self.noise_levels, self.sensitivity, self.scale)
+
+    def predict(self, expected: float, surprise: float | None = None) -> Prediction | None:
+        """The PSNR that comes of an expected relative error of the latent; None with too few trials.
+
+        A line through the trials, with `surprise` as a second variable once it is known.
+        """
+        if expected <= 0.0 or len(self.trials) < _LEAST_TRIALS:
+            return None
+        rows = np.array([[1.0, math.log10(t.expected), t.surprise] for t in self.trials if t.expected > 0.0])
+        psnrs = np.array([t.psnr for t in self.trials if t.expected > 0.0])
+        point = np.array([1.0, math.log10(expected), surprise or 0.0])
+        used = 2 if surprise is None else 3
+        line = np.linalg.lstsq(rows[:, :used], psnrs, rcond=None)[0]
+        residuals = psnrs - rows[:, :used] @ line
+        deviation = math.sqrt(float(np.square(residuals).sum()) / max(len(psnrs) - used, 1))
+        return Prediction(float(point[:used] @ line), deviation)
+
+    def plan_for_psnr(self, target: float, stream: StreamName = "guided") -> PlannedSteps:
+        """The plan with the fewest computed steps whose predicted PSNR reaches `target`.
+
+        Raises:
+            BadRequestError: none does, or there were too few trials to predict it.
+        """
+        planner = self.planner(stream)
+        best = 0.0
+        for nfe in range(1, self.conditions.steps):
+            plan = planner.plan(nfe)
+            prediction = self.predict(plan.error)
+            if prediction is None:
+                raise BadRequestError(
+                    f"psnr: this calibration has {len(self.trials)} trials; too few to predict it"
+                )
+            best = max(best, prediction.psnr)
+            if prediction.psnr >= target:
+                return plan
+        raise BadRequestError(f"psnr: {target:g} given; the best that can be predicted is {best:.1f} dB")
+
+    def plan_for_seconds(
+        self, seconds: float, times: StepTimes | None = None, stream: StreamName = "guided"
+    ) -> PlannedSteps:
+        """The plan with the most computed steps that denoises within `seconds`.
+
+        Raises:
+            BadRequestError: not even forecasting all steps but the first does.
+        """
+        times, steps = times or self.seconds, self.conditions.steps
+        extra = max(times.computed - times.forecast, 1e-9)
+        nfe = min(math.floor((seconds - steps * times.forecast) / extra), steps)
+        if nfe < 1:
+            least = times.computed + (steps - 1) * times.forecast
+            raise BadRequestError(f"seconds: {seconds:g} given; one computed step alone needs {least:.3g} s")
+        return self.planner(stream).plan(nfe)
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        with whole_file(path) as temporary:
+            temporary.write_text(self.model_dump_json(by_alias=True) + "\n", encoding="utf-8")
+
+
+def make_planner(
+    predictor: CalibratedPredictor,
+    noise_levels: Sequence[float],
+    sensitivity: Sequence[float],
+    scale: float,
+) -> Planner:
+    """A planner whose errors are relative to the final latent."""
+    moves = -np.diff(np.asarray(noise_levels))
+    return Planner(predictor, (moves * np.asarray(sensitivity) * scale).tolist())
+
+
+def load_calibration(name: str) -> Calibration:
+    """The calibration called `name` in `configs/calibrations/`, or the one in the JSON file `name`.
+
+    Raises:
+        BadRequestError: there is none, or it is not valid.
+    """
+    path = Path(name) if name.endswith(".json") or "/" in name else shipped("calibrations", f"{name}.json")
+    if not path.is_file():
+        known = ", ".join(available("calibrations", "json")) or "none"
+        raise BadRequestError(
+            f"calibration: {name!r} given; there is no such calibration. Shipped: {known}; "
+            "or give the path of a JSON file that `lockstep calibrate` has written"
+        )
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, modified: int) -> Calibration:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("schema", 1) != 1:
+            raise BadRequestError(
+                f"calibration {str(path)!r}: schema {content['schema']!r}; this version reads schema 1"
+            )
+        return Calibration.model_validate(content)
+    except ValidationError as error:
+        raise BadRequestError(explain(error, source=f"calibration {path}")) from None
+    except ValueError as error:
+        raise BadRequestError(f"calibration: {str(path)!r} is not JSON: {error}") from None
+
+
+def to_triangle(gram: NDArray[np.float64]) -> list[float]:
+    """The lower triangle, row by row, to 12 digits: differences of neighbouring steps need most of them."""
+    return [float(f"{value:.12g}") for value in gram[np.tril_indices(len(gram))]]
+
+
+def from_triangle(values: list[float], size: int) -> Gram:
+    """The symmetric matrix of a lower triangle."""
+    lower: Gram = np.zeros((size, size))
+    lower[np.tril_indices(size)] = values
+    return lower + np.tril(lower, -1).T

@@ -1,0 +1,100 @@
+"""Streams that forecast nothing and learn something: what a calibration is made with.
+
+Tensor legend: n sampler steps; B batch, S tokens on this rank, D channels, P values of a token's patch; C, F,
+H, W latent channels, frames, height and width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from runtime.calibration import StreamName
+from runtime.streams import GuidedStream, History, Kinds, Network, Stream, StreamOutput
+from spectrum import Gram
+
+_SAMPLED = 2**23  # numbers per step, branch and rank
+_CHUNK = 2**18  # numbers per step that are multiplied at a time, in float64
+
+
+class _Probe:
+    """What is not there to be gone on with in the middle."""
+
+    bytes = 0
+    kept = 0
+
+    def history(self) -> History:
+        return {}
+
+    def whole(self) -> History:
+        return {}
+
+    def restore(self, history: History, whole: History, *, sharded: bool) -> None:
+        raise RuntimeError("a calibration run cannot be gone on with in the middle")
+
+
+class GramStream(_Probe):
+    """Computes every step, and remembers what its streams were, to multiply them in the end."""
+
+    def __init__(self, network: Network, *, leads: bool):
+        self._network, self._leads = network, leads
+        self._values: dict[StreamName, dict[str, list[torch.Tensor]]] = {
+            "feature": {branch.name: [] for branch in network.branches},
+            "velocity": {branch.name: [] for branch in network.branches},
+            "guided": {GuidedStream.NAME: []} if leads else {},  # whole on every rank: one of them counts it
+        }
+        self.last_BCFHW: torch.Tensor | None = None
+
+    def advance(
+        self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
+    ) -> StreamOutput:
+        network = self._network
+        time = network.adapter.time(timestep_B)
+        features = network.features(network.branches, latents_BCFHW, time)
+        patches = [network.adapter.project(feature, time) for feature in features]
+        for branch, feature_BSD, patches_BSP in zip(network.branches, features, patches, strict=True):
+            self._values["feature"][branch.name].append(sample(feature_BSD))
+            self._values["velocity"][branch.name].append(sample(patches_BSP))
+        self.last_BCFHW = network.velocity(patches)
+        if self._leads:
+            self._values["guided"][GuidedStream.NAME].append(sample(self.last_BCFHW))
+        return StreamOutput(self.last_BCFHW)
+
+    def grams(self) -> dict[StreamName, Gram]:
+        """This rank's part of each stream's Gram matrix `[n, n]`."""
+        steps = len(next(iter(self._values["feature"].values())))
+        return {
+            name: sum((_multiply(values) for values in parts.values()), start=np.zeros((steps, steps)))
+            for name, parts in self._values.items()
+        }
+
+
+class NudgedStream(_Probe):
+    """Another stream, whose velocity is off by `nudge_BCFHW` at one step."""
+
+    def __init__(self, stream: Stream, step: int, nudge_BCFHW: torch.Tensor):
+        self._stream, self._step, self._nudge_BCFHW = stream, step, nudge_BCFHW
+
+    def advance(
+        self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
+    ) -> StreamOutput:
+        output = self._stream.advance(step, kinds, latents_BCFHW, timestep_B)
+        if step != self._step:
+            return output
+        return output._replace(velocity_BCFHW=output.velocity_BCFHW + self._nudge_BCFHW)
+
+
+def sample(value: torch.Tensor) -> torch.Tensor:
+    """At most 2²³ numbers of a tensor, evenly spread, on the host."""
+    flat = value.reshape(-1)
+    stride = -(-flat.numel() // _SAMPLED)
+    return flat[::stride].to("cpu", copy=True)
+
+
+def _multiply(values: list[torch.Tensor]) -> Gram:
+    """Gram matrix `[n, n]` of n vectors, in float64."""
+    gram = np.zeros((len(values), len(values)))
+    for start in range(0, values[0].numel(), _CHUNK):
+        part = torch.stack([value[start : start + _CHUNK] for value in values]).double()
+        gram += (part @ part.T).numpy()
+    return gram

@@ -1,15 +1,23 @@
-"""`lockstep calibrate`: from a config and prompts to a calibration file, on one rank or many."""
+"""`lockstep calibrate`: from a config and prompts to a calibration file, on one rank or many.
+
+One rank under torchrun: `torchrun --nproc-per-node N -m launch.calibrate --out FILE.json …`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.jobs import build_request
+from launch.logs import set_up_logging
+from launch.options import calibrate_options
+from launch.progress import timed
 from runtime.calibrate import Calibrator
 from runtime.calibration import Calibration
 from runtime.configs import Config, load_config, shipped
@@ -17,9 +25,8 @@ from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files import check_writable
-from runtime.ranks import Ranks
+from runtime.ranks import Ranks, Rendezvous
 from runtime.request import VideoRequest
-from runtime.topology import Degrees
 from spectrum import StepKind
 
 
@@ -75,10 +82,22 @@ def plan_calibration(
 
 
 def run_calibration(
-    job: CalibrationJob, console: Console, ranks: Ranks | None = None, engine: Engine | None = None
+    job: CalibrationJob,
+    console: Console,
+    ranks: Ranks | None = None,
+    engine: Engine | None = None,
+    on_loaded: Callable[[Engine], None] = lambda _: None,
 ) -> Calibration:
-    """Make the calibration and, on the first rank, write it."""
-    engine = engine or Engine(job.config, ranks, Degrees())
+    """Make the calibration and, on the first rank, write it.
+
+    Args:
+        engine: one that is loaded already, on `ranks`.
+        on_loaded: told the engine before it starts, so that it can be commanded.
+    """
+    if engine is None:
+        with timed(console, f"loading {job.config.model}"):
+            engine = Engine(job.config, ranks)
+    on_loaded(engine)
     shown = _Shown(console)
     calibrator = Calibrator(engine, job.requests, job.partial, shown)
     console.print(
@@ -112,6 +131,26 @@ def _shipped_prompts(config: str) -> Path:
     return own if own.is_file() else shipped("prompts", "general.txt")
 
 
+@click.command()
+@calibrate_options
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def rank(verbose: bool, ranks: int | None, timeout: float, **options: Any) -> None:
+    """Make a calibration as one rank of the group that torchrun started."""
+    from launch.signals import stop_on_signals
+    from launch.torchrun import joined
+
+    rendezvous = Rendezvous.from_environment()
+    set_up_logging(Console(stderr=True), verbose=verbose, rank=rendezvous.rank)
+    if ranks not in (None, rendezvous.world):
+        raise BadRequestError(f"ranks: {ranks} given; torchrun started {rendezvous.world}")
+    job = plan_calibration(**options, leads=rendezvous.rank == 0)
+    console = Console(stderr=True, quiet=rendezvous.rank != 0)
+    with joined(job.config, rendezvous, timeout) as group:
+        run_calibration(job, console, group, on_loaded=stop_on_signals)
+    if rendezvous.rank == 0:
+        click.echo(job.out)
+
+
 class _Shown(Progress):
     """Shows runs and evaluations: a bar on a terminal, a line now and then in a log."""
 
@@ -136,3 +175,9 @@ class _Shown(Progress):
         if name != self._name and not self.console.is_terminal:
             self.console.print(name, highlight=False)
         self._name = name
+
+
+if __name__ == "__main__":
+    from launch.torchrun import end_rank
+
+    end_rank(rank, "python -m launch.calibrate")

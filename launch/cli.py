@@ -17,7 +17,7 @@ from rich.console import Console
 
 from launch.exits import run_command
 from launch.logs import set_up_logging
-from launch.options import generate_options, sampling_options
+from launch.options import calibrate_options, generate_options, sampling_options
 from launch.queue_commands import queue, status
 from runtime.errors import BadRequestError
 
@@ -69,19 +69,19 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
         run_job_on_ray(job, context.obj)
         return
     if launcher == "torchrun":
-        _run_on_ranks(job.ranks or 1, context)
+        _run_on_ranks(job.ranks or 1, "launch.torchrun", context)
         return
     if job.ranks not in (None, 1):
         raise BadRequestError(f"launcher: 'inline' given; it runs one rank, {job.ranks} need ray or torchrun")
     run_job_shown(job, context.obj, on_loaded=stop_on_signals)
 
 
-def _run_on_ranks(ranks: int, context: click.Context) -> None:
+def _run_on_ranks(ranks: int, module: str, context: click.Context) -> None:
     """Start the ranks on this machine, and end as they do."""
     from runtime.agent import run_on_this_machine
 
     arguments: list[str] = without_launcher(context.meta[_ARGUMENTS])
-    code = run_on_this_machine(ranks, "launch.torchrun", arguments)
+    code = run_on_this_machine(ranks, module, arguments)
     if code:
         context.exit(code)
 
@@ -129,6 +129,65 @@ def compare(
     comparison.run(partial(StepProgress, console))
     console.print(comparison.table())
     click.echo(out)
+
+
+@cli.command(cls=_KeepsArguments)
+@calibrate_options
+@click.pass_context
+def calibrate(context: click.Context, /, ranks: int | None, timeout: float, **options: Any) -> None:
+    """Measure how a model moves under a sampler, so that schedules can be planned and forecasts weighted.
+
+    Runs the full sampler on some prompts and writes one small JSON file. What an interrupted calibration had
+    finished is kept beside it; the same command goes on from there.
+    """
+    from launch.calibrate import plan_calibration, run_calibration
+    from launch.signals import stop_on_signals
+
+    job = plan_calibration(**options)
+    if ranks not in (None, 1):
+        _run_on_ranks(ranks, "launch.calibrate", context)
+        return
+    run_calibration(job, context.obj, on_loaded=stop_on_signals)
+    click.echo(job.out)
+
+
+@cli.command()
+@click.argument("calibration")
+@click.option("--nfe", type=int, help="So many computed steps.")
+@click.option("--psnr", type=float, help="The fewest that should reach this PSNR, dB.")
+@click.option("--seconds", type=float, help="As many as fit into this time of denoising.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Take the step times for --seconds from this report; default: those of the calibration.",
+)
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the plan as a PNG.")
+@click.option("--preset", type=click.Path(path_type=Path), help="Write a preset that runs the plan.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+def plan(
+    calibration: str,
+    nfe: int | None,
+    psnr: float | None,
+    seconds: float | None,
+    report: Path | None,
+    picture: Path | None,
+    preset: Path | None,
+    overwrite: bool,
+) -> None:
+    """Show the best steps to compute for a budget, from CALIBRATION (a shipped name, or a JSON file).
+
+    Without a budget, a row for each number of computed steps.
+    """
+    from launch.plan import make_plan, overview, steps_table, write_plan
+
+    if nfe is psnr is seconds is None:
+        if picture or preset:
+            raise BadRequestError("nfe: not given; --picture and --preset need --nfe, --psnr or --seconds")
+        Console().print(overview(calibration))
+        return
+    chosen = make_plan(calibration, nfe=nfe, psnr=psnr, seconds=seconds, report=report)
+    write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite)
+    Console().print(steps_table(chosen))
 
 
 @cli.command()

@@ -50,6 +50,22 @@ def sampling_options(command: _Command) -> _Command:
     return command
 
 
+def calibrate_options(command: _Command) -> _Command:
+    """Everything that `calibrate` takes, on one rank or many."""
+    options = [
+        sampling_options,
+        click.option("--prompts", type=_PATH, help="One prompt per line; default: those that are shipped."),
+        click.option("--seed", type=int, default=1000, show_default=True, help="Of the first video."),
+        click.option("--out", type=_PATH, required=True, help="The calibration, a JSON file."),
+        click.option("--overwrite", is_flag=True, help="Replace a file that exists."),
+        click.option("--ranks", type=_DEGREE, help="Processes that make each video together."),
+        click.option("--timeout", type=click.FloatRange(min=1.0), default=DEFAULT_TIMEOUT, show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def generate_options(command: _Command) -> _Command:
     """Everything that `generate` takes, on one rank or many."""
     options = [

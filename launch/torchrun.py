@@ -9,6 +9,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -20,9 +22,10 @@ from launch.logs import set_up_logging
 from launch.options import generate_options
 from launch.run import run_job_shown
 from launch.signals import ignore_signals, stop_on_signals
+from runtime.configs import Config
 from runtime.devices import pick_device
 from runtime.errors import BadRequestError, LockstepError, RankFailedError
-from runtime.ranks import Rendezvous, join
+from runtime.ranks import Ranks, Rendezvous, join
 
 log = logging.getLogger("launch")
 
@@ -44,10 +47,17 @@ def rank(verbose: bool, **options: Any) -> None:
 
 
 def _run(job: Job, rendezvous: Rendezvous, console: Console) -> None:
-    device = pick_device(job.config.device, rendezvous.local_rank)
-    with join(rendezvous, device, timeout=job.timeout, give_up=_give_up) as ranks:
+    with joined(job.config, rendezvous, job.timeout) as ranks:
+        run_job_shown(job, console, ranks, on_loaded=stop_on_signals)
+
+
+@contextmanager
+def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[Ranks]:
+    """This rank among the others that were started with it."""
+    device = pick_device(config.device, rendezvous.local_rank)
+    with join(rendezvous, device, timeout=timeout, give_up=_give_up) as ranks:
         try:
-            run_job_shown(job, console, ranks, on_loaded=stop_on_signals)
+            yield ranks
         except BaseException:
             ignore_signals()  # the end has begun; the agent's must not cut it short
             raise
@@ -59,20 +69,20 @@ def _give_up(error: LockstepError) -> None:
     os._exit(EXIT_FAILED)
 
 
-def main() -> None:
-    """Entry point. Ends the process without waiting for transfers that will never be done."""
+def end_rank(command: click.Command, name: str) -> None:
+    """Run one rank's command and end the process, without waiting for transfers that will never be done."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:], command, name)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], command: click.Command = rank, name: str = "python -m launch.torchrun") -> int:
     """Run one rank and return its exit code."""
     own = int(os.environ.get("RANK", "0"))
     try:
-        rank.main(arguments, prog_name="python -m launch.torchrun", standalone_mode=False)
+        command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         if own == 0:
             error.show()
@@ -96,4 +106,4 @@ def _end(error: BaseException, own: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    end_rank(rank, "python -m launch.torchrun")

@@ -1,0 +1,148 @@
+"""`lockstep plan`: what a calibration says of a budget, as a table, a picture and a preset."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from runtime.calibration import Calibration, Prediction, StepTimes, load_calibration
+from runtime.errors import BadRequestError
+from runtime.files import check_writable, whole_file
+from spectrum import PlannedSteps
+
+_OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 200)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A plan and what it was made from."""
+
+    name: str
+    calibration: Calibration
+    plan: PlannedSteps
+
+    @property
+    def prediction(self) -> Prediction | None:
+        return self.calibration.predict(self.plan.error)
+
+
+def make_plan(
+    name: str,
+    *,
+    nfe: int | None = None,
+    psnr: float | None = None,
+    seconds: float | None = None,
+    report: Path | None = None,
+) -> Chosen:
+    """The best plan of the calibration called `name` for one kind of budget.
+
+    Raises:
+        BadRequestError: not exactly one budget, or one that cannot be met.
+    """
+    given = {"nfe": nfe, "psnr": psnr, "seconds": seconds}
+    named = [budget for budget, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise BadRequestError(f"{', '.join(named) or 'nfe'}: give one of --nfe, --psnr and --seconds")
+    calibration = load_calibration(name)
+    if nfe is not None:
+        try:
+            return Chosen(name, calibration, calibration.planner("guided").plan(nfe))
+        except ValueError as error:
+            raise BadRequestError(f"nfe: {nfe} given; {error}") from None
+    if psnr is not None:
+        return Chosen(name, calibration, calibration.plan_for_psnr(psnr))
+    assert seconds is not None
+    return Chosen(name, calibration, calibration.plan_for_seconds(seconds, _times(report)))
+
+
+def _times(report: Path | None) -> StepTimes | None:
+    """The step times of a report; None if there is no report."""
+    if report is None:
+        return None
+    try:
+        content = json.loads(report.read_text(encoding="utf-8"))
+        measured = content["step_seconds"]
+        return StepTimes(
+            computed=measured["computed_median"],
+            forecast=measured["forecast_median"],
+            ranks=content["topology"]["world"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadRequestError(
+            f"report: {str(report)!r} has no times of computed and forecast steps: {error}"
+        ) from None
+
+
+def overview(name: str) -> Table:
+    """One row for each of several budgets."""
+    calibration = load_calibration(name)
+    planner, steps = calibration.planner("guided"), calibration.conditions.steps
+    table = Table(title=f"{name}: plans for {steps} steps")
+    for column in ("NFE", "predicted PSNR, dB", "denoising, s", "computed steps"):
+        table.add_column(column, justify="left" if column == "computed steps" else "right")
+    for nfe in sorted({budget for budget in _OVERVIEW if budget < steps}):
+        plan = planner.plan(nfe)
+        prediction = _told(calibration.predict(plan.error))
+        table.add_row(str(nfe), prediction, f"{_seconds(calibration, plan):.3g}", _listed(plan.computed))
+    return table
+
+
+def steps_table(chosen: Chosen) -> Table:
+    """One row for each step."""
+    plan, calibration = chosen.plan, chosen.calibration
+    table = Table(
+        title=f"{chosen.name}: {plan.nfe} of {plan.steps} steps, "
+        f"predicted PSNR {_told(chosen.prediction)} dB, denoising {_seconds(calibration, plan):.3g} s",
+        caption="error: of the forecast that is made, or at a computed step of the one that is not needed",
+    )
+    for column in ("step", "", "noise level", "expected error", "sensitivity"):
+        table.add_column(column, justify="left" if not column else "right")
+    for step, error in enumerate(plan.errors):
+        table.add_row(
+            str(step),
+            "computed" if step in plan.computed else "",
+            f"{calibration.noise_levels[step]:.3f}",
+            "" if error is None else f"{100 * error:.2f} %",
+            f"{calibration.sensitivity[step]:.2f}",
+        )
+    return table
+
+
+def write_plan(chosen: Chosen, *, picture: Path | None, preset: Path | None, overwrite: bool) -> None:
+    """Write what is wanted, each whole or not at all.
+
+    Raises:
+        BadRequestError: a file exists or cannot be written; nothing was.
+    """
+    for path in filter(None, (picture, preset)):
+        check_writable(path, overwrite=overwrite)
+    if preset is not None:
+        content = {
+            "stream": "guided",
+            "schedule": {"kind": "planned", "nfe": chosen.plan.nfe},
+            "predictor": {"kind": "calibrated"},
+            "calibration": str(Path(chosen.name).absolute()) if "/" in chosen.name else chosen.name,
+        }
+        with whole_file(preset) as temporary:
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    if picture is not None:
+        from runtime.plan_picture import write_plan_picture
+
+        write_plan_picture(chosen.calibration, chosen.plan, picture)
+
+
+def _seconds(calibration: Calibration, plan: PlannedSteps) -> float:
+    times = calibration.seconds
+    return plan.nfe * times.computed + (plan.steps - plan.nfe) * times.forecast
+
+
+def _told(prediction: Prediction | None) -> str:
+    return "unknown" if prediction is None else f"{prediction.psnr:.1f} ± {prediction.deviation:.1f}"
+
+
+def _listed(steps: tuple[int, ...]) -> str:
+    return " ".join(str(step) for step in steps)

@@ -1,0 +1,44 @@
+"""The picture of a plan: which steps are computed, the expected errors, and what they do to the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from runtime.calibration import Calibration
+from runtime.files import whole_file
+from runtime.picture import COLOURS
+from spectrum import PlannedSteps, StepKind
+
+
+def write_plan_picture(calibration: Calibration, plan: PlannedSteps, path: Path) -> None:
+    """Draw `plan` as a PNG, whole or not at all."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained", dpi=130)
+    errors, sensitivity = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    steps = range(plan.steps)
+    kinds = [StepKind.COMPUTE if step in plan.computed else StepKind.FORECAST for step in steps]
+    known = [(step, error) for step, error in enumerate(plan.errors) if error]
+    errors.bar(
+        [step for step, _ in known],
+        [error for _, error in known],
+        color=[COLOURS[kinds[step]] for step, _ in known],
+        alpha=0.9,
+    )
+    errors.set_ylabel("expected relative error\nof a forecast")
+    errors.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for step in plan.computed:
+        errors.axvspan(step - 0.5, step + 0.5, color=COLOURS[StepKind.COMPUTE], alpha=0.12, lw=0)
+    sensitivity.plot(list(steps), calibration.sensitivity, "o-", ms=3, lw=1, color="#555555")
+    sensitivity.set_yscale("log")
+    sensitivity.set_ylabel("sensitivity\nof the result")
+    sensitivity.set_xlabel("step")
+    for axes in (errors, sensitivity):
+        axes.spines[["top", "right"]].set_visible(False)
+    lines = [f"{calibration.conditions.model} · {plan.nfe} of {plan.steps} steps computed (shaded)"]
+    if (prediction := calibration.predict(plan.error)) is not None:
+        lines.append(f"predicted PSNR {prediction.psnr:.1f} ± {prediction.deviation:.1f} dB")
+    figure.suptitle(" · ".join(lines), fontsize=10)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,396 @@
+"""Quality at equal evaluations: Lockstep's presets, fewer steps, Spectrum as published, and others' caches.
+
+    python scripts/bench_quality.py --results out/quality.jsonl --out docs/quality.md
+
+24 prompts × seeds that no calibration has seen, each made by every method and measured against the frames of
+the full sampler; three settings, each with a calibration of its own. Every result is one line of JSON; those
+that are there already are not made again, so it can be stopped at any time. An evaluation is of both branches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from peers import PeerPipeline, methods
+from quality_tables import write_document
+from rich.console import Console
+from wan_tiny_data import SCENES
+
+from launch.calibrate import plan_calibration, run_calibration
+from runtime.calibration import load_calibration, to_triangle
+from runtime.configs import Config, Scheduler, load_config
+from runtime.engine import Engine
+from runtime.quality import Quality, RawVideo, compare_videos
+from runtime.request import VideoRequest
+from runtime.video import FrameBuffer, Frames
+from spectrum import paper_schedule
+
+PROMPTS = 24
+BUDGETS = (7, 8, 10, 12, 14, 18, 25)
+FEW_BUDGETS = (8, 10, 14)
+CALIBRATIONS = Path("out/quality-calibrations")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A way of sampling. The first one's calibration is the one that is shipped.
+
+    Attributes:
+        name: shown in the document.
+        peers: whether other caches are measured, too.
+    """
+
+    name: str
+    steps: int
+    guidance: float
+    scheduler: Scheduler
+    budgets: tuple[int, ...]
+    peers: bool
+
+    def config(self) -> Config:
+        return load_config("wan-tiny").model_copy(update={"scheduler": self.scheduler})
+
+    def request(self, number: int) -> VideoRequest:
+        """The prompt and seed of this number."""
+        scene = SCENES[_unseen()[number]]
+        return self.config().request(
+            scene.caption, seed=number, steps=self.steps, guidance=self.guidance, spectrum="off"
+        )
+
+    @property
+    def calibration(self) -> str:
+        """Name or path of its own."""
+        return (
+            "wan-tiny" if self is SETTINGS[0] else str(CALIBRATIONS / f"{self.name.replace(' ', '-')}.json")
+        )
+
+
+SETTINGS = (
+    Setting("50 UniPC steps, shift 3, guidance 5", 50, 5.0, Scheduler(), BUDGETS, True),
+    Setting(
+        "30 UniPC steps, shift 5, guidance 3", 30, 3.0, Scheduler(kind="unipc", shift=5.0), FEW_BUDGETS, False
+    ),
+    Setting(
+        "50 Euler steps, shift 3, guidance 5", 50, 5.0, Scheduler(kind="euler", shift=3.0), FEW_BUDGETS, False
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One method on one prompt and seed; `predicted` is the PSNR that the report promised."""
+
+    setting: str
+    number: int
+    method: str
+    budget: int
+    nfe: float
+    psnr: float
+    ssim: float | None
+    vmaf: float | None
+    predicted: float | None = None
+    deviation: float | None = None
+    bytes: int = 0
+
+
+def _unseen() -> list[int]:
+    """Scenes that the calibration's prompts are not taken from."""
+    return list(np.random.default_rng(48).permutation(len(SCENES))[:PROMPTS].tolist())
+
+
+def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
+    """Method → preset, for one budget."""
+    own = setting.calibration
+    schedule = {"kind": "explicit", "computed": paper_steps(setting.steps, budget)}
+    ridge = {"kind": "chebyshev"}
+    half = {"kind": "chebyshev", "blend": 0.5}
+    planned = {"kind": "planned", "nfe": budget, "guard": None}
+    calibrated = {"kind": "calibrated"}
+    found = {
+        "Spectrum (paper), w = 1": {"stream": "feature", "schedule": schedule, "predictor": ridge},
+        "Spectrum (paper), w = 0.5": {"stream": "feature", "schedule": schedule, "predictor": half},
+        "velocity, w = 0.5": {"stream": "velocity", "schedule": schedule, "predictor": half},
+        "guided, w = 0.5": {"stream": "guided", "schedule": schedule, "predictor": half},
+        "guided, calibrated weights": {
+            "stream": "guided",
+            "schedule": schedule,
+            "predictor": calibrated,
+            "calibration": own,
+        },
+        "guided, calibrated, planned": {
+            "stream": "guided",
+            "schedule": planned,
+            "predictor": calibrated,
+            "calibration": own,
+        },
+        "guided, error-driven": {
+            "stream": "guided",
+            "schedule": {
+                "kind": "error",
+                "tolerance": 0.02,
+                "warmup": min(4, budget),
+                "longest": 10,
+                "budget": budget,
+            },
+            "predictor": {"kind": "linear"},
+        },
+    }
+    if setting is SETTINGS[0]:
+        found["guided, calibrated, planned, watched"] = {
+            "stream": "guided",
+            "schedule": {"kind": "planned", "nfe": budget},
+            "predictor": calibrated,
+            "calibration": own,
+        }
+    return found
+
+
+def paper_steps(steps: int, budget: int) -> list[int]:
+    """The paper's rule with the growth that comes closest to `budget` computed steps, cut or filled to it."""
+    warmup = 5 if budget >= 10 else 3
+    found = min(
+        (
+            paper_schedule(steps, warmup=warmup, alpha=alpha).computed
+            for alpha in (0.75, 3.0, *(number / 20 for number in range(200)))
+        ),
+        key=lambda computed: abs(len(computed) - budget),
+    )
+    return list(found)
+
+
+Made = tuple[Frames, float, dict[str, Any]]
+"""Frames, evaluations, and further fields of the result."""
+
+
+class Worker:
+    """Makes the videos of one process."""
+
+    def __init__(self, folder: Path):
+        torch.set_num_threads(1)
+        self._folder = folder
+        self._peer: PeerPipeline | None = None
+        self._engines: dict[str, Engine] = {}
+
+    def _engine(self, setting: Setting) -> Engine:
+        if setting.name not in self._engines:
+            self._engines[setting.name] = Engine(setting.config())
+        return self._engines[setting.name]
+
+    def run(self, setting: Setting, number: int, done: set[str]) -> Iterator[Result]:
+        """All methods that are not in `done`, on one prompt and seed."""
+        request = setting.request(number)
+        todo = {key: make for key, make in self._methods(setting, request).items() if key not in done}
+        if not todo:
+            return
+        with self._reference(setting, request) as measure:
+            for key, make in todo.items():
+                method, _, budget = key.rpartition("@")
+                try:
+                    frames, nfe, more = make()
+                except Exception as error:  # a method that fails is a result, too
+                    print(f"{key}: failed: {error!r}", file=sys.stderr)
+                    if self._peer is not None:
+                        self._peer.load()
+                    continue
+                quality = measure(frames)
+                yield Result(
+                    setting.name,
+                    number,
+                    method,
+                    int(budget),
+                    nfe,
+                    quality.psnr,
+                    quality.ssim,
+                    quality.vmaf,
+                    **more,
+                )
+
+    def _methods(self, setting: Setting, request: VideoRequest) -> dict[str, Callable[[], Made]]:
+        found: dict[str, Callable[[], Made]] = {}
+        for budget in setting.budgets:
+            for method, preset in presets(setting, budget).items():
+                found[f"{method}@{budget}"] = lambda p=preset: self._ours(setting, request, p)
+            found[f"fewer steps@{budget}"] = lambda b=budget: self._fewer(setting, request, b)
+            if setting is SETTINGS[0]:
+                found[f"fewer steps (Euler)@{budget}"] = lambda b=budget: self._fewer(SETTINGS[2], request, b)
+                found[f"UniPC at the planned times@{budget}"] = lambda b=budget: self._placed(
+                    setting, request, b
+                )
+        if setting.peers:
+            for name, run in methods().items():
+                found[f"{name}@0"] = lambda run=run: self._peers(setting, request, run)
+        for budget in setting.budgets if setting is not SETTINGS[0] else ():
+            found[f"guided, planned with the wrong calibration@{budget}"] = lambda b=budget: self._wrong(
+                setting, request, b
+            )
+        return found
+
+    def _ours(self, setting: Setting, request: VideoRequest, preset: dict[str, Any]) -> Made:
+        path = self._folder / f"preset-{os.getpid()}.yaml"
+        path.write_text(yaml.safe_dump(preset))
+        sink = FrameBuffer()
+        made = self._engine(setting).generate(request.model_copy(update={"spectrum": str(path)}), [sink])
+        known = made.expectation
+        more = {"predicted": known.psnr, "deviation": known.deviation, "bytes": made.forecaster_bytes}
+        return sink.frames, float(made.nfe), more
+
+    def _fewer(self, setting: Setting, request: VideoRequest, budget: int) -> Made:
+        sink = FrameBuffer()
+        self._engine(setting).generate(request.model_copy(update={"steps": budget}), [sink])
+        return sink.frames, float(budget), {}
+
+    def _placed(self, setting: Setting, request: VideoRequest, budget: int) -> Made:
+        """The sampler itself with its steps at the planned noise levels, and nothing forecast."""
+        engine = self._engine(setting)
+        planned = load_calibration(setting.calibration).planner("guided").plan(budget)
+        fresh = engine._fresh_sampler
+
+        def placed(steps: int) -> Any:
+            sampler = fresh(setting.steps)
+            kept = list(planned.computed)
+            sampler.sigmas = torch.cat([sampler.sigmas[kept], sampler.sigmas[-1:]])
+            sampler.timesteps = sampler.timesteps[kept]
+            sampler.num_inference_steps = len(kept)
+            return sampler
+
+        engine._fresh_sampler = placed  # type: ignore[method-assign]
+        try:
+            sink = FrameBuffer()
+            engine.generate(request, [sink])
+        finally:
+            engine._fresh_sampler = fresh  # type: ignore[method-assign]
+        return sink.frames, float(budget), {}
+
+    def _wrong(self, setting: Setting, request: VideoRequest, budget: int) -> Made:
+        """The default setting's calibration under another one: what refusing it spares."""
+        wrong = load_calibration("wan-tiny")
+        steps = setting.steps
+        own = load_calibration(setting.calibration)
+        grid = np.linspace(0, wrong.conditions.steps - 1, steps).round().astype(int)
+        gram = wrong.gram("guided")[np.ix_(grid, grid)]
+        forged = own.model_copy(
+            update={
+                "grams": {"guided": to_triangle(gram)},
+                "sensitivity": [wrong.sensitivity[i] for i in grid],
+            }
+        )
+        path = self._folder / f"wrong-{os.getpid()}.json"
+        forged.write(path)
+        preset = presets(setting, budget)["guided, calibrated, planned"] | {"calibration": str(path)}
+        return self._ours(setting, request, preset)
+
+    def _peers(
+        self, setting: Setting, request: VideoRequest, run: Callable[..., tuple[Frames, float]]
+    ) -> Made:
+        if self._peer is None:
+            self._peer = PeerPipeline(setting.config())
+        frames, nfe = run(self._peer, request)
+        return frames, nfe, {}
+
+    @contextmanager
+    def _reference(self, setting: Setting, request: VideoRequest) -> Iterator[Callable[[Frames], Quality]]:
+        """Measures frames against the full sampler's."""
+        sink = FrameBuffer()
+        self._engine(setting).generate(request, [sink])
+        truth = RawVideo(self._folder / f"truth-{os.getpid()}.rgb", request.width, request.height)
+        other = RawVideo(self._folder / f"other-{os.getpid()}.rgb", request.width, request.height)
+        truth.path.write_bytes(sink.frames.tobytes())
+
+        def measure(frames: Frames) -> Quality:
+            other.path.write_bytes(frames.tobytes())
+            return compare_videos(other, truth)
+
+        yield measure
+
+
+def calibrate() -> None:
+    """The calibrations that are missing."""
+    for setting in SETTINGS[1:]:
+        out = Path(setting.calibration)
+        if out.is_file():
+            continue
+        out.parent.mkdir(parents=True, exist_ok=True)
+        job = plan_calibration(
+            "wan-tiny",
+            prompts=None,
+            seed=1000,
+            out=out,
+            overwrite=True,
+            steps=setting.steps,
+            guidance=setting.guidance,
+        )
+        run_calibration(job, Console(stderr=True), engine=Engine(setting.config()))
+
+
+def work(arguments: tuple[int, str, int, list[str], str]) -> list[dict[str, Any]]:
+    """One prompt and seed of one setting, in a process."""
+    index, results, number, done, folder = arguments
+    logging.disable(logging.INFO)
+    worker = _worker(folder)
+    found = []
+    for result in worker.run(SETTINGS[index], number, set(done)):
+        with Path(results).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+        found.append(asdict(result))
+    return found
+
+
+@cache
+def _worker(folder: str) -> Worker:
+    return Worker(Path(folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=Path("out/quality.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("docs/quality.md"))
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--write-only", action="store_true", help="Write the document from what is there.")
+    given = parser.parse_args()
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    if not given.write_only:
+        calibrate()
+        lines = given.results.read_text().splitlines() if given.results.is_file() else []
+        known = [json.loads(line) for line in lines]
+        tasks = []
+        for index, setting in enumerate(SETTINGS):
+            for number in range(given.prompts):
+                done = [
+                    f"{r['method']}@{r['budget']}"
+                    for r in known
+                    if r["setting"] == setting.name and r["number"] == number
+                ]
+                tasks.append((index, str(given.results), number, done, str(given.results.parent)))
+        began = time.monotonic()
+        with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
+            for count, made in enumerate(pool.imap_unordered(work, tasks), 1):
+                seconds = time.monotonic() - began
+                print(
+                    f"{count} of {len(tasks)}: {len(made)} results, {seconds:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    results = [json.loads(line) for line in given.results.read_text().splitlines()]
+    write_document(results, given.out)
+
+
+if __name__ == "__main__":
+    main()

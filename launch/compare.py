@@ -30,12 +30,14 @@ from runtime.request import VideoRequest
 from runtime.video import Frames, FrameSink, mp4_writer
 
 FULL = "off"
+_MEASURES = {"predicted": ".1f", "psnr": ".1f", "ssim": ".4f", "vmaf": ".1f"}
 _LABEL_HEIGHT = 16  # pixels above each video
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One preset on one prompt and seed. `quality` is None for the full sampler itself."""
+    """One preset on one prompt and seed. `quality` is None for the full sampler itself; `predicted` is the
+    PSNR that a calibration promised."""
 
     prompt: str
     seed: int
@@ -44,6 +46,8 @@ class Result:
     steps: int
     denoise_seconds: float
     quality: Quality | None
+    predicted: float | None = None
+    deviation: float | None = None
 
 
 @dataclass(slots=True)
@@ -111,6 +115,7 @@ class Comparison:
                     "steps": own[0].steps,
                     "denoise_seconds": seconds,
                     "speedup": full_seconds / seconds,
+                    "predicted": _mean_of_known([r.predicted for r in own]),
                     "psnr": _mean(q.psnr for q in qualities) if qualities else None,
                     "ssim": _mean(q.ssim for q in qualities) if qualities else None,
                     "vmaf": _mean(q.vmaf or 0.0 for q in qualities) if _have_vmaf(qualities) else None,
@@ -121,7 +126,7 @@ class Comparison:
     def table(self) -> Table:
         """The rows, for a terminal."""
         table = Table(title=f"{self.config.model}: {len(self.requests)} prompts × seeds, means")
-        for name in ("preset", "NFE", "denoise, s", "speed-up", "PSNR, dB", "SSIM", "VMAF"):
+        for name in ("preset", "NFE", "denoise, s", "speed-up", "predicted", "PSNR, dB", "SSIM", "VMAF"):
             table.add_column(name, justify="left" if name == "preset" else "right")
         for row in self.rows():
             table.add_row(
@@ -131,7 +136,12 @@ class Comparison:
                 f"{row['speedup']:.2f}×",
                 *(
                     "" if row[name] is None else format(row[name], spec)
-                    for name, spec in (("psnr", ".1f"), ("ssim", ".4f"), ("vmaf", ".1f"))
+                    for name, spec in (
+                        ("predicted", ".1f"),
+                        ("psnr", ".1f"),
+                        ("ssim", ".4f"),
+                        ("vmaf", ".1f"),
+                    )
                 ),
             )
         return table
@@ -205,11 +215,18 @@ def _result(request: VideoRequest, generation: Generation, quality: Quality | No
         steps=len(generation.steps),
         denoise_seconds=generation.seconds.denoise,
         quality=quality,
+        predicted=generation.expectation.psnr,
+        deviation=generation.expectation.deviation,
     )
 
 
 def _have_vmaf(qualities: Sequence[Quality]) -> bool:
     return bool(qualities) and all(q.vmaf is not None for q in qualities)
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -46,6 +46,12 @@ def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:
     return run(engine, job.request, job.outputs, progress, job.checkpoints)
 
 
+def _expected(report: Report) -> str:
+    """What was predicted of the PSNR, if anything was."""
+    known = report.expectation
+    return "" if known.psnr is None else f" (expected {known.psnr:.1f} ± {known.deviation:.1f})"
+
+
 def print_result(report: Report, job: Job, console: Console) -> None:
     """What came of it on stderr, the path of the video on stdout."""
     if report.comparison is not None and report.quality is not None:
@@ -53,7 +59,7 @@ def print_result(report: Report, job: Job, console: Console) -> None:
         console.print(
             f"denoising {report.comparison.speedup:.2f}× faster than the full sampler "
             f"(ideal {report.comparison.ideal_speedup:.2f}×), "
-            f"PSNR {report.quality.psnr:.1f} dB, SSIM {report.quality.ssim:.4f}{vmaf}",
+            f"PSNR {report.quality.psnr:.1f} dB{_expected(report)}, SSIM {report.quality.ssim:.4f}{vmaf}",
             highlight=False,
             soft_wrap=True,
         )

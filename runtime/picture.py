@@ -51,15 +51,22 @@ def _draw_times(axes: Axes, steps: list[StepPart]) -> None:
 
 
 def _draw_errors(axes: Axes, steps: list[StepPart]) -> None:
-    """The error is known where a step was computed and a forecast of it was possible."""
+    """The error is known where a step was computed and a forecast of it was possible; elsewhere it may be
+    expected, from a calibration."""
     known = [(s.index, s.error) for s in steps if s.error is not None]
+    expected = [(s.index, s.expected) for s in steps if s.expected]
     for step in steps:
         if step.kind is StepKind.FORECAST:
             axes.axvspan(
                 step.index - 0.4, step.index + 0.4, color=COLOURS[StepKind.FORECAST], alpha=0.18, lw=0
             )
     if known:
-        axes.plot(*zip(*known, strict=True), "o-", color=COLOURS[StepKind.COMPUTE], lw=1, ms=4)
+        if expected:
+            axes.plot(*zip(*expected, strict=True), ".-", color="#999999", lw=1, ms=4, label="expected")
+        axes.plot(
+            *zip(*known, strict=True), "o-", color=COLOURS[StepKind.COMPUTE], lw=1, ms=4, label="measured"
+        )
+        axes.legend(loc="best", frameon=False, fontsize=9)
         axes.set_yscale("log")
         for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             formatter(PercentFormatter(1.0, decimals=0))
@@ -78,6 +85,8 @@ def _title(report: Report) -> str:
     lines = [
         f"{report.model.name} · {size} · {request['spectrum']} · NFE {report.nfe.cond} of {report.steps}"
     ]
+    if report.expectation.psnr is not None:
+        lines.append(f"expected PSNR {report.expectation.psnr:.1f} ± {report.expectation.deviation:.1f} dB")
     if report.quality is not None and report.comparison is not None:
         vmaf = "" if report.quality.vmaf is None else f" · VMAF {report.quality.vmaf:.1f}"
         lines.append(

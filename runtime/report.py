@@ -86,9 +86,19 @@ class ComparisonPart(_Part):
     ideal_speedup: float
 
 
+class ExpectationPart(_Part):
+    """What was to be expected, from the calibration and the errors that were seen. See
+    `runtime.expectation.Expectation`."""
+
+    psnr: float | None
+    deviation: float | None
+    added: list[int]
+    dropped: list[int]
+
+
 class StepPart(_Part):
-    """One step. `sent` are the bytes that all ranks sent, `error` is the relative error of the forecast that
-    a computed step made unnecessary."""
+    """One step. `sent` are the bytes that all ranks sent; `error` is the relative error of the forecast that
+    a computed step made unnecessary, `expected` what it should be, or that of the forecast that was made."""
 
     index: int
     kind: StepKind
@@ -96,6 +106,7 @@ class StepPart(_Part):
     seconds: float
     sent: int
     error: float | None
+    expected: float | None
 
 
 class Report(_Part):
@@ -118,6 +129,7 @@ class Report(_Part):
     checkpoint_bytes: int
     forecaster: ForecasterPart
     collective_bytes: CollectiveBytes
+    expectation: ExpectationPart
     frames_sha256: list[str]
     videos: list[str]
     quality: QualityPart | None = None
@@ -143,7 +155,7 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
     """
     phases = asdict(generation.seconds)
     phases["write"] += write_seconds
-    computed, topology = generation.computed, generation.topology
+    computed, topology, expected = generation.computed, generation.topology, generation.expectation
     return Report(
         request=generation.request.model_dump(),
         spectrum=generation.preset.model_dump(),
@@ -164,7 +176,11 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
             forecast_median=_median_seconds(generation, StepKind.FORECAST),
         ),
         step_log=[
-            StepPart(**asdict(step) | {"sent": sent}, error=generation.errors.get(step.index))
+            StepPart(
+                **asdict(step) | {"sent": sent},
+                error=generation.errors.get(step.index),
+                expected=expected.errors.get(step.index),
+            )
             for step, sent in zip(generation.steps, generation.sent, strict=True)
         ],
         resumed_at=generation.resumed_at,
@@ -175,6 +191,12 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
         collective_bytes=CollectiveBytes(
             computed_step=_most_sent(generation, StepKind.COMPUTE),
             forecast_step=_most_sent(generation, StepKind.FORECAST),
+        ),
+        expectation=ExpectationPart(
+            psnr=expected.psnr,
+            deviation=expected.deviation,
+            added=expected.added,
+            dropped=expected.dropped,
         ),
         frames_sha256=generation.frames_sha256,
         videos=[str(path) for path in videos],

@@ -4,7 +4,7 @@
 
 24 prompts × seeds that no calibration has seen, each made by every method and measured against the frames of
 the full sampler; three settings, each with a calibration of its own. Every result is one line of JSON; those
-that are there already are not made again, so it can be stopped at any time. An evaluation is of both branches.
+that are there already are not made again; it may be stopped at any time. An evaluation is of both branches.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -104,7 +105,13 @@ def test_it_does_not_matter_where(engine: Engine, small: Make, tmp_path: Path, u
 
 @pytest.mark.parametrize(
     "text",
-    ["{kind: error, tolerance: 0.2, warmup: 2}", "{kind: full}", "{kind: paper}\nuncond: {kind: full}"],
+    [
+        "{kind: error, tolerance: 0.2, warmup: 2, budget: 8}",
+        "{kind: full}",
+        "{kind: paper}\nuncond: {kind: full}",
+        "{kind: paper}\nstream: velocity",
+        "{kind: paper}\nstream: guided\npredictor: {kind: linear}",
+    ],
 )
 def test_every_schedule_goes_on(
     engine: Engine, small: Make, tmp_path: Path, schedule: Callable[[str], str], text: str
@@ -283,10 +290,10 @@ def test_two_jobs_cannot_use_one_folder(tmp_path: Path) -> None:
     assert not tmp_path.exists()
 
 
-def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None) -> Any:
+def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None, spectrum: str = "paper") -> Any:
     """Generate with checkpoints; rank 1 dies after step `until`."""
     engine = Engine(load_config("wan-tiny"), ranks, degrees)
-    request = engine.config.request(PROMPT, **SMALL, spectrum="paper")
+    request = engine.config.request(PROMPT, **SMALL, spectrum=spectrum)
 
     def after(record: StepRecord) -> None:
         if record.index == until and ranks.rank == 1:
@@ -336,3 +343,18 @@ def test_ranks_that_died_are_replaced_by_as_many_or_others(
         assert np.abs(frames.astype(int) - undisturbed[0]).max() <= 1
         assert errors == pytest.approx(undisturbed[4], rel=1e-3)
     assert np.abs(frames.astype(int) - alone[0]).max() <= 1
+
+
+@pytest.mark.timeout(120)
+def test_what_every_rank_has_whole_goes_on_with_any_ranks(tmp_path: Path) -> None:
+    preset = tmp_path / "guided.yaml"
+    preset.write_text("stream: guided\nschedule: {kind: paper}\npredictor: {kind: linear}\n")
+    folder, split, spectrum = tmp_path / "kept", Degrees(cfg=2), str(preset)
+    assert watch_ranks(2, on_ranks, split, folder, 7, spectrum, timeout=10)[1].code == -9
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    undisturbed = run_ranks(2, on_ranks, split, tmp_path / "other", None, spectrum)[0]
+    same = run_ranks(2, on_ranks, split, folder, None, spectrum)[0]
+    fewer = run_ranks(1, on_ranks, Degrees(), copied, None, spectrum)[0]
+    assert same[1] == fewer[1] >= 5
+    assert np.array_equal(same[0], undisturbed[0]) and same[3:] == undisturbed[3:]
+    assert np.abs(fewer[0].astype(int) - undisturbed[0]).max() <= 1

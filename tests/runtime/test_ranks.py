@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import NamedTuple
 
@@ -10,13 +11,13 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from runtime.attention import SelfAttention, attend
-from runtime.coordinator import Coordinator
+from runtime.coordinator import Coordinator, Deadline
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.errors import BadRequestError
 from runtime.kernels import find_kernel
 from runtime.ranks import Ranks, Rendezvous, flatten, minority
 from runtime.sequence import Split
-from runtime.streams import Branch, FeatureStream, Network
+from runtime.streams import STREAMS, Branch, Network
 from runtime.topology import Topology
 from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule
@@ -67,6 +68,7 @@ def generate(
     batch: int,
     size: tuple[int, int, int],
     dtype: torch.dtype = torch.float32,
+    stream: str = "feature",
 ) -> Result:
     g = torch.Generator().manual_seed(5)
     noise = torch.randn(batch, CHANNELS, *size, generator=g)
@@ -82,20 +84,20 @@ def generate(
     sampler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     sampler.set_timesteps(STEPS)
     state = Denoising(noise)
-    stream = FeatureStream(network, ChebyshevRidge(horizon=STEPS))
+    forecasting = STREAMS[stream](network, ChebyshevRidge(horizon=STEPS))
     coordinator = Coordinator(schedules(schedule), "", ranks)
-    steps = list(denoise(state, sampler, stream, coordinator, ranks))
+    steps = list(denoise(state, sampler, forecasting, coordinator, ranks))
     computed = {branch.name: coordinator.computed(branch.name) for branch in both}
     return Result(state.latents_BCFHW, steps, coordinator.errors, coordinator.digests, computed)
 
 
-def on_rank(ranks: Ranks, topology: Topology, schedule: str) -> list[Result]:
-    return [generate(ranks, topology, schedule, batch, size) for batch, size in CASES]
+def on_rank(ranks: Ranks, topology: Topology, schedule: str, stream: str = "feature") -> list[Result]:
+    return [generate(ranks, topology, schedule, batch, size, stream=stream) for batch, size in CASES]
 
 
-def alone(schedule: str, dtype: torch.dtype = torch.float32) -> list[Result]:
+def alone(schedule: str, dtype: torch.dtype = torch.float32, stream: str = "feature") -> list[Result]:
     ranks = Ranks.alone(CPU)
-    return [generate(ranks, Topology(), schedule, batch, size, dtype) for batch, size in CASES]
+    return [generate(ranks, Topology(), schedule, batch, size, dtype, stream) for batch, size in CASES]
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -138,6 +140,46 @@ def test_every_schedule_decides_the_same_on_every_topology(topology: Topology, s
             assert result.computed == truth.computed
             assert result.digests == truth.digests * topology.world
             assert distance(result.latents, truth.latents) < 1e-5
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("topology", [Topology(ring=2, ulysses=2), Topology(cfg=2, ring=2)], ids=str)
+@pytest.mark.parametrize("stream", ["velocity", "guided"])
+@pytest.mark.parametrize("schedule", ["paper", "error"])
+def test_every_stream_is_that_of_one_rank(topology: Topology, stream: str, schedule: str) -> None:
+    expected = alone(schedule, stream=stream)
+    for results in run_ranks(topology.world, on_rank, topology, schedule, stream):
+        for result, truth in zip(results, expected, strict=True):
+            assert result.computed == truth.computed
+            assert distance(result.latents, truth.latents) < 1e-5
+            for step, error in truth.errors.items():
+                assert result.errors[step] == pytest.approx(error, rel=1e-4)
+            forecast = [step.sent for step in result.steps if step.kind is StepKind.FORECAST]
+            assert forecast
+            assert (set(forecast) == {0}) == (stream == "guided")  # which every rank has whole
+
+
+def hurried(ranks: Ranks, topology: Topology) -> tuple[list[int], list[int]]:
+    """Computed and dropped steps of a coordinator whose first rank has time for half of 20 steps."""
+    schedule = FixedSchedule.full(20)
+    deadline = Deadline(20 * 0.05 / 2, [StepKind.COMPUTE] * 20)
+    coordinator = Coordinator({"cond": schedule}, "", ranks, deadline)
+    for step in range(20):
+        decision = coordinator.decide(step)
+        seconds = 0.05 if decision.kind is StepKind.COMPUTE else 0.0
+        time.sleep(seconds * (1 if ranks.leads else 0.5))  # the others' clocks do not count
+        coordinator.timed(seconds)
+    coordinator.finish()
+    assert len(set(coordinator.digests)) == 1
+    return coordinator.computed("cond"), coordinator.dropped
+
+
+def test_a_deadline_drops_the_same_steps_on_every_rank() -> None:
+    results = run_ranks(3, hurried, Topology(ring=3))
+    assert results[0] == results[1] == results[2]
+    computed, dropped = results[0]
+    assert sorted(computed + dropped) == list(range(20))
+    assert 5 <= len(computed) <= 12  # 10 would fit; the machine may be slow
 
 
 def in_bfloat16(ranks: Ranks, topology: Topology) -> list[torch.Tensor]:

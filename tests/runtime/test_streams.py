@@ -10,7 +10,7 @@ from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.guidance import LocalGuidance, NoGuidance
 from runtime.ranks import Ranks
-from runtime.streams import Branch, ComputedStream, FeatureStream, Network, Stream
+from runtime.streams import STREAMS, Branch, ComputedStream, FeatureStream, Network, Stream
 from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind, paper_schedule
 
@@ -68,11 +68,11 @@ def test_guidance_joins_the_branches(network: Network) -> None:
 
 def test_a_schedule_that_computes_all_gives_the_bits_of_no_forecasting(network: Network) -> None:
     results = []
-    for stream in (ComputedStream(network), FeatureStream(network, PREDICTOR)):
+    for stream in (ComputedStream(network), *(make(network, PREDICTOR) for make in STREAMS.values())):
         state = Denoising(noise())
         run(state, stream, FixedSchedule.full(12))
         results.append(state.latents_BCFHW)
-    assert torch.equal(*results)
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 @torch.no_grad()
@@ -165,3 +165,41 @@ def test_forecast_steps_run_no_block(network: Network) -> None:
 def test_a_stream_that_remembers_nothing_cannot_forecast(network: Network) -> None:
     with pytest.raises(RuntimeError, match="step 3"):
         ComputedStream(network).advance(3, FORECAST, noise(), torch.tensor([1.0]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["velocity", "guided"])
+def test_outputs_are_forecast_by_their_weights(network: Network, name: str) -> None:
+    """Guidance and the weights are linear: both streams forecast the weighted sum of the guided outputs."""
+    stream, remembered = STREAMS[name](network, PREDICTOR), []
+    timesteps = torch.linspace(1000, 100, 8)
+    for step in (0, 1, 3):
+        latents = noise() * (1 + step)
+        remembered.append(stream.advance(step, COMPUTED, latents, timesteps[step : step + 1]).velocity_BCFHW)
+    weights = PREDICTOR.weights([0, 1, 3], 5).tolist()
+    expected = sum(w * velocity for w, velocity in zip(weights, remembered, strict=True))
+    forecast = stream.advance(5, FORECAST, noise(), timesteps[5:6]).velocity_BCFHW
+    torch.testing.assert_close(forecast, expected, rtol=1e-4, atol=1e-5)
+    assert stream.kept == 3
+    assert stream.bytes == 3 * noise().numel() * 4 * (2 if name == "velocity" else 1)
+
+
+@torch.no_grad()
+def test_forecasts_of_outputs_run_nothing_of_the_model(network: Network) -> None:
+    for name in ("velocity", "guided"):
+        stream = STREAMS[name](network, PREDICTOR)
+        stream.advance(0, COMPUTED, noise(), torch.tensor([900.0]))
+        hook = network.adapter._model.proj_out.register_forward_hook(lambda *_: pytest.fail("it ran"))
+        try:
+            stream.advance(1, FORECAST, noise(), torch.tensor([800.0]))
+        finally:
+            hook.remove()
+
+
+@torch.no_grad()
+def test_a_guided_stream_cannot_tell_branches_apart(network: Network) -> None:
+    stream = STREAMS["guided"](network, PREDICTOR)
+    stream.advance(0, COMPUTED, noise(), torch.tensor([900.0]))
+    with pytest.raises(RuntimeError, match="step 1: the branches"):
+        mixed = {"cond": StepKind.COMPUTE, "uncond": StepKind.FORECAST}
+        stream.advance(1, mixed, noise(), torch.tensor([800.0]))

@@ -1,0 +1,135 @@
+"""`lockstep calibrate` and `lockstep plan`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from runtime.calibration import load_calibration
+from runtime.presets import load_preset
+
+SMALL = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
+
+
+def run(*arguments: str) -> int:
+    return cli.run(list(arguments))
+
+
+def prompts(folder: Path, count: int = 2) -> str:
+    path = folder / "prompts.txt"
+    lines = [f"a red square number {number}" for number in range(count)]
+    path.write_text("# some\n\n" + "\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_calibrate_plan_and_generate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, preset = tmp_path / "mine.json", tmp_path / "mine.yaml"
+    assert run("calibrate", *SMALL, "--prompts", prompts(tmp_path, 3), "--out", str(out)) == 0
+    stdout, stderr = capfd.readouterr()
+    assert stdout == f"{out}\n"
+    assert "3 videos; about" in stderr and "trial 3 of 3" in stderr
+    assert load_calibration(str(out)).conditions.steps == 8
+    picture = tmp_path / "plan.png"
+    assert run("plan", str(out), "--nfe", "4", "--preset", str(preset), "--picture", str(picture)) == 0
+    assert "4 of 8 steps" in capfd.readouterr().out
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert load_preset(str(preset)).calibration == str(out)
+    video = tmp_path / "a.mp4"
+    assert run("generate", "a red square", *SMALL, "--spectrum", str(preset), "--out", str(video)) == 0
+    report = json.loads(video.with_suffix(".json").read_text())
+    assert report["nfe"]["cond"] >= 4
+    assert report["expectation"]["psnr"] is not None
+    assert run("plan", str(out), "--seconds", "60", "--report", str(video.with_suffix(".json"))) == 0
+    capfd.readouterr()
+    assert run("calibrate", *SMALL, "--prompts", prompts(tmp_path), "--out", str(out)) == 2
+    assert "exists" in capfd.readouterr().err
+
+
+@pytest.mark.timeout(180)
+def test_calibrate_on_two_ranks_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    out = tmp_path / "two.json"
+    command = [sys.executable, "-m", "launch.cli", "calibrate", *SMALL, "--prompts", prompts(tmp_path)]
+    command += ["--ranks", "2", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("trial 2"):
+                break
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+    assert [path.name for path in tmp_path.glob("two*")] == ["two.json.partial"]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}\n"
+    assert "video 1 of 2" not in done.stderr, time.monotonic() - began
+    assert load_calibration(str(out)).seconds.ranks == 2
+
+
+def test_plan_shows_budgets_and_refuses_nonsense(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "wan-tiny") == 0
+    table = capfd.readouterr().out
+    assert "plans for 50 steps" in table and "14" in table
+    for arguments, said in (
+        (["wan-tiny", "--nfe", "51"], "nfe: 51 given"),
+        (["wan-tiny", "--nfe", "5", "--psnr", "40"], "give one of"),
+        (["wan-tiny", "--psnr", "200"], "the best that can be predicted"),
+        (["wan-tiny", "--seconds", "0.001"], "one computed step alone needs"),
+        (["nope", "--nfe", "5"], "there is no such calibration"),
+        (["wan-tiny", "--picture", str(tmp_path / "a.png")], "nfe: not given"),
+        (["wan-tiny", "--seconds", "9", "--report", prompts(tmp_path)], "has no times"),
+    ):
+        assert run("plan", *arguments) == 2, arguments
+        assert said in capfd.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "a.txt"], "must end in .json"),
+        (["--out", "a.json", "--prompts", "/no/such.txt"], "prompts: '/no/such.txt' cannot be read"),
+        (["--out", "a.json", "--size", "17x16"], "width: 17 given"),
+        (["--out", "a.json", "--config", "nope"], "config: 'nope' given"),
+    ],
+)
+def test_a_bad_calibration_exits_2(
+    arguments: list[str],
+    said: str,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("calibrate", *arguments) == 2
+    assert said in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_without_a_prompt_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    empty = prompts(tmp_path, 0)
+    assert run("calibrate", "--prompts", empty, "--out", str(tmp_path / "a.json")) == 2
+    assert "has none" in capfd.readouterr().err
+
+
+def test_a_deadline_is_kept_as_far_as_it_can_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--size", "64x48", "--frames", "5", "--steps", "30", "--max-sequence-length", "32"]
+    out = tmp_path / "a.mp4"
+    arguments = ["generate", "a red square", *options, "--out", str(out), "--overwrite"]
+    assert run(*arguments, "--deadline", "1e-6") == 0
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["computed"]["cond"] == [0, 1]  # before the first step nothing is known of time
+    assert len(report["expectation"]["dropped"]) >= 7
+    assert run(*arguments, "--deadline", "3600") == 0
+    assert json.loads(out.with_suffix(".json").read_text())["expectation"]["dropped"] == []
+    capfd.readouterr()
+    assert run(*arguments, "--deadline", "1", "--spectrum", "off") == 2
+    assert "deadline: 1 given; 'off' forecasts no step" in capfd.readouterr().err

@@ -1,0 +1,318 @@
+"""A calibration made from nothing at a small size: what is in it, what it is good for, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.calibrate import Calibrator, check_requests
+from runtime.calibration import Calibration, StepTimes, from_triangle, load_calibration, to_triangle
+from runtime.configs import Config, Scheduler, load_config
+from runtime.denoise import StepRecord
+from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.generation import Generation
+from runtime.quality import psnr
+from runtime.ranks import Ranks
+from runtime.report import build_report
+from runtime.request import VideoRequest
+from runtime.topology import Degrees
+from runtime.video import FrameBuffer
+from spectrum import StepKind
+from tests.ranks import run_ranks
+
+STEPS, VIDEOS = 12, 3
+PROMPTS = [f"a {colour} circle moving left on a gray background" for colour in ("red", "green", "blue")]
+SIZE = {"width": 64, "height": 48, "frames": 5, "steps": STEPS, "max_sequence_length": 32, "spectrum": "off"}
+
+
+def requests(config: Config) -> list[VideoRequest]:
+    return [config.request(prompt, seed=seed, **SIZE) for seed, prompt in enumerate(PROMPTS)]
+
+
+Made = tuple[Calibration, Path, list[StepKind]]
+"""A calibration, its file, and the kinds of all steps that it took."""
+
+
+class InterruptedHereError(Exception):
+    """As if the process had been killed here."""
+
+
+@pytest.fixture(scope="module")
+def made(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder, kinds = tmp_path_factory.mktemp("calibration"), []
+
+    def on_step(name: str, record: StepRecord) -> None:
+        kinds.append(record.kind)
+
+    calibrator = Calibrator(engine, requests(engine.config), folder / "a.json.partial", on_step)
+    calibration = calibrator.run()
+    assert kinds.count(StepKind.COMPUTE) == calibrator.evaluations
+    calibration.write(folder / "a.json")
+    assert [path.name for path in folder.iterdir()] == ["a.json"]
+    return calibration, folder / "a.json", kinds
+
+
+def planned(folder: Path, calibration: Path, nfe: int, more: str = "") -> str:
+    path = folder / f"planned-{nfe}.yaml"
+    path.write_text(
+        f"stream: guided\nschedule: {{kind: planned, nfe: {nfe}{more}}}\n"
+        f"predictor: {{kind: calibrated}}\ncalibration: {calibration}\n"
+    )
+    return str(path)
+
+
+def generate(engine: Engine, request: VideoRequest) -> tuple[np.ndarray, Generation]:
+    sink = FrameBuffer()
+    generation = engine.generate(request, [sink])
+    return sink.frames, generation
+
+
+def test_it_says_what_it_is_for(made: Made, engine: Engine) -> None:
+    calibration, path, _ = made
+    assert calibration.conditions.steps == STEPS
+    assert calibration.conditions.revision == engine.model.revision
+    assert calibration.prompts == PROMPTS
+    assert load_calibration(str(path)).digest == calibration.digest
+    assert json.loads(path.read_text())["schema"] == 1
+
+
+def test_gram_matrices_are_of_the_streams(made: Made, engine: Engine) -> None:
+    """The mean of ⟨v_i, v_j⟩ over videos, each scaled to trace n, from the latents' own path: Euler's step is
+    x − Δσ v, so its velocities can be had from outside."""
+    config = engine.config.model_copy(update={"scheduler": Scheduler(kind="euler", shift=3.0)})
+    other = Engine(config)
+    velocities: list[torch.Tensor] = []
+    prepared = other.prepare(other.plan(requests(config)[0]))
+    sampler = prepared.plan.fresh_sampler()
+    latents = prepared.noise_BCFHW
+    with torch.no_grad():
+        for step, timestep in enumerate(sampler.timesteps):
+            time = prepared.network.adapter.time(timestep.expand(1))
+            velocities.append(prepared.network.compute(latents, time).double().flatten())
+            latents = (
+                latents
+                + (sampler.sigmas[step + 1] - sampler.sigmas[step])
+                * velocities[-1].view(latents.shape).float()
+            )
+    stacked = torch.stack(velocities)
+    truth = (stacked @ stacked.T).numpy()
+    path = Path(made[1]).with_name("euler.partial")
+    calibrator = Calibrator(other, requests(config)[:2], path)
+    calibrator._full(0)
+    found = from_triangle(calibrator._found.grams[0]["guided"], STEPS)
+    assert np.allclose(found, truth, rtol=1e-4)
+    assert calibrator._found.gains["11"][0] == pytest.approx(1.0, rel=1e-3)  # nothing comes after it
+
+
+@pytest.mark.parametrize("stream", ["feature", "velocity", "guided"])
+def test_every_stream_is_calibrated(made: Made, stream: str) -> None:
+    gram = made[0].gram(stream)  # type: ignore[arg-type]
+    assert np.trace(gram) == pytest.approx(STEPS)
+    assert np.linalg.eigvalsh(gram).min() > -1e-6
+
+
+def test_a_planned_preset_does_as_planned(made: Made, engine: Engine, tmp_path: Path) -> None:
+    calibration, path, _ = made
+    request = engine.config.request(PROMPTS[0], **{**SIZE, "seed": 99})
+    full, _ = generate(engine, request)
+    values = []
+    for nfe in (3, 6, 10):
+        preset = planned(tmp_path, path, nfe, ", guard: null")
+        frames, generation = generate(engine, request.model_copy(update={"spectrum": preset}))
+        plan = calibration.planner("guided").plan(nfe)
+        assert generation.computed["cond"] == list(plan.computed)
+        expectation = generation.expectation
+        assert expectation.errors == {
+            step: error for step, error in enumerate(plan.errors) if error is not None
+        }
+        assert expectation.psnr is not None and expectation.deviation is not None
+        report = build_report(engine, generation, [], 0.0)
+        assert report.expectation.psnr == expectation.psnr
+        assert [part.expected for part in report.step_log][1:] == list(plan.errors)[1:]
+        assert generation.forecaster_bytes == 2 * full_latent_bytes(engine, request)
+        values.append(psnr(frames, full))
+    assert values == sorted(values)
+
+
+def full_latent_bytes(engine: Engine, request: VideoRequest) -> int:
+    return int(np.prod(engine.latent_shape(request))) * 4
+
+
+def test_where_the_plan_does_not_hold_more_is_computed(made: Made, engine: Engine, tmp_path: Path) -> None:
+    preset = planned(tmp_path, made[1], 5, ", guard: 0.01, most: 2")
+    request = engine.config.request(PROMPTS[0], **{**SIZE, "spectrum": preset})
+    _, generation = generate(engine, request)
+    assert len(generation.expectation.added) == 2
+    assert set(generation.expectation.added) < set(generation.computed["cond"])
+    assert generation.nfe == 7
+
+
+def test_any_interruption_ends_in_the_same_file(made: Made, engine: Engine, tmp_path: Path) -> None:
+    calibration, _, kinds = made
+    partial, tries, seen = tmp_path / "p", 0, 0
+
+    def on_step(name: str, record: StepRecord) -> None:
+        nonlocal seen
+        seen += 1
+        if seen % (len(kinds) // 2) == 0:
+            raise InterruptedHereError
+
+    while True:
+        tries += 1
+        try:
+            again = Calibrator(engine, requests(engine.config), partial, on_step).run()
+            break
+        except InterruptedHereError:
+            assert tries < 9
+    assert tries > 1
+    assert seen < 2 * len(kinds)  # what was finished was not done again
+    volatile = {"seconds", "made"}
+    assert again.model_dump(exclude=volatile) == calibration.model_dump(exclude=volatile)
+
+
+def test_a_damaged_or_foreign_partial_file_is_not_used(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    partial = tmp_path / "p"
+    partial.write_bytes(b"half a fi")
+    Calibrator(engine, requests(engine.config), partial)._resume()
+    assert "cannot be read" in caplog.text
+    one = Calibrator(engine, requests(engine.config), partial)
+    one._keep()
+    Calibrator(engine, requests(engine.config)[:2], partial)._resume()
+    assert "of another calibration" in caplog.text
+
+
+def on_ranks(ranks: Ranks, folder: Path) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:
+    engine = Engine(load_config("wan-tiny"), ranks, Degrees(cfg=2))
+    calibrator = Calibrator(engine, requests(engine.config)[:2], folder / f"{ranks.rank}.partial")
+    calibrator._full(0)
+    calibrator._full(1)
+    calibrator._try(0)
+    return calibrator._found.grams[0], calibrator._found.gains, len(calibrator._found.trials)
+
+
+@pytest.mark.timeout(180)
+def test_many_ranks_find_what_one_does(engine: Engine, tmp_path: Path) -> None:
+    one = Calibrator(engine, requests(engine.config)[:2], tmp_path / "alone.partial")
+    one._full(0)
+    one._full(1)
+    for grams, gains, trials in run_ranks(2, on_ranks, tmp_path):
+        assert trials == len(one.budgets)
+        for stream, values in one._found.grams[0].items():
+            assert np.allclose(grams[stream], values, rtol=1e-3), stream
+        for step, gain in one._found.gains.items():
+            assert gains[step] == pytest.approx(gain, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 10}, "steps 12, not 10"),
+        ({"guidance": 3.0}, "guidance 5.0, not 3.0"),
+        ({"width": 128, "height": 96}, "videos about as large as 64×48×5, not 128×96×5"),
+    ],
+)
+def test_another_request_is_refused_with_what_differs(
+    made: Made,
+    engine: Engine,
+    tmp_path: Path,
+    changes: dict[str, float],
+    said: str,
+) -> None:
+    preset = planned(tmp_path, made[1], 5)
+    request = engine.config.request(PROMPTS[0], **{**SIZE, "spectrum": preset, **changes})
+    with pytest.raises(BadRequestError, match="does not fit this request") as caught:
+        engine.plan(request)
+    assert said in str(caught.value)
+
+
+def test_another_scheduler_or_model_is_refused(made: Made, engine: Engine, tmp_path: Path) -> None:
+    calibration, path, _ = made
+    preset = planned(tmp_path, path, 5)
+    request = engine.config.request(PROMPTS[0], **{**SIZE, "spectrum": preset})
+    shifted = Engine(engine.config.model_copy(update={"scheduler": Scheduler(kind="unipc", shift=5.0)}))
+    with pytest.raises(BadRequestError, match=r"sampler\.flow_shift 3\.0, not 5\.0"):
+        shifted.plan(request)
+    other = calibration.conditions.model_copy(update={"revision": "another"})
+    forged = tmp_path / "forged.json"
+    calibration.model_copy(update={"conditions": other}).write(forged)
+    with pytest.raises(BadRequestError, match="revision 'another', not"):
+        engine.plan(request.model_copy(update={"spectrum": planned(tmp_path, forged, 5)}))
+
+
+def test_what_cannot_be_calibrated_is_refused(engine: Engine, tmp_path: Path) -> None:
+    alike = requests(engine.config)
+    with pytest.raises(BadRequestError, match="at least 2"):
+        check_requests(alike[:1])
+    with pytest.raises(BadRequestError, match="prompt and seed alone"):
+        check_requests([alike[0], alike[1].model_copy(update={"guidance": 2.0})])
+    short = [request.model_copy(update={"steps": 3}) for request in alike]
+    with pytest.raises(BadRequestError, match="steps: 3 given"):
+        Calibrator(engine, short, tmp_path / "p")
+
+
+def test_a_bad_file_is_explained(made: Made, tmp_path: Path) -> None:
+    content = json.loads(made[1].read_text())
+    for change, said in (
+        ({"schema": 2}, "this version reads schema 1"),
+        ({"sensitivity": [1.0]}, "sensitivity"),
+        ({"grams": {"guided": [1.0]}}, "gram matrices of 12 steps need 78 numbers"),
+        ({"more": 1}, "more: unknown field"),
+    ):
+        path = tmp_path / "bad.json"
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(BadRequestError, match="calibration") as caught:
+            load_calibration(str(path))
+        assert said in str(caught.value)
+    path.write_text("{")
+    with pytest.raises(BadRequestError, match="is not JSON"):
+        load_calibration(str(path))
+    with pytest.raises(BadRequestError, match="Shipped: wan-tiny"):
+        load_calibration("nope")
+
+
+def test_triangles_keep_the_matrix() -> None:
+    values = np.random.default_rng(0).normal(size=(6, 6))
+    gram = values @ values.T
+    assert np.allclose(from_triangle(to_triangle(gram), 6), gram, rtol=1e-11)
+
+
+def test_plans_meet_their_budget(made: Made) -> None:
+    calibration = made[0]
+    times = StepTimes(computed=1.0, forecast=0.1, ranks=1)
+    assert calibration.plan_for_seconds(0.9 * 5 + 1.2 + 0.05, times).nfe == 5
+    assert calibration.plan_for_seconds(1000.0, times).nfe == STEPS
+    with pytest.raises(BadRequestError, match=r"one computed step alone needs 2\.1 s"):
+        calibration.plan_for_seconds(1.5, times)
+    easy = calibration.plan_for_psnr(5.0)
+    prediction = calibration.predict(calibration.planner("guided").plan(6).error)
+    assert prediction is not None
+    hard = calibration.plan_for_psnr(prediction.psnr)
+    assert easy.nfe < hard.nfe <= 6
+    with pytest.raises(BadRequestError, match="the best that can be predicted"):
+        calibration.plan_for_psnr(99.0)
+
+
+def test_the_prediction_is_a_line_through_the_trials(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    line: Callable[[float, float], float] = lambda expected, odd: 20 - 20 * np.log10(expected) - 8 * odd  # noqa: E731
+    trial = made[0].trials[0]
+    trials = [
+        trial.model_copy(update={"expected": expected, "surprise": odd, "psnr": line(expected, odd)})
+        for expected in (0.01, 0.03, 0.1)
+        for odd in (-0.2, 0.1, 0.1)
+    ]
+    calibration = made[0].model_copy(update={"trials": trials})
+    after = calibration.predict(0.05, 0.2)
+    assert after is not None
+    assert after.psnr == pytest.approx(line(0.05, 0.2))
+    assert after.deviation == pytest.approx(0.0, abs=1e-6)
+    before = calibration.predict(0.05)
+    assert before is not None and before.deviation > 0.5
+    assert made[0].model_copy(update={"trials": trials[:5]}).predict(0.05) is None

@@ -43,6 +43,7 @@ from spectrum import paper_schedule
 PROMPTS = 24
 BUDGETS = (7, 8, 10, 12, 14, 18, 25)
 FEW_BUDGETS = (8, 10, 14)
+NOTES = Path(__file__).with_name("quality_notes.md")  # what was tried, and what the tables say
 CALIBRATIONS = Path("out/quality-calibrations")
 
 
@@ -389,7 +390,7 @@ def main() -> None:
                     flush=True,
                 )
     results = [json.loads(line) for line in given.results.read_text().splitlines()]
-    write_document(results, given.out)
+    write_document(results, given.out, NOTES)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,228 @@
-"""Tables and the plot of docs/quality.md."""
+"""Tables, goals and the plot of docs/quality.md, from the results of `bench_quality.py`."""
 
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
 
-def write_document(results: list[dict[str, Any]], out: Path) -> None:
-    print(len(results))
+from runtime.report import versions
+
+Result = dict[str, Any]
+BEST = "guided, calibrated, planned"
+PAPER = "Spectrum (paper), w = 0.5"
+PEERS = ("TaylorSeer", "SeaCache", "MagCache", "FirstBlockCache", "FasterCache", "DBCache")
+_OURS = {
+    "fewer steps": "#999999",
+    "fewer steps (Euler)": "#cccccc",
+    "UniPC at the planned times": "#666666",
+    "Spectrum (paper), w = 1": "#d9a441",
+    "Spectrum (paper), w = 0.5": "#f0a030",
+    "velocity, w = 0.5": "#8fbf6f",
+    "guided, w = 0.5": "#4f9f4f",
+    "guided, error-driven": "#2f7f6f",
+    "guided, calibrated weights": "#5f8fcf",
+    "guided, calibrated, planned": "#1f4e79",
+}
+_PEER_COLOURS = dict(
+    zip(PEERS, ("#b04a8c", "#c0392b", "#8e44ad", "#d98880", "#bb8fce", "#7b241c"), strict=True)
+)
+
+
+def write_document(results: list[Result], out: Path, notes: Path) -> None:
+    """Write `out` and, beside it, the plot; `notes` is the text that the tables come before."""
+    settings = list(dict.fromkeys(result["setting"] for result in results))
+    plot = out.with_suffix(".png")
+    draw([r for r in results if r["setting"] == settings[0]], plot)
+    parts = [_head(results, plot)]
+    for setting in settings:
+        own = [result for result in results if result["setting"] == setting]
+        parts += [f"## {setting}", *_setting(own)]
+    parts += [notes.read_text(encoding="utf-8").strip()]
+    out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _head(results: list[Result], plot: Path) -> str:
+    used = ", ".join(f"{name} {number}" for name, number in versions().items())
+    count = len({result["number"] for result in results})
+    return f"""# Quality at equal evaluations
+
+Everything here is made by
+
+    python scripts/bench_quality.py --results out/quality.jsonl --out docs/quality.md
+
+on wan-tiny: {count} prompts × seeds that no calibration has seen, each made by every method from the same
+noise and measured against the frames of the full sampler, before any lossy encoding. NFE are evaluations of
+both branches together; for the caches of others they are counted by work, see `scripts/peers.py`. Means over
+the videos, the 10th percentile of the PSNR beside them. ({used}.) Small model: a lead for 14B, not a proof.
+
+![Mean PSNR against evaluations]({plot.name})"""
+
+
+def _setting(results: list[Result]) -> Iterable[str]:
+    budgets = sorted({r["budget"] for r in results if r["budget"]})
+    ours = [name for name in _OURS if any(r["method"] == name for r in results)]
+    wrong = [r["method"] for r in results if "wrong" in r["method"]]
+    rows = [*ours, *dict.fromkeys(wrong)]
+    yield "PSNR in dB, mean (10th percentile):"
+    yield _table(
+        ["method", *(f"NFE {budget}" for budget in budgets)],
+        [[name, *(_psnr(_of(results, name, budget)) for budget in budgets)] for name in rows],
+    )
+    yield "SSIM and VMAF, means:"
+    yield _table(
+        ["method", *(f"NFE {budget}" for budget in budgets)],
+        [[name, *(_others(_of(results, name, budget)) for budget in budgets)] for name in rows],
+    )
+    peers = _by_method([r for r in results if not r["budget"]])
+    if peers:
+        yield "The caches of others, by their evaluations, and our plan at no more:"
+        yield _table(
+            ["method", "NFE", "PSNR", "SSIM", "VMAF", "planned at"],
+            [
+                [
+                    name,
+                    f"{_mean(own, 'nfe'):.1f}",
+                    _psnr(own),
+                    f"{_mean(own, 'ssim'):.4f}",
+                    f"{_mean(own, 'vmaf'):.1f}",
+                    _rival(results, own, budgets),
+                ]
+                for name, own in sorted(peers.items(), key=lambda item: _mean(item[1], "nfe"))
+            ],
+        )
+    yield _bytes(results)
+    yield _goals(results)
+    yield _promises(results)
+
+
+def _goals(results: list[Result]) -> str:
+    """What was to be reached, and whether it was."""
+    paper, ten, best = _of(results, PAPER, 14), _of(results, BEST, 10), _of(results, BEST, 14)
+    lines = []
+    for name, value in (("mean", _mean_psnr), ("10th percentile", _tenth)):
+        gain = value(ten) - value(paper)
+        lines.append(
+            f"- planned at 10 NFE against Spectrum (w = 0.5) at 14, {name}: {value(ten):.1f} against "
+            f"{value(paper):.1f} dB, {gain:+.1f}: {_verdict(gain >= 0)}"
+        )
+    gain = _mean_psnr(best) - _mean_psnr(paper)
+    lines.append(f"- planned at 14 NFE above it in the mean: {gain:+.1f} dB (goal 7): {_verdict(gain >= 7)}")
+    peers = _by_method([r for r in results if not r["budget"]])
+    if peers:
+        budgets = sorted({r["budget"] for r in results if r["budget"]})
+        below = []
+        for name, own in peers.items():
+            rival = max((b for b in budgets if b <= _mean(own, "nfe") + 0.5), default=budgets[0])
+            behind = _mean_psnr(own) - _mean_psnr(_of(results, BEST, rival))
+            if behind > 0 and rival <= _mean(own, "nfe") + 0.5:
+                below.append(f"{name} ({_mean(own, 'nfe'):.1f} NFE) by {behind:.1f} dB")
+        said = f"below {'; '.join(below)}: missed" if below else "reached"
+        lines.append(f"- never below another cache at its own NFE or more: {said}")
+    return "Goals:\n\n" + "\n".join(lines)
+
+
+def _promises(results: list[Result]) -> str:
+    """How well the report's prediction held."""
+    told = [r for r in results if r["method"] == BEST and r["predicted"] is not None]
+    if not told:
+        return ""
+    misses = [r["psnr"] - r["predicted"] for r in told]
+    within = statistics.fmean(abs(m) <= 2 * r["deviation"] for m, r in zip(misses, told, strict=True))
+    correlation = float(np.corrcoef([r["predicted"] for r in told], [r["psnr"] for r in told])[0, 1])
+    return (
+        f"The predicted PSNR of {len(told)} planned videos: measured − predicted "
+        f"{statistics.fmean(misses):+.1f} dB in the mean, {statistics.pstdev(misses):.1f} dB of deviation; "
+        f"{100 * within:.0f} % within two of the deviations that the reports gave; "
+        f"correlation {correlation:.2f}."
+    )
+
+
+def _bytes(results: list[Result]) -> str:
+    """Memory of the streams."""
+    rows = []
+    for name in ("Spectrum (paper), w = 0.5", "velocity, w = 0.5", "guided, w = 0.5", BEST):
+        own = _of(results, name, 14)
+        if own:
+            rows.append([name, f"{max(r['bytes'] for r in own) / 1024:.0f} kB"])
+    return "Held for forecasting at 14 NFE, on one rank:\n\n" + _table(["method", "memory"], rows)
+
+
+def _rival(results: list[Result], own: list[Result], budgets: list[int]) -> str:
+    fitting = [budget for budget in budgets if budget <= _mean(own, "nfe") + 0.5]
+    if not fitting:
+        return ""
+    return f"{fitting[-1]}: {_psnr(_of(results, BEST, fitting[-1]))}"
+
+
+def draw(results: list[Result], path: Path) -> None:
+    """Mean PSNR against evaluations."""
+    figure = Figure(figsize=(9, 6), layout="constrained", dpi=130)
+    axes = figure.subplots()
+    for name, colour in _OURS.items():
+        points = [
+            (_mean(own, "nfe"), _mean_psnr(own))
+            for budget in sorted({r["budget"] for r in results if r["budget"]})
+            if (own := _of(results, name, budget))
+        ]
+        if points:
+            width = 2.5 if name == BEST else 1.2
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, lw=width, ms=4, label=name)
+    for family, colour in _PEER_COLOURS.items():
+        own = _by_method([r for r in results if r["method"].startswith(family)])
+        points = sorted((_mean(values, "nfe"), _mean_psnr(values)) for values in own.values())
+        points = [point for point in points if point[0] <= 26]
+        if points:
+            axes.plot(*zip(*points, strict=True), "x", color=colour, ms=6, label=family)
+    axes.set_xlabel("evaluations of both branches")
+    axes.set_ylabel("mean PSNR against the full sampler, dB")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+    figure.savefig(path)
+
+
+def _of(results: list[Result], method: str, budget: int) -> list[Result]:
+    return [r for r in results if r["method"] == method and r["budget"] == budget]
+
+
+def _by_method(results: list[Result]) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        found[result["method"]].append(result)
+    return found
+
+
+def _mean(results: list[Result], field: str) -> float:
+    values = [r[field] for r in results if r[field] is not None]
+    return statistics.fmean(values) if values else float("nan")
+
+
+def _mean_psnr(results: list[Result]) -> float:
+    return _mean(results, "psnr")
+
+
+def _tenth(results: list[Result]) -> float:
+    return float(np.percentile([r["psnr"] for r in results], 10))
+
+
+def _psnr(results: list[Result]) -> str:
+    return f"{_mean_psnr(results):.1f} ({_tenth(results):.1f})" if results else ""
+
+
+def _others(results: list[Result]) -> str:
+    return f"{_mean(results, 'ssim'):.4f} · {_mean(results, 'vmaf'):.1f}" if results else ""
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "missed"
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, rule, *rows])

@@ -1,4 +1,4 @@
-.PHONY: video test test-slow lint types bench evaluate train clean
+.PHONY: video test test-slow lint types bench quality evaluate train clean
 .DEFAULT_GOAL := video
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 video: $(VENV)/.installed  ## A video from the embedded model on two ranks, compared with the full sampler
 	$(BIN)/lockstep generate "a red circle moving left on a black background" \
-		--ranks 2 --out out/video.mp4 --report out/video.json --compare --overwrite
+		--spectrum planned-14 --ranks 2 --out out/video.mp4 --report out/video.json --compare --overwrite
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
@@ -36,6 +36,9 @@ bench: $(VENV)/.installed  ## What a forecast costs against the reference's form
 
 evaluate: $(VENV)/.installed  ## What wan-tiny can do: colour, background and motion of 48 videos
 	$(BIN)/python scripts/evaluate_wan_tiny.py
+
+quality: $(VENV)/.installed  ## Quality at equal evaluations, against everything else; an hour on two cores
+	$(BIN)/python scripts/bench_quality.py --out docs/quality.md
 
 train: $(VENV)/.installed  ## wan-tiny from nothing, 80 minutes on two cores; continues where it was stopped
 	env -u OMP_NUM_THREADS MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_TOP_PAD_=100000000 \

@@ -12,7 +12,7 @@ from rich.table import Table
 from runtime.calibration import Calibration, Prediction, StepTimes, load_calibration
 from runtime.errors import BadRequestError
 from runtime.files import check_writable, whole_file
-from spectrum import PlannedSteps
+from spectrum import CalibratedPredictor, PlannedSteps
 
 _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 200)
 
@@ -99,12 +99,14 @@ def steps_table(chosen: Chosen) -> Table:
         f"predicted PSNR {_told(chosen.prediction)} dB, denoising {_seconds(calibration, plan):.3g} s",
         caption="error: of the forecast that is made, or at a computed step of the one that is not needed",
     )
-    for column in ("step", "", "noise level", "expected error", "sensitivity"):
+    for column in ("step", "", "weights", "noise level", "expected error", "sensitivity"):
         table.add_column(column, justify="left" if not column else "right")
+    predictor = calibration.predictor("guided")
     for step, error in enumerate(plan.errors):
         table.add_row(
             str(step),
             "computed" if step in plan.computed else "",
+            "" if step in plan.computed else _weights(predictor, plan, step),
             f"{calibration.noise_levels[step]:.3f}",
             "" if error is None else f"{100 * error:.2f} %",
             f"{calibration.sensitivity[step]:.2f}",
@@ -133,6 +135,12 @@ def write_plan(chosen: Chosen, *, picture: Path | None, preset: Path | None, ove
         from runtime.plan_picture import write_plan_picture
 
         write_plan_picture(chosen.calibration, chosen.plan, picture)
+
+
+def _weights(predictor: CalibratedPredictor, plan: PlannedSteps, step: int) -> str:
+    """Of the two remembered steps, the earlier first."""
+    history = [computed for computed in plan.computed if computed < step][-2:]
+    return " ".join(f"{weight:+.2f}" for weight in predictor.weights(history, step))
 
 
 def _seconds(calibration: Calibration, plan: PlannedSteps) -> float:

@@ -67,8 +67,9 @@ from spectrum import (
 
 log = logging.getLogger(__name__)
 
-NUDGED_VIDEOS = 3
-_NUDGED_AT = (0.02, 0.06, 0.12, 0.25, 0.45, 0.72, 1.0)  # shares of the last step
+_NUDGED_EARLY = (0.02, 0.06, 0.12, 0.25)  # shares of the last step; what is left of errors here varies much,
+_NUDGED_LATE = (0.45, 0.72, 1.0)  # and here little
+_EVERY, _LATE_VIDEOS = 2, 3  # every second video is nudged early, and three of those late, too
 _NUDGE = 0.5  # of the velocity's change since the step before
 _TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as shares of all
 
@@ -146,10 +147,12 @@ class Calibrator:
             raise BadRequestError(f"config: {type(sampler).__name__} has no noise level for each step")
         self._found = Findings()
 
-    @property
-    def nudged_steps(self) -> list[int]:
-        """Steps that are nudged."""
-        return sorted({max(1, round(share * (self._steps - 1))) for share in _NUDGED_AT})
+    def nudged_steps(self, video: int) -> list[int]:
+        """Steps at which a video is nudged."""
+        if video % _EVERY:
+            return []
+        shares = _NUDGED_EARLY + (_NUDGED_LATE if video < _EVERY * _LATE_VIDEOS else ())
+        return sorted({max(1, round(share * (self._steps - 1))) for share in shares})
 
     @property
     def budgets(self) -> list[int]:
@@ -160,7 +163,7 @@ class Calibrator:
     def evaluations(self) -> int:
         """Computed steps that the whole calibration takes."""
         videos = len(self._requests)
-        nudged = min(NUDGED_VIDEOS, videos) * sum(self._steps - step for step in self.nudged_steps)
+        nudged = sum(self._steps - step for video in range(videos) for step in self.nudged_steps(video))
         return videos * self._steps + nudged + videos * sum(self.budgets)
 
     def run(self) -> Calibration:
@@ -186,7 +189,7 @@ class Calibrator:
         """One full run, and the nudged runs that branch off it."""
         prepared = self._engine.prepare(self._engine.plan(self._requests[video]))
         stream = GramStream(prepared.network, leads=self._engine.ranks.leads)
-        nudged = self.nudged_steps if video < NUDGED_VIDEOS else []
+        nudged = self.nudged_steps(video)
         state, sampler = Denoising(prepared.noise_BCFHW), prepared.plan.fresh_sampler()
         before: list[_Before] = []
         name = f"video {video + 1} of {len(self._requests)}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from runtime.configs import available, load_config
+from runtime.configs import available, load_config, shipped
 from runtime.errors import BadRequestError
 from runtime.presets import load_preset
-from spectrum import FixedSchedule
+from spectrum import FixedSchedule, StepKind
 
 
 @pytest.mark.parametrize("name", available("."))
@@ -27,6 +28,30 @@ def test_shipped_presets_compute_the_published_number_of_steps(name: str, nfe: i
     assert isinstance(schedule, FixedSchedule)
     assert schedule.nfe == nfe
     assert preset.forecasts == (nfe < 50)
+
+
+@pytest.mark.parametrize("nfe", [14, 10, 8])
+def test_shipped_plans_compute_as_many_steps_as_they_say(nfe: int) -> None:
+    preset = load_preset(f"planned-{nfe}")
+    kinds = preset.expected_kinds(50)
+    assert kinds.count(StepKind.COMPUTE) == nfe
+    assert preset.stream == "guided"
+    preset.check_request(load_config("wan-tiny").request("x"))
+    with pytest.raises(BadRequestError, match="steps 50, not 30"):
+        preset.check_request(load_config("wan-tiny").request("x", steps=30))
+
+
+def test_a_calibration_counts_by_its_content(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(shipped("calibrations", "wan-tiny.json").read_bytes())
+    path = tmp_path / "mine.yaml"
+    text = shipped("spectrum", "planned-14.yaml").read_text()
+    path.write_text(text.replace("calibration: wan-tiny", f"calibration: {copy}"))
+    assert load_preset(str(path)).identity == load_preset("planned-14").identity
+    content = json.loads(copy.read_text())
+    content["sensitivity"][3] *= 2
+    copy.write_text(json.dumps(content))
+    assert load_preset(str(path)).identity != load_preset("planned-14").identity
 
 
 def test_preset_settings_reach_the_predictor(tmp_path: Path) -> None:

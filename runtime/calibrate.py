@@ -214,25 +214,17 @@ class Calibrator:
 
     def _nudge(self, prepared: Prepared, before: _Before, final_BCFHW: torch.Tensor, name: str) -> float:
         """How large an error of one step is in the end, over what it was in the latent after that step."""
-        plain = prepared.open_stream()
-        timestep = before.sampler.timesteps[before.step].expand(final_BCFHW.shape[0])
-        velocity_BCFHW = prepared.network.compute(
-            before.latents_BCFHW, prepared.network.adapter.time(timestep)
-        )
-        nudge_BCFHW = _NUDGE * (velocity_BCFHW - before.velocity_BCFHW)
         state = Denoising(before.latents_BCFHW)
-        stream = NudgedStream(plain, before.step, nudge_BCFHW)
+        stream = NudgedStream(prepared.open_stream(), before.step, before.velocity_BCFHW, _NUDGE)
         for _ in self._walk(prepared, state, before.sampler, stream, name, start=before.step):
             pass
         moved = abs(self._levels[before.step] - self._levels[before.step + 1])
-        size = moved * float(nudge_BCFHW.double().norm())
-        return float((state.latents_BCFHW - final_BCFHW).double().norm()) / max(size, 1e-30)
+        left = float((state.latents_BCFHW - final_BCFHW).double().norm())
+        return left / max(moved * stream.size, 1e-30)
 
     def _try(self, video: int) -> None:
         """One video with plans for several budgets, made from all the other videos."""
-        others = [
-            grams for index, grams in enumerate(self._found.grams) if index != video
-        ] or self._found.grams
+        others = [grams for index, grams in enumerate(self._found.grams) if index != video]
         gram = mean_gram(from_triangle(grams["guided"], self._steps) for grams in others)
         predictor = CalibratedPredictor(gram)
         planner = make_planner(predictor, self._levels, self._sensitivity(), self._scale())

@@ -70,10 +70,21 @@ class GramStream(_Probe):
 
 
 class NudgedStream(_Probe):
-    """Another stream, whose velocity is off by `nudge_BCFHW` at one step."""
+    """Another stream, whose velocity is off at one step, along its own change since the step before.
 
-    def __init__(self, stream: Stream, step: int, nudge_BCFHW: torch.Tensor):
-        self._stream, self._step, self._nudge_BCFHW = stream, step, nudge_BCFHW
+    Args:
+        stream: computes every step.
+        step: where it is off.
+        before_BCFHW: the velocity of the step before.
+        share: of the change, that it is off.
+
+    Attributes:
+        size: norm of the error, once it was made.
+    """
+
+    def __init__(self, stream: Stream, step: int, before_BCFHW: torch.Tensor, share: float):
+        self._stream, self._step, self._before_BCFHW, self._share = stream, step, before_BCFHW, share
+        self.size = 0.0
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
@@ -81,7 +92,9 @@ class NudgedStream(_Probe):
         output = self._stream.advance(step, kinds, latents_BCFHW, timestep_B)
         if step != self._step:
             return output
-        return output._replace(velocity_BCFHW=output.velocity_BCFHW + self._nudge_BCFHW)
+        nudge_BCFHW = self._share * (output.velocity_BCFHW - self._before_BCFHW)
+        self.size = float(nudge_BCFHW.double().norm())
+        return output._replace(velocity_BCFHW=output.velocity_BCFHW + nudge_BCFHW)
 
 
 def sample(value: torch.Tensor) -> torch.Tensor:

@@ -185,7 +185,7 @@ def plan_comparison(
         for seed in seeds
     ]
     for preset in chosen:
-        preset.check_request(requests[0])
+        preset.check_request(settings.windowed(requests[0]))
     return Comparison(settings, names, requests, out)
 
 

@@ -116,7 +116,7 @@ def build_job(
     """
     settings = _override(load_config(config), attention=attention, shard=shard, compile=compile)
     request = build_request(settings, prompt, **given)
-    load_preset(request.spectrum).check_request(request)
+    load_preset(request.spectrum).check_request(settings.windowed(request))
     degrees = Degrees(cfg=cfg, ring=ring, ulysses=ulysses)
     world = ranks or (degrees.product if degrees != Degrees() else None)
     if world is not None and settings.architecture is not None:

@@ -138,6 +138,11 @@ class Calibrator:
         check_requests(self._requests)
         self._plan = engine.plan(self._requests[0])
         self._steps = self._plan.steps
+        if len(self._plan.windows) > 1:
+            raise BadRequestError(
+                f"frames: {self._requests[0].frames} given; calibrate with what the model sees at a time, "
+                f"{engine.config.windowed(self._requests[0]).frames}"
+            )
         if self._steps > MAX_STEPS or self._steps < 4:
             raise BadRequestError(f"steps: {self._steps} given; calibrations are of 4 to {MAX_STEPS} steps")
         sampler = self._plan.fresh_sampler()

@@ -339,8 +339,8 @@ def _read(folder: Path, step: int, topology: Topology, rank: int, branches: tupl
 
 
 def _holders(topology: Topology, branch: str) -> list[int]:
-    """Ranks that hold the shards of `branch`, in the order of the tokens."""
-    half = 1 if branch == "uncond" and topology.cfg == 2 else 0
+    """Ranks that hold the shards of `branch`, which may be one window's, in the order of the tokens."""
+    half = 1 if branch.rpartition("/")[2] == "uncond" and topology.cfg == 2 else 0
     places = {rank: topology.place(rank) for rank in range(topology.world)}
     return sorted((r for r, p in places.items() if p.cfg == half), key=lambda r: places[r].sequence)
 

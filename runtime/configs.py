@@ -93,6 +93,19 @@ class Tiles(_Part):
         return self
 
 
+class Window(_Part):
+    """What the model sees at a time, in frames: a longer video is made of windows that overlap."""
+
+    frames: Annotated[int, Field(ge=5)]
+    overlap: Annotated[int, Field(ge=4, multiple_of=4)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.frames % 4 != 1 or self.overlap >= self.frames - 1:
+            raise ValueError(f"frames {self.frames} must be 4k + 1, and overlap {self.overlap} less than 4k")
+        return self
+
+
 class Config(_Part):
     """A model and how it is used.
 
@@ -102,6 +115,7 @@ class Config(_Part):
         architecture: what the model is expected to be; a model that differs is refused.
         device: `auto` takes the accelerator if there is one.
         fps: frames per second of the mp4.
+        window: how longer videos are made; None evaluates any video as a whole.
         attention: kernel of the self-attention; see `runtime.kernels.resolve`.
         compile: compile each transformer block with `torch.compile`; results differ by rounding.
         memory: where weights are while they are not in use.
@@ -118,8 +132,15 @@ class Config(_Part):
     compile: bool = False
     memory: Memory = Memory()
     tiles: Tiles | None = None
+    window: Window | None = None
     fps: Annotated[int, Field(ge=1, le=240)] = 16
     defaults: Defaults
+
+    def windowed(self, request: VideoRequest) -> VideoRequest:
+        """What the model sees of a request at a time."""
+        if self.window is None or request.frames <= self.window.frames:
+            return request
+        return request.model_copy(update={"frames": self.window.frames})
 
     def request(self, prompt: str, **given: Any) -> VideoRequest:
         """A request for `prompt`: the fields given, over this config's defaults.

@@ -40,6 +40,7 @@ from runtime.topology import Degrees, Topology
 from runtime.video import FrameSink, to_uint8
 from runtime.wan import WanAdapter
 from runtime.weights import find_model
+from runtime.windows import Windows
 
 
 class Engine:
@@ -137,7 +138,8 @@ class Engine:
         self.ranks.at("text encoding", busy=True)
         embeddings = self._text.encode(plan.request)
         noise_BCFHW = self._noise(plan.request)
-        return Prepared(plan, self._network(plan, noise_BCFHW, embeddings), noise_BCFHW)
+        network = self._network(plan, noise_BCFHW[:, :, plan.windows.slice(0)], embeddings)
+        return Prepared(plan, network, noise_BCFHW)
 
     def plan(self, request: VideoRequest) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.
@@ -146,7 +148,7 @@ class Engine:
             BadRequestError: the request does not fit this model or these ranks.
         """
         preset = load_preset(request.spectrum)
-        tokens = self._count_tokens(request)
+        tokens = self._count_tokens(self.config.windowed(request))
         heads = self._transformer.config.num_attention_heads
         topology = Topology.choose(
             self.ranks.size,
@@ -173,6 +175,7 @@ class Engine:
             preset.schedules_of(steps, request.branches),
             topology,
             attention,
+            self._windows(request),
         )
 
     def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:
@@ -186,7 +189,7 @@ class Engine:
             guidance=request.guidance if request.guided else 1.0,
             width=request.width,
             height=request.height,
-            frames=request.frames,
+            frames=self.config.windowed(request).frames,
         )
 
     def warm_up(self, request: VideoRequest) -> None:
@@ -226,6 +229,13 @@ class Engine:
             tokens *= size // patch
         return tokens
 
+    def _windows(self, request: VideoRequest) -> Windows:
+        total, window = self._latent_size(request)[0], self.config.window
+        if window is None:
+            return Windows(total, total, (0,))
+        temporal = self._vae_settings["scale_factor_temporal"]
+        return Windows.over(total, (window.frames - 1) // temporal + 1, window.overlap // temporal)
+
     def latent_shape(self, request: VideoRequest) -> tuple[int, ...]:
         """Shape of the latents: `[B, C, F, H, W]`."""
         return (request.videos, self._transformer.config.in_channels, *self._latent_size(request))
@@ -264,8 +274,7 @@ class Engine:
         deadline = None if plan.request.deadline is None else Deadline(plan.request.deadline, plan.kinds)
         coordinator = Coordinator(plan.schedules, identity, self.ranks, deadline)
         progress = Progress(state, sampler, stream, coordinator, generation.steps)
-        mine = tuple(branch.name for branch in prepared.network.branches)
-        resumable = Resumable(progress, checkpoints, identity, plan.topology, self.ranks, mine)
+        resumable = Resumable(progress, checkpoints, identity, plan.topology, self.ranks)
         start = resumable.begin()
         try:
             for record in self.steps(state, sampler, stream, coordinator, start):

@@ -19,6 +19,7 @@ from runtime.presets import Preset
 from runtime.request import VideoRequest
 from runtime.streams import STREAMS, ComputedStream, Network, Stream
 from runtime.topology import Topology
+from runtime.windows import WindowedStream, Windows
 from spectrum import Schedule, StepKind
 
 
@@ -91,6 +92,7 @@ class Plan:
         steps: of the sampler.
         schedules: branch → which of its steps are computed.
         attention: resolved name of the self-attention's kernel.
+        windows: what is evaluated at a time; one where the video fits the model.
     """
 
     request: VideoRequest
@@ -100,6 +102,7 @@ class Plan:
     schedules: dict[str, Schedule]
     topology: Topology
     attention: str
+    windows: Windows
 
     @property
     def kinds(self) -> list[StepKind]:
@@ -112,7 +115,7 @@ class Prepared:
     """A plan that is ready to be denoised, on this rank.
 
     Attributes:
-        network: the transformer with the prompt's embeddings.
+        network: the transformer with the prompt's embeddings, for one window.
         noise_BCFHW: float32, the same on every rank.
     """
 
@@ -122,6 +125,12 @@ class Prepared:
 
     def open_stream(self) -> Stream:
         """The stream of the plan's preset, with nothing remembered."""
+        windows = self.plan.windows
+        if len(windows) == 1:
+            return self._open_one()
+        return WindowedStream([self._open_one() for _ in windows.starts], windows)
+
+    def _open_one(self) -> Stream:
         preset = self.plan.preset
         if not preset.forecasts:
             return ComputedStream(self.network)

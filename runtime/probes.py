@@ -22,6 +22,7 @@ class _Probe:
 
     bytes = 0
     kept = 0
+    names: tuple[str, ...] = ()
 
     def history(self) -> History:
         return {}

@@ -62,7 +62,6 @@ class Resumable:
 
     Args:
         identity: of the generation; checkpoints of another are not looked at.
-        branches: that this rank computes.
     """
 
     def __init__(
@@ -72,10 +71,9 @@ class Resumable:
         identity: str,
         topology: Topology,
         ranks: Ranks,
-        branches: tuple[str, ...],
     ):
         self._progress, self._checkpoints, self._ranks = progress, checkpoints, ranks
-        self._identity, self._topology, self._branches = identity, topology, branches
+        self._identity, self._topology = identity, topology
         self._writer: CheckpointWriter | None = None
 
     def begin(self) -> int:
@@ -84,7 +82,7 @@ class Resumable:
             return 0
         folder, found = self._checkpoints.of(self._identity), None
         if self._checkpoints.resume:
-            found = restore(folder, self._topology, self._ranks, self._branches)
+            found = restore(folder, self._topology, self._ranks, self._progress.stream.names)
         if found is not None:
             self._progress.restore(found, self._ranks)
         self._writer = CheckpointWriter(folder, self._topology, self._ranks.rank, self._checkpoints.every)

@@ -73,6 +73,11 @@ class Stream(Protocol):
         """Values remembered of each thing that is forecast."""
         ...
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `history` may be of, on this rank."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:
@@ -131,6 +136,7 @@ class ComputedStream:
 
     bytes = 0
     kept = 0
+    names: tuple[str, ...] = ()
 
     def __init__(self, network: Network):
         self._network = network
@@ -205,6 +211,10 @@ class FeatureStream(ForecastStream):
         patches = [self._patches_of(value, time) for value in values]
         return StreamOutput(network.velocity(patches), _total(squares))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._forecasters)
+
     def history(self) -> History:
         return self._remembered()
 
@@ -243,6 +253,7 @@ class GuidedStream(ForecastStream):
     """The guided velocity `[B, C, F, H, W]`, which every rank has whole: a forecast step moves nothing."""
 
     NAME: ClassVar[str] = "guided"
+    names: tuple[str, ...] = ()
 
     def __init__(self, network: Network, predictor: Predictor):
         super().__init__(network, predictor, [self.NAME])

@@ -54,6 +54,7 @@ class Setting:
     Attributes:
         name: shown in the document.
         peers: whether other caches are measured, too.
+        prompts: how many videos.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Setting:
     scheduler: Scheduler
     budgets: tuple[int, ...]
     peers: bool
+    prompts: int = PROMPTS
 
     def config(self) -> Config:
         return load_config("wan-tiny").model_copy(update={"scheduler": self.scheduler})
@@ -84,10 +86,22 @@ class Setting:
 SETTINGS = (
     Setting("50 UniPC steps, shift 3, guidance 5", 50, 5.0, Scheduler(), BUDGETS, True),
     Setting(
-        "30 UniPC steps, shift 5, guidance 3", 30, 3.0, Scheduler(kind="unipc", shift=5.0), FEW_BUDGETS, False
+        "30 UniPC steps, shift 5, guidance 3",
+        30,
+        3.0,
+        Scheduler(kind="unipc", shift=5.0),
+        FEW_BUDGETS,
+        False,
+        12,
     ),
     Setting(
-        "50 Euler steps, shift 3, guidance 5", 50, 5.0, Scheduler(kind="euler", shift=3.0), FEW_BUDGETS, False
+        "50 Euler steps, shift 3, guidance 5",
+        50,
+        5.0,
+        Scheduler(kind="euler", shift=3.0),
+        FEW_BUDGETS,
+        False,
+        12,
     ),
 )
 
@@ -373,7 +387,7 @@ def main() -> None:
         known = [json.loads(line) for line in lines]
         tasks = []
         for index, setting in enumerate(SETTINGS):
-            for number in range(given.prompts):
+            for number in range(min(given.prompts, setting.prompts)):
                 done = [
                     f"{r['method']}@{r['budget']}"
                     for r in known

@@ -295,6 +295,7 @@ class Engine:
         told = self.ranks.control.tell(own)
         generation.sent = [sum(sent) for sent in zip(*(one["sent"] for one in told), strict=True)]
         generation.forecaster_bytes = max(one["bytes"] for one in told)
+        generation.windows = len(plan.windows)
         generation.features_kept = max(one["kept"] for one in told)
         return state.latents_BCFHW
 

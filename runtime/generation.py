@@ -57,6 +57,7 @@ class Generation:
         checkpoint_bytes: written by this rank.
         forecaster_bytes: the most that any rank held for forecasting.
         features_kept: values remembered of each thing that is forecast.
+        windows: evaluated at every computed step; one where the video fits the model.
         frames_sha256: of each video's frames, on the first rank.
     """
 
@@ -75,6 +76,7 @@ class Generation:
     checkpoint_bytes: int = 0
     forecaster_bytes: int = 0
     features_kept: int = 0
+    windows: int = 1
     frames_sha256: list[str] = field(default_factory=list)
 
     @property

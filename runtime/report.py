@@ -125,6 +125,7 @@ class Report(_Part):
     seconds: SecondsPart
     step_seconds: StepSeconds
     step_log: list[StepPart]
+    windows: int
     resumed_at: int
     checkpoint_bytes: int
     forecaster: ForecasterPart
@@ -183,6 +184,7 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
             )
             for step, sent in zip(generation.steps, generation.sent, strict=True)
         ],
+        windows=generation.windows,
         resumed_at=generation.resumed_at,
         checkpoint_bytes=generation.checkpoint_bytes,
         forecaster=ForecasterPart(

@@ -191,6 +191,53 @@ def plan(
 
 
 @cli.command()
+@click.argument("storyboard", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the film.")
+@click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Rank groups.")
+@click.option("--ranks", type=click.IntRange(min=1), help="Processes that make a shot together.")
+@click.option("--only", multiple=True, metavar="ID", help="Make this shot alone; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Show what each shot takes, and make nothing.")
+@click.option("--audio", type=click.Path(path_type=Path), help="A track for the film.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files.")
+@click.pass_obj
+def storyboard(
+    console: Console,
+    /,
+    storyboard: Path | None,
+    out: Path | None,
+    replicas: int,
+    ranks: int | None,
+    only: tuple[str, ...],
+    dry_run: bool,
+    audio: Path | None,
+    schema: bool,
+) -> None:
+    """Make one film from the shots of the file STORYBOARD, on replicas on Ray.
+
+    Shots whose request, model and version are unchanged are not made again, and an interrupted film goes on:
+    give the same command.
+    """
+    import json
+
+    if schema:
+        from runtime.storyboard import Storyboard
+
+        click.echo(json.dumps(Storyboard.model_json_schema(), indent=2))
+        return
+    if storyboard is None or out is None:
+        raise BadRequestError("storyboard: give the file, and --out with the folder of the film")
+    from launch.storyboard import dry_run_table, make_film, plan_film
+
+    film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio)
+    if dry_run:
+        Console().print(dry_run_table(film))
+        return
+    path = make_film(film, replicas, console)
+    if path is not None:
+        click.echo(path)
+
+
+@cli.command()
 @click.pass_obj
 def doctor(console: Console) -> None:
     """Show what this machine has, and which models and topologies it can run."""

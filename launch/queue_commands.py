@@ -96,7 +96,7 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
         before = opened.count()
         ranks = max((entry.job.ranks or 1 for entry in opened.entries(*_OPEN)), default=1)
         with cluster(replicas * ranks, {"queue": str(folder.absolute()), "replicas": str(replicas)}):
-            pool = ReplicaPool(opened, replicas, partial(_print_event, console))
+            pool = ReplicaPool(opened, replicas, partial(print_event, console))
             with stopped_by_signals(pool.stop):
                 pool.run(keep=keep)
             stopped = pool.ending
@@ -110,7 +110,7 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
         raise JobFailedError(f"{ended[State.FAILED]} requests failed: see `lockstep status --queue {folder}`")
 
 
-def _print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
+def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
     """A line where a generation begins, and one where a request ends."""
     from launch.ray_group import Begun, Ended
 

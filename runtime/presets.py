@@ -175,7 +175,7 @@ class Preset(_Part):
     def identity(self) -> dict[str, Any]:
         """What results depend on: a calibration by its content, not by its name."""
         content = self.model_dump(mode="json", exclude={"calibration"})
-        return content | {"calibration": None if self._calibrated is None else self._calibrated.digest}
+        return content | {"calibration": None if self.calibrated is None else self.calibrated.digest}
 
     def check_fit(self, conditions: Conditions) -> None:
         """Refuse what the calibration was not made for.
@@ -183,20 +183,20 @@ class Preset(_Part):
         Raises:
             BadRequestError: what differs.
         """
-        if self._calibrated is not None:
-            self._calibrated.conditions.check_fit(conditions, self.calibration or "")
+        if self.calibrated is not None:
+            self.calibrated.conditions.check_fit(conditions, self.calibration or "")
 
     def check_request(self, request: VideoRequest) -> None:
         """As `check_fit` and `schedules_of`, with what is known before the model is loaded."""
-        if self._calibrated is not None:
-            self._calibrated.conditions.check_request(request, self.calibration or "")
+        if self.calibrated is not None:
+            self.calibrated.conditions.check_request(request, self.calibration or "")
         self.schedules_of(request.steps, request.branches)
 
     def build_predictor(self, steps: int) -> Predictor:
         """How a stream of `steps` steps is forecast."""
         if isinstance(self.predictor, CalibratedPart):
-            assert self._calibrated is not None
-            return self._calibrated.predictor(self.stream)
+            assert self.calibrated is not None
+            return self.calibrated.predictor(self.stream)
         return self.predictor.build(steps)
 
     def schedules_of(self, steps: int, branches: Sequence[str]) -> dict[str, Schedule]:
@@ -231,13 +231,13 @@ class Preset(_Part):
         """What is to be expected of a generation, now that its computed steps and their errors are known."""
         added = [s.added for s in schedules.values() if isinstance(s, GuardedSchedule)]
         known = Expectation(added=sorted(added[0]) if added else [], dropped=dropped)
-        if self._calibrated is None or not isinstance(self.predictor, CalibratedPart):
+        if self.calibrated is None or not isinstance(self.predictor, CalibratedPart):
             return known
-        priced = _planner(self._calibrated, self.stream).price(computed)
+        priced = _planner(self.calibrated, self.stream).price(computed)
         expected = {step: error for step, error in enumerate(priced.errors) if error is not None}
         prediction = None
         if self.stream == "guided":
-            prediction = self._calibrated.predict(priced.error, surprise(errors, priced.expected))
+            prediction = self.calibrated.predict(priced.error, surprise(errors, priced.expected))
         if prediction is None:
             return replace(known, errors=expected)
         return replace(known, psnr=prediction.psnr, deviation=prediction.deviation, errors=expected)
@@ -245,8 +245,8 @@ class Preset(_Part):
     def _build(self, part: _FreeSchedulePart | PlannedSchedulePart, steps: int) -> Schedule:
         if not isinstance(part, PlannedSchedulePart):
             return part.build(steps)
-        assert self._calibrated is not None
-        plan = _plan(self._calibrated, self.stream, part.nfe)
+        assert self.calibrated is not None
+        plan = _plan(self.calibrated, self.stream, part.nfe)
         if plan.steps != steps:
             raise ValueError(f"it is planned for {plan.steps}")
         if part.guard is None:
@@ -254,7 +254,8 @@ class Preset(_Part):
         return GuardedSchedule(plan, part.guard, part.most)
 
     @property
-    def _calibrated(self) -> Calibration | None:
+    def calibrated(self) -> Calibration | None:
+        """What it stands on; None for presets that need none."""
         return None if self.calibration is None else load_calibration(self.calibration)
 
 

@@ -43,6 +43,7 @@ from spectrum import paper_schedule
 PROMPTS = 24
 BUDGETS = (7, 8, 10, 12, 14, 18, 25)
 FEW_BUDGETS = (8, 10, 14)
+EULER_BUDGETS = (8, 10, 14, 25)
 WATCHED = (10, 14)  # where the guard is measured, too
 NOTES = Path(__file__).with_name("quality_notes.md")  # what was tried, and what the tables say
 CALIBRATIONS = Path("out/quality-calibrations")
@@ -93,7 +94,7 @@ SETTINGS = (
         Scheduler(kind="unipc", shift=5.0),
         FEW_BUDGETS,
         False,
-        12,
+        8,
     ),
     Setting(
         "50 Euler steps, shift 3, guidance 5",
@@ -102,7 +103,7 @@ SETTINGS = (
         Scheduler(kind="euler", shift=3.0),
         FEW_BUDGETS,
         False,
-        12,
+        8,
     ),
 )
 
@@ -243,7 +244,10 @@ class Worker:
                 found[f"{method}@{budget}"] = lambda p=preset: self._ours(setting, request, p)
             found[f"fewer steps@{budget}"] = lambda b=budget: self._fewer(setting, request, b)
             if setting is SETTINGS[0]:
-                found[f"fewer steps (Euler)@{budget}"] = lambda b=budget: self._fewer(SETTINGS[2], request, b)
+                if budget in EULER_BUDGETS:
+                    found[f"fewer steps (Euler)@{budget}"] = lambda b=budget: self._fewer(
+                        SETTINGS[2], request, b
+                    )
                 found[f"UniPC at the planned times@{budget}"] = lambda b=budget: self._placed(
                     setting, request, b
                 )

@@ -239,8 +239,8 @@ def methods() -> dict[str, Method]:
     found["FasterCache, every 6"] = fastercache(6, 901)
     if cache_dit is not None:
         for threshold, calibrators in (
-            (0.12, ("", "taylorseer", "foca", "dmd")),
-            (0.3, ("", "taylorseer", "foca")),
+            (0.12, ("", "taylorseer", "foca")),
+            (0.3, ("",)),
         ):
             for calibrator in calibrators:
                 name = f"DBCache {threshold:g}" + (f" + {calibrator}" if calibrator else "")

@@ -16,7 +16,7 @@ class Conditions(BaseModel):
     Attributes:
         model, revision: its name, and the digest of its weights.
         sampler: class of the sampler.
-        settings: of the sampler, as text.
+        settings: of the sampler, as text; what only another version of it knows does not count.
         steps: of the sampler.
         guidance: scale; 1 for none.
         width, height, frames: pixels; others of the same class are near enough.
@@ -50,9 +50,9 @@ class Conditions(BaseModel):
         ]
         if self.sampler == request.sampler:
             differences += [
-                f"sampler.{name} {self.settings.get(name)}, not {request.settings.get(name)}"
-                for name in sorted(self.settings.keys() | request.settings.keys())
-                if self.settings.get(name) != request.settings.get(name)
+                f"sampler.{name} {self.settings[name]}, not {request.settings[name]}"
+                for name in sorted(self.settings.keys() & request.settings.keys())
+                if self.settings[name] != request.settings[name]
             ]
         _refuse(differences + self._resolution(request.width, request.height, request.frames), source)
 

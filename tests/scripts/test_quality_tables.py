@@ -1,0 +1,56 @@
+"""The document of the quality bench, from results that are made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from quality_tables import BEST, PAPER, write_document
+
+
+def results(best_at_10: float) -> list[dict[str, Any]]:
+    means = {(PAPER, 14): 38.0, (BEST, 14): 46.0, (BEST, 10): best_at_10, (PAPER, 10): 30.0}
+    noise = np.random.default_rng(0).normal(size=24)
+    found = [
+        {
+            "method": method,
+            "budget": budget,
+            "nfe": float(budget),
+            "psnr": mean + noise[number],
+            "number": number,
+        }
+        for (method, budget), mean in means.items()
+        for number in range(24)
+    ]
+    found += [
+        {"method": "SeaCache 1", "budget": 0, "nfe": 12.0, "psnr": 43.0 + noise[n], "number": n}
+        for n in range(24)
+    ]
+    more = {
+        "setting": "fifty steps",
+        "ssim": 0.99,
+        "vmaf": None,
+        "predicted": 45.0,
+        "deviation": 2.0,
+        "bytes": 2048,
+    }
+    return [more | one for one in found]
+
+
+@pytest.mark.parametrize(("best_at_10", "verdict"), [(40.0, "reached"), (36.0, "missed")])
+def test_goals_are_judged_by_the_numbers(tmp_path: Path, best_at_10: float, verdict: str) -> None:
+    out, notes = tmp_path / "quality.md", tmp_path / "notes.md"
+    notes.write_text("## What was tried\n")
+    write_document(results(best_at_10), out, notes)
+    text = out.read_text()
+    lines = text.splitlines()
+    assert sum(f": {verdict}" in line for line in lines if line.startswith("- planned at 10")) == 2
+    assert any("planned at 14" in line and line.endswith("reached") for line in lines)
+    below = next(line for line in lines if line.startswith("- never below"))
+    assert "SeaCache 1 (12.0 NFE) by" in below and below.endswith(
+        "missed"
+    )  # 43 at 12 against at most 40 at 10
+    assert "| SeaCache 1 | 12.0 |" in text and "2 kB" in text and text.endswith("## What was tried\n")
+    assert (tmp_path / "quality.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,6 +1,6 @@
 """Quality at equal evaluations: Lockstep's presets, fewer steps, Spectrum as published, and others' caches.
 
-    python scripts/bench_quality.py --results out/quality.jsonl --out docs/quality.md
+    python scripts/bench_quality.py --results docs/quality.jsonl --out docs/quality.md
 
 24 prompts × seeds that no calibration has seen, each made by every method and measured against the frames of
 the full sampler; three settings, each with a calibration of its own. Every result is one line of JSON; those
@@ -379,13 +379,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=Path("out/quality.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("docs/quality.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("docs/quality.md"))
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write-only", action="store_true", help="Write the document from what is there.")
     given = parser.parse_args()
-    given.results.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (given.results.parent, CALIBRATIONS):
+        folder.mkdir(parents=True, exist_ok=True)
     if not given.write_only:
         calibrate()
         lines = given.results.read_text().splitlines() if given.results.is_file() else []
@@ -398,7 +399,7 @@ def main() -> None:
                     for r in known
                     if r["setting"] == setting.name and r["number"] == number
                 ]
-                tasks.append((index, str(given.results), number, done, str(given.results.parent)))
+                tasks.append((index, str(given.results), number, done, str(CALIBRATIONS)))
         began = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
             for count, made in enumerate(pool.imap_unordered(work, tasks), 1):

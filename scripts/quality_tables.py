@@ -36,6 +36,7 @@ _PEER_COLOURS = dict(
 
 def write_document(results: list[Result], out: Path, notes: Path) -> None:
     """Write `out` and, beside it, the plot; `notes` is the text that the tables come before."""
+    results = complete(results)
     settings = list(dict.fromkeys(result["setting"] for result in results))
     plot = out.with_suffix(".png")
     draw([r for r in results if r["setting"] == settings[0]], plot)
@@ -47,19 +48,36 @@ def write_document(results: list[Result], out: Path, notes: Path) -> None:
     out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def complete(results: list[Result]) -> list[Result]:
+    """Without methods that were not measured on all videos of their setting: means of others do not compare."""
+    groups: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["setting"], result["method"], result["budget"]].append(result)
+    most: dict[str, int] = defaultdict(int)
+    for (setting, _, _), own in groups.items():
+        most[setting] = max(most[setting], len(own))
+    return [one for (setting, _, _), own in groups.items() if len(own) == most[setting] for one in own]
+
+
 def _head(results: list[Result], plot: Path) -> str:
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
-    count = len({result["number"] for result in results})
+    videos = {result["setting"]: set[int]() for result in results}
+    for result in results:
+        videos[result["setting"]].add(result["number"])
+    count = ", ".join(str(len(numbers)) for numbers in videos.values())
     return f"""# Quality at equal evaluations
 
 Everything here is made by
 
-    python scripts/bench_quality.py --results out/quality.jsonl --out docs/quality.md
+    python scripts/bench_quality.py --out docs/quality.md
 
-on wan-tiny: {count} prompts × seeds that no calibration has seen, each made by every method from the same
-noise and measured against the frames of the full sampler, before any lossy encoding. NFE are evaluations of
-both branches together; for the caches of others they are counted by work, see `scripts/peers.py`. Means over
-the videos, the 10th percentile of the PSNR beside them. ({used}.) Small model: a lead for 14B, not a proof.
+on wan-tiny (two cores, more than an hour; every result is a line of [quality.jsonl](quality.jsonl)). Prompts × seeds
+that no calibration has seen, {count} of them in the settings below, each made by every method from the same noise and
+measured against the frames of the full sampler, before any lossy encoding. NFE are evaluations of both branches
+together; for the caches of others they are counted by work, see `scripts/peers.py`. Means over the videos, the 10th
+percentile of the PSNR beside them. Small model: a lead for 14B, not a proof.
+
+Versions: {used}.
 
 ![Mean PSNR against evaluations]({plot.name})"""
 

@@ -28,6 +28,7 @@ _OURS = {
     "guided, error-driven": "#2f7f6f",
     "guided, calibrated weights": "#5f8fcf",
     "guided, calibrated, planned": "#1f4e79",
+    "guided, calibrated, planned, watched": "#7f9fbf",
 }
 _PEER_COLOURS = dict(
     zip(PEERS, ("#b04a8c", "#c0392b", "#8e44ad", "#d98880", "#bb8fce", "#7b241c"), strict=True)
@@ -49,7 +50,7 @@ def write_document(results: list[Result], out: Path, notes: Path) -> None:
 
 
 def complete(results: list[Result]) -> list[Result]:
-    """Without methods that were not measured on all videos of their setting: means of others do not compare."""
+    """Without methods that were not measured on all videos of their setting: their means do not compare."""
     groups: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
     for result in results:
         groups[result["setting"], result["method"], result["budget"]].append(result)
@@ -71,11 +72,11 @@ Everything here is made by
 
     python scripts/bench_quality.py --out docs/quality.md
 
-on wan-tiny (two cores, more than an hour; every result is a line of [quality.jsonl](quality.jsonl)). Prompts × seeds
-that no calibration has seen, {count} of them in the settings below, each made by every method from the same noise and
-measured against the frames of the full sampler, before any lossy encoding. NFE are evaluations of both branches
-together; for the caches of others they are counted by work, see `scripts/peers.py`. Means over the videos, the 10th
-percentile of the PSNR beside them. Small model: a lead for 14B, not a proof.
+on wan-tiny (two cores, over an hour; every result is a line of [quality.jsonl](quality.jsonl)). Prompts and
+seeds that no calibration has seen, {count} in the settings below, each made by every method from the same noise
+and measured against the frames of the full sampler, before any lossy encoding. NFE are evaluations of both
+branches together; for others' caches they are counted by work, see `scripts/peers.py`. Means over the videos,
+the 10th percentile of the PSNR beside them. Small model: a lead for 14B, not a proof.
 
 Versions: {used}.
 

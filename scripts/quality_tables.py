@@ -72,8 +72,8 @@ Everything here is made by
 
     python scripts/bench_quality.py --out docs/quality.md
 
-on wan-tiny (two cores, over an hour; every result is a line of [quality.jsonl](quality.jsonl)). Prompts and
-seeds that no calibration has seen, {count} in the settings below, each made by every method from the same noise
+on wan-tiny (two cores, over an hour; every result: [quality.jsonl](quality.jsonl)). Prompts and seeds
+that no calibration has seen, {count} in the settings below, each made by every method from the same noise
 and measured against the frames of the full sampler, before any lossy encoding. NFE are evaluations of both
 branches together; for others' caches they are counted by work, see `scripts/peers.py`. Means over the videos,
 the 10th percentile of the PSNR beside them. Small model: a lead for 14B, not a proof.

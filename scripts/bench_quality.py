@@ -118,8 +118,8 @@ class Result:
     budget: int
     nfe: float
     psnr: float
-    ssim: float | None
-    vmaf: float | None
+    ssim: float | None = None
+    vmaf: float | None = None
     predicted: float | None = None
     deviation: float | None = None
     bytes: int = 0
@@ -409,7 +409,7 @@ def main() -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-    results = [json.loads(line) for line in given.results.read_text().splitlines()]
+    results = [asdict(Result(**json.loads(line))) for line in given.results.read_text().splitlines()]
     write_document(results, given.out, NOTES)
 
 

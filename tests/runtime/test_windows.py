@@ -94,6 +94,14 @@ def test_every_window_is_evaluated_as_a_video_of_its_own(windowed: Engine, small
     torch.testing.assert_close(velocity[:, :, 2], (first[:, :, 2] + second[:, :, 0]) / 2)
 
 
+def test_without_a_window_the_model_must_see_all_of_it(windowed: Engine, config: Config, small: Make) -> None:
+    beyond = small().model_copy(update={"frames": 4097})
+    assert len(windowed.plan(beyond).windows) == 512
+    whole = Engine(config.model_copy(update={"window": None}))
+    with pytest.raises(BadRequestError, match=r"frames: 4097 given; wan-tiny .*this would be 1025"):
+        whole.plan(beyond)
+
+
 @pytest.mark.parametrize("stream", ["feature", "guided"])
 def test_a_long_video_goes_on_in_the_same_bits(
     windowed: Engine, small: Make, tmp_path: Path, stream: str

@@ -146,9 +146,16 @@ class Config(_Part):
         """A request for `prompt`: the fields given, over this config's defaults.
 
         Raises:
-            BadRequestError: a field is unknown or out of its bounds.
+            BadRequestError: a field is unknown or out of its bounds, or prompts change within one window.
         """
-        return VideoRequest.parse(**{**self.defaults.model_dump(), **given, "prompt": prompt})
+        request = VideoRequest.parse(**{**self.defaults.model_dump(), **given, "prompt": prompt})
+        if request.travel and self.windowed(request) is request:
+            seen = "any length" if self.window is None else f"{self.window.frames} frames"
+            raise BadRequestError(
+                f"travel: {len(request.travel)} later prompts given; the model sees {seen} at a time, with "
+                f"one prompt, and the video has {request.frames} frames: make it longer, or two shots"
+            )
+        return request
 
 
 def load_config(name: str) -> Config:

@@ -37,6 +37,7 @@ from runtime.sampler import load_scheduler
 from runtime.streams import Branch, Network, Stream
 from runtime.text import PromptEncoder
 from runtime.topology import Degrees, Topology
+from runtime.travel import Embeddings, window_embeddings
 from runtime.video import FrameSink, to_uint8
 from runtime.wan import WanAdapter
 from runtime.weights import find_model
@@ -136,10 +137,11 @@ class Engine:
         }
         self.ranks.agree(self._identity(plan) | agreed)
         self.ranks.at("text encoding", busy=True)
-        embeddings = self._text.encode(plan.request)
+        text = self._text.encode(plan.request)
         noise_BCFHW = self._noise(plan.request)
-        network = self._network(plan, noise_BCFHW[:, :, plan.windows.slice(0)], embeddings)
-        return Prepared(plan, network, noise_BCFHW)
+        return Prepared(
+            plan, self._networks(plan, noise_BCFHW[:, :, plan.windows.slice(0)], text), noise_BCFHW
+        )
 
     def plan(self, request: VideoRequest) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.
@@ -299,22 +301,25 @@ class Engine:
         generation.features_kept = max(one["kept"] for one in told)
         return state.latents_BCFHW
 
-    def _network(self, plan: Plan, latents_BCFHW: torch.Tensor, embeddings: list[torch.Tensor]) -> Network:
-        """The transformer as this rank runs it."""
+    def _networks(self, plan: Plan, window_BCFHW: torch.Tensor, text: Embeddings) -> list[Network]:
+        """The transformer as this rank runs it on each window; they differ in their text alone."""
         group = self.ranks.group(plan.topology)
-        geometry = self._adapter.geometry(latents_BCFHW)
-        branches = tuple(
-            Branch(name, self._adapter.text(embedding))
-            for name, embedding in zip(BRANCHES, embeddings, strict=False)
-        )
+        geometry = self._adapter.geometry(window_BCFHW)
         self._use_attention(plan, group, geometry.grid.tokens)
-        return Network(
-            adapter=self._adapter,
-            geometry=geometry,
-            branches=group.branches(branches),
-            guidance=group.guidance(plan.request.guidance if plan.request.guided else None),
-            sequence=group.sequence(geometry.grid.tokens),
-        )
+        guidance = group.guidance(plan.request.guidance if plan.request.guided else None)
+        sequence = group.sequence(geometry.grid.tokens)
+        networks = []
+        known: dict[int, torch.Tensor] = {}  # windows that share an embedding share what becomes of it
+        for embeddings in window_embeddings(plan.request, plan.windows, text):
+            for embedding in embeddings:
+                if id(embedding) not in known:
+                    known[id(embedding)] = self._adapter.text(embedding)
+            branches = tuple(
+                Branch(name, known[id(embedding)])
+                for name, embedding in zip(BRANCHES, embeddings, strict=False)
+            )
+            networks.append(Network(self._adapter, geometry, group.branches(branches), guidance, sequence))
+        return networks
 
     def _use_attention(self, plan: Plan, group: RankGroup, tokens: int) -> None:
         """With whole sequences and torch's own choice of kernel, the model's attention stays as it came."""

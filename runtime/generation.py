@@ -117,23 +117,28 @@ class Prepared:
     """A plan that is ready to be denoised, on this rank.
 
     Attributes:
-        network: the transformer with the prompt's embeddings, for one window.
+        networks: the transformer with the text of each window.
         noise_BCFHW: float32, the same on every rank.
     """
 
     plan: Plan
-    network: Network
+    networks: list[Network]
     noise_BCFHW: torch.Tensor
+
+    @property
+    def network(self) -> Network:
+        """That of the first window, which is the only one where the video fits the model."""
+        return self.networks[0]
 
     def open_stream(self) -> Stream:
         """The stream of the plan's preset, with nothing remembered."""
         windows = self.plan.windows
         if len(windows) == 1:
-            return self._open_one()
-        return WindowedStream([self._open_one() for _ in windows.starts], windows)
+            return self._open_one(self.network)
+        return WindowedStream([self._open_one(network) for network in self.networks], windows)
 
-    def _open_one(self) -> Stream:
+    def _open_one(self, network: Network) -> Stream:
         preset = self.plan.preset
         if not preset.forecasts:
-            return ComputedStream(self.network)
-        return STREAMS[preset.stream](self.network, preset.build_predictor(self.plan.steps))
+            return ComputedStream(network)
+        return STREAMS[preset.stream](network, preset.build_predictor(self.plan.steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -32,11 +33,32 @@ def _latent_frames(frames: int) -> int:
     return frames
 
 
+class Waypoint(BaseModel):
+    """A later prompt of a video whose prompt changes along the way.
+
+    Attributes:
+        at: where it is reached: 1 is the end of the video.
+        prompt: what is shown there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: Annotated[float, Field(gt=0, le=1)]
+    prompt: Annotated[str, AfterValidator(_not_blank)]
+
+
+def _ascending(points: tuple[Waypoint, ...]) -> tuple[Waypoint, ...]:
+    if any(b.at <= a.at for a, b in pairwise(points)):
+        raise ValueError("the places (at) must ascend")
+    return points
+
+
 class VideoRequest(BaseModel):
     """One generation: what to show, how large, how long, and how it is sampled.
 
     Attributes:
         prompt: what the video shows.
+        travel: later prompts of a video that is longer than the model's window; see `runtime.travel`.
         negative: what it should not show; used only with guidance above 1.
         width, height: pixels, multiples of 16.
         frames: pixel frames, 4k + 1.
@@ -52,6 +74,7 @@ class VideoRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Annotated[str, AfterValidator(_not_blank)]
+    travel: Annotated[tuple[Waypoint, ...], AfterValidator(_ascending)] = ()
     negative: str = ""
     width: Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]
     height: Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from runtime.configs import load_config
 from runtime.errors import BadRequestError
 from runtime.presets import load_preset
-from runtime.request import MAX_SEED, VideoRequest
+from runtime.request import MAX_SEED, VideoRequest, Waypoint
 
 _NAME = r"^[a-z0-9][a-z0-9_-]*$"
 _MOST_SHOTS = 9999
@@ -72,12 +72,15 @@ class Shot(Settings):
     Attributes:
         id: lower case letters, digits, - and _; names the files.
         prompt: what it shows.
+        travel: prompts that it changes to along the way, `at` 0 … 1 of its length; for shots longer than the
+            model's window.
         title: of its chapter; by default the id.
         transition: from the shot before.
     """
 
     id: Annotated[str, Field(pattern=_NAME, max_length=60)]
     prompt: Annotated[str, Field(min_length=1)]
+    travel: list[Waypoint] = []
     title: str | None = None
     transition: Transition = Cut(kind="cut")
 
@@ -183,7 +186,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path) -> ShotRequest:
         given["spectrum"] = _beside(given["spectrum"], folder)
     if given["seed"] is None:
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
-    given |= {"width": board.width, "height": board.height}
+    given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
     request = config.request(shot.prompt, **{key: value for key, value in given.items() if value is not None})
     load_preset(request.spectrum).check_request(config.windowed(request))
     return ShotRequest(shot=shot, config=name, request=request, fps=config.fps)

@@ -5,6 +5,8 @@ Tensor legend: B batch, T text tokens, E text encoder channels.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from diffusers import WanPipeline
 from transformers import AutoTokenizer
@@ -13,6 +15,7 @@ from runtime.configs import Config
 from runtime.loading import load_text_encoder
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
+from runtime.travel import Embeddings
 from runtime.weights import ModelFolder
 
 
@@ -30,39 +33,43 @@ class PromptEncoder:
     def __init__(self, folder: ModelFolder, config: Config, ranks: Ranks, dtype: torch.dtype):
         self._folder, self._config, self._ranks, self._dtype = folder, config, ranks, dtype
         self._pipeline: WanPipeline | None = None
-        self._last: tuple[tuple[object, ...], list[torch.Tensor]] | None = None
+        self._last: tuple[tuple[object, ...], Embeddings] | None = None
         if ranks.leads and config.memory.text_encoder != "free":
             self._pipeline = self._load(self._resting_place)
 
     @torch.no_grad()
-    def encode(self, request: VideoRequest) -> list[torch.Tensor]:
-        """Embeddings `[B, T, E]` of each branch, the conditional first, on every rank's device."""
+    def encode(self, request: VideoRequest) -> Embeddings:
+        """The prompts' embeddings, on every rank's device."""
         key = (
             request.prompt,
+            request.travel,
             request.negative if request.guided else None,
             request.videos,
             request.max_sequence_length,
         )
         if self._last is None or self._last[0] != key:
             own = self._run(request) if self._ranks.leads else []
-            self._last = key, self._hand_out(own)
+            handed = self._hand_out(own)
+            prompts = 1 + len(request.travel)
+            self._last = key, Embeddings(handed[:prompts], handed[prompts] if request.guided else None)
         return self._last[1]
 
     def _run(self, request: VideoRequest) -> list[torch.Tensor]:
+        """Each prompt's, then the negative one's."""
         device, policy = self._ranks.device, self._config.memory.text_encoder
         pipeline = self._pipeline or self._load(device)
         pipeline.text_encoder.to(device)
-        embeddings: tuple[torch.Tensor | None, ...] = pipeline.encode_prompt(
-            prompt=request.prompt,
-            negative_prompt=request.negative,
-            do_classifier_free_guidance=request.guided,
+        encode = partial(
+            pipeline.encode_prompt,
             num_videos_per_prompt=request.videos,
             max_sequence_length=request.max_sequence_length,
             device=device,
         )
+        first, negative = encode(request.prompt, request.negative, do_classifier_free_guidance=request.guided)
+        later = [encode(p.prompt, do_classifier_free_guidance=False)[0] for p in request.travel]
         if policy == "offload":
             pipeline.text_encoder.to("cpu")
-        return [embedding.to(self._dtype) for embedding in embeddings if embedding is not None]
+        return [embedding.to(self._dtype) for embedding in (first, *later, negative) if embedding is not None]
 
     def _hand_out(self, own: list[torch.Tensor]) -> list[torch.Tensor]:
         """The first rank's tensors, on every rank."""

@@ -124,7 +124,7 @@ def test_a_long_video_goes_on_in_the_same_bits(
     resumed = windowed.generate(
         request, [sink], checkpoints=Checkpoints(tmp_path / "kept", every=1, resume=True)
     )
-    assert resumed.resumed_at == 4
+    assert resumed.resumed_at in (2, 4)  # the newest that was whole: they are written in the background
     assert np.array_equal(sink.frames, expected)
     assert resumed.errors == undisturbed.errors
     assert resumed.digests == undisturbed.digests

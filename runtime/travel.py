@@ -1,0 +1,56 @@
+"""Prompt travel: a long video whose prompt changes along the way.
+
+Each window is conditioned on the text embeddings of its own place: those of the two prompts around it, joined
+linearly. So a change takes as long as windows take from one prompt to the next, and there is no cut.
+
+Tensor legend: B batch, T text tokens, E text encoder channels.
+Source: interpolation of text embeddings along time, as in "prompt travel" for AnimateDiff.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from runtime.request import VideoRequest
+from runtime.windows import Windows
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What the branches attend to.
+
+    Attributes:
+        prompts: `[B, T, E]` of each prompt along the video, the first one's first.
+        negative: `[B, T, E]` of the unconditional branch, if there is one.
+    """
+
+    prompts: list[torch.Tensor]
+    negative: torch.Tensor | None = None
+
+
+def window_embeddings(request: VideoRequest, windows: Windows, text: Embeddings) -> list[list[torch.Tensor]]:
+    """Each window's embeddings of its branches, the conditional first.
+
+    The first window lies at 0, the last at 1. Where prompts do not change, all windows share one tensor.
+    """
+    places = [0.0, *(point.at for point in request.travel)]
+    negative = [] if text.negative is None else [text.negative]
+    furthest = max(windows.starts[-1], 1)
+    return [[_between(text.prompts, places, start / furthest), *negative] for start in windows.starts]
+
+
+def _between(values: Sequence[torch.Tensor], places: Sequence[float], at: float) -> torch.Tensor:
+    """The straight line from value to value; before the first place and after the last it is level.
+
+    Args:
+        places: of the values, strictly ascending, the first at most `at`.
+    """
+    after = bisect_right(places, at)
+    if after == len(places) or places[after - 1] == at:
+        return values[after - 1]
+    share = (at - places[after - 1]) / (places[after] - places[after - 1])
+    return torch.lerp(values[after - 1], values[after], share)

@@ -198,6 +198,7 @@ def plan(
 @click.option("--only", multiple=True, metavar="ID", help="Make this shot alone; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Show what each shot takes, and make nothing.")
 @click.option("--audio", type=click.Path(path_type=Path), help="A track for the film.")
+@click.option("--compare", is_flag=True, help="Measure shots that are made against the full sampler, too.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files.")
 @click.pass_obj
 def storyboard(
@@ -210,6 +211,7 @@ def storyboard(
     only: tuple[str, ...],
     dry_run: bool,
     audio: Path | None,
+    compare: bool,
     schema: bool,
 ) -> None:
     """Make one film from the shots of the file STORYBOARD, on replicas on Ray.
@@ -226,12 +228,18 @@ def storyboard(
         return
     if storyboard is None or out is None:
         raise BadRequestError("storyboard: give the file, and --out with the folder of the film")
-    from launch.storyboard import dry_run_table, make_film, plan_film
+    from launch.film import plan_film
+    from launch.jobs import check_outlives
 
-    film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio)
+    check_outlives(out)
+    film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio, compare=compare)
     if dry_run:
+        from launch.film_plan import dry_run_table
+
         Console().print(dry_run_table(film))
         return
+    from launch.storyboard import make_film
+
     path = make_film(film, replicas, console)
     if path is not None:
         click.echo(path)

@@ -86,6 +86,20 @@ class Job:
 
 
 _JOB = TypeAdapter(Job)
+_PACKED = "runtime_resources"  # where Ray unpacks a job's working directory, and deletes it afterwards
+
+
+def check_outlives(out: Path) -> None:
+    """Refuse an output that would be deleted with the working directory of a Ray job.
+
+    Raises:
+        BadRequestError: it would be.
+    """
+    if _PACKED in Path.cwd().parts and not out.is_absolute():
+        raise BadRequestError(
+            f"out: {str(out)!r} given; the job's working directory is deleted with it, "
+            "give an absolute path on a disk that the nodes share"
+        )
 
 
 def build_job(

@@ -6,7 +6,6 @@ Options are those of `lockstep generate`. It runs on the cluster that it is subm
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,9 +14,6 @@ from rich.console import Console
 from launch.exits import run_command
 from launch.logs import set_up_logging
 from launch.options import generate_options
-from runtime.errors import BadRequestError
-
-_PACKED = "runtime_resources"  # where Ray unpacks a job's working directory, and deletes it afterwards
 
 
 @click.command()
@@ -27,15 +23,11 @@ def job(verbose: bool, **options: Any) -> None:
     """Make a video of PROMPT on a Ray cluster."""
     console = Console(stderr=True)
     set_up_logging(console, verbose=verbose)
-    from launch.jobs import build_job
+    from launch.jobs import build_job, check_outlives
     from launch.ray_run import run_job_on_ray
 
     work = build_job(**options)
-    if _PACKED in Path.cwd().parts and not work.outputs.video.is_absolute():
-        raise BadRequestError(
-            f"out: {str(work.outputs.video)!r} given; the job's working directory is deleted with it, "
-            "give an absolute path on a disk that the nodes share"
-        )
+    check_outlives(work.outputs.video)
     work.check_files()
     run_job_on_ray(work, console)
 

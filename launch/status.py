@@ -12,7 +12,7 @@ from rich.table import Table
 from launch.entries import Entry, ReplicaEntry, State
 from launch.queue import Queue
 
-_COLOURS = {
+COLOURS = {
     State.WAITING: "yellow",
     State.RUNNING: "cyan",
     State.DONE: "green",
@@ -48,10 +48,10 @@ def _row(entry: Entry) -> dict[str, str]:
         "name": entry.name,
         "owner": entry.owner,
         "prio": str(entry.priority or ""),
-        "state": f"[{_COLOURS[entry.state]}]{entry.state}[/]",
+        "state": f"[{COLOURS[entry.state]}]{entry.state}[/]",
         "step": f"{done.step}/{done.steps}" if done.steps else "",
         "NFE": str(done.nfe or ""),
-        "time": _time(entry) if left is None else f"{_seconds(left)} left",
+        "time": _time(entry) if left is None else f"{written_seconds(left)} left",
         "replica": "" if entry.replica is None else str(entry.replica),
         "tries": str(entry.tries) if entry.tries > 1 else "",
         "why": "" if running else entry.reason,
@@ -70,13 +70,14 @@ def _replica_row(replica: ReplicaEntry) -> dict[str, str]:
 def _time(entry: Entry) -> str:
     """What there is to say of time beside an ETA: how long it took, or when it will be given up."""
     if entry.started is not None and entry.ended is not None:
-        return f"took {_seconds(entry.ended - entry.started)}"
+        return f"took {written_seconds(entry.ended - entry.started)}"
     if entry.deadline is not None and entry.ended is None:
-        return f"at most {_seconds(max(0.0, entry.deadline - time.time()))}"
+        return f"at most {written_seconds(max(0.0, entry.deadline - time.time()))}"
     return ""
 
 
-def _seconds(seconds: float) -> str:
+def written_seconds(seconds: float) -> str:
+    """`12 s`, or `1:40 min`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import JobFailedError
@@ -156,13 +157,18 @@ def write_poster(parts: Sequence[Part], path: Path) -> None:
         Image.fromarray(frames[len(frames) // 2]).save(temporary, format="png")
 
 
+def pick_frames(video: Path) -> NDArray[np.uint8]:
+    """Five frames of an mp4, from its first to its last, beside each other: `[H, 5 W, 3]`."""
+    frames = read_frames(video)
+    picked = frames[np.linspace(0, len(frames) - 1, _SHOWN).round().astype(int)]
+    return np.concatenate(list(picked), axis=1)
+
+
 def write_contact_sheet(parts: Sequence[Part], path: Path) -> None:
     """Five frames of every shot under its title, as a PNG."""
     rows = []
     for part in parts:
-        frames = read_frames(part.video)
-        picked = frames[np.linspace(0, len(frames) - 1, _SHOWN).round().astype(int)]
-        body = np.concatenate(list(picked), axis=1)
+        body = pick_frames(part.video)
         label = Image.new("RGB", (body.shape[1], _LABEL), "white")
         ImageDraw.Draw(label).text((2, 2), part.title, fill="black", font=ImageFont.load_default(12))
         gap = np.full((_GAP, body.shape[1], 3), 255, np.uint8)

@@ -1,0 +1,74 @@
+"""The page of a film: one HTML file that holds everything it shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from runtime.files import whole_file
+from runtime.film import Part, length, pick_frames, starts
+from runtime.picture import COLOURS
+from runtime.report import Report, versions
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One shot as the page shows it.
+
+    Attributes:
+        id: of the shot.
+        part: its place in the film.
+        report: of the run that made it.
+    """
+
+    id: str
+    part: Part
+    report: Report
+
+    @property
+    def prompts(self) -> list[str]:
+        """In the order in which they come."""
+        request = self.report.request
+        return [request["prompt"], *(point["prompt"] for point in request["travel"])]
+
+    @property
+    def strip(self) -> str:
+        """Some of its frames beside each other, as a data URL."""
+        buffer = io.BytesIO()
+        Image.fromarray(pick_frames(self.part.video)).save(buffer, format="png", optimize=True)
+        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def write_page(scenes: Sequence[Scene], path: Path, *, title: str, fps: int) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        scenes: the shots, in order.
+    """
+    parts = [scene.part for scene in scenes]
+    page = _TEMPLATES.get_template("film_page.html").render(
+        title=title,
+        fps=fps,
+        frames=length(parts),
+        shots=list(zip(scenes, starts(parts), strict=True)),
+        slowest=max(scene.report.seconds.total for scene in scenes),
+        colours={str(kind): colour for kind, colour in COLOURS.items()},
+        versions=versions(),
+    )
+    with whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("runtime", "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)

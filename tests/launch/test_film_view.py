@@ -1,0 +1,63 @@
+"""What is seen of a film while it is made."""
+
+from __future__ import annotations
+
+import io
+from contextlib import closing
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.entries import Progress, State
+from launch.film import Film, plan_film
+from launch.film_view import film_table, shown_live
+from launch.queue import Queue
+
+FILM = """\
+title: Three shots
+defaults: {steps: 6, spectrum: paper, frames: 9}
+shots:
+  - {id: one, prompt: a}
+  - {id: two, prompt: b}
+  - {id: three, prompt: c}
+"""
+
+
+def planned(folder: Path) -> Film:
+    (folder / "film.yaml").write_text(FILM)
+    return plan_film(folder / "film.yaml", out=folder / "film")
+
+
+def written(film: Film, queue: Queue, requests: dict[int, int]) -> list[str]:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(film_table(film, {number: queue.entry(id) for number, id in requests.items()}))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return [" ".join(line.replace("│", " ").replace("━", " ").split()) for line in text.splitlines()]
+
+
+def test_every_shot_is_shown_with_its_state_step_and_replica(tmp_path: Path) -> None:
+    film = planned(tmp_path)
+    with closing(Queue(tmp_path / "queue")) as queue:
+        requests = {number: queue.submit(film.job(number)) for number in (0, 1)}
+        assert queue.take(7) is not None
+        queue.report(requests[0], Progress("paper", 3, 6, 2, 75.0))
+        lines = written(film, queue, requests)
+        assert "one running 2 1:15 min 7" in lines
+        assert "two waiting" in lines
+        assert "three not wanted" in lines
+        assert "0 of 3 shots" in lines
+        queue.end(requests[0], State.DONE)
+        assert "1 of 3 shots" in written(film, queue, requests)
+
+
+def test_a_terminal_shows_it_while_it_is_made_and_a_log_does_not(tmp_path: Path) -> None:
+    film = planned(tmp_path)
+    with closing(Queue(tmp_path / "queue")) as queue:
+        requests = {0: queue.submit(film.job(0))}
+        shown = []
+        for terminal in (True, False):
+            console = Console(file=io.StringIO(), width=120, force_terminal=terminal)
+            with shown_live(console, film, queue, requests):
+                pass
+            shown.append(console.file.getvalue())  # type: ignore[attr-defined]
+    assert "waiting" in shown[0] and shown[1] == ""

@@ -48,6 +48,10 @@ class Film:
         """The mp4 of a shot."""
         return self.out / "shots" / f"{self.shots[number].shot.id}-{self.digests[number][:12]}.mp4"
 
+    def checkpoints(self, number: int) -> Path:
+        """Where a shot's state is kept while it is made."""
+        return self.video(number).with_suffix(".checkpoints")
+
     def done(self, number: int) -> bool:
         """Whether a shot is there. Its picture is written last."""
         return all(self.video(number).with_suffix(kind).is_file() for kind in (".mp4", ".json", ".png"))
@@ -73,7 +77,7 @@ class Film:
     def job(self, number: int) -> Job:
         """What makes a shot."""
         one, video = self.shots[number], self.video(number)
-        kept = Checkpoints(video.with_suffix(".checkpoints"), every=CHECKPOINT_EVERY, resume=True)
+        kept = Checkpoints(self.checkpoints(number), every=CHECKPOINT_EVERY, resume=True)
         outputs = Outputs(video, video.with_suffix(".json"), overwrite=True)
         return Job(
             config=load_config(one.config),

@@ -11,6 +11,7 @@ already is not made again:
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -46,6 +47,7 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
     console.print(f"{found} of {len(film.shots)} shots need no rendering", highlight=False)
     if film.missing:
         _render(film, replicas, console)
+    _remove_checkpoints(film)
     if not film.complete:
         console.print("not joined: other shots of the film are missing", highlight=False)
         return None
@@ -74,6 +76,13 @@ def _render(film: Film, replicas: int, console: Console) -> None:
     failed = [f"{entry.name}: {entry.reason}" for entry in entries if entry.state is not State.DONE]
     if failed:
         raise JobFailedError("\n".join([f"{len(failed)} shots could not be made", *failed]))
+
+
+def _remove_checkpoints(film: Film) -> None:
+    """Those of shots that are done: a driver that is killed just then leaves them."""
+    for number in range(len(film.shots)):
+        if film.done(number):
+            shutil.rmtree(film.checkpoints(number), ignore_errors=True)
 
 
 def _submit(film: Film, queue: Queue) -> dict[int, int]:

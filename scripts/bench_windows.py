@@ -1,0 +1,97 @@
+"""The memory of a long video: one window, ten of them, and the same video without windows.
+
+    python scripts/bench_windows.py
+
+Each video is made, as far as its mp4, in a process of its own, whose peak is the kernel's (VmHWM); the peak
+of a first video of 5 frames is subtracted. Prints a line for each, with its ratio to one window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from runtime.configs import Config, load_config
+from runtime.engine import Engine
+from runtime.video import mp4_writer
+
+PROMPT = "a red circle moving left on a black background"
+STREAMS = ("guided", "feature")
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has had."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
+def measure(config: Config, frames: int, size: int, steps: int, stream: str) -> dict[str, float]:
+    """Make one video of so many frames, and say what it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        preset = Path(folder) / "preset.yaml"
+        preset.write_text(f"stream: {stream}\nschedule: {{kind: paper}}\n")
+        engine = Engine(config)
+        peaks = []
+        for count in (5, frames):
+            request = config.request(
+                PROMPT, frames=count, width=size, height=size, steps=steps, spectrum=str(preset)
+            )
+            with mp4_writer(Path(folder) / f"{count}.mp4", width=size, height=size, fps=8) as sink:
+                generation = engine.generate(request, [sink])
+            peaks.append(peak_megabytes())
+    return {
+        "windows": generation.windows,
+        "megabytes": peaks[1] - peaks[0],
+        "remembered": generation.forecaster_bytes / 2**20,
+    }
+
+
+def in_process(arguments: list[str]) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(told.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", type=int, default=192, help="width and height")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=10, help="of the long video")
+    parser.add_argument("--frames", type=int, help="measure one video of this length here, as JSON")
+    parser.add_argument("--whole", action="store_true", help="with --frames: in one piece, without windows")
+    parser.add_argument("--stream", choices=STREAMS, default="guided", help="with --frames: what is forecast")
+    given = parser.parse_args()
+    config = load_config("wan-tiny")
+    assert config.window is not None
+    if given.frames is not None:
+        chosen = config.model_copy(update={"window": None}) if given.whole else config
+        print(json.dumps(measure(chosen, given.frames, given.size, given.steps, given.stream)))
+        return
+    short = config.window.frames
+    long = short + (given.windows - 1) * (short + 3 - config.window.overlap)
+    for stream in STREAMS:
+        first = 0.0
+        for name, frames, more in (
+            ("one window", short, []),
+            (f"{given.windows} windows", long, []),
+            ("the same, whole", long, ["--whole"]),
+        ):
+            common = ["--size", str(given.size), "--steps", str(given.steps), "--stream", stream]
+            run = in_process([*common, "--frames", str(frames), *more])
+            first = first or run["megabytes"]
+            print(
+                f"{stream:8} {name:16} {frames:4} frames, {run['windows']:2.0f} windows: "
+                f"{run['megabytes']:6.0f} MB, {run['megabytes'] / first:5.2f} × one window; {run['remembered']:5.1f} MB of it remembered",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -2,14 +2,16 @@
 
     python scripts/bench_windows.py
 
-Each video is made, as far as its mp4, in a process of its own, whose peak is the kernel's (VmHWM); the peak
-of a first video of 5 frames is subtracted. Prints a line for each, with its ratio to one window.
+Each video is made, as far as its mp4, in a process of its own: the kernel's peak (VmHWM) above the loaded
+model.
+Prints a line for each, with its ratio to one window.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,10 +25,10 @@ PROMPT = "a red circle moving left on a black background"
 STREAMS = ("guided", "feature")
 
 
-def peak_megabytes() -> float:
-    """The most memory that this process has had."""
+def memory_megabytes(kind: str) -> float:
+    """Memory of this process: `VmRSS` now, `VmHWM` the most it has had."""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(kind)) / 1024
 
 
 def measure(config: Config, frames: int, size: int, steps: int, stream: str) -> dict[str, float]:
@@ -35,25 +37,24 @@ def measure(config: Config, frames: int, size: int, steps: int, stream: str) -> 
         preset = Path(folder) / "preset.yaml"
         preset.write_text(f"stream: {stream}\nschedule: {{kind: paper}}\n")
         engine = Engine(config)
-        peaks = []
-        for count in (5, frames):
-            request = config.request(
-                PROMPT, frames=count, width=size, height=size, steps=steps, spectrum=str(preset)
-            )
-            with mp4_writer(Path(folder) / f"{count}.mp4", width=size, height=size, fps=8) as sink:
-                generation = engine.generate(request, [sink])
-            peaks.append(peak_megabytes())
+        loaded = memory_megabytes("VmRSS")
+        request = config.request(
+            PROMPT, frames=frames, width=size, height=size, steps=steps, spectrum=str(preset)
+        )
+        with mp4_writer(Path(folder) / "video.mp4", width=size, height=size, fps=8) as sink:
+            generation = engine.generate(request, [sink])
     return {
         "windows": generation.windows,
-        "megabytes": peaks[1] - peaks[0],
+        "megabytes": memory_megabytes("VmHWM") - loaded,
         "remembered": generation.forecaster_bytes / 2**20,
     }
 
 
 def in_process(arguments: list[str]) -> dict[str, float]:
-    """`measure` in a process of its own."""
+    """`measure` in a process of its own, whose freed tensors go back to the system at once."""
     command = [sys.executable, __file__, *arguments]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return dict(json.loads(told.splitlines()[-1]))
 
 
@@ -61,8 +62,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=192, help="width and height")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--size", type=int, default=128, help="width and height")
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--windows", type=int, default=10, help="of the long video")
     parser.add_argument("--frames", type=int, help="measure one video of this length here, as JSON")
     parser.add_argument("--whole", action="store_true", help="with --frames: in one piece, without windows")
@@ -88,7 +89,8 @@ def main() -> None:
             first = first or run["megabytes"]
             print(
                 f"{stream:8} {name:16} {frames:4} frames, {run['windows']:2.0f} windows: "
-                f"{run['megabytes']:6.0f} MB, {run['megabytes'] / first:5.2f} × one window; {run['remembered']:5.1f} MB of it remembered",
+                f"{run['megabytes']:6.0f} MB, {run['megabytes'] / first:5.2f} × one window; "
+                f"{run['remembered']:5.1f} MB of it remembered",
                 flush=True,
             )
 

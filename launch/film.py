@@ -12,7 +12,7 @@ from pathlib import Path
 from launch.jobs import Job
 from launch.options import CHECKPOINT_EVERY, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
-from runtime.configs import Config, load_config
+from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.files import Outputs
 from runtime.film import Part
@@ -80,7 +80,7 @@ class Film:
         kept = Checkpoints(self.checkpoints(number), every=CHECKPOINT_EVERY, resume=True)
         outputs = Outputs(video, video.with_suffix(".json"), overwrite=True)
         return Job(
-            config=load_config(one.config),
+            config=one.settings,
             request=one.request,
             outputs=outputs,
             compare=self.compare,
@@ -112,22 +112,20 @@ def plan_film(
         raise BadRequestError(f"only: {', '.join(unknown)} given; the shots are {', '.join(known)}")
     if audio is not None and not audio.is_file():
         raise BadRequestError(f"audio: {str(audio)!r} given; there is no such file")
-    revisions: dict[str, str] = {}
-    digests = []
+    revisions: dict[Config, str] = {}
     for one in shots:
-        config = load_config(one.config)
-        if one.config not in revisions:
-            revisions[one.config] = find_model(config).revision
-        digests.append(_digest(one, config, revisions[one.config]))
+        if one.settings not in revisions:
+            revisions[one.settings] = find_model(one.settings).revision
+    digests = [_digest(one, revisions[one.settings]) for one in shots]
     return Film(board, shots, digests, out, tuple(only), ranks, audio, compare)
 
 
-def _digest(one: ShotRequest, config: Config, revision: str) -> str:
+def _digest(one: ShotRequest, revision: str) -> str:
     """Of everything that a shot's frames and file depend on."""
     content = {
         "request": one.request.model_dump(exclude={"spectrum", "deadline"}),
         "preset": load_preset(one.request.spectrum).identity,
-        "config": config.model_dump(mode="json", exclude={"device", "defaults", "memory"}),
+        "config": one.settings.model_dump(mode="json", exclude={"device", "defaults", "memory", "lora"}),
         "model": revision,
         "lockstep": version("lockstep-video"),
     }

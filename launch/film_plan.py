@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from launch.film import Film
-from runtime.configs import Config, load_config
+from runtime.configs import Config
 from runtime.film import length
 from runtime.presets import load_preset
 from runtime.storyboard import ShotRequest
@@ -30,7 +30,7 @@ class Estimate:
 def estimate(film: Film, number: int) -> Estimate:
     """Evaluations of a shot, and the time by the reports of other shots or its preset's calibration."""
     one = film.shots[number]
-    config, preset = load_config(one.config), load_preset(one.request.spectrum)
+    config, preset = one.settings, load_preset(one.request.spectrum)
     kinds = preset.expected_kinds(one.request.steps)
     windows = _windows(one, config)
     nfe = kinds.count(StepKind.COMPUTE)

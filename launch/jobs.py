@@ -10,9 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
-from runtime.configs import Config, is_path, load_config
+from runtime.configs import Config, Lora, is_path, load_config
 from runtime.errors import BadRequestError
 from runtime.files import Outputs
+from runtime.lora import lora_digest
 from runtime.presets import load_preset
 from runtime.request import VideoRequest, explain
 from runtime.topology import Degrees, Topology
@@ -117,6 +118,7 @@ def build_job(
     attention: str | None,
     shard: bool | None,
     compile: bool | None,
+    lora: tuple[str, float] | None,
     timeout: float | None,
     checkpoints: Path | None,
     checkpoint_every: int,
@@ -128,7 +130,7 @@ def build_job(
     Raises:
         BadRequestError: a field is out of its bounds, or the options do not fit each other.
     """
-    settings = _override(load_config(config), attention=attention, shard=shard, compile=compile)
+    settings = _override(load_config(config), attention=attention, shard=shard, compile=compile, lora=lora)
     request = build_request(settings, prompt, **given)
     load_preset(request.spectrum).check_request(settings.windowed(request))
     degrees = Degrees(cfg=cfg, ring=ring, ulysses=ulysses)
@@ -148,9 +150,19 @@ def build_job(
     return Job(settings, request, outputs, compare, world, degrees, kept, timeout or default)
 
 
-def _override(config: Config, *, attention: str | None, shard: bool | None, compile: bool | None) -> Config:
+def _override(
+    config: Config,
+    *,
+    attention: str | None,
+    shard: bool | None,
+    compile: bool | None,
+    lora: tuple[str, float] | None,
+) -> Config:
     """The config with what the command line says instead."""
     changes: dict[str, Any] = {}
+    if lora is not None:
+        changes["lora"] = chosen = Lora(file=str(Path(lora[0]).absolute()), scale=lora[1])
+        lora_digest(chosen)
     if attention is not None:
         changes["attention"] = attention
     if compile is not None:

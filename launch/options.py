@@ -89,6 +89,12 @@ def generate_options(command: _Command) -> _Command:
         click.option("--ulysses", type=_DEGREE, help="Ranks that split attention heads."),
         click.option("--ring", type=_DEGREE, help="Ranks that pass keys and values around."),
         click.option("--cfg", type=_DEGREE, help="2 gives each guidance branch its own ranks."),
+        click.option(
+            "--lora",
+            type=(str, float),
+            metavar="FILE SCALE",
+            help="Weights to add to the transformer's, and how much of them.",
+        ),
         click.option("--attention", help="Kernel of the self-attention, such as flash or xfuser."),
         click.option(
             "--shard/--replicate", default=None, help="Shard the transformer over the ranks (FSDP2)."

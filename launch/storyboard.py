@@ -140,6 +140,7 @@ def _manifest(film: Film) -> dict[str, Any]:
                 "start": start,
                 "transition": one.shot.transition.model_dump(),
                 "config": one.config,
+                "lora": None if one.settings.lora is None else one.settings.lora.model_dump(),
                 "request": one.request.model_dump(),
             }
             for one, part, digest, start in zip(film.shots, parts, film.digests, starts(parts), strict=True)

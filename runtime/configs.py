@@ -106,12 +106,20 @@ class Window(_Part):
         return self
 
 
+class Lora(_Part):
+    """Weights that are added to the transformer's: a safetensors file, and how much of it counts."""
+
+    file: str
+    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
 class Config(_Part):
     """A model and how it is used.
 
     Attributes:
         model: an embedded model's name, a folder in diffusers layout, or a Hugging Face repository.
         revision: commit or tag of the repository; None for a folder.
+        lora: merged into the transformer when it is loaded.
         architecture: what the model is expected to be; a model that differs is refused.
         device: `auto` takes the accelerator if there is one.
         fps: frames per second of the mp4.
@@ -124,6 +132,7 @@ class Config(_Part):
 
     model: str
     revision: str | None = None
+    lora: Lora | None = None
     architecture: Architecture | None = None
     dtype: Dtypes = Dtypes()
     scheduler: Scheduler = Scheduler()

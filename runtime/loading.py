@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from runtime.collectives import Peers
 from runtime.configs import Config
 from runtime.errors import BadRequestError
+from runtime.lora import merge_lora
 from runtime.ranks import Ranks
 from runtime.weights import ModelFolder
 
@@ -85,6 +86,8 @@ def _open(
     if node.rank == 0:
         model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
         _refuse_missing(folder, component, info)
+        if component == "transformer" and config.lora is not None:
+            merge_lora(model, config.lora)
         layout = [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in _tensors(model)]
     layout = node.tell(layout)[0]
     if node.rank != 0:

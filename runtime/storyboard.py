@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.configs import load_config
+from runtime.configs import Config, Lora, load_config
 from runtime.errors import BadRequestError
+from runtime.lora import lora_digest
 from runtime.presets import load_preset
 from runtime.request import MAX_SEED, VideoRequest, Waypoint
 
@@ -48,6 +49,7 @@ class Settings(_Part):
         seconds, frames: how long it is, one of the two; seconds become the nearest 4k + 1 frames.
         seed: by default made from the shot's id.
         steps, guidance, spectrum: as in a request.
+        lora: weights to add to the model's; the file is relative to the storyboard.
     """
 
     config: str | None = None
@@ -58,6 +60,7 @@ class Settings(_Part):
     steps: int | None = None
     guidance: float | None = None
     spectrum: str | None = None
+    lora: Lora | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -119,12 +122,17 @@ class ShotRequest(_Part):
 
     Attributes:
         config: name or absolute path.
+        settings: what that is, with the shot's LoRA.
     """
 
     shot: Shot
     config: str
+    settings: Config
     request: VideoRequest
-    fps: int
+
+    @property
+    def fps(self) -> int:
+        return self.settings.fps
 
 
 def load_storyboard(path: Path) -> tuple[Storyboard, list[ShotRequest]]:
@@ -179,6 +187,11 @@ def _decide(board: Storyboard, shot: Shot, folder: Path) -> ShotRequest:
     given |= own
     name = _beside(given.pop("config") or "wan-tiny", folder)
     config = load_config(name)
+    lora = given.pop("lora")
+    if lora is not None:
+        lora = lora.model_copy(update={"file": str((folder / lora.file).resolve())})
+        lora_digest(lora)
+        config = config.model_copy(update={"lora": lora})
     seconds = given.pop("seconds")
     if seconds is not None:
         given["frames"] = max(round((seconds * config.fps - 1) / 4), 0) * 4 + 1
@@ -189,7 +202,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path) -> ShotRequest:
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
     request = config.request(shot.prompt, **{key: value for key, value in given.items() if value is not None})
     load_preset(request.spectrum).check_request(config.windowed(request))
-    return ShotRequest(shot=shot, config=name, request=request, fps=config.fps)
+    return ShotRequest(shot=shot, config=name, settings=config, request=request)
 
 
 def _joins(board: Storyboard, decided: Sequence[ShotRequest], where: _Where) -> list[str]:

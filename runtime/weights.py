@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.errors import BadRequestError
+from runtime.lora import lora_digest
 
 _WEIGHTS = {  # component → stem of its weight file, as diffusers and transformers name it
     "transformer": "diffusion_pytorch_model",
@@ -28,7 +29,7 @@ class ModelFolder:
     Attributes:
         name: what the user called it.
         path: the folder.
-        revision: the repository's commit, or `sha256:…` over the folder's files.
+        revision: the repository's commit, or `sha256:…` over the folder's files; with that of a LoRA.
     """
 
     name: str
@@ -43,7 +44,7 @@ def find_model(config: Config) -> ModelFolder:
 
     Raises:
         BadRequestError: there is no such model, it is not a text-to-video Wan, or a file is missing or
-            corrupt.
+            corrupt; or the LoRA is none.
     """
     local = find_local(config)
     path, commit = (local, None) if local else _download(config.model, config.revision)
@@ -51,7 +52,10 @@ def find_model(config: Config) -> ModelFolder:
         _check_folder(path, config.architecture)
     except (OSError, ValueError, SafetensorError) as error:
         raise BadRequestError(f"model: {config.model!r} cannot be used: {error}") from None
-    return ModelFolder(config.model, path, commit or _digest(path))
+    revision = commit or _digest(path)
+    if config.lora is not None:
+        revision += f"+{lora_digest(config.lora)}"
+    return ModelFolder(config.model, path, revision)
 
 
 def find_local(config: Config) -> Path | None:

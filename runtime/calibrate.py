@@ -292,7 +292,7 @@ class Calibrator:
     def _full_latents(self, video: int) -> torch.Tensor:
         """The final latents of a full run, on every rank."""
         latents_BCFHW = torch.empty(
-            self._engine.latent_shape(self._requests[video]), device=self._engine.ranks.device
+            self._engine.sizes.shape(self._requests[video]), device=self._engine.ranks.device
         )
         if self._engine.ranks.leads:
             latents_BCFHW.copy_(self._found.latents[video])

@@ -34,6 +34,7 @@ from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
 from runtime.resume import Progress, Resumable
 from runtime.sampler import load_scheduler
+from runtime.sizes import LatentSizes
 from runtime.streams import Branch, Network, Stream
 from runtime.text import PromptEncoder
 from runtime.topology import Degrees, Topology
@@ -41,7 +42,6 @@ from runtime.travel import Embeddings, window_embeddings
 from runtime.video import FrameSink, to_uint8
 from runtime.wan import WanAdapter
 from runtime.weights import find_model
-from runtime.windows import Windows
 
 
 class Engine:
@@ -83,7 +83,15 @@ class Engine:
         self._attention = SelfAttention(self._transformer)
         self._adapter = WanAdapter(self._transformer)
         self._text = PromptEncoder(self.model, config, self.ranks, self._adapter.dtype)
-        self._vae_settings = AutoencoderKLWan.load_config(self.model.path / "vae")
+        settings, vae = self._transformer.config, AutoencoderKLWan.load_config(self.model.path / "vae")
+        self.sizes = LatentSizes(
+            model=self.model.name,
+            channels=settings.out_channels,
+            temporal=vae["scale_factor_temporal"],
+            spatial=vae["scale_factor_spatial"],
+            patch=tuple(settings.patch_size),
+            positions=settings.rope_max_seq_len,
+        )
         self._vae = load_vae(self.model, config, self.ranks)
         self._coordinator: Coordinator | None = None
         self.load_seconds = time.perf_counter() - started
@@ -150,7 +158,7 @@ class Engine:
             BadRequestError: the request does not fit this model or these ranks.
         """
         preset = load_preset(request.spectrum)
-        tokens = self._count_tokens(self.config.windowed(request))
+        tokens = self.sizes.tokens(self.config.windowed(request))
         heads = self._transformer.config.num_attention_heads
         topology = Topology.choose(
             self.ranks.size,
@@ -177,7 +185,7 @@ class Engine:
             preset.schedules_of(steps, request.branches),
             topology,
             attention,
-            self._windows(request),
+            self.sizes.windows(request, self.config),
         )
 
     def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:
@@ -212,40 +220,6 @@ class Engine:
             return False
         self._coordinator.command(command)
         return True
-
-    def _count_tokens(self, request: VideoRequest) -> int:
-        """Tokens of one video; it must fill whole ones, and there must be a position for each."""
-        settings, spatial = self._transformer.config, self._vae_settings["scale_factor_spatial"]
-        tokens = 1
-        for name, size, patch in zip(
-            ("frames", "height", "width"), self._latent_size(request), settings.patch_size, strict=True
-        ):
-            given = f"{name}: {getattr(request, name)} given; {self.model.name}"
-            if size % patch:
-                raise BadRequestError(f"{given} needs a multiple of {spatial * patch}")
-            if size // patch > settings.rope_max_seq_len:
-                raise BadRequestError(
-                    f"{given} has positions for {settings.rope_max_seq_len} tokens along each axis, "
-                    f"and this would be {size // patch}"
-                )
-            tokens *= size // patch
-        return tokens
-
-    def _windows(self, request: VideoRequest) -> Windows:
-        total, window = self._latent_size(request)[0], self.config.window
-        if window is None:
-            return Windows(total, total, (0,))
-        temporal = self._vae_settings["scale_factor_temporal"]
-        return Windows.over(total, (window.frames - 1) // temporal + 1, window.overlap // temporal)
-
-    def latent_shape(self, request: VideoRequest) -> tuple[int, ...]:
-        """Shape of the latents: `[B, C, F, H, W]`."""
-        return (request.videos, self._transformer.config.in_channels, *self._latent_size(request))
-
-    def _latent_size(self, request: VideoRequest) -> tuple[int, int, int]:
-        temporal = self._vae_settings["scale_factor_temporal"]
-        spatial = self._vae_settings["scale_factor_spatial"]
-        return (request.frames - 1) // temporal + 1, request.height // spatial, request.width // spatial
 
     def steps(
         self,
@@ -339,7 +313,7 @@ class Engine:
     def _noise(self, request: VideoRequest) -> torch.Tensor:
         """Noise of the whole batch, drawn on the CPU so that a seed means the same video on every machine."""
         noise_BCFHW: torch.Tensor = randn_tensor(
-            self.latent_shape(request),
+            self.sizes.shape(request),
             generator=torch.Generator("cpu").manual_seed(request.seed),
             device=self.ranks.device,
             dtype=torch.float32,

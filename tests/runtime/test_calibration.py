@@ -141,7 +141,7 @@ def test_a_planned_preset_does_as_planned(made: Made, engine: Engine, tmp_path: 
 
 
 def full_latent_bytes(engine: Engine, request: VideoRequest) -> int:
-    return int(np.prod(engine.latent_shape(request))) * 4
+    return int(np.prod(engine.sizes.shape(request))) * 4
 
 
 def test_where_the_plan_does_not_hold_more_is_computed(made: Made, engine: Engine, tmp_path: Path) -> None:

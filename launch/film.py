@@ -14,12 +14,12 @@ from launch.options import CHECKPOINT_EVERY, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
 from runtime.configs import Config
 from runtime.errors import BadRequestError
-from runtime.files import Outputs
+from runtime.files import Outputs, image_digest
 from runtime.film import Part
 from runtime.presets import load_preset
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.topology import Degrees
-from runtime.weights import find_model
+from runtime.weights import ModelFolder, find_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +112,24 @@ def plan_film(
         raise BadRequestError(f"only: {', '.join(unknown)} given; the shots are {', '.join(known)}")
     if audio is not None and not audio.is_file():
         raise BadRequestError(f"audio: {str(audio)!r} given; there is no such file")
-    revisions: dict[Config, str] = {}
+    models: dict[Config, ModelFolder] = {}
+    problems = []
     for one in shots:
-        if one.settings not in revisions:
-            revisions[one.settings] = find_model(one.settings).revision
-    digests = [_digest(one, revisions[one.settings]) for one in shots]
+        if one.settings not in models:
+            models[one.settings] = find_model(one.settings)
+        if problem := models[one.settings].refuses(one.request):
+            problems.append(f"{storyboard}, shot {one.shot.id!r}: {problem}")
+    if problems:
+        raise BadRequestError("\n".join(problems))
+    digests = [_digest(one, models[one.settings].revision) for one in shots]
     return Film(board, shots, digests, out, tuple(only), ranks, audio, compare)
 
 
 def _digest(one: ShotRequest, revision: str) -> str:
     """Of everything that a shot's frames and file depend on."""
     content = {
-        "request": one.request.model_dump(exclude={"spectrum", "deadline"}),
+        "request": one.request.model_dump(exclude={"spectrum", "deadline", "image"}),
+        "image": None if one.request.image is None else image_digest(one.request.image),
         "preset": load_preset(one.request.spectrum).identity,
         "config": one.settings.model_dump(mode="json", exclude={"device", "defaults", "memory", "lora"}),
         "model": revision,

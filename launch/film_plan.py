@@ -56,9 +56,10 @@ def _step_times(film: Film, one: ShotRequest) -> tuple[float, float] | None:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             same = all(report["request"][k] == getattr(one.request, k) for k in _TIMED)
-            measured, windows = report["step_seconds"], report["windows"]
+            measured = report["step_seconds"]
+            together = report["windows"] if report["request"]["image"] is None else 1  # windows of a step
             if same and measured["computed_median"] is not None:
-                return measured["computed_median"] / windows, (measured["forecast_median"] or 0.0) / windows
+                return measured["computed_median"] / together, (measured["forecast_median"] or 0.0) / together
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

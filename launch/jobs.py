@@ -12,7 +12,7 @@ from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, Lora, is_path, load_config
 from runtime.errors import BadRequestError
-from runtime.files import Outputs
+from runtime.files import Outputs, image_digest
 from runtime.lora import lora_digest
 from runtime.presets import load_preset
 from runtime.request import VideoRequest, explain
@@ -42,8 +42,10 @@ class Job:
         """Refuse files that cannot be written; for the rank that writes them.
 
         Raises:
-            BadRequestError: see `Outputs.check` and `Checkpoints.check`.
+            BadRequestError: see `Outputs.check`, `Checkpoints.check` and `image_digest`.
         """
+        if self.request.image is not None:
+            image_digest(self.request.image)
         self.outputs.check(self.request.videos)
         if self.checkpoints is not None:
             self.checkpoints.check(overwrite=self.outputs.overwrite)
@@ -53,6 +55,8 @@ class Job:
         outputs, kept, request = self.outputs, self.checkpoints, self.request
         if is_path(request.spectrum):
             request = request.model_copy(update={"spectrum": str(Path(request.spectrum).absolute())})
+        if request.image is not None:
+            request = request.model_copy(update={"image": str(Path(request.image).absolute())})
         return replace(
             self,
             request=request,

@@ -29,8 +29,9 @@ class Dtypes(_Part):
     transformer: _Dtype = "bfloat16"
     text_encoder: _Dtype = "bfloat16"
     vae: _Dtype = "float32"
+    image_encoder: _Dtype = "float32"
 
-    def of(self, component: Literal["transformer", "text_encoder", "vae"]) -> torch.dtype:
+    def of(self, component: Literal["transformer", "text_encoder", "vae", "image_encoder"]) -> torch.dtype:
         dtype = getattr(torch, getattr(self, component))
         assert isinstance(dtype, torch.dtype)
         return dtype

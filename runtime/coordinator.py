@@ -116,7 +116,7 @@ class Coordinator:
         ranks: Ranks,
         deadline: Deadline | None = None,
     ):
-        self._schedules, self._ranks = schedules, ranks
+        self.schedules, self._ranks = schedules, ranks
         self._distinct = list({id(schedule): schedule for schedule in schedules.values()}.values())
         self._adaptive = [s for s in self._distinct if isinstance(s, AdaptiveSchedule)]
         self._digest = hashlib.sha256(identity.encode())
@@ -144,6 +144,11 @@ class Coordinator:
         """Ask for `command` at the next step that all ranks can still agree on. For any thread or signal."""
         self._wanted = max(self._wanted, command)
 
+    @property
+    def unanswered(self) -> Command:
+        """What was asked for too late for this generation's steps."""
+        return max(self._wanted, self._agreed)
+
     def decide(self, step: int) -> Decision:
         """The decision for `step`; asked once per step, in ascending order, by every rank.
 
@@ -160,7 +165,7 @@ class Coordinator:
             kinds = dict.fromkeys(kinds, StepKind.FORECAST)
             self.dropped.append(step)
         decision = Decision(
-            step, {branch: kinds[id(schedule)] for branch, schedule in self._schedules.items()}, agreed
+            step, {branch: kinds[id(schedule)] for branch, schedule in self.schedules.items()}, agreed
         )
         self._take(decision)
         self._begin_exchange(step)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -21,19 +22,21 @@ from runtime.attention import Attend, SelfAttention, attend
 from runtime.checkpoint import Checkpoints
 from runtime.conditions import Conditions
 from runtime.configs import Config
-from runtime.coordinator import Command, Coordinator, Deadline
+from runtime.coordinator import Command, Coordinator
 from runtime.decode import decode_frames
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.devices import pick_device
-from runtime.errors import BadRequestError, CancelledError
+from runtime.errors import BadRequestError
+from runtime.files import image_digest
 from runtime.generation import Generation, Plan, Prepared
+from runtime.image import ImageCondition, ImageEncoder
 from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
 from runtime.presets import load_preset
 from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
-from runtime.resume import Progress, Resumable
 from runtime.sampler import load_scheduler
+from runtime.segments import denoise_segments
 from runtime.sizes import LatentSizes
 from runtime.streams import Branch, Network, Stream
 from runtime.text import PromptEncoder
@@ -83,6 +86,7 @@ class Engine:
         self._attention = SelfAttention(self._transformer)
         self._adapter = WanAdapter(self._transformer)
         self._text = PromptEncoder(self.model, config, self.ranks, self._adapter.dtype)
+        self._image = ImageEncoder(self.model, config, self.ranks, self._adapter.dtype)
         settings, vae = self._transformer.config, AutoencoderKLWan.load_config(self.model.path / "vae")
         self.sizes = LatentSizes(
             model=self.model.name,
@@ -125,7 +129,7 @@ class Engine:
         with generation.seconds.measure("encode"):
             prepared = self.prepare(plan)
         with generation.seconds.measure("denoise"):
-            latents_BCFHW = self._denoise(prepared, generation, on_step, checkpoints)
+            latents_BCFHW = denoise_segments(self, prepared, generation, on_step, checkpoints)
         self.decode(latents_BCFHW, sinks, generation)
         self.ranks.at("finishing", busy=True)
         return generation
@@ -143,13 +147,18 @@ class Engine:
             "attention": plan.attention,
             "deadline": plan.request.deadline,
         }
-        self.ranks.agree(self._identity(plan) | agreed)
+        identity = self._identity(plan)
+        self.ranks.agree(identity | agreed)
         self.ranks.at("text encoding", busy=True)
         text = self._text.encode(plan.request)
         noise_BCFHW = self._noise(plan.request)
-        return Prepared(
-            plan, self._networks(plan, noise_BCFHW[:, :, plan.windows.slice(0)], text), noise_BCFHW
-        )
+        window_BCFHW, image = noise_BCFHW[:, :, plan.windows.slice(0)], None
+        if plan.request.image is not None:
+            self.ranks.at("image encoding", busy=True)
+            with self._vae_at_work() as vae:
+                image = self._image.encode(plan.request, vae, window_BCFHW)
+        networks = self._networks(plan, window_BCFHW, text, image)
+        return Prepared(plan, json.dumps(identity, sort_keys=True), networks, noise_BCFHW, image)
 
     def plan(self, request: VideoRequest) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.
@@ -157,7 +166,10 @@ class Engine:
         Raises:
             BadRequestError: the request does not fit this model or these ranks.
         """
+        if problem := self.model.refuses(request):
+            raise BadRequestError(problem)
         preset = load_preset(request.spectrum)
+        preset.schedules_of(request.steps, request.branches)
         tokens = self.sizes.tokens(self.config.windowed(request))
         heads = self._transformer.config.num_attention_heads
         topology = Topology.choose(
@@ -182,7 +194,6 @@ class Engine:
             preset,
             partial(self._fresh_sampler, request.steps),
             steps,
-            preset.schedules_of(steps, request.branches),
             topology,
             attention,
             self.sizes.windows(request, self.config),
@@ -206,7 +217,7 @@ class Engine:
         """Run the transformer once at this request's size, so that what a first forward sets up is set up."""
         once = self.plan(request.full.model_copy(update={"steps": 1}))
         generation = Generation(request, once.preset, once.topology, once.attention)
-        self._denoise(self.prepare(once), generation, lambda _: None)
+        denoise_segments(self, self.prepare(once), generation)
 
     def _fresh_sampler(self, steps: int) -> SchedulerMixin:
         sampler = type(self._scheduler).from_config(self._scheduler.config)
@@ -236,46 +247,9 @@ class Engine:
         finally:
             self._coordinator = None
 
-    def _denoise(
-        self,
-        prepared: Prepared,
-        generation: Generation,
-        on_step: Callable[[StepRecord], None],
-        checkpoints: Checkpoints | None = None,
-    ) -> torch.Tensor:
-        """Latents `[B, C, F, H, W]`, float32, normalised per channel, the same on every rank."""
-        plan, state = prepared.plan, Denoising(prepared.noise_BCFHW)
-        sampler, stream = plan.fresh_sampler(), prepared.open_stream()
-        identity = json.dumps(self._identity(plan), sort_keys=True)
-        deadline = None if plan.request.deadline is None else Deadline(plan.request.deadline, plan.kinds)
-        coordinator = Coordinator(plan.schedules, identity, self.ranks, deadline)
-        progress = Progress(state, sampler, stream, coordinator, generation.steps)
-        resumable = Resumable(progress, checkpoints, identity, plan.topology, self.ranks)
-        start = resumable.begin()
-        try:
-            for record in self.steps(state, sampler, stream, coordinator, start):
-                generation.steps.append(record)
-                resumable.after(record)
-                on_step(record)
-        except CancelledError:
-            resumable.finish()
-            raise
-        generation.resumed_at = start
-        generation.checkpoint_bytes = resumable.finish()
-        generation.computed = {branch: coordinator.computed(branch) for branch in BRANCHES}
-        generation.errors, generation.digests = coordinator.errors, coordinator.digests
-        generation.expectation = plan.preset.expectation(
-            plan.steps, coordinator.computed("cond"), coordinator.errors, plan.schedules, coordinator.dropped
-        )
-        own = {"sent": [s.sent for s in generation.steps], "bytes": stream.bytes, "kept": stream.kept}
-        told = self.ranks.control.tell(own)
-        generation.sent = [sum(sent) for sent in zip(*(one["sent"] for one in told), strict=True)]
-        generation.forecaster_bytes = max(one["bytes"] for one in told)
-        generation.windows = len(plan.windows)
-        generation.features_kept = max(one["kept"] for one in told)
-        return state.latents_BCFHW
-
-    def _networks(self, plan: Plan, window_BCFHW: torch.Tensor, text: Embeddings) -> list[Network]:
+    def _networks(
+        self, plan: Plan, window_BCFHW: torch.Tensor, text: Embeddings, image: ImageCondition | None
+    ) -> list[Network]:
         """The transformer as this rank runs it on each window; they differ in their text alone."""
         group = self.ranks.group(plan.topology)
         geometry = self._adapter.geometry(window_BCFHW)
@@ -283,11 +257,12 @@ class Engine:
         guidance = group.guidance(plan.request.guidance if plan.request.guided else None)
         sequence = group.sequence(geometry.grid.tokens)
         networks = []
+        tokens_BIE = None if image is None else image.tokens_BIE
         known: dict[int, torch.Tensor] = {}  # windows that share an embedding share what becomes of it
         for embeddings in window_embeddings(plan.request, plan.windows, text):
             for embedding in embeddings:
                 if id(embedding) not in known:
-                    known[id(embedding)] = self._adapter.text(embedding)
+                    known[id(embedding)] = self._adapter.text(embedding, tokens_BIE)
             branches = tuple(
                 Branch(name, known[id(embedding)])
                 for name, embedding in zip(BRANCHES, embeddings, strict=False)
@@ -324,7 +299,8 @@ class Engine:
         """Everything that the result is a function of, as JSON."""
         identity = {
             # A preset's name says nothing, what it stands for does; with more time it is the same request.
-            "request": plan.request.model_dump(exclude={"spectrum", "deadline"}),
+            "request": plan.request.model_dump(exclude={"spectrum", "deadline", "image"}),
+            "image": self._image_digest(plan.request),
             "preset": plan.preset.identity,
             "model": self.model.revision,
             "dtype": self.config.dtype.model_dump(),
@@ -332,24 +308,38 @@ class Engine:
         }
         return dict(json.loads(json.dumps(identity, default=str)))
 
+    def _image_digest(self, request: VideoRequest) -> str:
+        """Of the image's file, which only the first rank needs to have."""
+        if request.image is None:
+            return ""
+        return str(self.ranks.control.tell(image_digest(request.image) if self.ranks.leads else "")[0])
+
+    @contextmanager
+    def _vae_at_work(self) -> Iterator[AutoencoderKLWan | None]:
+        """The VAE on the device while the block runs; None on ranks that have none."""
+        if self._vae is not None:
+            self._vae.to(self.ranks.device)
+        try:
+            yield self._vae
+        finally:
+            if self._vae is not None and self.config.memory.vae == "offload":
+                self._vae.to("cpu")
+
     @torch.no_grad()
     def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], generation: Generation) -> None:
         """Denoised latents, the same on every rank, → frames into `sinks`, as of `generate`."""
-        if self._vae is not None:
-            self._vae.to(self.ranks.device)
         digests = [hashlib.sha256() for _ in sinks]
-        chunks = decode_frames(self._vae, latents_BCFHW, self.config.tiles, self.ranks.everyone)
         self.ranks.at("decoding", busy=self.config.tiles is None)
-        while True:
-            with generation.seconds.measure("decode"):
-                chunk_BTHW3 = next(chunks, None)
-                if chunk_BTHW3 is None:
-                    break
-                videos = [to_uint8(frames_THW3) for frames_THW3 in chunk_BTHW3]
-            with generation.seconds.measure("write"):
-                for frames, sink, digest in zip(videos, sinks, digests, strict=True):
-                    digest.update(frames.tobytes())
-                    sink.write(frames)
-        if self._vae is not None and self.config.memory.vae == "offload":
-            self._vae.to("cpu")
+        with self._vae_at_work() as vae:
+            chunks = decode_frames(vae, latents_BCFHW, self.config.tiles, self.ranks.everyone)
+            while True:
+                with generation.seconds.measure("decode"):
+                    chunk_BTHW3 = next(chunks, None)
+                    if chunk_BTHW3 is None:
+                        break
+                    videos = [to_uint8(frames_THW3) for frames_THW3 in chunk_BTHW3]
+                with generation.seconds.measure("write"):
+                    for frames, sink, digest in zip(videos, sinks, digests, strict=True):
+                        digest.update(frames.tobytes())
+                        sink.write(frames)
         generation.frames_sha256 = [digest.hexdigest() for digest in digests]

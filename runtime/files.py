@@ -1,8 +1,9 @@
-"""Files: where a job's go, and how they appear whole or not at all."""
+"""Files: where a job's go, how they appear whole or not at all, and whether an image is one."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import socket
 import tempfile
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from PIL import Image, UnidentifiedImageError
 
 from runtime.errors import BadRequestError
 
@@ -101,6 +103,22 @@ class Outputs:
             raise BadRequestError(f"report: {str(self.report)!r} given; the name must end in .json")
         for path in (*self.videos(count), self.report, self.picture):
             check_writable(path, overwrite=self.overwrite)
+
+
+def image_digest(path: str) -> str:
+    """SHA-256 of an image's file, which is looked into.
+
+    Raises:
+        BadRequestError: there is none, or it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.verify()
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except UnidentifiedImageError:
+        raise BadRequestError(f"image: {path!r} given; it is no image") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for broken files
+        raise BadRequestError(f"image: {path!r} given; it cannot be read: {error}") from None
 
 
 def _flush(path: Path) -> None:

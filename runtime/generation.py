@@ -6,17 +6,20 @@ Tensor legend: B batch, C latent channels, F latent frames, H, W latent height a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
 
+from runtime.coordinator import Coordinator
 from runtime.denoise import StepRecord
 from runtime.expectation import Expectation
+from runtime.image import ImageCondition
 from runtime.presets import Preset
-from runtime.request import VideoRequest
+from runtime.request import BRANCHES, VideoRequest
 from runtime.streams import STREAMS, ComputedStream, Network, Stream
 from runtime.topology import Topology
 from runtime.windows import WindowedStream, Windows
@@ -57,7 +60,7 @@ class Generation:
         checkpoint_bytes: written by this rank.
         forecaster_bytes: the most that any rank held for forecasting.
         features_kept: values remembered of each thing that is forecast.
-        windows: evaluated at every computed step; one where the video fits the model.
+        windows: that were evaluated, at every computed step or one after the other.
         frames_sha256: of each video's frames, on the first rank.
     """
 
@@ -79,6 +82,32 @@ class Generation:
     windows: int = 1
     frames_sha256: list[str] = field(default_factory=list)
 
+    def add(
+        self,
+        steps: Sequence[StepRecord],
+        coordinator: Coordinator,
+        told: Sequence[dict[str, Any]],
+        start: int,
+    ) -> None:
+        """Take in a segment that is done; its steps are counted on from those before.
+
+        Args:
+            told: what each rank tells: bytes `sent` at each step, and what its stream has `bytes` and `kept`.
+            start: first step that was not taken from a checkpoint.
+        """
+        before = len(self.steps)
+        self.steps += [replace(step, index=before + step.index) for step in steps]
+        for branch in BRANCHES:
+            computed = [before + step for step in coordinator.computed(branch)]
+            self.computed[branch] = self.computed.get(branch, []) + computed
+        self.errors |= {before + step: error for step, error in coordinator.errors.items()}
+        self.digests = coordinator.digests
+        self.sent += [sum(sent) for sent in zip(*(one["sent"] for one in told), strict=True)]
+        self.forecaster_bytes = max(self.forecaster_bytes, *(one["bytes"] for one in told))
+        self.features_kept = max(self.features_kept, *(one["kept"] for one in told))
+        if start:
+            self.resumed_at = before + start
+
     @property
     def nfe(self) -> int:
         """Evaluations of the branch that has the most."""
@@ -92,7 +121,6 @@ class Plan:
     Attributes:
         fresh_sampler: makes the sampler, with its timesteps set, at its beginning.
         steps: of the sampler.
-        schedules: branch → which of its steps are computed.
         attention: resolved name of the self-attention's kernel.
         windows: what is evaluated at a time; one where the video fits the model.
     """
@@ -101,15 +129,55 @@ class Plan:
     preset: Preset
     fresh_sampler: Callable[[], SchedulerMixin]
     steps: int
-    schedules: dict[str, Schedule]
     topology: Topology
     attention: str
     windows: Windows
 
     @property
+    def segments(self) -> int:
+        """How often there is something to denoise: windows are one thing, but with an image, where each goes
+        on from the one before."""
+        return len(self.windows) if self.request.image is not None else 1
+
+    @property
     def kinds(self) -> list[StepKind]:
-        """The kind of every step, as far as it is known beforehand."""
-        return self.preset.expected_kinds(self.steps)
+        """The kind of every step of all segments, as far as it is known beforehand."""
+        return self.preset.expected_kinds(self.steps) * self.segments
+
+    def expectation(self, coordinator: Coordinator) -> Expectation:
+        """What is to be expected of a generation of one segment, now that it is done."""
+        return self.preset.expectation(
+            self.steps,
+            coordinator.computed("cond"),
+            coordinator.errors,
+            coordinator.schedules,
+            coordinator.dropped,
+        )
+
+    def fresh_schedules(self) -> dict[str, Schedule]:
+        """Branch → which of its steps are computed; they remember, so each segment has its own."""
+        return self.preset.schedules_of(self.steps, self.request.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What is denoised in one go.
+
+    Attributes:
+        noise_BCFHW: float32, the same on every rank.
+        stream: with nothing remembered.
+        known: latent frames at its beginning that the segment before has.
+    """
+
+    noise_BCFHW: torch.Tensor
+    stream: Stream
+    known: int = 0
+
+    def follow(self, before_BCFHW: torch.Tensor | None, latents_BCFHW: torch.Tensor) -> torch.Tensor:
+        """All latents so far, with its own."""
+        if before_BCFHW is None:
+            return latents_BCFHW
+        return torch.cat([before_BCFHW, latents_BCFHW[:, :, self.known :]], dim=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +185,41 @@ class Prepared:
     """A plan that is ready to be denoised, on this rank.
 
     Attributes:
+        identity: everything that the result is a function of, as JSON.
         networks: the transformer with the text of each window.
-        noise_BCFHW: float32, the same on every rank.
+        noise_BCFHW: float32, of the whole video, the same on every rank.
+        image: what an image-to-video model is conditioned on.
     """
 
     plan: Plan
+    identity: str
     networks: list[Network]
     noise_BCFHW: torch.Tensor
+    image: ImageCondition | None = None
 
     @property
     def network(self) -> Network:
         """That of the first window, which is the only one where the video fits the model."""
         return self.networks[0]
 
+    def segment(self, number: int, before_BCFHW: torch.Tensor | None) -> Segment:
+        """The segment of this number.
+
+        Args:
+            before_BCFHW: clean latents of all segments before it.
+        """
+        if self.image is None:
+            return Segment(self.noise_BCFHW, self.open_stream())
+        own = self.plan.windows.slice(number)
+        known, condition = 0, self.image.latents_BCFHW
+        if before_BCFHW is not None:
+            tail = before_BCFHW[:, :, own.start :]
+            known, condition = tail.shape[2], self.image.going_on_from(tail)
+        network = replace(self.networks[number], condition_BCFHW=condition)
+        return Segment(self.noise_BCFHW[:, :, own].contiguous(), self._open_one(network), known)
+
     def open_stream(self) -> Stream:
-        """The stream of the plan's preset, with nothing remembered."""
+        """The stream of the plan's preset for all windows together, with nothing remembered."""
         windows = self.plan.windows
         if len(windows) == 1:
             return self._open_one(self.network)

@@ -164,6 +164,18 @@ class Ranks:
             reason = f"it has {field} = {own.get(field)!r} where other ranks have {usual.get(field)!r}"
             raise RankFailedError(odd[0], self.where, reason)
 
+    def hand_out(self, own: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+        """The first rank's tensors, all of `dtype`, on every rank's device.
+
+        Args:
+            own: on the first rank; on the others empty.
+        """
+        shapes = self.control.tell([list(tensor.shape) for tensor in own])[0]
+        tensors = own or [torch.empty(shape, dtype=dtype, device=self.device) for shape in shapes]
+        for tensor in tensors:
+            self.everyone.broadcast(tensor)
+        return tensors
+
     def mesh(self) -> DeviceMesh:
         """All ranks in one row, for sharding weights."""
         return init_device_mesh(self.device.type, (self.size,))

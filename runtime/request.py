@@ -58,6 +58,7 @@ class VideoRequest(BaseModel):
 
     Attributes:
         prompt: what the video shows.
+        image: path of the image that it begins with, for models that make videos from one.
         travel: later prompts of a video that is longer than the model's window; see `runtime.travel`.
         negative: what it should not show; used only with guidance above 1.
         width, height: pixels, multiples of 16.
@@ -74,6 +75,7 @@ class VideoRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Annotated[str, AfterValidator(_not_blank)]
+    image: str | None = None
     travel: Annotated[tuple[Waypoint, ...], AfterValidator(_ascending)] = ()
     negative: str = ""
     width: Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from runtime.configs import Config, Lora, load_config
 from runtime.errors import BadRequestError
+from runtime.files import image_digest
 from runtime.lora import lora_digest
 from runtime.presets import load_preset
 from runtime.request import MAX_SEED, VideoRequest, Waypoint
@@ -75,6 +76,7 @@ class Shot(Settings):
     Attributes:
         id: lower case letters, digits, - and _; names the files.
         prompt: what it shows.
+        image: what it begins with, for models that make videos from an image; relative to the storyboard.
         travel: prompts that it changes to along the way, `at` 0 … 1 of its length; for shots longer than the
             model's window.
         title: of its chapter; by default the id.
@@ -83,6 +85,7 @@ class Shot(Settings):
 
     id: Annotated[str, Field(pattern=_NAME, max_length=60)]
     prompt: Annotated[str, Field(min_length=1)]
+    image: str | None = None
     travel: list[Waypoint] = []
     title: str | None = None
     transition: Transition = Cut(kind="cut")
@@ -197,6 +200,9 @@ def _decide(board: Storyboard, shot: Shot, folder: Path) -> ShotRequest:
         given["frames"] = max(round((seconds * config.fps - 1) / 4), 0) * 4 + 1
     if given["spectrum"] is not None:
         given["spectrum"] = _beside(given["spectrum"], folder)
+    if shot.image is not None:
+        given["image"] = str((folder / shot.image).resolve())
+        image_digest(given["image"])
     if given["seed"] is None:
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}

@@ -97,6 +97,7 @@ class Network:
         branches: the branches that this rank computes, the conditional first.
         guidance: joins the branches.
         sequence: how this rank holds the tokens.
+        condition_BCFHW: goes in beside the latents, as more channels; see `runtime.image`.
     """
 
     adapter: WanAdapter
@@ -104,12 +105,15 @@ class Network:
     branches: tuple[Branch, ...]
     guidance: Guidance
     sequence: Sequence = field(default_factory=WholeSequence)
+    condition_BCFHW: torch.Tensor | None = None
 
     def features(
         self, branches: Iterable[Branch], latents_BCFHW: torch.Tensor, time: Time
     ) -> list[torch.Tensor]:
         """Run the blocks for `branches` on latents of any dtype: this rank's shards of the features,
         `[B, S, D]` each."""
+        if self.condition_BCFHW is not None:
+            latents_BCFHW = torch.cat([latents_BCFHW, self.condition_BCFHW], dim=1)
         embedded_BLD = self.adapter.embed(latents_BCFHW.to(self.adapter.dtype))
         tokens_BSD = self.sequence.shard(embedded_BLD)
         cosines, sines = (self.sequence.shard(table) for table in self.geometry.rotary)

@@ -49,7 +49,7 @@ class PromptEncoder:
         )
         if self._last is None or self._last[0] != key:
             own = self._run(request) if self._ranks.leads else []
-            handed = self._hand_out(own)
+            handed = self._ranks.hand_out(own, self._dtype)
             prompts = 1 + len(request.travel)
             self._last = key, Embeddings(handed[:prompts], handed[prompts] if request.guided else None)
         return self._last[1]
@@ -70,16 +70,6 @@ class PromptEncoder:
         if policy == "offload":
             pipeline.text_encoder.to("cpu")
         return [embedding.to(self._dtype) for embedding in (first, *later, negative) if embedding is not None]
-
-    def _hand_out(self, own: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The first rank's tensors, on every rank."""
-        shapes = self._ranks.control.tell([list(tensor.shape) for tensor in own])[0]
-        embeddings = own or [
-            torch.empty(shape, dtype=self._dtype, device=self._ranks.device) for shape in shapes
-        ]
-        for tensor in embeddings:
-            self._ranks.everyone.broadcast(tensor)
-        return embeddings
 
     @property
     def _resting_place(self) -> torch.device:

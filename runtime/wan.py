@@ -51,8 +51,8 @@ class Geometry:
 class WanAdapter:
     """A `WanTransformer3DModel`, cut open.
 
-    Text to video only. Image conditioning (I2V, VACE) enters here and nowhere else: extra latent channels in
-    `embed`, image tokens in front of the text in `text`. Wan2.2's second transformer is a second adapter.
+    An image (I2V) enters here: extra latent channels in `embed`, image tokens in front of the text in `text`.
+    Wan2.2's second transformer would be a second adapter.
 
     Source: `diffusers.models.transformers.transformer_wan.WanTransformer3DModel.forward`.
     """
@@ -69,10 +69,13 @@ class WanAdapter:
         )
         return Geometry(Grid(frames, height, width), self._model.rope(latents_BCFHW))
 
-    def text(self, embeddings_BTE: torch.Tensor) -> torch.Tensor:
-        """Text encoder output → `[B, T, D]`, what the blocks attend to."""
-        text_BTD: torch.Tensor = self._model.condition_embedder.text_embedder(embeddings_BTE)
-        return text_BTD
+    def text(self, embeddings_BTE: torch.Tensor, image_BIE: torch.Tensor | None = None) -> torch.Tensor:
+        """Text encoder output, and that of an image encoder → `[B, T, D]`, what the blocks attend to."""
+        embedder = self._model.condition_embedder
+        text_BTD: torch.Tensor = embedder.text_embedder(embeddings_BTE)
+        if image_BIE is None:
+            return text_BTD
+        return torch.concat([embedder.image_embedder(image_BIE), text_BTD], dim=1)
 
     def time(self, timestep_B: torch.Tensor) -> Time:
         """Embed the timestep, 0 … 1000, of each batch entry."""
@@ -86,7 +89,7 @@ class WanAdapter:
         return Time(head_BD, blocks.unflatten(1, (6, -1)))
 
     def embed(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:
-        """Latents, in the transformer's dtype → tokens `[B, L, D]`."""
+        """Latents, with what they are conditioned on, in the transformer's dtype → tokens `[B, L, D]`."""
         tokens_BLD: torch.Tensor = self._model.patch_embedding(latents_BCFHW).flatten(2).transpose(1, 2)
         return tokens_BLD.contiguous()
 

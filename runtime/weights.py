@@ -13,12 +13,16 @@ from safetensors import SafetensorError, safe_open
 from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.errors import BadRequestError
 from runtime.lora import lora_digest
+from runtime.request import VideoRequest
 
 _WEIGHTS = {  # component → stem of its weight file, as diffusers and transformers name it
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+_IMAGE_WEIGHTS = {"image_encoder": "model"}
+_PIPELINES = {"WanPipeline": False, "WanImageToVideoPipeline": True}  # whether they take an image
+_TEXT_BESIDE_IMAGE = 512  # text tokens, where image tokens stand before them: `WanAttnProcessor` counts on it
 _HASHED_WHOLE = 64 * 2**20  # bytes; of larger files the revision takes in only the header and the size
 
 
@@ -29,12 +33,27 @@ class ModelFolder:
     Attributes:
         name: what the user called it.
         path: the folder.
+        takes_image: whether it makes a video from an image (I2V).
         revision: the repository's commit, or `sha256:…` over the folder's files; with that of a LoRA.
     """
 
     name: str
     path: Path
     revision: str
+    takes_image: bool = False
+
+    def refuses(self, request: VideoRequest) -> str:
+        """Why it cannot serve a request, whatever its weights; empty if it can."""
+        if self.takes_image and request.image is None:
+            return f"image: missing; {self.name} makes videos from an image"
+        if not self.takes_image and request.image is not None:
+            return f"image: {request.image!r} given; {self.name} makes videos from text alone"
+        if self.takes_image and request.max_sequence_length != _TEXT_BESIDE_IMAGE:
+            return (
+                f"max_sequence_length: {request.max_sequence_length} given; {self.name} tells text from "
+                f"image by the text's length, which must be {_TEXT_BESIDE_IMAGE}"
+            )
+        return ""
 
 
 def find_model(config: Config) -> ModelFolder:
@@ -43,19 +62,19 @@ def find_model(config: Config) -> ModelFolder:
     Only headers and settings are read, so this is quick for any size of model.
 
     Raises:
-        BadRequestError: there is no such model, it is not a text-to-video Wan, or a file is missing or
-            corrupt; or the LoRA is none.
+        BadRequestError: there is no such model, it is no Wan that makes video from text or an image, a file
+            is missing or corrupt, or the LoRA is none.
     """
     local = find_local(config)
     path, commit = (local, None) if local else _download(config.model, config.revision)
     try:
-        _check_folder(path, config.architecture)
+        takes_image = _check_folder(path, config.architecture)
     except (OSError, ValueError, SafetensorError) as error:
         raise BadRequestError(f"model: {config.model!r} cannot be used: {error}") from None
     revision = commit or _digest(path)
     if config.lora is not None:
         revision += f"+{lora_digest(config.lora)}"
-    return ModelFolder(config.model, path, revision)
+    return ModelFolder(config.model, path, revision, takes_image)
 
 
 def find_local(config: Config) -> Path | None:
@@ -88,25 +107,32 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
     return path, path.name
 
 
-def _check_folder(path: Path, expected: Architecture | None) -> None:
+def _check_folder(path: Path, expected: Architecture | None) -> bool:
+    """Whether it takes an image."""
     index = read_json(path / "model_index.json")
-    if index.get("_class_name") != "WanPipeline":
-        raise ValueError(f"it is a {index.get('_class_name')}, only WanPipeline (text to video) is supported")
+    if index.get("_class_name") not in _PIPELINES:
+        raise ValueError(f"it is a {index.get('_class_name')}, only {' and '.join(_PIPELINES)} are supported")
+    takes_image = _PIPELINES[index["_class_name"]]
     if (index.get("transformer_2") or [None])[0] is not None:
         raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
     read_json(path / "scheduler" / "scheduler_config.json")
     tokenizer = path / "tokenizer"
     if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise FileNotFoundError(f"{tokenizer}: holds neither tokenizer.json nor spiece.model")
-    for component, stem in _WEIGHTS.items():
+    weights = _WEIGHTS | (_IMAGE_WEIGHTS if takes_image else {})
+    if takes_image:
+        read_json(path / "image_processor" / "preprocessor_config.json")
+    for component, stem in weights.items():
         read_json(path / component / "config.json")
         for file in _weight_files(path / component, stem):
             _check_weights(file)
     transformer = read_json(path / "transformer" / "config.json")
-    if transformer.get("image_dim") is not None or transformer.get("in_channels") != transformer.get(
-        "out_channels"
-    ):
-        raise ValueError("its transformer expects an image (I2V or VACE), which is not supported yet")
+    has_image = transformer.get("image_dim") is not None
+    extra = transformer.get("in_channels", 0) - transformer.get("out_channels", 0)
+    if not takes_image and (has_image or extra):
+        raise ValueError("its transformer expects an image (I2V or VACE), which its pipeline does not give")
+    if takes_image and not (has_image and extra):
+        raise ValueError("it takes an image otherwise than Wan2.1's I2V, which is not supported yet")
     if expected is not None:
         found = Architecture(
             layers=transformer.get("num_layers", 0),
@@ -116,6 +142,7 @@ def _check_folder(path: Path, expected: Architecture | None) -> None:
         )
         if found != expected:
             raise ValueError(f"its transformer has {found}, but the config expects {expected}")
+    return takes_image
 
 
 def read_json(path: Path) -> dict[str, Any]:

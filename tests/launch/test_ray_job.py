@@ -93,6 +93,21 @@ def test_a_job_that_cannot_be_served_fails_with_the_reason(
     assert "the cluster has room for 4" in done.stdout
 
 
+@pytest.mark.slow
+def test_a_film_is_made_by_a_job(address: str, environment: dict[str, str], tmp_path: Path) -> None:
+    shots = [f"  - {{id: s{number}, prompt: {PROMPT}, seed: {number}}}\n" for number in range(3)]
+    size = "width: 64\nheight: 48\ndefaults: {steps: 4, frames: 5, spectrum: paper}\n"
+    (tmp_path / "film.yaml").write_text(f"title: By a job\n{size}shots:\n{''.join(shots)}")
+    submit = ["job", "submit", "--address", address, "--working-dir", str(ROOT), "--", sys.executable]
+    submit += ["-m", "launch", "storyboard", str(tmp_path / "film.yaml"), "--replicas", "2", "--out"]
+    done = ray(*submit, str(tmp_path / "film"), environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(tmp_path / "film" / "film.mp4") in done.stdout
+    assert len(json.loads((tmp_path / "film" / "manifest.json").read_text())["shots"]) == 3
+    relative = ray(*submit, "film", environment=environment)
+    assert relative.returncode != 0 and "give an absolute path" in relative.stdout
+
+
 def test_without_the_token_nothing_is_submitted(address: str, environment: dict[str, str]) -> None:
     stranger = environment | {"RAY_AUTH_TOKEN_PATH": "/nowhere", "RAY_AUTH_TOKEN": "not the token"}
     assert ray("job", "list", "--address", address, environment=stranger).returncode != 0

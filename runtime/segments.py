@@ -1,0 +1,118 @@
+"""The denoising of one generation, segment by segment, each of which can be interrupted and gone on with.
+
+A video from text is one segment, however many windows it has. With an image each window is one, as it begins
+with the clean latents of the one before.
+
+Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from diffusers import SchedulerMixin
+
+from runtime.checkpoint import Checkpoints
+from runtime.coordinator import Command, Coordinator, Deadline
+from runtime.denoise import Denoising, StepRecord
+from runtime.errors import CancelledError
+from runtime.generation import Generation, Plan, Prepared, Segment
+from runtime.ranks import Ranks
+from runtime.resume import Progress, Resumable
+from runtime.streams import Stream
+
+OnStep = Callable[[StepRecord], None]
+
+
+class Runner(Protocol):
+    """What runs the steps: the engine."""
+
+    ranks: Ranks
+
+    def steps(
+        self,
+        state: Denoising,
+        sampler: SchedulerMixin,
+        stream: Stream,
+        coordinator: Coordinator,
+        start: int = 0,
+    ) -> Iterator[StepRecord]:
+        """See `runtime.denoise.denoise`."""
+        ...
+
+
+def denoise_segments(
+    runner: Runner,
+    prepared: Prepared,
+    generation: Generation,
+    on_step: OnStep = lambda _: None,
+    checkpoints: Checkpoints | None = None,
+) -> torch.Tensor:
+    """Clean latents `[B, C, F, H, W]`, float32, normalised per channel, the same on every rank.
+
+    Args:
+        generation: takes in what happened.
+        on_step: told of every step; they are counted through all segments.
+
+    Raises:
+        CancelledError, JobFailedError, RankFailedError: see `Engine.generate`.
+    """
+    plan, identity, command = prepared.plan, prepared.identity, Command.NONE
+    video_BCFHW: torch.Tensor | None = None
+    for number in range(plan.segments):
+        segment = prepared.segment(number, video_BCFHW)
+        coordinator = _coordinate(plan, identity, runner.ranks)
+        coordinator.command(command)
+        latents_BCFHW = _denoise_one(
+            runner, plan, segment, coordinator, identity, generation, on_step, checkpoints
+        )
+        video_BCFHW = segment.follow(video_BCFHW, latents_BCFHW)
+        # A segment is a function of the one before, whose decisions its digest proves.
+        identity, command = f"{identity}\nafter {coordinator.digest}", coordinator.unanswered
+    assert video_BCFHW is not None
+    if plan.segments == 1:
+        generation.expectation = plan.expectation(coordinator)
+    generation.windows = len(plan.windows)
+    return video_BCFHW
+
+
+def _coordinate(plan: Plan, identity: str, ranks: Ranks) -> Coordinator:
+    """Who decides for one segment; segments share the time that there is equally."""
+    deadline = None
+    if plan.request.deadline is not None:
+        deadline = Deadline(plan.request.deadline / plan.segments, plan.kinds[: plan.steps])
+    return Coordinator(plan.fresh_schedules(), identity, ranks, deadline)
+
+
+def _denoise_one(
+    runner: Runner,
+    plan: Plan,
+    segment: Segment,
+    coordinator: Coordinator,
+    identity: str,
+    generation: Generation,
+    on_step: OnStep,
+    checkpoints: Checkpoints | None,
+) -> torch.Tensor:
+    """The segment's latents."""
+    state, sampler = Denoising(segment.noise_BCFHW), plan.fresh_sampler()
+    done: list[StepRecord] = []
+    progress = Progress(state, sampler, segment.stream, coordinator, done)
+    resumable = Resumable(progress, checkpoints, identity, plan.topology, runner.ranks)
+    start, before = resumable.begin(), len(generation.steps)
+    try:
+        for record in runner.steps(state, sampler, segment.stream, coordinator, start):
+            done.append(record)
+            resumable.after(record)
+            on_step(replace(record, index=before + record.index))
+    except CancelledError:
+        resumable.finish()
+        raise
+    generation.checkpoint_bytes += resumable.finish()
+    sent = [step.sent for step in done]
+    own = {"sent": sent, "bytes": segment.stream.bytes, "kept": segment.stream.kept}
+    generation.add(done, coordinator, runner.ranks.control.tell(own), start)
+    return state.latents_BCFHW

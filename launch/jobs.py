@@ -55,10 +55,15 @@ class Job:
         outputs, kept, request = self.outputs, self.checkpoints, self.request
         if is_path(request.spectrum):
             request = request.model_copy(update={"spectrum": str(Path(request.spectrum).absolute())})
+        config, lora = self.config, self.config.lora
+        if lora is not None:
+            lora = lora.model_copy(update={"file": str(Path(lora.file).absolute())})
+            config = config.model_copy(update={"lora": lora})
         if request.image is not None:
             request = request.model_copy(update={"image": str(Path(request.image).absolute())})
         return replace(
             self,
+            config=config,
             request=request,
             outputs=Outputs(outputs.video.absolute(), outputs.report.absolute(), outputs.overwrite),
             checkpoints=None if kept is None else replace(kept, root=kept.root.absolute()),

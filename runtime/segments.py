@@ -8,12 +8,11 @@ Tensor legend: B batch, C latent channels, F latent frames, H, W latent height a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import SchedulerMixin
 
 from runtime.checkpoint import Checkpoints
 from runtime.coordinator import Command, Coordinator, Deadline
@@ -22,30 +21,15 @@ from runtime.errors import CancelledError
 from runtime.generation import Generation, Plan, Prepared, Segment
 from runtime.ranks import Ranks
 from runtime.resume import Progress, Resumable
-from runtime.streams import Stream
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
 
 OnStep = Callable[[StepRecord], None]
 
 
-class Runner(Protocol):
-    """What runs the steps: the engine."""
-
-    ranks: Ranks
-
-    def steps(
-        self,
-        state: Denoising,
-        sampler: SchedulerMixin,
-        stream: Stream,
-        coordinator: Coordinator,
-        start: int = 0,
-    ) -> Iterator[StepRecord]:
-        """See `runtime.denoise.denoise`."""
-        ...
-
-
 def denoise_segments(
-    runner: Runner,
+    engine: Engine,
     prepared: Prepared,
     generation: Generation,
     on_step: OnStep = lambda _: None,
@@ -54,6 +38,7 @@ def denoise_segments(
     """Clean latents `[B, C, F, H, W]`, float32, normalised per channel, the same on every rank.
 
     Args:
+        engine: runs the steps.
         generation: takes in what happened.
         on_step: told of every step; they are counted through all segments.
 
@@ -64,10 +49,10 @@ def denoise_segments(
     video_BCFHW: torch.Tensor | None = None
     for number in range(plan.segments):
         segment = prepared.segment(number, video_BCFHW)
-        coordinator = _coordinate(plan, identity, runner.ranks)
+        coordinator = _coordinate(plan, identity, engine.ranks)
         coordinator.command(command)
         latents_BCFHW = _denoise_one(
-            runner, plan, segment, coordinator, identity, generation, on_step, checkpoints
+            engine, plan, segment, coordinator, identity, generation, on_step, checkpoints
         )
         video_BCFHW = segment.follow(video_BCFHW, latents_BCFHW)
         # A segment is a function of the one before, whose decisions its digest proves.
@@ -88,7 +73,7 @@ def _coordinate(plan: Plan, identity: str, ranks: Ranks) -> Coordinator:
 
 
 def _denoise_one(
-    runner: Runner,
+    engine: Engine,
     plan: Plan,
     segment: Segment,
     coordinator: Coordinator,
@@ -101,10 +86,10 @@ def _denoise_one(
     state, sampler = Denoising(segment.noise_BCFHW), plan.fresh_sampler()
     done: list[StepRecord] = []
     progress = Progress(state, sampler, segment.stream, coordinator, done)
-    resumable = Resumable(progress, checkpoints, identity, plan.topology, runner.ranks)
+    resumable = Resumable(progress, checkpoints, identity, plan.topology, engine.ranks)
     start, before = resumable.begin(), len(generation.steps)
     try:
-        for record in runner.steps(state, sampler, segment.stream, coordinator, start):
+        for record in engine.steps(state, sampler, segment.stream, coordinator, start):
             done.append(record)
             resumable.after(record)
             on_step(replace(record, index=before + record.index))
@@ -114,5 +99,5 @@ def _denoise_one(
     generation.checkpoint_bytes += resumable.finish()
     sent = [step.sent for step in done]
     own = {"sent": sent, "bytes": segment.stream.bytes, "kept": segment.stream.kept}
-    generation.add(done, coordinator, runner.ranks.control.tell(own), start)
+    generation.add(done, coordinator, engine.ranks.control.tell(own), start)
     return state.latents_BCFHW

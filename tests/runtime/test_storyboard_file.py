@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from runtime.configs import Lora
 from runtime.errors import BadRequestError
 from runtime.storyboard import fade_of, load_storyboard
 
@@ -60,6 +63,15 @@ def test_presets_and_configs_are_found_beside_the_file(tmp_path: Path) -> None:
     assert shots[0].request.spectrum == str(tmp_path / "mine.yaml")
 
 
+def test_a_lora_and_prompts_that_change_are_the_shots_own(tmp_path: Path) -> None:
+    save_file({"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, 4)}, tmp_path / "a.safetensors")
+    own = "seed: 5\n    lora: {file: a.safetensors, scale: 0.5}\n    travel: [{at: 0.5, prompt: b}]"
+    _, (one, two) = load_storyboard(write(tmp_path, FILM.replace("seed: 5", own)))
+    assert one.settings.lora is None and one.request.travel == ()
+    assert two.settings.lora == Lora(file=str(tmp_path / "a.safetensors"), scale=0.5)
+    assert [(point.at, point.prompt) for point in two.request.travel] == [(0.5, "b")]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -77,6 +89,10 @@ def test_presets_and_configs_are_found_beside_the_file(tmp_path: Path) -> None:
             "",
             "shot 'two': prompt: field required",
         ),
+        ("frames: 9", "travel: [{at: 1, prompt: b}]", "line 8, shot 'one': travel: 1 later prompts given"),
+        ("seed: 5", "travel: [{at: 2, prompt: b}]", "line 13, shot 'two': at: input should be less than"),
+        ("seed: 5", "lora: {file: none.safetensors}", "line 13, shot 'two': lora: "),
+        ("seed: 5", "image: none.png", "line 13, shot 'two': image: "),
         ("shots:", "scenes:", "scenes"),
         ("title: Shapes", "title: [", "not valid YAML"),
     ],

@@ -169,7 +169,6 @@ class Engine:
         if problem := self.model.refuses(request):
             raise BadRequestError(problem)
         preset = load_preset(request.spectrum)
-        preset.schedules_of(request.steps, request.branches)
         tokens = self.sizes.tokens(self.config.windowed(request))
         heads = self._transformer.config.num_attention_heads
         topology = Topology.choose(
@@ -189,6 +188,7 @@ class Engine:
                 "so none can be dropped"
             )
         steps = len(sampler.timesteps)
+        preset.schedules_of(steps, request.branches)  # refuses steps that it does not fit
         return Plan(
             request,
             preset,

@@ -66,7 +66,7 @@ def other_schedule(ranks: Ranks) -> None:
     def break_it(engine: Engine, record: StepRecord) -> None:
         assert engine._coordinator is not None
         broken = FixedSchedule(6, (0,))
-        engine._coordinator._schedules = dict.fromkeys(("cond", "uncond"), broken)
+        engine._coordinator.schedules = dict.fromkeys(("cond", "uncond"), broken)
         engine._coordinator._distinct = [broken]
 
     make(ranks, on_step=break_it)

@@ -69,7 +69,7 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
         run_job_on_ray(job, context.obj)
         return
     if launcher == "torchrun":
-        _run_on_ranks(job.ranks or 1, "launch.torchrun", context)
+        _run_on_ranks(job.world, "launch.torchrun", context)
         return
     if job.ranks not in (None, 1):
         raise BadRequestError(f"launcher: 'inline' given; it runs one rank, {job.ranks} need ray or torchrun")
@@ -197,6 +197,9 @@ def plan(
 @click.option("--ranks", type=click.IntRange(min=1), help="Processes that make a shot together.")
 @click.option("--only", multiple=True, metavar="ID", help="Make this shot alone; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Show what each shot takes, and make nothing.")
+@click.option(
+    "--price", type=click.FloatRange(min=0), help="Of an hour of one rank; --dry-run states the cost, too."
+)
 @click.option("--audio", type=click.Path(path_type=Path), help="A track for the film.")
 @click.option("--compare", is_flag=True, help="Measure shots that are made against the full sampler, too.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files.")
@@ -210,6 +213,7 @@ def storyboard(
     ranks: int | None,
     only: tuple[str, ...],
     dry_run: bool,
+    price: float | None,
     audio: Path | None,
     compare: bool,
     schema: bool,
@@ -236,7 +240,7 @@ def storyboard(
     if dry_run:
         from launch.film_plan import dry_run_table
 
-        Console().print(dry_run_table(film))
+        Console().print(dry_run_table(film, replicas, price))
         return
     from launch.storyboard import make_film
 

@@ -12,14 +12,12 @@ from pathlib import Path
 from launch.jobs import Job
 from launch.options import CHECKPOINT_EVERY, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
-from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.files import Outputs, image_digest
 from runtime.film import Part
 from runtime.presets import load_preset
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.topology import Degrees
-from runtime.weights import ModelFolder, find_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,11 @@ class Film:
     ranks: int | None = None
     audio: Path | None = None
     compare: bool = False
+
+    @property
+    def world(self) -> int:
+        """Ranks that make a shot together."""
+        return self.ranks or 1
 
     def video(self, number: int) -> Path:
         """The mp4 of a shot."""
@@ -103,7 +106,7 @@ def plan_film(
     """Check a whole storyboard and find out what each shot would be made from.
 
     Raises:
-        BadRequestError: see `load_storyboard`; or a model, a file or an id is not there.
+        BadRequestError: see `load_storyboard`; or a file or an id is not there.
     """
     board, shots = load_storyboard(storyboard)
     known = [one.shot.id for one in shots]
@@ -112,27 +115,18 @@ def plan_film(
         raise BadRequestError(f"only: {', '.join(unknown)} given; the shots are {', '.join(known)}")
     if audio is not None and not audio.is_file():
         raise BadRequestError(f"audio: {str(audio)!r} given; there is no such file")
-    models: dict[Config, ModelFolder] = {}
-    problems = []
-    for one in shots:
-        if one.settings not in models:
-            models[one.settings] = find_model(one.settings)
-        if problem := models[one.settings].refuses(one.request):
-            problems.append(f"{storyboard}, shot {one.shot.id!r}: {problem}")
-    if problems:
-        raise BadRequestError("\n".join(problems))
-    digests = [_digest(one, models[one.settings].revision) for one in shots]
+    digests = [_digest(one) for one in shots]
     return Film(board, shots, digests, out, tuple(only), ranks, audio, compare)
 
 
-def _digest(one: ShotRequest, revision: str) -> str:
+def _digest(one: ShotRequest) -> str:
     """Of everything that a shot's frames and file depend on."""
     content = {
         "request": one.request.model_dump(exclude={"spectrum", "deadline", "image"}),
         "image": None if one.request.image is None else image_digest(one.request.image),
         "preset": load_preset(one.request.spectrum).identity,
         "config": one.settings.model_dump(mode="json", exclude={"device", "defaults", "memory", "lora"}),
-        "model": revision,
+        "model": one.revision,
         "lockstep": version("lockstep-video"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -38,6 +38,11 @@ class Job:
     checkpoints: Checkpoints | None
     timeout: float
 
+    @property
+    def world(self) -> int:
+        """Ranks of the group that runs it."""
+        return self.ranks or 1
+
     def check_files(self) -> None:
         """Refuse files that cannot be written; for the rank that writes them.
 

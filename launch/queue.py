@@ -287,7 +287,7 @@ class Queue:
 
 def kind_of(job: Job) -> str:
     """Equal for jobs that one rank group can do one after another."""
-    group = [job.config.model_dump(mode="json"), job.ranks or 1, asdict(job.degrees), job.timeout]
+    group = [job.config.model_dump(mode="json"), job.world, asdict(job.degrees), job.timeout]
     return hashlib.sha256(json.dumps(group, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -94,7 +94,7 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
 
     with _opened(folder, must_exist=True) as opened:
         before = opened.count()
-        ranks = max((entry.job.ranks or 1 for entry in opened.entries(*_OPEN)), default=1)
+        ranks = max((entry.job.world for entry in opened.entries(*_OPEN)), default=1)
         with cluster(replicas * ranks, {"queue": str(folder.absolute()), "replicas": str(replicas)}):
             pool = ReplicaPool(opened, replicas, partial(print_event, console))
             with stopped_by_signals(pool.stop):

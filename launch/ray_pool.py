@@ -215,7 +215,7 @@ class Replica:
             return self._group
         self.dismiss()
         self._show("starting")
-        self._group = RankGroup(job.config, job.ranks or 1, job.degrees, job.timeout)
+        self._group = RankGroup(job.config, job.world, job.degrees, job.timeout)
         self._loaded = kind_of(job)
         return self._group
 

@@ -27,7 +27,7 @@ BACKOFF = 1.0  # seconds before the second attempt; doubled before each further 
 def run_job_on_ray(job: Job, console: Console) -> None:
     """The job on its cluster, from placing the ranks to printing the path of the result."""
     about = {"prompt": job.request.prompt, "config": job.config.model, "out": str(job.outputs.video)}
-    with cluster(job.ranks or 1, about):
+    with cluster(job.world, about):
         report = run_on_ray(job, console)
     print_result(report, job, console)
 
@@ -98,8 +98,8 @@ class _Run:
         """Run the job on a group, a new one if there is none."""
         try:
             if self._group is None:
-                say(self._console, f"placing {job.ranks or 1} ranks and loading {job.config.model}")
-                self._group = RankGroup(job.config, job.ranks or 1, job.degrees, job.timeout)
+                say(self._console, f"placing {job.world} ranks and loading {job.config.model}")
+                self._group = RankGroup(job.config, job.world, job.degrees, job.timeout)
                 where = ", ".join(f"{p['rank']} on {p['host']} ({p['device']})" for p in self._group.places)
                 say(self._console, f"ranks: {where}")
         except JobFailedError as error:

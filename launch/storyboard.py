@@ -65,7 +65,7 @@ def _render(film: Film, replicas: int, console: Console) -> None:
         submitted = _submit(film, queue)
         count = min(replicas, len(submitted))
         about = {"storyboard": film.board.title, "replicas": str(count)}
-        with cluster(count * (film.ranks or 1), about):
+        with cluster(count * film.world, about):
             said = Console(stderr=True, quiet=True) if console.is_terminal else console
             pool = ReplicaPool(queue, count, partial(print_event, said))
             with stopped_by_signals(pool.stop), shown_live(console, film, queue, submitted):

@@ -146,7 +146,7 @@ class Calibrator:
         if self._steps > MAX_STEPS or self._steps < 4:
             raise BadRequestError(f"steps: {self._steps} given; calibrations are of 4 to {MAX_STEPS} steps")
         sampler = self._plan.fresh_sampler()
-        self._conditions = engine.conditions(self._requests[0], sampler)
+        self._conditions = engine.profile.conditions(self._requests[0], sampler)
         self._levels = [float(level) for level in sampler.sigmas]
         if len(self._levels) != self._steps + 1:
             raise BadRequestError(f"config: {type(sampler).__name__} has no noise level for each step")

@@ -20,31 +20,27 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.attention import Attend, SelfAttention, attend
 from runtime.checkpoint import Checkpoints
-from runtime.conditions import Conditions
 from runtime.configs import Config
 from runtime.coordinator import Command, Coordinator
 from runtime.decode import decode_frames
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.devices import pick_device
-from runtime.errors import BadRequestError
 from runtime.files import image_digest
 from runtime.generation import Generation, Plan, Prepared
 from runtime.image import ImageCondition, ImageEncoder
 from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
+from runtime.model_profile import ModelProfile
 from runtime.presets import load_preset
 from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
-from runtime.sampler import load_scheduler
 from runtime.segments import denoise_segments
-from runtime.sizes import LatentSizes
 from runtime.streams import Branch, Network, Stream
 from runtime.text import PromptEncoder
 from runtime.topology import Degrees, Topology
 from runtime.travel import Embeddings, window_embeddings
 from runtime.video import FrameSink, to_uint8
 from runtime.wan import WanAdapter
-from runtime.weights import find_model
 
 
 class Engine:
@@ -72,7 +68,8 @@ class Engine:
         self._degrees = degrees
         started = time.perf_counter()
         self.ranks.at("loading", busy=True)
-        self.model = find_model(config)
+        self.profile = ModelProfile(config)
+        self.model, self.sizes = self.profile.folder, self.profile.sizes
         self.ranks.agree(
             {
                 "config": config.model_dump(mode="json", exclude={"device"}),
@@ -81,21 +78,11 @@ class Engine:
                 "torch": torch.__version__,
             }
         )
-        self._scheduler = load_scheduler(self.model, config.scheduler)
         self._transformer = load_transformer(self.model, config, self.ranks)
         self._attention = SelfAttention(self._transformer)
         self._adapter = WanAdapter(self._transformer)
         self._text = PromptEncoder(self.model, config, self.ranks, self._adapter.dtype)
         self._image = ImageEncoder(self.model, config, self.ranks, self._adapter.dtype)
-        settings, vae = self._transformer.config, AutoencoderKLWan.load_config(self.model.path / "vae")
-        self.sizes = LatentSizes(
-            model=self.model.name,
-            channels=settings.out_channels,
-            temporal=vae["scale_factor_temporal"],
-            spatial=vae["scale_factor_spatial"],
-            patch=tuple(settings.patch_size),
-            positions=settings.rope_max_seq_len,
-        )
         self._vae = load_vae(self.model, config, self.ranks)
         self._coordinator: Coordinator | None = None
         self.load_seconds = time.perf_counter() - started
@@ -166,9 +153,7 @@ class Engine:
         Raises:
             BadRequestError: the request does not fit this model or these ranks.
         """
-        if problem := self.model.refuses(request):
-            raise BadRequestError(problem)
-        preset = load_preset(request.spectrum)
+        self.profile.check(request)
         tokens = self.sizes.tokens(self.config.windowed(request))
         heads = self._transformer.config.num_attention_heads
         topology = Topology.choose(
@@ -180,37 +165,15 @@ class Engine:
         )
         topology.check(heads=heads, tokens=tokens, guided=request.guided)
         attention = resolve(self.config.attention, self.ranks.device, self._adapter.dtype, ring=topology.ring)
-        sampler = self._fresh_sampler(request.steps)
-        preset.check_fit(self.conditions(request, sampler))
-        if request.deadline is not None and not preset.forecasts:
-            raise BadRequestError(
-                f"deadline: {request.deadline:g} given; {request.spectrum!r} forecasts no step, "
-                "so none can be dropped"
-            )
-        steps = len(sampler.timesteps)
-        preset.schedules_of(steps, request.branches)  # refuses steps that it does not fit
+        sampler = partial(self.profile.fresh_sampler, request.steps, self.ranks.device)
         return Plan(
             request,
-            preset,
-            partial(self._fresh_sampler, request.steps),
-            steps,
+            load_preset(request.spectrum),
+            sampler,
+            len(sampler().timesteps),
             topology,
             attention,
             self.sizes.windows(request, self.config),
-        )
-
-    def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:
-        """What a calibration for `request` would be made for."""
-        return Conditions(
-            model=self.model.name,
-            revision=self.model.revision,
-            sampler=type(sampler).__name__,
-            settings={name: str(value) for name, value in sorted(sampler.config.items()) if name[0] != "_"},
-            steps=len(sampler.timesteps),
-            guidance=request.guidance if request.guided else 1.0,
-            width=request.width,
-            height=request.height,
-            frames=self.config.windowed(request).frames,
         )
 
     def warm_up(self, request: VideoRequest) -> None:
@@ -218,12 +181,6 @@ class Engine:
         once = self.plan(request.full.model_copy(update={"steps": 1}))
         generation = Generation(request, once.preset, once.topology, once.attention)
         denoise_segments(self, self.prepare(once), generation)
-
-    def _fresh_sampler(self, steps: int) -> SchedulerMixin:
-        sampler = type(self._scheduler).from_config(self._scheduler.config)
-        sampler.set_timesteps(steps, device=self.ranks.device)
-        sampler.set_begin_index(0)
-        return sampler
 
     def command(self, command: Command) -> bool:
         """Ask the generation that is being denoised for `command`; False if there is none. For signals."""
@@ -297,6 +254,7 @@ class Engine:
 
     def _identity(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result is a function of, as JSON."""
+        scheduler = self.profile.scheduler
         identity = {
             # A preset's name says nothing, what it stands for does; with more time it is the same request.
             "request": plan.request.model_dump(exclude={"spectrum", "deadline", "image"}),
@@ -304,7 +262,7 @@ class Engine:
             "preset": plan.preset.identity,
             "model": self.model.revision,
             "dtype": self.config.dtype.model_dump(),
-            "sampler": {"kind": type(self._scheduler).__name__, **self._scheduler.config},
+            "sampler": {"kind": type(scheduler).__name__, **scheduler.config},
         }
         return dict(json.loads(json.dumps(identity, default=str)))
 

@@ -14,7 +14,7 @@ from runtime.configs import Config, Lora, load_config
 from runtime.errors import BadRequestError
 from runtime.files import image_digest
 from runtime.lora import lora_digest
-from runtime.presets import load_preset
+from runtime.model_profile import ModelProfile
 from runtime.request import MAX_SEED, VideoRequest, Waypoint
 
 _NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -126,12 +126,16 @@ class ShotRequest(_Part):
     Attributes:
         config: name or absolute path.
         settings: what that is, with the shot's LoRA.
+        revision: of the model.
+        windows: that it is made in; one where it fits the model's.
     """
 
     shot: Shot
     config: str
     settings: Config
     request: VideoRequest
+    revision: str
+    windows: int
 
     @property
     def fps(self) -> int:
@@ -167,9 +171,10 @@ def _decided(board: Storyboard, where: _Where) -> list[ShotRequest]:
     """The requests of all shots; every problem of any is told."""
     decided: list[ShotRequest] = []
     problems: list[str] = []
+    models = _Models()
     for number, shot in enumerate(board.shots):
         try:
-            decided.append(_decide(board, shot, where.folder))
+            decided.append(_decide(board, shot, where.folder, models))
         except BadRequestError as error:
             for line in str(error).splitlines():
                 field = line.partition(":")[0]
@@ -181,7 +186,7 @@ def _decided(board: Storyboard, where: _Where) -> list[ShotRequest]:
     return decided
 
 
-def _decide(board: Storyboard, shot: Shot, folder: Path) -> ShotRequest:
+def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> ShotRequest:
     given = {name: getattr(board.defaults, name) for name in Settings.model_fields}
     own = {name: getattr(shot, name) for name in Settings.model_fields}
     own = {name: value for name, value in own.items() if value is not None}
@@ -207,8 +212,16 @@ def _decide(board: Storyboard, shot: Shot, folder: Path) -> ShotRequest:
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
     request = config.request(shot.prompt, **{key: value for key, value in given.items() if value is not None})
-    load_preset(request.spectrum).check_request(config.windowed(request))
-    return ShotRequest(shot=shot, config=name, settings=config, request=request)
+    model = models.find(config)
+    model.check(request)
+    return ShotRequest(
+        shot=shot,
+        config=name,
+        settings=config,
+        request=request,
+        revision=model.folder.revision,
+        windows=len(model.sizes.windows(request, config)),
+    )
 
 
 def _joins(board: Storyboard, decided: Sequence[ShotRequest], where: _Where) -> list[str]:
@@ -244,6 +257,28 @@ def _beside(name: str, folder: Path) -> str:
     if not name.endswith((".yaml", ".yml")) and "/" not in name:
         return name
     return str((folder / name).resolve())
+
+
+class _Models:
+    """The models that shots ask for. Each is looked for once, whether it is found or not."""
+
+    def __init__(self) -> None:
+        self._found: dict[Config, ModelProfile | BadRequestError] = {}
+
+    def find(self, config: Config) -> ModelProfile:
+        """
+        Raises:
+            BadRequestError: see `ModelProfile`.
+        """
+        if config not in self._found:
+            try:
+                self._found[config] = ModelProfile(config)
+            except BadRequestError as error:
+                self._found[config] = error
+        found = self._found[config]
+        if isinstance(found, BadRequestError):
+            raise found
+        return found
 
 
 class _Where:

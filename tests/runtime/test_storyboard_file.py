@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from runtime.configs import Lora
@@ -29,6 +30,8 @@ shots:
     spectrum: "off"
     transition: {kind: crossfade, frames: 4}
 """
+CONFIGS = Path(__file__).parents[2] / "configs"
+LORA = {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, 4)}
 
 
 def write(folder: Path, text: str = FILM) -> Path:
@@ -64,7 +67,7 @@ def test_presets_and_configs_are_found_beside_the_file(tmp_path: Path) -> None:
 
 
 def test_a_lora_and_prompts_that_change_are_the_shots_own(tmp_path: Path) -> None:
-    save_file({"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, 4)}, tmp_path / "a.safetensors")
+    save_file(LORA, tmp_path / "a.safetensors")
     own = "seed: 5\n    lora: {file: a.safetensors, scale: 0.5}\n    travel: [{at: 0.5, prompt: b}]"
     _, (one, two) = load_storyboard(write(tmp_path, FILM.replace("seed: 5", own)))
     assert one.settings.lora is None and one.request.travel == ()
@@ -93,11 +96,18 @@ def test_a_lora_and_prompts_that_change_are_the_shots_own(tmp_path: Path) -> Non
         ("seed: 5", "travel: [{at: 2, prompt: b}]", "line 13, shot 'two': at: input should be less than"),
         ("seed: 5", "lora: {file: none.safetensors}", "line 13, shot 'two': lora: "),
         ("seed: 5", "image: none.png", "line 13, shot 'two': image: "),
+        ("seed: 5", "image: made.png", "line 13, shot 'two': image: "),  # a model of text alone
+        ('"off"', "planned-14\n    lora: {file: made.safetensors}", "for revision 'sha256:"),
+        ("seed: 5", "config: made.yaml", "line 9, shot 'two': model: './none' given"),
         ("shots:", "scenes:", "scenes"),
         ("title: Shapes", "title: [", "not valid YAML"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line_and_shot(tmp_path: Path, old: str, new: str, said: str) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "made.png")
+    save_file(LORA, tmp_path / "made.safetensors")
+    settings = (CONFIGS / "wan-tiny.yaml").read_text().replace("model: wan-tiny", "model: ./none")
+    (tmp_path / "made.yaml").write_text(settings)
     path = write(tmp_path, FILM.replace(old, new, 1))
     with pytest.raises(BadRequestError) as caught:
         load_storyboard(path)

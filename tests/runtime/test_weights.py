@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.video import FrameBuffer
 from runtime.weights import find_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -94,3 +95,17 @@ def test_a_model_that_is_nowhere_is_refused(config: Config, monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadRequestError, match=r"neither embedded \(wan-tiny\) nor a folder"):
         find_model(config.model_copy(update={"model": "nobody/nothing"}))
+
+
+def test_settings_that_an_older_folder_lacks_are_its_classes_defaults(config: Config, copy: Path) -> None:
+    """The repositories of Wan2.1 were saved before the VAE stated its scale factors."""
+    path = copy / "vae" / "config.json"
+    settings = json.loads(path.read_text())
+    newer = {"scale_factor_temporal", "scale_factor_spatial"}
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name not in newer}))
+    engine = Engine(config.model_copy(update={"model": str(copy)}))
+    request = engine.config.request("a", width=64, height=48, frames=9, steps=1)
+    assert engine.sizes.of(request) == (3, 6, 8)
+    sink = FrameBuffer()
+    engine.generate(request.full, [sink])
+    assert sink.frames.shape == (9, 48, 64, 3)

@@ -1,0 +1,72 @@
+"""What is known of a model before its weights are loaded, and so whether it can serve a request."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import SchedulerMixin
+
+from runtime.conditions import Conditions
+from runtime.configs import Config
+from runtime.errors import BadRequestError
+from runtime.presets import load_preset
+from runtime.request import VideoRequest
+from runtime.sampler import load_scheduler
+from runtime.sizes import LatentSizes
+from runtime.weights import find_model
+
+
+class ModelProfile:
+    """A model's settings, by which requests are checked.
+
+    Args:
+        config: which model, and how it is used.
+
+    Raises:
+        BadRequestError: the model is not there, not whole or not supported.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.folder = find_model(config)
+        self.sizes = LatentSizes.of_model(self.folder)
+        self.scheduler = load_scheduler(self.folder, config.scheduler)
+
+    def check(self, request: VideoRequest) -> None:
+        """Refuse what the model cannot serve, on any ranks.
+
+        Raises:
+            BadRequestError: why not.
+        """
+        if problem := self.folder.refuses(request):
+            raise BadRequestError(problem)
+        self.sizes.tokens(self.config.windowed(request))
+        preset = load_preset(request.spectrum)
+        sampler = self.fresh_sampler(request.steps)
+        preset.check_fit(self.conditions(request, sampler))
+        preset.schedules_of(len(sampler.timesteps), request.branches)
+        if request.deadline is not None and not preset.forecasts:
+            raise BadRequestError(
+                f"deadline: {request.deadline:g} given; {request.spectrum!r} forecasts no step, "
+                "so none can be dropped"
+            )
+
+    def fresh_sampler(self, steps: int, device: torch.device | None = None) -> SchedulerMixin:
+        """The sampler with its timesteps set, at its beginning."""
+        sampler = type(self.scheduler).from_config(self.scheduler.config)
+        sampler.set_timesteps(steps, device=device)
+        sampler.set_begin_index(0)
+        return sampler
+
+    def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:
+        """What a calibration for `request` would be made for."""
+        return Conditions(
+            model=self.folder.name,
+            revision=self.folder.revision,
+            sampler=type(sampler).__name__,
+            settings={name: str(value) for name, value in sorted(sampler.config.items()) if name[0] != "_"},
+            steps=len(sampler.timesteps),
+            guidance=request.guidance if request.guided else 1.0,
+            width=request.width,
+            height=request.height,
+            frames=self.config.windowed(request).frames,
+        )

@@ -1,0 +1,92 @@
+"""What a film is said to take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from launch.film import Film, plan_film
+from launch.film_plan import dry_run_table, estimate
+
+FILM = """\
+title: Three shots
+defaults: {steps: 6, spectrum: "off"}
+shots:
+  - {id: one, prompt: a}
+  - {id: two, prompt: b}
+  - {id: long, prompt: c, frames: 33}
+"""
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Film:
+    (tmp_path / "film.yaml").write_text(FILM)
+    return plan_film(tmp_path / "film.yaml", out=tmp_path / "film")
+
+
+def timed(film: Film, **changes: object) -> None:
+    """A report of a shot that is not the film's, with a second for each window of a computed step."""
+    request = film.shots[0].request.model_dump()
+    report = {
+        "request": request,
+        "model": {"name": "wan-tiny"},
+        "topology": {"world": 1},
+        "windows": 2,
+        "step_seconds": {"computed_median": 2.0, "forecast_median": None},
+    }
+    path = film.out / "shots" / "other.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report | changes))
+
+
+def told(film: Film, replicas: int = 1, price: float | None = None) -> str:
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(dry_run_table(film, replicas, price))
+    return " ".join(capture.get().replace("│", " ").split())
+
+
+def test_times_are_those_of_shots_of_the_kind(film: Film) -> None:
+    assert estimate(film, 0).seconds is None
+    timed(film)
+    windows = film.shots[2].windows
+    assert windows > 1
+    assert [estimate(film, number).seconds for number in (0, 1, 2)] == [6.0, 6.0, 6.0 * windows]
+    compared = replace(film, compare=True)
+    assert estimate(compared, 0).seconds == 12.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"name": "another"}},
+        {"topology": {"world": 2}},
+        {"request": {"width": 64}},
+        {"windows": None},
+    ],
+)
+def test_reports_of_other_models_ranks_and_sizes_say_nothing(film: Film, changes: dict[str, object]) -> None:
+    timed(film, **changes)
+    assert estimate(film, 0).seconds is None
+    assert "to do: 0.0 s of denoising on 1 replica, 0.0 rank-seconds, what is unknown" in told(film)
+
+
+def test_replicas_share_the_time_and_not_the_cost(film: Film) -> None:
+    timed(film)
+    total = 12.0 + estimate(film, 2).seconds  # type: ignore[operator]
+    assert f"to do: {total:.1f} s of denoising on 1 replica, {total:.1f} rank-seconds" in told(film)
+    said = told(film, replicas=2, price=36.0)
+    assert "one 17 1 6 6.0 6.0 0.0600 to do" in said
+    last = 6.0 + estimate(film, 2).seconds  # type: ignore[operator]
+    expected = f"{last:.1f} s of denoising on 2 replicas, {total:.1f} rank-seconds, {total / 100:.4f} in cost"
+    assert f"to do: {expected}" in said
+
+
+def test_ranks_that_work_together_cost_each(film: Film) -> None:
+    pair = replace(film, ranks=2)
+    timed(pair, topology={"world": 2})
+    assert (estimate(pair, 0).seconds, estimate(pair, 0).rank_seconds) == (6.0, 12.0)

@@ -20,8 +20,9 @@ video: $(VENV)/.installed  ## A video from the embedded model on two ranks, comp
 film: $(VENV)/.installed  ## The example storyboard, two shots at a time, as one film
 	$(BIN)/lockstep storyboard configs/storyboards/shapes.yaml --out out/film --replicas 2 --compare
 
-test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed  ## Two files at a time, then what must be alone
+	$(BIN)/python -m pytest -m 'not slow and not alone' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'alone and not slow'
 
 test-slow: $(VENV)/.installed  ## The tests that take minutes, too
 	$(BIN)/python -m pytest -m 'slow or not slow'

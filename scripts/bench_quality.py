@@ -278,22 +278,23 @@ class Worker:
         """The sampler itself with its steps at the planned noise levels, and nothing forecast."""
         engine = self._engine(setting)
         planned = load_calibration(setting.calibration).planner("guided").plan(budget)
-        fresh = engine._fresh_sampler
+        profile = engine.profile
+        fresh = profile.fresh_sampler
 
-        def placed(steps: int) -> Any:
-            sampler = fresh(setting.steps)
+        def placed(steps: int, device: torch.device | None = None) -> Any:
+            sampler = fresh(setting.steps, device)
             kept = list(planned.computed)
             sampler.sigmas = torch.cat([sampler.sigmas[kept], sampler.sigmas[-1:]])
             sampler.timesteps = sampler.timesteps[kept]
             sampler.num_inference_steps = len(kept)
             return sampler
 
-        engine._fresh_sampler = placed  # type: ignore[method-assign]
+        profile.fresh_sampler = placed  # type: ignore[method-assign]
         try:
             sink = FrameBuffer()
             engine.generate(request, [sink])
         finally:
-            engine._fresh_sampler = fresh  # type: ignore[method-assign]
+            profile.fresh_sampler = fresh  # type: ignore[method-assign]
         return sink.frames, float(budget), {}
 
     def _wrong(self, setting: Setting, request: VideoRequest, budget: int) -> Made:

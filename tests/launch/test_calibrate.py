@@ -52,6 +52,7 @@ def test_calibrate_plan_and_generate(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "exists" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_calibrate_on_two_ranks_goes_on_after_an_interruption(tmp_path: Path) -> None:
     out = tmp_path / "two.json"

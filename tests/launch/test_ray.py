@@ -31,7 +31,7 @@ from tests.jobs import PROMPT
 
 STEPS = 12
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +94,9 @@ def after(step: int) -> Callable[[Event], bool]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_ranks_killed_while_decoding_and_while_writing_are_replaced(
+def test_a_rank_killed_while_writing_is_replaced(
     tmp_path: Path, undisturbed: Callable[[str], list[str]]
 ) -> None:
-    def kill_while_decoding(group: RankGroup) -> None:
-        """The last checkpoint is there, so the first rank decodes and writes."""
-        while len(list(tmp_path.glob(f"*/*/manifest-{STEPS - 1:05d}-*"))) < 2:
-            time.sleep(0.001)
-        send(signal.SIGKILL, 0)(group)
-
     def kill_while_writing(group: RankGroup) -> None:
         """The mp4 is there, the report is not."""
         while not (tmp_path / "a.mp4").exists():
@@ -110,10 +104,7 @@ def test_ranks_killed_while_decoding_and_while_writing_are_replaced(
         assert not (tmp_path / "a.json").exists()
         send(signal.SIGKILL, 0)(group)
 
-    kills = [
-        (after(STEPS - 1), kill_while_decoding),
-        (lambda event: isinstance(event, Begun), kill_while_writing),
-    ]
+    kills = [(lambda event: isinstance(event, Begun), kill_while_writing)]
     report = run_with(make_job(tmp_path), kills)
     assert report.frames_sha256 == undisturbed("paper")
     assert report.resumed_at == STEPS  # all that was left was to decode
@@ -123,16 +114,23 @@ def test_ranks_killed_while_decoding_and_while_writing_are_replaced(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_ranks_killed_while_computing_and_forecasting_and_one_that_stops_are_replaced(
+def test_ranks_killed_in_every_phase_and_one_that_stops_are_replaced(
     tmp_path: Path, undisturbed: Callable[[str], list[str]], mostly_forecast: str
 ) -> None:
+    def kill_while_decoding(group: RankGroup) -> None:
+        """The last checkpoint is there, so the first rank decodes and writes."""
+        while len(list(tmp_path.glob(f"*/*/manifest-{STEPS - 1:05d}-*"))) < 2:
+            time.sleep(0.001)
+        send(signal.SIGKILL, 0)(group)
+
     job = make_job(tmp_path, spectrum=mostly_forecast)
     events = [
-        (after(1), send(signal.SIGKILL, 1)),
-        (after(4), send(signal.SIGKILL, 1)),
-        (after(STEPS - 1), send(signal.SIGSTOP, 0)),
+        (after(1), send(signal.SIGKILL, 1)),  # a computed step
+        (after(4), send(signal.SIGKILL, 1)),  # a forecast step
+        (after(STEPS - 1), kill_while_decoding),
+        (lambda event: isinstance(event, Begun), send(signal.SIGSTOP, 0)),
     ]
-    report = run_with(job, events, attempts=4)
+    report = run_with(job, events, attempts=5)
     assert report.frames_sha256 == undisturbed(mostly_forecast)
     assert report.resumed_at > 0
 

@@ -10,7 +10,7 @@ import pytest
 from launch import cli
 from runtime.film import read_frames
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 
 IDS = ("one", "two", "three")
 FILM = """\

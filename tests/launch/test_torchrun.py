@@ -23,7 +23,7 @@ SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-len
 GENERATE = [sys.executable, "-m", "launch", "generate", PROMPT, "--timeout", "5"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]
 
 
 def report_of(path: Path) -> dict[str, object]:
@@ -111,9 +111,8 @@ def assert_gone(processes: list[psutil.Process], within: float = 20.0) -> None:
     assert len(gone) == len(processes)
 
 
-@pytest.mark.parametrize(
-    ("number", "victim"), [pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow), (signal.SIGSTOP, 1)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
 def test_a_rank_that_dies_or_stops_ends_the_job(tmp_path: Path, number: signal.Signals, victim: int) -> None:
     with running(tmp_path / "a.mp4", "--compare") as process:
         ranks = ranks_of(process)

@@ -75,7 +75,7 @@ def test_every_sampler_is_the_pipelines_to_the_bit(
 ) -> None:
     choice = Scheduler(kind=kind, shift=5.0)  # type: ignore[arg-type]
     other = Engine(config.model_copy(update={"scheduler": choice}))
-    pipeline = WanPipeline(**{**peer.components, "scheduler": other._scheduler})
+    pipeline = WanPipeline(**{**peer.components, "scheduler": other.profile.scheduler})
     pipeline.set_progress_bar_config(disable=True)
     request = small(spectrum="off")
     frames = generate(other, request)[0]

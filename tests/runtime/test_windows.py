@@ -147,7 +147,10 @@ def test_many_ranks_make_the_long_video_of_one(windowed: Engine) -> None:
         assert np.abs(frames.astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, "a blue square moving in circles on a gray background"])
+OTHER = "a blue square moving in circles on a gray background"
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, pytest.param(OTHER, marks=pytest.mark.slow)])
 def test_there_is_no_jump_where_windows_meet(engine: Engine, prompt: str) -> None:
     """Where windows begin and end, frames differ no more than 1.5 × what is usual.
 

@@ -7,16 +7,19 @@ latent frames, H, W latent height and width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+from diffusers import AutoencoderKLWan
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from runtime.configs import Config
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
 from runtime.weights import ModelFolder
+
+if TYPE_CHECKING:
+    from diffusers import WanImageToVideoPipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,10 @@ class ImageEncoder:
         return [tokens_BIE.to(self._dtype).contiguous()], [latents_BCFHW.contiguous()]
 
     def _pipeline(self, vae: AutoencoderKLWan) -> WanImageToVideoPipeline:
-        """diffusers' pipeline with nothing in it but what encodes images."""
+        """diffusers' pipeline with nothing in it but what encodes images. Who needs none imports none."""
+        from diffusers import WanImageToVideoPipeline
+        from transformers import CLIPImageProcessor, CLIPVisionModel
+
         encoder = CLIPVisionModel.from_pretrained(
             self._folder.path / "image_encoder", dtype=self._config.dtype.of("image_encoder")
         )

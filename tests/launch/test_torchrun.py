@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import cli
+from launch import cli, torchrun
 from launch.cli import without_launcher
 from tests.ranks import free_port
 
@@ -125,6 +124,7 @@ def test_a_rank_that_dies_or_stops_ends_the_job(tmp_path: Path, number: signal.S
     assert {path.name for path in tmp_path.iterdir()} <= {"a.checkpoints"}
 
 
+@pytest.mark.slow
 def test_a_signal_cancels_all_ranks(tmp_path: Path) -> None:
     with running(tmp_path / "a.mp4", "--compare") as process:
         ranks = ranks_of(process)
@@ -170,20 +170,28 @@ def test_a_request_that_only_the_model_can_refuse_exits_2(tmp_path: Path) -> Non
     assert not out.exists()
 
 
-def test_torchrun_with_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    job = ["-m", "launch.torchrun", PROMPT, "--ranks", "2", "--out", str(tmp_path / "a.mp4")]
-    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "1", *job]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1  # torchrun's own
-    assert "ranks: 2 given; torchrun started 1" in done.stderr
+def test_torchrun_with_another_number_of_ranks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started = {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
+    for name, value in started.items():
+        monkeypatch.setenv(name, str(value))
+    assert torchrun.run([PROMPT, "--ranks", "2", "--out", str(tmp_path / "a.mp4")]) == 2
+    assert "ranks: 2 given; torchrun started 1" in capfd.readouterr().err
 
 
-def test_a_rank_that_torchrun_did_not_start_says_so() -> None:
-    clean = {name: value for name, value in os.environ.items() if name != "RANK"}
-    command = [sys.executable, "-m", "launch.torchrun", PROMPT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
-    assert done.returncode == 2
-    assert "start this with torchrun" in done.stderr
+def test_a_rank_that_torchrun_did_not_start_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert torchrun.run([PROMPT]) == 2
+    assert "start this with torchrun" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

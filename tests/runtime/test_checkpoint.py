@@ -319,10 +319,10 @@ def alone() -> tuple[Frames, Generation]:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ((2, Degrees(cfg=2)), (2, Degrees(cfg=2))),
+        pytest.param((2, Degrees(cfg=2)), (2, Degrees(cfg=2)), marks=pytest.mark.slow),
         ((2, Degrees(ulysses=2)), (2, Degrees(ulysses=2))),
         ((4, Degrees(cfg=2, ring=2)), (2, Degrees(ulysses=2))),
-        ((2, Degrees(ulysses=2)), (3, Degrees(ring=3))),
+        pytest.param((2, Degrees(ulysses=2)), (3, Degrees(ring=3)), marks=pytest.mark.slow),
         ((2, Degrees(cfg=2)), (1, Degrees())),
     ],
     ids=str,

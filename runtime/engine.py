@@ -31,7 +31,6 @@ from runtime.image import ImageCondition, ImageEncoder
 from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
 from runtime.model_profile import ModelProfile
-from runtime.presets import load_preset
 from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
 from runtime.segments import denoise_segments
@@ -153,7 +152,7 @@ class Engine:
         Raises:
             BadRequestError: the request does not fit this model or these ranks.
         """
-        self.profile.check(request)
+        preset = self.profile.check(request)
         tokens = self.sizes.tokens(self.config.windowed(request))
         heads = self._transformer.config.num_attention_heads
         topology = Topology.choose(
@@ -168,7 +167,7 @@ class Engine:
         sampler = partial(self.profile.fresh_sampler, request.steps, self.ranks.device)
         return Plan(
             request,
-            load_preset(request.spectrum),
+            preset,
             sampler,
             len(sampler().timesteps),
             topology,

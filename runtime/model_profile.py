@@ -8,7 +8,7 @@ from diffusers import SchedulerMixin
 from runtime.conditions import Conditions
 from runtime.configs import Config
 from runtime.errors import BadRequestError
-from runtime.presets import load_preset
+from runtime.presets import Preset, load_preset
 from runtime.request import VideoRequest
 from runtime.sampler import load_scheduler
 from runtime.sizes import LatentSizes
@@ -31,8 +31,8 @@ class ModelProfile:
         self.sizes = LatentSizes.of_model(self.folder)
         self.scheduler = load_scheduler(self.folder, config.scheduler)
 
-    def check(self, request: VideoRequest) -> None:
-        """Refuse what the model cannot serve, on any ranks.
+    def check(self, request: VideoRequest) -> Preset:
+        """Refuse what the model cannot serve on any ranks; the preset of what it can.
 
         Raises:
             BadRequestError: why not.
@@ -49,6 +49,7 @@ class ModelProfile:
                 f"deadline: {request.deadline:g} given; {request.spectrum!r} forecasts no step, "
                 "so none can be dropped"
             )
+        return preset
 
     def fresh_sampler(self, steps: int, device: torch.device | None = None) -> SchedulerMixin:
         """The sampler with its timesteps set, at its beginning."""

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from runtime.configs import Config, Lora, load_config
 from runtime.errors import BadRequestError
 from runtime.files import image_digest
-from runtime.lora import lora_digest
 from runtime.model_profile import ModelProfile
 from runtime.request import MAX_SEED, VideoRequest, Waypoint
 
@@ -198,7 +197,6 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
     lora = given.pop("lora")
     if lora is not None:
         lora = lora.model_copy(update={"file": str((folder / lora.file).resolve())})
-        lora_digest(lora)
         config = config.model_copy(update={"lora": lora})
     seconds = given.pop("seconds")
     if seconds is not None:

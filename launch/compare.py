@@ -25,8 +25,8 @@ from runtime.generation import Generation
 from runtime.job import Progress, generate_shown, raw_videos
 from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
-from runtime.report import versions
 from runtime.request import VideoRequest
+from runtime.versions import versions
 from runtime.video import Frames, FrameSink, mp4_writer
 
 FULL = "off"

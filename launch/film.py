@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from launch.jobs import Job
@@ -18,6 +17,7 @@ from runtime.film import Part
 from runtime.presets import load_preset
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.topology import Degrees
+from runtime.versions import code_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,6 @@ def _digest(one: ShotRequest) -> str:
         "preset": load_preset(one.request.spectrum).identity,
         "config": one.settings.model_dump(mode="json", exclude={"device", "defaults", "memory", "lora"}),
         "model": one.revision,
-        "lockstep": version("lockstep-video"),
+        "lockstep": code_version(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

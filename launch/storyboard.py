@@ -28,7 +28,8 @@ from runtime.errors import CancelledError, JobFailedError
 from runtime.files import check_writable, whole_file
 from runtime.film import join_film, length, starts, write_contact_sheet, write_poster
 from runtime.film_page import Scene, write_page
-from runtime.report import Report, versions
+from runtime.report import Report
+from runtime.versions import versions
 
 _OPEN = (State.WAITING, State.RUNNING)
 

@@ -49,9 +49,9 @@ from runtime.files import whole_file
 from runtime.generation import Generation, Prepared
 from runtime.probes import GramStream, NudgedStream, sample
 from runtime.quality import psnr
-from runtime.report import versions
 from runtime.request import VideoRequest
 from runtime.streams import GuidedStream, Stream
+from runtime.versions import versions
 from runtime.video import FrameBuffer, Frames
 from spectrum import (
     MAX_STEPS,

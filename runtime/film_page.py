@@ -14,7 +14,8 @@ from PIL import Image
 from runtime.files import whole_file
 from runtime.film import Part, length, pick_frames, starts
 from runtime.picture import COLOURS
-from runtime.report import Report, versions
+from runtime.report import Report
+from runtime.versions import versions
 
 
 @dataclass(frozen=True, slots=True)

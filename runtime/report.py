@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from runtime.engine import Engine
 from runtime.files import whole_file
 from runtime.generation import Generation
 from runtime.quality import Quality
+from runtime.versions import versions
 from spectrum import StepKind
 
 
@@ -225,12 +224,6 @@ def write_report(report: Report, path: Path) -> None:
     """Write the JSON, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(report.to_json() + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
-    return {"lockstep": version("lockstep-video"), "python": platform.python_version(), **packages}
 
 
 def _median_seconds(generation: Generation, kind: StepKind) -> float | None:

@@ -27,7 +27,7 @@ import torch
 from runtime.configs import load_config
 from runtime.engine import Engine
 from runtime.files import whole_file
-from runtime.report import versions
+from runtime.versions import versions
 from runtime.video import FrameBuffer
 from spectrum import ChebyshevRidge, chebyshev_basis, paper_schedule
 from spectrum.forecaster import weighted_sum

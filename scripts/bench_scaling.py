@@ -42,9 +42,9 @@ from runtime.denoise import Denoising, denoise
 from runtime.files import whole_file
 from runtime.kernels import find_kernel
 from runtime.ranks import Ranks, Rendezvous, join
-from runtime.report import versions
 from runtime.streams import Branch, FeatureStream, Network
 from runtime.topology import Topology
+from runtime.versions import versions
 from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from runtime.report import versions
+from runtime.versions import versions
 
 Result = dict[str, Any]
 BEST = "guided, calibrated, planned"

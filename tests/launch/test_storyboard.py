@@ -39,7 +39,7 @@ def videos(out: Path) -> dict[str, tuple[str, int]]:
 
 
 def test_a_film_is_made_and_made_again_where_it_changed(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board, out = tmp_path / "film.yaml", tmp_path / "film"
     board.write_text(FILM)
@@ -77,6 +77,9 @@ def test_a_film_is_made_and_made_again_where_it_changed(
     assert again["three"] != made["three"]
     assert run(str(board), "--out", str(out), "--dry-run") == 0
     assert capfd.readouterr().out.count("done") == 3
+    assert plan_film(board, out=out).missing == []
+    monkeypatch.setattr("launch.film.code_version", lambda: "0.1.0+other")
+    assert plan_film(board, out=out).missing == [0, 1, 2]
 
 
 def test_a_bad_storyboard_exits_2_and_makes_nothing(

@@ -67,18 +67,21 @@ class Architecture(_Part):
 
 
 class Memory(_Part):
-    """Where weights are while they are not in use.
+    """Where weights, and what forecasts are made from, are while they are not in use.
 
     Attributes:
         text_encoder: `keep` it on the device of the first rank, `offload` it to the host's memory after each
             prompt, or `free` it and load it again for the next prompt.
         transformer: `replicate` it on every rank, or `shard` its blocks over the ranks (FSDP2).
         vae: `keep` it on the device, or `offload` it between videos.
+        history: `keep` what forecasts are made from on the device, or `offload` it to the host's memory, as
+            for videos of many windows.
     """
 
     text_encoder: Literal["keep", "offload", "free"] = "keep"
     transformer: Literal["replicate", "shard"] = "replicate"
     vae: Literal["keep", "offload"] = "keep"
+    history: Literal["keep", "offload"] = "keep"
 
 
 class Tiles(_Part):
@@ -127,7 +130,7 @@ class Config(_Part):
         window: how longer videos are made; None evaluates any video as a whole.
         attention: kernel of the self-attention; see `runtime.kernels.resolve`.
         compile: compile each transformer block with `torch.compile`; results differ by rounding.
-        memory: where weights are while they are not in use.
+        memory: where weights and histories are while they are not in use.
         tiles: how the VAE decodes; None decodes whole frames, on the first rank.
     """
 

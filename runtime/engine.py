@@ -144,7 +144,8 @@ class Engine:
             with self._vae_at_work() as vae:
                 image = self._image.encode(plan.request, vae, window_BCFHW)
         networks = self._networks(plan, window_BCFHW, text, image)
-        return Prepared(plan, json.dumps(identity, sort_keys=True), networks, noise_BCFHW, image)
+        storage = torch.device("cpu") if self.config.memory.history == "offload" else None
+        return Prepared(plan, json.dumps(identity, sort_keys=True), networks, noise_BCFHW, image, storage)
 
     def plan(self, request: VideoRequest) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.

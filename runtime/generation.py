@@ -189,6 +189,7 @@ class Prepared:
         networks: the transformer with the text of each window.
         noise_BCFHW: float32, of the whole video, the same on every rank.
         image: what an image-to-video model is conditioned on.
+        storage: where what forecasts are made from is kept; None leaves it where it is computed.
     """
 
     plan: Plan
@@ -196,6 +197,7 @@ class Prepared:
     networks: list[Network]
     noise_BCFHW: torch.Tensor
     image: ImageCondition | None = None
+    storage: torch.device | None = None
 
     @property
     def network(self) -> Network:
@@ -229,4 +231,4 @@ class Prepared:
         preset = self.plan.preset
         if not preset.forecasts:
             return ComputedStream(network)
-        return STREAMS[preset.stream](network, preset.build_predictor(self.plan.steps))
+        return STREAMS[preset.stream](network, preset.build_predictor(self.plan.steps), self.storage)

@@ -163,11 +163,17 @@ class ComputedStream:
 
 
 class ForecastStream:
-    """A stream with forecasters: one for each of `names`."""
+    """A stream with forecasters: one for each of `names`.
 
-    def __init__(self, network: Network, predictor: Predictor, names: Iterable[str]):
+    Args:
+        storage: where forecasters keep what they remember, if not where it is computed.
+    """
+
+    def __init__(
+        self, network: Network, predictor: Predictor, names: Iterable[str], storage: torch.device | None
+    ):
         self._network = network
-        self._forecasters = {name: Forecaster(predictor) for name in names}
+        self._forecasters = {name: Forecaster(predictor, storage) for name in names}
 
     @property
     def bytes(self) -> int:
@@ -198,8 +204,8 @@ class ForecastStream:
 class FeatureStream(ForecastStream):
     """Spectrum's stream: each branch's output of the last transformer block; the head runs at every step."""
 
-    def __init__(self, network: Network, predictor: Predictor):
-        super().__init__(network, predictor, [branch.name for branch in network.branches])
+    def __init__(self, network: Network, predictor: Predictor, storage: torch.device | None = None):
+        super().__init__(network, predictor, [branch.name for branch in network.branches], storage)
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
@@ -259,8 +265,8 @@ class GuidedStream(ForecastStream):
     NAME: ClassVar[str] = "guided"
     names: tuple[str, ...] = ()
 
-    def __init__(self, network: Network, predictor: Predictor):
-        super().__init__(network, predictor, [self.NAME])
+    def __init__(self, network: Network, predictor: Predictor, storage: torch.device | None = None):
+        super().__init__(network, predictor, [self.NAME], storage)
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor

@@ -24,6 +24,8 @@ class Forecaster:
 
     Args:
         predictor: turns remembered steps into weights.
+        storage: where values are kept instead of where they come from; forecasts are still made there, out
+            of pieces that are fetched.
 
     Example:
         >>> forecaster = Forecaster(LinearExtrapolation())
@@ -33,8 +35,9 @@ class Forecaster:
         tensor([4.])
     """
 
-    def __init__(self, predictor: Predictor):
-        self._predictor = predictor
+    def __init__(self, predictor: Predictor, storage: torch.device | None = None):
+        self._predictor, self._storage = predictor, storage
+        self._device: torch.device | None = None
         self._steps: list[int] = []
         self._values: list[torch.Tensor] = []
 
@@ -62,7 +65,7 @@ class Forecaster:
                 f"{list(self._values[-1].shape)} {self._values[-1].dtype}"
             )
         self._steps.append(step)
-        self._values.append(value.detach())
+        self._values.append(self._stored(value.detach()))
         if self._predictor.memory is not None:
             del self._steps[: -self._predictor.memory], self._values[: -self._predictor.memory]
 
@@ -79,11 +82,13 @@ class Forecaster:
             raise ValueError(f"no value was recorded to forecast step {step} from")
         if step <= self._steps[-1]:
             raise ValueError(f"step {step} is not later than the last recorded step {self._steps[-1]}")
-        return weighted_sum(self._predictor.weights(self._steps, step).tolist(), self._values)
+        return weighted_sum(self._predictor.weights(self._steps, step).tolist(), self._values, self._device)
 
     def at(self, step: int) -> torch.Tensor:
         """The value of step `step`: as recorded if it is the last recorded step, otherwise its forecast."""
-        return self._values[-1] if self._steps and step == self._steps[-1] else self.predict(step)
+        if self._steps and step == self._steps[-1]:
+            return self._values[-1].to(self._device)
+        return self.predict(step)
 
     def squared_error(self, step: int, truth: torch.Tensor) -> SquaredError:
         """How far the forecast of step `step` would have been from the computed value `truth`."""
@@ -96,24 +101,36 @@ class Forecaster:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what is remembered by a `state_dict`."""
-        self._steps, self._values = list(state["steps"]), list(state["values"])
+        self._steps = list(state["steps"])
+        self._values = [self._stored(value) for value in state["values"]]
+
+    def _stored(self, value: torch.Tensor) -> torch.Tensor:
+        """The value where it is kept; forecasts will be made where it was."""
+        self._device = value.device
+        return value if self._storage is None else value.to(self._storage)
 
 
-def weighted_sum(weights: list[float], values: list[torch.Tensor]) -> torch.Tensor:
+def weighted_sum(
+    weights: list[float], values: list[torch.Tensor], device: torch.device | None = None
+) -> torch.Tensor:
     """Σ weights[k] · values[k] in float32 (float64 for float64 values), rounded once to the values' dtype.
 
     Works through the values in chunks that stay in cache, so each value is read from memory once and no
     K-fold temporary is made. float32 weights matter: rounded to bfloat16, weights of opposite sign no longer
     cancel.
+
+    Args:
+        device: where the sum is made, by default where the values are; a chunk of each is there at a time.
     """
     first = values[0]
+    device = first.device if device is None else device
     wide = torch.promote_types(first.dtype, torch.float32)
     flat = [v.reshape(-1) for v in values]
     size = flat[0].numel()
-    chunk = min(size, _CHUNK_CPU if first.device.type == "cpu" else _CHUNK_ACCELERATOR)
-    weights_K = torch.tensor(weights, dtype=wide, device=first.device)
-    block = torch.empty(len(flat), chunk, dtype=wide, device=first.device)
-    result = torch.empty(size, dtype=first.dtype, device=first.device)
+    chunk = min(size, _CHUNK_CPU if device.type == "cpu" else _CHUNK_ACCELERATOR)
+    weights_K = torch.tensor(weights, dtype=wide, device=device)
+    block = torch.empty(len(flat), chunk, dtype=wide, device=device)
+    result = torch.empty(size, dtype=first.dtype, device=device)
     for start in range(0, size, max(chunk, 1)):
         part = block[:, : min(chunk, size - start)]
         for row, value in zip(part, flat, strict=True):

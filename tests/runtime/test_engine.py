@@ -155,11 +155,11 @@ def test_a_generation_can_be_told_to_end(engine: Engine, small: Make) -> None:
 
 
 @pytest.mark.parametrize("policy", ["offload", "free"])
-def test_where_idle_weights_are_changes_no_bit(
+def test_where_idle_weights_and_histories_are_changes_no_bit(
     engine: Engine, small: Make, config: Config, policy: str
 ) -> None:
-    vae = "offload" if policy == "offload" else "keep"
-    memory = Memory(text_encoder=policy, vae=vae)  # type: ignore[arg-type]
+    rest = "offload" if policy == "offload" else "keep"
+    memory = Memory(text_encoder=policy, vae=rest, history=rest)  # type: ignore[arg-type]
     other = Engine(config.model_copy(update={"memory": memory}))
     assert (other._text._pipeline is None) == (policy == "free")
     expected = generate(engine, small())[0]

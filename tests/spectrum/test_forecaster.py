@@ -12,6 +12,7 @@ from spectrum import ChebyshevRidge, Forecaster, LinearExtrapolation
 from spectrum.forecaster import _CHUNK_CPU, weighted_sum
 
 PAPER = ChebyshevRidge(horizon=50)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STEPS = [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
 
 
@@ -79,7 +80,7 @@ def test_chunks_leave_no_seam(size: int, dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_accelerator_gives_the_sum_of_the_cpu(dtype: torch.dtype) -> None:
     values, weights = trajectory(5, 3_000_000, dtype), [0.5, -1.0, 2.0, 0.25, -0.75]
@@ -124,6 +125,23 @@ def test_state_is_restored_to_the_bit() -> None:
         forecaster.record(step, value)
     other.load_state_dict(forecaster.state_dict())
     assert torch.equal(other.predict(7), forecaster.predict(7))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_values_kept_in_host_memory_give_the_same_bits(device: str) -> None:
+    here = Forecaster(PAPER)
+    hosted, restored = (Forecaster(PAPER, storage=torch.device("cpu")) for _ in range(2))
+    values = [value.to(device) for value in trajectory(6, 2 * _CHUNK_CPU + 17, torch.bfloat16)]
+    for step, value in zip(STEPS, values, strict=False):
+        here.record(step, value)
+        hosted.record(step, value)
+    restored.load_state_dict(here.state_dict())
+    assert {value.device.type for value in hosted.state_dict()["values"]} == {"cpu"}
+    for forecaster in (hosted, restored):
+        for step in (STEPS[5], 8, 20):
+            found = forecaster.at(step)
+            assert found.device.type == device and torch.equal(found, here.at(step))
+        assert forecaster.squared_error(8, values[0]) == here.squared_error(8, values[0])
 
 
 def test_misuse_is_refused() -> None:

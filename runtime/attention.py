@@ -16,12 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
 
 from runtime.collectives import Peers, Transfer
 from runtime.kernels import Kernel
 from runtime.sequence import Split
-from runtime.wan import Rotary
+from runtime.wan import Rotary, Transformer, every_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class SplitSelfAttention:
 class SelfAttention:
     """Which processor every block's self-attention runs; cross-attention stays local and as it is."""
 
-    def __init__(self, model: WanTransformer3DModel):
-        self._modules = [block.attn1 for block in model.blocks]
+    def __init__(self, model: Transformer):
+        self._modules: list[WanAttention] = [block.attn1 for block in every_block(model)]
         self._own = [module.processor for module in self._modules]
 
     def split(self, attend: Attend) -> None:

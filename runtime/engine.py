@@ -27,7 +27,7 @@ from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.devices import pick_device
 from runtime.files import image_digest
 from runtime.generation import Generation, Plan, Prepared
-from runtime.image import ImageCondition, ImageEncoder
+from runtime.image import ImageCondition, open_image_encoder
 from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
 from runtime.model_profile import ModelProfile
@@ -39,7 +39,7 @@ from runtime.text import PromptEncoder
 from runtime.topology import Degrees, Topology
 from runtime.travel import Embeddings, window_embeddings
 from runtime.video import FrameSink, to_uint8
-from runtime.wan import WanAdapter
+from runtime.wan import open_adapter
 
 
 class Engine:
@@ -79,9 +79,11 @@ class Engine:
         )
         self._transformer = load_transformer(self.model, config, self.ranks)
         self._attention = SelfAttention(self._transformer)
-        self._adapter = WanAdapter(self._transformer)
+        self._adapter = open_adapter(self._transformer)
         self._text = PromptEncoder(self.model, config, self.ranks, self._adapter.dtype)
-        self._image = ImageEncoder(self.model, config, self.ranks, self._adapter.dtype)
+        self._image = open_image_encoder(
+            self.model, config, self.ranks, self._transformer, self._adapter.dtype
+        )
         self._vae = load_vae(self.model, config, self.ranks)
         self._coordinator: Coordinator | None = None
         self.load_seconds = time.perf_counter() - started
@@ -139,13 +141,14 @@ class Engine:
         text = self._text.encode(plan.request)
         noise_BCFHW = self._noise(plan.request)
         window_BCFHW, image = noise_BCFHW[:, :, plan.windows.slice(0)], None
-        if plan.request.image is not None:
+        if self._image is not None:
             self.ranks.at("image encoding", busy=True)
             with self._vae_at_work() as vae:
                 image = self._image.encode(plan.request, vae, window_BCFHW)
         networks = self._networks(plan, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
-        return Prepared(plan, json.dumps(identity, sort_keys=True), networks, noise_BCFHW, image, storage)
+        proof = json.dumps(identity, sort_keys=True)
+        return Prepared(plan, proof, networks, noise_BCFHW, image, storage)
 
     def plan(self, request: VideoRequest) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.
@@ -215,6 +218,7 @@ class Engine:
         sequence = group.sequence(geometry.grid.tokens)
         networks = []
         tokens_BIE = None if image is None else image.tokens_BIE
+        latents_BCFHW = None if image is None else image.latents_BCFHW
         known: dict[int, torch.Tensor] = {}  # windows that share an embedding share what becomes of it
         for embeddings in window_embeddings(plan.request, plan.windows, text):
             for embedding in embeddings:
@@ -224,7 +228,8 @@ class Engine:
                 Branch(name, known[id(embedding)])
                 for name, embedding in zip(BRANCHES, embeddings, strict=False)
             )
-            networks.append(Network(self._adapter, geometry, group.branches(branches), guidance, sequence))
+            own = group.branches(branches)
+            networks.append(Network(self._adapter, geometry, own, guidance, sequence, latents_BCFHW))
         return networks
 
     def _use_attention(self, plan: Plan, group: RankGroup, tokens: int) -> None:

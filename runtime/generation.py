@@ -186,9 +186,9 @@ class Prepared:
 
     Attributes:
         identity: everything that the result is a function of, as JSON.
-        networks: the transformer with the text of each window.
+        networks: the transformer with the text of each window, conditioned as the first window is.
         noise_BCFHW: float32, of the whole video, the same on every rank.
-        image: what an image-to-video model is conditioned on.
+        image: what the first window is conditioned on, beside its text.
         storage: where what forecasts are made from is kept; None leaves it where it is computed.
     """
 
@@ -210,14 +210,15 @@ class Prepared:
         Args:
             before_BCFHW: clean latents of all segments before it.
         """
-        if self.image is None:
+        if self.plan.segments == 1:
             return Segment(self.noise_BCFHW, self.open_stream())
-        own = self.plan.windows.slice(number)
-        known, condition = 0, self.image.latents_BCFHW
+        own, network, known = self.plan.windows.slice(number), self.networks[number], 0
         if before_BCFHW is not None:
-            tail = before_BCFHW[:, :, own.start :]
-            known, condition = tail.shape[2], self.image.going_on_from(tail)
-        network = replace(self.networks[number], condition_BCFHW=condition)
+            assert self.image is not None
+            tail_BCFHW = before_BCFHW[:, :, own.start :]
+            known = tail_BCFHW.shape[2]
+            condition = self.image.going_on_from(tail_BCFHW)
+            network = replace(network, condition_BCFHW=condition.latents_BCFHW)
         return Segment(self.noise_BCFHW[:, :, own].contiguous(), self._open_one(network), known)
 
     def open_stream(self) -> Stream:

@@ -1,13 +1,17 @@
-"""Image conditioning: what an image says to an image-to-video transformer, encoded on the first rank only.
+"""Image conditioning: what a model sees beside its text, encoded on the first rank only.
 
-Tensor legend: B batch, I image tokens, E image encoder channels, C latent channels with a mask before them, F
+Image to video (I2V) sees an image, and beside the noisy latents those of what is known. VACE sees latents of
+what is known and of what is to be changed, and a mask; here it knows an image, or nothing.
+
+Tensor legend: B batch, I image tokens, E image encoder channels, C latent channels with those of a mask, F
 latent frames, H, W latent height and width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -16,10 +20,26 @@ from PIL import Image
 from runtime.configs import Config
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
-from runtime.weights import ModelFolder
+from runtime.wan import Transformer
+from runtime.weights import ModelFolder, ModelKind
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where in a condition is what.
+
+    Attributes:
+        known: channels of the latents of what is known.
+        mask: channels of the mask.
+        mark: what the mask says of a frame that is known.
+    """
+
+    known: slice
+    mask: slice
+    mark: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,66 +47,83 @@ class ImageCondition:
     """What a window is conditioned on, beside its text.
 
     Attributes:
-        tokens_BIE: of the image encoder; the blocks attend to them, too.
-        latents_BCFHW: goes into the transformer beside the noisy latents, float32: a mask of as many channels
-            as a latent frame has frames, 1 where the frame is known, and the latents of what is known, with
-            the latents of nothing behind them.
+        latents_BCFHW: goes into the transformer with the noisy latents, float32: a mask, and the latents of
+            what is known, with the latents of nothing behind them.
+        layout: of its channels.
+        tokens_BIE: of an image encoder; the blocks attend to them, too.
     """
 
-    tokens_BIE: torch.Tensor
     latents_BCFHW: torch.Tensor
+    layout: Layout
+    tokens_BIE: torch.Tensor | None = None
 
-    def going_on_from(self, tail_BCFHW: torch.Tensor) -> torch.Tensor:
-        """The `latents_BCFHW` of a window that begins with these latent frames of the one before.
+    def going_on_from(self, tail_BCFHW: torch.Tensor) -> ImageCondition:
+        """That of a window that begins with these latent frames of the one before.
 
         They are taken as they are: nothing is decoded and encoded again, so colours do not shift.
         """
-        latents = self.latents_BCFHW.clone()
-        mask = latents.shape[1] - tail_BCFHW.shape[1]
-        latents[:, :mask, : tail_BCFHW.shape[2]] = 1.0
-        latents[:, mask:, : tail_BCFHW.shape[2]] = tail_BCFHW
-        return latents
+        latents_BCFHW, frames = self.latents_BCFHW.clone(), tail_BCFHW.shape[2]
+        latents_BCFHW[:, self.layout.known, :frames] = tail_BCFHW
+        latents_BCFHW[:, self.layout.mask, :frames] = self.layout.mark
+        return replace(self, latents_BCFHW=latents_BCFHW)
 
 
-class ImageEncoder:
-    """Encodes images for one rank group. The image encoder is loaded for each image, and freed.
+class ImageEncoder(ABC):
+    """Encodes images for one rank group.
 
     Args:
-        dtype: of the tokens, the transformer's.
-
-    Source: `diffusers.WanImageToVideoPipeline`, which does the encoding.
+        transformer: what they are for, in `dtype`.
     """
 
-    def __init__(self, folder: ModelFolder, config: Config, ranks: Ranks, dtype: torch.dtype):
-        self._folder, self._config, self._ranks, self._dtype = folder, config, ranks, dtype
+    def __init__(
+        self, folder: ModelFolder, config: Config, ranks: Ranks, transformer: Transformer, dtype: torch.dtype
+    ):
+        self._folder, self._config, self._ranks = folder, config, ranks
+        self._transformer, self._dtype = transformer, dtype
 
     @torch.no_grad()
     def encode(
         self, request: VideoRequest, vae: AutoencoderKLWan | None, noise_BCFHW: torch.Tensor
     ) -> ImageCondition:
-        """What the request's image says about its first window, on every rank.
+        """That of the request's first window, on every rank.
 
         Args:
             vae: on the first rank, where it works.
             noise_BCFHW: the window's.
         """
-        tokens: list[torch.Tensor] = []
         latents: list[torch.Tensor] = []
+        tokens: list[torch.Tensor] = []
         if self._ranks.leads:
             assert vae is not None
-            pipeline = self._pipeline(vae)
-            tokens, latents = self._run(pipeline, self._config.windowed(request), noise_BCFHW)
-        (tokens_BIE,) = self._ranks.hand_out(tokens, self._dtype)
+            latents, tokens = self._encode(self._config.windowed(request), vae, noise_BCFHW)
         (latents_BCFHW,) = self._ranks.hand_out(latents, torch.float32)
-        return ImageCondition(tokens_BIE, latents_BCFHW)
+        tokens = self._ranks.hand_out(tokens, self._dtype)
+        layout = self._layout(noise_BCFHW.shape[1], latents_BCFHW.shape[1])
+        return ImageCondition(latents_BCFHW, layout, *tokens)
 
-    def _run(
-        self, pipeline: WanImageToVideoPipeline, window: VideoRequest, noise_BCFHW: torch.Tensor
+    @abstractmethod
+    def _encode(
+        self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        device, batch = self._ranks.device, window.videos
+        """The latents in float32, and image tokens if there are any."""
+
+    @abstractmethod
+    def _layout(self, channels: int, total: int) -> Layout:
+        """That of `total` channels, where a latent has `channels`."""
+
+
+class I2VEncoder(ImageEncoder):
+    """Wan2.1's I2V. Its image encoder is loaded for each image, and freed.
+
+    Source: `diffusers.WanImageToVideoPipeline`, which does the encoding.
+    """
+
+    def _encode(
+        self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        pipeline, device, batch = self._pipeline(vae), self._ranks.device, window.videos
         assert window.image is not None
-        with Image.open(window.image) as file:
-            image = file.convert("RGB")
+        image = _open_image(window.image)
         pixels = pipeline.video_processor.preprocess(image, height=window.height, width=window.width)
         tokens_BIE = pipeline.encode_image(image, device).repeat(batch, 1, 1)
         _, latents_BCFHW = pipeline.prepare_latents(
@@ -100,7 +137,10 @@ class ImageEncoder:
             device,
             latents=noise_BCFHW,
         )
-        return [tokens_BIE.to(self._dtype).contiguous()], [latents_BCFHW.contiguous()]
+        return [latents_BCFHW.contiguous()], [tokens_BIE.to(self._dtype).contiguous()]
+
+    def _layout(self, channels: int, total: int) -> Layout:
+        return Layout(known=slice(total - channels, total), mask=slice(total - channels), mark=1.0)
 
     def _pipeline(self, vae: AutoencoderKLWan) -> WanImageToVideoPipeline:
         """diffusers' pipeline with nothing in it but what encodes images. Who needs none imports none."""
@@ -118,3 +158,57 @@ class ImageEncoder:
             image_processor=CLIPImageProcessor.from_pretrained(self._folder.path / "image_processor"),
             image_encoder=encoder.to(self._ranks.device),
         )
+
+
+class VaceEncoder(ImageEncoder):
+    """Wan2.1's VACE: the first frame is known where there is an image, and no other is.
+
+    Source: `diffusers.WanVACEPipeline`, which does the encoding.
+    """
+
+    def _encode(
+        self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        from diffusers import WanVACEPipeline
+
+        pipeline: Any = WanVACEPipeline(
+            tokenizer=None, text_encoder=None, vae=vae, scheduler=None, transformer=self._transformer
+        )
+        device = self._ranks.device
+        video, mask = None, None  # nothing is known
+        if window.image is not None:
+            size = window.width, window.height
+            gray, unknown = Image.new("RGB", size, (128, 128, 128)), Image.new("L", size, 255)
+            image = _open_image(window.image).resize(size, Image.Resampling.LANCZOS)
+            video = [image, *[gray] * (window.frames - 1)]
+            mask = [Image.new("L", size, 0), *[unknown] * (window.frames - 1)]
+        pixels, masks, references = pipeline.preprocess_conditions(
+            video, mask, None, 1, window.height, window.width, window.frames, torch.float32, device
+        )
+        latents_BCFHW = torch.cat(
+            [
+                pipeline.prepare_video_latents(pixels, masks, references, None, device).float(),
+                pipeline.prepare_masks(masks, references).float(),
+            ],
+            dim=1,
+        )
+        return [latents_BCFHW.repeat(window.videos, 1, 1, 1, 1)], []
+
+    def _layout(self, channels: int, total: int) -> Layout:
+        return Layout(known=slice(channels), mask=slice(2 * channels, total), mark=0.0)
+
+
+_ENCODERS: dict[ModelKind, type[ImageEncoder]] = {ModelKind.IMAGE: I2VEncoder, ModelKind.VACE: VaceEncoder}
+
+
+def open_image_encoder(
+    folder: ModelFolder, config: Config, ranks: Ranks, transformer: Transformer, dtype: torch.dtype
+) -> ImageEncoder | None:
+    """That of the model's kind; None for a model that is conditioned on text alone."""
+    kind = _ENCODERS.get(folder.kind)
+    return None if kind is None else kind(folder, config, ranks, transformer, dtype)
+
+
+def _open_image(path: str) -> Image.Image:
+    with Image.open(path) as file:
+        return file.convert("RGB")

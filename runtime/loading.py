@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -25,24 +25,26 @@ from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.lora import merge_lora
 from runtime.ranks import Ranks
-from runtime.weights import ModelFolder
+from runtime.wan import Transformer, every_block
+from runtime.weights import ModelFolder, ModelKind
 
 log = logging.getLogger(__name__)
 
-_Network = TypeVar("_Network", WanTransformer3DModel, AutoencoderKLWan)
+_Network = TypeVar("_Network", WanTransformer3DModel, WanVACETransformer3DModel, AutoencoderKLWan)
 
 
-def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> WanTransformer3DModel:
+def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> Transformer:
     """The transformer on every rank's device: whole, or its blocks sharded over all ranks (FSDP2).
 
     Raises:
         BadRequestError: the weights do not fit the configuration beside them.
     """
-    model = _open(WanTransformer3DModel, "transformer", folder, config, ranks.node)
+    kind = WanVACETransformer3DModel if folder.kind is ModelKind.VACE else WanTransformer3DModel
+    model: Transformer = _open(kind, "transformer", folder, config, ranks.node)
     sharded = config.memory.transformer == "shard" and ranks.size > 1
     if sharded:
         mesh = ranks.mesh()
-        for block in model.blocks:  # one whole block at a time is on the device
+        for block in every_block(model):  # one whole block at a time is on the device
             _spread(block, ranks)
             _shard(block, mesh, ranks.everyone)
     _spread(model, ranks)

@@ -17,7 +17,7 @@ from runtime.configs import Lora
 from runtime.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from diffusers import WanTransformer3DModel
+    from runtime.wan import Transformer
 
 _PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.")  # of names, in the formats that diffusers reads
 
@@ -41,7 +41,7 @@ def lora_digest(lora: Lora) -> str:
     return f"lora:{digest}×{lora.scale:g}"
 
 
-def merge_lora(model: WanTransformer3DModel, lora: Lora) -> None:
+def merge_lora(model: Transformer, lora: Lora) -> None:
     """Add `scale` times the LoRA to the weights that it is for.
 
     Args:
@@ -65,7 +65,7 @@ def merge_lora(model: WanTransformer3DModel, lora: Lora) -> None:
     model.unload_lora()
 
 
-def _refuse_strangers(model: WanTransformer3DModel, lora: Lora, names: Iterable[str]) -> None:
+def _refuse_strangers(model: Transformer, lora: Lora, names: Iterable[str]) -> None:
     """Every weight must be for a module that the model has; diffusers would pass over others in silence."""
     modules = {f"transformer.{name}" for name, _ in model.named_modules()}
     strangers = [name for name in names if name.partition(".lora_")[0].removesuffix(".alpha") not in modules]

@@ -97,7 +97,7 @@ class Network:
         branches: the branches that this rank computes, the conditional first.
         guidance: joins the branches.
         sequence: how this rank holds the tokens.
-        condition_BCFHW: goes in beside the latents, as more channels; see `runtime.image`.
+        condition_BCFHW: what the latents are conditioned on, in any dtype; see `runtime.image`.
     """
 
     adapter: WanAdapter
@@ -112,14 +112,13 @@ class Network:
     ) -> list[torch.Tensor]:
         """Run the blocks for `branches` on latents of any dtype: this rank's shards of the features,
         `[B, S, D]` each."""
-        if self.condition_BCFHW is not None:
-            latents_BCFHW = torch.cat([latents_BCFHW, self.condition_BCFHW], dim=1)
-        embedded_BLD = self.adapter.embed(latents_BCFHW.to(self.adapter.dtype))
-        tokens_BSD = self.sequence.shard(embedded_BLD)
+        dtype, condition_BCFHW = self.adapter.dtype, self.condition_BCFHW
+        if condition_BCFHW is not None:
+            condition_BCFHW = condition_BCFHW.to(dtype)
+        embedded = self.adapter.embed(latents_BCFHW.to(dtype), condition_BCFHW)
+        tokens = tuple(self.sequence.shard(tokens_BLD) for tokens_BLD in embedded)
         cosines, sines = (self.sequence.shard(table) for table in self.geometry.rotary)
-        return [
-            self.adapter.blocks(tokens_BSD, branch.text_BTD, time, (cosines, sines)) for branch in branches
-        ]
+        return [self.adapter.blocks(tokens, branch.text_BTD, time, (cosines, sines)) for branch in branches]
 
     def velocity(self, patches_BSP: list[torch.Tensor]) -> torch.Tensor:
         """Projected tokens of this rank's branches → guided velocity `[B, C, F, H, W]` on every rank.

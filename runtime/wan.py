@@ -11,9 +11,16 @@ latent height and width, T text tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+from torch import nn
+
+Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel
+
+Tokens: TypeAlias = tuple[torch.Tensor, ...]
+"""What the blocks run on, `[B, L, D]` each: the latents; in VACE what is known of them, too."""
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines `[1, L, 1, channels of a head]`, one row per token."""
@@ -51,13 +58,13 @@ class Geometry:
 class WanAdapter:
     """A `WanTransformer3DModel`, cut open.
 
-    An image (I2V) enters here: extra latent channels in `embed`, image tokens in front of the text in `text`.
-    Wan2.2's second transformer would be a second adapter.
+    An image (I2V) enters here: more channels beside the latents in `embed`, image tokens before the text in
+    `text`. Wan2.2's second transformer would be a second adapter.
 
     Source: `diffusers.models.transformers.transformer_wan.WanTransformer3DModel.forward`.
     """
 
-    def __init__(self, model: WanTransformer3DModel):
+    def __init__(self, model: Transformer):
         self._model = model
         self._patch: tuple[int, int, int] = tuple(model.config.patch_size)
         self.dtype: torch.dtype = model.dtype  # found by a walk over all modules: once, not at every step
@@ -88,15 +95,15 @@ class WanAdapter:
         blocks = embedder.time_proj(embedder.act_fn(head_BD))
         return Time(head_BD, blocks.unflatten(1, (6, -1)))
 
-    def embed(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:
-        """Latents, with what they are conditioned on, in the transformer's dtype → tokens `[B, L, D]`."""
-        tokens_BLD: torch.Tensor = self._model.patch_embedding(latents_BCFHW).flatten(2).transpose(1, 2)
-        return tokens_BLD.contiguous()
+    def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
+        """Latents, and what they are conditioned on, both in the transformer's dtype → tokens."""
+        if condition_BCFHW is not None:
+            latents_BCFHW = torch.cat([latents_BCFHW, condition_BCFHW], dim=1)
+        return (_tokens(self._model.patch_embedding, latents_BCFHW),)
 
-    def blocks(
-        self, tokens_BLD: torch.Tensor, text_BTD: torch.Tensor, time: Time, rotary: Rotary
-    ) -> torch.Tensor:
+    def blocks(self, tokens: Tokens, text_BTD: torch.Tensor, time: Time, rotary: Rotary) -> torch.Tensor:
         """Run every transformer block: tokens → feature `[B, L, D]`; `rotary` holds these tokens' rows."""
+        (tokens_BLD,) = tokens
         for block in self._model.blocks:
             tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, rotary)
         return tokens_BLD
@@ -115,3 +122,52 @@ class WanAdapter:
             patches_BLP.shape[0], grid.frames, grid.height, grid.width, p_f, p_h, p_w, -1
         )
         return blocks.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class VaceAdapter(WanAdapter):
+    """A `WanVACETransformer3DModel`: beside the blocks runs a path of fewer blocks over what is known of the
+    video, and adds to theirs.
+
+    A block of that path runs just before the block that it adds to, so one sum is held at a time, not all.
+
+    Source: `diffusers.models.transformers.transformer_wan_vace.WanVACETransformer3DModel.forward`.
+    """
+
+    def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
+        """Latents, and what is known of the video (96 channels in Wan2.1) → tokens of both.
+
+        Raises:
+            ValueError: nothing is said of what is known.
+        """
+        if condition_BCFHW is None:
+            raise ValueError("VACE is conditioned on what is known of a video, if it is nothing")
+        return (*super().embed(latents_BCFHW), _tokens(self._model.vace_patch_embedding, condition_BCFHW))
+
+    def blocks(self, tokens: Tokens, text_BTD: torch.Tensor, time: Time, rotary: Rotary) -> torch.Tensor:
+        embedded_BLD, control_BLD = tokens
+        tokens_BLD, controls = embedded_BLD, iter(self._model.vace_blocks)
+        for layer, block in enumerate(self._model.blocks):
+            hint_BLD = None
+            if layer in self._model.config.vace_layers:
+                hint_BLD, control_BLD = next(controls)(
+                    embedded_BLD, text_BTD, control_BLD, time.blocks_B6D, rotary
+                )
+            tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, rotary)
+            if hint_BLD is not None:
+                tokens_BLD = tokens_BLD + hint_BLD
+        return tokens_BLD
+
+
+def open_adapter(model: Transformer) -> WanAdapter:
+    """The adapter of a model's class."""
+    return VaceAdapter(model) if isinstance(model, WanVACETransformer3DModel) else WanAdapter(model)
+
+
+def every_block(model: Transformer) -> list[nn.Module]:
+    """All that have a self-attention, those of VACE's own path included."""
+    return [*model.blocks, *getattr(model, "vace_blocks", ())]
+
+
+def _tokens(embedding: nn.Module, latents_BCFHW: torch.Tensor) -> torch.Tensor:
+    tokens_BLD: torch.Tensor = embedding(latents_BCFHW).flatten(2).transpose(1, 2)
+    return tokens_BLD.contiguous()

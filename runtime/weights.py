@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,21 @@ from runtime.errors import BadRequestError
 from runtime.lora import lora_digest
 from runtime.request import VideoRequest
 
+
+class ModelKind(StrEnum):
+    """What a model makes videos from, by the name of its pipeline in diffusers."""
+
+    TEXT = "WanPipeline"
+    IMAGE = "WanImageToVideoPipeline"
+    VACE = "WanVACEPipeline"
+
+
 _WEIGHTS = {  # component → stem of its weight file, as diffusers and transformers name it
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
 _IMAGE_WEIGHTS = {"image_encoder": "model"}
-_PIPELINES = {"WanPipeline": False, "WanImageToVideoPipeline": True}  # whether they take an image
 _TEXT_BESIDE_IMAGE = 512  # text tokens, where image tokens stand before them: `WanAttnProcessor` counts on it
 _HASHED_WHOLE = 64 * 2**20  # bytes; of larger files the revision takes in only the header and the size
 
@@ -33,22 +42,22 @@ class ModelFolder:
     Attributes:
         name: what the user called it.
         path: the folder.
-        takes_image: whether it makes a video from an image (I2V).
+        kind: what it makes a video from: text; an image, too (I2V); or an image if there is one (VACE).
         revision: the repository's commit, or `sha256:…` over the folder's files; with that of a LoRA.
     """
 
     name: str
     path: Path
     revision: str
-    takes_image: bool = False
+    kind: ModelKind = ModelKind.TEXT
 
     def refuses(self, request: VideoRequest) -> str:
         """Why it cannot serve a request, whatever its weights; empty if it can."""
-        if self.takes_image and request.image is None:
+        if self.kind is ModelKind.IMAGE and request.image is None:
             return f"image: missing; {self.name} makes videos from an image"
-        if not self.takes_image and request.image is not None:
+        if self.kind is ModelKind.TEXT and request.image is not None:
             return f"image: {request.image!r} given; {self.name} makes videos from text alone"
-        if self.takes_image and request.max_sequence_length != _TEXT_BESIDE_IMAGE:
+        if self.kind is ModelKind.IMAGE and request.max_sequence_length != _TEXT_BESIDE_IMAGE:
             return (
                 f"max_sequence_length: {request.max_sequence_length} given; {self.name} tells text from "
                 f"image by the text's length, which must be {_TEXT_BESIDE_IMAGE}"
@@ -68,13 +77,13 @@ def find_model(config: Config) -> ModelFolder:
     local = find_local(config)
     path, commit = (local, None) if local else _download(config.model, config.revision)
     try:
-        takes_image = _check_folder(path, config.architecture)
+        kind = _check_folder(path, config.architecture)
     except (OSError, ValueError, SafetensorError) as error:
         raise BadRequestError(f"model: {config.model!r} cannot be used: {error}") from None
     revision = commit or _digest(path)
     if config.lora is not None:
         revision += f"+{lora_digest(config.lora)}"
-    return ModelFolder(config.model, path, revision, takes_image)
+    return ModelFolder(config.model, path, revision, kind)
 
 
 def find_local(config: Config) -> Path | None:
@@ -107,32 +116,27 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
     return path, path.name
 
 
-def _check_folder(path: Path, expected: Architecture | None) -> bool:
-    """Whether it takes an image."""
+def _check_folder(path: Path, expected: Architecture | None) -> ModelKind:
+    """Which kind of model it holds."""
     index = read_json(path / "model_index.json")
-    if index.get("_class_name") not in _PIPELINES:
-        raise ValueError(f"it is a {index.get('_class_name')}, only {' and '.join(_PIPELINES)} are supported")
-    takes_image = _PIPELINES[index["_class_name"]]
+    if index.get("_class_name") not in list(ModelKind):
+        raise ValueError(f"it is a {index.get('_class_name')}; supported are {', '.join(ModelKind)}")
+    kind = ModelKind(index["_class_name"])
     if (index.get("transformer_2") or [None])[0] is not None:
         raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
     read_json(path / "scheduler" / "scheduler_config.json")
     tokenizer = path / "tokenizer"
     if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise FileNotFoundError(f"{tokenizer}: holds neither tokenizer.json nor spiece.model")
-    weights = _WEIGHTS | (_IMAGE_WEIGHTS if takes_image else {})
-    if takes_image:
+    weights = _WEIGHTS | (_IMAGE_WEIGHTS if kind is ModelKind.IMAGE else {})
+    if kind is ModelKind.IMAGE:
         read_json(path / "image_processor" / "preprocessor_config.json")
     for component, stem in weights.items():
         read_json(path / component / "config.json")
         for file in _weight_files(path / component, stem):
             _check_weights(file)
     transformer = read_json(path / "transformer" / "config.json")
-    has_image = transformer.get("image_dim") is not None
-    extra = transformer.get("in_channels", 0) - transformer.get("out_channels", 0)
-    if not takes_image and (has_image or extra):
-        raise ValueError("its transformer expects an image (I2V or VACE), which its pipeline does not give")
-    if takes_image and not (has_image and extra):
-        raise ValueError("it takes an image otherwise than Wan2.1's I2V, which is not supported yet")
+    _check_conditioning(kind, transformer)
     if expected is not None:
         found = Architecture(
             layers=transformer.get("num_layers", 0),
@@ -142,7 +146,20 @@ def _check_folder(path: Path, expected: Architecture | None) -> bool:
         )
         if found != expected:
             raise ValueError(f"its transformer has {found}, but the config expects {expected}")
-    return takes_image
+    return kind
+
+
+def _check_conditioning(kind: ModelKind, transformer: dict[str, Any]) -> None:
+    """Refuse a transformer that takes what it is conditioned on otherwise than Wan2.1's do."""
+    has_image = transformer.get("image_dim") is not None
+    extra = transformer.get("in_channels", 0) - transformer.get("out_channels", 0)
+    has_control = "vace_layers" in transformer
+    if has_control != (kind is ModelKind.VACE):
+        raise ValueError(f"it is a {kind}, but its transformer is a {transformer.get('_class_name')}")
+    if kind is not ModelKind.IMAGE and (has_image or extra):
+        raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not give")
+    if kind is ModelKind.IMAGE and not (has_image and extra):
+        raise ValueError("it takes an image otherwise than Wan2.1's I2V, which is not supported yet")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.film import read_frames
 from tests.i2v import i2v_config, write_image, write_model
+from tests.vace import vace_config, write_vace
 
 FILM = """\
 title: From pictures
@@ -88,3 +89,13 @@ def test_a_shot_whose_image_does_not_fit_is_named(folder: Path, changed: tuple[s
     (folder / "film.yaml").write_text(FILM.replace(*changed))
     with pytest.raises(BadRequestError, match=said):
         plan_film(folder / "film.yaml", out=folder / "film")
+
+
+def test_shots_of_vace_may_have_an_image(config: Config, tmp_path: Path) -> None:
+    own = vace_config(config, write_vace(tmp_path / "model"))
+    (tmp_path / "vace.yaml").write_text(yaml.safe_dump(own.model_dump(mode="json")))
+    image = write_image(tmp_path / "start.png")
+    board = FILM.replace("i2v.yaml", "vace.yaml").replace("red circle, image: start.png}", "red circle}")
+    (tmp_path / "film.yaml").write_text(board)
+    shots = plan_film(tmp_path / "film.yaml", out=tmp_path / "film").shots
+    assert [one.request.image for one in shots] == [None, str(image)]

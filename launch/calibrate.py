@@ -24,7 +24,7 @@ from runtime.configs import Config, load_config, shipped
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import check_writable
+from runtime.files import check_image, check_writable
 from runtime.ranks import Ranks, Rendezvous
 from runtime.request import VideoRequest
 from spectrum import StepKind
@@ -78,6 +78,8 @@ def plan_calibration(
         build_request(settings, line, seed=seed + number, spectrum="off", **given)
         for number, line in enumerate(lines)
     ]
+    if leads:
+        check_image(requests[0].image)
     return CalibrationJob(settings, requests, out)
 
 

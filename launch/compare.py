@@ -20,7 +20,7 @@ from launch.jobs import build_request
 from runtime.configs import Config, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import check_writable, whole_file
+from runtime.files import check_image, check_writable, whole_file
 from runtime.generation import Generation
 from runtime.job import Progress, generate_shown, raw_videos
 from runtime.presets import load_preset
@@ -184,6 +184,7 @@ def plan_comparison(
         for prompt in prompts
         for seed in seeds
     ]
+    check_image(requests[0].image)
     for preset in chosen:
         preset.check_request(settings.windowed(requests[0]))
     return Comparison(settings, names, requests, out)

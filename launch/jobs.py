@@ -12,7 +12,7 @@ from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, Lora, is_path, load_config
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, image_digest
+from runtime.files import Outputs, check_image
 from runtime.lora import lora_digest
 from runtime.presets import load_preset
 from runtime.request import VideoRequest, explain
@@ -47,10 +47,9 @@ class Job:
         """Refuse files that cannot be written; for the rank that writes them.
 
         Raises:
-            BadRequestError: see `Outputs.check`, `Checkpoints.check` and `image_digest`.
+            BadRequestError: see `Outputs.check`, `Checkpoints.check` and `check_image`.
         """
-        if self.request.image is not None:
-            image_digest(self.request.image)
+        check_image(self.request.image)
         self.outputs.check(self.request.videos)
         if self.checkpoints is not None:
             self.checkpoints.check(overwrite=self.outputs.overwrite)

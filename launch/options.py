@@ -43,6 +43,7 @@ def sampling_options(command: _Command) -> _Command:
         click.option("--frames", type=int, help="Frames, 4k + 1."),
         click.option("--guidance", type=float, help="Classifier-free guidance; at most 1 is none."),
         click.option("--negative", help="What the video should not show."),
+        click.option("--image", help="The image it begins with, for models that make videos from one."),
         click.option("--max-sequence-length", type=int, help="Text tokens, padding included."),
     ]
     for option in reversed(options):
@@ -73,7 +74,6 @@ def generate_options(command: _Command) -> _Command:
         sampling_options,
         click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same video."),
         click.option("--videos", type=int, default=1, show_default=True, help="Videos made as one batch."),
-        click.option("--image", help="The image it begins with, for models that make videos from one."),
         click.option("--spectrum", help="Forecasting preset: off, a preset's name, or a YAML file."),
         click.option(
             "--deadline", type=float, help="Seconds for denoising; steps that do not fit are forecast."

@@ -45,7 +45,7 @@ from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import whole_file
+from runtime.files import image_digest, whole_file
 from runtime.generation import Generation, Prepared
 from runtime.probes import GramStream, NudgedStream, sample
 from runtime.quality import psnr
@@ -351,10 +351,11 @@ class Calibrator:
 
     @property
     def _identity(self) -> str:
-        """What finished runs are of."""
+        """What finished runs are of; the first rank knows."""
         content = {
             "conditions": self._conditions.model_dump(mode="json"),
             "requests": [request.model_dump(mode="json") for request in self._requests],
+            "images": [image_digest(request.image) for request in self._requests if request.image],
             "version": 1,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -121,6 +121,16 @@ def image_digest(path: str) -> str:
         raise BadRequestError(f"image: {path!r} given; it cannot be read: {error}") from None
 
 
+def check_image(path: str | None) -> None:
+    """Refuse an image that cannot be read, before any work is done for it.
+
+    Raises:
+        BadRequestError: see `image_digest`.
+    """
+    if path is not None:
+        image_digest(path)
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

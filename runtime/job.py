@@ -16,7 +16,7 @@ from runtime.checkpoint import Checkpoints
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, image_digest
+from runtime.files import Outputs, check_image
 from runtime.generation import Generation
 from runtime.quality import RawVideo, compare_videos
 from runtime.report import Report, add_comparison, build_report, write_report
@@ -98,8 +98,7 @@ def _begun(
             engine.plan(request)
             if outputs is not None:
                 outputs.check(request.videos)
-                if request.image is not None:
-                    image_digest(request.image)
+                check_image(request.image)
                 if checkpoints is not None:
                     stack.enter_context(checkpoints.locked())
         except BadRequestError as error:

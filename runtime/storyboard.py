@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from runtime.configs import Config, Lora, load_config
 from runtime.errors import BadRequestError
-from runtime.files import image_digest
+from runtime.files import check_image
 from runtime.model_profile import ModelProfile
 from runtime.request import MAX_SEED, VideoRequest, Waypoint
 
@@ -205,7 +205,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         given["spectrum"] = _beside(given["spectrum"], folder)
     if shot.image is not None:
         given["image"] = str((folder / shot.image).resolve())
-        image_digest(given["image"])
+        check_image(given["image"])
     if given["seed"] is None:
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}

@@ -55,6 +55,25 @@ def test_a_video_is_made_from_an_image(
     assert Path("a.png").is_file()
 
 
+@pytest.mark.timeout(120)
+def test_an_image_serves_comparisons_and_calibrations(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("prompts.txt").write_text("a red circle\na blue square\n")
+    small = ["--config", "i2v.yaml", "--size", "64x48", "--frames", "5", "--steps", "6"]
+    compare = ["compare", "a red circle", *small, "--preset", "mine.yaml", "--out", "side.mp4"]
+    calibrate = ["calibrate", *small, "--prompts", "prompts.txt", "--out", "mine.json"]
+    for command in (calibrate, ["compare", "a red circle", *small]):
+        assert cli.run([*command, "--image", "none.png"]) == 2
+        assert "image: 'none.png' given; it cannot be read" in capsys.readouterr().err
+    assert cli.run([*calibrate, "--image", "start.png"]) == 0
+    assert cli.run(["plan", "mine.json", "--nfe", "4", "--preset", "mine.yaml"]) == 0
+    assert cli.run([*compare, "--image", "start.png"]) == 0
+    _, planned = json.loads(Path("side.json").read_text())["results"]
+    assert planned["nfe"] >= 4 and planned["quality"]["psnr"] > 10
+
+
 def test_a_model_without_use_for_an_image_refuses_it(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from launch.jobs import Job
 from launch.options import CHECKPOINT_EVERY, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, image_digest
+from runtime.files import Outputs
 from runtime.film import Part
 from runtime.presets import load_preset
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
@@ -123,7 +123,7 @@ def _digest(one: ShotRequest) -> str:
     """Of everything that a shot's frames and file depend on."""
     content = {
         "request": one.request.model_dump(exclude={"spectrum", "deadline", "image"}),
-        "image": None if one.request.image is None else image_digest(one.request.image),
+        "image": one.image,
         "preset": load_preset(one.request.spectrum).identity,
         "config": one.settings.model_dump(mode="json", exclude={"device", "defaults", "memory", "lora"}),
         "model": one.revision,

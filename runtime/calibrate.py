@@ -355,7 +355,7 @@ class Calibrator:
         content = {
             "conditions": self._conditions.model_dump(mode="json"),
             "requests": [request.model_dump(mode="json") for request in self._requests],
-            "images": [image_digest(request.image) for request in self._requests if request.image],
+            "image": image_digest(self._requests[0].image) if self._requests[0].image else None,
             "version": 1,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -47,8 +47,8 @@ class ImageCondition:
     """What a window is conditioned on, beside its text.
 
     Attributes:
-        latents_BCFHW: goes into the transformer with the noisy latents, float32: a mask, and the latents of
-            what is known, with the latents of nothing behind them.
+        latents_BCFHW: goes into the transformer with the noisy latents, in its dtype: a mask, and the latents
+            of what is known, with the latents of nothing behind them.
         layout: of its channels.
         tokens_BIE: of an image encoder; the blocks attend to them, too.
     """
@@ -91,21 +91,20 @@ class ImageEncoder(ABC):
             vae: on the first rank, where it works.
             noise_BCFHW: the window's.
         """
-        latents: list[torch.Tensor] = []
-        tokens: list[torch.Tensor] = []
+        encoded: list[torch.Tensor] = []
         if self._ranks.leads:
             assert vae is not None
-            latents, tokens = self._encode(self._config.windowed(request), vae, noise_BCFHW)
-        (latents_BCFHW,) = self._ranks.hand_out(latents, torch.float32)
-        tokens = self._ranks.hand_out(tokens, self._dtype)
+            own = self._encode(self._config.windowed(request), vae, noise_BCFHW)
+            encoded = [tensor.to(self._dtype).contiguous() for tensor in own]
+        latents_BCFHW, *tokens = self._ranks.hand_out(encoded, self._dtype)
         layout = self._layout(noise_BCFHW.shape[1], latents_BCFHW.shape[1])
         return ImageCondition(latents_BCFHW, layout, *tokens)
 
     @abstractmethod
     def _encode(
         self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The latents in float32, and image tokens if there are any."""
+    ) -> list[torch.Tensor]:
+        """The latents, and behind them image tokens if there are any; in any dtype."""
 
     @abstractmethod
     def _layout(self, channels: int, total: int) -> Layout:
@@ -120,7 +119,7 @@ class I2VEncoder(ImageEncoder):
 
     def _encode(
         self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    ) -> list[torch.Tensor]:
         pipeline, device, batch = self._pipeline(vae), self._ranks.device, window.videos
         assert window.image is not None
         image = _open_image(window.image)
@@ -137,7 +136,7 @@ class I2VEncoder(ImageEncoder):
             device,
             latents=noise_BCFHW,
         )
-        return [latents_BCFHW.contiguous()], [tokens_BIE.to(self._dtype).contiguous()]
+        return [latents_BCFHW, tokens_BIE]
 
     def _layout(self, channels: int, total: int) -> Layout:
         return Layout(known=slice(total - channels, total), mask=slice(total - channels), mark=1.0)
@@ -168,7 +167,7 @@ class VaceEncoder(ImageEncoder):
 
     def _encode(
         self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    ) -> list[torch.Tensor]:
         from diffusers import WanVACEPipeline
 
         pipeline: Any = WanVACEPipeline(
@@ -192,7 +191,7 @@ class VaceEncoder(ImageEncoder):
             ],
             dim=1,
         )
-        return [latents_BCFHW.repeat(window.videos, 1, 1, 1, 1)], []
+        return [latents_BCFHW.repeat(window.videos, 1, 1, 1, 1)]
 
     def _layout(self, channels: int, total: int) -> Layout:
         return Layout(known=slice(channels), mask=slice(2 * channels, total), mark=0.0)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from runtime.configs import Config, Lora, load_config
 from runtime.errors import BadRequestError
-from runtime.files import check_image
+from runtime.files import image_digest
 from runtime.model_profile import ModelProfile
 from runtime.request import MAX_SEED, VideoRequest, Waypoint
 
@@ -126,6 +126,7 @@ class ShotRequest(_Part):
         config: name or absolute path.
         settings: what that is, with the shot's LoRA.
         revision: of the model.
+        image: digest of the image that it begins with, if there is one.
         windows: that it is made in; one where it fits the model's.
     """
 
@@ -134,6 +135,7 @@ class ShotRequest(_Part):
     settings: Config
     request: VideoRequest
     revision: str
+    image: str | None
     windows: int
 
     @property
@@ -203,9 +205,10 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         given["frames"] = max(round((seconds * config.fps - 1) / 4), 0) * 4 + 1
     if given["spectrum"] is not None:
         given["spectrum"] = _beside(given["spectrum"], folder)
+    image = None
     if shot.image is not None:
         given["image"] = str((folder / shot.image).resolve())
-        check_image(given["image"])
+        image = image_digest(given["image"])
     if given["seed"] is None:
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
@@ -218,6 +221,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         settings=config,
         request=request,
         revision=model.folder.revision,
+        image=image,
         windows=len(model.sizes.windows(request, config)),
     )
 

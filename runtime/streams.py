@@ -97,7 +97,7 @@ class Network:
         branches: the branches that this rank computes, the conditional first.
         guidance: joins the branches.
         sequence: how this rank holds the tokens.
-        condition_BCFHW: what the latents are conditioned on, in any dtype; see `runtime.image`.
+        condition_BCFHW: what the latents are conditioned on, in the transformer's dtype; see `runtime.image`.
     """
 
     adapter: WanAdapter
@@ -112,10 +112,7 @@ class Network:
     ) -> list[torch.Tensor]:
         """Run the blocks for `branches` on latents of any dtype: this rank's shards of the features,
         `[B, S, D]` each."""
-        dtype, condition_BCFHW = self.adapter.dtype, self.condition_BCFHW
-        if condition_BCFHW is not None:
-            condition_BCFHW = condition_BCFHW.to(dtype)
-        embedded = self.adapter.embed(latents_BCFHW.to(dtype), condition_BCFHW)
+        embedded = self.adapter.embed(latents_BCFHW.to(self.adapter.dtype), self.condition_BCFHW)
         tokens = tuple(self.sequence.shard(tokens_BLD) for tokens_BLD in embedded)
         cosines, sines = (self.sequence.shard(table) for table in self.geometry.rotary)
         return [self.adapter.blocks(tokens, branch.text_BTD, time, (cosines, sines)) for branch in branches]
@@ -196,8 +193,8 @@ class ForecastStream:
     def _remember(self, history: History) -> None:
         place = self._network.geometry.rotary[0].device
         for name, forecaster in self._forecasters.items():
-            values = {step: value.to(place) for step, value in sorted(history[name].items())}
-            forecaster.load_state_dict({"steps": list(values), "values": list(values.values())})
+            values = dict(sorted(history[name].items()))
+            forecaster.load_state_dict({"steps": list(values), "values": list(values.values())}, place)
 
 
 class FeatureStream(ForecastStream):

@@ -128,7 +128,7 @@ class VaceAdapter(WanAdapter):
     """A `WanVACETransformer3DModel`: beside the blocks runs a path of fewer blocks over what is known of the
     video, and adds to theirs.
 
-    A block of that path runs just before the block that it adds to, so one sum is held at a time, not all.
+    A block of that path runs just after the block that it adds to, so one addend is held at a time, not all.
 
     Source: `diffusers.models.transformers.transformer_wan_vace.WanVACETransformer3DModel.forward`.
     """
@@ -147,13 +147,11 @@ class VaceAdapter(WanAdapter):
         embedded_BLD, control_BLD = tokens
         tokens_BLD, controls = embedded_BLD, iter(self._model.vace_blocks)
         for layer, block in enumerate(self._model.blocks):
-            hint_BLD = None
+            tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, rotary)
             if layer in self._model.config.vace_layers:
                 hint_BLD, control_BLD = next(controls)(
                     embedded_BLD, text_BTD, control_BLD, time.blocks_B6D, rotary
                 )
-            tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, rotary)
-            if hint_BLD is not None:
                 tokens_BLD = tokens_BLD + hint_BLD
         return tokens_BLD
 

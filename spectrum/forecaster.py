@@ -64,8 +64,9 @@ class Forecaster:
                 f"step {step} has {list(value.shape)} {value.dtype}, but the stream is "
                 f"{list(self._values[-1].shape)} {self._values[-1].dtype}"
             )
+        self._device = value.device
         self._steps.append(step)
-        self._values.append(self._stored(value.detach()))
+        self._values.append(value.detach().to(self._storage or value.device))
         if self._predictor.memory is not None:
             del self._steps[: -self._predictor.memory], self._values[: -self._predictor.memory]
 
@@ -87,7 +88,7 @@ class Forecaster:
     def at(self, step: int) -> torch.Tensor:
         """The value of step `step`: as recorded if it is the last recorded step, otherwise its forecast."""
         if self._steps and step == self._steps[-1]:
-            return self._values[-1].to(self._device)
+            return self._values[-1].to(device=self._device)
         return self.predict(step)
 
     def squared_error(self, step: int, truth: torch.Tensor) -> SquaredError:
@@ -99,15 +100,14 @@ class Forecaster:
         """What is remembered; the values are not copied."""
         return {"steps": list(self._steps), "values": list(self._values)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace what is remembered by a `state_dict`."""
-        self._steps = list(state["steps"])
-        self._values = [self._stored(value) for value in state["values"]]
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
+        """Replace what is remembered by a `state_dict`.
 
-    def _stored(self, value: torch.Tensor) -> torch.Tensor:
-        """The value where it is kept; forecasts will be made where it was."""
-        self._device = value.device
-        return value if self._storage is None else value.to(self._storage)
+        Args:
+            device: where forecasts are to be made, by default where values are kept.
+        """
+        self._device, self._steps = device, list(state["steps"])
+        self._values = [value.to(device=self._storage or device) for value in state["values"]]
 
 
 def weighted_sum(

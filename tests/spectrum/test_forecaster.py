@@ -135,7 +135,7 @@ def test_values_kept_in_host_memory_give_the_same_bits(device: str) -> None:
     for step, value in zip(STEPS, values, strict=False):
         here.record(step, value)
         hosted.record(step, value)
-    restored.load_state_dict(here.state_dict())
+    restored.load_state_dict(hosted.state_dict(), values[0].device)
     assert {value.device.type for value in hosted.state_dict()["values"]} == {"cpu"}
     for forecaster in (hosted, restored):
         for step in (STEPS[5], 8, 20):

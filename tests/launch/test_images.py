@@ -13,8 +13,7 @@ from launch.film import plan_film
 from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.film import read_frames
-from tests.i2v import i2v_config, write_image, write_model
-from tests.vace import vace_config, write_vace
+from tests.conditioned import config_of, write_i2v, write_image, write_vace
 
 FILM = """\
 title: From pictures
@@ -30,7 +29,7 @@ shots:
 @pytest.fixture
 def folder(config: Config, tmp_path: Path) -> Path:
     """Holds a model, its config, an image and a storyboard."""
-    own = i2v_config(config, write_model(tmp_path / "model"))
+    own = config_of(config, write_i2v(tmp_path / "model"))
     (tmp_path / "i2v.yaml").write_text(yaml.safe_dump(own.model_dump(mode="json")))
     write_image(tmp_path / "start.png")
     (tmp_path / "film.yaml").write_text(FILM)
@@ -111,7 +110,7 @@ def test_a_shot_whose_image_does_not_fit_is_named(folder: Path, changed: tuple[s
 
 
 def test_shots_of_vace_may_have_an_image(config: Config, tmp_path: Path) -> None:
-    own = vace_config(config, write_vace(tmp_path / "model"))
+    own = config_of(config, write_vace(tmp_path / "model"))
     (tmp_path / "vace.yaml").write_text(yaml.safe_dump(own.model_dump(mode="json")))
     image = write_image(tmp_path / "start.png")
     board = FILM.replace("i2v.yaml", "vace.yaml").replace("red circle, image: start.png}", "red circle}")

@@ -20,12 +20,10 @@ from runtime.errors import BadRequestError, CancelledError
 from runtime.files import Outputs
 from runtime.generation import Generation
 from runtime.job import run_job
-from runtime.ranks import Ranks
 from runtime.request import VideoRequest
-from runtime.segments import denoise_segments
 from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames
-from tests.i2v import i2v_config, write_image, write_model
+from tests.conditioned import config_of, denoised, denoised_on, write_i2v, write_image
 from tests.ranks import run_ranks
 
 Ask = Callable[..., VideoRequest]
@@ -34,7 +32,7 @@ SIZE = {"width": 64, "height": 48, "steps": 5, "seed": 3}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("i2v"))
+    return write_i2v(tmp_path_factory.mktemp("i2v"))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(config: Config, folder: Path) -> Config:
-    return i2v_config(config, folder)
+    return config_of(config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +62,6 @@ def generate(engine: Engine, request: VideoRequest) -> tuple[Frames, Generation]
     sink = FrameBuffer()
     generation = engine.generate(request, [sink])
     return sink.frames, generation
-
-
-def denoised(engine: Engine, request: VideoRequest) -> torch.Tensor:
-    plan = engine.plan(request)
-    generation = Generation(request, plan.preset, plan.topology, plan.attention)
-    return denoise_segments(engine, engine.prepare(plan), generation)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -187,16 +179,12 @@ def test_a_stop_asked_for_in_the_last_step_of_a_window_ends_the_next(i2v: Engine
     assert 5 <= len(shown) <= 7
 
 
-def on_ranks(ranks: Ranks, config: Config, request: VideoRequest, degrees: Degrees) -> torch.Tensor:
-    return denoised(Engine(config, ranks, degrees), request)
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("degrees", [Degrees(cfg=2), Degrees(ulysses=2), Degrees(ring=2)], ids=str)
 def test_many_ranks_extend_as_one_does(i2v: Engine, own: Config, ask: Ask, degrees: Degrees) -> None:
     request = ask(frames=17, spectrum="paper")
     alone = denoised(i2v, request)
-    first, second = run_ranks(2, on_ranks, own, request, degrees)
+    first, second = run_ranks(2, denoised_on, own, request, degrees)
     assert torch.equal(first, second)
     assert (first - alone).norm() <= 1e-5 * alone.norm()
 

@@ -17,16 +17,13 @@ from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
-from runtime.generation import Generation, Prepared
-from runtime.ranks import Ranks
+from runtime.generation import Prepared
 from runtime.request import VideoRequest
-from runtime.segments import denoise_segments
 from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames
 from runtime.weights import find_model
-from tests.i2v import write_image
+from tests.conditioned import config_of, denoised, denoised_on, write_image, write_vace
 from tests.ranks import run_ranks
-from tests.vace import vace_config, write_vace
 
 Ask = Callable[..., VideoRequest]
 SIZE = {"width": 64, "height": 48, "frames": 9, "steps": 5, "seed": 3, "spectrum": "off"}
@@ -46,7 +43,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(config: Config, folder: Path) -> Config:
-    return vace_config(config, folder)
+    return config_of(config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +63,6 @@ def generate(engine: Engine, request: VideoRequest, **more: object) -> Frames:
     sink = FrameBuffer()
     engine.generate(request, [sink], **more)
     return sink.frames
-
-
-def denoised(engine: Engine, request: VideoRequest) -> torch.Tensor:
-    plan = engine.plan(request)
-    generation = Generation(request, plan.preset, plan.topology, plan.attention)
-    return denoise_segments(engine, engine.prepare(plan), generation)
 
 
 @pytest.mark.parametrize(("seen", "guidance"), [(False, 5.0), (True, 5.0), (True, 1.0)])
@@ -165,10 +156,6 @@ def test_an_interrupted_video_goes_on_in_the_same_bits(
     assert np.array_equal(generate(vace, request, checkpoints=kept), expected)
 
 
-def on_ranks(ranks: Ranks, config: Config, request: VideoRequest, degrees: Degrees) -> torch.Tensor:
-    return denoised(Engine(config, ranks, degrees), request)
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("degrees", "memory"),
@@ -185,7 +172,7 @@ def test_many_ranks_make_what_one_does(
     request = ask(frames=17, spectrum="paper")
     alone = denoised(vace, request)
     config = own.model_copy(update={"memory": memory})
-    first, second = run_ranks(2, on_ranks, config, request, degrees)
+    first, second = run_ranks(2, denoised_on, config, request, degrees)
     assert torch.equal(first, second)
     assert (first - alone).norm() <= 1e-5 * alone.norm()
 

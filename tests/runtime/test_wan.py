@@ -7,7 +7,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from runtime.wan import VaceAdapter, WanAdapter, open_adapter
-from tests.vace import vace_transformer
+from tests.conditioned import vace_transformer
 
 
 def model(dtype: torch.dtype) -> WanTransformer3DModel:

@@ -1,0 +1,100 @@
+"""Tiny random models that see more than text: for wiring, shapes and determinism, not for looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
+)
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from runtime.configs import EMBEDDED_MODELS, Config, Window
+from runtime.engine import Engine
+from runtime.generation import Generation
+from runtime.ranks import Ranks
+from runtime.request import VideoRequest
+from runtime.segments import denoise_segments
+from runtime.topology import Degrees
+
+HEADS, CHANNELS, IMAGE_CHANNELS = 4, 16, 24
+
+
+def write_i2v(folder: Path) -> Path:
+    """An image-to-video model: a random transformer of 2 blocks and a random image encoder."""
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=HEADS, attention_head_dim=CHANNELS, in_channels=36, out_channels=16, text_dim=64,
+        freq_dim=32, ffn_dim=96, num_layers=2, image_dim=IMAGE_CHANNELS, added_kv_proj_dim=HEADS * CHANNELS,
+    )  # fmt: skip
+    with torch.no_grad():
+        transformer.proj_out.weight.normal_(std=0.05)
+    settings = CLIPVisionConfig(
+        hidden_size=IMAGE_CHANNELS, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    return _write(
+        WanImageToVideoPipeline,
+        folder,
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        image_encoder=CLIPVisionModel(settings),
+        transformer=transformer,
+    )
+
+
+def write_vace(folder: Path) -> Path:
+    """A VACE model around `vace_transformer`."""
+    return _write(WanVACEPipeline, folder, transformer=vace_transformer())
+
+
+def vace_transformer() -> WanVACETransformer3DModel:
+    """Three random blocks; the control path adds to the first and the last."""
+    torch.manual_seed(0)
+    model = WanVACETransformer3DModel(
+        num_attention_heads=HEADS, attention_head_dim=CHANNELS, in_channels=16, out_channels=16, text_dim=64,
+        freq_dim=32, ffn_dim=96, num_layers=3, vace_layers=[0, 2], vace_in_channels=96,
+    )  # fmt: skip
+    with torch.no_grad():
+        model.proj_out.weight.normal_(std=0.05)
+    return model.eval()
+
+
+def _write(pipeline: Any, folder: Path, **own: Any) -> Path:
+    """A pipeline of its own parts and wan-tiny's text encoder, VAE and sampler."""
+    whole = WanPipeline.from_pretrained(EMBEDDED_MODELS / "wan-tiny", torch_dtype=torch.float32)
+    parts = {name: getattr(whole, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
+    pipeline(**parts, **own).save_pretrained(folder)
+    return folder
+
+
+def write_image(path: Path, seed: int = 0) -> Path:
+    """A blurry picture."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
+    Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def config_of(config: Config, folder: Path) -> Config:
+    """wan-tiny's config for the model in `folder`, with small windows."""
+    changes = {"model": str(folder), "architecture": None, "window": Window(frames=9, overlap=4)}
+    return config.model_copy(update=changes)
+
+
+def denoised(engine: Engine, request: VideoRequest) -> torch.Tensor:
+    """The request's clean latents."""
+    plan = engine.plan(request)
+    generation = Generation(request, plan.preset, plan.topology, plan.attention)
+    return denoise_segments(engine, engine.prepare(plan), generation)
+
+
+def denoised_on(ranks: Ranks, config: Config, request: VideoRequest, degrees: Degrees) -> torch.Tensor:
+    """The same, as one of many ranks."""
+    return denoised(Engine(config, ranks, degrees), request)

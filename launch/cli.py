@@ -7,7 +7,6 @@ stderr; the path of the result alone goes to stdout.
 from __future__ import annotations
 
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.exits import run_command
+from launch.exits import end_with, run_command
 from launch.logs import set_up_logging
 from launch.options import calibrate_options, generate_options, sampling_options
 from launch.queue_commands import queue, status
@@ -268,7 +267,7 @@ def main() -> None:
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # both end the job in order, with nothing half-written
-    sys.exit(run(sys.argv[1:]))
+    end_with(run)
 
 
 def run(arguments: list[str]) -> int:

@@ -5,13 +5,12 @@ Options are those of `lockstep generate`. It runs on the cluster that it is subm
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 from rich.console import Console
 
-from launch.exits import run_command
+from launch.exits import end_with, run_command
 from launch.logs import set_up_logging
 from launch.options import generate_options
 
@@ -38,4 +37,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    end_with(run)

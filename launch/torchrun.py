@@ -16,7 +16,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.exits import EXIT_BAD_REQUEST, EXIT_FAILED, exit_code, explain
+from launch.exits import EXIT_BAD_REQUEST, EXIT_FAILED, end_now, exit_code, explain
 from launch.jobs import Job, build_job
 from launch.logs import set_up_logging
 from launch.options import generate_options
@@ -72,10 +72,7 @@ def _give_up(error: LockstepError) -> None:
 def end_rank(command: click.Command, name: str) -> None:
     """Run one rank's command and end the process, without waiting for transfers that will never be done."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = run(sys.argv[1:], command, name)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end_now(run(sys.argv[1:], command, name))
 
 
 def run(arguments: list[str], command: click.Command = rank, name: str = "python -m launch.torchrun") -> int:

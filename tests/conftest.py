@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from launch.exits import end_now
 from runtime.configs import Config, load_config
 from runtime.engine import Engine
 from runtime.request import VideoRequest
@@ -20,6 +22,20 @@ torch.set_num_threads(1)
 settings.register_profile("lockstep", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.register_profile("search", deadline=None, max_examples=3000)  # pytest --hypothesis-profile=search
 settings.load_profile("lockstep")
+
+
+_ended: list[int] = []
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    _ended.append(int(exitstatus))
+
+
+@atexit.register
+def _end_as_the_command_line_does() -> None:
+    """Tests use Ray in this process; see `launch.exits.end_with`."""
+    if _ended:
+        end_now(_ended[-1])
 
 
 @pytest.fixture(scope="session")

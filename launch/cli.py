@@ -16,7 +16,16 @@ from rich.console import Console
 
 from launch.exits import end_with, run_command
 from launch.logs import set_up_logging
-from launch.options import calibrate_options, generate_options, sampling_options
+from launch.options import (
+    DAY,
+    DEGREE,
+    PRICE,
+    REPLICAS,
+    NumberType,
+    calibrate_options,
+    generate_options,
+    sampling_options,
+)
 from launch.queue_commands import queue, status
 from runtime.errors import BadRequestError
 
@@ -153,8 +162,10 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float, **op
 @cli.command()
 @click.argument("calibration")
 @click.option("--nfe", type=int, help="So many computed steps.")
-@click.option("--psnr", type=float, help="The fewest that should reach this PSNR, dB.")
-@click.option("--seconds", type=float, help="As many as fit into this time of denoising.")
+@click.option("--psnr", type=NumberType(0.0, 1000.0), help="The fewest that should reach this PSNR, dB.")
+@click.option(
+    "--seconds", type=NumberType(0.0, 3650 * DAY), help="As many as fit into this time of denoising."
+)
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
@@ -192,13 +203,11 @@ def plan(
 @cli.command()
 @click.argument("storyboard", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the film.")
-@click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Rank groups.")
-@click.option("--ranks", type=click.IntRange(min=1), help="Processes that make a shot together.")
+@click.option("--replicas", type=REPLICAS, default=1, show_default=True, help="Rank groups.")
+@click.option("--ranks", type=DEGREE, help="Processes that make a shot together.")
 @click.option("--only", multiple=True, metavar="ID", help="Make this shot alone; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Show what each shot takes, and make nothing.")
-@click.option(
-    "--price", type=click.FloatRange(min=0), help="Of an hour of one rank; --dry-run states the cost, too."
-)
+@click.option("--price", type=PRICE, help="Of an hour of one rank; --dry-run states the cost, too.")
 @click.option("--audio", type=click.Path(path_type=Path), help="A track for the film.")
 @click.option("--compare", is_flag=True, help="Measure shots that are made against the full sampler, too.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +15,39 @@ DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
-_DEGREE = click.IntRange(min=1)
+DEGREE = click.IntRange(min=1, max=65536)
+
+
+class NumberType(click.ParamType[float]):
+    """A finite number within bounds, both included; what is not is refused with its value and the bounds."""
+
+    name = "number"
+
+    def __init__(self, least: float, most: float):
+        self._least, self._most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not self._least <= number <= self._most:  # nan is within no bounds
+            self.fail(
+                f"{str(value)[:60]!r} given; a number from {self._least:g} to {self._most:g} is needed",
+                param,
+                ctx,
+            )
+        return number
+
+
+DAY = 86400.0  # seconds
+SCALE = NumberType(-1000.0, 1000.0)  # of a LoRA
+TIMEOUT = NumberType(1.0, 7 * DAY)  # seconds within which the failure of a rank is to be known
+EXPIRY = NumberType(0.001, 3650 * DAY)  # seconds after which a request is given up
+PRICE = NumberType(0.0, 1e9)  # of an hour of a rank
+REPLICAS = click.IntRange(min=1, max=4096)
+PRIORITY = click.IntRange(min=-1_000_000, max=1_000_000)
+ID = click.IntRange(min=1, max=2**63 - 1)  # of a request in a queue; what SQLite can hold
 
 
 class SizeType(click.ParamType[tuple[int, int]]):
@@ -26,10 +60,10 @@ class SizeType(click.ParamType[tuple[int, int]]):
     ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        width, _, height = str(value).lower().partition("x")
-        if not (width.isdecimal() and height.isdecimal()):
+        found = re.fullmatch(r"([0-9]{1,9})[xX]([0-9]{1,9})", str(value))
+        if found is None:
             self.fail(f"{value!r} is not WIDTHxHEIGHT, for example 832x480", param, ctx)
-        return int(width), int(height)
+        return int(found[1]), int(found[2])
 
 
 def sampling_options(command: _Command) -> _Command:
@@ -59,8 +93,8 @@ def calibrate_options(command: _Command) -> _Command:
         click.option("--seed", type=int, default=1000, show_default=True, help="Of the first video."),
         click.option("--out", type=_PATH, required=True, help="The calibration, a JSON file."),
         click.option("--overwrite", is_flag=True, help="Replace a file that exists."),
-        click.option("--ranks", type=_DEGREE, help="Processes that make each video together."),
-        click.option("--timeout", type=click.FloatRange(min=1.0), default=DEFAULT_TIMEOUT, show_default=True),
+        click.option("--ranks", type=DEGREE, help="Processes that make each video together."),
+        click.option("--timeout", type=TIMEOUT, default=DEFAULT_TIMEOUT, show_default=True),
     ]
     for option in reversed(options):
         command = option(command)
@@ -86,13 +120,13 @@ def generate_options(command: _Command) -> _Command:
             is_flag=True,
             help="Also run the full sampler and measure PSNR, SSIM and VMAF against it.",
         ),
-        click.option("--ranks", type=_DEGREE, help="Processes that make the video together."),
-        click.option("--ulysses", type=_DEGREE, help="Ranks that split attention heads."),
-        click.option("--ring", type=_DEGREE, help="Ranks that pass keys and values around."),
-        click.option("--cfg", type=_DEGREE, help="2 gives each guidance branch its own ranks."),
+        click.option("--ranks", type=DEGREE, help="Processes that make the video together."),
+        click.option("--ulysses", type=DEGREE, help="Ranks that split attention heads."),
+        click.option("--ring", type=DEGREE, help="Ranks that pass keys and values around."),
+        click.option("--cfg", type=DEGREE, help="2 gives each guidance branch its own ranks."),
         click.option(
             "--lora",
-            type=(str, float),
+            type=(str, SCALE),
             metavar="FILE SCALE",
             help="Weights to add to the transformer's, and how much of them.",
         ),
@@ -103,7 +137,7 @@ def generate_options(command: _Command) -> _Command:
         click.option("--compile/--no-compile", default=None, help="Compile each transformer block."),
         click.option(
             "--timeout",
-            type=click.FloatRange(min=1.0),
+            type=TIMEOUT,
             help="Seconds within which the failure of one rank ends all.  "
             f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]",
         ),
@@ -112,7 +146,7 @@ def generate_options(command: _Command) -> _Command:
         ),
         click.option(
             "--checkpoint-every",
-            type=click.IntRange(min=0),
+            type=click.IntRange(min=0, max=1_000_000),
             default=CHECKPOINT_EVERY,
             show_default=True,
             help="Computed steps from one checkpoint to the next; 0 keeps none.",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from launch.options import generate_options
+from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, generate_options
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 _REFRESH = 1.0  # seconds
@@ -45,10 +45,8 @@ def queue() -> None:
 @queue_option
 @click.option("--name", help="Of the request; unique in the queue.  [default: made from its number]")
 @click.option("--owner", help="Owners share the replicas fairly.  [default: your user name]")
-@click.option("--priority", type=int, default=0, show_default=True, help="Higher ones go first.")
-@click.option(
-    "--expires", type=click.FloatRange(min=0, min_open=True), help="Give it up after so many seconds."
-)
+@click.option("--priority", type=PRIORITY, default=0, show_default=True, help="Higher ones go first.")
+@click.option("--expires", type=EXPIRY, help="Give it up after so many seconds.")
 def add(
     folder: Path,
     name: str | None,
@@ -72,7 +70,7 @@ def add(
 
 @queue.command()
 @queue_option
-@click.argument("requests", nargs=-1, required=True, type=int)
+@click.argument("requests", nargs=-1, required=True, type=ID)
 def cancel(folder: Path, requests: tuple[int, ...]) -> None:
     """Cancel REQUESTS, given by their numbers: those that wait at once, those that run after a step."""
     with _opened(folder, must_exist=True) as opened:
@@ -82,7 +80,7 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
 
 @queue.command("run")
 @queue_option
-@click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Rank groups.")
+@click.option("--replicas", type=REPLICAS, default=1, show_default=True, help="Rank groups.")
 @click.option("--keep", is_flag=True, help="Wait for more requests when the queue is empty.")
 @click.pass_obj
 def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:

@@ -87,7 +87,7 @@ class VideoRequest(BaseModel):
     max_sequence_length: Annotated[int, Field(ge=1, le=4096)] = 512
     videos: Annotated[int, Field(ge=1, le=64)] = 1
     spectrum: str = "off"
-    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    deadline: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
 
     @property
     def guided(self) -> bool:

@@ -33,6 +33,7 @@ from runtime.loading import load_transformer, load_vae
 from runtime.model_profile import ModelProfile
 from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
+from runtime.sampler import sampler_settings
 from runtime.segments import denoise_segments
 from runtime.streams import Branch, Network, Stream
 from runtime.text import PromptEncoder
@@ -267,9 +268,9 @@ class Engine:
             "preset": plan.preset.identity,
             "model": self.model.revision,
             "dtype": self.config.dtype.model_dump(),
-            "sampler": {"kind": type(scheduler).__name__, **scheduler.config},
+            "sampler": {"kind": type(scheduler).__name__, **sampler_settings(scheduler)},
         }
-        return dict(json.loads(json.dumps(identity, default=str)))
+        return dict(json.loads(json.dumps(identity)))
 
     def _image_digest(self, request: VideoRequest) -> str:
         """Of the image's file, which only the first rank needs to have."""

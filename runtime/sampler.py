@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -40,6 +41,28 @@ def load_scheduler(folder: ModelFolder, choice: Scheduler) -> SchedulerMixin:
                 )
             own_shift = {} if choice.shift is None else {"flow_shift": shift, "shift": shift}
             return kind.from_config({**settings, **own_shift})
+
+
+def sampler_settings(sampler: SchedulerMixin) -> dict[str, str]:
+    """Settings of a sampler that differ from its class's own defaults, sorted, as text.
+
+    Two samplers that compute the same have the same settings here: whichever process made them, whether
+    their file was written before a setting existed, and whatever diffusers keeps in the config for itself
+    (names that begin with an underscore, among them a list whose order is that of a set).
+    """
+    parameters = inspect.signature(type(sampler).__init__).parameters
+    defaults = {name: _as_text(parameter.default) for name, parameter in parameters.items()}
+    config = {name: _as_text(value) for name, value in sampler.config.items() if name in defaults}
+    return {name: value for name, value in sorted(config.items()) if value != defaults[name]}
+
+
+def _as_text(value: Any) -> str:
+    """A setting as text; a sequence reads the same as list, tuple or array."""
+    return str(
+        [_as_text(one) for one in value]
+        if hasattr(value, "__len__") and not isinstance(value, str | dict)
+        else value
+    )
 
 
 def sampler_state(sampler: SchedulerMixin) -> dict[str, Any]:

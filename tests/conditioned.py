@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-    WanVACEPipeline,
-    WanVACETransformer3DModel,
-)
+from diffusers import WanPipeline, WanTransformer3DModel, WanVACETransformer3DModel
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -41,8 +36,8 @@ def write_i2v(folder: Path) -> Path:
         hidden_size=IMAGE_CHANNELS, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
         image_size=32, patch_size=8,
     )  # fmt: skip
-    return _write(
-        WanImageToVideoPipeline,
+    return write_pipeline(
+        "WanImageToVideoPipeline",
         folder,
         image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         image_encoder=CLIPVisionModel(settings),
@@ -52,7 +47,7 @@ def write_i2v(folder: Path) -> Path:
 
 def write_vace(folder: Path) -> Path:
     """A VACE model around `vace_transformer`."""
-    return _write(WanVACEPipeline, folder, transformer=vace_transformer())
+    return write_pipeline("WanVACEPipeline", folder, transformer=vace_transformer())
 
 
 def vace_transformer() -> WanVACETransformer3DModel:
@@ -67,11 +62,11 @@ def vace_transformer() -> WanVACETransformer3DModel:
     return model.eval()
 
 
-def _write(pipeline: Any, folder: Path, **own: Any) -> Path:
+def write_pipeline(name: str, folder: Path, **own: Any) -> Path:
     """A pipeline of its own parts and wan-tiny's text encoder, VAE and sampler."""
     whole = WanPipeline.from_pretrained(EMBEDDED_MODELS / "wan-tiny", torch_dtype=torch.float32)
     parts = {name: getattr(whole, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
-    pipeline(**parts, **own).save_pretrained(folder)
+    getattr(diffusers, name)(**parts, **own).save_pretrained(folder)
     return folder
 
 

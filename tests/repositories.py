@@ -1,0 +1,93 @@
+"""Small random stand-ins for the repositories that the shipped configs name; only their weights differ.
+
+Weights lie in several files, as large models' do; the sampler's settings are written as an older diffusers
+wrote them; the transformer is stored in float32 and loaded as the config says.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import yaml
+from diffusers import WanTransformer3DModel
+
+from runtime.configs import available, load_config, shipped
+from runtime.weights import read_json
+from tests.conditioned import CHANNELS, HEADS, write_i2v, write_pipeline, write_vace
+
+SHIPPED = [name for name in available(".") if name != "wan-tiny"]
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+_OLD_SAMPLER = {  # what Wan2.1's repositories have: written before five of today's settings existed
+    "_class_name": "UniPCMultistepScheduler", "_diffusers_version": "0.33.0.dev0", "beta_end": 0.02,
+    "beta_schedule": "linear", "beta_start": 0.0001, "disable_corrector": [],
+    "dynamic_thresholding_ratio": 0.995, "final_sigmas_type": "zero", "flow_shift": 3.0,
+    "lower_order_final": True, "num_train_timesteps": 1000, "predict_x0": True,
+    "prediction_type": "flow_prediction", "rescale_betas_zero_snr": False, "sample_max_value": 1.0,
+    "solver_order": 2, "solver_p": None, "solver_type": "bh2", "steps_offset": 0, "thresholding": False,
+    "timestep_spacing": "linspace", "trained_betas": None, "use_beta_sigmas": False,
+    "use_exponential_sigmas": False, "use_flow_sigmas": True, "use_karras_sigmas": False,
+}  # fmt: skip
+
+
+def write_repositories(cache: Path) -> dict[str, str]:
+    """Fill a Hugging Face cache with a stand-in for every shipped config.
+
+    Returns:
+        Environment variables with which a process finds them, and nothing else.
+    """
+    for name in SHIPPED:
+        repository = load_config(name).model
+        folder = cache / "hub" / f"models--{repository.replace('/', '--')}"
+        snapshot = folder / "snapshots" / REVISION
+        if snapshot.is_dir():
+            continue
+        write_stand_in(repository, snapshot)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(REVISION)
+    return {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
+
+
+def write_stand_in(repository: str, folder: Path) -> Path:
+    """A small random model of the family of `repository`, in the layout of the published ones."""
+    write = write_i2v if "I2V" in repository else write_vace if "VACE" in repository else _write_t2v
+    write(folder)
+    _split_weights(folder / "transformer")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(_OLD_SAMPLER))
+    vae = read_json(folder / "vae" / "config.json")
+    for stated in ("scale_factor_spatial", "scale_factor_temporal"):
+        vae.pop(stated, None)
+    (folder / "vae" / "config.json").write_text(json.dumps(vae))
+    return folder
+
+
+def write_config(name: str, folder: Path, **changes: Any) -> Path:
+    """The shipped config called `name` for its stand-in: without the size of the published transformer."""
+    content = yaml.safe_load(shipped(f"{name}.yaml").read_text(encoding="utf-8"))
+    del content["architecture"]
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content | changes), encoding="utf-8")
+    return path
+
+
+def _write_t2v(folder: Path) -> Path:
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=HEADS, attention_head_dim=CHANNELS, in_channels=16, out_channels=16, text_dim=64,
+        freq_dim=32, ffn_dim=96, num_layers=2,
+    )  # fmt: skip
+    with torch.no_grad():
+        transformer.proj_out.weight.normal_(std=0.05)
+    return write_pipeline("WanPipeline", folder, transformer=transformer)
+
+
+def _split_weights(folder: Path) -> None:
+    """Store a transformer's weights in several files, with an index."""
+    kind = getattr(diffusers, read_json(folder / "config.json")["_class_name"])
+    model = kind.from_pretrained(folder, dtype=torch.float32)
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert (folder / "diffusion_pytorch_model.safetensors.index.json").is_file()

@@ -1,1 +1,1 @@
-"""Lockstep's launchers: the command line and, later, torchrun and Ray."""
+"""What starts Lockstep: the command line, torchrun, Ray, and queues and films on Ray."""

@@ -136,6 +136,8 @@ def compare(
         comparison.load()
     comparison.run(partial(StepProgress, console))
     console.print(comparison.table())
+    for warning in comparison.warnings:
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     click.echo(out)
 
 

@@ -27,10 +27,9 @@ from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
 from runtime.request import VideoRequest
 from runtime.versions import versions
-from runtime.video import Frames, FrameSink, mp4_writer
+from runtime.video import ColourWatch, Frames, FrameSink, Tee, mp4_writer
 
 FULL = "off"
-_MEASURES = {"predicted": ".1f", "psnr": ".1f", "ssim": ".4f", "vmaf": ".1f"}
 _LABEL_HEIGHT = 16  # pixels above each video
 
 
@@ -59,6 +58,7 @@ class Comparison:
     requests: list[VideoRequest]
     out: Path
     results: list[Result] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     _engine: Engine | None = None
 
     def load(self) -> None:
@@ -94,8 +94,11 @@ class Comparison:
         with raw_videos(request, count=len(columns)) as raw:
             for column, video, file in zip(columns, raw.videos, raw.files, strict=True):
                 one = request.model_copy(update={"spectrum": column})
-                generation = generate_shown(self._engine, one, [file], progress)
+                watch = ColourWatch()
+                generation = generate_shown(self._engine, one, [Tee(file, watch)], progress)
                 raw.flush()
+                name = f"{column!r} of {one.prompt!r}, seed {one.seed},"
+                self.warnings += [*generation.warnings, *watch.warning(name)]
                 quality = None if column == FULL else compare_videos(video, raw.videos[0])
                 self.results.append(_result(one, generation, quality))
             sink.write(side_by_side(raw.videos, columns))
@@ -153,6 +156,7 @@ class Comparison:
             "model": {"name": self._engine.model.name, "revision": self._engine.model.revision},
             "rows": self.rows(),
             "results": [asdict(result) for result in self.results],
+            "warnings": self.warnings,
             "versions": versions(),
         }
 

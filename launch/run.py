@@ -66,5 +66,7 @@ def print_result(report: Report, job: Job, console: Console) -> None:
     console.print(
         f"report {job.outputs.report}, picture {job.outputs.picture}", highlight=False, soft_wrap=True
     )
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     for path in report.videos:
         click.echo(path)

@@ -62,6 +62,7 @@ class Generation:
         features_kept: values remembered of each thing that is forecast.
         windows: that were evaluated, at every computed step or one after the other.
         frames_sha256: of each video's frames, on the first rank.
+        warnings: sentences about what is done but may not be what was meant.
     """
 
     request: VideoRequest
@@ -81,6 +82,7 @@ class Generation:
     features_kept: int = 0
     windows: int = 1
     frames_sha256: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def add(
         self,

@@ -21,7 +21,7 @@ from runtime.generation import Generation
 from runtime.quality import RawVideo, compare_videos
 from runtime.report import Report, add_comparison, build_report, write_report
 from runtime.request import VideoRequest
-from runtime.video import FrameSink, RawFrames, Tee, mp4_writer
+from runtime.video import ColourWatch, FrameSink, RawFrames, Tee, mp4_writer
 from spectrum import StepKind
 
 OnStep = Callable[[StepRecord], None]
@@ -159,9 +159,11 @@ def _generate_files(
             )
             for path in videos
         ]
-        if also:
-            sinks = [Tee(mp4, raw) for mp4, raw in zip(sinks, also, strict=True)]
+        watches = [ColourWatch() for _ in videos]
+        sinks = [Tee(*one) for one in zip(sinks, watches, *([also] if also else []), strict=True)]
         generation = generate_shown(engine, request, sinks, progress, checkpoints)
+        for path, watch in zip(videos, watches, strict=True):
+            generation.warnings += watch.warning(path.name)
         finishing = time.perf_counter()
     return generation, build_report(engine, generation, videos, time.perf_counter() - finishing)
 

@@ -132,6 +132,7 @@ class Report(_Part):
     expectation: ExpectationPart
     frames_sha256: list[str]
     videos: list[str]
+    warnings: list[str] = []
     quality: QualityPart | None = None
     comparison: ComparisonPart | None = None
     versions: dict[str, str]
@@ -201,6 +202,7 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
         ),
         frames_sha256=generation.frames_sha256,
         videos=[str(path) for path in videos],
+        warnings=generation.warnings,
         versions=versions(),
     )
 

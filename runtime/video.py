@@ -48,6 +48,41 @@ class Tee:
             sink.write(frames_THW3)
 
 
+class ColourWatch:
+    """Looks whether all frames of a video are of one colour: what a model that went wrong shows."""
+
+    def __init__(self) -> None:
+        self._first: Frames | None = None
+        self._varied = False
+
+    def write(self, frames_THW3: Frames) -> None:
+        if self._varied or frames_THW3.size == 0:
+            return
+        if self._first is None:
+            self._first = frames_THW3[0, 0, 0].copy()
+        self._varied = bool((frames_THW3 != self._first).any())
+
+    @property
+    def colour(self) -> str | None:
+        """The one colour, such as `#000000`; None if there are several, or no frames."""
+        if self._first is None or self._varied:
+            return None
+        return "#" + bytes(self._first).hex()
+
+    def warning(self, what: str) -> list[str]:
+        """What is to be said of it, if anything.
+
+        Args:
+            what: was looked at, as the subject of a sentence.
+        """
+        if self.colour is None:
+            return []
+        return [
+            f"{what} shows nothing: every pixel of every frame is {self.colour}, so its PSNR, SSIM and VMAF "
+            "mean nothing, either; look at the model's weights, the LoRA and the dtypes"
+        ]
+
+
 class FrameBuffer:
     """Keeps the whole video in memory, for callers that want an array."""
 

@@ -107,7 +107,7 @@ def run_calibration(
         f"{calibrator.evaluations / job.requests[0].steps:.0f} full runs",
         highlight=False,
     )
-    with shown.of(calibrator.evaluations):
+    with engine.commanded(), shown.of(calibrator.evaluations):
         calibration = calibrator.run()
     if engine.ranks.leads:
         calibration.write(job.out)

@@ -25,8 +25,8 @@ from launch.exits import exit_code
 from launch.jobs import Job
 from launch.metrics import RankMetrics
 from launch.run import do_job
+from runtime.commands import Command
 from runtime.configs import Config
-from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.devices import pick_device
 from runtime.engine import Engine

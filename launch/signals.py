@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from runtime.coordinator import Command
+from runtime.commands import Command
 from runtime.engine import Engine
 
 log = logging.getLogger("launch")
@@ -19,8 +19,8 @@ _SAME = 1.0  # seconds: a terminal and an agent may both send one
 
 
 def stop_on_signals(engine: Engine) -> None:
-    """Let them stop `engine` after a step, the same on all ranks, with a checkpoint. Outside of denoising,
-    and at the second one, it stops at once."""
+    """Let them stop what `engine` runs after a step, the same on all ranks, with a checkpoint; what has had
+    its last step is finished. When nothing runs, and at the second one, it stops at once."""
     _listen(lambda: engine.command(Command.STOP))
 
 
@@ -47,7 +47,10 @@ def _listen(stop: Callable[[], bool]) -> None:
         if asked or not stop():
             raise KeyboardInterrupt
         asked.append(now)
-        log.warning("stopping at the end of a step; once more stops at once")
+        log.warning(
+            "stopping after a step, or when a video that has had its last one is written; "
+            "once more stops at once"
+        )
 
     for number in _SIGNALS:
         signal.signal(number, handle)

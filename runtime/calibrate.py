@@ -42,7 +42,7 @@ from runtime.calibration import (
     to_triangle,
 )
 from runtime.coordinator import Coordinator
-from runtime.denoise import Denoising, StepRecord
+from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files import image_digest, whole_file
@@ -175,7 +175,7 @@ class Calibrator:
         """All that is left to do.
 
         Raises:
-            CancelledError: the engine was told to end.
+            CancelledError: the engine was told to end, within `Engine.commanded`.
             RankFailedError: another rank failed.
         """
         self._resume()
@@ -282,8 +282,8 @@ class Calibrator:
         if schedule is not None:
             fixed = FixedSchedule(schedule.steps, schedule.computed)
         schedules = dict.fromkeys(prepared.plan.request.branches, fixed)
-        coordinator = Coordinator(schedules, name, self._engine.ranks)
-        for record in self._engine.steps(state, sampler, stream, coordinator, start):
+        coordinator = Coordinator(schedules, name, self._engine.ranks, commands=self._engine.commands)
+        for record in denoise(state, sampler, stream, coordinator, self._engine.ranks, start):
             self._on_step(name, record)
             yield record
         if errors is not None:

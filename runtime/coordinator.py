@@ -15,24 +15,15 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
 
 from runtime.collectives import Transfer
+from runtime.commands import Command, Commands
 from runtime.errors import RankFailedError
 from runtime.ranks import Ranks, minority
 from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, StepKind, Stopwatch, Timing
-
-
-class Command(IntEnum):
-    """What can be asked of a running generation; of several, the greatest counts."""
-
-    NONE = 0
-    FORCE_COMPUTE = 1
-    STOP = 2
-    CANCEL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +98,7 @@ class Coordinator:
         identity: what the generation is a function of (request, model revision); the digest starts from it.
         ranks: all that take part.
         deadline: computed steps that there is no time for are forecast instead, by the first rank's clock.
+        commands: what this rank is asked for meanwhile; the ranks agree on it. By default nothing.
     """
 
     def __init__(
@@ -115,12 +107,13 @@ class Coordinator:
         identity: str,
         ranks: Ranks,
         deadline: Deadline | None = None,
+        commands: Commands | None = None,
     ):
         self.schedules, self._ranks = schedules, ranks
         self._distinct = list({id(schedule): schedule for schedule in schedules.values()}.values())
         self._adaptive = [s for s in self._distinct if isinstance(s, AdaptiveSchedule)]
         self._digest = hashlib.sha256(identity.encode())
-        self._wanted = Command.NONE
+        self._commands = commands or Commands()
         self._exchange: Transfer | None = None
         self._agreed = Command.NONE
         self._deadline, self._began = deadline, time.perf_counter()
@@ -139,15 +132,6 @@ class Coordinator:
     def digest(self) -> str:
         """Hex SHA-256 of the identity and every decision so far."""
         return self._digest.hexdigest()
-
-    def command(self, command: Command) -> None:
-        """Ask for `command` at the next step that all ranks can still agree on. For any thread or signal."""
-        self._wanted = max(self._wanted, command)
-
-    @property
-    def unanswered(self) -> Command:
-        """What was asked for too late for this generation's steps."""
-        return max(self._wanted, self._agreed)
 
     def decide(self, step: int) -> Decision:
         """The decision for `step`; asked once per step, in ascending order, by every rank.
@@ -244,8 +228,7 @@ class Coordinator:
         self._sum_errors()
 
     def _begin_exchange(self, step: int) -> None:
-        message = _Record(step, self._digest.digest(), self._wanted, *self._time_after_this()).pack()
-        self._wanted = Command.NONE
+        message = _Record(step, self._digest.digest(), self._commands.take(), *self._time_after_this()).pack()
         control = self._ranks.control
         self._exchange = control.start([message] * control.size, [_SHAPE] * control.size)
         self._ranks.before_transfer(self.confirm)

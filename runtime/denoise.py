@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.coordinator import Command, Coordinator
+from runtime.commands import Command
+from runtime.coordinator import Coordinator
 from runtime.errors import CancelledError
 from runtime.ranks import Ranks
 from runtime.streams import Stream

@@ -15,15 +15,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, SchedulerMixin
+from diffusers import AutoencoderKLWan
 from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.attention import Attend, SelfAttention, attend
 from runtime.checkpoint import Checkpoints
+from runtime.commands import Command, Commands
 from runtime.configs import Config
-from runtime.coordinator import Command, Coordinator
 from runtime.decode import decode_frames
-from runtime.denoise import Denoising, StepRecord, denoise
+from runtime.denoise import StepRecord
 from runtime.devices import pick_device
 from runtime.files import image_digest
 from runtime.generation import Generation, Plan, Prepared
@@ -35,7 +35,7 @@ from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
 from runtime.sampler import sampler_settings
 from runtime.segments import denoise_segments
-from runtime.streams import Branch, Network, Stream
+from runtime.streams import Branch, Network
 from runtime.text import PromptEncoder
 from runtime.topology import Degrees, Topology
 from runtime.travel import Embeddings, window_embeddings
@@ -86,7 +86,7 @@ class Engine:
             self.model, config, self.ranks, self._transformer, self._adapter.dtype
         )
         self._vae = load_vae(self.model, config, self.ranks)
-        self._coordinator: Coordinator | None = None
+        self._commands: Commands | None = None
         self.load_seconds = time.perf_counter() - started
 
     def generate(
@@ -115,13 +115,16 @@ class Engine:
             raise ValueError(f"{request.videos} videos need as many sinks, got {len(sinks)}")
         plan = self.plan(request)
         generation = Generation(request, plan.preset, plan.topology, plan.attention)
-        with generation.seconds.measure("encode"):
-            prepared = self.prepare(plan)
-        with generation.seconds.measure("denoise"):
-            latents_BCFHW = denoise_segments(self, prepared, generation, on_step, checkpoints)
-        self.decode(latents_BCFHW, sinks, generation)
-        self.ranks.at("finishing", busy=True)
-        return generation
+        with self.commanded() as commands:
+            with generation.seconds.measure("encode"):
+                prepared = self.prepare(plan)
+            with generation.seconds.measure("denoise"):
+                latents_BCFHW = denoise_segments(
+                    self.ranks, prepared, generation, on_step, checkpoints, commands
+                )
+            self.decode(latents_BCFHW, sinks, generation)
+            self.ranks.at("finishing", busy=True)
+            return generation
 
     @torch.no_grad()
     def prepare(self, plan: Plan) -> Prepared:
@@ -184,29 +187,38 @@ class Engine:
         """Run the transformer once at this request's size, so that what a first forward sets up is set up."""
         once = self.plan(request.full.model_copy(update={"steps": 1}))
         generation = Generation(request, once.preset, once.topology, once.attention)
-        denoise_segments(self, self.prepare(once), generation)
+        with self.commanded() as commands:
+            denoise_segments(self.ranks, self.prepare(once), generation, commands=commands)
 
     def command(self, command: Command) -> bool:
-        """Ask the generation that is being denoised for `command`; False if there is none. For signals."""
-        if self._coordinator is None:
+        """Ask what runs for `command`; False if nothing does. For any thread and for signal handlers.
+
+        `STOP` ends the job after a step, the same on all ranks, with a checkpoint, and `CANCEL` before one:
+        the first that all can agree on, of this generation or the job's next. When the last step is done
+        both come too late, and the job is finished.
+        """
+        commands = self._commands
+        if commands is None:
             return False
-        self._coordinator.command(command)
+        commands.give(command)
         return True
 
-    def steps(
-        self,
-        state: Denoising,
-        sampler: SchedulerMixin,
-        stream: Stream,
-        coordinator: Coordinator,
-        start: int = 0,
-    ) -> Iterator[StepRecord]:
-        """As `runtime.denoise.denoise` on this engine's ranks; `command` reaches it."""
-        self._coordinator = coordinator
+    @property
+    def commands(self) -> Commands:
+        """What `command` is given now; of a `commanded` block, or else nothing ever."""
+        return self._commands or Commands()
+
+    @contextmanager
+    def commanded(self) -> Iterator[Commands]:
+        """What `command` is given while the block runs. Blocks within it share it: they are one job."""
+        if self._commands is not None:
+            yield self._commands
+            return
+        self._commands = Commands()
         try:
-            yield from denoise(state, sampler, stream, coordinator, self.ranks, start)
+            yield self._commands
         finally:
-            self._coordinator = None
+            self._commands = None
 
     def _networks(
         self, plan: Plan, window_BCFHW: torch.Tensor, text: Embeddings, image: ImageCondition | None

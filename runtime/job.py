@@ -106,6 +106,7 @@ def _begun(
         problems = [told for told in engine.ranks.control.tell(problem) if told]
         if problems:
             raise BadRequestError(problems[0])
+        stack.enter_context(engine.commanded())
         yield
         if outputs is not None and checkpoints is not None:
             checkpoints.remove()

@@ -10,53 +10,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from runtime.checkpoint import Checkpoints
-from runtime.coordinator import Command, Coordinator, Deadline
-from runtime.denoise import Denoising, StepRecord
+from runtime.commands import Commands
+from runtime.coordinator import Coordinator, Deadline
+from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.errors import CancelledError
 from runtime.generation import Generation, Plan, Prepared, Segment
 from runtime.ranks import Ranks
 from runtime.resume import Progress, Resumable
 
-if TYPE_CHECKING:
-    from runtime.engine import Engine
-
 OnStep = Callable[[StepRecord], None]
 
 
 def denoise_segments(
-    engine: Engine,
+    ranks: Ranks,
     prepared: Prepared,
     generation: Generation,
     on_step: OnStep = lambda _: None,
     checkpoints: Checkpoints | None = None,
+    commands: Commands | None = None,
 ) -> torch.Tensor:
     """Clean latents `[B, C, F, H, W]`, float32, normalised per channel, the same on every rank.
 
     Args:
-        engine: runs the steps.
+        ranks: all that take part.
         generation: takes in what happened.
         on_step: told of every step; they are counted through all segments.
+        commands: what this rank is asked for meanwhile, by default nothing. What comes between two segments
+            is seen to by the next.
 
     Raises:
         CancelledError, JobFailedError, RankFailedError: see `Engine.generate`.
     """
-    plan, identity, command = prepared.plan, prepared.identity, Command.NONE
+    plan, identity, commands = prepared.plan, prepared.identity, commands or Commands()
     video_BCFHW: torch.Tensor | None = None
     for number in range(plan.segments):
         segment = prepared.segment(number, video_BCFHW)
-        coordinator = _coordinate(plan, identity, engine.ranks)
-        coordinator.command(command)
+        coordinator = _coordinate(plan, identity, ranks, commands)
         latents_BCFHW = _denoise_one(
-            engine, plan, segment, coordinator, identity, generation, on_step, checkpoints
+            ranks, plan, segment, coordinator, identity, generation, on_step, checkpoints
         )
         video_BCFHW = segment.follow(video_BCFHW, latents_BCFHW)
         # A segment is a function of the one before, whose decisions its digest proves.
-        identity, command = f"{identity}\nafter {coordinator.digest}", coordinator.unanswered
+        identity = f"{identity}\nafter {coordinator.digest}"
     assert video_BCFHW is not None
     if plan.segments == 1:
         generation.expectation = plan.expectation(coordinator)
@@ -64,16 +63,16 @@ def denoise_segments(
     return video_BCFHW
 
 
-def _coordinate(plan: Plan, identity: str, ranks: Ranks) -> Coordinator:
+def _coordinate(plan: Plan, identity: str, ranks: Ranks, commands: Commands) -> Coordinator:
     """Who decides for one segment; segments share the time that there is equally."""
     deadline = None
     if plan.request.deadline is not None:
         deadline = Deadline(plan.request.deadline / plan.segments, plan.kinds[: plan.steps])
-    return Coordinator(plan.fresh_schedules(), identity, ranks, deadline)
+    return Coordinator(plan.fresh_schedules(), identity, ranks, deadline, commands)
 
 
 def _denoise_one(
-    engine: Engine,
+    ranks: Ranks,
     plan: Plan,
     segment: Segment,
     coordinator: Coordinator,
@@ -86,10 +85,10 @@ def _denoise_one(
     state, sampler = Denoising(segment.noise_BCFHW), plan.fresh_sampler()
     done: list[StepRecord] = []
     progress = Progress(state, sampler, segment.stream, coordinator, done)
-    resumable = Resumable(progress, checkpoints, identity, plan.topology, engine.ranks)
+    resumable = Resumable(progress, checkpoints, identity, plan.topology, ranks)
     start, before = resumable.begin(), len(generation.steps)
     try:
-        for record in engine.steps(state, sampler, segment.stream, coordinator, start):
+        for record in denoise(state, sampler, segment.stream, coordinator, ranks, start):
             done.append(record)
             resumable.after(record)
             on_step(replace(record, index=before + record.index))
@@ -99,5 +98,5 @@ def _denoise_one(
     generation.checkpoint_bytes += resumable.finish()
     sent = [step.sent for step in done]
     own = {"sent": sent, "bytes": segment.stream.bytes, "kept": segment.stream.kept}
-    generation.add(done, coordinator, engine.ranks.control.tell(own), start)
+    generation.add(done, coordinator, ranks.control.tell(own), start)
     return state.latents_BCFHW

@@ -87,7 +87,7 @@ def denoised(engine: Engine, request: VideoRequest) -> torch.Tensor:
     """The request's clean latents."""
     plan = engine.plan(request)
     generation = Generation(request, plan.preset, plan.topology, plan.attention)
-    return denoise_segments(engine, engine.prepare(plan), generation)
+    return denoise_segments(engine.ranks, engine.prepare(plan), generation)
 
 
 def denoised_on(ranks: Ranks, config: Config, request: VideoRequest, degrees: Degrees) -> torch.Tensor:

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from runtime.checkpoint import Checkpoints
+from runtime.commands import Command
 from runtime.configs import Config, Scheduler, load_config
-from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError

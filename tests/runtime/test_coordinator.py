@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from threading import Thread
+
 import pytest
 import torch
 
-from runtime.coordinator import Command, Coordinator, Decision
+from runtime.collectives import Peers, Shape, Traffic, Transfer, Unguarded
+from runtime.commands import Command, Commands
+from runtime.coordinator import Coordinator, Decision
 from runtime.ranks import Ranks
 from spectrum import ErrorSchedule, FixedSchedule, Schedule, SquaredError, StepKind
 
 COMPUTE, FORECAST = StepKind.COMPUTE, StepKind.FORECAST
 
 
-def coordinator(cond: Schedule, uncond: Schedule | None = None, identity: str = "request") -> Coordinator:
-    ranks = Ranks.alone(torch.device("cpu"))
-    return Coordinator({"cond": cond, "uncond": uncond or cond}, identity, ranks)
+ALONE = Ranks.alone(torch.device("cpu"))
+
+
+def coordinator(
+    cond: Schedule,
+    uncond: Schedule | None = None,
+    identity: str = "request",
+    commands: Commands | None = None,
+    ranks: Ranks = ALONE,
+) -> Coordinator:
+    return Coordinator({"cond": cond, "uncond": uncond or cond}, identity, ranks, commands=commands)
 
 
 def digest(schedule: FixedSchedule, identity: str = "request") -> str:
@@ -48,16 +61,67 @@ def test_digest_tells_schedules_and_requests_apart() -> None:
 
 
 def test_the_strongest_command_holds_from_the_next_step_that_can_agree_on_it() -> None:
-    one = coordinator(FixedSchedule(4, (0,)))
+    commands = Commands()
+    one = coordinator(FixedSchedule(4, (0,)), commands=commands)
     one.decide(0)
-    one.command(Command.FORCE_COMPUTE)
+    commands.give(Command.FORCE_COMPUTE)
     assert one.decide(1).command is Command.NONE  # sent with this decision
     assert one.decide(2) == Decision(2, {"cond": COMPUTE, "uncond": COMPUTE}, Command.FORCE_COMPUTE)
-    one.command(Command.STOP)
-    one.command(Command.CANCEL)
-    one.command(Command.STOP)
+    commands.give(Command.STOP)
+    commands.give(Command.CANCEL)
+    commands.give(Command.STOP)
     assert one.decide(3) == Decision(3, {"cond": FORECAST, "uncond": FORECAST})
     assert one.decide(4).command is Command.CANCEL
+
+
+class _Interrupted(Peers):
+    """A rank to which a signal comes just when its message of a step is on its way."""
+
+    def __init__(self, commands: Commands, command: Command):
+        super().__init__(None, Unguarded(), Traffic())
+        self._signal = [(commands, command)]
+
+    def start(self, pieces: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> Transfer:
+        transfer = super().start(pieces, shapes)
+        while self._signal:
+            commands, command = self._signal.pop()
+            commands.give(command)
+        return transfer
+
+
+@pytest.mark.parametrize("command", [Command.FORCE_COMPUTE, Command.STOP, Command.CANCEL])
+def test_a_command_that_comes_while_the_step_is_told_is_not_lost(command: Command) -> None:
+    commands = Commands()
+    peers = _Interrupted(commands, command)
+    ranks = Ranks(torch.device("cpu"), Traffic(), everyone=peers, control=peers, node=peers)
+    one = coordinator(FixedSchedule(4, (0,)), commands=commands, ranks=ranks)
+    assert [one.decide(step).command for step in range(3)] == [Command.NONE, Command.NONE, command]
+
+
+def test_a_stop_is_seen_by_whoever_comes_later() -> None:
+    commands = Commands()
+    first = coordinator(FixedSchedule(1, (0,)), commands=commands)
+    first.decide(0)
+    commands.give(Command.STOP)
+    first.finish()
+    for _ in range(2):
+        later = coordinator(FixedSchedule(2, (0,)), commands=commands)
+        assert [later.decide(step).command for step in range(2)] == [Command.NONE, Command.STOP]
+
+
+def test_commands_of_many_threads_all_count() -> None:
+    """One thread for each command, against one that takes them: what was asked for is never less again."""
+    commands, taken = Commands(), [Command.NONE]
+    threads = [Thread(target=commands.give, args=(command,)) for command in [*Command] * 50]
+    for thread in threads:
+        thread.start()
+        taken.append(commands.take())
+    for thread in threads:
+        thread.join()
+    taken.append(commands.take())
+    stopped = next(at for at, command in enumerate(taken) if command >= Command.STOP)
+    assert Command.FORCE_COMPUTE in taken[: stopped + 1]
+    assert taken[stopped:] == sorted(taken[stopped:]) and taken[-1] is Command.CANCEL
 
 
 def test_errors_are_added_up_at_the_end() -> None:

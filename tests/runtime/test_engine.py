@@ -11,8 +11,8 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from runtime.commands import Command
 from runtime.configs import EMBEDDED_MODELS, Config, Memory, Scheduler
-from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
@@ -152,6 +152,37 @@ def test_a_generation_can_be_told_to_end(engine: Engine, small: Make) -> None:
     with pytest.raises(CancelledError, match="cancelled before step 3"):
         engine.generate(small(), [FrameBuffer()], cancel)
     assert not engine.command(Command.CANCEL)
+
+
+def test_a_stop_while_frames_are_written_ends_what_comes_next(engine: Engine, small: Make) -> None:
+    """The video that has had its last step is finished; within one job, no other is begun."""
+
+    class Stopping(FrameBuffer):
+        def write(self, frames_THW3: Frames) -> None:
+            assert engine.command(Command.STOP)
+            super().write(frames_THW3)
+
+    assert not engine.command(Command.STOP)
+    sink = Stopping()
+    with engine.commanded():
+        engine.generate(small(), [sink])
+        assert sink.frames.shape[0] == small().frames
+        with pytest.raises(CancelledError, match="stopped after step 1"):
+            engine.generate(small(), [FrameBuffer()])
+    assert not engine.command(Command.STOP)
+    generate(engine, small(steps=2))
+
+
+def test_nobody_is_told_that_a_failed_generation_will_stop(engine: Engine, small: Make) -> None:
+    """Even while its traceback, and with it all that ran, is still there."""
+
+    def fail(record: StepRecord) -> None:
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space") as caught:
+        engine.generate(small(), [FrameBuffer()], fail)
+    assert caught.tb is not None
+    assert not engine.command(Command.STOP)
 
 
 @pytest.mark.parametrize("policy", ["offload", "free"])

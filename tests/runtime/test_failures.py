@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from runtime.commands import Command
 from runtime.configs import Config, load_config
-from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
+from runtime.generation import Plan, Prepared
 from runtime.ranks import Ranks
 from runtime.video import FrameBuffer, Frames
-from spectrum import FixedSchedule
+from spectrum import FixedSchedule, Schedule
 from tests.ranks import Outcome, die, stop, watch_ranks
 
 TIMEOUT = 5.0  # seconds
@@ -28,11 +30,12 @@ def make(
     ranks: Ranks,
     *,
     config: Config | None = None,
+    kind: type[Engine] = Engine,
     on_step: Callable[[Engine, StepRecord], None] = lambda engine, record: None,
     **fields: Any,
 ) -> float:
     """Make a small video as one of the ranks; `on_step` is what happens on the odd one."""
-    engine = Engine(config or load_config("wan-tiny"), ranks)
+    engine = kind(config or load_config("wan-tiny"), ranks)
     given = {**SMALL, "steps": 6}
     request = engine.config.request("a red circle moving left on a black background", **{**given, **fields})
     odd = ranks.rank == ODD
@@ -63,13 +66,18 @@ def other_preset(ranks: Ranks) -> None:
 def other_schedule(ranks: Ranks) -> None:
     """The request is the same, but one rank decides otherwise: as if its memory or code were broken."""
 
-    def break_it(engine: Engine, record: StepRecord) -> None:
-        assert engine._coordinator is not None
-        broken = FixedSchedule(6, (0,))
-        engine._coordinator.schedules = dict.fromkeys(("cond", "uncond"), broken)
-        engine._coordinator._distinct = [broken]
+    make(ranks, kind=_OddEngine if ranks.rank == ODD else Engine)
 
-    make(ranks, on_step=break_it)
+
+class _OddPlan(Plan):
+    def fresh_schedules(self) -> dict[str, Schedule]:
+        return dict.fromkeys(("cond", "uncond"), FixedSchedule(6, range(STEP)))
+
+
+class _OddEngine(Engine):
+    def prepare(self, plan: Plan) -> Prepared:
+        fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+        return dataclasses.replace(super().prepare(plan), plan=_OddPlan(**fields))
 
 
 def killed(ranks: Ranks) -> None:

@@ -12,8 +12,8 @@ from diffusers import WanImageToVideoPipeline
 from PIL import Image
 
 from runtime.checkpoint import Checkpoints
+from runtime.commands import Command
 from runtime.configs import Config
-from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError

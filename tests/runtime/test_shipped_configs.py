@@ -105,7 +105,7 @@ def identities(folder: Path) -> None:
 @pytest.mark.timeout(120)
 def test_what_a_result_is_a_function_of_is_the_same_in_every_process(configs: Path) -> None:
     """diffusers keeps a list in a sampler's config in the order of a set: that of the process's hash seed."""
-    code = f"import sys, pathlib, {__name__} as here; here.identities(pathlib.Path(sys.argv[1]))"
+    code = "import sys; from tests.runtime.test_shipped_configs import *; identities(Path(sys.argv[1]))"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(configs)],

@@ -29,6 +29,10 @@ class RankFailedError(JobFailedError):
         named = "the rank group" if rank is None else f"rank {rank}"
         super().__init__(f"{named} failed at {where}: {reason}")
 
+    def __reduce__(self) -> tuple[type[RankFailedError], tuple[int | None, str, str]]:
+        """Pickle by what it was made of: errors travel between processes."""
+        return type(self), (self.rank, self.where, self.reason)
+
 
 class CancelledError(LockstepError):
     """The generation was ended on request, at the same step on every rank. Exit code 130."""

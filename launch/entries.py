@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import sqlite3
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
 from launch.jobs import Job
+from runtime.errors import BadRequestError
 
 
 class State(StrEnum):
@@ -72,9 +75,12 @@ class Entry:
         """What to do.
 
         Raises:
-            BadRequestError: another version of Lockstep wrote it.
+            BadRequestError: another version of Lockstep wrote it; the message names the request.
         """
-        return Job.from_json(self.text)
+        try:
+            return Job.from_json(self.text)
+        except BadRequestError as error:
+            raise BadRequestError(f"{self.name}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +96,16 @@ class ReplicaEntry:
     state: str
     places: list[dict[str, Any]]
     restarts: int
+
+
+def read_entry(row: sqlite3.Row) -> Entry:
+    """The request of a row of the queue; columns of other versions are left out."""
+    told = dict(row)
+    progress = json.loads(told["progress"])
+    told |= {
+        "text": told["job"],
+        "state": State(told["state"]),
+        "unwanted": bool(told["unwanted"]),
+        "progress": Progress(**{f.name: progress[f.name] for f in fields(Progress) if f.name in progress}),
+    }
+    return Entry(**{field.name: told[field.name] for field in fields(Entry)})

@@ -50,7 +50,7 @@ class DriverMetrics:
         self._restarts = Counter("lockstep_group_restarts", "Rank groups that had to be replaced.")
         self._requests = Counter("lockstep_requests", "Requests that have ended.", ("state",))
         self._queue = Gauge("lockstep_queue_requests", "Requests that have not ended.", ("state",))
-        keys = ("replica", "request")
+        keys = ("replica",)  # a request's name would be a new series with every request
         self._step = Gauge("lockstep_request_step", "Steps done of what a replica is at.", keys)
         self._left = Gauge("lockstep_request_seconds_left", "Seconds until its last step.", keys)
 
@@ -67,8 +67,8 @@ class DriverMetrics:
         self._queue.set(waiting, {"state": "waiting"})
         self._queue.set(running, {"state": "running"})
 
-    def progress(self, replica: int, request: str, step: int, seconds_left: float) -> None:
-        """How far a replica is with a request."""
-        tags = {"replica": str(replica), "request": request}
+    def progress(self, replica: int, step: int, seconds_left: float) -> None:
+        """How far a replica is with its request."""
+        tags = {"replica": str(replica)}
         self._step.set(step, tags)
         self._left.set(seconds_left, tags)

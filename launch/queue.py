@@ -15,15 +15,19 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
-from launch.entries import Entry, Progress, ReplicaEntry, State
+from launch.entries import Entry, Progress, ReplicaEntry, State, read_entry
 from launch.jobs import Job
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, JobFailedError
 
-_PATIENCE = 60.0  # seconds to wait for another process that is writing
+_PATIENCE = 20.0  # seconds to wait for another process that is writing
+_LARGEST = 2**63 - 1  # of a number in SQLite
+_LONGEST = 10 * 365 * 86400.0  # seconds that a request may be told to wait
+_MARK = "process "  # what the lock file of a queue begins with
 _MEMORY = 3600.0  # seconds for which what an owner used counts against them
 
 _TABLES = """
@@ -54,6 +58,11 @@ CREATE TABLE IF NOT EXISTS history (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS ends_once
     ON history (request) WHERE state IN ('done', 'failed', 'cancelled');
+CREATE TABLE IF NOT EXISTS outputs (
+    path TEXT NOT NULL,
+    request INTEGER NOT NULL REFERENCES requests (id)
+);
+CREATE INDEX IF NOT EXISTS outputs_by_path ON outputs (path);
 CREATE TABLE IF NOT EXISTS replicas (
     number INTEGER PRIMARY KEY,
     state TEXT NOT NULL,
@@ -79,11 +88,19 @@ LIMIT 1
 """
 
 
+class QueueError(JobFailedError):
+    """The queue's file cannot be read or written just now: the disk is full, or somebody holds it. What was
+    begun is undone, and the queue can be used again."""
+
+
 class Queue:
     """The queue in `folder`, which is made when it is not there. May be used by several threads.
 
+    SQLite's journal is the plain one: its write-ahead log does not work on a disk that machines share.
+
     Raises:
         BadRequestError: there is something else in its place, or it cannot be written.
+        QueueError: by every method, when the file cannot be read or written.
     """
 
     def __init__(self, folder: Path):
@@ -99,7 +116,7 @@ class Queue:
             )
             self._base.row_factory = sqlite3.Row
             self._base.executescript(_TABLES)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, ValueError, sqlite3.Error) as error:
             raise BadRequestError(f"queue: cannot use {str(folder)!r}: {error}") from None
 
     def close(self) -> None:
@@ -111,24 +128,38 @@ class Queue:
         """Serve it: nobody else does meanwhile. What was running when its server died waits again.
 
         Raises:
-            BadRequestError: another process serves it.
+            BadRequestError: another process serves it, or the file `lock` is not the queue's.
         """
-        with (self.folder / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                raise BadRequestError(
-                    f"queue: another pool serves {str(self.folder)!r} ({lock.read().strip()})"
-                ) from None
+        with self._locked() as lock:
             lock.truncate(0)
-            lock.write(f"process {os.getpid()}\n")
+            lock.write(f"{_MARK}{os.getpid()}\n")
             lock.flush()
             self._release("the pool was interrupted")
             try:
                 yield
             finally:
                 self._release("the pool has ended")
+
+    @contextmanager
+    def _locked(self) -> Iterator[IO[str]]:
+        """The lock file, held. A file of this name that a queue has not written stays as it is."""
+        path = self.folder / "lock"
+        try:
+            opened = path.open("a+", encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise QueueError(f"queue: cannot open {str(path)!r}: {error.strerror}") from error
+        with opened as lock:
+            lock.seek(0)
+            said = lock.read(200)
+            if said and not said.startswith(_MARK):
+                raise BadRequestError(f"queue: {str(path)!r} is not a queue's; choose another folder")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BadRequestError(
+                    f"queue: another pool serves {str(self.folder)!r} ({said.strip()})"
+                ) from None
+            yield lock
 
     def _release(self, reason: str) -> None:
         with self._transaction() as base:
@@ -149,16 +180,24 @@ class Queue:
 
         Args:
             job: checked, and with absolute paths.
-            name: unique; by default made from its number.
-            owner: shares the replicas fairly with other owners of the same priority.
+            name: unique, one line of text; by default made from its number.
+            owner: one line of text; shares the replicas fairly with other owners of the same priority.
             priority: higher ones go first.
             seconds: after which it is given up, waiting or not.
 
         Raises:
-            BadRequestError: a request of this name is there already.
+            BadRequestError: a request of this name is there already, one that has not ended writes one of the
+                same files, or a value is out of its bounds.
         """
+        _check_line("name", name)
+        _check_line("owner", owner or None)
+        if not -_LARGEST <= priority <= _LARGEST:
+            raise BadRequestError(f"priority: {priority} given; it must fit into 64 bits")
+        if seconds is not None and not 0 < seconds <= _LONGEST:  # not a number is neither
+            raise BadRequestError(f"expires: {seconds} given; it must be above 0 and at most ten years")
         now = time.time()
         deadline = None if seconds is None else now + seconds
+        files = [str(path.resolve()) for path in written_by(job)]
         with self._transaction() as base:
             row = (name or "", owner, priority, job.to_json(), kind_of(job), now, deadline)
             try:
@@ -172,8 +211,21 @@ class Queue:
             assert id is not None
             if name is None:
                 base.execute("UPDATE requests SET name = ? WHERE id = ?", (f"request-{id}", id))
+            self._check_free(base, files)
+            base.executemany("INSERT INTO outputs VALUES (?, ?)", [(path, id) for path in files])
             _log(base, id, State.WAITING, "submitted")
         return id
+
+    def _check_free(self, base: sqlite3.Connection, files: list[str]) -> None:
+        """Refuse files that a request which has not ended will write, whatever they are called there."""
+        query = (
+            "SELECT name FROM outputs JOIN requests ON id = request "
+            "WHERE path = ? AND state IN ('waiting', 'running')"
+        )
+        for path in files:
+            row = base.execute(query, (path,)).fetchone()
+            if row is not None:
+                raise BadRequestError(f"out: {path!r} given; {row['name']} will write it")
 
     def cancel(self, id: int) -> None:
         """A waiting request ends now, a running one after a step; one that has ended stays as it is.
@@ -182,7 +234,8 @@ class Queue:
             BadRequestError: there is none of this number.
         """
         with self._transaction() as base:
-            row = base.execute("SELECT state FROM requests WHERE id = ?", (id,)).fetchone()
+            known = -_LARGEST <= id <= _LARGEST
+            row = base.execute("SELECT state FROM requests WHERE id = ?", (id if known else -1,)).fetchone()
             if row is None:
                 raise BadRequestError(f"request: {id} given; the queue has none of this number")
             base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
@@ -213,7 +266,7 @@ class Queue:
                 (replica, time.time(), row["id"]),
             )
             _change(base, row["id"], State.RUNNING, f"on replica {replica}")
-            return _entry(base.execute("SELECT * FROM requests WHERE id = ?", (row["id"],)).fetchone())
+            return read_entry(base.execute("SELECT * FROM requests WHERE id = ?", (row["id"],)).fetchone())
 
     def report(self, id: int, progress: Progress) -> None:
         """A running request has come so far."""
@@ -238,27 +291,23 @@ class Queue:
 
     def entry(self, id: int) -> Entry:
         """The request of this number."""
-        with self._lock:
-            return _entry(self._base.execute("SELECT * FROM requests WHERE id = ?", (id,)).fetchone())
+        return read_entry(self._read("SELECT * FROM requests WHERE id = ?", id)[0])
 
     def entries(self, *states: State) -> list[Entry]:
         """All requests in the order in which they came, or those in one of `states`."""
         wanted = states or tuple(State)
         query = f"SELECT * FROM requests WHERE state IN ({', '.join('?' * len(wanted))}) ORDER BY id"
-        with self._lock:
-            return [_entry(row) for row in self._base.execute(query, wanted)]
+        return [read_entry(row) for row in self._read(query, *wanted)]
 
     def count(self) -> dict[State, int]:
         """How many requests are in each state."""
-        with self._lock:
-            rows = self._base.execute("SELECT state, COUNT(*) FROM requests GROUP BY state").fetchall()
+        rows = self._read("SELECT state, COUNT(*) FROM requests GROUP BY state")
         return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
 
     def history(self, id: int) -> list[tuple[State, str, float]]:
         """Every state that a request was in, why, and since when."""
         query = "SELECT state, reason, at FROM history WHERE request = ? ORDER BY rowid"
-        with self._lock:
-            return [(State(state), reason, at) for state, reason, at in self._base.execute(query, (id,))]
+        return [(State(state), reason, at) for state, reason, at in self._read(query, id)]
 
     def show_replica(self, replica: ReplicaEntry) -> None:
         """Say what a replica is at, for `replicas`."""
@@ -268,21 +317,50 @@ class Queue:
 
     def replicas(self) -> list[ReplicaEntry]:
         """The replicas that serve the queue now."""
-        with self._lock:
-            rows = self._base.execute("SELECT * FROM replicas ORDER BY number").fetchall()
+        rows = self._read("SELECT * FROM replicas ORDER BY number")
         return [ReplicaEntry(r["number"], r["state"], json.loads(r["places"]), r["restarts"]) for r in rows]
+
+    def _read(self, query: str, *values: object) -> list[sqlite3.Row]:
+        with self._lock, self._explained("read"):
+            return self._base.execute(query, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing, and no other writer meanwhile."""
-        with self._lock:
+        with self._lock, self._explained("write"):
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield self._base
+                self._base.execute("COMMIT")  # may fail, too: the disk is full, or a reader does not let go
             except BaseException:
-                self._base.execute("ROLLBACK")
+                if self._base.in_transaction:
+                    with suppress(sqlite3.Error):  # what made it fail is what is told
+                        self._base.execute("ROLLBACK")
                 raise
-            self._base.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            file = str(self.folder / "queue.sqlite")
+            raise QueueError(f"queue: cannot {what} {file!r}: {error}") from error
+
+
+def _check_line(field: str, text: str | None) -> None:
+    """Refuse what cannot be shown as a name.
+
+    Raises:
+        BadRequestError: it is empty, too long, or has characters that are no text.
+    """
+    if text is not None and not (text.strip() and len(text) <= 200 and text.isprintable()):
+        raise BadRequestError(f"{field}: {text!r} given; it must be one line of at most 200 characters")
+
+
+def written_by(job: Job) -> list[Path]:
+    """Every file that a job writes where its user wants it."""
+    outputs = job.outputs
+    return [*outputs.videos(job.request.videos), outputs.report, outputs.picture]
 
 
 def kind_of(job: Job) -> str:
@@ -306,15 +384,3 @@ def _change(base: sqlite3.Connection, id: int, state: State, reason: str) -> Non
 
 def _log(base: sqlite3.Connection, id: int, state: State, reason: str) -> None:
     base.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (id, state, reason, time.time()))
-
-
-def _entry(row: sqlite3.Row) -> Entry:
-    told = dict(row)
-    del told["kind"], told["job"]
-    told |= {
-        "text": row["job"],
-        "state": State(row["state"]),
-        "unwanted": bool(row["unwanted"]),
-        "progress": Progress(**json.loads(row["progress"])),
-    }
-    return Entry(**told)

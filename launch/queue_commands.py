@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -60,12 +61,17 @@ def add(
 
     job = build_job(**options)
     job.check_files()
+    owner = owner or _user()
     with _opened(folder) as opened:
-        for entry in opened.entries(*_OPEN):
-            if entry.job.outputs.video == job.outputs.video.absolute():
-                raise BadRequestError(f"out: {str(job.outputs.video)!r} given; {entry.name} will write it")
-        owner = owner or getpass.getuser()
         click.echo(opened.submit(job.absolute(), name=name, owner=owner, priority=priority, seconds=expires))
+
+
+def _user() -> str:
+    """Name of this process's user, or its number where it has no name, as in many a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 @queue.command()
@@ -92,7 +98,7 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
 
     with _opened(folder, must_exist=True) as opened:
         before = opened.count()
-        ranks = max((entry.job.world for entry in opened.entries(*_OPEN)), default=1)
+        ranks = max((_world(entry) for entry in opened.entries(*_OPEN)), default=1)
         with cluster(replicas * ranks, {"queue": str(folder.absolute()), "replicas": str(replicas)}):
             pool = ReplicaPool(opened, replicas, partial(print_event, console))
             with stopped_by_signals(pool.stop):
@@ -108,6 +114,14 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
         raise JobFailedError(f"{ended[State.FAILED]} requests failed: see `lockstep status --queue {folder}`")
 
 
+def _world(entry: Any) -> int:
+    """Ranks that a request takes; one that cannot be read will fail when its turn comes, and take none."""
+    try:
+        return int(entry.job.world)
+    except BadRequestError:
+        return 1
+
+
 def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
     """A line where a generation begins, and one where a request ends."""
     from launch.ray_group import Begun, Ended
@@ -118,7 +132,7 @@ def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
         what = f"{event.end} {event.reason}"
     else:
         return
-    console.print(f"{entry.name}: {what}", highlight=False, soft_wrap=True)
+    console.print(f"{entry.name}: {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 @click.command()

@@ -241,7 +241,7 @@ class Replica:
     def _tell(self, entry: Entry, progress: Progress) -> None:
         self._queue.report(entry.id, progress)
         seconds_left = progress.seconds_left or 0.0
-        self._pool.metrics.progress(self.number, entry.name, progress.step, seconds_left)
+        self._pool.metrics.progress(self.number, progress.step, seconds_left)
 
     def _finish(self, entry: Entry, ended: Ended) -> None:
         """Write down how it ended."""

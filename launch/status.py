@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from launch.entries import Entry, ReplicaEntry, State
 from launch.queue import Queue
@@ -29,18 +31,18 @@ def tables(queue: Queue, states: Sequence[str]) -> Iterator[Table]:
     yield _table("replicas", [_replica_row(replica) for replica in queue.replicas()])
 
 
-def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+def _table(title: str, rows: Sequence[Mapping[str, str | Text]]) -> Table:
     """A column for every key that has something to say in any row."""
     names = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in names:
         table.add_column(name, no_wrap=name not in _LONG)
     for row in rows:
-        table.add_row(*(row[name] for name in names))
+        table.add_row(*(Text(cell) if isinstance(cell := row[name], str) else cell for name in names))
     return table
 
 
-def _row(entry: Entry) -> dict[str, str]:
+def _row(entry: Entry) -> dict[str, str | Text]:
     done, running = entry.progress, entry.state is State.RUNNING
     left = done.seconds_left if running else None
     return {
@@ -48,7 +50,7 @@ def _row(entry: Entry) -> dict[str, str]:
         "name": entry.name,
         "owner": entry.owner,
         "prio": str(entry.priority or ""),
-        "state": f"[{COLOURS[entry.state]}]{entry.state}[/]",
+        "state": Text(entry.state, style=COLOURS[entry.state]),
         "step": f"{done.step}/{done.steps}" if done.steps else "",
         "NFE": str(done.nfe or ""),
         "time": _time(entry) if left is None else f"{written_seconds(left)} left",
@@ -58,7 +60,7 @@ def _row(entry: Entry) -> dict[str, str]:
     }
 
 
-def _replica_row(replica: ReplicaEntry) -> dict[str, str]:
+def _replica_row(replica: ReplicaEntry) -> dict[str, str | Text]:
     return {
         "replica": str(replica.number),
         "state": replica.state,
@@ -77,7 +79,9 @@ def _time(entry: Entry) -> str:
 
 
 def written_seconds(seconds: float) -> str:
-    """`12 s`, or `1:40 min`."""
+    """`12 s`, or `1:40 min`; nothing for what is no time."""
+    if not math.isfinite(seconds):
+        return "?"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
 

@@ -16,7 +16,7 @@ import pytest
 
 from launch import cli
 from launch.entries import Progress, ReplicaEntry, State
-from launch.queue import Queue, kind_of
+from launch.queue import Queue, QueueError, kind_of
 from runtime.errors import BadRequestError
 from tests.jobs import PROMPT, make_job
 
@@ -184,7 +184,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.run(["queue", "add", PROMPT, *here, *out, "--owner", "me", "--priority", "3"]) == 0
     assert capsys.readouterr().out == "1\n"
     assert cli.run(["queue", "add", PROMPT, *here, *out]) == 2
-    assert "request-1 will write it" in capsys.readouterr().err
+    assert f"out: '{tmp_path / 'a.mp4'}' given; request-1 will write it" in capsys.readouterr().err
     assert cli.run(["queue", "add", "", *here]) == 2
     assert "prompt: '' given; must not be empty" in capsys.readouterr().err
 
@@ -211,3 +211,123 @@ def test_a_queue_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.Ca
         assert cli.run([*command, "--queue", str(tmp_path / "none")]) == 2
         assert "there is no queue" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_names_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever looks like markup in a name is shown as it is, to everybody."""
+    here = ["--queue", str(tmp_path / "queue")]
+    for number, name in enumerate(("[/a] first", "[bold]second")):
+        out = ["--out", str(tmp_path / f"[b]{number}.mp4")]
+        assert cli.run(["queue", "add", PROMPT, *here, *out, "--name", name, "--owner", "[red]me"]) == 0
+    with closing(Queue(tmp_path / "queue")) as queue:
+        queue.take(0)
+        queue.put_back(1, "it [/failed]", killed=True)
+    assert cli.run(["status", *here]) == 0
+    shown = capsys.readouterr().out
+    for text in ("[/a] first", "[bold]second", "[red]me", "it [/failed]"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--name", ""],
+        ["--name", "two\nlines"],
+        ["--name", "\udcff"],
+        ["--owner", "\x1b[31m"],
+        ["--priority", "99999999999999999999"],
+        ["--expires", "inf"],
+        ["--expires", "nan"],
+        ["--expires", "1e300"],
+    ],
+)
+def test_what_cannot_be_kept_is_refused(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = ["--queue", str(tmp_path / "queue")]
+    assert cli.run(["queue", "add", PROMPT, *here, "--out", str(tmp_path / "a.mp4"), *options]) == 2
+    said = capsys.readouterr().err
+    assert options[0].removeprefix("--") in said and "Traceback" not in said
+    assert cli.run(["status", *here]) == 0
+
+
+def test_no_request_has_a_number_beyond_64_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(Queue(tmp_path)) as queue:
+        add(queue, "a")
+    assert cli.run(["queue", "cancel", "99999999999999999999", "--queue", str(tmp_path)]) == 2
+    assert "request: 99999999999999999999 given; the queue has none" in capsys.readouterr().err
+
+
+def test_a_file_is_written_by_one_request(queue: Queue, tmp_path: Path) -> None:
+    """Whatever name it goes by: another way to its folder, a number of several videos, a report's picture."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    queue.submit(make_job(tmp_path / "a-1.mp4"), name="first")
+    same = [
+        make_job(tmp_path / "link" / "a-1.mp4"),
+        make_job(tmp_path / "a.mp4", videos=2),
+        make_job(tmp_path / "b.mp4", report=tmp_path / "x" / ".." / "a-1.json"),
+    ]
+    for job in same:
+        with pytest.raises(BadRequestError, match=r"out: .* given; first will write it"):
+            queue.submit(job)
+    queue.cancel(1)
+    queue.submit(same[0])
+
+
+def test_a_commit_that_fails_leaves_the_queue_as_it_was(queue: Queue) -> None:
+    """A disk that is full, as SQLite sees it: no page can be added."""
+    add(queue, "a")
+    pages = queue._base.execute("PRAGMA page_count").fetchone()[0]
+    queue._base.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(QueueError, match=r"queue: cannot write .*queue\.sqlite'?: database or disk is full"):
+        add(queue, "long", owner="x" * 200)
+        for number in range(100):
+            add(queue, f"b{number}")
+    queue._base.execute("PRAGMA max_page_count = 1000000")
+    add(queue, "c")
+    assert {"a", "c"} <= {entry.name for entry in queue.entries()}
+
+
+def test_a_reader_that_does_not_let_go_does_no_lasting_harm(queue: Queue) -> None:
+    add(queue, "a")
+    queue._base.execute("PRAGMA busy_timeout = 50")
+    with closing(connect(queue)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM requests").fetchone()
+        with pytest.raises(QueueError, match="database is locked"):
+            add(queue, "b")
+    add(queue, "b")
+    assert [entry.name for entry in queue.entries()] == ["a", "b"]
+
+
+def test_a_request_of_another_version_stops_nobody(
+    queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(queue, "old")
+    with closing(connect(queue)) as base:
+        base.execute("UPDATE requests SET job = '{\"model\": 1}'")
+    here = ["--queue", str(queue.folder)]
+    assert cli.run(["queue", "add", PROMPT, *here, "--out", str(tmp_path / "a.mp4")]) == 0
+    assert cli.run(["status", *here]) == 0
+    assert "old" in capsys.readouterr().out
+    with pytest.raises(BadRequestError, match="old: a job of another version"):
+        _ = queue.entry(1).job
+
+
+def test_a_user_without_a_name_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    here = ["--queue", str(tmp_path / "queue"), "--out", str(tmp_path / "a.mp4")]
+    assert cli.run(["queue", "add", PROMPT, *here]) == 0
+    with closing(Queue(tmp_path / "queue")) as queue:
+        assert queue.entry(1).owner == f"uid-{os.getuid()}"
+
+
+def test_a_file_that_is_not_the_queues_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("the key to the garden")
+    refused = pytest.raises(BadRequestError, match="is not a queue's")
+    with closing(Queue(tmp_path)) as queue, refused, queue.served():
+        pass
+    assert (tmp_path / "lock").read_text() == "the key to the garden"

@@ -61,7 +61,7 @@ def show_until(metrics: DriverMetrics, seen: Callable[[], bool]) -> None:
     """Ray exports a gauge only when it was set lately, so it is set until it was seen."""
     deadline = time.monotonic() + 60
     while not seen() and time.monotonic() < deadline:
-        metrics.progress(0, "also-good", TINY["steps"], 0.0)
+        metrics.progress(0, TINY["steps"], 0.0)
         time.sleep(0.1)
 
 

@@ -10,7 +10,7 @@ from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.presets import Preset, load_preset
 from runtime.request import VideoRequest
-from runtime.sampler import load_scheduler
+from runtime.sampler import begin_sampler, load_scheduler
 from runtime.sizes import LatentSizes
 from runtime.weights import find_model
 
@@ -52,10 +52,13 @@ class ModelProfile:
         return preset
 
     def fresh_sampler(self, steps: int, device: torch.device | None = None) -> SchedulerMixin:
-        """The sampler with its timesteps set, at its beginning."""
+        """The sampler with its timesteps set, at its beginning.
+
+        Raises:
+            BadRequestError: it cannot take so many steps.
+        """
         sampler = type(self.scheduler).from_config(self.scheduler.config)
-        sampler.set_timesteps(steps, device=device)
-        sampler.set_begin_index(0)
+        begin_sampler(sampler, steps, device)
         return sampler
 
     def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:

@@ -1,11 +1,17 @@
-"""Samplers: diffusers' schedulers, configured for flow matching."""
+"""Samplers: diffusers' schedulers, configured for flow matching, and accepted by what they can do."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+import io
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any, get_args, get_origin, get_type_hints
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
@@ -18,29 +24,202 @@ from runtime.configs import Scheduler
 from runtime.errors import BadRequestError
 from runtime.weights import ModelFolder, read_json
 
+_PROBED_STEPS = 10
+_MOST_TIMESTEPS = 100_000  # of training; samplers make tables of them
+_CLOSE = 0.25  # relative; a sampler of another kind misses by far
+_CLASSES: dict[Any, str] = {
+    **dict.fromkeys((int, float, bool), "a number"),
+    str: "text",
+    **dict.fromkeys((list, tuple, np.ndarray), "a list"),
+    type(None): "null",
+}
+_REMEDY = "name another in the config, such as `scheduler: {kind: unipc, shift: 3.0}`"
+
 
 def load_scheduler(folder: ModelFolder, choice: Scheduler) -> SchedulerMixin:
-    """The sampler of `choice`, configured for flow matching from the model's own settings."""
+    """The sampler of `choice`, configured for flow matching from the model's own settings.
+
+    Raises:
+        BadRequestError: a setting is of the wrong type, or the sampler is none that can be used: it is not
+            deterministic, not made for flow matching, or its state cannot be kept in a checkpoint.
+    """
     settings = read_json(folder.path / "scheduler" / "scheduler_config.json")
-    shift = choice.shift or settings.get("flow_shift") or settings.get("shift") or 1.0
+    kind, wanted = _wanted(settings, choice)
+    if kind is None:
+        raise _refusal(folder, str(settings.get("_class_name")), "it is no sampler of diffusers")
+    if problem := _wrong_setting(kind, wanted):
+        raise _refusal(folder, kind.__name__, problem)
+    if wanted.get("use_dynamic_shifting") is True:
+        problem = "use_dynamic_shifting: true given; it needs `mu`, which Wan's pipelines do not have"
+        raise _refusal(folder, kind.__name__, problem)
+    try:
+        sampler = kind.from_config(wanted)
+    except Exception as error:  # whatever a class of diffusers makes of settings that it does not support
+        raise _refusal(folder, kind.__name__, _first_line(error) + _own(kind, wanted)) from None
+    if problem := _incapable(lambda: kind.from_config(sampler.config)):
+        raise _refusal(folder, kind.__name__, problem + _own(kind, wanted))
+    return sampler
+
+
+def _wanted(
+    settings: dict[str, Any], choice: Scheduler
+) -> tuple[type[SchedulerMixin] | None, dict[str, Any]]:
+    """The class and its settings; None if the model names none."""
+    own = settings.get("flow_shift", settings.get("shift"))
+    shift = choice.shift or (1.0 if own is None else own)
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
     match choice.kind:
         case "unipc":
-            return UniPCMultistepScheduler.from_config({**_shared(settings), **flow})
+            return UniPCMultistepScheduler, {**_shared(settings), **flow}
         case "dpm++":
-            return DPMSolverMultistepScheduler.from_config(
-                {**_shared(settings), **flow, "algorithm_type": "dpmsolver++"}
-            )
+            return DPMSolverMultistepScheduler, {**_shared(settings), **flow, "algorithm_type": "dpmsolver++"}
         case "euler":
-            return FlowMatchEulerDiscreteScheduler.from_config({**_shared(settings), "shift": shift})
+            return FlowMatchEulerDiscreteScheduler, {**_shared(settings), "shift": shift}
         case _:
             kind = getattr(diffusers, str(settings.get("_class_name")), None)
-            if kind is None:
-                raise BadRequestError(
-                    f"model: {folder.name!r} cannot be used: unknown scheduler {settings.get('_class_name')}"
-                )
-            own_shift = {} if choice.shift is None else {"flow_shift": shift, "shift": shift}
-            return kind.from_config({**settings, **own_shift})
+            if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+                return None, settings
+            return kind, {
+                **settings,
+                **({} if choice.shift is None else {"flow_shift": shift, "shift": shift}),
+            }
+
+
+def _refusal(folder: ModelFolder, sampler: str, problem: str) -> BadRequestError:
+    return BadRequestError(
+        f"model: {folder.name!r} cannot be used: its sampler {sampler}: {problem}; {_REMEDY}"
+    )
+
+
+def _own(kind: type[SchedulerMixin], settings: dict[str, Any]) -> str:
+    """The settings that are not the class's defaults, in brackets."""
+    defaults = {one.name: one.default for one in signature(kind.__init__).parameters.values()}
+    own = [f"{name}: {value}" for name, value in settings.items() if defaults.get(name, value) != value]
+    return f" ({', '.join(own)})" if own else ""
+
+
+def _wrong_setting(kind: type[SchedulerMixin], settings: dict[str, Any]) -> str:
+    """What is wrong with a value, by the types of the class's parameters; empty if nothing is."""
+    try:
+        hints = get_type_hints(kind.__init__)
+    except NameError:  # a type that is imported for type checkers alone
+        hints = {}
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{name}: {value} given; it must be finite"
+        if name.endswith("shift") and isinstance(value, int | float) and not value > 0:
+            return f"{name}: {value} given; it must be above 0"
+        if name == "num_train_timesteps" and isinstance(value, int) and not 0 < value <= _MOST_TIMESTEPS:
+            return f"{name}: {value} given; it must be from 1 to {_MOST_TIMESTEPS}"
+        allowed = {_CLASSES.get(_plain(one)) for one in _alternatives(hints.get(name))}
+        if value is not None and allowed <= {*_CLASSES.values()} and _CLASSES.get(type(value)) not in allowed:
+            return f"{name}: {value!r} given; it must be {' or '.join(sorted(str(one) for one in allowed))}"
+    return ""
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of `Literal` the types of its values."""
+    members = get_args(hint)
+    if hint is None or not members or get_origin(hint) in _CLASSES:
+        return (hint,) if hint is not None else (object,)
+    return tuple(one if isinstance(one, type) or get_origin(one) else type(one) for one in members)
+
+
+def _plain(hint: Any) -> Any:
+    return get_origin(hint) or hint
+
+
+def _incapable(fresh: Callable[[], SchedulerMixin]) -> str:
+    """Why a sampler cannot be used, found by using it on a few numbers; empty if it can be.
+
+    The velocity of a straight way from noise to a clean sample is given at every step: a sampler for flow
+    matching goes along it.
+    """
+    numbers = torch.Generator().manual_seed(0)
+    noise = torch.randn((1, 4, 1, 4, 4), generator=numbers)
+    clean = torch.rand(noise.shape, generator=numbers) - 0.5
+    try:
+        ends = [_sampled(fresh, noise, noise - clean, seed) for seed in (1, 2)]
+    except Exception as error:  # whatever a class that is no sampler for this makes of it
+        return f"it cannot be used as Wan's pipelines do: {_first_line(error)}"
+    if not ends[0].isfinite().all():
+        return "with its settings it gives what is not a number"
+    if not torch.equal(*ends):
+        return "it adds noise at its steps, so a seed would not mean one video"
+    off, way = ends[0] - clean, noise - clean
+    left = float((off * way).sum() / way.square().sum())  # of the way; some end a little before the sample
+    if not (-_CLOSE < left < 1 - _CLOSE and float((off - left * way).norm()) < _CLOSE * float(clean.norm())):
+        return "it does not sample flow matching (prediction_type: flow_prediction, use_flow_sigmas: true)"
+    try:
+        kept = _sampled(fresh, noise, noise - clean, 1, interrupted=True)
+    except Exception as error:  # pickle raises AttributeError, too
+        return f"its state cannot be kept in a checkpoint: {_first_line(error)}"
+    return "" if torch.equal(kept, ends[0]) else "its state cannot be restored from a checkpoint"
+
+
+def _sampled(
+    fresh: Callable[[], SchedulerMixin],
+    noise: torch.Tensor,
+    velocity: torch.Tensor,
+    seed: int,
+    *,
+    interrupted: bool = False,
+) -> torch.Tensor:
+    """Where the sampler ends; `seed` is of torch's own generator, which it should not draw from."""
+    sample, cpu = noise, torch.device("cpu")
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(seed)
+        sampler = _begun(fresh())
+        for number, timestep in enumerate(sampler.timesteps):
+            if interrupted and number == len(sampler.timesteps) // 2:
+                stored = io.BytesIO()
+                torch.save(sampler_state(sampler), stored)
+                stored.seek(0)
+                sampler = _begun(fresh())
+                restore_sampler(sampler, torch.load(stored, weights_only=True), cpu)
+            sample = sampler.step(velocity, timestep, sample, return_dict=False)[0]
+    return sample
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' advice on how to use what is only tried."""
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _begun(sampler: SchedulerMixin) -> SchedulerMixin:
+    sampler.set_timesteps(_PROBED_STEPS)
+    sampler.set_begin_index(0)
+    return sampler
+
+
+def begin_sampler(sampler: SchedulerMixin, steps: int, device: torch.device | None) -> None:
+    """Set its timesteps, and let it stand at the first.
+
+    Raises:
+        BadRequestError: it cannot take so many steps.
+    """
+    try:
+        sampler.set_timesteps(steps, device=device)
+        sampler.set_begin_index(0)
+        ordered = bool(sampler.timesteps.isfinite().all()) and len(sampler.timesteps) >= steps
+    except Exception as error:  # as of `load_scheduler`
+        ordered, reason = False, _first_line(error)
+    else:
+        reason = "it has fewer"
+    if not ordered:
+        raise BadRequestError(f"steps: {steps} given; the sampler {type(sampler).__name__} refuses: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def sampler_settings(sampler: SchedulerMixin) -> dict[str, str]:
@@ -50,7 +229,7 @@ def sampler_settings(sampler: SchedulerMixin) -> dict[str, str]:
     their file was written before a setting existed, and whatever diffusers keeps in the config for itself
     (names that begin with an underscore, among them a list whose order is that of a set).
     """
-    parameters = inspect.signature(type(sampler).__init__).parameters
+    parameters = signature(type(sampler).__init__).parameters
     defaults = {name: _as_text(parameter.default) for name, parameter in parameters.items()}
     config = {name: _as_text(value) for name, value in sampler.config.items() if name in defaults}
     return {name: value for name, value in sorted(config.items()) if value != defaults[name]}
@@ -66,11 +245,14 @@ def _as_text(value: Any) -> str:
 
 
 def sampler_state(sampler: SchedulerMixin) -> dict[str, Any]:
-    """What a sampler has become since it was made: plain values, tensors, and lists of them."""
+    """What a sampler has become since it was made: plain values, tensors, and lists of them.
+
+    Functions among its attributes are settings, not state.
+    """
     return {
         name: list(value) if isinstance(value, list) else value
         for name, value in vars(sampler).items()
-        if name != "_internal_dict"
+        if name != "_internal_dict" and not callable(value)
     }
 
 

@@ -1,12 +1,22 @@
-"""Samplers by name."""
+"""Samplers by name, and by what they can do."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
+from diffusers import SchedulerMixin
 
 from runtime.configs import Config, Scheduler
-from runtime.sampler import load_scheduler
+from runtime.errors import BadRequestError
+from runtime.sampler import begin_sampler, load_scheduler
 from runtime.weights import find_model
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -19,3 +29,89 @@ def test_samplers_of_one_shift_share_their_sigmas(config: Config, kind: str, nam
     assert len(sampler.timesteps) == 10
     assert float(sampler.sigmas[0]) == pytest.approx(1.0, abs=0.01)
     assert float(sampler.sigmas[5]) == pytest.approx(5 * 0.5 / (1 + 4 * 0.5), abs=0.05)
+
+
+def named(config: Config, tmp_path: Path, **settings: Any) -> SchedulerMixin:
+    """The sampler of a model whose settings are these."""
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    return load_scheduler(replace(find_model(config), path=tmp_path), Scheduler())
+
+
+OLD_PUBLIC = {  # as diffusers 0.33 wrote it beside Wan2.1: five keys are newer
+    "_class_name": "UniPCMultistepScheduler", "_diffusers_version": "0.33.0.dev0", "beta_end": 0.02,
+    "beta_schedule": "linear", "beta_start": 0.0001, "disable_corrector": [],
+    "dynamic_thresholding_ratio": 0.995,
+    "final_sigmas_type": "zero", "flow_shift": 3.0, "lower_order_final": True, "num_train_timesteps": 1000,
+    "predict_x0": True, "prediction_type": "flow_prediction", "rescale_betas_zero_snr": False,
+    "sample_max_value": 1.0, "solver_order": 2, "solver_p": None, "solver_type": "bh2", "steps_offset": 0,
+    "thresholding": False, "timestep_spacing": "linspace", "trained_betas": None, "use_beta_sigmas": False,
+    "use_exponential_sigmas": False, "use_flow_sigmas": True, "use_karras_sigmas": False,
+}  # fmt: skip
+UNIPC = {"_class_name": "UniPCMultistepScheduler", **FLOW}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        OLD_PUBLIC,
+        UNIPC | {"sigma_max": 14.0, "shift_terminal": 0.02},  # numbers, though diffusers writes `bool`
+        {"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 3},
+        {"_class_name": "DPMSolverSinglestepScheduler", **FLOW},
+        {"_class_name": "DEISMultistepScheduler", **FLOW},  # ends before the clean sample
+    ],
+)
+def test_a_model_may_bring_any_sampler_for_flow_matching(
+    config: Config, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    sampler = named(config, tmp_path, **settings)
+    assert type(sampler).__name__ == settings["_class_name"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "needs `mu`"),
+        (UNIPC | {"use_dynamic_shifting": True}, "use_dynamic_shifting: true given"),
+        (UNIPC | {"use_exponential_sigmas": True}, "not a number"),
+        (UNIPC | {"use_beta_sigmas": True, "use_karras_sigmas": True}, "use_beta_sigmas"),
+        (UNIPC | {"flow_shift": "3.0"}, "flow_shift: '3.0' given; it must be a number"),
+        (UNIPC | {"flow_shift": 0}, "flow_shift: 0 given; it must be above 0"),
+        (UNIPC | {"flow_shift": float("nan")}, "flow_shift: nan given"),
+        (UNIPC | {"disable_corrector": 5}, "disable_corrector: 5 given; it must be a list"),
+        (UNIPC | {"num_train_timesteps": 0}, "num_train_timesteps: 0 given"),
+        (UNIPC | {"use_flow_sigmas": False, "prediction_type": "epsilon"}, "not sample flow matching"),
+        ({"_class_name": "EulerDiscreteScheduler"}, "not sample flow matching"),
+        ({"_class_name": "DDIMScheduler"}, "no attribute 'set_begin_index'"),
+        ({"_class_name": "DDPMScheduler"}, "no attribute 'set_begin_index'"),
+        ({"_class_name": "SASolverScheduler", **FLOW}, "adds noise at its steps"),
+        ({"_class_name": "FlowMatchLCMScheduler"}, "adds noise at its steps"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", **FLOW, "algorithm_type": "sde-dpmsolver++"},
+            "adds noise at its steps",
+        ),
+        ({"_class_name": "WanPipeline"}, "no sampler of diffusers"),
+        ({"_class_name": "AutoencoderKLWan"}, "no sampler of diffusers"),
+        ({"_class_name": 5}, "no sampler of diffusers"),
+        ({}, "no sampler of diffusers"),
+    ],
+)
+def test_what_cannot_sample_is_refused_by_name(
+    config: Config, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadRequestError, match="cannot be used: its sampler") as caught:
+        named(config, tmp_path, **settings)
+    assert f"its sampler {settings.get('_class_name')}: " in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_trying_a_sampler_draws_nothing_from_torch(config: Config, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    named(config, tmp_path, **UNIPC)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_steps_that_a_sampler_cannot_take_are_refused(config: Config, tmp_path: Path) -> None:
+    sampler = named(config, tmp_path, _class_name="DPMSolverSinglestepScheduler", **FLOW)
+    with pytest.raises(BadRequestError, match="steps: 0 given; the sampler DPMSolverSinglestepScheduler"):
+        begin_sampler(sampler, 0, None)

@@ -91,16 +91,36 @@ class SelfAttention:
     def __init__(self, model: Transformer):
         self._modules: list[WanAttention] = [block.attn1 for block in every_block(model)]
         self._own = [module.processor for module in self._modules]
+        self._processors: dict[Attend, SplitSelfAttention] = {}
 
     def split(self, attend: Attend) -> None:
-        """Let `attend` do the attention."""
+        """Let `attend` do the attention.
+
+        All blocks share one processor, and an equal `attend` gets the one that it had before: what was
+        compiled stays valid.
+        """
+        if attend not in self._processors:
+            self._processors[attend] = SplitSelfAttention(attend)
         for module in self._modules:
-            module.set_processor(SplitSelfAttention(attend))
+            module.set_processor(self._processors[attend])
 
     def restore(self) -> None:
         """Let the model do it as it came."""
         for module, processor in zip(self._modules, self._own, strict=True):
             module.set_processor(processor)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitAttention:
+    """Self-attention over a split sequence, equal to another of the same split and kernel."""
+
+    group: SequenceGroup
+    kernel: Kernel
+
+    def __call__(
+        self, query_BSHD: torch.Tensor, key_BSHD: torch.Tensor, value_BSHD: torch.Tensor
+    ) -> torch.Tensor:
+        return attend(query_BSHD, key_BSHD, value_BSHD, group=self.group, kernel=self.kernel)
 
 
 def rotate(x_BSHD: torch.Tensor, rotary: Rotary) -> torch.Tensor:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 Shape = tuple[int, ...]
 
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
 _POLL = timedelta(milliseconds=50)  # how long a wait may go on before the guard is asked again
 
 
@@ -109,6 +110,18 @@ def finish(work: dist.Work, guard: Guard, *, polls: bool) -> None:
         guard.blame(error)
 
 
+class _WatchedWork(dist.Work):
+    """torch's handle of a transfer, for code that waits by itself; the guard is asked while it waits."""
+
+    def __init__(self, work: dist.Work, guard: Guard, *, polls: bool):
+        super().__init__()
+        self._work, self._guard, self._polls = work, guard, polls
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        finish(self._work, self._guard, polls=self._polls)
+        return True
+
+
 class Peers:
     """Ranks that exchange tensors.
 
@@ -180,15 +193,15 @@ class Peers:
             self._guard.blame(error)
         finish(work, self._guard, polls=self._blocks(tensor))
 
-    def collect(self, output: torch.Tensor, piece: torch.Tensor) -> None:
-        """Fill `output` with every rank's `piece`, all of one size: what FSDP asks for."""
+    def collect(self, output: torch.Tensor, piece: torch.Tensor) -> dist.Work:
+        """Start to fill `output` with every rank's `piece`, all of one size: what FSDP asks for."""
         assert self.group is not None
         self._enter(piece.numel() * piece.element_size() * (self.size - 1))
         try:
-            work = dist.all_gather_into_tensor(output, piece, group=self.group, async_op=True)
+            work = _ALL_GATHER(output, piece, group=self.group, async_op=True)
         except RuntimeError as error:
             self._guard.blame(error)
-        finish(work, self._guard, polls=self._blocks(output))
+        return _WatchedWork(work, self._guard, polls=self._blocks(output))
 
     def _blocks(self, tensor: torch.Tensor) -> bool:
         """Whether waiting for `tensor` blocks this thread: always on the CPU, and with gloo."""

@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.utils.torch_utils import randn_tensor
 
-from runtime.attention import Attend, SelfAttention, attend
+from runtime.attention import Attend, SelfAttention, SplitAttention
 from runtime.checkpoint import Checkpoints
 from runtime.commands import Command, Commands
 from runtime.configs import Config
@@ -78,9 +78,9 @@ class Engine:
                 "torch": torch.__version__,
             }
         )
-        self._transformer = load_transformer(self.model, config, self.ranks)
+        self._transformer, weights = load_transformer(self.model, config, self.ranks)
         self._attention = SelfAttention(self._transformer)
-        self._adapter = open_adapter(self._transformer)
+        self._adapter = open_adapter(self._transformer, weights)
         self._text = PromptEncoder(self.model, config, self.ranks, self._adapter.dtype)
         self._image = open_image_encoder(
             self.model, config, self.ranks, self._transformer, self._adapter.dtype
@@ -257,7 +257,7 @@ class Engine:
 
             split = UspAttention(plan.topology, place)
         else:
-            split = partial(attend, group=place, kernel=find_kernel(plan.attention))
+            split = SplitAttention(place, find_kernel(plan.attention))
         self._attention.split(split)
 
     def _noise(self, request: VideoRequest) -> torch.Tensor:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
-import torch.distributed as dist
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
@@ -25,6 +22,7 @@ from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.lora import merge_lora
 from runtime.ranks import Ranks
+from runtime.sharding import ShardedWeights, Weights, WholeWeights
 from runtime.wan import Transformer, every_block
 from runtime.weights import ModelFolder, ModelKind
 
@@ -33,7 +31,14 @@ log = logging.getLogger(__name__)
 _Network = TypeVar("_Network", WanTransformer3DModel, WanVACETransformer3DModel, AutoencoderKLWan)
 
 
-def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> Transformer:
+class LoadedTransformer(NamedTuple):
+    """A transformer on this rank's device, and where the weights of its blocks are."""
+
+    model: Transformer
+    weights: Weights
+
+
+def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> LoadedTransformer:
     """The transformer on every rank's device: whole, or its blocks sharded over all ranks (FSDP2).
 
     Raises:
@@ -41,17 +46,19 @@ def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> Trans
     """
     kind = WanVACETransformer3DModel if folder.kind is ModelKind.VACE else WanTransformer3DModel
     model: Transformer = _open(kind, "transformer", folder, config, ranks.node)
+    weights: Weights = WholeWeights()
     sharded = config.memory.transformer == "shard" and ranks.size > 1
     if sharded:
-        mesh = ranks.mesh()
+        weights = shares = ShardedWeights(ranks.mesh(), ranks.everyone)
         for block in every_block(model):  # one whole block at a time is on the device
             _spread(block, ranks)
-            _shard(block, mesh, ranks.everyone)
+            shares.share_out(block)
     _spread(model, ranks)
     if config.compile:
-        model.compile_repeated_blocks()
+        for block in every_block(model):  # alike, so they share their compiled code
+            block.compile()
     log.info("loaded the transformer of %s on %s%s", folder.name, ranks.device, ", sharded" * sharded)
-    return model
+    return LoadedTransformer(model, weights)
 
 
 def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKLWan | None:
@@ -110,34 +117,6 @@ def _spread(module: nn.Module, ranks: Ranks) -> None:
         moved = tensor.to(ranks.device) if first else torch.empty_like(tensor, device=ranks.device)
         ranks.node.broadcast(moved)
         _replace(module, name, moved)
-
-
-def _shard(block: nn.Module, mesh: DeviceMesh, everyone: Peers) -> None:
-    """Keep a share of the block's weights here, and collect the rest while the block runs."""
-    fully_shard(block, mesh=mesh)
-    block.set_custom_all_gather(_CountedGather(everyone))  # type: ignore[operator]
-
-
-class _CountedGather:
-    """FSDP's all-gather as one of our transfers: counted, and watched over.
-
-    Source: the interface `torch.distributed.fsdp._fully_shard._fsdp_api.AllGather`.
-    """
-
-    def __init__(self, everyone: Peers):
-        self._everyone = everyone
-
-    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-    def __call__(
-        self,
-        output_tensor: torch.Tensor,
-        input_tensor: torch.Tensor,
-        group: dist.ProcessGroup,
-        async_op: bool = False,
-    ) -> None:
-        self._everyone.collect(output_tensor, input_tensor)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -115,7 +115,8 @@ class Network:
         embedded = self.adapter.embed(latents_BCFHW.to(self.adapter.dtype), self.condition_BCFHW)
         tokens = tuple(self.sequence.shard(tokens_BLD) for tokens_BLD in embedded)
         cosines, sines = (self.sequence.shard(table) for table in self.geometry.rotary)
-        return [self.adapter.blocks(tokens, branch.text_BTD, time, (cosines, sines)) for branch in branches]
+        texts_BTD = [branch.text_BTD for branch in branches]
+        return self.adapter.branches(tokens, texts_BTD, time, (cosines, sines))
 
     def velocity(self, patches_BSP: list[torch.Tensor]) -> torch.Tensor:
         """Projected tokens of this rank's branches → guided velocity `[B, C, F, H, W]` on every rank.

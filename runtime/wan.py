@@ -10,12 +10,15 @@ latent height and width, T text tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from torch import nn
+
+from runtime.sharding import Weights, WholeWeights
 
 Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel
 
@@ -61,11 +64,14 @@ class WanAdapter:
     An image (I2V) enters here: more channels beside the latents in `embed`, image tokens before the text in
     `text`. Wan2.2's second transformer would be a second adapter.
 
+    Args:
+        weights: where those of the blocks are, by default whole on the device.
+
     Source: `diffusers.models.transformers.transformer_wan.WanTransformer3DModel.forward`.
     """
 
-    def __init__(self, model: Transformer):
-        self._model = model
+    def __init__(self, model: Transformer, weights: Weights | None = None):
+        self._model, self._weights = model, weights or WholeWeights()
         self._patch: tuple[int, int, int] = tuple(model.config.patch_size)
         self.dtype: torch.dtype = model.dtype  # found by a walk over all modules: once, not at every step
 
@@ -103,10 +109,19 @@ class WanAdapter:
 
     def blocks(self, tokens: Tokens, text_BTD: torch.Tensor, time: Time, rotary: Rotary) -> torch.Tensor:
         """Run every transformer block: tokens → feature `[B, L, D]`; `rotary` holds these tokens' rows."""
+        return self.branches(tokens, [text_BTD], time, rotary)[0]
+
+    def branches(
+        self, tokens: Tokens, texts_BTD: Sequence[torch.Tensor], time: Time, rotary: Rotary
+    ) -> list[torch.Tensor]:
+        """As `blocks` for several texts: all of them pass a block before the next one, whose weights may have
+        to be collected, is run."""
         (tokens_BLD,) = tokens
-        for block in self._model.blocks:
-            tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, rotary)
-        return tokens_BLD
+        features_BLD = [tokens_BLD] * len(texts_BTD)
+        for block in self._weights.visit(self._model.blocks):
+            for branch, text_BTD in enumerate(texts_BTD):
+                features_BLD[branch] = block(features_BLD[branch], text_BTD, time.blocks_B6D, rotary)
+        return features_BLD
 
     def project(self, feature_BLD: torch.Tensor, time: Time) -> torch.Tensor:
         """Feature → patches `[B, L, patch · C]`: norm, modulate by the timestep, project, token by token."""
@@ -143,22 +158,37 @@ class VaceAdapter(WanAdapter):
             raise ValueError("VACE is conditioned on what is known of a video, if it is nothing")
         return (*super().embed(latents_BCFHW), _tokens(self._model.vace_patch_embedding, condition_BCFHW))
 
-    def blocks(self, tokens: Tokens, text_BTD: torch.Tensor, time: Time, rotary: Rotary) -> torch.Tensor:
+    def branches(
+        self, tokens: Tokens, texts_BTD: Sequence[torch.Tensor], time: Time, rotary: Rotary
+    ) -> list[torch.Tensor]:
         embedded_BLD, control_BLD = tokens
-        tokens_BLD, controls = embedded_BLD, iter(self._model.vace_blocks)
+        features_BLD = [embedded_BLD] * len(texts_BTD)
+        controls_BLD = [control_BLD] * len(texts_BTD)
+        path = set(self._model.vace_blocks)
+        for block in self._weights.visit(self._in_order()):
+            for branch, text_BTD in enumerate(texts_BTD):
+                if block in path:
+                    hint_BLD, controls_BLD[branch] = block(
+                        embedded_BLD, text_BTD, controls_BLD[branch], time.blocks_B6D, rotary
+                    )
+                    features_BLD[branch] = features_BLD[branch] + hint_BLD
+                else:
+                    features_BLD[branch] = block(features_BLD[branch], text_BTD, time.blocks_B6D, rotary)
+        return features_BLD
+
+    def _in_order(self) -> list[nn.Module]:
+        """The blocks as they run: one of the path after each that it adds to."""
+        path = iter(self._model.vace_blocks)
+        order: list[nn.Module] = []
         for layer, block in enumerate(self._model.blocks):
-            tokens_BLD = block(tokens_BLD, text_BTD, time.blocks_B6D, rotary)
-            if layer in self._model.config.vace_layers:
-                hint_BLD, control_BLD = next(controls)(
-                    embedded_BLD, text_BTD, control_BLD, time.blocks_B6D, rotary
-                )
-                tokens_BLD = tokens_BLD + hint_BLD
-        return tokens_BLD
+            order += [block, next(path)] if layer in self._model.config.vace_layers else [block]
+        return order
 
 
-def open_adapter(model: Transformer) -> WanAdapter:
+def open_adapter(model: Transformer, weights: Weights | None = None) -> WanAdapter:
     """The adapter of a model's class."""
-    return VaceAdapter(model) if isinstance(model, WanVACETransformer3DModel) else WanAdapter(model)
+    kind = VaceAdapter if isinstance(model, WanVACETransformer3DModel) else WanAdapter
+    return kind(model, weights)
 
 
 def every_block(model: Transformer) -> list[nn.Module]:

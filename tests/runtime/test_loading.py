@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,31 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from runtime.configs import EMBEDDED_MODELS, Config, Memory, Tiles, load_config
 from runtime.engine import Engine
 from runtime.loading import load_transformer
 from runtime.ranks import Ranks
+from runtime.sharding import ShardedWeights
+from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames
+from runtime.wan import Transformer
 from runtime.weights import ModelFolder, find_model
 from tests.ranks import run_ranks
 
+LAYERS = 8
 PROMPT = "a red circle moving left on a black background"
 SMALL = {"width": 64, "height": 48, "frames": 5, "steps": 6, "max_sequence_length": 32, "spectrum": "paper"}
 
 
 def with_memory(**memory: Any) -> Config:
     return load_config("wan-tiny").model_copy(update={"memory": Memory(**memory)})
+
+
+def sharing(config: Config) -> Config:
+    return config.model_copy(update={"memory": Memory(transformer="shard")})
 
 
 def in_bfloat16() -> Config:
@@ -36,7 +46,7 @@ def in_bfloat16() -> Config:
 def loaded(ranks: Ranks, config: Config, without_weights: ModelFolder) -> dict[str, torch.Tensor]:
     """The transformer's tensors; all ranks but the first are given a folder that has no weights."""
     folder = find_model(config) if ranks.leads else without_weights
-    model = load_transformer(folder, config, ranks)
+    model = load_transformer(folder, config, ranks).model
     tensors = dict(model.state_dict()) | dict(model.named_buffers())
     return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
@@ -55,61 +65,145 @@ def test_one_rank_reads_and_all_have_the_same_weights(config: Config, tmp_path: 
             assert torch.equal(tensor, expected[name]), name
 
 
-def share_held(ranks: Ranks, config: Config) -> float:
-    """The part of the transformer's parameters that this rank holds."""
-    model = load_transformer(find_model(config), config, ranks)
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    held = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+def share_held(transformer: Transformer) -> float:
+    """The part of a transformer's parameters that this rank holds."""
+    whole = sum(parameter.numel() for parameter in transformer.parameters())
+    held = (p.to_local() if isinstance(p, DTensor) else p for p in transformer.parameters())
     return sum(parameter.numel() for parameter in held) / whole
 
 
-def test_shards_are_shares() -> None:
-    """What is not in a block stays whole: a quarter of this tiny model, 2 % of Wan2.1 14B."""
-    outside = 1 - share_of_blocks()
-    for held in run_ranks(2, share_held, with_memory(transformer="shard")):
-        assert held == pytest.approx(outside + (1 - outside) / 2, abs=0.01)
-    assert run_ranks(2, share_held, load_config("wan-tiny")) == [1.0, 1.0]
-
-
-def share_of_blocks() -> float:
-    model = WanTransformer3DModel.from_pretrained(EMBEDDED_MODELS / "wan-tiny" / "transformer")
+def bytes_of_blocks(config: Config) -> tuple[int, float]:
+    """What all blocks' weights take, and which part of all parameters they are."""
+    path = EMBEDDED_MODELS / "wan-tiny" / "transformer"
+    model = WanTransformer3DModel.from_pretrained(path, dtype=config.dtype.of("transformer"))
     blocks = sum(parameter.numel() for parameter in model.blocks.parameters())
-    return blocks / sum(parameter.numel() for parameter in model.parameters())
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.blocks.parameters())
+    return size, blocks / sum(parameter.numel() for parameter in model.parameters())
 
 
-def video(ranks: Ranks, config: Config) -> tuple[Frames | None, list[int], bool, bool]:
-    engine = Engine(config, ranks)
-    sink = FrameBuffer()
+@dataclass(frozen=True)
+class Made:
+    """A video as one rank has seen it; `held` are `share_held` before and after."""
+
+    frames: Frames | None
+    sha256: list[str]
+    sent: list[int]
+    held: tuple[float, float]
+    has_encoder: bool
+    has_vae: bool
+
+
+def video(ranks: Ranks, config: Config) -> Made:
+    engine = Engine(config, ranks, Degrees(cfg=1))
+    sink, before = FrameBuffer(), share_held(engine._transformer)
     generation = engine.generate(engine.config.request(PROMPT, **SMALL), [sink] if ranks.leads else [])
-    has_encoder, has_vae = engine._text._pipeline is not None, engine._vae is not None
-    return sink.frames if ranks.leads else None, generation.sent, has_encoder, has_vae
+    return Made(
+        sink.frames if ranks.leads else None,
+        generation.frames_sha256,
+        generation.sent,
+        (before, share_held(engine._transformer)),
+        engine._text._pipeline is not None,
+        engine._vae is not None,
+    )
 
 
 @pytest.fixture(scope="module")
 def alone() -> Frames:
-    frames = video(Ranks.alone(torch.device("cpu")), load_config("wan-tiny"))[0]
+    frames = video(Ranks.alone(torch.device("cpu")), load_config("wan-tiny")).frames
     assert frames is not None
     return frames
 
 
-def test_sharded_weights_make_the_same_video_and_their_traffic_is_counted(alone: Frames) -> None:
-    whole = run_ranks(2, video, load_config("wan-tiny"))
-    sharded = run_ranks(2, video, with_memory(transformer="shard"))
-    for first, *_ in (whole[0], sharded[0]):
-        assert np.abs(first.astype(int) - alone).max() <= 1
-    model = WanTransformer3DModel.from_pretrained(EMBEDDED_MODELS / "wan-tiny" / "transformer")
-    weights = sum(4 * parameter.numel() for parameter in model.blocks.parameters())
-    computed, forecast = 0, 5  # steps
-    assert sharded[0][1][computed] - whole[0][1][computed] == pytest.approx(weights, rel=0.01)
-    assert sharded[0][1][forecast] == whole[0][1][forecast]
+@pytest.mark.parametrize("base", [load_config("wan-tiny"), in_bfloat16()], ids=["float32", "bfloat16"])
+def test_sharded_weights_make_the_same_video_and_stay_sharded(base: Config) -> None:
+    """Both branches are on every rank here: each block's weights are collected once for both, at every
+    computed step alike, and are shares again afterwards. What is in no block stays whole: a quarter of this
+    tiny model, 2 % of Wan2.1 14B."""
+    whole = run_ranks(2, video, base)
+    sharded = run_ranks(2, video, sharing(base))
+    assert sharded[0].sha256 == whole[0].sha256
+    weights, blocks = bytes_of_blocks(base)
+    extra = [s - w for s, w in zip(sharded[0].sent, whole[0].sent, strict=True)]
+    computed, forecast = extra[:5], extra[5]
+    assert computed == [computed[0]] * 5
+    assert computed[0] == pytest.approx(weights, rel=0.01)
+    assert forecast == 0
+    for made in sharded:
+        assert made.held[0] == pytest.approx(1 - blocks / 2, abs=0.01)
+        assert made.held[1] == made.held[0]
+    assert [made.held for made in whole] == [(1.0, 1.0)] * 2
 
 
-def test_only_the_first_rank_has_a_text_encoder_and_a_vae(alone: Frames) -> None:
+def test_replicas_make_the_video_of_one_rank(alone: Frames) -> None:
+    made = run_ranks(2, video, load_config("wan-tiny"))[0]
+    assert np.abs(made.frames.astype(int) - alone).max() <= 1
+
+
+def visit(ranks: Ranks, config: Config) -> list[bool]:
+    """The second rank gives its share of the third block when the first one tells that it runs the second."""
+    transformer, weights = load_transformer(find_model(config), config, ranks)
+    assert isinstance(weights, ShardedWeights)
+    blocks = list(transformer.blocks)[:3]
+    if ranks.leads:
+        whole = []
+        for number, block in enumerate(weights.visit(blocks)):
+            if number == 1:
+                ranks.control.tell("running the second")
+            whole.append(all(not isinstance(parameter, DTensor) for parameter in block.parameters()))
+    else:
+        first, second, third = (weights._shares[block] for block in blocks)
+        for share in (first, second):
+            share.unshard()
+        ranks.control.tell("")
+        third.unshard()
+        whole = [True] * 3
+        for share in (first, second, third):
+            share.reshard()
+    return [*whole, *(isinstance(next(block.parameters()), DTensor) for block in blocks)]
+
+
+def test_the_next_block_is_collected_while_a_block_runs() -> None:
+    """Were the next block waited for before a block runs, the first rank would never tell."""
+    assert run_ranks(2, visit, with_memory(transformer="shard")) == [[True] * 6] * 2
+
+
+def compiled(ranks: Ranks, config: Config, backend: str | None) -> tuple[list[list[str]], list[int]]:
+    """Digests of frames of several generations, and the graphs that were compiled until the end of each."""
+    torch.compiler.set_default_backend(backend)
+    engine, digests, graphs = Engine(config, ranks, Degrees(cfg=1)), [], []
+    for width in (64, 64, 80, 64):
+        sink = FrameBuffer()
+        request = engine.config.request(PROMPT, **SMALL | {"width": width, "steps": 1})
+        digests.append(engine.generate(request, [sink] if ranks.leads else []).frames_sha256)
+        graphs.append(counters["stats"]["unique_graphs"])
+    return digests, graphs
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("backend", ["eager", pytest.param(None, marks=pytest.mark.slow)])
+def test_compiled_blocks_may_be_sharded_and_are_compiled_once(backend: str | None) -> None:
+    """Once for all blocks and generations, and once more, for any size, when the second size comes."""
+    if backend is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("compiling for the CPU needs a C++ compiler")
+    base = load_config("wan-tiny").model_copy(update={"compile": True})
+    replicas = run_ranks(2, compiled, base, backend)
+    shards = run_ranks(2, compiled, sharing(base), backend)
+    assert shards[0][0] == replicas[0][0]
+    assert replicas[0][0][0] == replicas[0][0][1]
+    for _, graphs in (*replicas, *shards):
+        first, again, other, back = graphs
+        assert 0 < first < LAYERS
+        assert again == first
+        assert other <= 2 * first
+        assert back == other
+
+
+def test_only_the_first_rank_has_a_text_encoder_and_a_vae() -> None:
     first, second = run_ranks(2, video, load_config("wan-tiny"))
-    assert (first[2:], second[2:]) == ((True, True), (False, False))
+    assert [(made.has_encoder, made.has_vae) for made in (first, second)] == [(True, True), (False, False)]
     tiled = load_config("wan-tiny").model_copy(update={"tiles": Tiles(size=32, stride=24)})
     first, second = run_ranks(2, video, tiled)
-    assert (first[2:], second[2:]) == ((True, True), (False, True))
+    assert [(made.has_encoder, made.has_vae) for made in (first, second)] == [(True, True), (False, True)]
 
 
 def test_the_vae_keeps_its_own_dtype() -> None:

@@ -40,7 +40,7 @@ def with_lora(config: Config, file: Path, scale: float = 1.0) -> Config:
 
 
 def weights_of(config: Config) -> dict[str, torch.Tensor]:
-    return load_transformer(find_model(config), config, Ranks.alone(torch.device("cpu"))).state_dict()
+    return load_transformer(find_model(config), config, Ranks.alone(torch.device("cpu"))).model.state_dict()
 
 
 def test_scale_times_the_product_is_added_to_its_weight_and_to_no_other(config: Config, file: Path) -> None:

@@ -18,6 +18,7 @@ from launch.jobs import build_request
 from launch.logs import set_up_logging
 from launch.options import calibrate_options
 from launch.progress import timed
+from launch.terminal import Terminal, print_path
 from runtime.calibrate import Calibrator
 from runtime.calibration import Calibration
 from runtime.configs import Config, load_config, shipped
@@ -105,7 +106,6 @@ def run_calibration(
     console.print(
         f"{len(job.requests)} videos; about {calibrator.evaluations} evaluations, as many as "
         f"{calibrator.evaluations / job.requests[0].steps:.0f} full runs",
-        highlight=False,
     )
     with engine.commanded(), shown.of(calibrator.evaluations):
         calibration = calibrator.run()
@@ -142,15 +142,15 @@ def rank(verbose: bool, ranks: int | None, timeout: float, **options: Any) -> No
     from launch.torchrun import joined
 
     rendezvous = Rendezvous.from_environment()
-    set_up_logging(Console(stderr=True), verbose=verbose, rank=rendezvous.rank)
+    set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
     if ranks not in (None, rendezvous.world):
         raise BadRequestError(f"ranks: {ranks} given; torchrun started {rendezvous.world}")
     job = plan_calibration(**options, leads=rendezvous.rank == 0)
-    console = Console(stderr=True, quiet=rendezvous.rank != 0)
+    console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
     with joined(job.config, rendezvous, timeout) as group:
         run_calibration(job, console, group, on_loaded=stop_on_signals)
     if rendezvous.rank == 0:
-        click.echo(job.out)
+        print_path(job.out)
 
 
 class _Shown(Progress):
@@ -158,7 +158,10 @@ class _Shown(Progress):
 
     def __init__(self, console: Console):
         super().__init__(
-            TextColumn("{task.description}"), BarColumn(bar_width=32), TimeRemainingColumn(), console=console
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=32),
+            TimeRemainingColumn(),
+            console=console,
         )
         self._name = ""
         self._task = self.add_task("")
@@ -175,7 +178,7 @@ class _Shown(Progress):
     def __call__(self, name: str, record: StepRecord) -> None:
         self.update(self._task, description=name, advance=record.kind is StepKind.COMPUTE)
         if name != self._name and not self.console.is_terminal:
-            self.console.print(name, highlight=False)
+            self.console.print(name)
         self._name = name
 
 

@@ -27,6 +27,7 @@ from launch.options import (
     sampling_options,
 )
 from launch.queue_commands import queue, status
+from launch.terminal import Terminal, print_path
 from runtime.errors import BadRequestError
 
 _ARGUMENTS = "lockstep.arguments"
@@ -38,7 +39,7 @@ _ARGUMENTS = "lockstep.arguments"
 @click.pass_context
 def cli(context: click.Context, verbose: bool) -> None:
     """Generate video with Wan2.1, skipping evaluations that can be forecast."""
-    context.obj = console = Console(stderr=True)
+    context.obj = console = Terminal(stderr=True)
     set_up_logging(console, verbose=verbose)
 
 
@@ -137,8 +138,8 @@ def compare(
     comparison.run(partial(StepProgress, console))
     console.print(comparison.table())
     for warning in comparison.warnings:
-        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
-    click.echo(out)
+        console.print(f"warning: {warning}", soft_wrap=True)
+    print_path(out)
 
 
 @cli.command(cls=_KeepsArguments)
@@ -158,7 +159,7 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float, **op
         _run_on_ranks(ranks, "launch.calibrate", context)
         return
     run_calibration(job, context.obj, on_loaded=stop_on_signals)
-    click.echo(job.out)
+    print_path(job.out)
 
 
 @cli.command()
@@ -195,11 +196,11 @@ def plan(
     if nfe is psnr is seconds is None:
         if picture or preset:
             raise BadRequestError("nfe: not given; --picture and --preset need --nfe, --psnr or --seconds")
-        Console().print(overview(calibration))
+        Terminal().print(overview(calibration))
         return
     chosen = make_plan(calibration, nfe=nfe, psnr=psnr, seconds=seconds, report=report)
     write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite)
-    Console().print(steps_table(chosen))
+    Terminal().print(steps_table(chosen))
 
 
 @cli.command()
@@ -250,13 +251,13 @@ def storyboard(
     if dry_run:
         from launch.film_plan import dry_run_table
 
-        Console().print(dry_run_table(film, replicas, price))
+        Terminal().print(dry_run_table(film, replicas, price))
         return
     from launch.storyboard import make_film
 
     path = make_film(film, replicas, console)
     if path is not None:
-        click.echo(path)
+        print_path(path)
 
 
 @cli.command()
@@ -266,7 +267,7 @@ def doctor(console: Console) -> None:
     from launch.doctor import examine
 
     for table in examine():
-        Console().print(table)
+        Terminal().print(table)
 
 
 cli.add_command(queue)

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import imageio_ffmpeg
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from runtime.configs import Config, available, load_config
@@ -33,7 +32,7 @@ def _machine() -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, finding in _findings():
-        table.add_row(name, escape(finding))
+        table.add_row(name, finding)
     return table
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 import click
 
+from launch.terminal import forgive_encodings, visible
 from runtime.errors import BadRequestError, CancelledError, LockstepError
 
 log = logging.getLogger("launch")
@@ -25,10 +27,13 @@ _AGAIN = "no file was left half-written; the same command with --resume goes on 
 
 def run_command(command: click.Command, arguments: list[str], name: str) -> int:
     """Run a command and return its exit code; whatever ends it is explained on stderr."""
+    forgive_encodings()
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(visible(said.getvalue()), nl=False, err=True)
         return EXIT_BAD_REQUEST
     except (Exception, KeyboardInterrupt) as error:
         return explain(error)
@@ -82,5 +87,5 @@ def explain(error: BaseException) -> int:
 
 def complain(message: str) -> None:
     """One line on stderr for every line of `message`."""
-    for line in message.splitlines():
+    for line in visible(message).splitlines():
         click.echo(f"lockstep: {line}", err=True)

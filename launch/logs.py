@@ -6,6 +6,7 @@ import logging
 import warnings
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 
@@ -15,7 +16,7 @@ def set_up_logging(console: Console, *, verbose: bool, rank: int | None = None) 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format=f"{prefix}%(name)s: %(message)s",
-        handlers=[RichHandler(console=console, show_path=False)],
+        handlers=[RichHandler(console=console, show_path=False, markup=False, highlighter=NullHighlighter())],
         force=True,
     )
     if not verbose:

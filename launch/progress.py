@@ -12,6 +12,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from runtime.denoise import StepRecord
 from spectrum import StepKind
@@ -68,9 +69,9 @@ class StepProgress:
         self._console, self._label, self._total = console, label, len(kinds)
         self._left = TimeLeft(kinds)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=32),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[status]}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[status]}", markup=False),
             console=console,
         )
         self._task = self._bar.add_task(label, total=len(kinds), status="")
@@ -93,13 +94,13 @@ class StepProgress:
         status = f"{_VERBS[record.kind]}  NFE {self._left.nfe}  ETA {self._left.seconds:.0f} s"
         self._bar.update(self._task, completed=done, status=status)
         if not self._console.is_terminal and (done == total or done % max(1, total // _LINES_PER_RUN) == 0):
-            self._console.print(f"{self._label}: step {done}/{total}  {status}", highlight=False)
+            self._console.print(f"{self._label}: step {done}/{total}  {status}", soft_wrap=True)
 
 
 @contextmanager
 def timed(console: Console, doing: str) -> Iterator[None]:
     """Say what is being done, and afterwards how long it took."""
     started = time.perf_counter()
-    with console.status(doing) if console.is_terminal else nullcontext():
+    with console.status(Text(doing)) if console.is_terminal else nullcontext():
         yield
-    console.print(f"{doing}: {time.perf_counter() - started:.1f} s", highlight=False)
+    console.print(f"{doing}: {time.perf_counter() - started:.1f} s", soft_wrap=True)

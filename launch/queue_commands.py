@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, generate_options
+from launch.terminal import Terminal
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 _REFRESH = 1.0  # seconds
@@ -156,7 +157,7 @@ def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
                 json.dumps({"count": opened.count(), "requests": requests, "replicas": replicas}, indent=2)
             )
             return
-        console = Console()
+        console = Terminal()
         while True:
             if watch:
                 console.clear()

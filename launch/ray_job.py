@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.console import Console
 
 from launch.exits import end_with, run_command
 from launch.logs import set_up_logging
 from launch.options import generate_options
+from launch.terminal import Terminal
 
 
 @click.command()
@@ -20,7 +20,7 @@ from launch.options import generate_options
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def job(verbose: bool, **options: Any) -> None:
     """Make a video of PROMPT on a Ray cluster."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     set_up_logging(console, verbose=verbose)
     from launch.jobs import build_job, check_outlives
     from launch.ray_run import run_job_on_ray

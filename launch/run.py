@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import click
 from rich.console import Console
 
 from launch.jobs import Job
 from launch.progress import StepProgress, timed
+from launch.terminal import print_path
 from runtime.engine import Engine
 from runtime.generation import Generation
 from runtime.job import Progress, follow_job, run_compared_job, run_job
@@ -60,13 +60,10 @@ def print_result(report: Report, job: Job, console: Console) -> None:
             f"denoising {report.comparison.speedup:.2f}× faster than the full sampler "
             f"(ideal {report.comparison.ideal_speedup:.2f}×), "
             f"PSNR {report.quality.psnr:.1f} dB{_expected(report)}, SSIM {report.quality.ssim:.4f}{vmaf}",
-            highlight=False,
             soft_wrap=True,
         )
-    console.print(
-        f"report {job.outputs.report}, picture {job.outputs.picture}", highlight=False, soft_wrap=True
-    )
+    console.print(f"report {job.outputs.report}, picture {job.outputs.picture}", soft_wrap=True)
     for warning in report.warnings:
-        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}", soft_wrap=True)
     for path in report.videos:
-        click.echo(path)
+        print_path(path)

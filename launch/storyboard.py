@@ -24,6 +24,7 @@ from launch.entries import State
 from launch.film import Film
 from launch.film_view import shown_live
 from launch.queue import Queue
+from launch.terminal import Terminal
 from runtime.errors import CancelledError, JobFailedError
 from runtime.files import check_writable, whole_file
 from runtime.film import join_film, length, starts, write_contact_sheet, write_poster
@@ -45,12 +46,12 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
     check_writable(film.out / "film.mp4", overwrite=True)
     (film.out / "shots").mkdir(exist_ok=True)
     found = len(film.shots) - len(film.missing)
-    console.print(f"{found} of {len(film.shots)} shots need no rendering", highlight=False)
+    console.print(f"{found} of {len(film.shots)} shots need no rendering")
     if film.missing:
         _render(film, replicas, console)
     _remove_checkpoints(film)
     if not film.complete:
-        console.print("not joined: other shots of the film are missing", highlight=False)
+        console.print("not joined: other shots of the film are missing")
         return None
     return assemble(film)
 
@@ -67,7 +68,7 @@ def _render(film: Film, replicas: int, console: Console) -> None:
         count = min(replicas, len(submitted))
         about = {"storyboard": film.board.title, "replicas": str(count)}
         with cluster(count * film.world, about):
-            said = Console(stderr=True, quiet=True) if console.is_terminal else console
+            said = Terminal(stderr=True, quiet=True) if console.is_terminal else console
             pool = ReplicaPool(queue, count, partial(print_event, said))
             with stopped_by_signals(pool.stop), shown_live(console, film, queue, submitted):
                 pool.run()

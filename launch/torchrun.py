@@ -22,6 +22,7 @@ from launch.logs import set_up_logging
 from launch.options import generate_options
 from launch.run import run_job_shown
 from launch.signals import ignore_signals, stop_on_signals
+from launch.terminal import Terminal
 from runtime.configs import Config
 from runtime.devices import pick_device
 from runtime.errors import BadRequestError, LockstepError, RankFailedError
@@ -36,8 +37,8 @@ log = logging.getLogger("launch")
 def rank(verbose: bool, **options: Any) -> None:
     """Make a video of PROMPT as one rank of the group that torchrun started."""
     rendezvous = Rendezvous.from_environment()
-    console = Console(stderr=True, quiet=rendezvous.rank != 0)
-    set_up_logging(Console(stderr=True), verbose=verbose, rank=rendezvous.rank)
+    console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
+    set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
     job = build_job(**options)
     if job.ranks not in (None, rendezvous.world):
         raise BadRequestError(f"ranks: {job.ranks} given; torchrun started {rendezvous.world}")

@@ -23,7 +23,7 @@ def write_picture(report: Report, path: Path) -> None:
     times, errors = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
     _draw_times(times, report.step_log)
     _draw_errors(errors, report.step_log)
-    figure.suptitle(_title(report), fontsize=10)
+    figure.suptitle(_title(report), fontsize=10, parse_math=False)  # names may hold a $
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png")
 

@@ -39,6 +39,6 @@ def write_plan_picture(calibration: Calibration, plan: PlannedSteps, path: Path)
     lines = [f"{calibration.conditions.model} · {plan.nfe} of {plan.steps} steps computed (shaded)"]
     if (prediction := calibration.predict(plan.error)) is not None:
         lines.append(f"predicted PSNR {prediction.psnr:.1f} ± {prediction.deviation:.1f} dB")
-    figure.suptitle(" · ".join(lines), fontsize=10)
+    figure.suptitle(" · ".join(lines), fontsize=10, parse_math=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png")

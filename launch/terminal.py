@@ -1,0 +1,63 @@
+"""What people read: text as it is, on any terminal.
+
+Names, titles and paths are users' own. None of them is taken for markup, none commands a terminal, and a
+character that the terminal's encoding lacks is spelled out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import click
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+# Control characters but tab and line feed, those that turn the direction of text, and what no encoding has.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""`text` with everything that a terminal would obey instead of showing spelled out, such as `\x1b`."""
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class Terminal(Console):
+    """A console whose strings are text: no markup, no emoji codes, no highlighting, no control characters.
+
+    Styles are given with `rich.text.Text`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control or not _INVISIBLE.search(text):
+                yield segment
+            else:
+                yield Segment(visible(text), style)
+
+
+def forgive_encodings() -> None:
+    """Let the process's streams spell out characters that their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # it is closed, or a test's
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def print_path(path: str | os.PathLike[str]) -> None:
+    """A result's path alone on stdout: for programs exactly as the system has it."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        print(visible(os.fspath(path)))
+    else:
+        click.echo(os.fsencode(path))

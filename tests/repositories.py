@@ -33,12 +33,8 @@ _OLD_SAMPLER = {  # what Wan2.1's repositories have: written before five of toda
 }  # fmt: skip
 
 
-def write_repositories(cache: Path) -> dict[str, str]:
-    """Fill a Hugging Face cache with a stand-in for every shipped config.
-
-    Returns:
-        Environment variables with which a process finds them, and nothing else.
-    """
+def write_repositories(cache: Path) -> None:
+    """Fill a Hugging Face cache (HF_HOME) with a stand-in for every shipped config."""
     for name in SHIPPED:
         repository = load_config(name).model
         folder = cache / "hub" / f"models--{repository.replace('/', '--')}"
@@ -48,7 +44,6 @@ def write_repositories(cache: Path) -> dict[str, str]:
         write_stand_in(repository, snapshot)
         (folder / "refs").mkdir()
         (folder / "refs" / "main").write_text(REVISION)
-    return {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
 
 
 def write_stand_in(repository: str, folder: Path) -> Path:

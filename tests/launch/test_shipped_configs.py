@@ -123,7 +123,7 @@ def test_all_go_into_one_film(folder: Path, undisturbed: dict[str, object]) -> N
         shots[-1]["config"] = str(folder / f"{name}.yaml")
     board = {
         "title": "All", "width": 64, "height": 48,
-        "defaults": {"steps": STEPS, "spectrum": "off", "frames": 5}, "shots": shots,
+        "defaults": {"steps": STEPS, "spectrum": "off", "frames": 5, "seed": 0}, "shots": shots,
     }  # fmt: skip
     path = folder / "all.yaml"
     path.write_text(yaml.safe_dump(board))

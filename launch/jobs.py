@@ -10,13 +10,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
-from runtime.configs import Config, Lora, is_path, load_config
+from runtime.configs import Config, Lora, is_embedded, is_path, load_config
 from runtime.errors import BadRequestError
 from runtime.files import Outputs, check_image
 from runtime.lora import lora_digest
 from runtime.presets import load_preset
-from runtime.request import VideoRequest, explain
+from runtime.problems import explain
+from runtime.request import VideoRequest
 from runtime.topology import Degrees, Topology
+from runtime.weights import find_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,9 @@ class Job:
         if is_path(request.spectrum):
             request = request.model_copy(update={"spectrum": str(Path(request.spectrum).absolute())})
         config, lora = self.config, self.config.lora
+        folder = find_local(config)
+        if folder is not None and not is_embedded(config.model):
+            config = config.model_copy(update={"model": str(folder.absolute())})
         if lora is not None:
             lora = lora.model_copy(update={"file": str(Path(lora.file).absolute())})
             config = config.model_copy(update={"lora": lora})

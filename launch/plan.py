@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from runtime.calibration import Calibration, Prediction, StepTimes, load_calibration
+from runtime.calibration import Calibration, Prediction, StepTimes, is_file_name, load_calibration
 from runtime.errors import BadRequestError
 from runtime.files import check_writable, whole_file
 from spectrum import CalibratedPredictor, PlannedSteps
@@ -127,7 +127,7 @@ def write_plan(chosen: Chosen, *, picture: Path | None, preset: Path | None, ove
             "stream": "guided",
             "schedule": {"kind": "planned", "nfe": chosen.plan.nfe},
             "predictor": {"kind": "calibrated"},
-            "calibration": str(Path(chosen.name).absolute()) if "/" in chosen.name else chosen.name,
+            "calibration": str(Path(chosen.name).absolute()) if is_file_name(chosen.name) else chosen.name,
         }
         with whole_file(preset) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -26,11 +26,15 @@ from runtime.conditions import Conditions
 from runtime.configs import available, shipped
 from runtime.errors import BadRequestError
 from runtime.files import whole_file
-from runtime.request import explain
+from runtime.problems import explain, shown
+from runtime.text_files import read_text, user_path
 from spectrum import CalibratedPredictor, Gram, PlannedSteps, Planner
 
 StreamName = Literal["feature", "velocity", "guided"]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, le=10**9)]
 _LEAST_TRIALS = 6  # with fewer, nothing is said of the uncertainty
 
 
@@ -49,12 +53,12 @@ class Trial(_Part):
         psnr: of the frames, dB.
     """
 
-    video: int
-    nfe: int
-    expected: float
-    surprise: float
-    measured: float
-    psnr: float
+    video: _Count
+    nfe: _Count
+    expected: _Share
+    surprise: _Finite
+    measured: _Share
+    psnr: _Finite
 
 
 class StepTimes(_Part):
@@ -62,7 +66,7 @@ class StepTimes(_Part):
 
     computed: _Positive
     forecast: _Positive
-    ranks: int
+    ranks: Annotated[int, Field(ge=1, le=10**6)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +96,8 @@ class Calibration(_Part):
     conditions: Conditions
     prompts: list[str]
     seeds: list[int]
-    noise_levels: list[float]
-    grams: dict[StreamName, list[float]]
+    noise_levels: list[_Finite]
+    grams: Annotated[dict[StreamName, list[_Finite]], Field(min_length=1)]
     sensitivity: list[_Positive]
     scale: _Positive
     trials: list[Trial]
@@ -109,6 +113,10 @@ class Calibration(_Part):
             raise ValueError(f"Gram matrices of {n} steps need {n * (n + 1) // 2} numbers, got {lengths}")
         if len(self.sensitivity) != n or len(self.noise_levels) != n + 1:
             raise ValueError(f"sensitivity and noise levels must be of {n} steps")
+        for name, values in self.grams.items():
+            sizes = from_triangle(values, n).diagonal()
+            if (sizes < 0.0).any() or not sizes.any():
+                raise ValueError(f"grams.{name}: the squared size of a step cannot be negative, nor all be 0")
         return self
 
     def __hash__(self) -> int:
@@ -209,35 +217,70 @@ def make_planner(
     return Planner(predictor, (moves * np.asarray(sensitivity) * scale).tolist())
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a calibration is named by its file, not by the name of a shipped one."""
+    return name.endswith(".json") or "/" in name
+
+
 def load_calibration(name: str) -> Calibration:
     """The calibration called `name` in `configs/calibrations/`, or the one in the JSON file `name`.
 
     Raises:
         BadRequestError: there is none, or it is not valid.
     """
-    path = Path(name) if name.endswith(".json") or "/" in name else shipped("calibrations", f"{name}.json")
-    if not path.is_file():
-        known = ", ".join(available("calibrations", "json")) or "none"
+    known = available("calibrations", "json")
+    if is_file_name(name):
+        path = user_path(name)
+    elif name in known:
+        path = shipped("calibrations", f"{name}.json")
+    else:
         raise BadRequestError(
-            f"calibration: {name!r} given; there is no such calibration. Shipped: {known}; "
+            f"calibration: {name!r} given; there is no such calibration. Shipped: {', '.join(known)}; "
             "or give the path of a JSON file that `lockstep calibrate` has written"
         )
-    return _read(path, path.stat().st_mtime_ns)
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadRequestError(
+            f"calibration: {name!r} given; it cannot be read: {reason}; "
+            "a JSON file that `lockstep calibrate` has written is needed"
+        ) from None
 
 
 @lru_cache(maxsize=8)
 def _read(path: Path, modified: int) -> Calibration:
+    text = read_text(path, "calibration")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.get("schema", 1) != 1:
-            raise BadRequestError(
-                f"calibration {str(path)!r}: schema {content['schema']!r}; this version reads schema 1"
-            )
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(
+            f"calibration: {str(path)!r} is not JSON: {error}; one that `lockstep calibrate` has written is "
+            "needed (presets and configs are YAML, and name a calibration)"
+        ) from None
+    if not isinstance(content, dict) or "grams" not in content:
+        raise BadRequestError(f"calibration: {str(path)!r} is {_kind_of(content)}, not a calibration")
+    if content.get("schema", 1) != 1:
+        raise BadRequestError(
+            f"calibration {str(path)!r}: schema {shown(content['schema'])}; this version reads schema 1"
+        )
+    try:
         return Calibration.model_validate(content)
     except ValidationError as error:
         raise BadRequestError(explain(error, source=f"calibration {path}")) from None
-    except ValueError as error:
-        raise BadRequestError(f"calibration: {str(path)!r} is not JSON: {error}") from None
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"it has {word}, which is no number")
+
+
+def _kind_of(content: object) -> str:
+    """What a JSON file is that is no calibration."""
+    if not isinstance(content, dict):
+        return shown(content)
+    known = {"decision_digest": "a report", "shots": "the manifest of a film", "parts": "a checkpoint's"}
+    kinds = [kind for name, kind in known.items() if name in content]
+    return kinds[0] if kinds else "JSON of something else"
 
 
 def to_triangle(gram: NDArray[np.float64]) -> list[float]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.errors import BadRequestError
-from runtime.request import VideoRequest
+from runtime.request import Guidance, VideoRequest
+from spectrum import MAX_STEPS
 
 _RESOLUTION = 2.0  # a video of up to so many times more or fewer pixels is of the same class
+
+_Size = Annotated[int, Field(ge=1, le=10**6)]
 
 
 class Conditions(BaseModel):
     """Everything that a calibration depends on, beside the prompts.
 
     Attributes:
-        model, revision: its name, and the digest of its weights.
+        model, revision: its name, and the digest of its weights; a model of this revision may have any name.
         sampler: class of the sampler.
         settings: of the sampler, as text; what only another version of it knows does not count.
         steps: of the sampler.
@@ -28,11 +33,11 @@ class Conditions(BaseModel):
     revision: str
     sampler: str
     settings: dict[str, str]
-    steps: int
-    guidance: float
-    width: int
-    height: int
-    frames: int
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    guidance: Guidance
+    width: _Size
+    height: _Size
+    frames: _Size
 
     def check_fit(self, request: Conditions, source: str) -> None:
         """Refuse conditions that these do not stand for.
@@ -43,9 +48,12 @@ class Conditions(BaseModel):
         Raises:
             BadRequestError: what differs.
         """
+        names = ["revision", "sampler", "steps", "guidance"]
+        if self.revision != request.revision:
+            names.insert(0, "model")
         differences = [
             f"{name} {getattr(self, name)!r}, not {getattr(request, name)!r}"
-            for name in ("model", "revision", "sampler", "steps", "guidance")
+            for name in names
             if getattr(self, name) != getattr(request, name)
         ]
         if self.sampler == request.sampler:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from runtime.errors import BadRequestError
-from runtime.request import VideoRequest, explain
+from runtime.request import (
+    FileName,
+    FrameCount,
+    Guidance,
+    Pixels,
+    StepCount,
+    Text,
+    TextTokens,
+    VideoRequest,
+)
+from runtime.text_files import beside, user_path
+from runtime.yaml_files import YamlFile
 
 _HERE = Path(__file__).resolve().parent
 EMBEDDED_MODELS = _HERE / "models"
 
-_Model = TypeVar("_Model", bound=BaseModel)
 _Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -41,29 +50,29 @@ class Scheduler(_Part):
     """The sampler. `model` keeps the one in the model's folder, whatever it is."""
 
     kind: Literal["model", "unipc", "euler", "dpm++"] = "model"
-    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    shift: Annotated[float, Field(ge=0.001, le=1000, allow_inf_nan=False)] | None = None
 
 
 class Defaults(_Part):
     """What a request asks for when it does not say; fields as in `VideoRequest`."""
 
-    width: int
-    height: int
-    frames: int
-    steps: int = 50
-    guidance: float = 5.0
-    negative: str = ""
-    max_sequence_length: int = 512
-    spectrum: str = "paper"
+    width: Pixels
+    height: Pixels
+    frames: FrameCount
+    steps: StepCount = 50
+    guidance: Guidance = 5.0
+    negative: Text = ""
+    max_sequence_length: TextTokens = 512
+    spectrum: FileName = "paper"
 
 
 class Architecture(_Part):
     """The transformer's shape, stated so that topologies and costs can be told before weights are there."""
 
-    layers: Annotated[int, Field(ge=1)]
-    heads: Annotated[int, Field(ge=1)]
-    head_dim: Annotated[int, Field(ge=1)]
-    ffn_dim: Annotated[int, Field(ge=1)]
+    layers: Annotated[int, Field(ge=1, le=10_000)]
+    heads: Annotated[int, Field(ge=1, le=10_000)]
+    head_dim: Annotated[int, Field(ge=1, le=10_000)]
+    ffn_dim: Annotated[int, Field(ge=1, le=10_000_000)]
 
 
 class Memory(_Part):
@@ -87,8 +96,8 @@ class Memory(_Part):
 class Tiles(_Part):
     """Spatial tiles that ranks share when the VAE decodes; in pixels, of overlap size − stride."""
 
-    size: Annotated[int, Field(ge=16, multiple_of=8)] = 256
-    stride: Annotated[int, Field(ge=8, multiple_of=8)] = 192
+    size: Annotated[int, Field(ge=16, le=8192, multiple_of=8)] = 256
+    stride: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 192
 
     @model_validator(mode="after")
     def _overlap(self) -> Self:
@@ -100,8 +109,8 @@ class Tiles(_Part):
 class Window(_Part):
     """What the model sees at a time, in frames: a longer video is made of windows that overlap."""
 
-    frames: Annotated[int, Field(ge=5)]
-    overlap: Annotated[int, Field(ge=4, multiple_of=4)]
+    frames: Annotated[int, Field(ge=5, le=4001)]
+    overlap: Annotated[int, Field(ge=4, le=4000, multiple_of=4)]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -113,15 +122,16 @@ class Window(_Part):
 class Lora(_Part):
     """Weights that are added to the transformer's: a safetensors file, and how much of it counts."""
 
-    file: str
-    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    file: FileName
+    scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)] = 1.0
 
 
 class Config(_Part):
     """A model and how it is used.
 
     Attributes:
-        model: an embedded model's name, a folder in diffusers layout, or a Hugging Face repository.
+        model: an embedded model's name, a folder in diffusers layout, or a Hugging Face repository. Files and
+            folders that the config names are looked for beside it, and `~` is the user's home.
         revision: commit or tag of the repository; None for a folder.
         lora: merged into the transformer when it is loaded.
         architecture: what the model is expected to be; a model that differs is refused.
@@ -134,14 +144,14 @@ class Config(_Part):
         tiles: how the VAE decodes; None decodes whole frames, on the first rank.
     """
 
-    model: str
-    revision: str | None = None
+    model: FileName
+    revision: FileName | None = None
     lora: Lora | None = None
     architecture: Architecture | None = None
     dtype: Dtypes = Dtypes()
     scheduler: Scheduler = Scheduler()
-    device: str = "auto"
-    attention: str = "auto"
+    device: FileName = "auto"
+    attention: FileName = "auto"
     compile: bool = False
     memory: Memory = Memory()
     tiles: Tiles | None = None
@@ -177,7 +187,29 @@ def load_config(name: str) -> Config:
     Raises:
         BadRequestError: there is none, or it is not valid; the message says what there is.
     """
-    return load_yaml(Config, name, folder=".", field="config")
+    file = open_yaml(name, folder=".", field="config")
+    config = file.parse(Config)
+    return _with_files_beside(config, file.folder) if is_path(name) else config
+
+
+def _with_files_beside(config: Config, folder: Path) -> Config:
+    """The config with absolute paths for what it names in `folder`."""
+    changes: dict[str, Any] = {}
+    named = config.model.startswith((".", "/", "~"))
+    if named or (not is_embedded(config.model) and Path(beside(config.model, folder)).is_dir()):
+        changes["model"] = beside(config.model, folder)
+    if config.lora is not None:
+        file = beside(config.lora.file, folder)
+        changes["lora"] = config.lora.model_copy(update={"file": file})
+    if is_path(config.defaults.spectrum):
+        preset = beside(config.defaults.spectrum, folder)
+        changes["defaults"] = config.defaults.model_copy(update={"spectrum": preset})
+    return config.model_copy(update=changes)
+
+
+def is_embedded(model: str) -> bool:
+    """Whether a model comes with Lockstep."""
+    return model in [path.name for path in EMBEDDED_MODELS.iterdir() if path.is_dir()]
 
 
 def available(folder: str, kind: str = "yaml") -> list[str]:
@@ -196,25 +228,18 @@ def is_path(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or "/" in name
 
 
-def load_yaml(model: type[_Model], name: str, *, folder: str, field: str) -> _Model:
-    """Parse a shipped YAML file (by name) or a user's (by path) into `model`.
+def open_yaml(name: str, *, folder: str, field: str) -> YamlFile:
+    """A shipped YAML file (by name) or a user's (by path).
 
     Raises:
-        BadRequestError: no such file, not YAML, or not valid.
+        BadRequestError: no such file, or not YAML.
     """
-    path = Path(name) if is_path(name) else shipped(folder, f"{name}.yaml")
-    if not path.is_file():
-        allowed = (
-            "a file"
-            if is_path(name)
-            else f"one of {', '.join(available(folder))}, or the path of a YAML file"
+    if is_path(name):
+        return YamlFile.read(user_path(name), field)
+    known = available(folder)
+    if name not in known:
+        raise BadRequestError(
+            f"{field}: {name!r} given; there is no such {field}, it must be one of {', '.join(known)}, "
+            "or the path of a YAML file"
         )
-        raise BadRequestError(f"{field}: {name!r} given; there is no such {field}, it must be {allowed}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"{field}: {str(path)!r} is not valid YAML: {error}") from None
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise BadRequestError(explain(error, source=f"{field} {path}")) from None
+    return YamlFile.read(shipped(folder, f"{name}.yaml"), field)

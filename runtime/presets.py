@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from runtime.calibration import Calibration, StreamName, load_calibration
+from runtime.calibration import Calibration, StreamName, is_file_name, load_calibration
 from runtime.conditions import Conditions
-from runtime.configs import load_yaml
+from runtime.configs import is_path, open_yaml
 from runtime.errors import BadRequestError
 from runtime.expectation import Expectation
-from runtime.request import VideoRequest
+from runtime.request import FileName, VideoRequest
+from runtime.text_files import beside
 from spectrum import (
     Blend,
     ChebyshevRidge,
@@ -49,9 +50,9 @@ class PaperSchedulePart(_Part):
     """Spectrum's growing window: see `spectrum.schedule.paper_schedule`."""
 
     kind: Literal["paper"]
-    warmup: Annotated[int, Field(ge=1)] = 5
-    window: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.75
+    warmup: Annotated[int, Field(ge=1, le=1000)] = 5
+    window: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 2.0
+    alpha: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.75
 
     def build(self, steps: int) -> Schedule:
         return paper_schedule(steps, warmup=self.warmup, window=self.window, alpha=self.alpha)
@@ -61,7 +62,7 @@ class ExplicitSchedulePart(_Part):
     """A list of computed steps."""
 
     kind: Literal["explicit"]
-    computed: Annotated[list[int], Field(min_length=1)]
+    computed: Annotated[list[Annotated[int, Field(ge=0, lt=1000)]], Field(min_length=1, max_length=1000)]
 
     def build(self, steps: int) -> Schedule:
         return FixedSchedule.explicit(steps, self.computed)
@@ -71,10 +72,10 @@ class ErrorSchedulePart(_Part):
     """Steps are computed when forecasts get bad: see `spectrum.schedule.ErrorSchedule`."""
 
     kind: Literal["error"]
-    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-    warmup: Annotated[int, Field(ge=2)] = 5
-    longest: Annotated[int, Field(ge=1)] = 8
-    budget: Annotated[int, Field(ge=2)] | None = None
+    tolerance: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] = 0.1
+    warmup: Annotated[int, Field(ge=2, le=1000)] = 5
+    longest: Annotated[int, Field(ge=1, le=1000)] = 8
+    budget: Annotated[int, Field(ge=2, le=1000)] | None = None
 
     def build(self, steps: int) -> Schedule:
         return ErrorSchedule(steps, self.tolerance, self.warmup, self.longest, self.budget)
@@ -90,9 +91,9 @@ class PlannedSchedulePart(_Part):
     """
 
     kind: Literal["planned"]
-    nfe: Annotated[int, Field(ge=1)]
-    guard: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 3.0
-    most: Annotated[int, Field(ge=0)] = 4
+    nfe: Annotated[int, Field(ge=1, le=1000)]
+    guard: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] | None = 3.0
+    most: Annotated[int, Field(ge=0, le=1000)] = 4
 
 
 _FreeSchedulePart = FullSchedulePart | PaperSchedulePart | ExplicitSchedulePart | ErrorSchedulePart
@@ -107,9 +108,9 @@ class ChebyshevPart(_Part):
 
     kind: Literal["chebyshev"]
     degree: Annotated[int, Field(ge=0, le=64)] = 4
-    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    ridge: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.1
     blend: Annotated[float, Field(ge=0, le=1)] = 1.0
-    horizon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    horizon: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] | None = None
 
     def build(self, steps: int) -> Predictor:
         spectral = ChebyshevRidge(horizon=self.horizon or steps, degree=self.degree, ridge=self.ridge)
@@ -143,7 +144,8 @@ class Preset(_Part):
         schedule: which steps are computed.
         uncond: the same for the unconditional branch alone; by default it follows `schedule`.
         predictor: how the others are forecast.
-        calibration: name of the calibration, or its path, for what is planned or calibrated.
+        calibration: name of the calibration, or its path (looked for beside the preset), for what is planned
+            or calibrated.
     """
 
     stream: StreamName = "feature"
@@ -152,7 +154,7 @@ class Preset(_Part):
     predictor: Annotated[_FreePredictorPart | CalibratedPart, Field(discriminator="kind")] = ChebyshevPart(
         kind="chebyshev"
     )
-    calibration: str | None = None
+    calibration: FileName | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -276,4 +278,9 @@ def load_preset(name: str) -> Preset:
     Raises:
         BadRequestError: there is none, or it is not valid; the message says what there is.
     """
-    return load_yaml(Preset, name, folder="spectrum", field="spectrum")
+    file = open_yaml(name, folder="spectrum", field="spectrum")
+    preset = file.parse(Preset)
+    named = preset.calibration
+    if named is None or not is_path(name) or not is_file_name(named):
+        return preset
+    return preset.model_copy(update={"calibration": beside(named, file.folder)})

@@ -8,14 +8,40 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import BadRequestError
+from runtime.problems import explain
+from runtime.text_files import no_text
 
 MAX_SEED = 2**63 - 1
 BRANCHES = ("cond", "uncond")  # of classifier-free guidance
 
 
+MOST_TEXT, MOST_TITLE, MOST_PATH = 20_000, 500, 4096  # characters
+
+
+def _is_text(most: int) -> AfterValidator:
+    """Refuses text of more than `most` characters, and what no report could hold."""
+
+    def check(text: str) -> str:
+        if len(text) > most:
+            raise ValueError(f"must be of at most {most} characters, it has {len(text)}")
+        found = no_text(text)
+        if found is not None:
+            raise ValueError(f"must be text; at place {found[0] + 1} it has {found[1]}")
+        return text
+
+    return AfterValidator(check)
+
+
 def _not_blank(text: str) -> str:
-    if not text.strip():
+    if not any(one.isprintable() and not one.isspace() for one in text):
         raise ValueError("must not be empty")
+    return text
+
+
+def _one_line(text: str) -> str:
+    text = text.strip()
+    if "\n" in text or "\r" in text:
+        raise ValueError("must be of one line")
     return text
 
 
@@ -33,6 +59,17 @@ def _latent_frames(frames: int) -> int:
     return frames
 
 
+Text = Annotated[str, _is_text(MOST_TEXT)]
+Prompt = Annotated[str, _is_text(MOST_TEXT), AfterValidator(_not_blank)]
+Title = Annotated[str, _is_text(MOST_TITLE), AfterValidator(_one_line), AfterValidator(_not_blank)]
+FileName = Annotated[str, _is_text(MOST_PATH), AfterValidator(_not_blank)]
+Pixels = Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]
+FrameCount = Annotated[int, Field(ge=1, le=4001), AfterValidator(_latent_frames)]
+StepCount = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+TextTokens = Annotated[int, Field(ge=1, le=4096)]
+
+
 class Waypoint(BaseModel):
     """A later prompt of a video whose prompt changes along the way.
 
@@ -44,7 +81,7 @@ class Waypoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     at: Annotated[float, Field(gt=0, le=1)]
-    prompt: Annotated[str, AfterValidator(_not_blank)]
+    prompt: Prompt
 
 
 def _ascending(points: tuple[Waypoint, ...]) -> tuple[Waypoint, ...]:
@@ -74,19 +111,19 @@ class VideoRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Annotated[str, AfterValidator(_not_blank)]
-    image: str | None = None
-    travel: Annotated[tuple[Waypoint, ...], AfterValidator(_ascending)] = ()
-    negative: str = ""
-    width: Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]
-    height: Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]
-    frames: Annotated[int, Field(ge=1, le=4001), AfterValidator(_latent_frames)]
-    steps: Annotated[int, Field(ge=1, le=1000)]
-    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    prompt: Prompt
+    image: FileName | None = None
+    travel: Annotated[tuple[Waypoint, ...], Field(max_length=1000), AfterValidator(_ascending)] = ()
+    negative: Text = ""
+    width: Pixels
+    height: Pixels
+    frames: FrameCount
+    steps: StepCount
+    guidance: Guidance
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    max_sequence_length: Annotated[int, Field(ge=1, le=4096)] = 512
+    max_sequence_length: TextTokens = 512
     videos: Annotated[int, Field(ge=1, le=64)] = 1
-    spectrum: str = "off"
+    spectrum: FileName = "off"
     deadline: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
 
     @property
@@ -114,21 +151,4 @@ class VideoRequest(BaseModel):
         try:
             return cls(**fields)
         except ValidationError as error:
-            raise BadRequestError(explain(error)) from None
-
-
-def explain(error: ValidationError, source: str = "") -> str:
-    """One line per bad field of a pydantic error: where it is, what was given, what is allowed."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"]) or "value"
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        if problem["type"] == "missing":
-            lines.append(f"{field}: missing")
-        elif problem["type"] == "extra_forbidden":
-            lines.append(f"{field}: unknown field")
-        else:
-            lines.append(f"{field}: {problem['input']!r} given; {message.removeprefix('input ')}")
-    prefix = f"{source}: " if source else ""
-    return "\n".join(prefix + line for line in lines)
+            raise BadRequestError(explain(error, model=cls)) from None

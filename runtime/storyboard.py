@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.configs import Config, Lora, load_config
+from runtime.configs import Config, Lora, is_path, load_config
 from runtime.errors import BadRequestError
 from runtime.files import image_digest
 from runtime.model_profile import ModelProfile
-from runtime.request import MAX_SEED, VideoRequest, Waypoint
+from runtime.problems import explain_one, shown
+from runtime.request import (
+    MAX_SEED,
+    FileName,
+    FrameCount,
+    Guidance,
+    Pixels,
+    Prompt,
+    StepCount,
+    Text,
+    Title,
+    VideoRequest,
+    Waypoint,
+)
+from runtime.text_files import beside
+from runtime.yaml_files import YamlFile
 
-_NAME = r"^[a-z0-9][a-z0-9_-]*$"
+_ID = "[a-z0-9][a-z0-9_-]{0,59}"
 _MOST_SHOTS = 9999
+_MOST_TOLD = 40  # problems
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _is_id(text: str) -> str:
+    if re.fullmatch(_ID, text) is None:
+        raise ValueError("must be of at most 60 lower case letters, digits, - and _; it names files")
+    return text
 
 
 class Cut(_Part):
@@ -52,14 +75,14 @@ class Settings(_Part):
         lora: weights to add to the model's; the file is relative to the storyboard.
     """
 
-    config: str | None = None
-    negative: str | None = None
+    config: FileName | None = None
+    negative: Text | None = None
     seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] | None = None
-    frames: int | None = None
+    frames: FrameCount | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    spectrum: str | None = None
+    steps: StepCount | None = None
+    guidance: Guidance | None = None
+    spectrum: FileName | None = None
     lora: Lora | None = None
 
     @model_validator(mode="after")
@@ -82,11 +105,11 @@ class Shot(Settings):
         transition: from the shot before.
     """
 
-    id: Annotated[str, Field(pattern=_NAME, max_length=60)]
-    prompt: Annotated[str, Field(min_length=1)]
-    image: str | None = None
+    id: Annotated[str, AfterValidator(_is_id), Field(json_schema_extra={"pattern": f"^{_ID}$"})]
+    prompt: Prompt
+    image: FileName | None = None
     travel: list[Waypoint] = []
-    title: str | None = None
+    title: Title | None = None
     transition: Transition = Cut(kind="cut")
 
     @property
@@ -104,18 +127,18 @@ class Storyboard(_Part):
         shots: in order.
     """
 
-    title: Annotated[str, Field(min_length=1)]
-    width: int | None = None
-    height: int | None = None
+    title: Title
+    width: Pixels | None = None
+    height: Pixels | None = None
     defaults: Settings = Settings()
     shots: Annotated[list[Shot], Field(min_length=1, max_length=_MOST_SHOTS)]
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        ids = [shot.id for shot in self.shots]
-        repeated = sorted({one for one in ids if ids.count(one) > 1})
+        counts = Counter(shot.id for shot in self.shots)
+        repeated = sorted(one for one, count in counts.items() if count > 1)
         if repeated:
-            raise ValueError(f"shots: the ids {', '.join(repeated)} are used more than once")
+            raise ValueError(f"the ids {', '.join(repeated)} are used more than once")
         return self
 
 
@@ -149,22 +172,12 @@ def load_storyboard(path: Path) -> tuple[Storyboard, list[ShotRequest]]:
     Raises:
         BadRequestError: one line per problem, each with its line in the file and its shot.
     """
+    where = _Where(YamlFile.read(path, "storyboard"))
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise BadRequestError(f"storyboard: cannot read {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"storyboard: {str(path)!r} is not valid YAML: {error}") from None
-    where = _Where(path, node, content)
-    try:
-        board = Storyboard.model_validate(content)
+        board = where.file.validate(Storyboard)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        raise BadRequestError(
-            "\n".join(where.explain(problem["loc"], problem["msg"]) for problem in problems)
-        ) from None
+        problems = [where.explain_wrong(problem) for problem in error.errors(include_url=False)]
+        raise BadRequestError(_told(problems)) from None
     return board, _decided(board, where)
 
 
@@ -175,16 +188,21 @@ def _decided(board: Storyboard, where: _Where) -> list[ShotRequest]:
     models = _Models()
     for number, shot in enumerate(board.shots):
         try:
-            decided.append(_decide(board, shot, where.folder, models))
+            decided.append(_decide(board, shot, where.file.folder, models))
         except BadRequestError as error:
-            for line in str(error).splitlines():
-                field = line.partition(":")[0]
-                problems.append(where.explain(("shots", number, field), line))
+            problems += [where.explain_of_shot(number, line) for line in str(error).splitlines()]
     if not problems:
         problems = _joins(board, decided, where)
     if problems:
-        raise BadRequestError("\n".join(problems))
+        raise BadRequestError(_told(problems))
     return decided
+
+
+def _told(problems: Sequence[str]) -> str:
+    """The first of many, each once."""
+    distinct = list(dict.fromkeys(problems))
+    left = len(distinct) - _MOST_TOLD
+    return "\n".join(distinct[:_MOST_TOLD] + ([f"and {left} more"] if left > 0 else []))
 
 
 def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> ShotRequest:
@@ -198,7 +216,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
     config = load_config(name)
     lora = given.pop("lora")
     if lora is not None:
-        lora = lora.model_copy(update={"file": str((folder / lora.file).resolve())})
+        lora = lora.model_copy(update={"file": beside(lora.file, folder)})
         config = config.model_copy(update={"lora": lora})
     seconds = given.pop("seconds")
     if seconds is not None:
@@ -207,7 +225,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         given["spectrum"] = _beside(given["spectrum"], folder)
     image = None
     if shot.image is not None:
-        given["image"] = str((folder / shot.image).resolve())
+        given["image"] = beside(shot.image, folder)
         image = image_digest(given["image"])
     if given["seed"] is None:
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
@@ -256,9 +274,7 @@ def _format(one: ShotRequest) -> str:
 
 def _beside(name: str, folder: Path) -> str:
     """A file that is named from the storyboard; a name without one stays."""
-    if not name.endswith((".yaml", ".yml")) and "/" not in name:
-        return name
-    return str((folder / name).resolve())
+    return beside(name, folder) if is_path(name) else name
 
 
 class _Models:
@@ -284,43 +300,36 @@ class _Models:
 
 
 class _Where:
-    """Lines of a YAML file, found by the way to a value."""
+    """Says where in the storyboard something is wrong."""
 
-    def __init__(self, path: Path, node: yaml.Node | None, content: Any):
-        self._path, self._node, self._content = path, node, content
-        self.folder = path.resolve().parent
+    def __init__(self, file: YamlFile):
+        self.file = file
+        self._content = file.root.content
 
     def explain(self, way: Sequence[int | str], message: str) -> str:
         """`film.yaml, line 12, shot 'garden': frames: 16 given; …`"""
-        field = way[-1] if way else ""
-        message = message.removeprefix("Value error, ")
-        if isinstance(field, str) and field and not message.startswith(f"{field}:"):
-            message = f"{field}: {message[:1].lower()}{message[1:]}"
-        shot = self._shot(way)
-        return f"{self._path}, line {self._line(way)}{shot}: {message}"
+        return f"{self.file.path}, line {self.file.line(way)}{self._shot(way)}: {message}"
 
-    def _line(self, way: Sequence[int | str]) -> int:
-        """Of the deepest part of the way that the file has."""
-        node = self._node
-        line = 1
-        for part in way:
-            found = None
-            if isinstance(node, yaml.MappingNode):
-                pairs = [pair for pair in node.value if pair[0].value == str(part)]
-                if pairs:
-                    line, found = pairs[0][0].start_mark.line + 1, pairs[0][1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                found = node.value[part]
-                line = found.start_mark.line + 1
-            if found is None:
-                break
-            node = found
-        return line
+    def explain_of_shot(self, number: int, message: str) -> str:
+        """As `explain`, of a field of a shot, which it may have from the defaults or the film."""
+        field = message.partition(":")[0].partition(" ")[0]
+        for way in (("shots", number, field), ("defaults", field), (field,)):
+            if self.file.has(way):
+                return self.explain(way, message)
+        return self.explain(("shots", number), message)
+
+    def explain_wrong(self, problem: Mapping[str, Any]) -> str:
+        """As `explain`, of one of a pydantic error's problems."""
+        way = problem["loc"]
+        if way == () and problem["type"] == "value_error":
+            way = ("shots",)  # their ids: the one rule for the whole
+        inner = way[2:] if self._shot(way) else way
+        return self.explain(way, explain_one({**problem, "loc": way}, inner, Storyboard))
 
     def _shot(self, way: Sequence[int | str]) -> str:
         if len(way) < 2 or way[0] != "shots" or not isinstance(way[1], int):
             return ""
         try:
-            return f", shot {self._content['shots'][way[1]]['id']!r}"
+            return f", shot {shown(self._content['shots'][way[1]]['id'])}"
         except (KeyError, TypeError, IndexError):
             return f", shot {way[1] + 1}"

@@ -89,7 +89,7 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(name: str) -> 
         ("schedule: {kind: paper}\nstream: guided\nuncond: {kind: full}", "both branches together"),
         ("schedule: {kind: error, budget: 1}", "budget"),
         ("- 1", "given"),
-        ("", "given"),
+        ("", "it is empty"),
     ],
 )
 def test_a_bad_preset_file_is_explained(tmp_path: Path, text: str, said: str) -> None:

@@ -1,0 +1,100 @@
+"""What is wrong with what a user gave: one line per bad field, with its value and what is allowed."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+_SHOWN = 80  # characters of a value
+_ADVICE = {
+    "model_type": "should be a mapping, such as key: value",
+    "dict_type": "should be a mapping, such as key: value",
+    "string_type": "should be text",
+}
+
+
+def explain(error: ValidationError, source: str = "", model: type[BaseModel] | None = None) -> str:
+    """One line per bad field of a pydantic error: where it is, what was given, what is allowed.
+
+    Args:
+        source: said before each line.
+        model: whose fields are suggested for unknown ones.
+    """
+    prefix = f"{source}: " if source else ""
+    problems = error.errors(include_url=False)
+    return "\n".join(prefix + explain_one(problem, problem["loc"], model) for problem in problems)
+
+
+def explain_one(
+    problem: Mapping[str, Any], way: Sequence[int | str], model: type[BaseModel] | None = None
+) -> str:
+    """A line for one of a pydantic error's problems.
+
+    Args:
+        way: to the field, as it is to be called.
+        model: as in `explain`.
+    """
+    field = ".".join(str(part)[:_SHOWN] for part in way) or "value"
+    if problem["type"] == "missing":
+        return f"{field}: missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{field}: unknown field{_suggested(problem['loc'], model)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = _ADVICE.get(problem["type"], message[:1].lower() + message[1:]).removeprefix("input ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{field}: {message}" if way else message  # of several of its fields, which it names
+    return f"{field}: {shown(problem['input'])} given; {message}"
+
+
+def shown(value: Any) -> str:
+    """A value as it is shown in a message: on one line, and short."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return "a number of very many digits"
+    text = repr(value[: 2 * _SHOWN]) if isinstance(value, str) else repr(value)
+    if len(text) <= _SHOWN:
+        return text
+    length = f" ({len(value)} characters)" if isinstance(value, str) else ""
+    return f"{text[:_SHOWN]}…{text[0] if isinstance(value, str) else ''}{length}"
+
+
+def _suggested(way: Sequence[int | str], model: type[BaseModel] | None) -> str:
+    if model is None:
+        return ""
+    known = {name for one in _parts_at(model, way[:-1]) for name in one.model_fields}
+    near = get_close_matches(str(way[-1]), sorted(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _parts_at(model: type[BaseModel], way: Sequence[int | str]) -> list[type[BaseModel]]:
+    """The models that may be at the end of `way`; a tag of a union chooses among them."""
+    found = [model]
+    for part in way:
+        if isinstance(part, int):
+            continue
+        fields = [one.model_fields[part].annotation for one in found if part in one.model_fields]
+        if fields:
+            found = [one for annotation in fields for one in _models_in(annotation)]
+        else:
+            found = [one for one in found if part in _tags(one)]
+    return found
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Annotated, Union, types.UnionType, list, tuple):
+        for inner in get_args(annotation):
+            yield from _models_in(inner)
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return () if kind is None else get_args(kind.annotation)

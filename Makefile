@@ -1,4 +1,4 @@
-.PHONY: video film test test-slow lint types bench quality evaluate train clean
+.PHONY: video film test test-slow chaos lint types bench quality evaluate train clean
 .DEFAULT_GOAL := video
 
 PYTHON ?= python3
@@ -26,6 +26,10 @@ test: $(VENV)/.installed  ## Two files at a time, then what must be alone
 
 test-slow: $(VENV)/.installed  ## The tests that take minutes, too
 	$(BIN)/python -m pytest -m 'slow or not slow'
+
+chaos: $(VENV)/.installed  ## 300 random faults, two at a time; two hours. Goes on where it was stopped
+	mkdir -p out
+	$(BIN)/python scripts/chaos.py --runs 300 --jobs 2 --log out/chaos.jsonl --out docs/reliability.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

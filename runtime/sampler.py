@@ -22,7 +22,8 @@ from diffusers import (
 
 from runtime.configs import Scheduler
 from runtime.errors import BadRequestError
-from runtime.weights import ModelFolder, read_json
+from runtime.model_settings import read_json
+from runtime.weights import ModelFolder
 
 _PROBED_STEPS = 10
 _MOST_TIMESTEPS = 100_000  # of training; samplers make tables of them

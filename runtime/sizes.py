@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import signature
-from pathlib import Path
-from typing import Any, Self
-
-from diffusers import AutoencoderKLWan, ConfigMixin, WanTransformer3DModel
+from typing import Self
 
 from runtime.configs import Config
 from runtime.errors import BadRequestError
+from runtime.model_settings import TransformerSettings, VaeSettings
 from runtime.request import VideoRequest
-from runtime.weights import ModelFolder, read_json
+from runtime.weights import ModelFolder
 from runtime.windows import Windows
 
 
@@ -38,15 +35,16 @@ class LatentSizes:
     @classmethod
     def of_model(cls, folder: ModelFolder) -> Self:
         """By its settings; no weights are read."""
-        transformer = _settings(WanTransformer3DModel, folder.path / "transformer")
-        vae = _settings(AutoencoderKLWan, folder.path / "vae")
+        transformer = TransformerSettings.read(folder.path / "transformer" / "config.json")
+        vae = VaeSettings.read(folder.path / "vae" / "config.json")
+        frames, height, width = transformer.patch_size
         return cls(
             model=folder.name,
-            channels=transformer["out_channels"],
-            temporal=vae["scale_factor_temporal"],
-            spatial=vae["scale_factor_spatial"],
-            patch=tuple(transformer["patch_size"]),
-            positions=transformer["rope_max_seq_len"],
+            channels=transformer.channels,
+            temporal=vae.scale_factor_temporal,
+            spatial=vae.scale_factor_spatial,
+            patch=(frames, height, width),
+            positions=transformer.rope_max_seq_len,
         )
 
     def of(self, request: VideoRequest) -> tuple[int, int, int]:
@@ -88,11 +86,3 @@ class LatentSizes:
         if window is None:
             return Windows(total, total, (0,))
         return Windows.over(total, (window.frames - 1) // self.temporal + 1, window.overlap // self.temporal)
-
-
-def _settings(kind: type[ConfigMixin], folder: Path) -> dict[str, Any]:
-    """A component's settings. Those that are newer than its folder are its class's defaults: the VAE of the
-    Wan2.1 repositories states no scale factors."""
-    parameters = signature(kind.__init__).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-    return defaults | read_json(folder / "config.json")

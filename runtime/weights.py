@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from diffusers import AutoencoderKLWan, ConfigMixin, WanTransformer3DModel, WanVACETransformer3DModel
+from safetensors import SafetensorError
 
 from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.errors import BadRequestError
 from runtime.lora import lora_digest
+from runtime.model_settings import (
+    ImageEncoderSettings,
+    ModelIndex,
+    TextEncoderSettings,
+    TransformerSettings,
+    VaeSettings,
+    empty_model,
+    read_json,
+)
 from runtime.request import VideoRequest
+from runtime.weight_files import WeightFiles
+
+_EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
 class ModelKind(StrEnum):
@@ -24,15 +37,23 @@ class ModelKind(StrEnum):
     IMAGE = "WanImageToVideoPipeline"
     VACE = "WanVACEPipeline"
 
+    @property
+    def transformer(self) -> type[ConfigMixin]:
+        """Class of its transformer."""
+        return _TRANSFORMERS[self]
 
-_WEIGHTS = {  # component → stem of its weight file, as diffusers and transformers name it
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-_IMAGE_WEIGHTS = {"image_encoder": "model"}
+
 _TEXT_BESIDE_IMAGE = 512  # text tokens, where image tokens stand before them: `WanAttnProcessor` counts on it
-_HASHED_WHOLE = 64 * 2**20  # bytes; of larger files the revision takes in only the header and the size
+_HASHED_WHOLE = 64 * 2**20  # bytes; of larger files the revision takes in the header and samples
+_SAMPLES, _SAMPLE = 63, 2**20
+_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+
+
+_TRANSFORMERS: dict[ModelKind, type[ConfigMixin]] = {
+    ModelKind.TEXT: WanTransformer3DModel,
+    ModelKind.IMAGE: WanTransformer3DModel,
+    ModelKind.VACE: WanVACETransformer3DModel,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +99,33 @@ def find_model(config: Config) -> ModelFolder:
     path, commit = (local, None) if local else _download(config.model, config.revision)
     try:
         kind = _check_folder(path, config.architecture)
+        revision = commit or folder_digest(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise BadRequestError(f"model: {config.model!r} cannot be used: {error}") from None
-    revision = commit or _digest(path)
     if config.lora is not None:
         revision += f"+{lora_digest(config.lora)}"
     return ModelFolder(config.model, path, revision, kind)
 
 
 def find_local(config: Config) -> Path | None:
-    """The folder of an embedded model, or of a model on disk; None if it has to be fetched."""
-    for folder in (EMBEDDED_MODELS / config.model, Path(config.model)):
-        if folder.is_dir():
-            return folder
+    """The folder of an embedded model, or of a model on disk; None if it has to be fetched.
+
+    Raises:
+        BadRequestError: it is a file, or a folder that may not be looked into.
+    """
+    name = config.model
+    embedded = [EMBEDDED_MODELS / name] if name == Path(name).name and name not in {"", ".."} else []
+    for path in (*embedded, *([Path(name).expanduser()] if name else [])):
+        try:
+            if path.is_dir():
+                return path
+            if path.is_file():
+                raise BadRequestError(
+                    f"model: {name!r} given; it is a single file, a folder in diffusers layout is needed, "
+                    f"such as the repository {_EXAMPLE}"
+                )
+        except OSError as error:
+            raise BadRequestError(f"model: {name!r} cannot be used: {error.strerror}") from None
     return None
 
 
@@ -99,6 +134,11 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     embedded = ", ".join(sorted(p.name for p in EMBEDDED_MODELS.iterdir() if p.is_dir()))
+    if not _REPOSITORY.fullmatch(repository):
+        raise BadRequestError(
+            f"model: {repository!r} given; there is no such folder here, and it is neither embedded "
+            f"({embedded}) nor named like a Hugging Face repository, such as {_EXAMPLE}"
+        )
     try:
         path = Path(
             snapshot_download(
@@ -117,84 +157,95 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
 
 
 def _check_folder(path: Path, expected: Architecture | None) -> ModelKind:
-    """Which kind of model it holds."""
-    index = read_json(path / "model_index.json")
-    if index.get("_class_name") not in list(ModelKind):
-        raise ValueError(f"it is a {index.get('_class_name')}; supported are {', '.join(ModelKind)}")
-    kind = ModelKind(index["_class_name"])
-    if (index.get("transformer_2") or [None])[0] is not None:
+    """Which kind of model it holds, whose settings are well-formed, and whose weights are what they say."""
+    if not (path / "model_index.json").is_file() and _is_original(path):
+        raise ValueError(
+            f"it is in the layout of Wan's own repositories; one in diffusers layout is needed: {_EXAMPLE}"
+        )
+    index = ModelIndex.read(path / "model_index.json")
+    if index.pipeline not in list(ModelKind):
+        raise ValueError(f"it is a {index.pipeline}; supported are {', '.join(ModelKind)}")
+    kind = ModelKind(index.pipeline)
+    if index.has_two_transformers:
         raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
     read_json(path / "scheduler" / "scheduler_config.json")
     tokenizer = path / "tokenizer"
     if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise FileNotFoundError(f"{tokenizer}: holds neither tokenizer.json nor spiece.model")
-    weights = _WEIGHTS | (_IMAGE_WEIGHTS if kind is ModelKind.IMAGE else {})
-    if kind is ModelKind.IMAGE:
-        read_json(path / "image_processor" / "preprocessor_config.json")
-    for component, stem in weights.items():
-        read_json(path / component / "config.json")
-        for file in _weight_files(path / component, stem):
-            _check_weights(file)
-    transformer = read_json(path / "transformer" / "config.json")
+    transformer = TransformerSettings.read(path / "transformer" / "config.json")
     _check_conditioning(kind, transformer)
     if expected is not None:
         found = Architecture(
-            layers=transformer.get("num_layers", 0),
-            heads=transformer.get("num_attention_heads", 0),
-            head_dim=transformer.get("attention_head_dim", 0),
-            ffn_dim=transformer.get("ffn_dim", 0),
+            layers=transformer.num_layers,
+            heads=transformer.num_attention_heads,
+            head_dim=transformer.attention_head_dim,
+            ffn_dim=transformer.ffn_dim,
         )
         if found != expected:
             raise ValueError(f"its transformer has {found}, but the config expects {expected}")
+    vae = VaeSettings.read(path / "vae" / "config.json")
+    text = TextEncoderSettings.read(path / "text_encoder" / "config.json")
+    if vae.z_dim != transformer.channels:
+        raise ValueError(f"its VAE has {vae.z_dim} channels, its transformer predicts {transformer.channels}")
+    if text.d_model != transformer.text_dim:
+        raise ValueError(
+            f"its text encoder gives {text.d_model} channels, its transformer takes {transformer.text_dim}"
+        )
+    _check_weights(path, kind)
     return kind
 
 
-def _check_conditioning(kind: ModelKind, transformer: dict[str, Any]) -> None:
+def _check_weights(path: Path, kind: ModelKind) -> None:
+    """Compare the headers of all weight files with the models that the settings describe."""
+    _check_component(path / "transformer", kind.transformer)
+    _check_component(path / "vae", AutoencoderKLWan)
+    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+    settings = path / "text_encoder" / "config.json"
+    wanted = empty_model(lambda: UMT5EncoderModel(UMT5Config.from_dict(read_json(settings))), settings)
+    WeightFiles(path / "text_encoder", "model").check(wanted, complete=False)  # some are tied to others
+    if kind is ModelKind.IMAGE:
+        read_json(path / "image_processor" / "preprocessor_config.json")
+        folder = path / "image_encoder"
+        ImageEncoderSettings.read(folder / "config.json")
+        given = read_json(folder / "config.json")
+        wanted = empty_model(
+            lambda: CLIPVisionModel(CLIPVisionConfig.from_dict(given)), folder / "config.json"
+        )
+        WeightFiles(folder, "model").check(wanted, prefix="vision_model.", complete=False)
+
+
+def _check_component(folder: Path, model: type[ConfigMixin]) -> None:
+    settings = folder / "config.json"
+    wanted = empty_model(lambda: model.from_config(read_json(settings)), settings)
+    WeightFiles(folder, _DIFFUSERS_WEIGHTS).check(wanted)
+
+
+def _is_original(path: Path) -> bool:
+    """Whether a folder is one of Wan's own: its VAE and text encoder are pickled beside the weights."""
+    return any(path.glob("Wan2*_VAE.pth")) or any(path.glob("models_t5_*.pth"))
+
+
+def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> None:
     """Refuse a transformer that takes what it is conditioned on otherwise than Wan2.1's do."""
-    has_image = transformer.get("image_dim") is not None
-    extra = transformer.get("in_channels", 0) - transformer.get("out_channels", 0)
-    has_control = "vace_layers" in transformer
-    if has_control != (kind is ModelKind.VACE):
-        raise ValueError(f"it is a {kind}, but its transformer is a {transformer.get('_class_name')}")
+    has_image = transformer.image_dim is not None
+    extra = transformer.in_channels - transformer.channels
+    has_control = transformer.vace_layers is not None
+    named = transformer.class_name or kind.transformer.__name__
+    if has_control != (kind is ModelKind.VACE) or named != kind.transformer.__name__:
+        raise ValueError(f"it is a {kind}, but its transformer is a {named}")
     if kind is not ModelKind.IMAGE and (has_image or extra):
         raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not give")
     if kind is ModelKind.IMAGE and not (has_image and extra):
         raise ValueError("it takes an image otherwise than Wan2.1's I2V, which is not supported yet")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def folder_digest(path: Path) -> str:
+    """SHA-256 over names, sizes and content of the folder's files.
 
-    Raises:
-        FileNotFoundError, ValueError: there is none.
+    Of a file above 64 MB count its name, its size, its first MB (for safetensors the header: every weight's
+    name, type and place) and 62 MB more, in pieces of 1 MB spread evenly to its end.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    return dict(content)
-
-
-def _weight_files(folder: Path, stem: str) -> list[Path]:
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    return [folder / f"{stem}.safetensors"]
-
-
-def _check_weights(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        with safe_open(path, framework="pt"):  # checks that the header covers the file exactly
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from None
-
-
-def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(
         p for p in path.rglob("*") if p.is_file() and p.suffix in {".json", ".safetensors", ".model"}
@@ -202,5 +253,10 @@ def _digest(path: Path) -> str:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
         with file.open("rb") as handle:
-            digest.update(handle.read(_HASHED_WHOLE))
+            if size <= _HASHED_WHOLE:
+                digest.update(handle.read())
+                continue
+            for number in range(_SAMPLES):
+                handle.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
+                digest.update(handle.read(_SAMPLE))
     return f"sha256:{digest.hexdigest()[:16]}"

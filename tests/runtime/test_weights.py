@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.request import VideoRequest
 from runtime.video import FrameBuffer
-from runtime.weights import find_model
+from runtime.weights import find_model, folder_digest
 
+TRANSFORMER = "transformer/config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -26,6 +28,10 @@ def copy(tmp_path: Path) -> Path:
 
 def found(config: Config, folder: Path) -> str:
     return find_model(config.model_copy(update={"model": str(folder)})).revision
+
+
+def rename(path: Path, name: str) -> None:
+    path.rename(path.with_name(name))
 
 
 def truncate(path: Path) -> None:
@@ -59,14 +65,151 @@ def test_revision_is_of_the_content(config: Config, copy: Path) -> None:
         (lambda m: (m / "vae" / "config.json").unlink(), "vae/config.json is missing"),
         (lambda m: (m / "tokenizer" / "tokenizer.json").unlink(), "neither tokenizer.json"),
         (lambda m: (m / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json is missing"),
-        (lambda m: edit(m / "transformer" / "config.json", in_channels=36), "expects an image"),
+        (lambda m: edit(m / TRANSFORMER, in_channels=36), "expects an image"),
+        (lambda m: edit(m / TRANSFORMER, in_channels=None), "config.json: in_channels: None given"),
+        (lambda m: edit(m / TRANSFORMER, num_layers="8"), "num_layers: '8' given"),
+        (lambda m: edit(m / TRANSFORMER, num_layers=0), "num_layers: 0 given"),
+        (lambda m: edit(m / TRANSFORMER, num_layers=9), "lacks 27 weights, the first is blocks.8."),
+        (lambda m: edit(m / TRANSFORMER, patch_size=2), "patch_size: 2 given; input should be a valid list"),
+        (lambda m: edit(m / TRANSFORMER, rope_max_seq_len=None), "rope_max_seq_len: None given"),
+        (
+            lambda m: edit(m / TRANSFORMER, attention_head_dim=33),
+            "attention_head_dim: 33 given; must be even",
+        ),
+        (
+            lambda m: edit(m / TRANSFORMER, ffn_dim=700),
+            "has shape [768], by config.json it should be [700]",
+        ),
+        (lambda m: edit(m / TRANSFORMER, text_dim=32), "gives 64 channels, its transformer takes 32"),
+        (lambda m: edit(m / "vae/config.json", latents_mean=[0.0] * 15), "latents_mean has 15 numbers"),
+        (lambda m: edit(m / "vae/config.json", latents_std=[0.0] * 16), "latents_std.0: 0.0 given"),
+        (lambda m: edit(m / "vae/config.json", z_dim=48), "has 16 numbers where z_dim is 48"),
+        (lambda m: edit(m / "vae/config.json", scale_factor_spatial="8"), "scale_factor_spatial: '8' given"),
+        (lambda m: edit(m / "vae/config.json", base_dim=8), "it should be"),
+        (lambda m: edit(m / "text_encoder/config.json", d_model=None), "d_model: None given"),
+        (lambda m: edit(m / "text_encoder/config.json", model_type="t5"), "is not umt5"),
+        (lambda m: edit(m / "text_encoder/config.json", vocab_size=7), "it should be [7, 64]"),
+        (lambda m: (m / "model_index.json").write_text("[1, 2]"), "holds a list where a JSON object"),
+        (lambda m: (m / "model_index.json").write_text("[" * 9**6), "not valid JSON"),
+        (lambda m: (m / "model_index.json").write_text("{}"), "_class_name is missing"),
+        (lambda m: (m / "vae/config.json").write_text('"x"'), "holds a str where a JSON object"),
+        (lambda m: edit(m / "model_index.json", transformer_2="x"), "transformer_2: 'x' given"),
+        (lambda m: edit(m / "model_index.json", boundary_ratio=0.9), "two transformers"),
+        (
+            lambda m: rename(m / "transformer" / WEIGHTS, "diffusion_pytorch_model.fp16.safetensors"),
+            "rename it if you want the variant 'fp16'",
+        ),
+        (
+            lambda m: rename(m / "transformer" / WEIGHTS, "diffusion_pytorch_model.bin"),
+            "pickled weights are not read, convert them to safetensors",
+        ),
+        (
+            lambda m: (m / "transformer" / WEIGHTS).write_text(
+                "version https://git-lfs.github.com/spec/v1\n"
+            ),
+            "git lfs pull",
+        ),
     ],
 )
 def test_damage_is_named(config: Config, copy: Path, damage: Callable[[Path], object], said: str) -> None:
     damage(copy)
     with pytest.raises(BadRequestError, match="cannot be used") as caught:
+        found(config.model_copy(update={"architecture": None}), copy)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_channels_that_go_out_are_those_that_come_in_unless_said_otherwise(
+    config: Config, copy: Path, small: Callable[..., VideoRequest]
+) -> None:
+    """diffusers' own default, and what its models write."""
+    edit(copy / TRANSFORMER, out_channels=None)
+    engine = Engine(config.model_copy(update={"model": str(copy)}))
+    sink = FrameBuffer()
+    engine.generate(small(steps=1).full, [sink])
+    assert engine.sizes.channels == 16 and sink.frames.shape == (5, 48, 64, 3)
+
+
+def shard(copy: Path) -> dict[str, str]:
+    """Spread the transformer over two files; where each weight is."""
+    path = copy / "transformer" / WEIGHTS
+    tensors = load_file(path)
+    path.unlink()
+    names = sorted(tensors)
+    placed = {}
+    for number in range(2):
+        part = {name: tensors[name] for name in names[number::2]}
+        save_file(part, path.parent / f"part-{number}.safetensors", metadata={"format": "pt"})
+        placed |= dict.fromkeys(part, f"part-{number}.safetensors")
+    return placed
+
+
+@pytest.mark.parametrize(
+    ("falsify", "said"),
+    [
+        (lambda placed: placed, None),
+        (lambda placed: [1, 2], "weight_map must be an object"),
+        (lambda placed: {}, "weight_map must be an object"),
+        (lambda placed: None, "weight_map must be an object"),
+        (lambda placed: placed | {"more": [1]}, "weight_map must be an object"),
+        (lambda placed: dict.fromkeys(placed, 1), "1 is not the name of a file beside it"),
+        (lambda placed: dict.fromkeys(placed, "../vae/x"), "'../vae/x' is not the name of a file beside it"),
+        (lambda placed: dict.fromkeys(placed, "part-0.safetensors"), "which does not hold it"),
+        (lambda placed: placed | {"more": "part-2.safetensors"}, "part-2.safetensors is missing"),
+    ],
+)
+def test_an_index_is_checked_against_the_files(
+    config: Config, copy: Path, falsify: Callable[[dict[str, str]], object], said: str | None
+) -> None:
+    index = {"metadata": {}, "weight_map": falsify(shard(copy))}
+    (copy / "transformer" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    if said is None:
+        assert found(config, copy)
+        return
+    with pytest.raises(BadRequestError, match="cannot be used") as caught:
         found(config, copy)
     assert said in str(caught.value)
+
+
+def test_revisions_of_large_files_differ_wherever_they_differ_by_a_megabyte(tmp_path: Path) -> None:
+    path, size = tmp_path / "a.safetensors", 80 * 2**20
+    with path.open("wb") as file:
+        file.truncate(size)
+    seen = {folder_digest(tmp_path)}
+    for place in (0, size // 3, size // 2, size - 2 * 2**20):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x" * 2 * 2**20)
+        seen.add(folder_digest(tmp_path))
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("{tmp}/w.safetensors", "it is a single file, a folder in diffusers layout is needed"),
+        ("{tmp}/original", "layout of Wan's own repositories"),
+        ("{tmp}/nothing", "there is no such folder here"),
+        ("{tmp}", "model_index.json is missing"),
+        ("~/nothing/there", "there is no such folder here"),
+        ("C:\\models\\wan", "there is no such folder here"),
+        ("", "there is no such folder here"),
+        ("a\0b", "there is no such folder here"),
+        ("x" * 5000, "cannot be used"),
+    ],
+)
+def test_what_is_no_model_folder_is_told_apart(config: Config, tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"x")
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "Wan2.1_VAE.pth").touch()
+    with pytest.raises(BadRequestError, match="model: ") as caught:
+        find_model(config.model_copy(update={"model": name.format(tmp=tmp_path)}))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_may_be_named_from_home(config: Config, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert find_model(config.model_copy(update={"model": "~/model"})).path == copy
 
 
 def test_a_shard_that_the_index_names_must_be_there(config: Config, copy: Path) -> None:

@@ -1,0 +1,193 @@
+"""Settings of a model folder's components, read from its JSON files and checked by type."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+def _even(value: int) -> int:
+    if value % 2:
+        raise ValueError("must be even")
+    return value
+
+
+class _Settings(BaseModel):
+    """Fields as in diffusers, with its defaults; unknown ones are another version's."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The settings in a JSON file.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none, or a field is missing, of another type or out of its
+                bounds.
+        """
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            problems = list(_problems(error))
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise ValueError(f"{'/'.join(path.parts[-2:])}: {'; '.join(problems[:3])}{more}") from None
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        said = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            yield f"{field} is missing"
+        elif field:
+            yield f"{field}: {reprlib.repr(problem['input'])} given; {said[:1].lower()}{said[1:]}"
+        else:
+            yield said
+
+
+class ModelIndex(_Settings):
+    """model_index.json: which pipeline it is, and which of its components are there."""
+
+    pipeline: str = Field(alias="_class_name")
+    transformer_2: list[str | None] | None = None
+    boundary_ratio: float | None = None
+
+    @property
+    def has_two_transformers(self) -> bool:
+        return any(self.transformer_2 or ()) or self.boundary_ratio is not None
+
+
+class TransformerSettings(_Settings):
+    """transformer/config.json of Wan."""
+
+    class_name: str | None = Field(None, alias="_class_name")
+    patch_size: Annotated[list[_Count], Field(min_length=3, max_length=3)] = [1, 2, 2]
+    num_attention_heads: _Count = 40
+    attention_head_dim: Annotated[_Count, AfterValidator(_even)] = 128
+    in_channels: _Count = 16
+    out_channels: _Count | None = 16
+    text_dim: _Count = 4096
+    freq_dim: Annotated[_Count, AfterValidator(_even)] = 256
+    ffn_dim: _Count = 13824
+    num_layers: _Count = 40
+    cross_attn_norm: bool = True
+    qk_norm: str | None = "rms_norm_across_heads"
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+    image_dim: _Count | None = None
+    added_kv_proj_dim: _Count | None = None
+    rope_max_seq_len: _Count = 1024
+    pos_embed_seq_len: _Count | None = None
+    vace_layers: list[Annotated[int, Field(ge=0)]] | None = None
+    vace_in_channels: _Count | None = None
+
+    @property
+    def channels(self) -> int:
+        """Channels of what it predicts: those that it is given, where nothing else is said."""
+        return self.out_channels or self.in_channels
+
+
+class VaeSettings(_Settings):
+    """vae/config.json of Wan. The VAEs of the Wan2.1 repositories state no scale factors."""
+
+    class_name: str | None = Field(None, alias="_class_name")
+    base_dim: _Count = 96
+    decoder_base_dim: _Count | None = None
+    z_dim: _Count = 16
+    dim_mult: Annotated[list[_Count], Field(min_length=1)] = [1, 2, 4, 4]
+    num_res_blocks: _Count = 2
+    attn_scales: list[float] = []
+    temperal_downsample: list[bool] = [False, True, True]
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    latents_mean: list[Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    latents_std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    is_residual: bool = False
+    in_channels: _Count = 3
+    out_channels: _Count = 3
+    patch_size: _Count | None = None
+    scale_factor_temporal: _Count = 4
+    scale_factor_spatial: _Count = 8
+
+    @model_validator(mode="after")
+    def _one_number_for_each_channel(self) -> Self:
+        for name in ("latents_mean", "latents_std"):
+            given = getattr(self, name)
+            numbers = 16 if given is None else len(given)  # diffusers' own are Wan2.1's
+            if numbers != self.z_dim:
+                raise ValueError(f"{name} has {numbers} numbers where z_dim is {self.z_dim}")
+        if len(self.temperal_downsample) != len(self.dim_mult) - 1:
+            raise ValueError("temperal_downsample needs one value fewer than dim_mult")
+        return self
+
+
+class TextEncoderSettings(_Settings):
+    """text_encoder/config.json of UMT5."""
+
+    model_type: str = "umt5"
+    vocab_size: _Count
+    d_model: _Count
+    d_kv: _Count
+    d_ff: _Count
+    num_layers: _Count
+    num_heads: _Count
+
+    @model_validator(mode="after")
+    def _is_umt5(self) -> Self:
+        if self.model_type != "umt5":
+            raise ValueError(f"model_type {self.model_type!r} is not umt5, Wan's text encoder")
+        return self
+
+
+class ImageEncoderSettings(_Settings):
+    """image_encoder/config.json of CLIP."""
+
+    hidden_size: _Count = 768
+    intermediate_size: _Count = 3072
+    num_hidden_layers: _Count = 12
+    num_attention_heads: _Count = 12
+    image_size: _Count = 224
+    patch_size: _Count = 32
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        held = type(content).__name__
+        raise ValueError(f"{path} holds a {held} where a JSON object is needed")  # noqa: TRY004 of a file
+    return content
+
+
+def empty_model(make: Callable[[], Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of the model that settings describe; nothing is allocated.
+
+    Args:
+        make: builds it.
+        path: of the settings, for the message.
+
+    Raises:
+        ValueError: they describe none.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = make()
+    except Exception as error:  # whatever a model's class makes of settings that do not fit each other
+        raise ValueError(f"{path} describes no model: {type(error).__name__}: {error}") from None
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

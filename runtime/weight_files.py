@@ -1,0 +1,103 @@
+"""Weight files of a model's component: which there are, and whether they hold what its settings describe.
+
+Only headers are read, so this is quick for any size of model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from runtime.model_settings import read_json
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The safetensors files of one component.
+
+    Args:
+        folder: where they lie.
+        stem: of their names, as diffusers or transformers name them.
+    """
+
+    folder: Path
+    stem: str
+
+    def shapes(self) -> Shapes:
+        """Name and shape of every weight, by the files' headers.
+
+        Raises:
+            OSError, ValueError: a file is missing or corrupt, or is not what the index says.
+        """
+        index = self.folder / f"{self.stem}.safetensors.index.json"
+        if not index.is_file():
+            single = self.folder / f"{self.stem}.safetensors"
+            if not single.is_file():
+                raise FileNotFoundError(f"{single} is missing{self._instead()}")
+            return _header(single)
+        placed = read_json(index).get("weight_map")
+        if (
+            not isinstance(placed, dict)
+            or not placed
+            or any(isinstance(f, dict | list) for f in placed.values())
+        ):
+            raise ValueError(f"{index}: weight_map must be an object that names the file of each weight")
+        held: dict[str, Shapes] = {}
+        for file in sorted(set(placed.values()), key=str):
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{index}: {file!r} is not the name of a file beside it")
+            held[file] = _header(self.folder / file)
+        for name, file in placed.items():
+            if name not in held[file]:
+                raise ValueError(f"{index}: {name} should be in {file}, which does not hold it")
+        return {name: shape for shapes in held.values() for name, shape in shapes.items()}
+
+    def check(self, wanted: Shapes, *, prefix: str = "", complete: bool = True) -> None:
+        """Refuse weights that a model does not have room for.
+
+        Args:
+            wanted: name and shape of the model's weights.
+            prefix: that names in the files may have before those of the model.
+            complete: whether every weight of the model must be there.
+
+        Raises:
+            OSError, ValueError: one is missing or of another shape, or see `shapes`.
+        """
+        found = {name.removeprefix(prefix): shape for name, shape in self.shapes().items()}
+        missing = sorted(wanted.keys() - found.keys())
+        if missing and complete:
+            raise ValueError(f"{self.folder} lacks {len(missing)} weights, the first is {missing[0]}")
+        for name in sorted(wanted.keys() & found.keys()):
+            if found[name] != wanted[name]:
+                raise ValueError(
+                    f"{self.folder}: {name} has shape {list(found[name])}, "
+                    f"by config.json it should be {list(wanted[name])}"
+                )
+
+    def _instead(self) -> str:
+        """What lies there that cannot be read, and what to do about it."""
+        for file in sorted(self.folder.glob("*")):
+            if file.suffix == ".safetensors" and file.name.startswith(f"{self.stem}."):
+                variant = file.name.removeprefix(f"{self.stem}.").removesuffix(".safetensors")
+                return f", {file.name} is there: rename it if you want the variant {variant!r}"
+            if file.suffix in {".bin", ".pth", ".pt", ".ckpt"}:
+                return f", {file.name} is there: pickled weights are not read, convert them to safetensors"
+        return ""
+
+
+def _header(path: Path) -> Shapes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    with path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path} is Git LFS's note of where the weights are: run `git lfs pull`")
+    try:
+        with safe_open(path, framework="pt") as content:  # checks that the header covers the file exactly
+            return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is corrupt: {error}") from None

@@ -29,8 +29,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[WanPipeline, Pat
         latents_std=[1.0] * CHANNELS,
     )  # fmt: skip
     transformer = WanTransformer3DModel(
-        num_attention_heads=4, attention_head_dim=16, in_channels=CHANNELS, out_channels=CHANNELS, text_dim=64,
-        freq_dim=32, ffn_dim=96, num_layers=2,
+        num_attention_heads=4, attention_head_dim=16, in_channels=CHANNELS, out_channels=CHANNELS,
+        text_dim=64, freq_dim=32, ffn_dim=96, num_layers=2,
     )  # fmt: skip
     with torch.no_grad():
         transformer.proj_out.weight.normal_(std=0.05)

@@ -181,7 +181,7 @@ class Queue:
         Args:
             job: checked, and with absolute paths.
             name: unique, one line of text; by default made from its number.
-            owner: one line of text; shares the replicas fairly with other owners of the same priority.
+            owner: shares the replicas fairly with other owners of the same priority.
             priority: higher ones go first.
             seconds: after which it is given up, waiting or not.
 
@@ -189,8 +189,7 @@ class Queue:
             BadRequestError: a request of this name is there already, one that has not ended writes one of the
                 same files, or a value is out of its bounds.
         """
-        _check_line("name", name)
-        _check_line("owner", owner or None)
+        check_line("name", name)
         if not -_LARGEST <= priority <= _LARGEST:
             raise BadRequestError(f"priority: {priority} given; it must fit into 64 bits")
         if seconds is not None and not 0 < seconds <= _LONGEST:  # not a number is neither
@@ -347,7 +346,7 @@ class Queue:
             raise QueueError(f"queue: cannot {what} {file!r}: {error}") from error
 
 
-def _check_line(field: str, text: str | None) -> None:
+def check_line(field: str, text: str | None) -> None:
     """Refuse what cannot be shown as a name.
 
     Raises:

@@ -59,7 +59,9 @@ def add(
 ) -> None:
     """Add a request for a video of PROMPT, and print its number. Options are those of `generate`."""
     from launch.jobs import build_job
+    from launch.queue import check_line
 
+    check_line("owner", owner)
     job = build_job(**options)
     job.check_files()
     owner = owner or _user()
@@ -93,18 +95,14 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
 def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
     """Do what is in the queue, on the Ray cluster of RAY_ADDRESS or on one of this machine."""
     from launch.entries import State
-    from launch.ray_cluster import cluster
-    from launch.ray_pool import ReplicaPool
-    from launch.signals import stopped_by_signals
+    from launch.ray_cluster import on_cluster
 
     with _opened(folder, must_exist=True) as opened:
         before = opened.count()
         ranks = max((_world(entry) for entry in opened.entries(*_OPEN)), default=1)
-        with cluster(replicas * ranks, {"queue": str(folder.absolute()), "replicas": str(replicas)}):
-            pool = ReplicaPool(opened, replicas, partial(print_event, console))
-            with stopped_by_signals(pool.stop):
-                pool.run(keep=keep)
-            stopped = pool.ending
+    about = {"queue": str(folder.absolute()), "replicas": str(replicas)}
+    stopped = on_cluster(replicas * ranks, about, partial(_serve, folder, replicas, keep, console), console)
+    with _opened(folder, must_exist=True) as opened:
         ended = {state: count - before[state] for state, count in opened.count().items()}
     console.print(
         ", ".join(f"{ended[state]} {state}" for state in (State.DONE, State.FAILED, State.CANCELLED))
@@ -113,6 +111,17 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
         raise CancelledError("stopped; requests that were running wait in the queue")
     if ended[State.FAILED]:
         raise JobFailedError(f"{ended[State.FAILED]} requests failed: see `lockstep status --queue {folder}`")
+
+
+def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: Any) -> bool:
+    """Serve the queue in a driver's process; whether it was told to stop."""
+    from launch.ray_pool import ReplicaPool
+
+    with _opened(folder, must_exist=True) as opened:
+        pool = ReplicaPool(opened, replicas, partial(print_event, console), driver.pulse)
+        with driver.stopped_by_signals(pool.stop):
+            pool.run(keep=keep)
+        return pool.ending
 
 
 def _world(entry: Any) -> int:

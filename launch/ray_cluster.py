@@ -5,39 +5,200 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
 
+import psutil
 import ray
 from ray.job_config import JobConfig
+from rich.console import Console
+
+from launch.ray_address import VARIABLE, cluster_address
+from launch.ray_driver import Driver, drive
+from runtime.errors import BadRequestError, JobFailedError
 
 log = logging.getLogger(__name__)
 
+_JOINING = 60.0  # seconds in which a cluster that is there takes a driver in
+_STARTING = 180.0  # seconds in which a local one starts; here it takes 4
+_LOOK = 0.5  # seconds between two looks at the processes of a local one
+_STOPPED = 10.0  # seconds for which one of them may be stopped
 
-@contextmanager
-def cluster(cpus: int, about: Mapping[str, str]) -> Iterator[None]:
-    """Use the cluster of RAY_ADDRESS, or a local one that ends with the block.
+_Result = TypeVar("_Result")
+
+
+def on_cluster(
+    cpus: int, about: Mapping[str, str], work: Callable[[Driver], _Result], console: Console
+) -> _Result:
+    """Do `work` in a driver of the cluster of RAY_ADDRESS, or of a local one that ends with it.
+
+    When a local one ends before, the work is done again in another driver, with another cluster;
+    `Driver.again` tells it to go on. Nothing of a local one is left in the end, even if this process is
+    killed.
 
     Args:
         cpus: at least so many on a local one.
         about: what the driver does, for `ray list jobs` and `ray job list`.
+
+    Raises:
+        BadRequestError: there is no cluster at RAY_ADDRESS.
+        CancelledError: a signal came.
+        JobFailedError: the cluster is gone.
+        Exception: what `work` raised.
     """
+    address = cluster_address()
+    task: Callable[[Driver], None] = partial(_drive, address, cpus, about, work)
+    return drive(task, console, own=address is None)  # type: ignore[no-any-return]
+
+
+def _drive(
+    address: str | None,
+    cpus: int,
+    about: Mapping[str, str],
+    work: Callable[[Driver], object],
+    driver: Driver,
+) -> None:
+    """The life of a driver."""
+    with cluster(address, cpus, about, driver) as guard:
+        try:
+            value = work(driver)
+        except JobFailedError:
+            guard.look_again()
+            raise
+        driver.done(value)
+
+
+@contextmanager
+def cluster(
+    address: str | None, cpus: int, about: Mapping[str, str], driver: Driver
+) -> Iterator[Guard | Unguarded]:
+    """Use the cluster at `address`, or without one a local one that ends with the block."""
     metadata = {f"lockstep_{key}": value for key, value in about.items()}
     shared: dict[str, Any] = {
         "job_config": JobConfig(metadata=metadata),
         "logging_level": logging.ERROR,
         "log_to_driver": False,
     }
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(address="auto", **shared)
-        _tell_submission(metadata)
+    guard: Guard | Unguarded = Unguarded()
+    if address is not None:
+        with driver.pulse.within(_JOINING, f"the cluster at {VARIABLE}={address}"):
+            _join(address, shared)
+            _tell_submission(metadata)
     else:
-        ray.init(address="local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **shared)
+        os.environ.pop(VARIABLE, None)  # empty, perhaps
+        with driver.pulse.within(_STARTING, "it does not start"):
+            ray.init(
+                address="local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **shared
+            )
+        guard = Guard(driver.lost)
     try:
-        yield
+        yield guard
     finally:
-        ray.shutdown()
+        guard.end()
+        with driver.pulse.within(_JOINING, "it does not let go"):
+            ray.shutdown()
+
+
+def _join(address: str, options: Mapping[str, Any]) -> None:
+    """Connect to the cluster at `address`.
+
+    Raises:
+        BadRequestError: it does not take this driver, as it has another version of Ray or Python, or no node
+            on this machine.
+    """
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        said, given = " ".join(str(error).split()), os.environ.get(VARIABLE)
+        raise BadRequestError(
+            f"{VARIABLE}: {given!r} given; Ray cannot use it: {said[:300]}; give HOST:PORT "
+            f"of a cluster that this machine is a node of, or unset {VARIABLE} to use a Ray of its own"
+        ) from error
+
+
+class Guard:
+    """Watches the processes of a local cluster, without which it will not answer for long.
+
+    Args:
+        lost: told of the first that died or stopped.
+    """
+
+    def __init__(self, lost: Callable[[str], None]):
+        self._lost, self._over = lost, threading.Event()
+        self._known: dict[int, tuple[psutil.Process, str]] = {}
+        self._stopped: dict[int, float] = {}
+        self._find()
+        self._thread = threading.Thread(target=self._watch, name="ray-guard", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """They may end now."""
+        self._over.set()
+        self._thread.join()
+
+    def look_again(self) -> None:
+        """The work has failed; see whether it is one of them that made it."""
+        for _ in range(3):
+            self._over.wait(_LOOK)
+            self._look()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK):
+            self._find()
+            self._look()
+
+    def _find(self) -> None:
+        """Learn of them; the raylet's agents come a little later."""
+        if len(self._known) < len(_ROLES):
+            with suppress(psutil.Error):
+                for process in psutil.Process().children(recursive=True):
+                    role = _role(process)
+                    if role:
+                        self._known.setdefault(process.pid, (process, role))
+
+    def _look(self) -> None:
+        for process, role in self._known.values():
+            try:
+                status = process.status() if process.is_running() else psutil.STATUS_ZOMBIE
+            except psutil.Error:
+                status = psutil.STATUS_ZOMBIE
+            if status == psutil.STATUS_ZOMBIE:
+                self._lost(f"{role} (process {process.pid}) died")
+            if status != psutil.STATUS_STOPPED:
+                self._stopped.pop(process.pid, None)
+            elif time.monotonic() - self._stopped.setdefault(process.pid, time.monotonic()) > _STOPPED:
+                self._lost(f"{role} (process {process.pid}) was stopped")
+
+
+class Unguarded:
+    """Of a cluster of others."""
+
+    def end(self) -> None:
+        """Nothing is to be ended."""
+
+    def look_again(self) -> None:
+        """Nothing is known."""
+
+
+_ROLES = {
+    "gcs_server": "Ray's GCS server",
+    "raylet": "Ray's raylet",
+    "DashboardAgent": "Ray's dashboard agent",
+    "RuntimeEnvAgent": "Ray's runtime environment agent",
+}
+
+
+def _role(process: psutil.Process) -> str:
+    """What a process is to Ray; nothing for those that it can lose."""
+    try:
+        name, title = process.name(), " ".join(process.cmdline()[:1])
+    except psutil.Error:
+        return ""
+    return _ROLES.get(name) or _ROLES.get(title.removeprefix("ray::").strip(), "")
 
 
 def _tell_submission(metadata: Mapping[str, str]) -> None:

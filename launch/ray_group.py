@@ -1,169 +1,45 @@
-"""A rank group on Ray: one placement group, one actor per rank, the same engine inside as under torchrun."""
+"""A rank group on Ray as its driver holds it: one placement group, one actor per rank."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launch.exits import exit_code
 from launch.jobs import Job
-from launch.metrics import RankMetrics
-from launch.run import do_job
-from runtime.commands import Command
+from launch.pulse import Pulse
+from launch.ray_actor import Begun, End, Ended, Event, RankActor
+from launch.ray_placement import Bundle, NoRoomError, bundle_for
 from runtime.configs import Config
-from runtime.denoise import StepRecord
-from runtime.devices import pick_device
-from runtime.engine import Engine
-from runtime.errors import BadRequestError, JobFailedError, LockstepError
-from runtime.job import OnStep
-from runtime.ranks import Rendezvous, join
-from runtime.report import Report
+from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
+from runtime.ranks import Rendezvous
 from runtime.topology import Degrees
-from spectrum import StepKind
+
+__all__ = ["Begun", "Bundle", "End", "Ended", "Event", "NoRoomError", "RankGroup", "StartError", "bundle_for"]
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.2  # seconds between two looks at a running job
-_ANSWER = 5.0  # seconds that the first rank has to answer one of them
+_ANSWER = 5.0  # seconds that a rank has to answer one of them
 _SILENCE = 10.0  # seconds beyond two timeouts, after which a group that does not answer is given up
 _ROOM = 120.0  # seconds to wait for a cluster to make room
+_APPEAR = 300.0  # seconds for the processes of ranks to be there; a cluster may have to fetch an image first
+_WITNESSES = 4  # ranks that are asked what they saw
+_CALL = 30.0  # seconds beyond its own timeout that a call into Ray may take, before Ray itself is given up
 
 
-class NoRoomError(JobFailedError):
-    """The cluster is large enough, but others use it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """One generation of a job has begun."""
-
-    label: str
-    kinds: Sequence[StepKind]
-
-
-Event = Begun | StepRecord
-"""What the first rank tells of its progress."""
-
-
-class End(StrEnum):
-    """How a job ended on a group."""
-
-    DONE = "done"
-    REFUSED = "refused"  # the request cannot be served; the group is well
-    CANCELLED = "cancelled"
-    FAILED = "failed"  # the job failed, the group is no more
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The end of a job, as a rank tells it.
-
-    Attributes:
-        reason: what went wrong.
-        report: the report's JSON; of the first rank, when done.
-    """
-
-    end: End
-    reason: str = ""
-    report: str = ""
-
-
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1})
-class RankActor:
-    """One rank. Jobs run one after another; the methods of the group `control` answer meanwhile."""
-
-    def __init__(self) -> None:
-        self._life = ExitStack()
-        self._engine: Engine | None = None
-        self._events: list[Event] = []
-        self._job, self._stopped = -1, -1  # numbers of the current job, and of the last that was told to stop
-
-    @ray.method(concurrency_group="control")
-    def place(self) -> tuple[str, str, int]:
-        """This rank's node, its address, and a port that is free there."""
-        with closing(socket.socket()) as probe:
-            probe.bind(("", 0))
-            port = int(probe.getsockname()[1])
-        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), port
-
-    def start(
-        self, rendezvous: Rendezvous, config: Config, degrees: Degrees, timeout: float
-    ) -> dict[str, Any]:
-        """Meet the other ranks and load the model, once for many jobs; says where this rank is."""
-        self._metrics = RankMetrics(rendezvous.rank, config.model)
-        device = pick_device(config.device, 0 if ray.get_gpu_ids() else rendezvous.local_rank)
-        ranks = self._life.enter_context(join(rendezvous, device, timeout=timeout))
-        self._engine = Engine(config, ranks, degrees)
-        return {
-            "rank": rendezvous.rank,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "born": psutil.Process().create_time(),
-            "device": str(device),
-        }
-
-    def run(self, number: int, job: Job) -> Ended:
-        """Do this rank's part of the group's job of this number; never raises."""
-        assert self._engine is not None
-        self._events, self._job = [], number
-        try:
-            done = do_job(self._engine, job, self._show)
-            self._metrics.kept(done.checkpoint_bytes)
-            return Ended(End.DONE, report=done.to_json() if isinstance(done, Report) else "")
-        except BaseException as error:
-            end = {2: End.REFUSED, 130: End.CANCELLED}.get(exit_code(error), End.FAILED)
-            if end is End.FAILED:
-                log.exception("rank %d: job failed", self._engine.ranks.rank)
-                self._leave(error)
-            reason = str(error) if isinstance(error, LockstepError) else repr(error)
-            return Ended(end, reason)
-
-    def _leave(self, error: BaseException) -> None:
-        """Tell the other ranks, as the end of the block that `start` opened would."""
-        try:
-            self._life.__exit__(type(error), error, error.__traceback__)
-        except BaseException as again:
-            log.info("left the group: %s", again)
-
-    @contextmanager
-    def _show(self, label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
-        self._events.append(Begun(label, kinds))
-        yield self._step
-
-    def _step(self, record: StepRecord) -> None:
-        self._events.append(record)
-        self._metrics.step(record)
-        if self._stopped == self._job and self._engine is not None:
-            self._engine.command(Command.STOP)
-
-    @ray.method(concurrency_group="control")
-    def events(self, start: int) -> list[Event]:
-        """What happened in the current job, from event number `start` on."""
-        return self._events[start:]
-
-    @ray.method(concurrency_group="control")
-    def stop(self, number: int) -> None:
-        """End the job of this number after a step, on all ranks the same, with a checkpoint. A job that has
-        not begun ends after its first step; one that is over is over."""
-        self._stopped = number
-        if self._engine is not None and self._job == number:
-            self._engine.command(Command.STOP)
+class StartError(JobFailedError):
+    """The ranks were there, and one of them failed or died while it loaded the model."""
 
 
 class RankGroup:
@@ -172,31 +48,53 @@ class RankGroup:
     Args:
         config, degrees, timeout: see `runtime.engine.Engine` and `runtime.ranks.join`.
         world: number of ranks.
+        pulse: is told of calls into Ray; who watches it knows when Ray does not answer.
+        unwanted: whether the group is needed no more; asked while it starts.
 
     Raises:
-        BadRequestError: the cluster will never have room for it.
+        BadRequestError: the cluster will never have room for it, or the model cannot be loaded.
+        CancelledError: it was `unwanted`.
         JobFailedError: it did not come up.
     """
 
-    def __init__(self, config: Config, world: int, degrees: Degrees, timeout: float):
-        bundle = bundle_for(config, world, ray.nodes())
-        self._placement: PlacementGroup = placement_group(
-            [bundle.resources] * world, strategy=bundle.strategy
-        )
-        self._timeout, self._jobs = timeout, 0
+    def __init__(
+        self,
+        config: Config,
+        world: int,
+        degrees: Degrees,
+        timeout: float,
+        pulse: Pulse | None = None,
+        unwanted: Callable[[], bool] = lambda: False,
+    ):
+        self._timeout, self._jobs, self._unwanted = timeout, 0, unwanted
+        self._pulse = pulse or Pulse()
+        self._placement: PlacementGroup | None = None
         self._actors: list[Any] = []
         self.places: list[dict[str, Any]] = []
         try:
-            self._wait_for_room(world, bundle)
-            self._actors = self._order([self._actor(index, bundle) for index in range(world)])
-            self.places = self._start(config, degrees, timeout)
+            with _explained("placing the ranks"):
+                self._place(bundle_for(config, world, self._call(ray.nodes)), world)
+            self.places = self._start(config, degrees)
         except BaseException:
             self.kill()
             raise
 
-    def _wait_for_room(self, world: int, bundle: Bundle) -> None:
-        if not self._placement.wait(_ROOM):
-            raise NoRoomError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
+    def _place(self, bundle: Bundle, world: int) -> None:
+        """One actor on each place; ranks of one node are neighbours."""
+        placement = self._placement = self._call(
+            placement_group, [bundle.resources] * world, strategy=bundle.strategy
+        )
+        deadline = time.monotonic() + _ROOM
+        while not self._call(placement.wait, 1.0):
+            self._check_wanted()
+            if time.monotonic() > deadline:
+                raise NoRoomError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
+        self._actors = [self._call(self._actor, index, bundle) for index in range(world)]
+        places = self._results([actor.place.remote() for actor in self._actors], _APPEAR)
+        order = sorted(range(world), key=lambda index: places[index][0])
+        self._nodes = [places[index][0] for index in order]
+        self._address = places[order[0]][1:]
+        self._actors = [self._actors[index] for index in order]
 
     def _actor(self, index: int, bundle: Bundle) -> Any:
         strategy = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=index)
@@ -205,23 +103,53 @@ class RankGroup:
             num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), scheduling_strategy=strategy
         ).remote()
 
-    def _order(self, actors: list[Any]) -> list[Any]:
-        """Ranks of one node are neighbours."""
-        places = _get([actor.place.remote() for actor in actors], "starting the ranks")
-        order = sorted(range(len(actors)), key=lambda index: places[index][0])
-        self._nodes = [places[index][0] for index in order]
-        self._address = places[order[0]][1:]
-        return [actors[index] for index in order]
-
-    def _start(self, config: Config, degrees: Degrees, timeout: float) -> list[dict[str, Any]]:
+    def _start(self, config: Config, degrees: Degrees) -> list[dict[str, Any]]:
         host, port = self._address
         seen: Counter[str] = Counter()
         starting = []
         for rank, (actor, node) in enumerate(zip(self._actors, self._nodes, strict=True)):
             rendezvous = Rendezvous.at(host, port, rank=rank, world=len(self._actors), local_rank=seen[node])
             seen[node] += 1
-            starting.append(actor.start.remote(rendezvous, config, degrees, timeout))
-        return list(_get(starting, "loading the model"))
+            starting.append(actor.start.remote(rendezvous, config, degrees, self._timeout))
+        with _explained("loading the model", StartError):
+            return self._results(starting)
+
+    def _results(self, references: list[Any], within: float | None = None) -> list[Any]:
+        """What all ranks return. Loading takes as long as it takes, so without a limit it is enough that
+        every rank answers meanwhile."""
+        started = answered = time.monotonic()
+        while True:
+            done = self._ready(references)
+            if any(_error_of(reference) for reference in done):
+                self._raise_first(references)
+            if len(done) == len(references):
+                return [self._call(ray.get, reference) for reference in references]
+            self._check_wanted()
+            now = time.monotonic()
+            if within is not None and now - started > within:
+                raise JobFailedError(f"{len(references) - len(done)} ranks did not appear in {within:.0f} s")
+            if within is None and now - answered > _ANSWER:
+                silent = self._silent()
+                if not silent:
+                    answered = time.monotonic()
+                elif now - answered > 2 * self._timeout + _SILENCE:
+                    raise JobFailedError(f"rank {silent[0]} does not answer")
+
+    def _raise_first(self, references: list[Any]) -> NoReturn:
+        """Raise what one of them has raised: a refusal, if any refuses; the others fail because of it."""
+        wait = self._call(ray.wait, references, num_returns=len(references), timeout=_ANSWER)
+        errors = [error for reference in wait[0] if (error := _error_of(reference))]
+        raise next((error for error in errors if isinstance(error, BadRequestError)), errors[0])
+
+    def _silent(self) -> list[int]:
+        """Ranks that do not answer just now."""
+        asked = [actor.events.remote(0, 0) for actor in self._actors]
+        answers = self._call(ray.wait, asked, num_returns=len(asked), timeout=_ANSWER)[0]
+        return [rank for rank, reference in enumerate(asked) if reference not in answers]
+
+    def _check_wanted(self) -> None:
+        if self._unwanted():
+            raise CancelledError("stopped while the ranks were starting")
 
     def run(self, job: Job) -> Iterator[Event | Ended]:
         """Do a job; yields what happens, the end last. After `FAILED` the group must be killed.
@@ -230,79 +158,128 @@ class RankGroup:
         """
         self._jobs += 1
         running = [actor.run.remote(self._jobs, job) for actor in self._actors]
-        told, answered = 0, time.monotonic()
-        while time.monotonic() - answered < 2 * self._timeout + _SILENCE:
-            done, _ = ray.wait(running, num_returns=len(running), timeout=_POLL)
-            fresh = self._events(told)
+        told, answered, end = 0, time.monotonic(), _Ends(len(running))
+        while not end.over(self._timeout) and time.monotonic() - answered < 2 * self._timeout + _SILENCE:
+            end.note(running, self._ready(running))
+            fresh = self._ask(0, "events", self._jobs, told)
             if fresh is not None:
                 answered = time.monotonic()
                 told += len(fresh)
                 yield from fresh
-            if len(done) == len(running) or self._anyone_died(done):
-                break
-        ended = _end_of(running, within=2 * self._timeout + 10)
-        yield from (self._events(told) or []) if ended.end is not End.FAILED else []
+            if end.bad:
+                end.explain(self._failure(end))
+        ended = end.told()
+        yield from (self._ask(0, "events", self._jobs, told) or []) if ended.end is not End.FAILED else []
         yield ended
 
-    def _events(self, start: int) -> list[Event] | None:
-        """What the first rank has to tell; None if it does not answer."""
-        try:
-            return list(ray.get(self._actors[0].events.remote(start), timeout=_ANSWER))
-        except (RayActorError, GetTimeoutError):
-            return None  # it died or has stopped: the other ranks will say so, or else our own patience ends
+    def _failure(self, end: _Ends) -> str | None:
+        """What a rank that has not ended says of those that have; its main thread may be stuck."""
+        asked = (self._ask(rank, "failure") for rank in end.missing[:_WITNESSES])
+        return next((reason for reason in asked if reason), None)
 
-    def _anyone_died(self, done: list[Any]) -> bool:
-        """An actor that is gone is known as soon as Ray knows it; the others end by themselves."""
-        for reference in done:
-            try:
-                ray.get(reference)
-            except (RayActorError, RayTaskError):
-                return True
-        return False
+    def _ask(self, rank: int, what: str, *arguments: Any) -> Any:
+        """What a rank answers; None if it does not, as it died or has stopped: the others will say so, or
+        else our own patience ends."""
+        try:
+            return self._call(
+                lambda: ray.get(getattr(self._actors[rank], what).remote(*arguments), timeout=_ANSWER)
+            )
+        except RayError:
+            return None
+
+    def _ready(self, references: list[Any]) -> list[Any]:
+        """Those that have ended, after waiting a moment for them all."""
+        done: list[Any] = self._call(ray.wait, references, num_returns=len(references), timeout=_POLL)[0]
+        return done
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """A call into Ray, which may not answer."""
+        with self._pulse.within(_ANSWER + _CALL, getattr(function, "__name__", "a call")):
+            return function(*arguments, **options)
 
     def stop(self) -> None:
         """End the current job after a step, with a checkpoint; a later job is not touched."""
-        self._actors[0].stop.remote(self._jobs)
+        with contextlib.suppress(RayError, IndexError):  # dead, or not there yet
+            self._actors[0].stop.remote(self._jobs)
 
     def kill(self) -> None:
         """End all ranks and give their room back."""
         for actor in self._actors:
-            ray.kill(actor, no_restart=True)
+            with contextlib.suppress(RayError):
+                self._call(ray.kill, actor, no_restart=True)
         for place in self.places:  # a stopped process does not hear Ray
             with contextlib.suppress(psutil.Error):
                 if place["host"] == socket.gethostname() and _is_still(place):
                     psutil.Process(place["pid"]).kill()
-        remove_placement_group(self._placement)
+        if self._placement is not None:
+            with contextlib.suppress(RayError):
+                self._call(remove_placement_group, self._placement)
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """What one rank takes, and how ranks are placed."""
+class _Ends:
+    """How the ranks of a job end, as it becomes known.
 
-    resources: dict[str, float]
-    strategy: str
-
-
-def bundle_for(config: Config, world: int, nodes: list[dict[str, Any]]) -> Bundle:
-    """A GPU each where there are any, otherwise a CPU; within one node when it fits.
-
-    Args:
-        nodes: as `ray.nodes()` gives them.
-
-    Raises:
-        BadRequestError: all nodes together are too small.
+    Attributes:
+        missing: ranks that have not ended.
+        bad: whether one has failed or died.
     """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    gpus = config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in alive)
-    resources = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
-    fits = [
-        math.floor(min(node.get(name, 0) / amount for name, amount in resources.items())) for node in alive
-    ]
-    if sum(fits) < world:
-        raise BadRequestError(
-            f"ranks: {world} given; each takes {resources}, and the cluster has room for {sum(fits)}"
-        )
-    return Bundle(resources, "STRICT_PACK" if max(fits) >= world else "PACK")
+
+    def __init__(self, world: int):
+        self.missing = list(range(world))
+        self._ended: list[Ended] = []
+        self._died: list[str] = []  # in the order in which they were found dead
+        self._explained = ""  # by a rank that saw it happen
+        self._since: float | None = None  # the first failed
+
+    @property
+    def bad(self) -> bool:
+        return self._since is not None
+
+    def over(self, patience: float) -> bool:
+        """Whether all have ended, or one has failed so long ago that the others are stuck."""
+        waited = 0.0 if self._since is None else time.monotonic() - self._since
+        return not self.missing or waited > patience
+
+    def note(self, running: list[Any], done: list[Any]) -> None:
+        """Take notice of ranks that have ended."""
+        for rank in [rank for rank in self.missing if running[rank] in done]:
+            self.missing.remove(rank)
+            try:
+                ended = ray.get(running[rank])
+                self._ended.append(ended)
+            except RayTaskError as error:
+                self._died.append(f"rank {rank} failed: {error.cause}")
+            except RayActorError:
+                self._died.append(f"rank {rank} died")
+            except RayError as error:
+                self._died.append(f"rank {rank} was lost: {_first_line(error)}")
+            if self._since is None and (self._died or self._ended[-1].end is End.FAILED):
+                self._since = time.monotonic()
+
+    def explain(self, reason: str | None) -> None:
+        """A rank says what it saw."""
+        self._explained = self._explained or reason or ""
+
+    def _reasons(self) -> list[str]:
+        """Why the group is lost, from the best known to the least. Where one alone has refused, the others
+        have failed because of it."""
+        if not self.bad:
+            return []
+        failed = [e.reason for end in (End.REFUSED, End.FAILED) for e in self._ended if e.end is end]
+        return [reason for reason in (*failed, self._explained, *self._died) if reason]
+
+    def told(self) -> Ended:
+        """One end from those of all ranks."""
+        reasons = self._reasons()
+        if reasons:
+            return Ended(End.FAILED, reasons[0])
+        if self.missing:
+            return Ended(End.FAILED, f"rank {self.missing[0]} does not answer")
+        for end in (End.REFUSED, End.CANCELLED):
+            for ended in self._ended:
+                if ended.end is end:
+                    return ended
+        return self._ended[0]
 
 
 def _is_still(place: dict[str, Any]) -> bool:
@@ -310,30 +287,41 @@ def _is_still(place: dict[str, Any]) -> bool:
     return bool(psutil.Process(place["pid"]).create_time() == place["born"])
 
 
-def _get(references: list[Any], doing: str) -> Any:
+def _error_of(reference: Any) -> Exception | None:
+    """What a call that has returned has raised, if it has."""
     try:
-        return ray.get(references)
+        ray.get(reference)
+    except RayTaskError as error:
+        refused = isinstance(error.cause, BadRequestError)
+        raised: Exception = BadRequestError(str(error.cause)) if refused else error
+    except RayError as error:
+        raised = error
+    else:
+        return None
+    return raised
+
+
+@contextlib.contextmanager
+def _explained(doing: str, kind: type[JobFailedError] = JobFailedError) -> Iterator[None]:
+    """Errors of Ray as errors of Lockstep.
+
+    Raises:
+        BadRequestError: a rank said so.
+        JobFailedError: of this `kind` where a rank is what failed.
+    """
+    try:
+        yield
     except RayTaskError as error:
         cause = error.cause
-        raise cause if isinstance(cause, BadRequestError) else JobFailedError(f"{doing}: {cause}") from error
+        raise kind(f"{doing}: {cause if isinstance(cause, LockstepError) else repr(cause)}") from error
     except RayActorError as error:
-        raise JobFailedError(f"{doing}: a rank died: {error}") from error
+        raise kind(f"{doing}: a rank died: {_first_line(error)}") from error
+    except GetTimeoutError as error:
+        raise JobFailedError(f"{doing}: Ray does not answer") from error
+    except RayError as error:
+        raise JobFailedError(f"{doing}: {_first_line(error)}") from error
 
 
-def _end_of(running: list[Any], within: float) -> Ended:
-    """One end from those of all ranks, and from the deaths of those that did not tell."""
-    ends: list[Ended] = []
-    died: list[int] = []
-    deadline = time.monotonic() + within
-    for rank, reference in enumerate(running):
-        try:
-            ends.append(ray.get(reference, timeout=max(0.1, deadline - time.monotonic())))
-        except (RayActorError, RayTaskError, GetTimeoutError):
-            died.append(rank)
-    for end in (End.FAILED, End.REFUSED, End.CANCELLED):
-        for ended in ends:
-            if ended.end is end:
-                return ended
-    if died:
-        return Ended(End.FAILED, f"rank {died[0]} died")
-    return ends[0]
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -11,14 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from launch.entries import Entry, Progress, ReplicaEntry, State
 from launch.jobs import Job
 from launch.metrics import DriverMetrics
 from launch.progress import TimeLeft
-from launch.queue import Queue, kind_of
-from launch.ray_group import Begun, End, Ended, Event, NoRoomError, RankGroup
-from runtime.errors import BadRequestError, JobFailedError
+from launch.pulse import Pulse
+from launch.queue import Queue, QueueError, kind_of
+from launch.ray_group import Begun, End, Ended, Event, RankGroup, StartError
+from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 log = logging.getLogger("launch")
 
@@ -26,8 +28,10 @@ KILLS = 2  # rank groups that a request may cost
 BACKOFF = 1.0  # seconds before a group is replaced; doubled each time in a row, to 64 times as much
 _RETIRE = 3  # groups in a row that did not come up, after which a replica is given up
 _LOOK = 0.3  # seconds between two looks at the queue
+_PATIENCE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds between attempts to write to the queue
 _TELL = 0.5  # seconds between two progress reports of a request
 
+_Kept = TypeVar("_Kept")
 OnEvent = Callable[[Entry, Event | Ended, RankGroup], None]
 
 
@@ -38,16 +42,22 @@ class ReplicaPool:
         queue: served by nobody else meanwhile.
         replicas: how many; each takes the ranks of the request that it is at.
         on_event: told of what happens, in the replica's thread, with the request and the group at work on it.
+        pulse: see `RankGroup`.
 
     Example:
-        >>> with cluster(2, {"queue": "films"}):
-        ...     ReplicaPool(Queue(Path("films")), replicas=2).run()
+        >>> ray.init()
+        >>> ReplicaPool(Queue(Path("films")), replicas=2).run()
     """
 
     def __init__(
-        self, queue: Queue, replicas: int, on_event: OnEvent = lambda entry, event, group: None
+        self,
+        queue: Queue,
+        replicas: int,
+        on_event: OnEvent = lambda entry, event, group: None,
+        pulse: Pulse | None = None,
     ) -> None:
         self._queue, self._ending, self.metrics = queue, threading.Event(), DriverMetrics()
+        self.pulse, self._problem = pulse, ""
         self._replicas = [Replica(number, queue, self, on_event) for number in range(replicas)]
         self._keep = False
 
@@ -59,7 +69,8 @@ class ReplicaPool:
 
         Raises:
             BadRequestError: another pool serves the queue.
-            JobFailedError: no replica is left; requests that wait still wait.
+            JobFailedError: no replica is left, or the queue cannot be used any more; requests that wait still
+                wait.
         """
         self._keep = keep
         with self._queue.served(), self._watched():
@@ -80,9 +91,16 @@ class ReplicaPool:
                 for thread in threads:
                     thread.join(2 * _LOOK)
                 raise
+        if self._problem:
+            raise JobFailedError(f"{self._problem}; the requests that are left wait in the queue")
         gone = [replica.problem for replica in self._replicas if replica.problem]
         if len(gone) == len(self._replicas):
             raise JobFailedError(f"no replica is left: {gone[0]}; the requests that wait are kept")
+
+    def fail(self, problem: str) -> None:
+        """End it all: nothing that a replica could do would be written down."""
+        self._problem = self._problem or problem
+        self.stop()
 
     def stop(self) -> bool:
         """End after a step: running requests wait again, with checkpoints to go on from. True: it can."""
@@ -102,9 +120,9 @@ class ReplicaPool:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing more to come."""
-        count = self._queue.count()
-        return not self._keep and not count[State.WAITING] and not count[State.RUNNING]
+        """Whether there is nothing more to come: nothing waits, and nobody works at what may wait again."""
+        at_work = any(replica.busy for replica in self._replicas)  # before the look at the queue
+        return not self._keep and not at_work and not self._queue.count()[State.WAITING]
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -113,11 +131,14 @@ class ReplicaPool:
 
         def watch() -> None:
             while not over.wait(_LOOK):
-                self._queue.expire()
-                count = self._queue.count()
-                self.metrics.queue(count[State.WAITING], count[State.RUNNING])
-                for replica in self._replicas:
-                    replica.look()
+                try:
+                    self._look()
+                except QueueError as error:
+                    log.warning("deadlines and cancellations wait: %s", error)
+                except Exception as error:
+                    log.exception("the pool ends")
+                    self.fail(f"deadlines and cancellations cannot be seen to: {error!r}")
+                    return
 
         thread = threading.Thread(target=watch, name="pool-watch", daemon=True)
         thread.start()
@@ -127,16 +148,24 @@ class ReplicaPool:
             over.set()
             thread.join()
 
+    def _look(self) -> None:
+        self._queue.expire()
+        count = self._queue.count()
+        self.metrics.queue(count[State.WAITING], count[State.RUNNING])
+        for replica in self._replicas:
+            replica.look()
+
 
 class Replica:
     """One rank group after another, and the request that it is at.
 
     Attributes:
         problem: why it was given up; empty while it serves.
+        busy: it is at a request, or taking one.
     """
 
     def __init__(self, number: int, queue: Queue, pool: ReplicaPool, on_event: OnEvent):
-        self.number, self.problem = number, ""
+        self.number, self.problem, self.busy = number, "", False
         self._queue, self._pool, self._on_event = queue, pool, on_event
         self._group: RankGroup | None = None
         self._loaded = ""  # what kind of jobs the group can do
@@ -145,28 +174,45 @@ class Replica:
         self._failures = 0  # groups in a row that came to a bad end
         self._stillborn = 0  # groups in a row that did not come up
         self._restarts = 0
+        self._mute = False
 
     def serve(self) -> None:
         """Do what is in the queue, one request after another."""
         try:
-            while not self._pool.ending:
-                self._unwanted = ""
-                self._entry = self._queue.take(self.number, self._loaded)
-                if self._entry is None:
-                    if self._pool.idle:
-                        break
-                    self._pool.pause(_LOOK)
+            while not self._pool.ending and self._stillborn < _RETIRE:
+                self._unwanted, self.busy = "", True
+                self._entry = self._kept(lambda: self._queue.take(self.number, self._loaded))
+                if self._entry is not None:
+                    self._do(self._entry)
+                    self._entry = None
                     continue
-                self._do(self._entry)
-                self._entry = None
-                if self._stillborn >= _RETIRE:
+                self.busy = False
+                if self._pool.idle:
                     break
-        except Exception as error:  # Ray itself is gone, or the disk: nothing that another group could mend
+                self._pool.pause(_LOOK)
+        except Exception as error:  # the queue cannot be read or written: nothing that another could mend
+            self.dismiss()
             log.exception("replica %d ends", self.number)
             self.problem = f"replica {self.number}: {error}"
+            self._pool.fail(self.problem)
         finally:
-            self._show("gone")
             self.dismiss()
+            self.busy = False
+            self._show("gone")
+
+    def _kept(self, write: Callable[[], _Kept]) -> _Kept:
+        """Write to the queue, more than once if need be: what is not written down is lost or done twice.
+
+        Raises:
+            QueueError: it could not be written in a minute.
+        """
+        for seconds in _PATIENCE:
+            try:
+                return write()
+            except QueueError as error:
+                log.warning("%s; trying again", error)
+                time.sleep(seconds)
+        return write()
 
     def look(self) -> None:
         """See whether the request that it is at is still wanted; called by another thread."""
@@ -194,20 +240,30 @@ class Replica:
             group.kill()
 
     def _do(self, entry: Entry) -> None:
+        """One request, whatever it does to the group or to this replica."""
         try:
             job = entry.job if entry.tries == 1 else entry.job.going_on()
             group = self._group_for(job)
+            self._stillborn = 0
+            self._show("working")
+            ended = self._run(entry, job, group)
+        except QueueError:
+            raise
         except BadRequestError as error:
             self._end(entry, State.FAILED, str(error))
-            return
-        except JobFailedError as error:
+        except CancelledError as error:  # while its ranks were starting
+            self._finish(entry, Ended(End.CANCELLED, str(error)))
+        except StartError as error:  # its own fault or its ranks': another may do better on the same replica
+            self._lose(entry, str(error))
+        except JobFailedError as error:  # Ray's
             self._stillborn += 1
             self.problem = f"replica {self.number}: {error}" if self._stillborn >= _RETIRE else ""
-            self._lose(entry, str(error), killed=not isinstance(error, NoRoomError))
-            return
-        self._stillborn = 0
-        self._show("working")
-        self._finish(entry, self._run(entry, job, group))
+            self._lose(entry, str(error), killed=False)
+        except Exception as error:
+            log.exception("%s: unexpected failure", entry.name)
+            self._lose(entry, f"unexpected failure: {error!r}")
+        else:
+            self._finish(entry, ended)
 
     def _group_for(self, job: Job) -> RankGroup:
         """The group that it has, if that can do the job; otherwise a new one."""
@@ -215,14 +271,19 @@ class Replica:
             return self._group
         self.dismiss()
         self._show("starting")
-        self._group = RankGroup(job.config, job.world, job.degrees, job.timeout)
+        self._group = RankGroup(
+            job.config, job.world, job.degrees, job.timeout, self._pool.pulse, self._is_unwanted
+        )
         self._loaded = kind_of(job)
         return self._group
+
+    def _is_unwanted(self) -> bool:
+        return bool(self._unwanted) or self._pool.ending
 
     def _run(self, entry: Entry, job: Job, group: RankGroup) -> Ended:
         progress, left, told = Progress(), TimeLeft([]), 0.0
         for event in group.run(job):
-            self._on_event(entry, event, group)
+            self._say(entry, event, group)
             if isinstance(event, Ended):
                 self._tell(entry, progress)
                 return event
@@ -231,15 +292,27 @@ class Replica:
             else:
                 left.add(event)
                 progress = Progress(progress.label, event.index + 1, progress.steps, left.nfe, left.seconds)
-            if self._unwanted or self._pool.ending:
+            if self._is_unwanted():
                 group.stop()
             if time.monotonic() - told > _TELL:
                 told = time.monotonic()
                 self._tell(entry, progress)
         raise RuntimeError("a job ended without an end")
 
+    def _say(self, entry: Entry, event: Event | Ended, group: RankGroup) -> None:
+        """To whoever listens; who has gone, such as the reader of a pipe, costs nobody a video."""
+        try:
+            self._on_event(entry, event, group)
+        except OSError as error:
+            if not self._mute:
+                log.warning("nobody is told of replica %d any more: %s", self.number, error)
+            self._mute = True
+
     def _tell(self, entry: Entry, progress: Progress) -> None:
-        self._queue.report(entry.id, progress)
+        try:
+            self._queue.report(entry.id, progress)
+        except QueueError as error:  # how far it is, it will say again
+            log.warning("%s", error)
         seconds_left = progress.seconds_left or 0.0
         self._pool.metrics.progress(self.number, progress.step, seconds_left)
 
@@ -253,7 +326,7 @@ class Replica:
             case End.CANCELLED if self._unwanted:
                 self._end(entry, State.CANCELLED, f"{self._unwanted}; {ended.reason}")
             case End.CANCELLED:
-                self._queue.put_back(entry.id, "the pool was told to stop", killed=False)
+                self._put_back(entry, "the pool was told to stop", killed=False)
             case End.FAILED:
                 self._lose(entry, ended.reason)
                 return
@@ -275,13 +348,16 @@ class Replica:
             )
         else:
             log.warning("%s: %s; it goes on with new ranks", entry.name, reason)
-            self._queue.put_back(entry.id, reason, killed=killed)
+            self._put_back(entry, reason, killed=killed)
         self._show("waiting for a new group")
         self._pool.pause(BACKOFF * 2 ** min(self._failures, 6))
         self._failures += 1
 
+    def _put_back(self, entry: Entry, reason: str, *, killed: bool) -> None:
+        self._kept(lambda: self._queue.put_back(entry.id, reason, killed=killed))
+
     def _end(self, entry: Entry, state: State, reason: str = "") -> None:
-        self._queue.end(entry.id, state, reason)
+        self._kept(lambda: self._queue.end(entry.id, state, reason))
         self._pool.metrics.ended(state)
         log.info("%s: %s %s", entry.name, state, reason)
 
@@ -289,4 +365,7 @@ class Replica:
         """For `lockstep status`."""
         places = [] if self._group is None else self._group.places
         told = [{key: place[key] for key in ("rank", "host", "device", "pid")} for place in places]
-        self._queue.show_replica(ReplicaEntry(self.number, state, told, self._restarts))
+        try:
+            self._queue.show_replica(ReplicaEntry(self.number, state, told, self._restarts))
+        except QueueError as error:
+            log.warning("%s", error)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 
 from rich.console import Console
 
 from launch.jobs import Job
 from launch.metrics import DriverMetrics
 from launch.progress import StepProgress
-from launch.ray_cluster import cluster
+from launch.pulse import Pulse
+from launch.ray_cluster import on_cluster
+from launch.ray_driver import Driver
 from launch.ray_group import Begun, End, Ended, Event, RankGroup
 from launch.run import print_result
 from launch.signals import stopped_by_signals
@@ -27,9 +31,16 @@ BACKOFF = 1.0  # seconds before the second attempt; doubled before each further 
 def run_job_on_ray(job: Job, console: Console) -> None:
     """The job on its cluster, from placing the ranks to printing the path of the result."""
     about = {"prompt": job.request.prompt, "config": job.config.model, "out": str(job.outputs.video)}
-    with cluster(job.world, about):
-        report = run_on_ray(job, console)
-    print_result(report, job, console)
+    print_result(on_cluster(job.world, about, partial(_in_driver, job, console), console), job, console)
+
+
+def _in_driver(job: Job, console: Console, driver: Driver) -> Report:
+    return run_on_ray(
+        job.going_on() if driver.again else job,
+        console,
+        pulse=driver.pulse,
+        stopped_by=driver.stopped_by_signals,
+    )
 
 
 OnEvent = Callable[[Event, RankGroup], None]
@@ -40,39 +51,44 @@ def run_on_ray(
     console: Console,
     on_event: OnEvent = lambda event, group: None,
     attempts: int = ATTEMPTS,
+    pulse: Pulse | None = None,
+    stopped_by: Callable[[Callable[[], bool]], AbstractContextManager[None]] = stopped_by_signals,
 ) -> Report:
     """Make the video on a group of actors, whatever happens to them.
 
     Args:
         attempts: groups that the job may use up.
         on_event: told of every event, with the group that is at work.
+        pulse: see `RankGroup`.
+        stopped_by: what stops it, given how.
 
     Raises:
         BadRequestError: the request or the cluster does not fit.
         CancelledError: a signal came.
         JobFailedError: too many groups died.
     """
-    run = _Run(job.absolute(), console, on_event, attempts)
-    with stopped_by_signals(run.stop):
+    run = _Run(job.absolute(), console, on_event, attempts, pulse)
+    with stopped_by(run.stop):
         return run.until_done()
 
 
 class _Run:
     """The driver's side of one job."""
 
-    def __init__(self, job: Job, console: Console, on_event: OnEvent, attempts: int):
+    def __init__(self, job: Job, console: Console, on_event: OnEvent, attempts: int, pulse: Pulse | None):
         self._job, self._console, self._on_event, self._attempts = job, console, on_event, attempts
+        self._pulse = pulse
         self._group: RankGroup | None = None
-        self._cancelled = False
+        self._cancelled = threading.Event()
         self._progress: StepProgress | None = None
         self._metrics = DriverMetrics()
 
     def stop(self) -> bool:
-        """Stop after a step; False if there is no group that could."""
-        if self._group is None:
-            return False
-        self._cancelled = True
-        self._group.stop()
+        """Stop after a step, or before the ranks have started; it can always."""
+        self._cancelled.set()
+        group = self._group
+        if group is not None:
+            group.stop()
         return True
 
     def until_done(self) -> Report:
@@ -83,6 +99,8 @@ class _Run:
                 match ended.end:
                     case End.DONE:
                         return Report.model_validate_json(ended.report)
+                    case End.REFUSED if failures:  # it was good enough to begin with
+                        raise JobFailedError(f"{failures[-1]}; then {ended.reason}")
                     case End.REFUSED:
                         raise BadRequestError(ended.reason)
                     case End.CANCELLED:
@@ -99,12 +117,20 @@ class _Run:
         try:
             if self._group is None:
                 say(self._console, f"placing {job.world} ranks and loading {job.config.model}")
-                self._group = RankGroup(job.config, job.world, job.degrees, job.timeout)
+                self._group = RankGroup(
+                    job.config, job.world, job.degrees, job.timeout, self._pulse, self._cancelled.is_set
+                )
                 where = ", ".join(f"{p['rank']} on {p['host']} ({p['device']})" for p in self._group.places)
                 say(self._console, f"ranks: {where}")
+        except CancelledError as error:
+            return Ended(End.CANCELLED, str(error))
+        except BadRequestError as error:
+            return Ended(End.REFUSED, str(error))
         except JobFailedError as error:
             return Ended(End.FAILED, str(error))
         for event in self._group.run(job):
+            if self._cancelled.is_set():  # before there was a job to stop
+                self._group.stop()
             if isinstance(event, Ended):
                 self._show(None)
                 return event
@@ -124,13 +150,13 @@ class _Run:
 
     def _pause(self, failures: list[str]) -> None:
         """Wait a little before the next attempt, if there is to be one."""
-        if self._cancelled:
+        if self._cancelled.is_set():
             raise CancelledError(f"cancelled while the ranks were failing: {failures[-1]}")
         if len(failures) >= self._attempts:
             raise JobFailedError(f"{failures[-1]} (attempt {len(failures)} of {self._attempts})")
         seconds = BACKOFF * 2 ** (len(failures) - 1)
         say(self._console, f"{failures[-1]}; going on with new ranks in {seconds:.0f} s")
-        time.sleep(seconds)
+        self._cancelled.wait(seconds)
 
     def _dismiss(self) -> None:
         if self._group is not None:
@@ -139,4 +165,4 @@ class _Run:
 
 
 def say(console: Console, message: str) -> None:
-    console.print(message, highlight=False, soft_wrap=True)
+    console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -58,26 +58,32 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
 
 def _render(film: Film, replicas: int, console: Console) -> None:
     """Make the missing shots, and say which could not be made."""
-    from launch.queue_commands import print_event
-    from launch.ray_cluster import cluster
-    from launch.ray_pool import ReplicaPool
-    from launch.signals import stopped_by_signals
+    from launch.ray_cluster import on_cluster
 
     with closing(Queue(film.out / "queue")) as queue:
         submitted = _submit(film, queue)
-        count = min(replicas, len(submitted))
-        about = {"storyboard": film.board.title, "replicas": str(count)}
-        with cluster(count * film.world, about):
-            said = Terminal(stderr=True, quiet=True) if console.is_terminal else console
-            pool = ReplicaPool(queue, count, partial(print_event, said))
-            with stopped_by_signals(pool.stop), shown_live(console, film, queue, submitted):
-                pool.run()
-        if pool.ending:
-            raise CancelledError("stopped; the same command goes on with the shots that are left")
+    count = min(replicas, len(submitted))
+    about = {"storyboard": film.board.title, "replicas": str(count)}
+    if on_cluster(count * film.world, about, partial(_serve, film, submitted, count, console), console):
+        raise CancelledError("stopped; the same command goes on with the shots that are left")
+    with closing(Queue(film.out / "queue")) as queue:
         entries = [queue.entry(id) for id in submitted.values()]
     failed = [f"{entry.name}: {entry.reason}" for entry in entries if entry.state is not State.DONE]
     if failed:
         raise JobFailedError("\n".join([f"{len(failed)} shots could not be made", *failed]))
+
+
+def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Console, driver: Any) -> bool:
+    """Make the shots in a driver's process; whether it was told to stop."""
+    from launch.queue_commands import print_event
+    from launch.ray_pool import ReplicaPool
+
+    said = Terminal(stderr=True, quiet=True) if console.is_terminal else console
+    with closing(Queue(film.out / "queue")) as queue:
+        pool = ReplicaPool(queue, replicas, partial(print_event, said), driver.pulse)
+        with driver.stopped_by_signals(pool.stop), shown_live(console, film, queue, submitted):
+            pool.run()
+        return pool.ending
 
 
 def _remove_checkpoints(film: Film) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -237,6 +238,72 @@ def test_a_killed_driver_leaves_what_a_new_one_goes_on_from(
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["frames_sha256"] == undisturbed("paper")
     assert report["quality"] is not None
+
+
+def stick(actor: Any, *, at: int) -> None:
+    """From step `at` on, let a rank's main thread be where nobody can tell it anything, as in C."""
+
+    def install(self: Any) -> None:
+        seen = self._step
+
+        def step(record: StepRecord) -> None:
+            seen(record)
+            if record.index == at:
+                threading.Event().wait()
+
+        self._step = step
+
+    ray.get(actor.__ray_call__.remote(install))
+
+
+def fail(actor: Any, *, at: int) -> None:
+    """Let a rank raise after step `at`."""
+
+    def install(self: Any) -> None:
+        def step(record: StepRecord) -> None:
+            if record.index == at:
+                raise MemoryError("CUDA out of memory")
+
+        self._step = step
+
+    ray.get(actor.__ray_call__.remote(install))
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("how", ["raises", pytest.param("is killed", marks=pytest.mark.slow)])
+def test_a_rank_that_fails_while_the_other_is_stuck_is_named(how: str, tmp_path: Path) -> None:
+    """The stuck one still answers questions, so nobody but the clock would end it."""
+    job = make_job(tmp_path, cfg=2)
+    group = RankGroup(job.config, 2, job.degrees, job.timeout)
+    try:
+        stick(group._actors[0], at=3)
+        if how == "raises":
+            fail(group._actors[1], at=3)
+        events = []
+        for event in group.run(job):
+            events.append(event)
+            if how == "is killed" and isinstance(event, StepRecord) and event.index == 3:
+                send(signal.SIGKILL, 1)(group)
+        ended = events[-1]
+        assert isinstance(ended, Ended) and ended.end is End.FAILED
+        assert ("CUDA out of memory" if how == "raises" else "rank 1") in ended.reason
+    finally:
+        group.kill()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_group_that_is_not_wanted_any_more_does_not_start(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    with pytest.raises(CancelledError, match="stopped while the ranks were starting"):
+        RankGroup(job.config, 2, job.degrees, job.timeout, unwanted=lambda: True)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_cannot_be_loaded_is_refused_by_its_reason(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    nowhere = job.config.model_copy(update={"model": str(tmp_path / "nowhere")})
+    with pytest.raises(BadRequestError, match="nowhere"):
+        RankGroup(nowhere, 2, job.degrees, job.timeout)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -159,8 +159,65 @@ def test_what_is_cancelled_or_late_ends_after_a_step_and_its_group_goes_on(
 
 
 def pass_deadline(queue: Queue, id: int) -> None:
+    change(queue, f"UPDATE requests SET deadline = 1 WHERE id = {id}")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_goes_wrong_beside_the_ranks_costs_one_request_at_most(queue: Queue, tmp_path: Path) -> None:
+    """A listener that raises, one whose reader has gone, a request of another version, and a model that is
+    gone when its turn comes: the others are done, and no replica waits for what nobody works on."""
+    names = ("broken", "unreadable", "unheard", "old", "good", "also-good")
+    for name in names:
+        queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY), name=name)
+    change(queue, "UPDATE requests SET job = '{}' WHERE name = 'old'")
+    missing = str(tmp_path / "nowhere")
+    change(
+        queue,
+        "UPDATE requests SET job = json_set(job, '$.config.model', ?) WHERE name = ?",
+        missing,
+        names[1],
+    )
+
+    def on_event(entry: Entry, event: Event | Ended, group: RankGroup) -> None:
+        if entry.name == "broken" and isinstance(event, StepRecord):
+            raise RuntimeError("a bug")
+        if entry.name == "unheard":
+            raise BrokenPipeError
+
+    ReplicaPool(queue, 2, on_event).run()
+    assert states(queue) == dict(
+        zip(names, ("failed", "failed", "done", "failed", "done", "done"), strict=True)
+    )
+    tries = {entry.name: (entry.tries, entry.kills) for entry in queue.entries()}
+    assert tries == dict.fromkeys(names, (1, 0)) | {"broken": (2, 1)}
+    assert "unexpected failure: RuntimeError('a bug')" in queue.entry(1).reason
+    assert "nowhere" in queue.entry(2).reason
+    assert "a job of another version" in queue.entry(4).reason
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_queue_that_is_locked_for_a_while_is_waited_for(queue: Queue, tmp_path: Path) -> None:
+    """Its pool goes on, and sees to cancelled requests afterwards."""
+    queue.submit(make_job(tmp_path / "a.mp4", **TINY), name="a")
+    queue.submit(make_job(tmp_path / "unwanted.mp4", **{**TINY, "steps": 1000, "spectrum": "off"}), name="b")
+    queue._base.execute("PRAGMA busy_timeout = 50")
+    with closing(sqlite3.connect(queue.folder / "queue.sqlite", check_same_thread=False)) as other:
+
+        def on_event(entry: Entry, event: Event | Ended, group: RankGroup) -> None:
+            if entry.name == "a" and isinstance(event, Begun):
+                other.execute("BEGIN EXCLUSIVE")
+            elif entry.name == "a" and isinstance(event, Ended):
+                threading.Timer(1.0, other.rollback).start()
+            elif entry.name == "b" and isinstance(event, StepRecord) and event.index == 2:
+                queue.cancel(entry.id)
+
+        ReplicaPool(queue, 1, on_event).run()
+    assert states(queue) == {"a": State.DONE, "b": State.CANCELLED}
+
+
+def change(queue: Queue, statement: str, *values: str) -> None:
     with closing(sqlite3.connect(queue.folder / "queue.sqlite", isolation_level=None)) as base:
-        base.execute("UPDATE requests SET deadline = 1 WHERE id = ?", (id,))
+        base.execute(statement, values)
 
 
 def serve_killed_at_random(

@@ -1,0 +1,166 @@
+"""One rank as an actor of Ray: the same engine inside as under torchrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import psutil
+import ray
+
+from launch.exits import EXIT_FAILED, exit_code
+from launch.jobs import Job
+from launch.metrics import RankMetrics
+from launch.run import do_job
+from runtime.commands import Command
+from runtime.configs import Config
+from runtime.denoise import StepRecord
+from runtime.devices import pick_device
+from runtime.engine import Engine
+from runtime.errors import LockstepError
+from runtime.job import OnStep
+from runtime.ranks import Rendezvous, join
+from runtime.report import Report
+from runtime.topology import Degrees
+from runtime.watch import Watch
+from spectrum import StepKind
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """One generation of a job has begun."""
+
+    label: str
+    kinds: Sequence[StepKind]
+
+
+Event = Begun | StepRecord
+"""What the first rank tells of its progress."""
+
+
+class End(StrEnum):
+    """How a job ended on a group."""
+
+    DONE = "done"
+    REFUSED = "refused"  # the request cannot be served; the group is well
+    CANCELLED = "cancelled"
+    FAILED = "failed"  # the job failed, the group is no more
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of a job, as a rank tells it.
+
+    Attributes:
+        reason: what went wrong.
+        report: the report's JSON; of the first rank, when done.
+    """
+
+    end: End
+    reason: str = ""
+    report: str = ""
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1})
+class RankActor:
+    """One rank. Jobs run one after another; the methods of the group `control` answer meanwhile."""
+
+    def __init__(self) -> None:
+        self._life = ExitStack()
+        self._engine: Engine | None = None
+        self._watch: Watch | None = None
+        self._events: list[Event] = []
+        self._job, self._stopped = -1, -1  # numbers of the current job, and of the last that was told to stop
+
+    @ray.method(concurrency_group="control")
+    def place(self) -> tuple[str, str, int]:
+        """This rank's node, its address, and a port that is free there."""
+        with closing(socket.socket()) as probe:
+            probe.bind(("", 0))
+            port = int(probe.getsockname()[1])
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), port
+
+    def start(
+        self, rendezvous: Rendezvous, config: Config, degrees: Degrees, timeout: float
+    ) -> dict[str, Any]:
+        """Meet the other ranks and load the model, once for many jobs; says where this rank is."""
+        self._metrics = RankMetrics(rendezvous.rank, config.model)
+        device = pick_device(config.device, 0 if ray.get_gpu_ids() else rendezvous.local_rank)
+        ranks = self._life.enter_context(join(rendezvous, device, timeout=timeout, give_up=_give_up))
+        self._watch = ranks.watch
+        self._engine = Engine(config, ranks, degrees)
+        return {
+            "rank": rendezvous.rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "born": psutil.Process().create_time(),
+            "device": str(device),
+        }
+
+    def run(self, number: int, job: Job) -> Ended:
+        """Do this rank's part of the group's job of this number; never raises."""
+        assert self._engine is not None
+        self._events, self._job = [], number
+        try:
+            done = do_job(self._engine, job, self._show)
+            self._metrics.kept(done.checkpoint_bytes)
+            return Ended(End.DONE, report=done.to_json() if isinstance(done, Report) else "")
+        except BaseException as error:
+            end = {2: End.REFUSED, 130: End.CANCELLED}.get(exit_code(error), End.FAILED)
+            if end is End.FAILED:
+                log.exception("rank %d: job failed", self._engine.ranks.rank)
+                self._leave(error)
+            reason = str(error) if isinstance(error, LockstepError) else repr(error)
+            return Ended(end, reason)
+
+    def _leave(self, error: BaseException) -> None:
+        """Tell the other ranks, as the end of the block that `start` opened would."""
+        try:
+            self._life.__exit__(type(error), error, error.__traceback__)
+        except BaseException as again:
+            log.info("left the group: %s", again)
+
+    @contextmanager
+    def _show(self, label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
+        self._events.append(Begun(label, kinds))
+        yield self._step
+
+    def _step(self, record: StepRecord) -> None:
+        self._events.append(record)
+        self._metrics.step(record)
+        if self._stopped == self._job and self._engine is not None:
+            self._engine.command(Command.STOP)
+
+    @ray.method(concurrency_group="control")
+    def events(self, number: int, start: int) -> list[Event]:
+        """What happened in the job of this number, from event number `start` on; nothing if it has not begun.
+        Whoever is stuck does not answer."""
+        return self._events[start:] if number == self._job else []
+
+    @ray.method(concurrency_group="control")
+    def failure(self) -> str | None:
+        """Why this rank waits in vain for others, whether or not its main thread has heard of it yet."""
+        error = None if self._watch is None else self._watch.failure()
+        return None if error is None else str(error)
+
+    @ray.method(concurrency_group="control")
+    def stop(self, number: int) -> None:
+        """End the job of this number after a step, on all ranks the same, with a checkpoint. A job that has
+        not begun ends after its first step; one that is over is over."""
+        self._stopped = number
+        if self._engine is not None and self._job == number:
+            self._engine.command(Command.STOP)
+
+
+def _give_up(error: LockstepError) -> None:
+    """The main thread is stuck where it cannot be told, such as in a transfer on the GPU: end the process."""
+    log.error("%s; this rank is stuck and ends now", error)
+    os._exit(EXIT_FAILED)

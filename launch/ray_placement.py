@@ -1,0 +1,47 @@
+"""What a rank takes of a cluster, and how ranks are placed on its nodes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.configs import Config
+from runtime.errors import BadRequestError, JobFailedError
+
+
+class NoRoomError(JobFailedError):
+    """The cluster is large enough, but others use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What one rank takes, and how ranks are placed."""
+
+    resources: dict[str, float]
+    strategy: str
+
+
+def bundle_for(config: Config, world: int, nodes: list[dict[str, Any]]) -> Bundle:
+    """A GPU each where there are any, otherwise a CPU; within one node when it fits.
+
+    Args:
+        nodes: as `ray.nodes()` gives them.
+
+    Raises:
+        BadRequestError: all nodes together are too small.
+        JobFailedError: there is none.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if not alive:
+        raise JobFailedError("no node of the Ray cluster is alive")
+    gpus = config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in alive)
+    resources = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
+    fits = [
+        math.floor(min(node.get(name, 0) / amount for name, amount in resources.items())) for node in alive
+    ]
+    if sum(fits) < world:
+        raise BadRequestError(
+            f"ranks: {world} given; each takes {resources}, and the cluster has room for {sum(fits)}"
+        )
+    return Bundle(resources, "STRICT_PACK" if max(fits) >= world else "PACK")

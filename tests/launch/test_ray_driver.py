@@ -1,0 +1,147 @@
+"""A driver in a process of its own: what becomes of it when Ray does its worst. Without Ray, in moments."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_COMMAND = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from rich.console import Console
+from launch import ray_driver
+from launch.exits import explain
+from launch.logs import set_up_logging
+from runtime.errors import BadRequestError, CancelledError, RankFailedError
+
+ray_driver._SILENCE, ray_driver._DEAF = 1.0, 0.5
+what, tries = sys.argv[1], Path(sys.argv[2])
+
+def work(driver):
+    with tries.open("a") as file:
+        file.write(f"{driver.again} ")
+    print("from Ray")
+    if what == "refuses":
+        raise BadRequestError("ranks: 9 given")
+    if what == "fails":
+        raise RankFailedError(1, "step 3", "it died")
+    if what == "strange":
+        class Strange(Exception):
+            pass
+        raise Strange("one of a kind")
+    if what == "dies" or what == "dies once" and not driver.again:
+        os.kill(os.getpid(), signal.SIGABRT)
+    if what == "stops" and not driver.again:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "stuck" and not driver.again:
+        with driver.pulse.within(0.1, "ray.wait"):
+            time.sleep(600)
+    if what == "lost" and not driver.again:
+        driver.lost("Ray's raylet died")
+        time.sleep(600)
+    if what == "deaf":
+        print("deaf", file=sys.stderr, flush=True)
+        time.sleep(600)
+    if what == "hears":
+        heard = []
+        def stop():
+            heard.append(True)
+            return True
+        with driver.stopped_by_signals(stop):
+            print("hears", file=sys.stderr, flush=True)
+            while not heard:
+                time.sleep(0.01)
+        raise CancelledError("stopped after step 3")
+    driver.done("the result")
+    if what == "does not leave":
+        time.sleep(600)
+
+console = Console(stderr=True)
+set_up_logging(console, verbose=False)
+if what == "does not leave":
+    ray_driver._LEAVING = 0.1
+try:
+    print(ray_driver.drive(work, console, own=sys.argv[3] == "own"))
+except Exception as error:
+    sys.exit(explain(error))
+"""
+
+
+def drive(
+    what: str, folder: Path, *, own: bool = True, number: signal.Signals | None = None
+) -> tuple[int, str, str, list[str]]:
+    """Exit code, what was said on both streams, and what each driver was told of those before."""
+    arguments = [what, str(folder / "tries"), "own" if own else "given"]
+    command = [sys.executable, "-c", _COMMAND, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = ""
+        if number is not None:
+            while what not in said.splitlines():
+                said += process.stderr.readline()
+            process.send_signal(number)
+        out, more = process.communicate(timeout=60)
+    return process.returncode, out, said + more, (folder / "tries").read_text().split()
+
+
+def test_the_result_comes_back_and_standard_output_is_the_commands_alone(tmp_path: Path) -> None:
+    assert drive("works", tmp_path) == (0, "the result\n", "from Ray\n", ["False"])
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "reason"),
+    [
+        ("refuses", 2, "lockstep: ranks: 9 given"),
+        ("fails", 3, "lockstep: rank 1 failed at step 3: it died"),
+        ("strange", 3, "lockstep: Strange: one of a kind"),
+    ],
+)
+def test_errors_come_back_as_what_they_are(what: str, code: int, reason: str, tmp_path: Path) -> None:
+    ended, out, said, tries = drive(what, tmp_path)
+    assert (ended, out, tries) == (code, "", ["False"])
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("dies once", "the process that drives Ray was ended; going on with a new Ray"),
+        ("stops", "the driver of Ray has shown no sign of life"),
+        ("stuck", "Ray does not answer: ray.wait; going on with a new Ray"),
+        ("lost", "Ray's raylet died; going on with a new Ray"),
+    ],
+)
+def test_a_lost_driver_is_replaced_by_one_that_goes_on(what: str, reason: str, tmp_path: Path) -> None:
+    code, out, said, tries = drive(what, tmp_path)
+    assert (code, out, tries) == (0, "the result\n", ["False", "True"])
+    assert reason in said
+
+
+def test_drivers_are_not_replaced_for_ever(tmp_path: Path) -> None:
+    code, out, said, tries = drive("dies", tmp_path)
+    assert (code, out, tries) == (3, "", ["False", "True", "True"])
+    assert "Ray was started 3 times" in said
+
+
+def test_a_cluster_of_others_is_not_started_again(tmp_path: Path) -> None:
+    code, _, said, tries = drive("lost", tmp_path, own=False)
+    assert (code, tries) == (3, ["False"])
+    assert "Ray's raylet died; the cluster of RAY_ADDRESS" in said
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"), [("hears", "cancelled (stopped after step 3)"), ("deaf", "cancelled")]
+)
+def test_a_signal_ends_it_whether_or_not_the_driver_can_hear(what: str, reason: str, tmp_path: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        code, out, said, _ = drive(what, tmp_path, number=number)
+        assert (code, out) == (130, "")
+        assert reason in said and "Traceback" not in said
+
+
+def test_a_driver_that_cannot_leave_ray_keeps_nobody(tmp_path: Path) -> None:
+    assert drive("does not leave", tmp_path)[:2] == (0, "the result\n")

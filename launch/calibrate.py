@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from launch.exits import advising
 from launch.jobs import build_request
 from launch.logs import set_up_logging
 from launch.options import calibrate_options
@@ -43,6 +44,10 @@ class CalibrationJob:
     def partial(self) -> Path:
         """Where finished runs are kept."""
         return self.out.with_name(self.out.name + ".partial")
+
+    def advice(self) -> str:
+        """What makes it go on after it was interrupted, as things are now."""
+        return f"the same command goes on from {str(self.partial)!r}" if self.partial.is_file() else ""
 
 
 def plan_calibration(
@@ -107,7 +112,7 @@ def run_calibration(
         f"{len(job.requests)} videos; about {calibrator.evaluations} evaluations, as many as "
         f"{calibrator.evaluations / job.requests[0].steps:.0f} full runs",
     )
-    with engine.commanded(), shown.of(calibrator.evaluations):
+    with advising(job.advice), engine.commanded(), shown.of(calibrator.evaluations):
         calibration = calibrator.run()
     if engine.ranks.leads:
         calibration.write(job.out)

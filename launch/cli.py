@@ -14,7 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.exits import end_with, run_command
+from launch.exits import advising, end_with, run_command
 from launch.logs import set_up_logging
 from launch.options import (
     DAY,
@@ -22,6 +22,7 @@ from launch.options import (
     PRICE,
     REPLICAS,
     NumberType,
+    PathType,
     calibrate_options,
     generate_options,
     sampling_options,
@@ -75,14 +76,16 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     if launcher == "ray":
         from launch.ray_run import run_job_on_ray
 
-        run_job_on_ray(job, context.obj)
+        with advising(job.advice):
+            run_job_on_ray(job, context.obj)
         return
     if launcher == "torchrun":
         _run_on_ranks(job.world, "launch.torchrun", context)
         return
     if job.ranks not in (None, 1):
         raise BadRequestError(f"launcher: 'inline' given; it runs one rank, {job.ranks} need ray or torchrun")
-    run_job_shown(job, context.obj, on_loaded=stop_on_signals)
+    with advising(job.advice):
+        run_job_shown(job, context.obj, on_loaded=stop_on_signals)
 
 
 def _run_on_ranks(ranks: int, module: str, context: click.Context) -> None:
@@ -109,7 +112,7 @@ def without_launcher(arguments: list[str]) -> list[str]:
 @sampling_options
 @click.option("--preset", "presets", multiple=True, default=("paper", "paper-fast"), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("compare.mp4"), show_default=True)
+@click.option("--out", type=PathType(), default=Path("compare.mp4"), show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.pass_obj
 def compare(
@@ -171,11 +174,11 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float, **op
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     help="Take the step times for --seconds from this report; default: those of the calibration.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the plan as a PNG.")
-@click.option("--preset", type=click.Path(path_type=Path), help="Write a preset that runs the plan.")
+@click.option("--picture", type=PathType(), help="Draw the plan as a PNG.")
+@click.option("--preset", type=PathType(), help="Write a preset that runs the plan.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def plan(
     calibration: str,
@@ -204,14 +207,14 @@ def plan(
 
 
 @cli.command()
-@click.argument("storyboard", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the film.")
+@click.argument("storyboard", required=False, type=PathType())
+@click.option("--out", type=PathType(), help="Folder of the film.")
 @click.option("--replicas", type=REPLICAS, default=1, show_default=True, help="Rank groups.")
 @click.option("--ranks", type=DEGREE, help="Processes that make a shot together.")
 @click.option("--only", multiple=True, metavar="ID", help="Make this shot alone; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Show what each shot takes, and make nothing.")
 @click.option("--price", type=PRICE, help="Of an hour of one rank; --dry-run states the cost, too.")
-@click.option("--audio", type=click.Path(path_type=Path), help="A track for the film.")
+@click.option("--audio", type=PathType(), help="A track for the film.")
 @click.option("--compare", is_flag=True, help="Measure shots that are made against the full sampler, too.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files.")
 @click.pass_obj
@@ -244,9 +247,9 @@ def storyboard(
     if storyboard is None or out is None:
         raise BadRequestError("storyboard: give the file, and --out with the folder of the film")
     from launch.film import plan_film
-    from launch.jobs import check_outlives
+    from runtime.files import check_outlives
 
-    check_outlives(out)
+    check_outlives(out, field="out")
     film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio, compare=compare)
     if dry_run:
         from launch.film_plan import dry_run_table
@@ -255,7 +258,8 @@ def storyboard(
         return
     from launch.storyboard import make_film
 
-    path = make_film(film, replicas, console)
+    with advising(lambda: "the same command goes on with the shots that are left"):
+        path = make_film(film, replicas, console)
     if path is not None:
         print_path(path)
 

@@ -22,9 +22,10 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files import check_image, check_writable, whole_file
 from runtime.generation import Generation
-from runtime.job import Progress, generate_shown, raw_videos
+from runtime.job import Progress, generate_shown
 from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
+from runtime.raw import check_room, raw_videos
 from runtime.request import VideoRequest
 from runtime.versions import versions
 from runtime.video import ColourWatch, Frames, FrameSink, Tee, mp4_writer
@@ -189,6 +190,7 @@ def plan_comparison(
         for seed in seeds
     ]
     check_image(requests[0].image)
+    check_room(requests[0], 1 + len(names))
     for preset in chosen:
         preset.check_request(settings.windowed(requests[0]))
     return Comparison(settings, names, requests, out)

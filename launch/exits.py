@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import click
@@ -22,13 +23,14 @@ from runtime.errors import BadRequestError, CancelledError, LockstepError
 log = logging.getLogger("launch")
 
 EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
-_AGAIN = "no file was left half-written; the same command with --resume goes on from the last checkpoint"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
 def run_command(command: click.Command, arguments: list[str], name: str) -> int:
     """Run a command and return its exit code; whatever ends it is explained on stderr."""
     forgive_encodings()
     try:
+        check_arguments(arguments)
         code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         said = io.StringIO()
@@ -40,22 +42,83 @@ def run_command(command: click.Command, arguments: list[str], name: str) -> int:
     return code if isinstance(code, int) else 0
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what is no text: bytes that are not UTF-8, or that the locale's encoding does not have.
+
+    Raises:
+        BadRequestError: see above.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            content = os.fsencode(argument)
+            try:
+                content.decode()
+            except UnicodeDecodeError as error:
+                raise BadRequestError(
+                    f"argument {visible(repr(content)[1:])} given; its byte 0x{content[error.start]:02x} is "
+                    "not UTF-8, which names and texts have to be"
+                ) from None
+            raise BadRequestError(
+                f"argument {content.decode()!r} given; this locale's encoding is "
+                f"{sys.getfilesystemencoding()}, set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+            ) from None
+
+
+@contextmanager
+def advising(advice: Callable[[], str]) -> Iterator[None]:
+    """Say with whatever ends the block, but a refusal, what can be done now.
+
+    Args:
+        advice: asked when it ends; nothing if there is nothing to say.
+    """
+    try:
+        yield
+    except BadRequestError:
+        raise
+    except BaseException as error:
+        said = advice()
+        if said and said not in str(error):
+            error.add_note(said)
+        raise
+
+
 def end_with(run: Callable[[list[str]], int]) -> NoReturn:
     """Run the process's arguments, and end it with the exit code; to be called before Ray is imported.
 
     Python cleans up, libraries in C++ do not: threads that Ray 2.60 leaves behind (its exporter of metrics)
     crash when its memory is freed under them, and now and then a job that was done would end with SIGSEGV.
     """
+    open_streams()
     code = EXIT_FAILED
     atexit.register(lambda: end_now(code))  # what is registered later runs before
     code = run(sys.argv[1:])
     sys.exit(code)
 
 
+def open_streams() -> None:
+    """Give the process the standard streams that it was started without.
+
+    Otherwise the next file that is opened gets their numbers, and what is printed goes into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
 def end_now(code: int) -> NoReturn:
     """End this process without any clean-up; what was said is still told."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):  # it may be closed, or there may be none
             stream.flush()
     os._exit(code)
 
@@ -70,18 +133,19 @@ def exit_code(error: BaseException) -> int:
 
 
 def explain(error: BaseException) -> int:
-    """Say on stderr why the job ends, and return its exit code."""
+    """Say on stderr why the job ends, and what can be done, and return its exit code."""
     code = exit_code(error)
     if code == EXIT_CANCELLED:
-        how = f" ({error})" if isinstance(error, CancelledError) else ""
-        complain(f"cancelled{how}; {_AGAIN}")
-    elif code == EXIT_BAD_REQUEST:
-        complain(str(error))
+        complain(f"cancelled ({error})" if isinstance(error, CancelledError) else "cancelled")
     elif isinstance(error, LockstepError):
-        complain(f"{error}\n{_AGAIN}")
+        complain(str(error))
+    elif isinstance(error, OSError) and error.errno in _DISK:
+        where = "" if error.filename is None else f"{str(error.filename)!r}: "
+        complain(f"{where}{error.strerror}")
     else:
         log.error("unexpected failure", exc_info=error)
-        complain(f"{type(error).__name__}: {error}\n{_AGAIN}")
+        complain(f"{type(error).__name__}: {error}")
+    complain("\n".join(getattr(error, "__notes__", [])))
     return code
 
 

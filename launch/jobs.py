@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, Lora, is_embedded, is_path, load_config
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, check_image
+from runtime.files import Outputs, check_apart, check_image
 from runtime.lora import lora_digest
 from runtime.presets import load_preset
 from runtime.problems import explain
@@ -54,7 +56,7 @@ class Job:
         check_image(self.request.image)
         self.outputs.check(self.request.videos)
         if self.checkpoints is not None:
-            self.checkpoints.check(overwrite=self.outputs.overwrite)
+            self.checkpoints.check()
 
     def absolute(self) -> Job:
         """The same job for processes that run in other folders."""
@@ -79,13 +81,35 @@ class Job:
         )
 
     def going_on(self) -> Job:
-        """The same job, to be gone on with; a video that is there already is from the attempt before."""
-        kept = self.checkpoints
+        """The same job, to be gone on with; it may replace a video that the attempt before made."""
+        kept, overwrite = self.checkpoints, self.outputs.overwrite or self._is_made()
         return replace(
             self,
-            outputs=replace(self.outputs, overwrite=True),
+            outputs=replace(self.outputs, overwrite=overwrite),
             checkpoints=None if kept is None else replace(kept, resume=True),
         )
+
+    def _is_made(self) -> bool:
+        """Whether there is a report of this very request; it appears before the videos that it names."""
+        try:
+            report = json.loads(self.outputs.report.read_text(encoding="utf-8"))
+            made = (report["request"], report["videos"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        videos = [str(path) for path in self.outputs.videos(self.request.videos)]
+        return bool(made == (self.request.model_dump(mode="json"), videos))
+
+    def advice(self) -> str:
+        """What makes the job go on after it was interrupted, as things are now."""
+        kept = self.checkpoints
+        if kept is None or kept.newest is None:
+            return "no checkpoint is there: the same command starts again at the first step"
+        options = [] if kept.resume else ["--resume"]
+        written = self.outputs.all(self.request.videos)
+        if not self.outputs.overwrite and any(os.path.lexists(path) for path in written):
+            options.append("--overwrite")
+        also = f" with {' '.join(options)}" if options else ""
+        return f"the same command{also} goes on from the checkpoint of step {kept.newest}"
 
     def to_json(self) -> str:
         """Everything about it, for `from_json`."""
@@ -105,20 +129,6 @@ class Job:
 
 
 _JOB = TypeAdapter(Job)
-_PACKED = "runtime_resources"  # where Ray unpacks a job's working directory, and deletes it afterwards
-
-
-def check_outlives(out: Path) -> None:
-    """Refuse an output that would be deleted with the working directory of a Ray job.
-
-    Raises:
-        BadRequestError: it would be.
-    """
-    if _PACKED in Path.cwd().parts and not out.is_absolute():
-        raise BadRequestError(
-            f"out: {str(out)!r} given; the job's working directory is deleted with it, "
-            "give an absolute path on a disk that the nodes share"
-        )
 
 
 def build_job(
@@ -158,14 +168,30 @@ def build_job(
         topology = Topology.choose(world, heads=heads, guided=request.guided, wanted=degrees)
         topology.check(heads=heads, tokens=None, guided=request.guided)
     default = COMPILE_TIMEOUT if settings.compile else DEFAULT_TIMEOUT
-    outputs = Outputs(out, report or out.with_suffix(".json"), overwrite)
-    folder = checkpoints or out.with_suffix(".checkpoints")
-    kept = Checkpoints(folder, every=checkpoint_every, resume=resume) if checkpoint_every else None
+    outputs = Outputs.named(out, report, overwrite=overwrite)
+    check_apart(outputs.all(request.videos), inputs_of(config, settings, request))
+    kept = None
+    if checkpoint_every:
+        folder = Checkpoints.folder_of(out, checkpoints)
+        kept = Checkpoints(folder, every=checkpoint_every, resume=resume, overwrite=overwrite and not resume)
     if resume and kept is None:
         raise BadRequestError(
             "resume: without checkpoints (--checkpoint-every 0) there is nothing to go on from"
         )
     return Job(settings, request, outputs, compare, world, degrees, kept, timeout or default)
+
+
+def inputs_of(config: str, settings: Config, request: VideoRequest) -> dict[Path, str]:
+    """Files and folders on this machine that a request is made from → the field that each is of."""
+    model = find_local(settings)
+    named = {
+        "config": config if is_path(config) else None,
+        "spectrum": request.spectrum if is_path(request.spectrum) else None,
+        "image": request.image,
+        "lora": None if settings.lora is None else settings.lora.file,
+        "model": None if model is None else str(model),
+    }
+    return {Path(name): field for field, name in named.items() if name is not None}
 
 
 def _override(

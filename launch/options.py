@@ -14,7 +14,6 @@ CHECKPOINT_EVERY = 4  # computed steps; what it costs: scripts/bench_checkpoint.
 DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile equally fast
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_PATH = click.Path(path_type=Path)
 DEGREE = click.IntRange(min=1, max=65536)
 
 
@@ -38,6 +37,17 @@ class NumberType(click.ParamType[float]):
                 ctx,
             )
         return number
+
+
+class PathType(click.ParamType[Path]):
+    """The name of a file or folder; an empty one is most often a variable that was not set."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if value == "":
+            self.fail("'' given; a name is needed", param, ctx)
+        return Path(value)
 
 
 DAY = 86400.0  # seconds
@@ -89,9 +99,11 @@ def calibrate_options(command: _Command) -> _Command:
     """Everything that `calibrate` takes, on one rank or many."""
     options = [
         sampling_options,
-        click.option("--prompts", type=_PATH, help="One prompt per line; default: those that are shipped."),
+        click.option(
+            "--prompts", type=PathType(), help="One prompt per line; default: those that are shipped."
+        ),
         click.option("--seed", type=int, default=1000, show_default=True, help="Of the first video."),
-        click.option("--out", type=_PATH, required=True, help="The calibration, a JSON file."),
+        click.option("--out", type=PathType(), required=True, help="The calibration, a JSON file."),
         click.option("--overwrite", is_flag=True, help="Replace a file that exists."),
         click.option("--ranks", type=DEGREE, help="Processes that make each video together."),
         click.option("--timeout", type=TIMEOUT, default=DEFAULT_TIMEOUT, show_default=True),
@@ -112,8 +124,8 @@ def generate_options(command: _Command) -> _Command:
         click.option(
             "--deadline", type=float, help="Seconds for denoising; steps that do not fit are forecast."
         ),
-        click.option("--out", type=_PATH, default=Path("video.mp4"), show_default=True),
-        click.option("--report", type=_PATH, help="Report JSON; default: --out with .json."),
+        click.option("--out", type=PathType(), default=Path("video.mp4"), show_default=True),
+        click.option("--report", type=PathType(), help="Report JSON; default: --out with .json."),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
         click.option(
             "--compare",
@@ -142,7 +154,9 @@ def generate_options(command: _Command) -> _Command:
             f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]",
         ),
         click.option(
-            "--checkpoints", type=_PATH, help="Folder of checkpoints; default: --out with .checkpoints."
+            "--checkpoints",
+            type=PathType(),
+            help="Folder in which the checkpoints get one of their own; default: --out with .checkpoints.",
         ),
         click.option(
             "--checkpoint-every",

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, generate_options
+from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
 from launch.terminal import Terminal
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
@@ -30,7 +30,7 @@ def queue_option(command: _Command) -> _Command:
     return click.option(
         "--queue",
         "folder",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=PathType(),
         default=Path("queue"),
         show_default=True,
         help="Folder of the queue.",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from launch.exits import end_with, run_command
+from launch.exits import advising, end_with, run_command
 from launch.logs import set_up_logging
 from launch.options import generate_options
 from launch.terminal import Terminal
@@ -22,13 +22,13 @@ def job(verbose: bool, **options: Any) -> None:
     """Make a video of PROMPT on a Ray cluster."""
     console = Terminal(stderr=True)
     set_up_logging(console, verbose=verbose)
-    from launch.jobs import build_job, check_outlives
+    from launch.jobs import build_job
     from launch.ray_run import run_job_on_ray
 
     work = build_job(**options)
-    check_outlives(work.outputs.video)
     work.check_files()
-    run_job_on_ray(work, console)
+    with advising(work.advice):
+        run_job_on_ray(work, console)
 
 
 def run(arguments: list[str]) -> int:

@@ -16,7 +16,16 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.exits import EXIT_BAD_REQUEST, EXIT_FAILED, end_now, exit_code, explain
+from launch.exits import (
+    EXIT_BAD_REQUEST,
+    EXIT_FAILED,
+    advising,
+    check_arguments,
+    end_now,
+    exit_code,
+    explain,
+    open_streams,
+)
 from launch.jobs import Job, build_job
 from launch.logs import set_up_logging
 from launch.options import generate_options
@@ -48,7 +57,7 @@ def rank(verbose: bool, **options: Any) -> None:
 
 
 def _run(job: Job, rendezvous: Rendezvous, console: Console) -> None:
-    with joined(job.config, rendezvous, job.timeout) as ranks:
+    with advising(job.advice), joined(job.config, rendezvous, job.timeout) as ranks:
         run_job_shown(job, console, ranks, on_loaded=stop_on_signals)
 
 
@@ -72,6 +81,7 @@ def _give_up(error: LockstepError) -> None:
 
 def end_rank(command: click.Command, name: str) -> None:
     """Run one rank's command and end the process, without waiting for transfers that will never be done."""
+    open_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_now(run(sys.argv[1:], command, name))
 
@@ -80,6 +90,7 @@ def run(arguments: list[str], command: click.Command = rank, name: str = "python
     """Run one rank and return its exit code."""
     own = int(os.environ.get("RANK", "0"))
     try:
+        check_arguments(arguments)
         command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         if own == 0:

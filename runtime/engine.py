@@ -39,6 +39,7 @@ from runtime.streams import Branch, Network
 from runtime.text import PromptEncoder
 from runtime.topology import Degrees, Topology
 from runtime.travel import Embeddings, window_embeddings
+from runtime.versions import code_version
 from runtime.video import FrameSink, to_uint8
 from runtime.wan import open_adapter
 
@@ -139,7 +140,8 @@ class Engine:
             "attention": plan.attention,
             "deadline": plan.request.deadline,
         }
-        identity = self._identity(plan)
+        proof = self.identity(plan)
+        identity = json.loads(proof)
         self.ranks.agree(identity | agreed)
         self.ranks.at("text encoding", busy=True)
         text = self._text.encode(plan.request)
@@ -151,7 +153,6 @@ class Engine:
                 image = self._image.encode(plan.request, vae, window_BCFHW)
         networks = self._networks(plan, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
-        proof = json.dumps(identity, sort_keys=True)
         return Prepared(plan, proof, networks, noise_BCFHW, image, storage)
 
     def plan(self, request: VideoRequest) -> Plan:
@@ -270,6 +271,10 @@ class Engine:
         )
         return noise_BCFHW
 
+    def identity(self, plan: Plan) -> str:
+        """Everything that the result is a function of, as JSON; every rank asks at the same time."""
+        return json.dumps(self._identity(plan), sort_keys=True)
+
     def _identity(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result is a function of, as JSON."""
         scheduler = self.profile.scheduler
@@ -280,6 +285,8 @@ class Engine:
             "preset": plan.preset.identity,
             "model": self.model.revision,
             "dtype": self.config.dtype.model_dump(),
+            "window": asdict(plan.windows),
+            "lockstep": code_version(),
             "sampler": {"kind": type(scheduler).__name__, **sampler_settings(scheduler)},
         }
         return dict(json.loads(json.dumps(identity)))

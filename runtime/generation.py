@@ -94,7 +94,8 @@ class Generation:
         """Take in a segment that is done; its steps are counted on from those before.
 
         Args:
-            told: what each rank tells: bytes `sent` at each step, and what its stream has `bytes` and `kept`.
+            told: what each rank tells: bytes `sent` at each step, what its stream has `bytes` and `kept`, and
+                the `digest` of its decisions.
             start: first step that was not taken from a checkpoint.
         """
         before = len(self.steps)
@@ -103,7 +104,7 @@ class Generation:
             computed = [before + step for step in coordinator.computed(branch)]
             self.computed[branch] = self.computed.get(branch, []) + computed
         self.errors |= {before + step: error for step, error in coordinator.errors.items()}
-        self.digests = coordinator.digests
+        self.digests = [one["digest"] for one in told]
         self.sent += [sum(sent) for sent in zip(*(one["sent"] for one in told), strict=True)]
         self.forecaster_bytes = max(self.forecaster_bytes, *(one["bytes"] for one in told))
         self.features_kept = max(self.features_kept, *(one["kept"] for one in told))

@@ -5,7 +5,7 @@ The first rank runs a job; the others follow it.
 
 from __future__ import annotations
 
-import tempfile
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,13 +16,16 @@ from runtime.checkpoint import Checkpoints
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, check_image
+from runtime.files import Outputs, check_image, flush, whole_files
 from runtime.generation import Generation
-from runtime.quality import RawVideo, compare_videos
-from runtime.report import Report, add_comparison, build_report, write_report
+from runtime.quality import compare_videos
+from runtime.raw import check_room, raw_videos
+from runtime.report import Report, add_comparison, build_report
 from runtime.request import VideoRequest
-from runtime.video import ColourWatch, FrameSink, RawFrames, Tee, mp4_writer
+from runtime.video import ColourWatch, FrameSink, Tee, mp4_encoder
 from spectrum import StepKind
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[StepRecord], None]
 Progress = Callable[[str, Sequence[StepKind]], AbstractContextManager[OnStep]]
@@ -51,9 +54,9 @@ def run_job(
         BadRequestError: the request does not fit the model, or a file cannot be written; nothing was started.
         JobFailedError: a file could not be written to the end.
     """
-    with _begun(engine, request, outputs, checkpoints):
-        _, report = _generate_files(engine, request, outputs, progress, checkpoints)
-        return _write(report, outputs)
+    with _begun(engine, [request], outputs, checkpoints), _files(outputs, request) as files:
+        _, report = _generate_files(engine, request, outputs, files, progress, checkpoints)
+        return _write(report, files)
 
 
 def run_compared_job(
@@ -68,26 +71,35 @@ def run_compared_job(
     The transformer is run once beforehand, so that neither time holds what a process's first forward sets up.
     """
     with (
-        _begun(engine, request, outputs, checkpoints),
+        _begun(engine, [request.full, request], outputs, checkpoints),
+        _files(outputs, request) as files,
         raw_videos(request, request.videos) as ours,
         raw_videos(request, request.videos) as theirs,
     ):
         engine.warm_up(request)
         full = generate_shown(engine, request.full, theirs.sinks, progress, checkpoints)
-        generation, report = _generate_files(engine, request, outputs, progress, checkpoints, ours.sinks)
+        generation, report = _generate_files(
+            engine, request, outputs, files, progress, checkpoints, ours.sinks
+        )
         ours.flush()
         theirs.flush()
         measured = [compare_videos(a, b) for a, b in zip(ours.videos, theirs.videos, strict=True)]
         add_comparison(report, generation, full, measured)
-        return _write(report, outputs)
+        return _write(report, files)
 
 
 @contextmanager
 def _begun(
-    engine: Engine, request: VideoRequest, outputs: Outputs | None, checkpoints: Checkpoints | None
+    engine: Engine,
+    requests: Sequence[VideoRequest],
+    outputs: Outputs | None,
+    checkpoints: Checkpoints | None,
 ) -> Iterator[None]:
     """Begin on all ranks or on none, and end together. The rank with `outputs` holds the checkpoints
     meanwhile; when all went well, it removes them.
+
+    Args:
+        requests: those of the job's generations, the one that is written last.
 
     Raises:
         BadRequestError: on all ranks, if any of them refuses.
@@ -95,23 +107,40 @@ def _begun(
     with ExitStack() as stack:
         problem = ""
         try:
-            engine.plan(request)
+            for request in requests:
+                engine.plan(request)
             if outputs is not None:
-                outputs.check(request.videos)
-                check_image(request.image)
-                if checkpoints is not None:
-                    stack.enter_context(checkpoints.locked())
+                outputs.check(requests[-1].videos)
+                check_image(requests[-1].image)
+                if len(requests) > 1:
+                    check_room(requests[-1], len(requests) * requests[-1].videos)
         except BadRequestError as error:
             problem = str(error)
-        problems = [told for told in engine.ranks.control.tell(problem) if told]
-        if problems:
-            raise BadRequestError(problems[0])
+        _refuse_together(engine, problem)
+        if checkpoints is not None:
+            identities = [engine.identity(engine.plan(request)) for request in requests]
+            if outputs is not None:
+                try:
+                    stack.enter_context(checkpoints.locked(identities))
+                except BadRequestError as error:
+                    problem = str(error)
+            _refuse_together(engine, problem)
         stack.enter_context(engine.commanded())
         yield
         if outputs is not None and checkpoints is not None:
-            checkpoints.remove()
+            try:
+                checkpoints.discard()
+            except OSError as error:
+                log.warning("checkpoints: cannot remove those in %r: %s", str(checkpoints.root), error)
     # Nobody leaves before the files are written: a rank may fail until then.
     engine.ranks.control.tell("done")
+
+
+def _refuse_together(engine: Engine, problem: str) -> None:
+    """Raise BadRequestError on all ranks if any of them has a problem."""
+    problems = [told for told in engine.ranks.control.tell(problem) if told]
+    if problems:
+        raise BadRequestError(problems[0])
 
 
 def follow_job(
@@ -123,7 +152,8 @@ def follow_job(
     checkpoints: Checkpoints | None = None,
 ) -> Generation:
     """The part of ranks that write no files: the same generations in the same order as on the first."""
-    with _begun(engine, request, None, checkpoints):
+    requests = [request.full, request] if compared else [request]
+    with _begun(engine, requests, None, checkpoints):
         if compared:
             engine.warm_up(request)
             generate_shown(engine, request.full, [], progress, checkpoints)
@@ -143,10 +173,28 @@ def generate_shown(
         return engine.generate(request, sinks, on_step, checkpoints)
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where the files of a job are until all of them are done and get their names."""
+
+    report: Path
+    picture: Path
+    videos: list[Path]
+
+
+@contextmanager
+def _files(outputs: Outputs, request: VideoRequest) -> Iterator[_Files]:
+    """The job's files; they get their names, one right after the other, when the block ends well."""
+    with whole_files(list(outputs.all(request.videos)), overwrite=outputs.overwrite) as temporaries:
+        report, picture, *videos = temporaries
+        yield _Files(report, picture, videos)
+
+
 def _generate_files(
     engine: Engine,
     request: VideoRequest,
     outputs: Outputs,
+    files: _Files,
     progress: Progress,
     checkpoints: Checkpoints | None,
     also: Sequence[FrameSink] = (),
@@ -156,9 +204,9 @@ def _generate_files(
     with ExitStack() as stack:
         sinks: list[FrameSink] = [
             stack.enter_context(
-                mp4_writer(path, width=request.width, height=request.height, fps=engine.config.fps)
+                mp4_encoder(path, width=request.width, height=request.height, fps=engine.config.fps)
             )
-            for path in videos
+            for path in files.videos
         ]
         watches = [ColourWatch() for _ in videos]
         sinks = [Tee(*one) for one in zip(sinks, watches, *([also] if also else []), strict=True)]
@@ -166,38 +214,14 @@ def _generate_files(
         for path, watch in zip(videos, watches, strict=True):
             generation.warnings += watch.warning(path.name)
         finishing = time.perf_counter()
+    for path in files.videos:
+        flush(path)
     return generation, build_report(engine, generation, videos, time.perf_counter() - finishing)
 
 
-def _write(report: Report, outputs: Outputs) -> Report:
+def _write(report: Report, files: _Files) -> Report:
     from runtime.picture import write_picture
 
-    write_report(report, outputs.report)
-    write_picture(report, outputs.picture)
+    files.report.write_text(report.to_json() + "\n", encoding="utf-8")
+    write_picture(report, files.picture)
     return report
-
-
-@dataclass(frozen=True, slots=True)
-class RawSet:
-    """Raw files of one request's videos, and the sinks that fill them."""
-
-    videos: list[RawVideo]
-    files: list[RawFrames]
-
-    @property
-    def sinks(self) -> Sequence[FrameSink]:
-        return self.files
-
-    def flush(self) -> None:
-        for file in self.files:
-            file.flush()
-
-
-@contextmanager
-def raw_videos(request: VideoRequest, count: int) -> Iterator[RawSet]:
-    """Raw files for `count` videos of the size of `request`, removed at the end."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-")))
-        paths = [folder / f"{number}.rgb" for number in range(count)]
-        files = [RawFrames(stack.enter_context(path.open("wb"))) for path in paths]
-        yield RawSet([RawVideo(path, request.width, request.height) for path in paths], files)

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from runtime.files import whole_file
 from runtime.report import Report, StepPart
 from spectrum import StepKind
 
@@ -18,14 +17,13 @@ _NAMES = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "forecast"}
 
 
 def write_picture(report: Report, path: Path) -> None:
-    """Draw `report` as a PNG, whole or not at all."""
+    """Draw `report` as a PNG."""
     figure = Figure(figsize=(9, 5.2), layout="constrained", dpi=130)
     times, errors = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
     _draw_times(times, report.step_log)
     _draw_errors(errors, report.step_log)
     figure.suptitle(_title(report), fontsize=10, parse_math=False)  # names may hold a $
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    figure.savefig(path, format="png")
 
 
 def _draw_times(axes: Axes, steps: list[StepPart]) -> None:

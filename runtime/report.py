@@ -10,7 +10,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from runtime.engine import Engine
-from runtime.files import whole_file
 from runtime.generation import Generation
 from runtime.quality import Quality
 from runtime.versions import versions
@@ -216,16 +215,15 @@ def add_comparison(report: Report, generation: Generation, full: Generation, mea
         vmaf=statistics.fmean(vmafs) if vmafs else None,
     )
     report.comparison = ComparisonPart(
-        denoise_seconds=full.seconds.denoise,
-        speedup=full.seconds.denoise / generation.seconds.denoise,
+        denoise_seconds=_step_seconds(full),
+        speedup=_step_seconds(full) / _step_seconds(generation),
         ideal_speedup=full.nfe / generation.nfe,
     )
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write the JSON, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(report.to_json() + "\n", encoding="utf-8")
+def _step_seconds(generation: Generation) -> float:
+    """Seconds of all steps, those that were taken from a checkpoint included."""
+    return sum(step.seconds for step in generation.steps)
 
 
 def _median_seconds(generation: Generation, kind: StepKind) -> float | None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
-from runtime.checkpoint import Checkpoints, CheckpointWriter, Restored, Snapshot, restore
+from runtime.checkpoint import Checkpoints
+from runtime.checkpoint_reader import Restored, restore
+from runtime.checkpoint_writer import CheckpointWriter, Snapshot
 from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, StepRecord
 from runtime.ranks import Ranks
@@ -85,7 +87,9 @@ class Resumable:
             found = restore(folder, self._topology, self._ranks, self._progress.stream.names)
         if found is not None:
             self._progress.restore(found, self._ranks)
-        self._writer = CheckpointWriter(folder, self._topology, self._ranks.rank, self._checkpoints.every)
+        self._writer = CheckpointWriter(
+            folder, self._identity, self._topology, self._ranks.rank, self._checkpoints.every
+        )
         return 0 if found is None else found.step + 1
 
     def after(self, record: StepRecord) -> None:
@@ -102,6 +106,7 @@ class Resumable:
         if self._writer is None:
             return 0
         if self._progress.steps:
+            self._ranks.at("writing its last checkpoint", busy=True)
             self._writer.finish(self._progress.snapshot())
         return self._writer.bytes
 

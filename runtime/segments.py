@@ -97,6 +97,11 @@ def _denoise_one(
         raise
     generation.checkpoint_bytes += resumable.finish()
     sent = [step.sent for step in done]
-    own = {"sent": sent, "bytes": segment.stream.bytes, "kept": segment.stream.kept}
+    own = {
+        "sent": sent,
+        "bytes": segment.stream.bytes,
+        "kept": segment.stream.kept,
+        "digest": coordinator.digest,
+    }
     generation.add(done, coordinator, ranks.control.tell(own), start)
     return state.latents_BCFHW

@@ -156,14 +156,21 @@ def mp4_writer(path: Path, *, width: int, height: int, fps: int) -> Iterator[Fra
     Raises:
         JobFailedError: ffmpeg failed (a full disk, for instance).
     """
-    with whole_file(path) as temporary, tempfile.TemporaryFile() as log:
+    with whole_file(path) as temporary, mp4_encoder(temporary, width=width, height=height, fps=fps) as sink:
+        yield sink
+
+
+@contextmanager
+def mp4_encoder(path: Path, *, width: int, height: int, fps: int) -> Iterator[FrameSink]:
+    """As `mp4_writer`, but straight to `path`, for callers who give it its name when all is done."""
+    with tempfile.TemporaryFile() as log:
         command = [
             imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error",
             "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-",
             "-vf", "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int",
             "-c:v", "libx264", "-preset", "medium", "-crf", "14", "-pix_fmt", "yuv420p",
             "-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
-            "-movflags", "+faststart", "-an", "-f", "mp4", str(temporary),
+            "-movflags", "+faststart", "-an", "-f", "mp4", str(path),
         ]  # fmt: skip
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True

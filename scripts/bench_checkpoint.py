@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from launch.options import CHECKPOINT_EVERY
-from runtime.checkpoint import Checkpoints, CheckpointWriter
+from runtime.checkpoint import Checkpoints
+from runtime.checkpoint_writer import CheckpointWriter
 from runtime.configs import load_config
 from runtime.engine import Engine
 from runtime.resume import Resumable

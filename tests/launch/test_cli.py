@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
+from runtime.configs import shipped
 
 PROMPT = "a red circle moving left on a black background"
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-length", "32"]
@@ -33,6 +34,54 @@ def test_generate_writes_files_and_prints_the_path_alone(
     assert report["request"]["spectrum"] == "paper-fast"
     assert report["request"]["steps"] == 6
     assert {p.suffix for p in out.parent.iterdir()} == {".mp4", ".json", ".png"}
+
+
+def test_every_output_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, report, kept = tmp_path / "a.mp4", tmp_path / "reports" / "b.json", tmp_path / "kept"
+    kept.mkdir()
+    (kept / "thesis.tex").write_text("mine")
+    options = ["--out", str(out), "--report", str(report), "--checkpoints", str(kept), "--videos", "2"]
+    assert run("generate", PROMPT, *SMALL, *options, "--negative", "blue", "--checkpoint-every", "1") == 0
+    assert capfd.readouterr().out == "".join(f"{tmp_path}/a-{number}.mp4\n" for number in (1, 2))
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert made == {"a-1.mp4", "a-2.mp4", "reports/b.json", "reports/b.png", "kept/thesis.tex"}
+    assert [path.name for path in kept.iterdir()] == ["thesis.tex"]
+    assert json.loads(report.read_text())["request"]["negative"] == "blue"
+
+
+def test_an_input_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.json"
+    config.write_text((shipped() / "wan-tiny.yaml").read_text())
+    options = ["--config", str(config), "--out", str(tmp_path / "mine.mp4"), "--overwrite"]
+    before = config.read_text()
+    assert run("generate", PROMPT, *options) == 2
+    assert "it is config's" in capfd.readouterr().err
+    assert config.read_text() == before
+
+
+def test_advice_is_given_where_it_is_true(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Other commands have no --resume, and nothing is said of checkpoints that are not there."""
+    for arguments in (["plan", "nope", "--nfe", "3"], ["status", "--queue", str(tmp_path / "none")]):
+        assert run(*arguments) == 2
+        assert "--resume" not in capfd.readouterr().err
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "/bin/false")
+        compare = ["compare", PROMPT, *SMALL, "--preset", "paper", "--out", str(tmp_path / "c.mp4")]
+        assert run(*compare) == 3
+        assert "--resume" not in capfd.readouterr().err
+        nothing_kept = [
+            "generate",
+            PROMPT,
+            *SMALL,
+            "--checkpoint-every",
+            "0",
+            "--out",
+            str(tmp_path / "a.mp4"),
+        ]
+        assert run(*nothing_kept) == 3
+    said = capfd.readouterr().err
+    assert "no checkpoint is there: the same command starts again at the first step" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_same_seed_same_frames(tmp_path: Path) -> None:
@@ -73,6 +122,14 @@ def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.Captu
         (["--seed", "-1"], "seed: -1 given"),
         (["--out", "/proc/a.mp4"], "out: cannot write in '/proc'"),
         (["--out", "a.avi"], "must end in .mp4"),
+        (["--out", ""], "'' given; a name is needed"),
+        (["--out", "."], "out: '.' given; the name must end in .mp4"),
+        (["--out", "caf\udce9.mp4"], "its byte 0xe9 is not UTF-8"),
+        (["--negative", "caf\udce9"], "its byte 0xe9 is not UTF-8"),
+        (["--out", "/dev/null/a.mp4"], "out: cannot write in '/dev/null'"),
+        (["--out", "x" * 252 + ".mp4"], "File name too long"),
+        (["--report", "a.txt"], "report: 'a.txt' given; the name must end in .json"),
+        (["--checkpoints", "/proc/mine"], "checkpoints: cannot write in '/proc/mine"),
         (
             ["--spectrum", "LATE", "--steps", "6"],
             "spectrum: the preset does not fit 6 steps: computed step 9",
@@ -139,7 +196,8 @@ def test_a_failure_in_the_middle_exits_3_and_leaves_nothing(
     monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "/bin/false")  # ffmpeg dies at once
     assert run("generate", PROMPT, *SMALL, "--out", str(tmp_path / "a.mp4")) == 3
     said = capfd.readouterr().err
-    assert "ffmpeg could not write the video" in said and "--resume goes on" in said
+    assert "ffmpeg could not write the video" in said
+    assert "the same command with --resume goes on from the checkpoint of step 5" in said
     assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
 
 

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from launch.exits import advising, check_arguments, run_command
+from runtime.errors import BadRequestError, JobFailedError
 
 ENDING = """
 import atexit, ctypes, sys, threading, time
@@ -29,3 +36,52 @@ def test_python_cleans_up_and_libraries_do_not() -> None:
     done = ended("end_with(run)")
     assert (done.returncode, done.stdout) == (3, "thread done\ncleaned up\n"), done.stderr
     assert ended("sys.exit(run(sys.argv[1:]))").returncode < 0  # there is something to skip
+
+
+CLOSED = """
+import os, sys
+from launch.exits import end_with
+
+def run(arguments):
+    opened = os.open("out.txt", os.O_CREAT | os.O_WRONLY)
+    print("a path")
+    print("progress", file=sys.stderr)
+    return 3 if opened > 2 else 4
+
+end_with(run)
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_nothing_special(tmp_path: Path, closed: str) -> None:
+    """And what is printed does not land in the file that gets their numbers."""
+    root = str(Path(__file__).parents[2])
+    command = f'exec "$0" -c "$1" {closed}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, CLOSED],
+        cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 3, done
+    assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "a path\n")
+    assert done.stderr == ("" if "2>&-" in closed else "progress\n")
+    assert (tmp_path / "out.txt").read_text() == ""
+
+
+def test_arguments_are_text() -> None:
+    check_arguments(["generate", "猫", "--out", "a.mp4"])
+    with pytest.raises(BadRequestError, match=r"argument 'caf\\xe9' given; its byte 0xe9 is not UTF-8"):
+        check_arguments(["generate", "caf\udce9"])
+
+
+@click.command()
+@click.argument("advice")
+def failing(advice: str) -> None:
+    with advising(lambda: advice):
+        raise JobFailedError("the disk is full")
+
+
+@pytest.mark.parametrize("advice", ["buy another", ""])
+def test_advice_is_what_the_command_says(advice: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command(failing, [advice], "fail") == 3
+    said = capfd.readouterr().err.splitlines()
+    assert said == ["lockstep: the disk is full", *([f"lockstep: {advice}"] if advice else [])]

@@ -99,16 +99,17 @@ def test_a_rank_killed_while_writing_is_replaced(
     tmp_path: Path, undisturbed: Callable[[str], list[str]]
 ) -> None:
     def kill_while_writing(group: RankGroup) -> None:
-        """The mp4 is there, the report is not."""
-        while not (tmp_path / "a.mp4").exists():
+        """The mp4 is done, the picture is being drawn, and nothing has its name yet."""
+        while not any(path.stat().st_size for path in tmp_path.glob(".a.*.part.json")):
             time.sleep(0.001)
-        assert not (tmp_path / "a.json").exists()
+        assert not (tmp_path / "a.mp4").exists()
         send(signal.SIGKILL, 0)(group)
 
     kills = [(lambda event: isinstance(event, Begun), kill_while_writing)]
     report = run_with(make_job(tmp_path), kills)
     assert report.frames_sha256 == undisturbed("paper")
     assert report.resumed_at == STEPS  # all that was left was to decode
+    assert len(report.decision_digest) == 2 and len(set(report.decision_digest)) == 1
     assert report.topology.world == 2
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import resource
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +19,18 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint import VERSION, Checkpoints, complete_steps, manifest_name
 from runtime.commands import Command
-from runtime.configs import Config, Scheduler, load_config
+from runtime.configs import Config, Scheduler, Window, load_config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.files import Outputs
 from runtime.generation import Generation
+from runtime.job import run_job
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
-from runtime.topology import Degrees
+from runtime.topology import Degrees, Topology
 from runtime.video import FrameBuffer, Frames
 from tests.ranks import die, run_ranks, watch_ranks
 
@@ -151,11 +158,12 @@ def test_after_the_last_step_only_the_decode_is_left(engine: Engine, small: Make
             raise BrokenError
 
     request = small(steps=9, spectrum="paper")  # whose last step is computed
-    expected = run(engine, request)[1]
+    undisturbed, expected = run(engine, request)
     with pytest.raises(BrokenError):
         engine.generate(request, [Broken()], checkpoints=Checkpoints(tmp_path, every=1))
     generation, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
     assert generation.resumed_at == 9 and generation.computed["cond"][-1] == 8
+    assert generation.digests == undisturbed.digests and len(generation.digests) == 1
     assert np.array_equal(frames, expected)
 
 
@@ -231,15 +239,39 @@ def test_old_checkpoints_are_removed_and_features_are_written_once(
     assert features < generation.checkpoint_bytes < 2 * features + 40_000 * (generation.nfe + 1)
 
 
-def test_a_full_disk_is_a_clear_error(
+class SmallFiles:
+    """As if the disk were full, for files beyond so many bytes."""
+
+    def __init__(self, size: int):
+        self._size = size
+
+    def __enter__(self) -> None:
+        self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self._size, self._before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+
+
+def test_a_full_disk_is_a_clear_error(engine: Engine, small: Make, tmp_path: Path) -> None:
+    with (
+        SmallFiles(4096),
+        pytest.raises(JobFailedError, match=r"checkpoints: cannot write in .*: File too large") as raised,
+    ):
+        run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
+    assert len(str(raised.value).splitlines()) == 1
+    assert list(tmp_path.glob("*/*")) == []
+
+
+def test_what_cannot_be_kept_is_said_and_not_lost(
     engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("runtime.checkpoint.torch.save", full)
-    with pytest.raises(JobFailedError, match=r"checkpoints: cannot write in .*No space left on device"):
+    """Whatever goes wrong in the writing thread ends the job in its own."""
+    monkeypatch.setattr("runtime.resume.sampler_state", lambda sampler: {"state": lambda: sampler})
+    said = r"checkpoints: cannot write in .*local.*\(--checkpoint-every 0 goes without\)"
+    with pytest.raises(JobFailedError, match=said) as raised:
         run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
+    assert len(str(raised.value).splitlines()) == 1
     assert list(tmp_path.glob("*/*")) == []
 
 
@@ -249,45 +281,200 @@ def test_a_slow_disk_leaves_no_checkpoint_out(
     """Or ranks whose disks are slow at different times might never have one in common."""
     save, written = torch.save, []
 
-    def slowly(content: Any, path: Path) -> None:
+    def slowly(content: Any, file: Any) -> None:
         time.sleep(0.2)
-        save(content, path)
-        written.append(path.name)
+        save(content, file)
+        written.append(file.name)
 
-    monkeypatch.setattr("runtime.checkpoint.torch.save", slowly)
+    monkeypatch.setattr("runtime.checkpoint_writer.torch.save", slowly)
     generation, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path, every=1))
     assert len(written) == len({*generation.computed["cond"], STEPS - 1})
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused() -> None:
     with pytest.raises(BadRequestError, match="checkpoints: cannot write in '/proc/mine'"):
-        Checkpoints(Path("/proc/mine"), every=4).check(overwrite=False)
+        Checkpoints(Path("/proc/mine"), every=4).check()
 
 
 def test_what_another_job_left_is_not_lost_by_accident(engine: Engine, small: Make, tmp_path: Path) -> None:
     interrupt(engine, small(steps=STEPS), tmp_path, until=5)
+    fresh, again = Checkpoints(tmp_path, every=4), Checkpoints(tmp_path, every=4, overwrite=True)
     with pytest.raises(BadRequestError, match="--resume goes on from them, --overwrite starts again"):
-        Checkpoints(tmp_path, every=4).check(overwrite=False)
-    Checkpoints(tmp_path, every=4, resume=True).check(overwrite=False)
-    Checkpoints(tmp_path, every=4).check(overwrite=True)
+        fresh.check()
+    with pytest.raises(BadRequestError, match="--resume goes on from them"), fresh.locked():
+        pass  # they may have come after the check
+    Checkpoints(tmp_path, every=4, resume=True).check()
+    again.check()
     with Checkpoints(tmp_path, every=4, resume=True).locked():
         assert list(tmp_path.glob("*/part-*"))
-    with Checkpoints(tmp_path, every=4).locked():
+    with again.locked():
         assert not list(tmp_path.glob("*/part-*"))
 
 
 def test_two_jobs_cannot_use_one_folder(tmp_path: Path) -> None:
+    root = tmp_path / "kept"
     said = f"another job is using .*process {os.getpid()}"
-    with (
-        Checkpoints(tmp_path, every=4).locked(),
-        pytest.raises(BadRequestError, match=said),
-        Checkpoints(tmp_path, every=4, resume=True).locked(),
-    ):
-        pass
-    with Checkpoints(tmp_path, every=4).locked():
-        pass
-    Checkpoints(tmp_path, every=4).remove()
-    assert not tmp_path.exists()
+    with Checkpoints(root, every=4).locked():
+        with pytest.raises(BadRequestError, match=said), Checkpoints(root, every=4, resume=True).locked():
+            pass
+        Checkpoints(root, every=4).remove()  # does nothing: the folder is in use
+        with pytest.raises(BadRequestError, match=said), Checkpoints(root, every=4, resume=True).locked():
+            pass
+    assert not root.exists()
+    Checkpoints(root, every=4).remove()
+
+
+def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path) -> None:
+    """Who waits with the removed file open takes the one that is there now."""
+    checkpoints, opened = Checkpoints(tmp_path / "kept", every=4), []
+    flock = fcntl.flock
+
+    def late(file: Any, operation: int) -> None:
+        if not opened:  # its holder leaves and another comes between opening and locking
+            opened.append(file)
+            (tmp_path / "kept" / "lockstep.lock").unlink()
+            (tmp_path / "kept" / "lockstep.lock").touch()
+        flock(file, operation)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fcntl, "flock", late)
+        lock = checkpoints._hold()
+    assert os.path.samestat(os.fstat(lock.fileno()), (tmp_path / "kept" / "lockstep.lock").stat())
+    lock.close()
+
+
+FOREIGN = (
+    "thesis.tex", "photos/p.jpg", "lock", "part-00001-0.pt", "manifest-00001-0.json", "identity.json",
+    "0123456789abcdef/notes.txt", "0123456789abcdef/sub/part-00001-0.pt", "a.checkpoints",
+)  # fmt: skip
+
+
+def plant(folder: Path) -> dict[Path, bytes]:
+    """Files that are not Lockstep's, however they are called."""
+    for name in FOREIGN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"mine: {name}")
+    (folder / "empty").mkdir()
+    return {folder / name: (folder / name).read_bytes() for name in FOREIGN}
+
+
+def test_nothing_that_is_not_lockstep_s_is_ever_removed(engine: Engine, small: Make, tmp_path: Path) -> None:
+    mine = plant(tmp_path)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "part-00001-0.pt").write_text("mine")
+    (tmp_path / "fedcba9876543210").symlink_to(outside)
+    request = small(steps=STEPS)
+    outputs = Outputs(tmp_path / "a.mp4", tmp_path / "a.json", overwrite=True)
+
+    def stop(record: StepRecord) -> None:
+        if record.index >= 4:
+            raise InterruptedHereError
+
+    for options in ({"overwrite": True}, {"resume": True}, {"overwrite": True}):
+        checkpoints = Checkpoints(tmp_path, every=1, **options)
+        checkpoints.check()
+        with pytest.raises(InterruptedHereError):
+            run_job(engine, request, outputs, lambda *_: nullcontext(stop), checkpoints)
+        assert checkpoints.newest is not None and checkpoints.newest >= 3
+    bad = Outputs(tmp_path / "a.avi", tmp_path / "a.json")
+    with pytest.raises(BadRequestError):
+        run_job(engine, request, bad, checkpoints=Checkpoints(tmp_path, every=1, overwrite=True))
+    done = run_job(engine, request, outputs, checkpoints=Checkpoints(tmp_path, every=1, resume=True))
+    assert done.resumed_at >= 4
+    Checkpoints(tmp_path, every=1).remove()
+    assert {path: path.read_bytes() for path in mine} == mine
+    assert (outside / "part-00001-0.pt").read_text() == "mine" and (tmp_path / "empty").is_dir()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*(name.split("/")[0] for name in FOREIGN), "empty", "outside", "fedcba9876543210"} | {
+        "a.mp4", "a.json", "a.png"
+    }  # fmt: skip
+
+
+def test_jobs_that_share_a_folder_do_not_meet(tmp_path: Path) -> None:
+    folders = {
+        Checkpoints.folder_of(tmp_path / name, tmp_path / "all")
+        for name in ("a.mp4", "one/a.mp4", "b.mp4", "x" * 240 + ".mp4")
+    }
+    assert len(folders) == 4 and {folder.parent for folder in folders} == {tmp_path / "all"}
+    for folder in folders:
+        Checkpoints(folder, every=1).check()
+    same = Checkpoints.folder_of(tmp_path / "one" / ".." / "a.mp4", tmp_path / "all")
+    assert same in folders
+    assert Checkpoints.folder_of(tmp_path / "a.mp4", None) == tmp_path / "a.checkpoints"
+
+
+def test_checkpoints_of_an_edited_request_are_kept_and_what_differs_is_said(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    root, request = tmp_path / "kept", small(steps=STEPS, spectrum="paper")
+    interrupt(engine, request, root, until=6)
+    before = {path: path.read_bytes() for path in root.glob("*/*")}
+    outputs = Outputs(tmp_path / "a.mp4", tmp_path / "a.json")
+    resume = Checkpoints(root, every=1, resume=True)
+    edits = {
+        "prompt was .*'a red circle moving left on a black background', now it is '.*'": {
+            "prompt": f"{request.prompt} at night"
+        },
+        "seed was 7, now it is 8": {"seed": 8},
+        "preset.*was .*, now it is": {"spectrum": "off"},
+        "seed was 7, now it is 9; steps was 10, now it is 9": {"seed": 9, "steps": 9},
+    }
+    for said, edit in edits.items():
+        with pytest.raises(BadRequestError, match=f"are of another request: .*{said}.*They are kept"):
+            run_job(engine, request.model_copy(update=edit), outputs, checkpoints=resume)
+    assert {path: path.read_bytes() for path in root.glob("*/*")} == before
+    assert run_job(engine, request, outputs, checkpoints=resume).resumed_at == 7
+    assert not root.exists()
+
+
+def test_windows_cut_otherwise_and_other_code_are_another_request(
+    engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = small(steps=STEPS, frames=25)
+    window = Window(frames=13, overlap=4)
+    monkeypatch.setattr(engine, "config", engine.config.model_copy(update={"window": window}))
+    first = engine.identity(engine.plan(request))
+    wider = Window(frames=13, overlap=8)
+    monkeypatch.setattr(engine, "config", engine.config.model_copy(update={"window": wider}))
+    assert engine.identity(engine.plan(request)) != first
+    monkeypatch.setattr(engine, "config", engine.config.model_copy(update={"window": window}))
+    assert engine.identity(engine.plan(request)) == first
+    monkeypatch.setattr("runtime.engine.code_version", lambda: "another")
+    assert engine.identity(engine.plan(request)) != first
+
+
+def test_a_retry_of_a_job_that_may_overwrite_removes_what_is_another_s(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    """The first attempt may have died before it could."""
+    root = tmp_path / "kept"
+    interrupt(engine, small(steps=STEPS, seed=8), root, until=6)
+    retry = Checkpoints(root, every=1, resume=True, overwrite=True)
+    outputs = Outputs(tmp_path / "a.mp4", tmp_path / "a.json")
+    assert run_job(engine, small(steps=STEPS), outputs, checkpoints=retry).resumed_at == 0
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Checkpoints(tmp_path / "kept", every=1, resume=True).check()
+    assert "there is no checkpoint in" in caplog.text and "starting at the first step" in caplog.text
+    assert not (tmp_path / "kept").exists()
+
+
+def test_manifests_of_another_group_are_not_taken_for_this_one_s(tmp_path: Path) -> None:
+    """A step counts once all ranks of one group have it; a former group was larger and had it, too."""
+
+    def manifest(rank: int, topology: Topology) -> None:
+        content = {"version": VERSION, "step": 7, "topology": asdict(topology)}
+        (tmp_path / manifest_name(7, rank)).write_text(json.dumps(content))
+
+    for rank in range(4):
+        manifest(rank, Topology(cfg=2, ring=1, ulysses=2))
+    assert complete_steps(tmp_path) == [7]
+    manifest(0, Topology(cfg=2, ring=1, ulysses=1))
+    assert complete_steps(tmp_path) == []
+    manifest(1, Topology(cfg=2, ring=1, ulysses=1))
+    assert complete_steps(tmp_path) == [7]
 
 
 def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None, spectrum: str = "paper") -> Any:

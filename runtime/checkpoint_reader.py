@@ -1,0 +1,105 @@
+"""Reads checkpoints: the newest that is whole on every rank, for the same ranks or for others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.checkpoint import complete_steps, read_manifest
+from runtime.checkpoint_writer import file_digest
+from runtime.ranks import Ranks
+from runtime.streams import History
+from runtime.topology import Topology
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A checkpoint as read.
+
+    Attributes:
+        sharded: whether the topology is the one that wrote it; `own` and `history` are then this rank's.
+            Otherwise they are of all ranks: `own` one by one, `history` put together.
+    """
+
+    step: int
+    shared: dict[str, Any]
+    own: list[dict[str, Any]]
+    history: History
+    sharded: bool
+
+
+def restore(folder: Path, topology: Topology, ranks: Ranks, branches: tuple[str, ...]) -> Restored | None:
+    """Read the newest checkpoint in `folder` that is whole on every rank; None if there is none.
+
+    Args:
+        topology: of the ranks that go on. If it is the one that wrote, each rank reads its own part;
+            otherwise the parts are put together.
+        branches: those that this rank computes.
+    """
+    found: list[int] = ranks.control.tell(complete_steps(folder) if ranks.leads else [])[0]
+    for step in found:
+        restored, problem = None, ""
+        try:
+            restored = _read(folder, step, topology, ranks.rank, branches)
+        except Exception as error:  # whatever torch and pickle make of what is there
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problems = [told for told in ranks.control.tell(problem) if told]
+        if not problems:
+            return restored
+        if ranks.leads:
+            log.warning("checkpoint of step %d: %s; trying the one before", step, problems[0])
+    if found and ranks.leads:
+        log.warning("no checkpoint in %r can be used; starting at the first step", str(folder))
+    return None
+
+
+def _read(folder: Path, step: int, topology: Topology, rank: int, branches: tuple[str, ...]) -> Restored:
+    first = read_manifest(folder, step, 0)
+    written = Topology(**first["topology"])
+    same = written == topology
+    manifests = [read_manifest(folder, step, r) for r in range(written.world)]
+    parts = _Parts(folder)
+    own = [parts.read(m, m["last"])["own"] for m in (manifests if not same else [manifests[rank]])]
+    history: History = {}
+    for branch in branches:
+        holders = [rank] if same else _holders(written, branch)
+        pieces = [parts.history(manifests[r], branch) for r in holders]
+        history[branch] = {
+            at: torch.cat([piece[at] for piece in pieces], dim=1) if len(pieces) > 1 else pieces[0][at]
+            for at in (pieces[0] if pieces else {})
+        }
+    return Restored(step, parts.read(first, first["last"])["shared"], own, history, same)
+
+
+def _holders(topology: Topology, branch: str) -> list[int]:
+    """Ranks that hold the shards of `branch`, which may be one window's, in the order of the tokens."""
+    half = 1 if branch.rpartition("/")[2] == "uncond" and topology.cfg == 2 else 0
+    places = {rank: topology.place(rank) for rank in range(topology.world)}
+    return sorted((r for r, p in places.items() if p.cfg == half), key=lambda r: places[r].sequence)
+
+
+class _Parts:
+    """Parts of one folder, each verified and read once."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def read(self, manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if name not in self._read:
+            path = self._folder / name
+            if file_digest(path) != manifest["parts"][name]:
+                raise ValueError(f"{path} is damaged: its checksum is not the manifest's")
+            self._read[name] = torch.load(path, weights_only=True)
+        return self._read[name]
+
+    def history(self, manifest: Mapping[str, Any], branch: str) -> dict[int, torch.Tensor]:
+        placed = manifest["history"].get(branch, {})
+        return {int(at): self.read(manifest, part)["values"][branch][int(at)] for at, part in placed.items()}

@@ -1,0 +1,222 @@
+"""Writes checkpoints: every rank its own part in the background, then a manifest that names the parts a
+resume needs, with their checksums.
+
+A checkpoint counts once every rank's manifest is there. Remembered features are written once, with the first
+checkpoint after them; later manifests refer to that part again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.checkpoint import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
+from runtime.errors import JobFailedError
+from runtime.files import PlainFile, reason, whole_file
+from runtime.streams import History
+from runtime.topology import Topology
+
+_KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A rank's state after a step. Tensors in it are never written to again.
+
+    Attributes:
+        step: the last step that is done.
+        shared: the same on every rank (latents, sampler, decisions); the first rank's is kept.
+        own: numbers of this rank alone, as JSON.
+        history: what its stream remembers.
+    """
+
+    step: int
+    shared: dict[str, Any]
+    own: dict[str, Any]
+    history: History
+
+
+class CheckpointWriter:
+    """Writes one rank's parts of one generation, in a thread of its own.
+
+    Args:
+        folder: of the generation.
+        identity: of the generation, which people can read beside its parts.
+        topology, rank: which part this is.
+        every: a checkpoint after this many computed steps.
+    """
+
+    def __init__(self, folder: Path, identity: str, topology: Topology, rank: int, every: int):
+        self._folder, self._identity = folder, identity
+        self._topology, self._rank, self._every = topology, rank, every
+        self._computed, self._last = 0, -1
+        self._parts: dict[str, str] = {}  # name → SHA-256
+        self._where: dict[str, dict[int, str]] = {}  # branch → step → part
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self.bytes = 0
+
+    def offer(self, computed: bool, snapshot: Callable[[], Snapshot]) -> None:
+        """After every step: write in the background, if one is due. Waits only where the last is not written
+        yet: all ranks write after the same steps, however slow one of their disks is.
+
+        Raises:
+            JobFailedError: an earlier one could not be written.
+        """
+        if self.due(computed):
+            self.wait()
+            self._begin(snapshot())
+        self._computed += computed
+
+    def due(self, computed: bool) -> bool:
+        """Whether there is something to write after this step."""
+        return computed and (self._computed + 1) % self._every == 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is still writing."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def finish(self, snapshot: Snapshot) -> None:
+        """Write this one, unless it is there already, and wait until it is.
+
+        Raises:
+            JobFailedError: it could not be written.
+        """
+        self.wait()
+        if snapshot.step != self._last:
+            self._begin(snapshot)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            JobFailedError: it could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            raise JobFailedError(
+                f"checkpoints: cannot write in {str(self._folder)!r}: {_why(self._error)} "
+                "(--checkpoint-every 0 goes without)"
+            ) from self._error
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        self._last = snapshot.step
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="lockstep-checkpoint")
+        self._thread.start()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write_part(snapshot)
+            if self._rank == 0:
+                self._write_identity()
+            self._write_manifest(snapshot)
+            self._prune()
+        except Exception as error:  # whatever it is, `wait` raises it where it can be told
+            self._error = error
+
+    def _write_part(self, snapshot: Snapshot) -> None:
+        """What no earlier part has."""
+        name = f"part-{snapshot.step:05d}-{self._rank}.pt"
+        new = {
+            branch: {step: value.cpu() for step, value in values.items() if step not in self._steps(branch)}
+            for branch, values in snapshot.history.items()
+        }
+        content = {"own": snapshot.own, "values": new}
+        if self._rank == 0:
+            content["shared"] = _on_cpu(snapshot.shared)
+        with whole_file(self._folder / name) as temporary:
+            _save(content, temporary)
+            digest = file_digest(temporary)
+            self.bytes += temporary.stat().st_size
+        self._parts[name] = digest
+        for branch, values in snapshot.history.items():
+            placed = {step: self._steps(branch).get(step, name) for step in values}
+            self._where[branch] = placed
+
+    def _steps(self, branch: str) -> dict[int, str]:
+        return self._where.get(branch, {})
+
+    def _write_identity(self) -> None:
+        path = self._folder / IDENTITY
+        if not path.exists():
+            with whole_file(path) as temporary:
+                temporary.write_text(identity_text(self._identity), encoding="utf-8")
+
+    def _write_manifest(self, snapshot: Snapshot) -> None:
+        last = f"part-{snapshot.step:05d}-{self._rank}.pt"
+        needed = {last, *(part for values in self._where.values() for part in values.values())}
+        manifest = {
+            "version": VERSION,
+            "step": snapshot.step,
+            "topology": asdict(self._topology),
+            "last": last,
+            "parts": {name: self._parts[name] for name in sorted(needed)},
+            "history": {
+                branch: {str(step): part for step, part in values.items()}
+                for branch, values in self._where.items()
+            },
+        }
+        with whole_file(self._folder / manifest_name(snapshot.step, self._rank)) as temporary:
+            temporary.write_text(json.dumps(manifest), encoding="utf-8")
+
+    def _prune(self) -> None:
+        """Remove this rank's files that are older than the newest checkpoints that all ranks have."""
+        newest = complete_steps(self._folder)[:_KEPT]
+        oldest = manifest_name(newest[-1], self._rank) if len(newest) == _KEPT else ""
+        needed: set[str] = set()
+        for path in self._folder.glob(f"manifest-*-{self._rank}.json"):
+            if path.name < oldest:
+                path.unlink()
+                continue
+            with contextlib.suppress(ValueError, KeyError):  # a damaged one needs nothing
+                needed |= json.loads(path.read_text(encoding="utf-8"))["parts"].keys()
+        for path in self._folder.glob(f"part-*-{self._rank}.pt"):
+            if path.name not in needed:
+                path.unlink()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _on_cpu(content: Any) -> Any:
+    """The same nest of dicts, lists and values, with its tensors on the CPU."""
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        return {key: _on_cpu(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_on_cpu(value) for value in content]
+    return content
+
+
+def _save(content: Any, path: Path) -> None:
+    """As `torch.save`, which says something else of a full disk than that it is full."""
+    with PlainFile(path, "w") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise file.error or error from None
+
+
+def _why(error: Exception) -> str:
+    """What to say of it in a line."""
+    cause = error.__cause__ if isinstance(error, JobFailedError) else error
+    if isinstance(cause, OSError):
+        return reason(cause)
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,87 @@
+"""Raw frames in temporary files, for measuring one video against another before any lossy encoding."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import BadRequestError, JobFailedError
+from runtime.files import PlainFile, reason
+from runtime.quality import RawVideo
+from runtime.request import VideoRequest
+from runtime.video import FrameSink, RawFrames
+
+_REMEDY = "TMPDIR names another folder"
+
+
+@dataclass(frozen=True, slots=True)
+class RawSet:
+    """Raw files of one request's videos, and the sinks that fill them."""
+
+    videos: list[RawVideo]
+    files: list[RawFrames]
+
+    @property
+    def sinks(self) -> Sequence[FrameSink]:
+        return self.files
+
+    def flush(self) -> None:
+        for file in self.files:
+            file.flush()
+
+
+@contextmanager
+def raw_videos(request: VideoRequest, count: int) -> Iterator[RawSet]:
+    """Raw files for `count` videos of the size of `request`, removed at the end.
+
+    Raises:
+        JobFailedError: they cannot be written; the message names TMPDIR, which says where they are.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-")))
+            paths = [folder / f"{number}.rgb" for number in range(count)]
+            files = [RawFrames(stack.enter_context(_File(path, "w"))) for path in paths]
+        except OSError as error:
+            raise JobFailedError(f"temporary files: {reason(error)} ({_REMEDY})") from error
+        yield RawSet([RawVideo(path, request.width, request.height) for path in paths], files)
+
+
+def check_room(request: VideoRequest, count: int) -> None:
+    """Refuse a comparison that there is no room for.
+
+    Args:
+        count: raw videos of the size of `request` that there are at a time.
+
+    Raises:
+        BadRequestError: see above.
+    """
+    needed = count * request.frames * request.height * request.width * 3
+    try:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise BadRequestError(f"compare: temporary files: {reason(error)} ({_REMEDY})") from None
+    if free < needed:
+        raise BadRequestError(
+            f"compare: {needed / 1e6:.1f} MB of raw frames do not fit in {folder!r}, where "
+            f"{free / 1e6:.1f} MB are free ({_REMEDY})"
+        )
+
+
+class _File(PlainFile):
+    """A temporary file that says what is wrong with its folder."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            folder = str(Path(str(self.name)).parent.parent)
+            raise JobFailedError(
+                f"temporary files: cannot write in {folder!r}: {reason(error)} ({_REMEDY})"
+            ) from error

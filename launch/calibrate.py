@@ -5,6 +5,7 @@ One rank under torchrun: `torchrun --nproc-per-node N -m launch.calibrate --out 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,10 @@ from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files import check_image, check_writable
+from runtime.findings import check_partial
 from runtime.ranks import Ranks, Rendezvous
 from runtime.request import VideoRequest
+from runtime.text_files import read_text
 from spectrum import StepKind
 
 
@@ -39,6 +42,7 @@ class CalibrationJob:
     config: Config
     requests: list[VideoRequest]
     out: Path
+    overwrite: bool = False
 
     @property
     def partial(self) -> Path:
@@ -75,18 +79,25 @@ def plan_calibration(
         raise BadRequestError(f"out: {str(out)!r} given; the name must end in .json")
     if leads:
         check_writable(out, overwrite=overwrite)
-    path = prompts or _shipped_prompts(config)
-    try:
-        lines = read_prompts(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"prompts: {str(path)!r} cannot be read: {error}") from None
-    requests = [
-        build_request(settings, line, seed=seed + number, spectrum="off", **given)
-        for number, line in enumerate(lines)
-    ]
+    requests = _requests(settings, prompts or _shipped_prompts(config), seed, **given)
+    job = CalibrationJob(settings, requests, out, overwrite)
     if leads:
         check_image(requests[0].image)
-    return CalibrationJob(settings, requests, out)
+        check_partial(job.partial)
+    return job
+
+
+def _requests(config: Config, prompts: Path, seed: int, **given: Any) -> list[VideoRequest]:
+    """The videos of a file of prompts."""
+    lines = read_prompts(prompts)
+    build_request(config, "any", seed=seed, spectrum="off", **given)  # what is wrong for all is told once
+    requests = []
+    for number, (line, prompt) in enumerate(lines.items()):
+        try:
+            requests.append(build_request(config, prompt, seed=seed + number, spectrum="off", **given))
+        except BadRequestError as error:
+            raise BadRequestError(f"prompts: {str(prompts)!r}, line {line}: {error}") from None
+    return requests
 
 
 def run_calibration(
@@ -107,7 +118,7 @@ def run_calibration(
             engine = Engine(job.config, ranks)
     on_loaded(engine)
     shown = _Shown(console)
-    calibrator = Calibrator(engine, job.requests, job.partial, shown)
+    calibrator = Calibrator(engine, job.requests, job.partial, shown, overwrite=job.overwrite)
     console.print(
         f"{len(job.requests)} videos; about {calibrator.evaluations} evaluations, as many as "
         f"{calibrator.evaluations / job.requests[0].steps:.0f} full runs",
@@ -119,16 +130,16 @@ def run_calibration(
     return calibration
 
 
-def read_prompts(text: str, source: str) -> list[str]:
-    """One prompt per line; blank lines and those that begin with # are left out.
+def read_prompts(path: Path) -> dict[int, str]:
+    """One prompt per line, by the numbers of the lines; blank ones and those that begin with # are left out.
 
     Raises:
-        BadRequestError: there is none.
+        BadRequestError: there is none, or the file is not text.
     """
-    lines = [line.strip() for line in text.splitlines()]
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", read_text(path, "prompts"))]
+    prompts = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
     if not prompts:
-        raise BadRequestError(f"prompts: {source!r} has none; one prompt per line")
+        raise BadRequestError(f"prompts: {str(path)!r} has none; one prompt per line")
     return prompts
 
 

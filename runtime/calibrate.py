@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
-import logging
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,8 @@ from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import image_digest, whole_file
+from runtime.files import image_digest
+from runtime.findings import Findings, PartialFile
 from runtime.generation import Generation, Prepared
 from runtime.probes import GramStream, NudgedStream, sample
 from runtime.quality import psnr
@@ -65,8 +64,6 @@ from spectrum import (
     surprise,
 )
 
-log = logging.getLogger(__name__)
-
 _NUDGED_EARLY = (0.02, 0.06, 0.12, 0.25)  # shares of the last step; what is left of errors here varies much,
 _NUDGED_LATE = (0.45, 0.72, 1.0)  # and here little
 _EVERY, _LATE_VIDEOS = 2, 3  # every second video is nudged early, and three of those late, too
@@ -75,32 +72,6 @@ _TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as shares of all
 
 OnStep = Callable[[str, StepRecord], None]
 """Told the name of the run and each of its steps."""
-
-
-@dataclass(slots=True)
-class Findings:
-    """What is known so far; as JSON, but for the latents, which the first rank has.
-
-    Attributes:
-        grams: of each video, stream → its lower triangle.
-        scales: of each video, root mean square of the guided velocity over that of the final latent.
-        gains: step → what was left of nudges at it.
-        trials: as in the calibration.
-        computed, forecast: seconds of steps.
-        latents: final ones of each video.
-    """
-
-    grams: list[dict[str, list[float]]] = field(default_factory=list)
-    scales: list[float] = field(default_factory=list)
-    gains: dict[str, list[float]] = field(default_factory=dict)
-    trials: list[dict[str, Any]] = field(default_factory=list)
-    computed: list[float] = field(default_factory=list)
-    forecast: list[float] = field(default_factory=list)
-    latents: list[torch.Tensor] = field(default_factory=list)
-
-    def plain(self) -> dict[str, Any]:
-        """All but the latents."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "latents"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +92,7 @@ class Calibrator:
         requests: the videos: alike but for prompt and seed.
         partial: where finished runs are kept until all are; only the first rank looks there.
         on_step: shows progress.
+        overwrite: whether what is kept there of another calibration may be replaced.
 
     Raises:
         BadRequestError: the requests cannot be calibrated for.
@@ -132,8 +104,10 @@ class Calibrator:
         requests: Sequence[VideoRequest],
         partial: Path,
         on_step: OnStep = lambda _name, _record: None,
+        *,
+        overwrite: bool = False,
     ):
-        self._engine, self._partial, self._on_step = engine, partial, on_step
+        self._engine, self._on_step, self._overwrite = engine, on_step, overwrite
         self._requests = [request.full for request in requests]
         check_requests(self._requests)
         self._plan = engine.plan(self._requests[0])
@@ -151,6 +125,10 @@ class Calibrator:
         if len(self._levels) != self._steps + 1:
             raise BadRequestError(f"config: {type(sampler).__name__} has no noise level for each step")
         self._found = Findings()
+        self._kept: PartialFile | None = None  # on the first rank
+        if engine.ranks.leads:
+            shape = engine.sizes.shape(self._requests[0])
+            self._kept = PartialFile(partial, self._identity, self._steps, shape)
 
     def nudged_steps(self, video: int) -> list[int]:
         """Steps at which a video is nudged."""
@@ -186,8 +164,8 @@ class Calibrator:
             self._try(video)
             self._keep()
         calibration = self._finish()
-        if self._engine.ranks.leads:
-            self._partial.unlink(missing_ok=True)
+        if self._kept is not None:
+            self._kept.remove()
         return calibration
 
     def _full(self, video: int) -> None:
@@ -361,28 +339,24 @@ class Calibrator:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _keep(self) -> None:
-        if not self._engine.ranks.leads:
-            return
-        content = {"identity": self._identity, "found": json.dumps(self._found.plain())}
-        with whole_file(self._partial) as temporary:
-            torch.save(content | {"latents": self._found.latents}, temporary)
+        if self._kept is not None:
+            self._kept.write(self._found)
 
     def _resume(self) -> None:
         """Take up what an interrupted calibration had finished."""
-        latents: list[torch.Tensor] = []
-        text = ""
-        if self._engine.ranks.leads and self._partial.is_file():
+        found, problem = None, ""
+        if self._kept is not None:
             try:
-                kept = torch.load(io.BytesIO(self._partial.read_bytes()), weights_only=True)
-                if kept["identity"] == self._identity:
-                    text, latents = kept["found"], kept["latents"]
-                else:
-                    log.warning("%s is of another calibration; starting again", self._partial)
-            except Exception as error:  # whatever torch makes of a damaged file
-                log.warning("%s cannot be read (%s); starting again", self._partial, error)
-        text = self._engine.ranks.control.tell(text)[0]
-        if text:
-            self._found = Findings(**json.loads(text), latents=latents)
+                found = self._kept.read()
+            except BadRequestError as error:
+                if not self._overwrite:
+                    problem = str(error)
+        told: dict[str, Any] | None
+        problem, told = self._engine.ranks.control.tell((problem, found and found.plain()))[0]
+        if problem:
+            raise BadRequestError(problem)
+        if told is not None:
+            self._found = Findings(**told, latents=found.latents if found else [])
 
 
 def check_requests(requests: Sequence[VideoRequest]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
+from launch.calibrate import read_prompts
 from runtime.calibration import load_calibration
 from runtime.presets import load_preset
 
@@ -97,7 +98,10 @@ def test_plan_shows_budgets_and_refuses_nonsense(tmp_path: Path, capfd: pytest.C
     ("arguments", "said"),
     [
         (["--out", "a.txt"], "must end in .json"),
-        (["--out", "a.json", "--prompts", "/no/such.txt"], "prompts: '/no/such.txt' cannot be read"),
+        (
+            ["--out", "a.json", "--prompts", "/no/such.txt"],
+            "prompts: '/no/such.txt' given; it cannot be read",
+        ),
         (["--out", "a.json", "--size", "17x16"], "width: 17 given"),
         (["--out", "a.json", "--config", "nope"], "config: 'nope' given"),
     ],
@@ -119,6 +123,40 @@ def test_prompts_without_a_prompt_are_refused(tmp_path: Path, capfd: pytest.Capt
     empty = prompts(tmp_path, 0)
     assert run("calibrate", "--prompts", empty, "--out", str(tmp_path / "a.json")) == 2
     assert "has none" in capfd.readouterr().err
+
+
+def test_prompts_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa red circle\r\n# none\r\n\r\nto\u2028day\rlast".encode())
+    assert list(read_prompts(path).values()) == ["a red circle", "to\u2028day", "last"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"one\ntwo \xff\n", "line 2: it is not UTF-8 (byte 0xff)"),
+        (b"one\n\ntwo \0\n", "line 3: prompt: 'two \\x00' given; must be text; at place 5"),
+        (b"one\n" + b"a" * 20_001, "line 2: prompt: 'aaaa"),
+        (b"one\n\xe2\x80\x8b", "line 2: prompt: '\\u200b' given; must not be empty"),
+    ],
+)
+def test_bad_prompts_are_named_with_their_line(
+    tmp_path: Path, content: bytes, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes(content)
+    assert run("calibrate", "--prompts", str(path), "--out", str(tmp_path / "a.json")) == 2
+    error = capfd.readouterr().err
+    assert said in error and len(error) < 400
+    assert [one.name for one in tmp_path.iterdir()] == ["p.txt"]
+
+
+def test_a_foreign_partial_file_ends_with_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    notes = tmp_path / "a.json.partial"
+    notes.write_text("mine")
+    assert run("calibrate", "--prompts", prompts(tmp_path), "--out", str(tmp_path / "a.json")) == 2
+    assert "is in the way" in capfd.readouterr().err
+    assert notes.read_text() == "mine"
 
 
 def test_a_deadline_is_kept_as_far_as_it_can_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from runtime.configs import Config, Scheduler, load_config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.findings import check_partial
 from runtime.generation import Generation
 from runtime.quality import psnr
 from runtime.ranks import Ranks
@@ -176,17 +179,108 @@ def test_any_interruption_ends_in_the_same_file(made: Made, engine: Engine, tmp_
     assert again.model_dump(exclude=volatile) == calibration.model_dump(exclude=volatile)
 
 
-def test_a_damaged_or_foreign_partial_file_is_not_used(
+def test_a_damaged_partial_file_is_said_to_be_and_not_used(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     partial = tmp_path / "p"
-    partial.write_bytes(b"half a fi")
-    Calibrator(engine, requests(engine.config), partial)._resume()
-    assert "cannot be read" in caplog.text
     one = Calibrator(engine, requests(engine.config), partial)
+    one._full(0)
     one._keep()
-    Calibrator(engine, requests(engine.config)[:2], partial)._resume()
-    assert "of another calibration" in caplog.text
+    whole = partial.read_bytes()
+    again = Calibrator(engine, requests(engine.config), partial)
+    again._resume()
+    assert again._found.plain() == one._found.plain() and not caplog.records
+    assert one._kept is not None
+    wrong = {"identity": one._kept.identity, "found": "{}", "latents": []}
+    for damage in (whole[:-100], whole[: len(whole) // 2], b"PK", b"", wrong, {**wrong, "identity": 3}):
+        if isinstance(damage, bytes):
+            partial.write_bytes(damage)
+        else:
+            torch.save(damage, partial)
+        caplog.clear()
+        fresh = Calibrator(engine, requests(engine.config), partial, overwrite=True)
+        fresh._resume()
+        assert fresh._found.grams == []
+        assert isinstance(damage, dict) or "starting again" in caplog.text
+        check_partial(partial)
+
+
+def test_what_is_kept_of_another_calibration_is_replaced_only_when_that_is_wanted(
+    engine: Engine, tmp_path: Path
+) -> None:
+    partial = tmp_path / "p"
+    Calibrator(engine, requests(engine.config), partial)._keep()
+    other = requests(engine.config)[:2]
+    with pytest.raises(BadRequestError, match=r"finished runs of another calibration.*--overwrite"):
+        Calibrator(engine, other, partial)._resume()
+    Calibrator(engine, other, partial, overwrite=True)._resume()
+
+
+def test_a_foreign_file_in_the_place_of_the_partial_one_is_left_alone(engine: Engine, tmp_path: Path) -> None:
+    partial = tmp_path / "p"
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("thesis.tex", "mine")
+    for content in (b"my notes", (tmp_path / "zip").read_bytes()):
+        partial.write_bytes(content)
+        with pytest.raises(BadRequestError, match="is in the way"):
+            check_partial(partial)
+        one = Calibrator(engine, requests(engine.config), partial, overwrite=True)
+        one._resume()
+        one._keep()
+        assert one._kept is not None
+        one._kept.remove()
+        assert partial.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["grams"]["guided"].pop(), "need 78 numbers, got"),
+        (lambda c: c["grams"]["guided"].__setitem__(0, -1.0), "grams.guided: the squared size of a step"),
+        (lambda c: c["grams"]["guided"].__setitem__(0, float("nan")), "NaN, which is no number"),
+        (lambda c: c["grams"].clear(), "grams: a mapping given"),
+        (lambda c: c["noise_levels"].__setitem__(1, 1e300), "noise_levels.1: 1e+300 given"),
+        (lambda c: c["noise_levels"].pop(), "must be of 12 steps"),
+        (lambda c: c["sensitivity"].__setitem__(1, -0.5), "sensitivity.1: -0.5 given; should be greater"),
+        (lambda c: c["conditions"].__setitem__("steps", 10**6), "conditions.steps: 1000000 given"),
+        (lambda c: c["conditions"].__setitem__("width", 0), "conditions.width: 0 given"),
+        (lambda c: c["seconds"].__setitem__("computed", 0), "seconds.computed: 0 given"),
+        (lambda c: c["trials"][0].__setitem__("expected", -1), "trials.0.expected: -1 given"),
+        (lambda c: c.__setitem__("scale", "x"), "scale: 'x' given"),
+        (lambda c: c.__setitem__("schema", [2]), "schema a list; this version reads schema 1"),
+        (lambda c: (c.pop("grams"), c.__setitem__("decision_digest", [])), "is a report, not a calibration"),
+        (lambda c: (c.pop("grams"), c.__setitem__("shots", [])), "is the manifest of a film, not a"),
+        (lambda c: c.pop("grams"), "is JSON of something else, not a calibration"),
+    ],
+)
+def test_a_calibration_that_is_none_is_named_for_what_it_is(
+    made: Made, tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    content = json.loads(made[1].read_text())
+    change(content)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadRequestError) as caught:
+        load_calibration(str(path))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000, "is not JSON: maximum recursion"),
+        (b"[]", "is a list, not a calibration"),
+        (b"", "is not JSON"),
+        (b"schedule: {kind: full}", "presets and configs are YAML"),
+        (b"\xff", "line 1: it is not UTF-8"),
+        (b"9" * 5000, "is not JSON: Exceeds the limit"),
+    ],
+)
+def test_what_is_no_json_is_no_calibration(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(BadRequestError, match=said):
+        load_calibration(str(path))
 
 
 def on_ranks(ranks: Ranks, folder: Path) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:

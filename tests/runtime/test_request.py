@@ -57,6 +57,39 @@ def test_a_bad_field_is_named_with_what_was_given_and_what_is_allowed(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("field", ["prompt", "negative", "spectrum", "image"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("caf\udce9", "place 4 it has the byte 0xe9, which is not UTF-8"),
+        ("\ud800", "place 1 it has the character U\\+D800"),
+        ("a\0b", "place 2 it has the character U\\+0000"),
+        ("\x1b[31m", "place 1 it has the character U\\+001B"),
+        ("a" * 20_001, "it has 20001"),
+    ],
+)
+def test_what_is_no_text_is_refused(field: str, text: str, said: str) -> None:
+    with pytest.raises(BadRequestError, match=f"^{field}: .*{said}") as caught:
+        VideoRequest.parse(**{**GOOD, field: text})
+    assert len(str(caught.value).encode()) < 300
+
+
+@pytest.mark.parametrize("text", ["猫 🐈‍⬛ e\u0301", "two\nlines\tand a tab", "a" * 20_000])
+def test_what_is_text_is_kept(text: str) -> None:
+    assert VideoRequest.parse(**{**GOOD, "prompt": text, "negative": text}).prompt == text
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\n\t \u3000", "\ufeff"])
+def test_what_shows_nothing_is_no_prompt(text: str) -> None:
+    with pytest.raises(BadRequestError, match="must not be empty"):
+        VideoRequest.parse(**{**GOOD, "prompt": text})
+
+
+def test_a_field_that_is_nearly_one_is_suggested() -> None:
+    with pytest.raises(BadRequestError, match=r"^guidence: unknown field; did you mean guidance\?$"):
+        VideoRequest.parse(**{**GOOD, "guidence": 5})
+
+
 def test_every_bad_field_has_a_line() -> None:
     with pytest.raises(BadRequestError) as caught:
         VideoRequest.parse(**{**GOOD, "width": 1, "steps": 0, "colour": "red"})

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.exits import advising
-from launch.jobs import build_request
+from launch.jobs import build_request, inputs_of
 from launch.logs import set_up_logging
 from launch.options import calibrate_options
 from launch.progress import timed
@@ -27,7 +27,7 @@ from runtime.configs import Config, load_config, shipped
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import check_image, check_writable
+from runtime.files import check_apart, check_image, check_writable
 from runtime.findings import check_partial
 from runtime.ranks import Ranks, Rendezvous
 from runtime.request import VideoRequest
@@ -79,7 +79,9 @@ def plan_calibration(
         raise BadRequestError(f"out: {str(out)!r} given; the name must end in .json")
     if leads:
         check_writable(out, overwrite=overwrite)
-    requests = _requests(settings, prompts or _shipped_prompts(config), seed, **given)
+    path = prompts or _shipped_prompts(config)
+    requests = _requests(settings, path, seed, **given)
+    check_apart({out: "out"}, inputs_of(config, settings, requests[0]) | {path: "prompts"})
     job = CalibrationJob(settings, requests, out, overwrite)
     if leads:
         check_image(requests[0].image)
@@ -126,7 +128,7 @@ def run_calibration(
     with advising(job.advice), engine.commanded(), shown.of(calibrator.evaluations):
         calibration = calibrator.run()
     if engine.ranks.leads:
-        calibration.write(job.out)
+        calibration.write(job.out, overwrite=job.overwrite)
     return calibration
 
 

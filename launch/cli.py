@@ -202,7 +202,7 @@ def plan(
         Terminal().print(overview(calibration))
         return
     chosen = make_plan(calibration, nfe=nfe, psnr=psnr, seconds=seconds, report=report)
-    write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite)
+    write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite, report=report)
     Terminal().print(steps_table(chosen))
 
 

@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from launch.jobs import build_request
-from runtime.configs import Config, load_config
+from launch.jobs import build_request, inputs_of
+from runtime.configs import Config, is_path, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import check_image, check_writable, whole_file
+from runtime.files import check_apart, check_image, check_writable, whole_files
 from runtime.generation import Generation
 from runtime.job import Progress, generate_shown
 from runtime.presets import load_preset
@@ -28,7 +28,7 @@ from runtime.quality import Quality, RawVideo, compare_videos
 from runtime.raw import check_room, raw_videos
 from runtime.request import VideoRequest
 from runtime.versions import versions
-from runtime.video import ColourWatch, Frames, FrameSink, Tee, mp4_writer
+from runtime.video import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
 
 FULL = "off"
 _LABEL_HEIGHT = 16  # pixels above each video
@@ -58,6 +58,7 @@ class Comparison:
     presets: tuple[str, ...]
     requests: list[VideoRequest]
     out: Path
+    overwrite: bool = False
     results: list[Result] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _engine: Engine | None = None
@@ -81,11 +82,13 @@ class Comparison:
         columns = (FULL, *self.presets)
         width, height = self.requests[0].width, self.requests[0].height
         fps = self.config.fps
-        with mp4_writer(self.out, width=width * len(columns), height=height + _LABEL_HEIGHT, fps=fps) as sink:
-            for request in self.requests:
-                self._run_one(request, columns, sink, progress)
-        with whole_file(self.out.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(self._summary(), indent=2) + "\n", encoding="utf-8")
+        width, height = width * len(columns), height + _LABEL_HEIGHT
+        with whole_files([self.out.with_suffix(".json"), self.out], overwrite=self.overwrite) as files:
+            summary, video = files
+            with mp4_encoder(video, width=width, height=height, fps=fps) as sink:
+                for request in self.requests:
+                    self._run_one(request, columns, sink, progress)
+            summary.write_text(json.dumps(self._summary(), indent=2) + "\n", encoding="utf-8")
 
     def _run_one(
         self, request: VideoRequest, columns: Sequence[str], sink: FrameSink, progress: Progress
@@ -193,7 +196,10 @@ def plan_comparison(
     check_room(requests[0], 1 + len(names))
     for preset in chosen:
         preset.check_request(settings.windowed(requests[0]))
-    return Comparison(settings, names, requests, out)
+    outputs = dict.fromkeys((out.with_suffix(".json"), out), "out")
+    inputs = inputs_of(config, settings, requests[0])
+    check_apart(outputs, inputs | {Path(name): "preset" for name in names if is_path(name)})
+    return Comparison(settings, names, requests, out, overwrite)
 
 
 def side_by_side(videos: Sequence[RawVideo], labels: Sequence[str]) -> Frames:

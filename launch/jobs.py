@@ -91,13 +91,14 @@ class Job:
 
     def _is_made(self) -> bool:
         """Whether there is a report of this very request; it appears before the videos that it names."""
+        own = self.absolute()
         try:
-            report = json.loads(self.outputs.report.read_text(encoding="utf-8"))
+            report = json.loads(own.outputs.report.read_text(encoding="utf-8"))
             made = (report["request"], report["videos"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        videos = [str(path) for path in self.outputs.videos(self.request.videos)]
-        return bool(made == (self.request.model_dump(mode="json"), videos))
+        videos = [str(path) for path in own.outputs.videos(self.request.videos)]
+        return bool(made == (own.request.model_dump(mode="json"), videos))
 
     def advice(self) -> str:
         """What makes the job go on after it was interrupted, as things are now."""

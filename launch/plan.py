@@ -11,7 +11,7 @@ from rich.table import Table
 
 from runtime.calibration import Calibration, Prediction, StepTimes, is_file_name, load_calibration
 from runtime.errors import BadRequestError
-from runtime.files import check_writable, whole_file
+from runtime.files import check_apart, check_writable, whole_file
 from spectrum import CalibratedPredictor, PlannedSteps
 
 _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 200)
@@ -114,14 +114,29 @@ def steps_table(chosen: Chosen) -> Table:
     return table
 
 
-def write_plan(chosen: Chosen, *, picture: Path | None, preset: Path | None, overwrite: bool) -> None:
+def write_plan(
+    chosen: Chosen,
+    *,
+    picture: Path | None,
+    preset: Path | None,
+    overwrite: bool,
+    report: Path | None = None,
+) -> None:
     """Write what is wanted, each whole or not at all.
 
+    Args:
+        report: that the plan was made with.
+
     Raises:
-        BadRequestError: a file exists or cannot be written; nothing was.
+        BadRequestError: a file exists or cannot be written, or is what the plan is made from; nothing was.
     """
-    for path in filter(None, (picture, preset)):
-        check_writable(path, overwrite=overwrite)
+    if picture is not None and picture == preset:
+        raise BadRequestError(f"picture: {str(picture)!r} given; it is also the name of the preset")
+    outputs = {path: field for path, field in ((picture, "picture"), (preset, "preset")) if path is not None}
+    inputs = {Path(chosen.name): "calibration"} if is_file_name(chosen.name) else {}
+    check_apart(outputs, inputs | ({} if report is None else {report: "report"}))
+    for path, field in outputs.items():
+        check_writable(path, overwrite=overwrite, field=field)
     if preset is not None:
         content = {
             "stream": "guided",
@@ -129,7 +144,7 @@ def write_plan(chosen: Chosen, *, picture: Path | None, preset: Path | None, ove
             "predictor": {"kind": "calibrated"},
             "calibration": str(Path(chosen.name).absolute()) if is_file_name(chosen.name) else chosen.name,
         }
-        with whole_file(preset) as temporary:
+        with whole_file(preset, overwrite=overwrite) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     if picture is not None:
         from runtime.plan_picture import write_plan_picture

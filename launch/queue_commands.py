@@ -180,8 +180,12 @@ def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
 @contextmanager
 def _opened(folder: Path, *, must_exist: bool = False) -> Iterator[Any]:
     from launch.queue import Queue
+    from runtime.files import check_outlives, refusing
 
-    if must_exist and not (folder / "queue.sqlite").is_file():
+    check_outlives(folder, field="queue")
+    with refusing("queue", folder):
+        missing = not (folder / "queue.sqlite").is_file()
+    if must_exist and missing:
         raise BadRequestError(f"queue: {str(folder)!r} given; there is no queue")
     with closing(Queue(folder)) as opened:
         yield opened

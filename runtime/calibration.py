@@ -200,9 +200,9 @@ class Calibration(_Part):
             raise BadRequestError(f"seconds: {seconds:g} given; one computed step alone needs {least:.3g} s")
         return self.planner(stream).plan(nfe)
 
-    def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        with whole_file(path) as temporary:
+    def write(self, path: Path, *, overwrite: bool = True) -> None:
+        """Write the file, whole or not at all; see `whole_file`."""
+        with whole_file(path, overwrite=overwrite) as temporary:
             temporary.write_text(self.model_dump_json(by_alias=True) + "\n", encoding="utf-8")
 
 

@@ -72,7 +72,8 @@ class Checkpoints:
         self._check_leave()
         if self.resume and self.newest is None:
             log.warning("resume: there is no checkpoint in %r; starting at the first step", str(self.root))
-        missing = not self.root.exists()
+        with refusing("checkpoints", self.root):
+            missing = not self.root.exists()
         check_folder(self.root, field="checkpoints")
         if missing:  # made again when there is something to keep
             with suppress(OSError):

@@ -324,8 +324,9 @@ class Outputs:
         """
         _check_suffix(self.video, ".mp4", field="out")
         _check_suffix(self.report, ".json", field="report")
-        for path, field in reversed(self.all(count).items()):
-            check_writable(path, overwrite=self.overwrite, field=field)
+        fields = self.all(count)
+        for path in (*self.videos(count), self.report, self.picture):
+            check_writable(path, overwrite=self.overwrite, field=fields[path])
 
 
 def _check_suffix(path: Path, suffix: str, *, field: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,13 +51,37 @@ def test_every_output_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 def test_an_input_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "mine.json"
-    config.write_text((shipped() / "wan-tiny.yaml").read_text())
-    options = ["--config", str(config), "--out", str(tmp_path / "mine.mp4"), "--overwrite"]
-    before = config.read_text()
-    assert run("generate", PROMPT, *options) == 2
-    assert "it is config's" in capfd.readouterr().err
-    assert config.read_text() == before
+    shutil.copy(shipped("wan-tiny.yaml"), tmp_path / "mine.json")
+    shutil.copy(shipped("prompts", "general.txt"), tmp_path / "prompts.json")
+    shutil.copy(shipped("calibrations", "wan-tiny.json"), tmp_path / "cal.json")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    config, video = ["--config", str(tmp_path / "mine.json")], str(tmp_path / "mine.mp4")
+    prompts, calibration = str(tmp_path / "prompts.json"), str(tmp_path / "cal.json")
+    for arguments, said in (
+        (["generate", PROMPT, *config, "--out", video], "it is config's"),
+        (["compare", PROMPT, *config, "--out", video], "it is config's"),
+        (["calibrate", "--prompts", prompts, "--out", prompts], "it is prompts's"),
+        (["plan", calibration, "--nfe", "9", "--preset", calibration], "it is calibration's"),
+        (["plan", "wan-tiny", "--nfe", "9", "--preset", "x", "--picture", "x"], "also the name of the"),
+    ):
+        assert run(*arguments, "--overwrite") == 2
+        assert said in " ".join(capfd.readouterr().err.split())
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_queue_lies_where_it_stays_and_may_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "runtime_resources" / "working_dir_files"
+    packed.mkdir(parents=True)
+    monkeypatch.chdir(packed)
+    out = ["--out", str(tmp_path / "a.mp4")]
+    assert run("queue", "add", PROMPT, *SMALL, *out, "--queue", "mine") == 2
+    assert "queue: 'mine' given; the job's working directory is deleted" in capfd.readouterr().err
+    assert run("status", "--queue", "x" * 300) == 2
+    assert run("status", "--queue", str(tmp_path / ("x" * 300))) == 2
+    assert "File name too long" in capfd.readouterr().err
+    assert list(packed.iterdir()) == []
 
 
 def test_advice_is_given_where_it_is_true(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.checkpoint import Checkpoints
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files import (
     Outputs,
@@ -186,6 +187,8 @@ def test_folders_that_may_not_be_entered_are_refused(tmp_path: Path) -> None:
     with nobody():
         with pytest.raises(BadRequestError, match=r"out: '.*' given; Permission denied"):
             check_writable(path, overwrite=False)
+        with pytest.raises(BadRequestError, match=r"checkpoints: '.*' given; Permission denied"):
+            Checkpoints(tmp_path / "closed" / "kept", every=1).check()
         said = r"config: '.*' given; Permission denied"
         with pytest.raises(BadRequestError, match=said), refusing("config", path):
             path.is_file()

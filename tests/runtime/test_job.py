@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.checkpoint import Checkpoints
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, JobFailedError
 from runtime.job import OnStep, Outputs, run_compared_job, run_job
+from runtime.raw import check_room
 from runtime.report import Report
 from runtime.request import VideoRequest
 from runtime.video import FrameBuffer
@@ -148,3 +150,67 @@ def test_an_interrupted_job_leaves_nothing(engine: Engine, small: Make, tmp_path
     with pytest.raises(KeyboardInterrupt):
         run_job(engine, small(spectrum="paper"), outputs(tmp_path), lambda *_: nullcontext(cancel))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_appears_while_a_job_runs_is_kept(engine: Engine, small: Make, tmp_path: Path) -> None:
+    def appear(record: StepRecord) -> None:
+        (tmp_path / "a.mp4").write_text("mine")
+
+    with pytest.raises(JobFailedError, match=r"a\.mp4' was made by somebody else .*a\.2\.mp4"):
+        run_job(engine, small(), outputs(tmp_path), lambda *_: nullcontext(appear))
+    assert (tmp_path / "a.mp4").read_text() == "mine"
+    assert (tmp_path / "a.2.mp4").stat().st_size > 500
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.2.mp4", "a.2.json", "a.2.png"}
+
+
+def test_a_comparison_that_was_interrupted_reports_what_all_steps_took(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    request, root = small(spectrum="paper", steps=12), tmp_path / "kept"
+
+    @contextmanager
+    def interrupted(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
+        def after(record: StepRecord) -> None:
+            if label.startswith("paper") and record.index == 7:
+                raise KeyboardInterrupt
+
+        yield after
+
+    with pytest.raises(KeyboardInterrupt):
+        run_compared_job(
+            engine, request, outputs(tmp_path), interrupted, Checkpoints(root, every=1, overwrite=True)
+        )
+    full_steps: list[float] = []
+
+    @contextmanager
+    def note(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
+        yield lambda record: full_steps.append(record.index) if label.startswith("off") else None
+
+    kept = Checkpoints(root, every=1, resume=True)
+    report = run_compared_job(engine, request, outputs(tmp_path), note, kept)
+    assert full_steps == []  # all were taken from the checkpoint, with their times
+    assert report.resumed_at >= 6 and report.comparison is not None
+    ours = sum(step.seconds for step in report.step_log)
+    assert report.comparison.speedup == pytest.approx(report.comparison.denoise_seconds / ours)
+    slowest = max(step.seconds for step in report.step_log)
+    assert report.comparison.denoise_seconds > 2 * slowest
+    assert report.seconds.denoise < ours  # of this process alone
+
+
+def test_temporary_files_that_do_not_fit_name_their_folder(
+    engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(BadRequestError, match=r"MB of raw frames do not fit in '.*temporary'.*\(TMPDIR"):
+        check_room(small(), 10**9)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    said = r"temporary files: cannot write in '.*temporary': File too large \(TMPDIR"
+    try:
+        with pytest.raises(JobFailedError, match=said):
+            run_compared_job(engine, small(), outputs(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]

@@ -1,0 +1,77 @@
+"""What a job's options stand for, and what can be done after it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runtime.checkpoint import VERSION, Checkpoints, manifest_name
+from runtime.errors import BadRequestError
+from tests.jobs import make_job
+
+
+def test_a_retry_replaces_what_the_attempt_before_made_and_nothing_else(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "a.mp4")
+    assert not job.going_on().outputs.overwrite
+    (tmp_path / "a.mp4").write_text("somebody else's")
+    again = job.going_on()
+    with pytest.raises(BadRequestError, match="exists"):
+        again.outputs.check(1)
+    report = {"request": job.request.model_dump(mode="json"), "videos": [str(tmp_path / "a.mp4")]}
+    (tmp_path / "a.json").write_text(json.dumps(report))  # it appears before the video
+    assert job.going_on().outputs.overwrite
+    (tmp_path / "a.json").write_text(json.dumps(report | {"request": {"prompt": "another"}}))
+    assert not job.going_on().outputs.overwrite
+    (tmp_path / "a.json").write_text("{}")
+    assert not job.going_on().outputs.overwrite
+
+
+def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "a.mp4")
+    nothing = "no checkpoint is there: the same command starts again at the first step"
+    assert job.advice() == nothing == make_job(tmp_path / "a.mp4", checkpoint_every=0).advice()
+    folder = tmp_path / "a.checkpoints" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    topology = {"cfg": 1, "ring": 1, "ulysses": 2}
+    manifest = {"version": VERSION, "step": 7, "topology": topology}
+    (folder / manifest_name(7, 0)).write_text(json.dumps(manifest))
+    assert job.advice() == nothing  # the second rank's is missing
+    (folder / manifest_name(7, 1)).write_text(json.dumps(manifest))
+    goes_on = "goes on from the checkpoint of step 7"
+    assert job.advice() == f"the same command with --resume {goes_on}"
+    assert make_job(tmp_path / "a.mp4", resume=True).advice() == f"the same command {goes_on}"
+    (tmp_path / "a.mp4").touch()
+    assert job.advice() == f"the same command with --resume --overwrite {goes_on}"
+    assert make_job(tmp_path / "a.mp4", resume=True, overwrite=True).advice() == f"the same command {goes_on}"
+
+
+def test_checkpoints_of_jobs_in_one_folder_are_apart(tmp_path: Path) -> None:
+    roots = []
+    for name in ("one/a.mp4", "two/a.mp4"):
+        job = make_job(tmp_path / name, checkpoints=tmp_path / "all")
+        job.check_files()
+        assert job.checkpoints is not None
+        roots.append(job.checkpoints.root)
+        (roots[-1] / "0123456789abcdef").mkdir(parents=True)
+        (roots[-1] / "0123456789abcdef" / manifest_name(1, 0)).touch()
+    assert roots[0] != roots[1]
+    with pytest.raises(BadRequestError, match="holds those of a job that did not end"):
+        make_job(tmp_path / "two" / "a.mp4", checkpoints=tmp_path / "all").check_files()
+    Checkpoints(roots[1], every=1).remove()
+    assert [path.name for path in (tmp_path / "all").iterdir()] == [roots[0].name]
+
+
+@pytest.mark.parametrize("option", ["out", "report", "checkpoints"])
+def test_no_path_that_is_deleted_with_a_ray_job_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    packed = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    packed.mkdir(parents=True)
+    monkeypatch.chdir(packed)
+    names = {"out": "a.mp4", "report": "a.json", "checkpoints": "kept"}
+    given = {name: tmp_path / value for name, value in names.items()} | {option: Path(names[option])}
+    with pytest.raises(BadRequestError, match=f"{option}: '{names[option]}.* give an absolute path"):
+        make_job(given.pop("out"), **given).check_files()
+    assert list(packed.iterdir()) == []

@@ -279,7 +279,7 @@ class _Ends:
             for ended in self._ended:
                 if ended.end is end:
                     return ended
-        return self._ended[0]
+        return next((ended for ended in self._ended if ended.report), self._ended[0])  # in any order
 
 
 def _is_still(place: dict[str, Any]) -> bool:

@@ -29,7 +29,8 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files import check_apart, check_image, check_writable
 from runtime.findings import check_partial
-from runtime.ranks import Ranks, Rendezvous
+from runtime.meeting import Rendezvous
+from runtime.ranks import Ranks
 from runtime.request import VideoRequest
 from runtime.text_files import read_text
 from spectrum import StepKind

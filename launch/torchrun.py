@@ -35,7 +35,8 @@ from launch.terminal import Terminal
 from runtime.configs import Config
 from runtime.devices import pick_device
 from runtime.errors import BadRequestError, LockstepError, RankFailedError
-from runtime.ranks import Ranks, Rendezvous, join
+from runtime.meeting import Rendezvous
+from runtime.ranks import Ranks, join
 
 log = logging.getLogger("launch")
 

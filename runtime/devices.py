@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 
 from runtime.errors import BadRequestError
@@ -30,3 +32,25 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if (device.index or 0) >= count:
         raise BadRequestError(f"device: {name!r} given; this machine has {count} {device.type} devices")
     return device if device.index is not None else torch.device(device.type, local_rank % count)
+
+
+class DeviceQueue:
+    """How far an accelerator has come with what it was given to do."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._marks: deque[torch.Event] = deque()
+        self._reached = 0
+
+    def mark(self) -> None:
+        """Something that other ranks wait for begins here, in this thread's stream."""
+        event = torch.Event(self._device)
+        event.record()
+        self._marks.append(event)
+
+    def reached(self) -> int:
+        """How many of these the accelerator has come to. For one thread, which need not be the one above."""
+        while self._marks and self._marks[0].query():
+            self._marks.popleft()
+            self._reached += 1
+        return self._reached

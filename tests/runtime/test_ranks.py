@@ -15,7 +15,8 @@ from runtime.coordinator import Coordinator, Deadline
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.errors import BadRequestError
 from runtime.kernels import find_kernel
-from runtime.ranks import Ranks, Rendezvous, flatten, minority
+from runtime.meeting import Rendezvous
+from runtime.ranks import Ranks, flatten, minority
 from runtime.sequence import Split
 from runtime.streams import STREAMS, Branch, Network
 from runtime.topology import Topology

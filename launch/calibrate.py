@@ -158,13 +158,13 @@ def _shipped_prompts(config: str) -> Path:
 def rank(verbose: bool, ranks: int | None, timeout: float, **options: Any) -> None:
     """Make a calibration as one rank of the group that torchrun started."""
     from launch.signals import stop_on_signals
-    from launch.torchrun import joined
+    from launch.torchrun import check_world, joined, told_to_others
 
     rendezvous = Rendezvous.from_environment()
     set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
-    if ranks not in (None, rendezvous.world):
-        raise BadRequestError(f"ranks: {ranks} given; torchrun started {rendezvous.world}")
-    job = plan_calibration(**options, leads=rendezvous.rank == 0)
+    with told_to_others(rendezvous):
+        check_world(ranks, rendezvous)
+        job = plan_calibration(**options, leads=rendezvous.rank == 0)
     console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
     with joined(job.config, rendezvous, timeout) as group:
         run_calibration(job, console, group, on_loaded=stop_on_signals)

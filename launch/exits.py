@@ -151,6 +151,12 @@ def end_now(code: int) -> NoReturn:
     os._exit(code)
 
 
+def give_up(error: LockstepError) -> None:
+    """End this process although its main thread is stuck and cannot be told why."""
+    log.error("%s; this rank is stuck and ends now", error)
+    end_now(EXIT_FAILED)
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code that stands for `error`."""
     if isinstance(error, BadRequestError):

@@ -125,7 +125,9 @@ def _digest(one: ShotRequest) -> str:
         "request": one.request.model_dump(exclude={"spectrum", "deadline", "image"}),
         "image": one.image,
         "preset": load_preset(one.request.spectrum).identity,
-        "config": one.settings.model_dump(mode="json", exclude={"device", "defaults", "memory", "lora"}),
+        "config": one.settings.model_dump(
+            mode="json", exclude={"device", "defaults", "memory", "lora", "busy_timeout"}
+        ),
         "model": one.revision,
         "lockstep": code_version(),
     }

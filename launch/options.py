@@ -154,6 +154,12 @@ def generate_options(command: _Command) -> _Command:
             f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]",
         ),
         click.option(
+            "--busy-timeout",
+            type=TIMEOUT,
+            help="Seconds that one rank may be at loading, encoding, decoding or writing while the others "
+            "wait.  [default: the config's, 1800]",
+        ),
+        click.option(
             "--checkpoints",
             type=PathType(),
             help="Folder in which the checkpoints get one of their own; default: --out with .checkpoints.",

@@ -22,7 +22,7 @@ from launch.ray_actor import Begun, End, Ended, Event, RankActor
 from launch.ray_placement import Bundle, NoRoomError, bundle_for
 from runtime.configs import Config
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
-from runtime.ranks import Rendezvous
+from runtime.meeting import Rendezvous
 from runtime.topology import Degrees
 
 __all__ = ["Begun", "Bundle", "End", "Ended", "Event", "NoRoomError", "RankGroup", "StartError", "bundle_for"]

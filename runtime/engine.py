@@ -324,4 +324,5 @@ class Engine:
                     for frames, sink, digest in zip(videos, sinks, digests, strict=True):
                         digest.update(frames.tobytes())
                         sink.write(frames)
+                self.ranks.at("decoding", busy=self.config.tiles is None)  # it gets on
         generation.frames_sha256 = [digest.hexdigest() for digest in digests]

@@ -5,6 +5,7 @@ What torch does here blocks in C++, deaf to signals and to time, so a thread doe
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -24,8 +25,8 @@ MEETING = "the meeting of the ranks"
 _GLANCE = 0.05  # seconds between two looks at what a thread does
 _RETRY = 0.2  # seconds between two tries to reach the store
 _TRY = 2.0  # seconds that one try may take
-_FAREWELL = 2.0  # seconds that the store's host stays, so that others can read why it leaves
-_REFUSED = "refused"
+_FAREWELL = 1.0  # seconds that the store's host stays, so that others can read why it leaves
+_OFF = "off"
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -137,7 +138,7 @@ def meet(rendezvous: Rendezvous, timeout: float) -> Store:
         RankFailedError: the store was not reached, or a rank did not come, within `timeout` seconds.
     """
     running = Background(lambda: _meet(rendezvous, timeout))
-    deadline = time.monotonic() + timeout + _TRY
+    deadline = time.monotonic() + timeout + _TRY + _FAREWELL
     try:
         while not running.ended(_GLANCE):
             if time.monotonic() > deadline:
@@ -150,14 +151,16 @@ def meet(rendezvous: Rendezvous, timeout: float) -> Store:
     return running.result()
 
 
-def refuse(rendezvous: Rendezvous, error: LockstepError) -> None:
-    """Tell the ranks that are meeting that this one will not come; a try, and a short one."""
+def leave(rendezvous: Rendezvous, error: Exception) -> None:
+    """Tell the ranks that are meeting that this one will not come, and why; a try, and a short one."""
     if rendezvous.rank == 0 and not rendezvous.hosted:
         return  # nobody can reach a store that was never there
 
     def tell() -> None:
         store = _shared(rendezvous, _reach(rendezvous, _TRY))
-        store.set(_REFUSED, f"rank {rendezvous.rank} refuses: {error}")
+        refused = isinstance(error, BadRequestError)
+        reason = str(error) if refused else f"{type(error).__name__}: {error}"
+        _write_off(store, rendezvous.rank, reason, refused=refused)
 
     with suppress(RankFailedError, RuntimeError):
         running = Background(tell)
@@ -166,37 +169,55 @@ def refuse(rendezvous: Rendezvous, error: LockstepError) -> None:
 
 
 def _meet(rendezvous: Rendezvous, timeout: float) -> Store:
-    deadline = time.monotonic() + timeout
     hosts = rendezvous.rank == 0 and not rendezvous.hosted
-    whole = _open(rendezvous) if hosts else _reach(rendezvous, timeout)
-    store = _shared(rendezvous, whole)
-    store.set(_here(rendezvous.rank), "")
-    others = set(range(rendezvous.world))
-    while True:
-        others = {rank for rank in others if not store.check([_here(rank)])}
-        if store.check([_REFUSED]):
-            said = store.get(_REFUSED).decode()
-            raise BadRequestError(said) if " refuses: " in said else RankFailedError(None, MEETING, said)
-        if not others:
+    deadline = time.monotonic() + timeout
+    store = _shared(rendezvous, _open(rendezvous) if hosts else _reach(rendezvous, timeout))
+    try:
+        missing = _await_all(rendezvous, store, deadline)
+        if not missing:
             return store
-        if time.monotonic() > deadline:
-            raise _unmet(rendezvous, store, min(others), len(others), timeout, stays=hosts)
+        reason = (
+            f"it did not come to {rendezvous.address} within {timeout:.0f} s; "
+            f"{rendezvous.world - len(missing)} of {rendezvous.world} ranks are there "
+            "(a longer --timeout waits longer)"
+        )
+        _write_off(store, min(missing), reason)
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise RankFailedError(0, MEETING, f"the store at {rendezvous.address} is gone: {said}") from None
+    if hosts:
+        time.sleep(_FAREWELL)
+    raise RankFailedError(min(missing), MEETING, reason)
+
+
+def _await_all(rendezvous: Rendezvous, store: Store, deadline: float) -> set[int]:
+    """Wait until all ranks are there; those that are not when the time is over.
+
+    Raises:
+        BadRequestError, RankFailedError: there will be no meeting.
+    """
+    store.set(_here(rendezvous.rank), "")
+    missing = set(range(rendezvous.world))
+    while True:
+        missing = {rank for rank in missing if not store.check([_here(rank)])}
+        if store.check([_OFF]):
+            raise _read_off(store)
+        if not missing or time.monotonic() > deadline:
+            return missing
         time.sleep(_GLANCE)
 
 
-def _unmet(
-    rendezvous: Rendezvous, store: Store, rank: int, missing: int, timeout: float, *, stays: bool
-) -> RankFailedError:
-    """The error of who waited for a rank in vain; the others are told."""
-    reason = (
-        f"it did not come to {rendezvous.address} within {timeout:.0f} s; {rendezvous.world - missing} of "
-        f"{rendezvous.world} ranks are there (a longer --timeout waits longer)"
-    )
-    error = RankFailedError(rank, MEETING, reason)
-    store.set(_REFUSED, str(error))
-    if stays:
-        time.sleep(_FAREWELL)
-    return error
+def _write_off(store: Store, rank: int, reason: str, *, refused: bool = False) -> None:
+    """There will be no meeting, for this reason."""
+    store.set(_OFF, json.dumps({"rank": rank, "reason": reason, "refused": refused}))
+
+
+def _read_off(store: Store) -> LockstepError:
+    """Why there will be no meeting."""
+    told = json.loads(store.get(_OFF))
+    if told["refused"]:
+        return BadRequestError(f"rank {told['rank']} refuses: {told['reason']}")
+    return RankFailedError(told["rank"], MEETING, told["reason"])
 
 
 def _open(rendezvous: Rendezvous) -> Store:

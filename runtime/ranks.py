@@ -26,7 +26,6 @@ from runtime.signs import host_name
 from runtime.topology import Topology
 from runtime.watch import Watch
 
-BUSY_TIMEOUT = 1800.0  # seconds; nothing but a hang takes as long
 _GLANCE = 0.0005  # seconds between two looks at the accelerator's queue
 
 _Branch = TypeVar("_Branch")
@@ -232,7 +231,7 @@ def join(
     device: torch.device,
     *,
     timeout: float,
-    busy: float = BUSY_TIMEOUT,
+    busy: float = math.inf,
     backend: Backend | None = None,
     give_up: Callable[[LockstepError], None] | None = None,
     host: str | None = None,
@@ -242,7 +241,8 @@ def join(
     Args:
         device: where this rank's tensors live.
         timeout: seconds within which all ranks come, and a failure anywhere ends every other rank.
-        busy: seconds that a rank may be at one thing that others may wait long for, such as loading.
+        busy: seconds that a rank may be at one thing that others may wait long for, such as loading; by
+            default any time.
         backend: gloo or nccl; by default nccl where every rank of a node has a GPU of its own.
         give_up: see `Watch`.
         host: name of this machine; ranks of one name share its files. By default its own.

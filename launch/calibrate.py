@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from launch.exits import advising
 from launch.jobs import build_request, inputs_of
 from launch.logs import set_up_logging
-from launch.options import calibrate_options
+from launch.options import calibrate_options, usual_timeout
 from launch.progress import timed
 from launch.terminal import Terminal, print_path
 from runtime.calibrate import Calibrator
@@ -155,7 +155,7 @@ def _shipped_prompts(config: str) -> Path:
 @click.command()
 @calibrate_options
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
-def rank(verbose: bool, ranks: int | None, timeout: float, **options: Any) -> None:
+def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Make a calibration as one rank of the group that torchrun started."""
     from launch.signals import stop_on_signals
     from launch.torchrun import check_world, joined, told_to_others
@@ -166,7 +166,7 @@ def rank(verbose: bool, ranks: int | None, timeout: float, **options: Any) -> No
         check_world(ranks, rendezvous)
         job = plan_calibration(**options, leads=rendezvous.rank == 0)
     console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
-    with joined(job.config, rendezvous, timeout) as group:
+    with joined(job.config, rendezvous, timeout or usual_timeout(job.config.compile)) as group:
         run_calibration(job, console, group, on_loaded=stop_on_signals)
     if rendezvous.rank == 0:
         print_path(job.out)

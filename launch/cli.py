@@ -155,7 +155,7 @@ def compare(
 @cli.command(cls=_KeepsArguments)
 @calibrate_options
 @click.pass_context
-def calibrate(context: click.Context, /, ranks: int | None, timeout: float, **options: Any) -> None:
+def calibrate(context: click.Context, /, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Measure how a model moves under a sampler, so that schedules can be planned and forecasts weighted.
 
     Runs the full sampler on some prompts and writes one small JSON file. What an interrupted calibration had

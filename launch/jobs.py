@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
+from launch.options import usual_timeout
 from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, Lora, is_embedded, is_path, load_config
 from runtime.errors import BadRequestError
@@ -176,7 +176,7 @@ def build_job(
         heads = settings.architecture.heads
         topology = Topology.choose(world, heads=heads, guided=request.guided, wanted=degrees)
         topology.check(heads=heads, tokens=None, guided=request.guided)
-    default = COMPILE_TIMEOUT if settings.compile else DEFAULT_TIMEOUT
+    default = usual_timeout(settings.compile)
     outputs = Outputs.named(out, report, overwrite=overwrite)
     check_apart(outputs.all(request.videos), inputs_of(config, settings, request))
     kept = None

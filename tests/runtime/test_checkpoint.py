@@ -494,6 +494,29 @@ def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None, sp
     return frames, generation.resumed_at, generation.digests, generation.sent, generation.errors
 
 
+def on_slow_disks(ranks: Ranks, folder: Path) -> int:
+    """The second rank's disk takes longer for the last checkpoint than ranks are waited for."""
+    engine = Engine(load_config("wan-tiny"), ranks, Degrees(ulysses=2))
+    request = engine.config.request(PROMPT, **{**SMALL, "steps": 2})
+    save = torch.save
+
+    def slowly(content: Any, file: Any) -> None:
+        if ranks.rank == 1:
+            time.sleep(6.0)
+        save(content, file)
+
+    torch.save = slowly
+    sinks = [FrameBuffer()] if ranks.leads else []
+    return engine.generate(request, sinks, checkpoints=Checkpoints(folder, every=100)).checkpoint_bytes
+
+
+@pytest.mark.timeout(120)
+def test_a_last_checkpoint_may_take_its_time(tmp_path: Path) -> None:
+    outcomes = watch_ranks(2, on_slow_disks, tmp_path, timeout=3)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert all(outcome.result > 0 for outcome in outcomes)
+
+
 @pytest.fixture(scope="module")
 def alone() -> tuple[Frames, Generation]:
     engine = Engine(load_config("wan-tiny"), Ranks.alone(torch.device("cpu")))

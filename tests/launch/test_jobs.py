@@ -39,7 +39,7 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     (folder / manifest_name(7, 0)).write_text(json.dumps(manifest))
     assert job.advice() == nothing  # the second rank's is missing
     (folder / manifest_name(7, 1)).write_text(json.dumps(manifest))
-    goes_on = "goes on from the checkpoint of step 7"
+    goes_on = "goes on from the last checkpoint"
     assert job.advice() == f"the same command with --resume {goes_on}"
     assert make_job(tmp_path / "a.mp4", resume=True).advice() == f"the same command {goes_on}"
     (tmp_path / "a.mp4").touch()

@@ -242,7 +242,10 @@ def disturb(seed: int, fault: Fault, job: Job, reference: Reference, folder: Pat
         record.outlived = round(ended.outlived, 2)
         _check_end(record, fault, ended, striker, job)
         striker.repair()
-        job.repair(folder)
+        try:
+            job.repair(folder)
+        except RuntimeError as error:
+            record.blame("resume", str(error))
         _go_on(record, run, reference)
     finally:
         striker.tear_down()

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from launch.exits import advising
 from launch.jobs import build_request, inputs_of
 from launch.logs import set_up_logging
-from launch.options import calibrate_options
+from launch.options import calibrate_options, usual_timeout
 from launch.progress import timed
 from launch.terminal import Terminal, print_path
 from runtime.calibrate import Calibrator
@@ -29,7 +29,8 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files import check_apart, check_image, check_writable
 from runtime.findings import check_partial
-from runtime.ranks import Ranks, Rendezvous
+from runtime.meeting import Rendezvous
+from runtime.ranks import Ranks
 from runtime.request import VideoRequest
 from runtime.text_files import read_text
 from spectrum import StepKind
@@ -154,18 +155,18 @@ def _shipped_prompts(config: str) -> Path:
 @click.command()
 @calibrate_options
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
-def rank(verbose: bool, ranks: int | None, timeout: float, **options: Any) -> None:
+def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Make a calibration as one rank of the group that torchrun started."""
     from launch.signals import stop_on_signals
-    from launch.torchrun import joined
+    from launch.torchrun import check_world, joined, told_to_others
 
     rendezvous = Rendezvous.from_environment()
     set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
-    if ranks not in (None, rendezvous.world):
-        raise BadRequestError(f"ranks: {ranks} given; torchrun started {rendezvous.world}")
-    job = plan_calibration(**options, leads=rendezvous.rank == 0)
+    with told_to_others(rendezvous):
+        check_world(ranks, rendezvous)
+        job = plan_calibration(**options, leads=rendezvous.rank == 0)
     console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
-    with joined(job.config, rendezvous, timeout) as group:
+    with joined(job.config, rendezvous, timeout or usual_timeout(job.config.compile)) as group:
         run_calibration(job, console, group, on_loaded=stop_on_signals)
     if rendezvous.rank == 0:
         print_path(job.out)

@@ -6,6 +6,7 @@ stderr; the path of the result alone goes to stdout.
 
 from __future__ import annotations
 
+import logging
 import signal
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from launch.options import (
 from launch.queue_commands import queue, status
 from launch.terminal import Terminal, print_path
 from runtime.errors import BadRequestError
+
+log = logging.getLogger("launch")
 
 _ARGUMENTS = "lockstep.arguments"
 
@@ -80,7 +83,7 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
             run_job_on_ray(job, context.obj)
         return
     if launcher == "torchrun":
-        _run_on_ranks(job.world, "launch.torchrun", context)
+        _run_on_ranks(job.world, job.config.device, "launch.torchrun", context)
         return
     if job.ranks not in (None, 1):
         raise BadRequestError(f"launcher: 'inline' given; it runs one rank, {job.ranks} need ray or torchrun")
@@ -88,10 +91,14 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
         run_job_shown(job, context.obj, on_loaded=stop_on_signals)
 
 
-def _run_on_ranks(ranks: int, module: str, context: click.Context) -> None:
+def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) -> None:
     """Start the ranks on this machine, and end as they do."""
     from runtime.agent import run_on_this_machine
+    from runtime.devices import check_room
 
+    crowded = check_room(ranks, device)
+    if crowded:
+        log.warning(crowded)
     arguments: list[str] = without_launcher(context.meta[_ARGUMENTS])
     code = run_on_this_machine(ranks, module, arguments)
     if code:
@@ -148,7 +155,7 @@ def compare(
 @cli.command(cls=_KeepsArguments)
 @calibrate_options
 @click.pass_context
-def calibrate(context: click.Context, /, ranks: int | None, timeout: float, **options: Any) -> None:
+def calibrate(context: click.Context, /, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Measure how a model moves under a sampler, so that schedules can be planned and forecasts weighted.
 
     Runs the full sampler on some prompts and writes one small JSON file. What an interrupted calibration had
@@ -159,7 +166,7 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float, **op
 
     job = plan_calibration(**options)
     if ranks not in (None, 1):
-        _run_on_ranks(ranks, "launch.calibrate", context)
+        _run_on_ranks(ranks, job.config.device, "launch.calibrate", context)
         return
     run_calibration(job, context.obj, on_loaded=stop_on_signals)
     print_path(job.out)

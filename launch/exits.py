@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -98,21 +98,49 @@ def end_with(run: Callable[[list[str]], int]) -> NoReturn:
 
 
 def open_streams() -> None:
-    """Give the process the standard streams that it was started without.
+    """Give the process standard streams that never end it: a job goes on when nobody listens any more.
 
-    Otherwise the next file that is opened gets their numbers, and what is printed goes into it.
+    A stream that it was started without is opened, too; else the next file gets its number, and what is
+    printed goes into that file.
     """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            os.set_inheritable(number, True)
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+            _to_nowhere(number)
+        before = getattr(sys, name)
+        if number == 0:
+            sys.stdin = before or os.fdopen(number, encoding="utf-8", closefd=False)
+        elif before is None or isinstance(before, io.TextIOWrapper):
+            stream = io.TextIOWrapper(
+                io.BufferedWriter(_Patient(number, "w", closefd=False)),
+                encoding="utf-8" if before is None else before.encoding,
+                errors="backslashreplace",
+                line_buffering=True,
+            )
+            setattr(sys, name, stream)
+
+
+class _Patient(io.FileIO):
+    """A standard stream; what nobody can read any more is dropped, and so is what comes after it."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if self.fileno() == 1 and error.errno != errno.EPIPE:
+                raise  # a result's path is to arrive, or the caller to know that it did not
+            _to_nowhere(self.fileno())
+            return memoryview(content).nbytes
+
+
+def _to_nowhere(number: int) -> None:
+    """Let the file of this number be the one that forgets everything."""
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    os.set_inheritable(number, True)
 
 
 def end_now(code: int) -> NoReturn:
@@ -121,6 +149,12 @@ def end_now(code: int) -> NoReturn:
         with suppress(OSError, ValueError, AttributeError):  # it may be closed, or there may be none
             stream.flush()
     os._exit(code)
+
+
+def give_up(error: LockstepError) -> None:
+    """End this process although its main thread is stuck and cannot be told why."""
+    log.error("%s; this rank is stuck and ends now", error)
+    end_now(EXIT_FAILED)
 
 
 def exit_code(error: BaseException) -> int:

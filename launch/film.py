@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from launch.film_folder import own_files
 from launch.jobs import Job
-from launch.options import CHECKPOINT_EVERY, DEFAULT_TIMEOUT
+from launch.options import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint import Checkpoints
+from runtime.configs import is_path
 from runtime.errors import BadRequestError
-from runtime.files import Outputs
-from runtime.film import Part
+from runtime.files import Outputs, check_apart
+from runtime.film import Part, check_audio, length
 from runtime.presets import load_preset
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.topology import Degrees
@@ -51,9 +54,10 @@ class Film:
         """The mp4 of a shot."""
         return self.out / "shots" / f"{self.shots[number].shot.id}-{self.digests[number][:12]}.mp4"
 
-    def checkpoints(self, number: int) -> Path:
-        """Where a shot's state is kept while it is made."""
-        return self.video(number).with_suffix(".checkpoints")
+    def checkpoints(self, number: int) -> Checkpoints:
+        """What is kept of a shot's state while it is made."""
+        folder = self.video(number).with_suffix(".checkpoints")
+        return Checkpoints(folder, every=CHECKPOINT_EVERY, resume=True)
 
     def done(self, number: int) -> bool:
         """Whether a shot is there. Its picture is written last."""
@@ -80,7 +84,6 @@ class Film:
     def job(self, number: int) -> Job:
         """What makes a shot."""
         one, video = self.shots[number], self.video(number)
-        kept = Checkpoints(self.checkpoints(number), every=CHECKPOINT_EVERY, resume=True)
         outputs = Outputs(video, video.with_suffix(".json"), overwrite=True)
         return Job(
             config=one.settings,
@@ -89,8 +92,8 @@ class Film:
             compare=self.compare,
             ranks=self.ranks,
             degrees=Degrees(),
-            checkpoints=kept,
-            timeout=DEFAULT_TIMEOUT,
+            checkpoints=self.checkpoints(number),
+            timeout=usual_timeout(one.settings.compile),
         ).absolute()
 
 
@@ -106,26 +109,46 @@ def plan_film(
     """Check a whole storyboard and find out what each shot would be made from.
 
     Raises:
-        BadRequestError: see `load_storyboard`; or a file or an id is not there.
+        BadRequestError: see `load_storyboard`; or an id is not there, the track has no sound, or the film
+            would replace what it is made from.
     """
     board, shots = load_storyboard(storyboard)
     known = [one.shot.id for one in shots]
     unknown = [name for name in only if name not in known]
     if unknown:
         raise BadRequestError(f"only: {', '.join(unknown)} given; the shots are {', '.join(known)}")
-    if audio is not None and not audio.is_file():
-        raise BadRequestError(f"audio: {str(audio)!r} given; there is no such file")
-    digests = [_digest(one) for one in shots]
-    return Film(board, shots, digests, out, tuple(only), ranks, audio, compare)
+    check_apart(own_files(out), _inputs(storyboard, shots, audio))
+    presets = {name: load_preset(name).identity for name in {one.request.spectrum for one in shots}}
+    digests = [_digest(one, presets[one.request.spectrum]) for one in shots]
+    film = Film(board, shots, digests, out, tuple(only), ranks, audio, compare)
+    if audio is not None and (problem := check_audio(audio, length(film.parts) / shots[0].fps)):
+        raise BadRequestError(f"audio: {str(audio)!r} given; {problem}")
+    return film
 
 
-def _digest(one: ShotRequest) -> str:
+def _inputs(storyboard: Path, shots: Sequence[ShotRequest], audio: Path | None) -> dict[Path, str]:
+    """Files that a film is made from → the field that each is of."""
+    named: list[tuple[str | None, str]] = [
+        (str(storyboard), "storyboard"),
+        (None if audio is None else str(audio), "audio"),
+    ]
+    for one in shots:
+        lora = one.settings.lora
+        named += [(one.request.image, "image"), (None if lora is None else lora.file, "lora")]
+        files = {one.config: "config", one.request.spectrum: "spectrum"}
+        named += [(name, field) for name, field in files.items() if is_path(name)]
+    return {Path(name): field for name, field in named if name is not None}
+
+
+def _digest(one: ShotRequest, preset: Mapping[str, Any]) -> str:
     """Of everything that a shot's frames and file depend on."""
     content = {
         "request": one.request.model_dump(exclude={"spectrum", "deadline", "image"}),
         "image": one.image,
-        "preset": load_preset(one.request.spectrum).identity,
-        "config": one.settings.model_dump(mode="json", exclude={"device", "defaults", "memory", "lora"}),
+        "preset": preset,
+        "config": one.settings.model_dump(
+            mode="json", exclude={"device", "defaults", "memory", "lora", "busy_timeout"}
+        ),
         "model": one.revision,
         "lockstep": code_version(),
     }

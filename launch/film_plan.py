@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapreplace
+from pathlib import Path
 
 from rich.table import Table
 
 from launch.film import Film
 from runtime.film import length
 from runtime.presets import load_preset
+from runtime.request import VideoRequest
 from runtime.storyboard import ShotRequest
 from spectrum import StepKind
 
@@ -37,38 +39,85 @@ class Estimate:
 
 def estimate(film: Film, number: int) -> Estimate:
     """Evaluations of a shot, and the time by the reports of other shots or its preset's calibration."""
-    one = film.shots[number]
-    preset = load_preset(one.request.spectrum)
-    kinds = preset.expected_kinds(one.request.steps)
-    nfe = kinds.count(StepKind.COMPUTE)
-    times = _step_times(film, one)
-    if times is None and preset.calibrated is not None:
-        known = preset.calibrated.seconds
-        times = known.computed, known.forecast
-    if times is None:
-        return Estimate(nfe, None, None)
-    computed, forecast = times
-    window = nfe * computed + (len(kinds) - nfe) * forecast
-    if film.compare:
-        window += len(kinds) * computed
-    seconds = one.windows * window
-    return Estimate(nfe, seconds, seconds * film.world)
+    return _Estimates(film).of(number)
 
 
-def _step_times(film: Film, one: ShotRequest) -> tuple[float, float] | None:
-    """Seconds of a computed and a forecast step of one window, from a report of a shot of this kind."""
-    for path in sorted((film.out / "shots").glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True):
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """What a preset does with so many steps: how many are computed, and how long steps of each kind took when
+    it was calibrated."""
+
+    nfe: int
+    total: int
+    seconds: tuple[float, float] | None
+
+
+class _Estimates:
+    """What is expected of the shots of a film; files that many of them share are read once."""
+
+    def __init__(self, film: Film):
+        self._film = film
+        self._steps: dict[tuple[str, int], _Steps] = {}
+        self._times: dict[tuple[object, ...], tuple[float, float] | None] = {}
+
+    def of(self, number: int) -> Estimate:
+        """See `estimate`."""
+        one = self._film.shots[number]
+        steps = self._steps_of(one.request)
+        times = self._step_times(one) or steps.seconds
+        if times is None:
+            return Estimate(steps.nfe, None, None)
+        computed, forecast = times
+        window = steps.nfe * computed + (steps.total - steps.nfe) * forecast
+        if self._film.compare:
+            window += steps.total * computed
+        seconds = one.windows * window
+        return Estimate(steps.nfe, seconds, seconds * self._film.world)
+
+    def _steps_of(self, request: VideoRequest) -> _Steps:
+        key = request.spectrum, request.steps
+        if key not in self._steps:
+            preset = load_preset(request.spectrum)
+            kinds = preset.expected_kinds(request.steps)
+            calibrated = preset.calibrated
+            known = None if calibrated is None else calibrated.seconds
+            seconds = None if known is None else (known.computed, known.forecast)
+            self._steps[key] = _Steps(kinds.count(StepKind.COMPUTE), len(kinds), seconds)
+        return self._steps[key]
+
+    def _step_times(self, one: ShotRequest) -> tuple[float, float] | None:
+        """Seconds of a computed and a forecast step of one window, from a report of a shot of this kind."""
+        timed = tuple(getattr(one.request, name) for name in _TIMED)
+        key = (*timed, one.settings.model, self._film.world)
+        if not self._times:
+            self._times = _reported(self._film.out / "shots")
+        return self._times.get(key)
+
+
+def _reported(folder: Path) -> dict[tuple[object, ...], tuple[float, float] | None]:
+    """What a shot is timed by → seconds of a computed and a forecast step of one window, by the newest of its
+    reports. Never empty."""
+    found: dict[tuple[object, ...], tuple[float, float] | None] = {(): None}
+    for path in sorted(folder.glob("[!.]*.json"), key=_modified):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            same = all(report["request"][k] == getattr(one.request, k) for k in _TIMED)
-            same &= (report["model"]["name"], report["topology"]["world"]) == (one.settings.model, film.world)
+            timed = tuple(report["request"][name] for name in _TIMED)
+            key = (*timed, report["model"]["name"], report["topology"]["world"])
             measured = report["step_seconds"]
             together = report["windows"] if report["request"]["image"] is None else 1  # windows of a step
-            if same and measured["computed_median"] is not None:
-                return measured["computed_median"] / together, (measured["forecast_median"] or 0.0) / together
-        except (OSError, ValueError, KeyError, TypeError):
+            if measured["computed_median"] is not None:
+                forecast = (measured["forecast_median"] or 0.0) / together
+                found[key] = measured["computed_median"] / together, forecast
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             continue
-    return None
+    return found
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # gone meanwhile
+        return 0.0
 
 
 def dry_run_table(film: Film, replicas: int = 1, price: float | None = None) -> Table:
@@ -82,9 +131,9 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None) -> 
     priced = [] if price is None else ["cost"]
     for column in ("shot", "frames", "windows", "NFE", "denoising, s", "rank-seconds", *priced, ""):
         table.add_column(column, justify="left" if column in ("shot", "") else "right")
-    missing, todo = film.missing, []
+    missing, todo, estimates = set(film.missing), [], _Estimates(film)
     for number, one in enumerate(film.shots):
-        expected = estimate(film, number)
+        expected = estimates.of(number)
         if number in missing:
             todo.append(expected)
         table.add_row(

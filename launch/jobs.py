@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
+from launch.options import usual_timeout
 from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, Lora, is_embedded, is_path, load_config
 from runtime.errors import BadRequestError
@@ -149,6 +149,7 @@ def build_job(
     compile: bool | None,
     lora: tuple[str, float] | None,
     timeout: float | None,
+    busy_timeout: float | None,
     checkpoints: Path | None,
     checkpoint_every: int,
     resume: bool,
@@ -159,7 +160,14 @@ def build_job(
     Raises:
         BadRequestError: a field is out of its bounds, or the options do not fit each other.
     """
-    settings = _override(load_config(config), attention=attention, shard=shard, compile=compile, lora=lora)
+    settings = _override(
+        load_config(config),
+        attention=attention,
+        shard=shard,
+        compile=compile,
+        lora=lora,
+        busy_timeout=busy_timeout,
+    )
     request = build_request(settings, prompt, **given)
     load_preset(request.spectrum).check_request(settings.windowed(request))
     degrees = Degrees(cfg=cfg, ring=ring, ulysses=ulysses)
@@ -168,7 +176,7 @@ def build_job(
         heads = settings.architecture.heads
         topology = Topology.choose(world, heads=heads, guided=request.guided, wanted=degrees)
         topology.check(heads=heads, tokens=None, guided=request.guided)
-    default = COMPILE_TIMEOUT if settings.compile else DEFAULT_TIMEOUT
+    default = usual_timeout(settings.compile)
     outputs = Outputs.named(out, report, overwrite=overwrite)
     check_apart(outputs.all(request.videos), inputs_of(config, settings, request))
     kept = None
@@ -202,6 +210,7 @@ def _override(
     shard: bool | None,
     compile: bool | None,
     lora: tuple[str, float] | None,
+    busy_timeout: float | None,
 ) -> Config:
     """The config with what the command line says instead."""
     changes: dict[str, Any] = {}
@@ -212,6 +221,8 @@ def _override(
         changes["attention"] = attention
     if compile is not None:
         changes["compile"] = compile
+    if busy_timeout is not None:
+        changes["busy_timeout"] = busy_timeout
     if shard is not None:
         changes["memory"] = config.memory.model_copy(
             update={"transformer": "shard" if shard else "replicate"}

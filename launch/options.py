@@ -13,6 +13,16 @@ import click
 CHECKPOINT_EVERY = 4  # computed steps; what it costs: scripts/bench_checkpoint.py
 DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile equally fast
 
+
+def usual_timeout(compiles: bool) -> float:
+    """Seconds within which the failure of one rank ends all, where nothing was said."""
+    return COMPILE_TIMEOUT if compiles else DEFAULT_TIMEOUT
+
+
+_TIMEOUT_HELP = (
+    "Seconds within which the failure of one rank ends all.  "
+    f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} where blocks are compiled]"
+)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEGREE = click.IntRange(min=1, max=65536)
 
@@ -106,7 +116,7 @@ def calibrate_options(command: _Command) -> _Command:
         click.option("--out", type=PathType(), required=True, help="The calibration, a JSON file."),
         click.option("--overwrite", is_flag=True, help="Replace a file that exists."),
         click.option("--ranks", type=DEGREE, help="Processes that make each video together."),
-        click.option("--timeout", type=TIMEOUT, default=DEFAULT_TIMEOUT, show_default=True),
+        click.option("--timeout", type=TIMEOUT, help=_TIMEOUT_HELP),
     ]
     for option in reversed(options):
         command = option(command)
@@ -150,8 +160,13 @@ def generate_options(command: _Command) -> _Command:
         click.option(
             "--timeout",
             type=TIMEOUT,
-            help="Seconds within which the failure of one rank ends all.  "
-            f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]",
+            help=_TIMEOUT_HELP,
+        ),
+        click.option(
+            "--busy-timeout",
+            type=TIMEOUT,
+            help="Seconds that one rank may be at loading, encoding, decoding or writing while the others "
+            "wait.  [default: the config's, 1800]",
         ),
         click.option(
             "--checkpoints",

@@ -133,16 +133,19 @@ def _world(entry: Any) -> int:
 
 
 def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
-    """A line where a generation begins, and one where a request ends."""
+    """A line where a generation begins, and where a request ends, with one for each of its warnings."""
     from launch.ray_group import Begun, Ended
 
+    warnings: list[str] = []
     if isinstance(event, Begun):
         what = f"begins ({event.label}), try {entry.tries}"
     elif isinstance(event, Ended):
         what = f"{event.end} {event.reason}"
+        warnings = json.loads(event.report)["warnings"] if event.report else []
     else:
         return
-    console.print(f"{entry.name}: {what}", markup=False, highlight=False, soft_wrap=True)
+    for line in (what, *(f"warning: {warning}" for warning in warnings)):
+        console.print(f"{entry.name}: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 @click.command()

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import ray
 
-from launch.exits import EXIT_FAILED, exit_code
+from launch.exits import exit_code, give_up
 from launch.jobs import Job
 from launch.metrics import RankMetrics
 from launch.run import do_job
@@ -25,7 +25,8 @@ from runtime.devices import pick_device
 from runtime.engine import Engine
 from runtime.errors import LockstepError
 from runtime.job import OnStep
-from runtime.ranks import Rendezvous, join
+from runtime.meeting import Rendezvous
+from runtime.ranks import join
 from runtime.report import Report
 from runtime.topology import Degrees
 from runtime.watch import Watch
@@ -94,7 +95,9 @@ class RankActor:
         """Meet the other ranks and load the model, once for many jobs; says where this rank is."""
         self._metrics = RankMetrics(rendezvous.rank, config.model)
         device = pick_device(config.device, 0 if ray.get_gpu_ids() else rendezvous.local_rank)
-        ranks = self._life.enter_context(join(rendezvous, device, timeout=timeout, give_up=_give_up))
+        busy = config.busy_timeout
+        joined = join(rendezvous, device, timeout=timeout, busy=busy, give_up=give_up)
+        ranks = self._life.enter_context(joined)
         self._watch = ranks.watch
         self._engine = Engine(config, ranks, degrees)
         return {
@@ -158,9 +161,3 @@ class RankActor:
         self._stopped = number
         if self._engine is not None and self._job == number:
             self._engine.command(Command.STOP)
-
-
-def _give_up(error: LockstepError) -> None:
-    """The main thread is stuck where it cannot be told, such as in a transfer on the GPU: end the process."""
-    log.error("%s; this rank is stuck and ends now", error)
-    os._exit(EXIT_FAILED)

@@ -6,12 +6,12 @@ already is not made again:
     shots/<id>-<digest>.mp4, .json, .png    one shot, its report and its picture
     queue/                                  shots that are not done yet, and their checkpoints are beside them
     film.mp4, film.html, poster.png, contact-sheet.png, manifest.json
+    lockstep.lock                           held by the process that makes a film here
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -22,11 +22,12 @@ from rich.console import Console
 
 from launch.entries import State
 from launch.film import Film
+from launch.film_folder import FILM, MANIFEST, PAGE, POSTER, SHEET, held
 from launch.film_view import shown_live
 from launch.queue import Queue
 from launch.terminal import Terminal
 from runtime.errors import CancelledError, JobFailedError
-from runtime.files import check_writable, whole_file
+from runtime.files import whole_file
 from runtime.film import join_film, length, starts, write_contact_sheet, write_poster
 from runtime.film_page import Scene, write_page
 from runtime.report import Report
@@ -43,25 +44,28 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
         JobFailedError: a shot could not be made; the others were.
         CancelledError: it was told to stop; the same command goes on.
     """
-    check_writable(film.out / "film.mp4", overwrite=True)
-    (film.out / "shots").mkdir(exist_ok=True)
-    found = len(film.shots) - len(film.missing)
-    console.print(f"{found} of {len(film.shots)} shots need no rendering")
-    if film.missing:
-        _render(film, replicas, console)
-    _remove_checkpoints(film)
-    if not film.complete:
-        console.print("not joined: other shots of the film are missing")
-        return None
-    return assemble(film)
+    with held(film.out):
+        (film.out / "shots").mkdir(exist_ok=True)
+        missing = film.missing
+        console.print(f"{len(film.shots) - len(missing)} of {len(film.shots)} shots need no rendering")
+        if missing:
+            _render(film, replicas, console)
+        _remove_checkpoints(film)
+        for number in missing if console.is_terminal else ():  # elsewhere they stand with the shots' ends
+            for warning in _report(film, number).warnings:
+                console.print(f"warning: shot {film.shots[number].shot.id!r}: {warning}", soft_wrap=True)
+        if not film.complete:
+            console.print("not joined: other shots of the film are missing")
+            return None
+        return assemble(film)
 
 
 def _render(film: Film, replicas: int, console: Console) -> None:
     """Make the missing shots, and say which could not be made."""
     from launch.ray_cluster import on_cluster
 
-    with closing(Queue(film.out / "queue")) as queue:
-        submitted = _submit(film, queue)
+    with closing(Queue(film.out / "queue")) as queue, queue.served():
+        submitted = _submit(film, queue)  # where no other pool serves the queue
     count = min(replicas, len(submitted))
     about = {"storyboard": film.board.title, "replicas": str(count)}
     if on_cluster(count * film.world, about, partial(_serve, film, submitted, count, console), console):
@@ -90,7 +94,7 @@ def _remove_checkpoints(film: Film) -> None:
     """Those of shots that are done: a driver that is killed just then leaves them."""
     for number in range(len(film.shots)):
         if film.done(number):
-            shutil.rmtree(film.checkpoints(number), ignore_errors=True)
+            film.checkpoints(number).remove()
 
 
 def _submit(film: Film, queue: Queue) -> dict[int, int]:
@@ -111,23 +115,32 @@ def _submit(film: Film, queue: Queue) -> dict[int, int]:
 
 def assemble(film: Film) -> Path:
     """Join the shots, all of which are there, and write what goes with the film."""
-    parts, path = film.parts, film.out / "film.mp4"
+    parts, path = film.parts, film.out / FILM
     join_film(parts, path, title=film.board.title, fps=film.shots[0].fps, audio=film.audio)
-    write_poster(parts, film.out / "poster.png")
-    write_contact_sheet(parts, film.out / "contact-sheet.png")
-    write_page(_scenes(film), film.out / "film.html", title=film.board.title, fps=film.shots[0].fps)
-    with whole_file(film.out / "manifest.json") as temporary:
+    write_poster(parts, film.out / POSTER)
+    write_contact_sheet(parts, film.out / SHEET)
+    write_page(_scenes(film), film.out / PAGE, title=film.board.title, fps=film.shots[0].fps)
+    with whole_file(film.out / MANIFEST) as temporary:
         temporary.write_text(json.dumps(_manifest(film), indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def _scenes(film: Film) -> list[Scene]:
     return [
-        Scene(
-            one.shot.id, part, Report.model_validate_json(part.video.with_suffix(".json").read_text("utf-8"))
-        )
-        for one, part in zip(film.shots, film.parts, strict=True)
+        Scene(one.shot.id, part, _report(film, number))
+        for number, (one, part) in enumerate(zip(film.shots, film.parts, strict=True))
     ]
+
+
+def _report(film: Film, number: int) -> Report:
+    path = film.video(number).with_suffix(".json")
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise JobFailedError(
+            f"{str(path)!r} is no report ({said}); remove it, and the shot is made again"
+        ) from None
 
 
 def _manifest(film: Film) -> dict[str, Any]:
@@ -136,7 +149,7 @@ def _manifest(film: Film) -> dict[str, Any]:
     return {
         "schema": 1,
         "title": film.board.title,
-        "film": {"file": "film.mp4", "frames": length(parts), "fps": film.shots[0].fps},
+        "film": {"file": FILM, "frames": length(parts), "fps": film.shots[0].fps},
         "audio": None if film.audio is None else str(film.audio),
         "shots": [
             {

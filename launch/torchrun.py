@@ -1,6 +1,7 @@
 """One rank under torchrun: `torchrun --nproc-per-node N -m launch.torchrun PROMPT …`, options as `generate`.
 
-The first rank prints; the others speak through their logs, in which every line names its rank.
+The first rank prints. When it ends badly, the first rank of every other node says why it leaves, too; the
+rest speak through their logs, in which every line names its rank.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ from launch.exits import (
     end_now,
     exit_code,
     explain,
+    give_up,
     open_streams,
 )
 from launch.jobs import Job, build_job
@@ -34,8 +36,9 @@ from launch.signals import ignore_signals, stop_on_signals
 from launch.terminal import Terminal
 from runtime.configs import Config
 from runtime.devices import pick_device
-from runtime.errors import BadRequestError, LockstepError, RankFailedError
-from runtime.ranks import Ranks, Rendezvous, join
+from runtime.errors import BadRequestError, RankFailedError
+from runtime.meeting import MEETING, Rendezvous, leave
+from runtime.ranks import Ranks, join
 
 log = logging.getLogger("launch")
 
@@ -48,11 +51,11 @@ def rank(verbose: bool, **options: Any) -> None:
     rendezvous = Rendezvous.from_environment()
     console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
     set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
-    job = build_job(**options)
-    if job.ranks not in (None, rendezvous.world):
-        raise BadRequestError(f"ranks: {job.ranks} given; torchrun started {rendezvous.world}")
-    if rendezvous.rank == 0:
-        job.check_files()
+    with told_to_others(rendezvous):
+        job = build_job(**options)
+        check_world(job.ranks, rendezvous)
+        if rendezvous.rank == 0:
+            job.check_files()
     _run(job, rendezvous, console)
 
 
@@ -62,21 +65,37 @@ def _run(job: Job, rendezvous: Rendezvous, console: Console) -> None:
 
 
 @contextmanager
+def told_to_others(rendezvous: Rendezvous) -> Iterator[None]:
+    """What ends the block keeps this rank from the others, who are told."""
+    try:
+        yield
+    except Exception as error:
+        leave(rendezvous, error)
+        raise
+
+
+def check_world(ranks: int | None, rendezvous: Rendezvous) -> None:
+    """Refuse another number of ranks than were started.
+
+    Raises:
+        BadRequestError: it is another.
+    """
+    if ranks not in (None, rendezvous.world):
+        raise BadRequestError(f"ranks: {ranks} given; torchrun started {rendezvous.world}")
+
+
+@contextmanager
 def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[Ranks]:
     """This rank among the others that were started with it."""
-    device = pick_device(config.device, rendezvous.local_rank)
-    with join(rendezvous, device, timeout=timeout, give_up=_give_up) as ranks:
+    with told_to_others(rendezvous):
+        device = pick_device(config.device, rendezvous.local_rank)
+    busy = config.busy_timeout
+    with join(rendezvous, device, timeout=timeout, busy=busy, give_up=give_up) as ranks:
         try:
             yield ranks
         except BaseException:
             ignore_signals()  # the end has begun; the agent's must not cut it short
             raise
-
-
-def _give_up(error: LockstepError) -> None:
-    """The main thread is stuck and cannot be told; end the process all the same."""
-    log.error("%s; this rank is stuck and ends now", error)
-    os._exit(EXIT_FAILED)
 
 
 def end_rank(command: click.Command, name: str) -> None:
@@ -88,23 +107,29 @@ def end_rank(command: click.Command, name: str) -> None:
 
 def run(arguments: list[str], command: click.Command = rank, name: str = "python -m launch.torchrun") -> int:
     """Run one rank and return its exit code."""
-    own = int(os.environ.get("RANK", "0"))
     try:
         check_arguments(arguments)
         command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        if own == 0:
+        with suppress(BadRequestError):
+            leave(Rendezvous.from_environment(), BadRequestError(error.format_message()))
+        if _is("LOCAL_RANK", 0):
             error.show()
         return EXIT_BAD_REQUEST
     except (Exception, KeyboardInterrupt) as error:
-        return _end(error, own)
+        return _end(error)
     return 0
 
 
-def _end(error: BaseException, own: int) -> int:
-    """One rank explains: the first, or the second if the first is what failed."""
-    speaker = 1 if isinstance(error, RankFailedError) and error.rank == 0 else 0
-    if own == speaker:
+def _end(error: BaseException) -> int:
+    """The first rank explains, or the second if the first failed, and the first of every other node."""
+    failed = error.rank if isinstance(error, RankFailedError) else None
+    alone = isinstance(error, RankFailedError) and error.where == MEETING  # perhaps nobody else is there
+    if _is("RANK", 0):
+        speaks = failed != 0 or alone
+    else:
+        speaks = _is("LOCAL_RANK", 0) or (failed == 0 and _is("RANK", 1))
+    if speaks:
         return explain(error)
     code = exit_code(error)
     if code == EXIT_FAILED and not isinstance(error, RankFailedError):
@@ -112,6 +137,12 @@ def _end(error: BaseException, own: int) -> int:
     else:
         log.info("ends: %s", error)
     return code
+
+
+def _is(variable: str, number: int) -> bool:
+    """Whether this process has that number; what has none, or what is none, counts as 0."""
+    text = os.environ.get(variable, "")
+    return (int(text) if text.isdecimal() else 0) == number
 
 
 if __name__ == "__main__":

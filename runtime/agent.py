@@ -8,13 +8,15 @@ import sys
 import uuid
 from collections.abc import Sequence
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from runtime.errors import CancelledError
 
-_SHUTDOWN = 10  # seconds that a rank has to end by itself when another has failed
+_SHUTDOWN = (
+    600  # seconds that ranks have to end a step and keep a checkpoint, when this process is told to end
+)
 
 
 def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> int:
@@ -38,6 +40,7 @@ def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> in
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # or a folder is left behind each time
     )
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)

@@ -142,6 +142,8 @@ class Config(_Part):
         compile: compile each transformer block with `torch.compile`; results differ by rounding.
         memory: where weights and histories are while they are not in use.
         tiles: how the VAE decodes; None decodes whole frames, on the first rank.
+        busy_timeout: seconds that a rank may be at one thing that the others may wait long for: loading,
+            encoding, decoding a part of the frames, writing.
     """
 
     model: FileName
@@ -156,6 +158,7 @@ class Config(_Part):
     memory: Memory = Memory()
     tiles: Tiles | None = None
     window: Window | None = None
+    busy_timeout: Annotated[float, Field(ge=1, le=7 * 86400, allow_inf_nan=False)] = 1800.0
     fps: Annotated[int, Field(ge=1, le=240)] = 16
     defaults: Defaults
 

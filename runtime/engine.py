@@ -143,13 +143,12 @@ class Engine:
         proof = self.identity(plan)
         identity = json.loads(proof)
         self.ranks.agree(identity | agreed)
-        self.ranks.at("text encoding", busy=True)
-        text = self._text.encode(plan.request)
+        with self.ranks.busy("text encoding"):
+            text = self._text.encode(plan.request)
         noise_BCFHW = self._noise(plan.request)
         window_BCFHW, image = noise_BCFHW[:, :, plan.windows.slice(0)], None
         if self._image is not None:
-            self.ranks.at("image encoding", busy=True)
-            with self._vae_at_work() as vae:
+            with self.ranks.busy("image encoding"), self._vae_at_work() as vae:
                 image = self._image.encode(plan.request, vae, window_BCFHW)
         networks = self._networks(plan, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
@@ -169,7 +168,7 @@ class Engine:
             heads=heads,
             guided=request.guided,
             wanted=self._degrees,
-            per_node=self.ranks.node.size,
+            per_node=self.ranks.per_node,
         )
         topology.check(heads=heads, tokens=tokens, guided=request.guided)
         attention = resolve(self.config.attention, self.ranks.device, self._adapter.dtype, ring=topology.ring)
@@ -325,4 +324,5 @@ class Engine:
                     for frames, sink, digest in zip(videos, sinks, digests, strict=True):
                         digest.update(frames.tobytes())
                         sink.write(frames)
+                self.ranks.at("decoding", busy=self.config.tiles is None)  # it gets on
         generation.frames_sha256 = [digest.hexdigest() for digest in digests]

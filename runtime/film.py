@@ -5,26 +5,25 @@ Cuts alone are joined without encoding anything again; with a crossfade the film
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import JobFailedError
+from runtime.ffmpeg import Ffmpeg, file_url, run_ffmpeg
 from runtime.files import whole_file
-from runtime.video import Frames
+from runtime.frames import pick_frames
+from runtime.scratch import scratch_file
+from runtime.video import CODEC
 
 _SHOWN, _LABEL, _GAP = 5, 18, 6  # frames of each shot on the contact sheet; pixels
-_CODEC = (
-    "-c:v", "libx264", "-preset", "medium", "-crf", "14", "-pix_fmt", "yuv420p",
-    "-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
-)  # fmt: skip
+_LARGEST = 1 << 25  # pixels of a contact sheet; frames are shown smaller where they would make more
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +67,38 @@ def join_film(parts: Sequence[Part], path: Path, *, title: str, fps: int, audio:
     Raises:
         JobFailedError: ffmpeg failed.
     """
-    with tempfile.TemporaryDirectory(prefix="lockstep-film-") as folder, whole_file(path) as temporary:
-        chapters = Path(folder) / "chapters.txt"
-        chapters.write_text(_chapters(parts, title, fps), encoding="utf-8")
-        sources, filters, codec = _sources(parts, Path(folder), fps)
-        count = len(parts) if filters else 1
-        sound = [] if audio is None else ["-i", str(audio)]
-        streams = ["-map", "[film]" if filters else "0:v"]
+    folder = parts[0].video.resolve().parent
+    with ExitStack() as stack:
+        temporary = stack.enter_context(whole_file(path.resolve()))
+        if any(part.fade for part in parts):
+            sources = [argument for part in parts for argument in ("-i", file_url(part.video.resolve()))]
+            count, film = len(parts), "[film]"
+            made = ["-filter_complex", _crossfades(parts, fps), *CODEC, "-r", str(fps)]
+        else:
+            listing = stack.enter_context(scratch_file())
+            listing.write(b"".join(_listed(part.video, folder) for part in parts))
+            sources = ["-f", "concat", "-safe", "0", "-i", file_url(listing.path)]
+            count, film, made = 1, "0:v", ["-c:v", "copy"]
+        chapters = stack.enter_context(scratch_file())
+        chapters.write(_chapters(parts, title, fps).encode())
+        inputs = [*sources, "-f", "ffmetadata", "-i", file_url(chapters.path)]
+        streams = ["-map", film]
         if audio is not None:
+            inputs += ["-protocol_whitelist", "file", "-i", file_url(audio.resolve())]
             streams += ["-map", f"{count + 1}:a", "-c:a", "aac", "-t", f"{length(parts) / fps:.6f}"]
         described = ["-map_metadata", str(count), "-map_chapters", str(count)]
-        inputs = [*sources, "-i", str(chapters), *sound]
-        _ffmpeg(*inputs, *filters, *streams, *codec, *described, "-movflags", "+faststart", str(temporary))
+        output = [*described, "-movflags", "+faststart", "-f", "mp4", file_url(temporary)]
+        run_ffmpeg(*inputs, *made, *streams, *output, doing="join the film", folder=folder)
 
 
-def _sources(parts: Sequence[Part], folder: Path, fps: int) -> tuple[list[str], list[str], list[str]]:
-    """Inputs, filters and codec."""
-    if not any(part.fade for part in parts):
-        listing = folder / "parts.txt"
-        quoted = (str(part.video.resolve()).replace("'", "'\\''") for part in parts)
-        listing.write_text("".join(f"file '{name}'\n" for name in quoted), encoding="utf-8")
-        return ["-f", "concat", "-safe", "0", "-i", str(listing)], [], ["-c:v", "copy"]
-    sources = [argument for part in parts for argument in ("-i", str(part.video))]
+def _listed(video: Path, folder: Path) -> bytes:
+    """A line of ffmpeg's list of files, which are found from `folder`."""
+    name = os.fsencode(os.path.relpath(video.resolve(), folder)).replace(b"'", b"'\\''")
+    return b"file 'file:" + name + b"'\n"
+
+
+def _crossfades(parts: Sequence[Part], fps: int) -> str:
+    """ffmpeg's filters from the parts to `[film]`."""
     steps, last = [f"[0:v]settb=1/{fps}[p0]"], "p0"
     for number, (part, start) in enumerate(zip(parts[1:], starts(parts)[1:], strict=True), 1):
         name = f"p{number}"
@@ -100,18 +109,7 @@ def _sources(parts: Sequence[Part], folder: Path, fps: int) -> tuple[list[str], 
         else:
             steps.append(f"[{last}][s{number}]concat=n=2:v=1:a=0,settb=1/{fps}[{name}]")
         last = name
-    steps.append(f"[{last}]null[film]")
-    colours = [
-        "-color_range",
-        "tv",
-        "-colorspace",
-        "bt709",
-        "-color_primaries",
-        "bt709",
-        "-color_trc",
-        "bt709",
-    ]
-    return sources, ["-filter_complex", ";".join(steps)], [*_CODEC, *colours, "-r", str(fps)]
+    return ";".join([*steps, f"[{last}]null[film]"])
 
 
 def _chapters(parts: Sequence[Part], title: str, fps: int) -> str:
@@ -130,56 +128,73 @@ def _chapters(parts: Sequence[Part], title: str, fps: int) -> str:
 
 
 def _escaped(text: str) -> str:
-    for special in "\\=;#\n":
+    text = one_line(text)
+    for special in "\\=;#":
         text = text.replace(special, f"\\{special}")
     return text
 
 
-def read_frames(video: Path) -> Frames:
-    """All frames of an mp4, `[T, H, W, 3]`.
-
-    Raises:
-        JobFailedError: ffmpeg could not read it.
-    """
-    reader = imageio_ffmpeg.read_frames(str(video))
-    try:
-        width, height = next(reader)["source_size"]
-        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
-    except (OSError, RuntimeError, StopIteration) as error:
-        raise JobFailedError(f"cannot read {str(video)!r}: {error}") from None
-    return np.stack(frames)
+def one_line(text: str) -> str:
+    """A title as players and pictures show it: no line breaks, no control characters."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
 
 def write_poster(parts: Sequence[Part], path: Path) -> None:
     """The middle frame of the first shot as a PNG."""
-    frames = read_frames(parts[0].video)
+    first = parts[0]
+    (frame,) = pick_frames(first.video, [first.frames // 2])
     with whole_file(path) as temporary:
-        Image.fromarray(frames[len(frames) // 2]).save(temporary, format="png")
+        Image.fromarray(frame).save(temporary, format="png")
 
 
-def pick_frames(video: Path) -> NDArray[np.uint8]:
-    """Five frames of an mp4, from its first to its last, beside each other: `[H, 5 W, 3]`."""
-    frames = read_frames(video)
-    picked = frames[np.linspace(0, len(frames) - 1, _SHOWN).round().astype(int)]
-    return np.concatenate(list(picked), axis=1)
+def strip(part: Part) -> NDArray[np.uint8]:
+    """Five frames of a shot, from its first to its last, beside each other: `[H, 5 W, 3]`."""
+    wanted = np.linspace(0, part.frames - 1, _SHOWN).round().astype(int).tolist()
+    return np.concatenate(pick_frames(part.video, wanted), axis=1)
 
 
 def write_contact_sheet(parts: Sequence[Part], path: Path) -> None:
     """Five frames of every shot under its title, as a PNG."""
-    rows = []
-    for part in parts:
-        body = pick_frames(part.video)
-        label = Image.new("RGB", (body.shape[1], _LABEL), "white")
-        ImageDraw.Draw(label).text((2, 2), part.title, fill="black", font=ImageFont.load_default(12))
-        gap = np.full((_GAP, body.shape[1], 3), 255, np.uint8)
-        rows.append(np.concatenate([np.asarray(label), body, gap]))
+    first = strip(parts[0])
+    height, width = sheet_size(len(parts), *first.shape[:2])
+    row = height + _LABEL + _GAP
+    sheet = Image.new("RGB", (width, row * len(parts)), "white")
+    for number, part in enumerate(parts):
+        body = Image.fromarray(strip(part))
+        if body.size != (width, height):
+            body = body.resize((width, height), Image.Resampling.LANCZOS)
+        label = Image.new("RGB", (width, _LABEL), "white")
+        font = ImageFont.load_default(12)
+        ImageDraw.Draw(label).text((2, 2), one_line(part.title), fill="black", font=font)
+        sheet.paste(label, (0, row * number))
+        sheet.paste(body, (0, row * number + _LABEL))
     with whole_file(path) as temporary:
-        Image.fromarray(np.concatenate(rows)).save(temporary, format="png", optimize=True)
+        sheet.save(temporary, format="png", optimize=True)
 
 
-def _ffmpeg(*arguments: str) -> None:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-nostdin", "-loglevel", "error", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = " / ".join(done.stderr.strip().splitlines()[-3:])
-        raise JobFailedError(f"ffmpeg could not join the film (exit {done.returncode}): {said}")
+def sheet_size(shots: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a shot's frames on a contact sheet of so many shots."""
+    scale = 1.0
+    while shots * (scale * height + _LABEL + _GAP) * scale * width > _LARGEST and scale * height > 1:
+        scale *= 0.95
+    return max(1, int(scale * height)), max(_SHOWN, int(scale * width))
+
+
+def check_audio(path: Path, seconds: float) -> str:
+    """What keeps a track from being put under a film of so many seconds; nothing if it can be.
+
+    It is decoded, as far as it is to be heard.
+    """
+    try:
+        if not path.is_file():
+            return "there is no such file"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    source = ["-protocol_whitelist", "file", "-i", file_url(path.resolve())]
+    heard = ["-map", "0:a", "-t", f"{seconds:.6f}", "-f", "framecrc", "pipe:1"]
+    try:
+        with Ffmpeg(*source, *heard, doing="read it") as ffmpeg:
+            packets = [line for line in ffmpeg.finish().splitlines() if not line.startswith(b"#")]
+    except JobFailedError as error:
+        return f"it has no sound that can be read: {error}"
+    return "" if packets else "it has no sound"

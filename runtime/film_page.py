@@ -12,10 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from runtime.files import whole_file
-from runtime.film import Part, length, pick_frames, starts
+from runtime.film import Part, length, starts, strip
 from runtime.picture import COLOURS
 from runtime.report import Report
 from runtime.versions import versions
+
+_WIDEST = 1920  # pixels of a shot's frames; the page shows them half as wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ class Scene:
     @property
     def strip(self) -> str:
         """Some of its frames beside each other, as a data URL."""
-        buffer = io.BytesIO()
-        Image.fromarray(pick_frames(self.part.video)).save(buffer, format="png", optimize=True)
+        buffer, image = io.BytesIO(), Image.fromarray(strip(self.part))
+        image.thumbnail((_WIDEST, image.height))
+        image.save(buffer, format="png", optimize=True)
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -53,7 +56,7 @@ def write_page(scenes: Sequence[Scene], path: Path, *, title: str, fps: int) -> 
         scenes: the shots, in order.
     """
     parts = [scene.part for scene in scenes]
-    page = _TEMPLATES.get_template("film_page.html").render(
+    page = _TEMPLATES.get_template("film_page.html").stream(
         title=title,
         fps=fps,
         frames=length(parts),
@@ -63,7 +66,7 @@ def write_page(scenes: Sequence[Scene], path: Path, *, title: str, fps: int) -> 
         versions=versions(),
     )
     with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        page.dump(str(temporary), encoding="utf-8", errors="backslashreplace")  # a shot after the other
 
 
 _TEMPLATES = Environment(

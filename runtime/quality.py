@@ -16,6 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from runtime.errors import JobFailedError
+from runtime.ffmpeg import file_url, run_ffmpeg
 from runtime.video import Frames
 
 PSNR_OF_EQUALS = 100.0  # dB, reported where the videos are equal and the PSNR has no bound
@@ -86,14 +87,14 @@ def _filter_listing() -> str:
 
 
 def _measure(video: RawVideo, reference: RawVideo, metric: str, pattern: str) -> float:
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{video.width}x{video.height}", "-r", "25"]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostats", *raw, "-i", str(video.path), *raw]
+    inputs = []
+    for one in (video, reference):
+        inputs += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{one.width}x{one.height}", "-r", "25"]
+        inputs += ["-i", file_url(one.path)]
     graph = f"[0:v]format=yuv444p[a];[1:v]format=yuv444p[b];[a][b]{metric}"
-    command += ["-i", str(reference.path), "-lavfi", graph, "-f", "null", "-"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    null = ["-lavfi", graph, "-f", "null", "-"]
+    said = run_ffmpeg(*inputs, *null, doing=f"measure {metric}", loglevel="info")
     match = re.search(pattern, said)
     if match is None:
-        raise JobFailedError(
-            f"ffmpeg's {metric} gave no result: {' / '.join(said.strip().splitlines()[-3:])}"
-        )
+        raise JobFailedError(f"ffmpeg's {metric} gave no result: {' / '.join(said.splitlines()[-3:])}")
     return float(match.group(1))

@@ -2,69 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Literal, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.rendezvous import rendezvous as meet
 
 from runtime.attention import SequenceGroup
 from runtime.collectives import Peers, Traffic, Unguarded
-from runtime.errors import BadRequestError, CancelledError, LockstepError, RankFailedError
+from runtime.devices import DeviceQueue
+from runtime.errors import CancelledError, LockstepError, RankFailedError
+from runtime.groups import Backend, ProcessGroups
 from runtime.guidance import Guidance, LocalGuidance, NoGuidance, SplitGuidance
+from runtime.meeting import Rendezvous, meet
 from runtime.sequence import Sequence, Split, SplitSequence, WholeSequence
+from runtime.signs import host_name
 from runtime.topology import Topology
-from runtime.watch import Watch, host_name
-
-Backend = Literal["gloo", "nccl"]
+from runtime.watch import Watch
 
 _GLANCE = 0.0005  # seconds between two looks at the accelerator's queue
 
 _Branch = TypeVar("_Branch")
-_ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(frozen=True, slots=True)
-class Rendezvous:
-    """Where ranks meet.
-
-    Attributes:
-        rank, world: which of how many.
-        local_rank: its number on its node.
-        address: a URL that `torch.distributed.rendezvous` understands.
-    """
-
-    rank: int
-    world: int
-    local_rank: int
-    address: str
-
-    @classmethod
-    def from_environment(cls) -> Self:
-        """As torchrun sets it.
-
-        Raises:
-            BadRequestError: a variable is missing: this process was not started by torchrun.
-        """
-        missing = [name for name in _ENVIRONMENT if name not in os.environ]
-        if missing:
-            raise BadRequestError(f"{', '.join(missing)}: missing; start this with torchrun")
-        rank, world, local = (int(os.environ[name]) for name in _ENVIRONMENT[:3])
-        return cls(rank, world, local, "env://")
-
-    @classmethod
-    def at(cls, address: str, port: int, *, rank: int, world: int, local_rank: int | None = None) -> Self:
-        """At a port that rank 0 opens on `address`."""
-        url = f"tcp://{address}:{port}?rank={rank}&world_size={world}"
-        return cls(rank, world, rank if local_rank is None else local_rank, url)
 
 
 class Ranks:
@@ -76,7 +40,9 @@ class Ranks:
         control: the same for small messages on the CPU.
         node: transfers within this rank's machine.
         traffic: bytes that this rank has sent, but for `control`.
+        per_node: the largest number of neighbours that never spans two machines, the same on every rank.
         watch: sees when another rank fails; None for a rank that is alone.
+        groups: makes process groups; None for a rank that is alone.
     """
 
     def __init__(
@@ -87,11 +53,14 @@ class Ranks:
         everyone: Peers,
         control: Peers,
         node: Peers,
+        per_node: int = 1,
         watch: Watch | None = None,
+        groups: ProcessGroups | None = None,
     ):
         self.device, self.traffic = device, traffic
         self.everyone, self.control, self.node = everyone, control, node
-        self.watch = watch
+        self.per_node = per_node
+        self.watch, self.groups = watch, groups
         self.rank, self.size = control.rank, control.size
         self._groups: dict[Topology, RankGroup] = {}
 
@@ -128,6 +97,15 @@ class Ranks:
         if self.watch is not None:
             self.watch.at(where, busy=busy)
 
+    @contextmanager
+    def busy(self, where: str) -> Iterator[None]:
+        """While the block runs, others may wait long for this rank; see `Watch.busy`."""
+        if self.watch is None:
+            yield
+            return
+        with self.watch.busy(where):
+            yield
+
     def before_transfer(self, confirm: Callable[[], None]) -> None:
         """Call `confirm` before every transfer of tensors from now on; it raises if there must be none."""
         if self.watch is not None:
@@ -145,6 +123,7 @@ class Ranks:
         while not event.query():
             self.watch.check(time.monotonic() - started)
             time.sleep(_GLANCE)
+        self.watch.check(0.0)  # what the watch has aborted has not been done
 
     def agree(self, content: dict[str, Any]) -> None:
         """Make sure that all ranks are about to do the same.
@@ -192,20 +171,14 @@ class RankGroup:
     def __init__(self, topology: Topology, ranks: Ranks):
         self.topology = topology
         self.place = topology.place(ranks.rank)
-        if ranks.size == 1:
-            self._cfg = self._ring = self._ulysses = self._sequence = ranks.everyone
-            return
-        mesh = init_device_mesh(
-            ranks.device.type,
-            (topology.cfg, topology.ring, topology.ulysses),
-            mesh_dim_names=("cfg", "ring", "ulysses"),
-        )
-        guard = ranks.watch or Unguarded()
-        self._cfg, self._ring, self._ulysses = (
-            Peers(mesh.get_group(axis), guard, ranks.traffic) for axis in ("cfg", "ring", "ulysses")
-        )
-        sequence = mesh["ring", "ulysses"]._flatten("sequence").get_group()
-        self._sequence = Peers(sequence, guard, ranks.traffic)
+        guard, groups = ranks.watch or Unguarded(), ranks.groups
+
+        def peers(rows: list[list[int]]) -> Peers:
+            group = None if groups is None else groups.of(rows, ranks.rank)
+            return Peers(group, guard, ranks.traffic)
+
+        self._cfg, self._ring, self._ulysses = (peers(topology.rows(axis)) for axis in range(3))
+        self._sequence = peers(topology.rows(1, 2))
 
     def sequence(self, tokens: int) -> Sequence:
         """How `tokens` tokens are split over this rank's branch."""
@@ -258,40 +231,54 @@ def join(
     device: torch.device,
     *,
     timeout: float,
+    busy: float = math.inf,
     backend: Backend | None = None,
     give_up: Callable[[LockstepError], None] | None = None,
+    host: str | None = None,
 ) -> Iterator[Ranks]:
     """Meet the other ranks. While the block runs, a failure of any of them ends every wait of this one.
 
     Args:
         device: where this rank's tensors live.
+        timeout: seconds within which all ranks come, and a failure anywhere ends every other rank.
+        busy: seconds that a rank may be at one thing that others may wait long for, such as loading; by
+            default any time.
         backend: gloo or nccl; by default nccl where every rank of a node has a GPU of its own.
-        timeout: seconds within which a failure anywhere ends every other rank.
         give_up: see `Watch`.
+        host: name of this machine; ranks of one name share its files. By default its own.
 
     Raises:
-        RankFailedError: another rank failed.
+        BadRequestError: another rank refuses what it was given.
+        RankFailedError: another rank did not come, or failed.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = backend or ("nccl" if device.type == "cuda" and not _shares_gpu() else "gloo")
-    store, rank, world = next(iter(meet(rendezvous.address)))
-    watch = Watch(PrefixStore("watch", store.clone()), rank, world, timeout, give_up)
-    dist.init_process_group(
-        "gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
-        store=PrefixStore("groups", store),
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=max(600.0, 10 * timeout)),  # the watch ends waits long before
-        device_id=device if backend == "nccl" else None,
-    )
-    watch.start()
+    store, rank, world = meet(rendezvous, timeout), rendezvous.rank, rendezvous.world
+    own = store.clone()  # type: ignore[attr-defined]  # the stub forgets it
+    watch = Watch(PrefixStore("watch", own), rank, world, timeout, give_up, busy)
+    groups = ProcessGroups(backend, device, watch, timeout)
+    watch.abort = groups.abort
     try:
+        watch.start()
         traffic = Traffic()
-        control = Peers(dist.new_group(backend="gloo"), _ControlGuard(watch), Traffic())
-        everyone = Peers(dist.group.WORLD, watch, traffic)
-        node = Peers(_node_group(control), watch, traffic)
-        yield Ranks(device, traffic, everyone=everyone, control=control, node=node, watch=watch)
+        everyone = Peers(groups.open(PrefixStore("groups", store), rank, world), watch, traffic)
+        if backend == "nccl":
+            watch.queue = DeviceQueue(device)
+        control = Peers(groups.control(), _ControlGuard(watch), Traffic())
+        nodes = _nodes(control.tell(host or host_name()))
+        node = Peers(groups.of(nodes, rank), watch, traffic)
+        per_node = math.gcd(*(len(members) for members in nodes))
+        yield Ranks(
+            device,
+            traffic,
+            everyone=everyone,
+            control=control,
+            node=node,
+            per_node=per_node,
+            watch=watch,
+            groups=groups,
+        )
     except BaseException as error:
         # A launcher that sees a rank die interrupts the others: to them that is a failure, no cancellation.
         interrupted = isinstance(error, KeyboardInterrupt | CancelledError)
@@ -326,12 +313,9 @@ def flatten(content: Any, path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _node_group(control: Peers) -> dist.ProcessGroup | None:
-    """The process group of this rank's machine."""
-    hosts = control.tell(host_name())
-    members = [[r for r, other in enumerate(hosts) if other == host] for host in dict.fromkeys(hosts)]
-    group: dist.ProcessGroup | None = dist.new_subgroups_by_enumeration(members)[0]  # type: ignore[no-untyped-call]
-    return group
+def _nodes(hosts: list[str]) -> list[list[int]]:
+    """The ranks of each machine, from the name that each rank has for its own."""
+    return [[r for r, other in enumerate(hosts) if other == host] for host in dict.fromkeys(hosts)]
 
 
 def _shares_gpu() -> bool:

@@ -7,16 +7,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from runtime.errors import BadRequestError, JobFailedError
-from runtime.files import PlainFile, reason
+from runtime.errors import BadRequestError
+from runtime.files import reason
 from runtime.quality import RawVideo
 from runtime.request import VideoRequest
+from runtime.scratch import REMEDY, scratch_file
 from runtime.video import FrameSink, RawFrames
-
-_REMEDY = "TMPDIR names another folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +40,9 @@ def raw_videos(request: VideoRequest, count: int) -> Iterator[RawSet]:
         JobFailedError: they cannot be written; the message names TMPDIR, which says where they are.
     """
     with ExitStack() as stack:
-        try:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-")))
-            paths = [folder / f"{number}.rgb" for number in range(count)]
-            files = [RawFrames(stack.enter_context(_File(path, "w"))) for path in paths]
-        except OSError as error:
-            raise JobFailedError(f"temporary files: {reason(error)} ({_REMEDY})") from error
-        yield RawSet([RawVideo(path, request.width, request.height) for path in paths], files)
+        files = [stack.enter_context(scratch_file()) for _ in range(count)]
+        videos = [RawVideo(file.path, request.width, request.height) for file in files]
+        yield RawSet(videos, [RawFrames(file) for file in files])
 
 
 def check_room(request: VideoRequest, count: int) -> None:
@@ -66,22 +59,9 @@ def check_room(request: VideoRequest, count: int) -> None:
         folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise BadRequestError(f"compare: temporary files: {reason(error)} ({_REMEDY})") from None
+        raise BadRequestError(f"compare: temporary files: {reason(error)} ({REMEDY})") from None
     if free < needed:
         raise BadRequestError(
             f"compare: {needed / 1e6:.1f} MB of raw frames do not fit in {folder!r}, where "
-            f"{free / 1e6:.1f} MB are free ({_REMEDY})"
+            f"{free / 1e6:.1f} MB are free ({REMEDY})"
         )
-
-
-class _File(PlainFile):
-    """A temporary file that says what is wrong with its folder."""
-
-    def write(self, content: Any, /) -> int:
-        try:
-            return super().write(content)
-        except OSError as error:
-            folder = str(Path(str(self.name)).parent.parent)
-            raise JobFailedError(
-                f"temporary files: cannot write in {folder!r}: {reason(error)} ({_REMEDY})"
-            ) from error

@@ -106,8 +106,8 @@ class Resumable:
         if self._writer is None:
             return 0
         if self._progress.steps:
-            self._ranks.at("writing its last checkpoint", busy=True)
-            self._writer.finish(self._progress.snapshot())
+            with self._ranks.busy("writing its last checkpoint"):
+                self._writer.finish(self._progress.snapshot())
         return self._writer.bytes
 
 

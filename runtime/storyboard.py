@@ -213,7 +213,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         given |= {"seconds": None, "frames": None}
     given |= own
     name = _beside(given.pop("config") or "wan-tiny", folder)
-    config = load_config(name)
+    config = models.config(name)
     lora = given.pop("lora")
     if lora is not None:
         lora = lora.model_copy(update={"file": beside(lora.file, folder)})
@@ -231,8 +231,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
     request = config.request(shot.prompt, **{key: value for key, value in given.items() if value is not None})
-    model = models.find(config)
-    model.check(request)
+    model = models.check(config, request)
     return ShotRequest(
         shot=shot,
         config=name,
@@ -282,6 +281,30 @@ class _Models:
 
     def __init__(self) -> None:
         self._found: dict[Config, ModelProfile | BadRequestError] = {}
+        self._configs: dict[str, Config] = {}
+        self._fitting: set[tuple[Config, VideoRequest]] = set()
+
+    def config(self, name: str) -> Config:
+        """
+        Raises:
+            BadRequestError: see `load_config`.
+        """
+        if name not in self._configs:
+            self._configs[name] = load_config(name)
+        return self._configs[name]
+
+    def check(self, config: Config, request: VideoRequest) -> ModelProfile:
+        """The model, which can serve the request. Shots that differ in words and seed alone are checked once.
+
+        Raises:
+            BadRequestError: see `ModelProfile` and its `check`.
+        """
+        model = self.find(config)
+        alike = request.model_copy(update={"prompt": "a", "negative": "", "seed": 0})
+        if (config, alike) not in self._fitting:
+            model.check(request)
+            self._fitting.add((config, alike))
+        return model
 
     def find(self, config: Config) -> ModelProfile:
         """

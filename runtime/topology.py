@@ -67,6 +67,15 @@ class Topology:
         ring, ulysses = divmod(sequence, self.ulysses)
         return Place(cfg, ring, ulysses, sequence)
 
+    def rows(self, *axes: int) -> list[list[int]]:
+        """Ranks that differ only along `axes` (0 cfg, 1 ring, 2 ulysses), in order; each is in one row."""
+        degrees = (self.cfg, self.ring, self.ulysses)
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for rank, place in enumerate(product(*map(range, degrees))):
+            fixed = tuple(at for axis, at in enumerate(place) if axis not in axes)
+            rows.setdefault(fixed, []).append(rank)
+        return list(rows.values())
+
     def check(self, *, heads: int, tokens: int | None, guided: bool) -> None:
         """Refuse degrees that a model and request cannot use. Nothing has to divide anything.
 
@@ -113,7 +122,8 @@ class Topology:
             heads: of the model.
             guided: whether there are two branches.
             wanted: degrees that the user gave.
-            per_node: ranks on each node, if there are several nodes.
+            per_node: neighbours that never span two nodes, if there are several: the greatest common divisor
+                of their sizes.
 
         Raises:
             BadRequestError: the wanted degrees do not make `world` ranks.

@@ -5,23 +5,23 @@ Tensor legend: T frames, H, W height and width in pixels. Frames are uint8 RGB.
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.errors import JobFailedError
+from runtime.ffmpeg import Ffmpeg, file_url
 from runtime.files import whole_file
 
 Frames = NDArray[np.uint8]
+CODEC = (
+    "-c:v", "libx264", "-preset", "medium", "-crf", "14", "-pix_fmt", "yuv420p",
+    "-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
+)  # fmt: skip
 
 
 class FrameSink(Protocol):
@@ -105,7 +105,7 @@ class RawFrames:
         self._file = file
 
     def write(self, frames_THW3: Frames) -> None:
-        self._file.write(np.ascontiguousarray(frames_THW3).tobytes())
+        self._file.write(_bytes(frames_THW3))
 
     def flush(self) -> None:
         """Hand everything written so far to readers of the file."""
@@ -113,35 +113,17 @@ class RawFrames:
 
 
 class _Encoder:
-    """An ffmpeg process that reads raw frames on its standard input."""
+    """Frames to an ffmpeg that reads them on its standard input."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]):
-        self._process = process
-        self._log = log
+    def __init__(self, ffmpeg: Ffmpeg):
+        self._ffmpeg = ffmpeg
 
     def write(self, frames_THW3: Frames) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(np.ascontiguousarray(frames_THW3).tobytes())
-        except (BrokenPipeError, OSError):
-            self.finish()  # raises with ffmpeg's own words
-            raise
+        self._ffmpeg.write(_bytes(frames_THW3))
 
-    def finish(self) -> None:
-        """Wait until everything is written.
 
-        Raises:
-            JobFailedError: ffmpeg failed; the message holds the end of what it said.
-        """
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        if self._process.wait() != 0:
-            self._log.seek(0)
-            said = self._log.read().decode(errors="replace").strip().splitlines()[-5:]
-            raise JobFailedError(
-                f"ffmpeg could not write the video (exit {self._process.returncode}): {' / '.join(said)}"
-            )
+def _bytes(frames_THW3: Frames) -> memoryview:
+    return np.ascontiguousarray(frames_THW3).reshape(-1).data
 
 
 @contextmanager
@@ -163,23 +145,11 @@ def mp4_writer(path: Path, *, width: int, height: int, fps: int) -> Iterator[Fra
 @contextmanager
 def mp4_encoder(path: Path, *, width: int, height: int, fps: int) -> Iterator[FrameSink]:
     """As `mp4_writer`, but straight to `path`, for callers who give it its name when all is done."""
-    with tempfile.TemporaryFile() as log:
-        command = [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error",
-            "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-",
-            "-vf", "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int",
-            "-c:v", "libx264", "-preset", "medium", "-crf", "14", "-pix_fmt", "yuv420p",
-            "-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
-            "-movflags", "+faststart", "-an", "-f", "mp4", str(path),
-        ]  # fmt: skip
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
-        )
-        try:
-            encoder = _Encoder(process, log)
-            yield encoder
-            encoder.finish()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    arguments = [
+        "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0",
+        "-vf", "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int",
+        *CODEC, "-movflags", "+faststart", "-an", "-f", "mp4", file_url(path),
+    ]  # fmt: skip
+    with Ffmpeg(*arguments, doing="write the video") as ffmpeg:
+        yield _Encoder(ffmpeg)
+        ffmpeg.finish()

@@ -41,7 +41,8 @@ from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, denoise
 from runtime.files import whole_file
 from runtime.kernels import find_kernel
-from runtime.ranks import Ranks, Rendezvous, join
+from runtime.meeting import Rendezvous
+from runtime.ranks import Ranks, join
 from runtime.streams import Branch, FeatureStream, Network
 from runtime.topology import Topology
 from runtime.versions import versions

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import multiprocessing
 import os
 import pickle
@@ -12,16 +14,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from launch.exits import exit_code
 from runtime.errors import RankFailedError
-from runtime.ranks import Ranks, Rendezvous, join
+from runtime.meeting import Rendezvous
+from runtime.ranks import Ranks, join
 
 _PATIENT = 120.0  # seconds that a test of success waits
 _PROCESSES = multiprocessing.get_context("forkserver")  # forked from a process that has imported everything
@@ -45,19 +48,45 @@ class Outcome:
     ended: float = 0.0
 
 
-def run_ranks(world: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Run `task(ranks, *arguments)` on `world` ranks, each on one thread; their results in rank order."""
-    outcomes = watch_ranks(world, task, *arguments, timeout=_PATIENT)
+def run_ranks(
+    world: int,
+    task: Callable[..., Any],
+    *arguments: Any,
+    hosts: Sequence[str] = (),
+    timeout: float = _PATIENT,
+) -> list[Any]:
+    """Run `task(ranks, *arguments)` on `world` ranks, each on one thread; their results in rank order.
+
+    Args:
+        hosts: name of each rank's machine, as if they were on several.
+    """
+    outcomes = watch_ranks(world, task, *arguments, timeout=timeout, hosts=hosts)
     assert [o.code for o in outcomes] == [0] * world, [o.error or o.code for o in outcomes]
     return [o.result for o in outcomes]
 
 
-def watch_ranks(world: int, task: Callable[..., Any], *arguments: Any, timeout: float) -> list[Outcome]:
+def watch_ranks(
+    world: int,
+    task: Callable[..., Any],
+    *arguments: Any,
+    timeout: float,
+    busy: float = math.inf,
+    hosts: Sequence[str] = (),
+) -> list[Outcome]:
     """As `run_ranks`, but ranks may fail; one that is still there long after the others is killed."""
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         processes = [
-            _PROCESSES.Process(target=_work, args=(rank, world, port, folder, timeout, task, arguments))
+            _PROCESSES.Process(
+                target=_work,
+                args=(
+                    Rendezvous.at("127.0.0.1", port, rank=rank, world=world),
+                    {"timeout": timeout, "busy": busy, "host": hosts[rank] if hosts else None},
+                    Path(folder) / str(rank),
+                    task,
+                    arguments,
+                ),
+            )
             for rank in range(world)
         ]
         for process in processes:
@@ -92,33 +121,47 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def block() -> None:
+    """Block in C, deaf to signals, as a call of a device's driver would: lock a mutex twice."""
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    library.pthread_mutex_init(mutex, None)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
+
+
 def _work(
-    rank: int,
-    world: int,
-    port: int,
-    folder: str,
-    timeout: float,
+    rendezvous: Rendezvous,
+    bounds: dict[str, Any],
+    path: Path,
     task: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    code, result, said = 0, None, None
-    rendezvous = Rendezvous.at("127.0.0.1", port, rank=rank, world=world)
+
+    def give_up(error: BaseException) -> None:
+        _end(path, None, error)
+
     try:
-        with join(rendezvous, torch.device("cpu"), timeout=timeout) as ranks:
+        with join(rendezvous, torch.device("cpu"), give_up=give_up, **bounds) as ranks:
             result = task(ranks, *arguments)
     except BaseException as error:
         if not isinstance(error, RankFailedError):
             traceback.print_exc()
-        code = exit_code(error)
+        _end(path, None, error)
+    _end(path, result, None)
+
+
+def _end(path: Path, result: Any, error: BaseException | None) -> NoReturn:
+    """Leave the outcome in a file and end the process."""
+    said = None
+    if error is not None:
         blamed = error.rank if isinstance(error, RankFailedError) else None
         where = error.where if isinstance(error, RankFailedError) else ""
         said = (type(error).__name__, blamed, where, str(error))
-    path = Path(folder) / str(rank)
     path.write_bytes(pickle.dumps((result, said, time.monotonic())))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(0 if error is None else exit_code(error))
 
 
 def _outcome(path: Path, code: int | None) -> Outcome:
@@ -128,4 +171,4 @@ def _outcome(path: Path, code: int | None) -> Outcome:
     return Outcome(code, result, said, ended)
 
 
-__all__ = ["Outcome", "Ranks", "die", "free_port", "run_ranks", "stop", "watch_ranks"]
+__all__ = ["Outcome", "Ranks", "block", "die", "free_port", "run_ranks", "stop", "watch_ranks"]

@@ -256,6 +256,25 @@ def test_ctrl_c_exits_130_and_resume_goes_on(tmp_path: Path, capfd: pytest.Captu
     ]
 
 
+@pytest.mark.timeout(120)
+def test_a_killed_command_leaves_what_the_next_one_goes_on_from_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    options = ["--out", str(tmp_path / "a.mp4"), "--steps", "40", "--checkpoints", str(tmp_path)]
+    command = [sys.executable, "-m", "launch", "generate", PROMPT, *options, "--checkpoint-every", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "step 8/40" in line:
+                process.kill()
+                break
+    assert list(tmp_path.glob(".a.*.part.mp4"))  # nobody could remove it
+    assert run(*command[3:], "--resume") == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["resumed_at"] >= 4 and len(report["decision_digest"]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.mp4", "a.png", "thesis.tex"]
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
 def test_resume_needs_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "a.mp4")]
     assert run("generate", PROMPT, *out, "--resume", "--checkpoint-every", "0") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,34 @@ def test_closed_streams_are_nothing_special(tmp_path: Path, closed: str) -> None
     assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "a path\n")
     assert done.stderr == ("" if "2>&-" in closed else "progress\n")
     assert (tmp_path / "out.txt").read_text() == ""
+
+
+LEFT = """
+import sys
+from launch.exits import end_with
+
+def run(arguments):
+    for number in range(20000):
+        print("step", number, file=sys.stderr)
+    print("a path")
+    open("done", "w").close()
+    return 0
+
+end_with(run)
+"""
+
+
+@pytest.mark.parametrize("reader", ["2>&1 | head -1", "2>&1 | true", "2>/dev/full | cat"])
+def test_a_job_goes_on_when_nobody_listens_any_more(tmp_path: Path, reader: str) -> None:
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {reader}; exit ${{PIPESTATUS[0]}}', sys.executable, LEFT],
+        cwd=tmp_path, env={"PYTHONPATH": root, "PATH": os.environ["PATH"]}, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    assert (tmp_path / "done").exists()
+    assert "Error" not in done.stdout + done.stderr
 
 
 def test_arguments_are_text() -> None:

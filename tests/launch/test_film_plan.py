@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,24 @@ def test_ranks_that_work_together_cost_each(film: Film) -> None:
     pair = replace(film, ranks=2)
     timed(pair, topology={"world": 2})
     assert (estimate(pair, 0).seconds, estimate(pair, 0).rank_seconds) == (6.0, 12.0)
+
+
+def test_what_many_shots_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noted(name: str, load: Callable[[str], object]) -> Callable[[str], object]:
+        return lambda given: (read.append(f"{name} {given}"), load(given))[1]
+
+    for where in (
+        "runtime.storyboard.load_config",
+        "launch.film.load_preset",
+        "launch.film_plan.load_preset",
+    ):
+        module, _, name = where.rpartition(".")
+        monkeypatch.setattr(where, noted(where, getattr(import_module(module), name)))
+    shots = "".join(f"  - {{id: s{number}, prompt: a}}\n" for number in range(40))
+    (tmp_path / "film.yaml").write_text(f"title: Forty\ndefaults: {{spectrum: planned-14}}\nshots:\n{shots}")
+    film = plan_film(tmp_path / "film.yaml", out=tmp_path / "film")
+    assert "40 shots" in told(film)
+    assert len(read) == len(set(read)) == 3
+    assert len(set(film.digests)) == 40

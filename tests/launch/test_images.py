@@ -12,7 +12,7 @@ from launch import cli
 from launch.film import plan_film
 from runtime.configs import Config
 from runtime.errors import BadRequestError
-from runtime.film import read_frames
+from runtime.frames import read_frames
 from tests.conditioned import config_of, write_i2v, write_image, write_vace
 
 FILM = """\

@@ -9,7 +9,7 @@ import pytest
 
 from launch import cli
 from launch.film import plan_film
-from runtime.film import read_frames
+from runtime.frames import read_frames
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 
@@ -63,7 +63,8 @@ def test_a_film_is_made_and_made_again_where_it_changed(
         f"shots/{made[i][0]}" for i in ("one", "two", "three")
     ]
     assert {path.name for path in out.iterdir()} == {
-        "shots", "queue", "film.mp4", "film.html", "poster.png", "contact-sheet.png", "manifest.json"
+        "shots", "queue", "film.mp4", "film.html", "poster.png", "contact-sheet.png", "manifest.json",
+        "lockstep.lock",
     }  # fmt: skip
 
     board.write_text(FILM.replace("a green triangle", "a red triangle"))

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from launch import cli
 from launch.exits import complain, run_command
-from launch.jobs import Job
 from launch.logs import set_up_logging
 from launch.progress import StepProgress, timed
 from launch.queue import Queue
@@ -152,9 +151,9 @@ def test_a_folders_name_is_text_from_start_to_end(
 
 
 def test_a_queue_of_odd_names_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    job: Job = make_job(tmp_path / "a.mp4").absolute()
     with closing(Queue(tmp_path / "queue")) as queue:
-        for name in (*ODD, HOSTILE):
+        for number, name in enumerate((*ODD, HOSTILE)):
+            job = make_job(tmp_path / f"{number}.mp4").absolute()
             queue.submit(job, name=name, owner="[me]")
     assert cli.run(["status", "--queue", str(tmp_path / "queue")]) == 0
     said = capfd.readouterr().out

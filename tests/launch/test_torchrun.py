@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from launch import cli, torchrun
 from launch.cli import without_launcher
+from runtime.configs import shipped
 from tests.ranks import free_port
 
 PROMPT = "a red circle moving left on a black background"
@@ -34,7 +37,11 @@ def test_two_ranks_make_the_video_of_one(tmp_path: Path, capfd: pytest.CaptureFi
     assert cli.run(["generate", PROMPT, *SMALL, "--out", str(one)]) == 0
     capfd.readouterr()
     command = [*GENERATE, *SMALL, "--ranks", "2", "--launcher=torchrun", "--out", str(two)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    own = os.environ | {"TMPDIR": str(temporary)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=own)
+    assert list(temporary.iterdir()) == []
     assert done.stdout == f"{two}\n"  # of two ranks, one speaks
     assert done.stderr.count("step 6/6") == 1
     alone, both = report_of(one), report_of(two)
@@ -76,6 +83,46 @@ def test_two_nodes_make_one_video(tmp_path: Path) -> None:
     report = report_of(out)
     assert report["topology"] == {"world": 2, "cfg": 1, "ring": 1, "ulysses": 2}
     assert report["quality"] is not None
+
+
+def test_a_node_without_the_config_says_so_and_the_others_end(tmp_path: Path) -> None:
+    """Two agents again; the second node was not given the config, and its rank never comes to the others."""
+    port, config = free_port(), tmp_path / "mine.yaml"
+    config.write_text(shipped("wan-tiny.yaml").read_text())
+    meeting = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=localhost", f"--master-port={port}"]
+    job = ["-m", "launch.torchrun", PROMPT, *SMALL, "--out", str(tmp_path / "a.mp4"), "--timeout", "60"]
+    started = time.monotonic()
+    nodes = [
+        subprocess.Popen(
+            [*TORCHRUN, *meeting, "--node-rank", str(number), *job, "--config", str(tmp_path / name)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, name in enumerate(["mine.yaml", "missing.yaml"])
+    ]
+    first, second = (node.communicate()[1] for node in nodes)
+    assert time.monotonic() - started < 55  # long before the timeout
+    assert f"lockstep: config: '{tmp_path / 'missing.yaml'}' given; " in second
+    assert "lockstep: rank 1 refuses: config: " in first
+    for node, said in zip(nodes, (first, second), strict=True):
+        assert node.returncode == 1 and "exitcode  : 2" in said  # torchrun's own code, and that of the rank
+
+
+def test_a_rank_that_is_alone_ends_in_time(tmp_path: Path) -> None:
+    environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    command = [sys.executable, "-m", "launch.torchrun", PROMPT, *SMALL, "--timeout", "3"]
+    own = {name: str(value) for name, value in environment.items()} | {"MASTER_PORT": str(free_port())}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "a.mp4")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | own,
+    )
+    assert done.returncode == 3
+    assert "lockstep: rank 1 failed at the meeting of the ranks: it did not come to localhost:" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @contextmanager
@@ -184,6 +231,27 @@ def test_torchrun_with_another_number_of_ranks_is_refused(
         monkeypatch.setenv(name, str(value))
     assert torchrun.run([PROMPT, "--ranks", "2", "--out", str(tmp_path / "a.mp4")]) == 2
     assert "ranks: 2 given; torchrun started 1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("RANK", "5"), ("MASTER_PORT", "abc")])
+def test_a_variable_that_means_nothing_is_a_bad_request(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "29500"}
+    for other, usual in {**given, name: value}.items():
+        monkeypatch.setenv(other, usual)
+    assert torchrun.run([PROMPT]) == 2
+    assert f"lockstep: {name}: '{value}' given; it must be a whole number" in capfd.readouterr().err
+
+
+def test_more_ranks_than_a_machine_can_run_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    out = str(tmp_path / "a.mp4")
+    command = ["generate", PROMPT, *SMALL, "--ranks", str(8 * cores + 1), "--launcher", "torchrun"]
+    assert cli.run([*command, "--out", out]) == 2
+    assert f"ranks: {8 * cores + 1} given; this machine has {cores} core" in capfd.readouterr().err
 
 
 def test_a_rank_that_torchrun_did_not_start_says_so(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from runtime.commands import Command
 from runtime.configs import Config, load_config
@@ -17,7 +18,7 @@ from runtime.generation import Plan, Prepared
 from runtime.ranks import Ranks
 from runtime.video import FrameBuffer, Frames
 from spectrum import FixedSchedule, Schedule
-from tests.ranks import Outcome, die, stop, watch_ranks
+from tests.ranks import Outcome, block, die, stop, watch_ranks
 
 TIMEOUT = 5.0  # seconds
 STEP = 3  # at which things happen
@@ -235,3 +236,65 @@ def forced(ranks: Ranks) -> list[int]:
             engine.command(Command.FORCE_COMPUTE)
 
     return engine.generate(request, [FrameBuffer()] if ranks.leads else [], after).computed["cond"]
+
+
+def blocked(ranks: Ranks, how: Callable[[], None]) -> None:
+    """The odd rank fails while all others are in a call of their device's driver."""
+    ranks.control.tell("all are here")
+    ranks.at("step 3")
+    if ranks.rank == ODD:
+        ranks.control.start([torch.zeros(1)] * WORLD, [(1,)] * WORLD)  # so that its place is known
+        how()
+    block()
+
+
+def raise_it() -> None:
+    raise OSError("No space left on device")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("how", "reason"), [(raise_it, "No space left on device"), (die, "died")])
+def test_ranks_that_are_stuck_in_c_are_ended_and_name_who_failed(
+    how: Callable[[], None], reason: str
+) -> None:
+    outcomes = watch_ranks(WORLD, blocked, how, timeout=TIMEOUT)
+    for rank, outcome in enumerate(outcomes):
+        if rank != ODD:
+            assert outcome.code == 3 and outcome.error is not None
+            assert outcome.error[:2] == ("RankFailedError", ODD)
+            assert reason in outcome.error[3]
+
+
+def hanging(ranks: Ranks) -> None:
+    """One rank hangs in something that others wait long for, such as reading weights from a dead disk."""
+    if ranks.rank == ODD:
+        with ranks.busy("loading"):
+            block()
+    ranks.control.tell("loaded")
+
+
+@pytest.mark.timeout(120)
+def test_long_work_has_an_end() -> None:
+    outcomes = watch_ranks(WORLD, hanging, timeout=2.0, busy=4.0)
+    check(outcomes, "loading", "--busy-timeout is 4 s")
+    assert outcomes[ODD].code == 3 and outcomes[ODD].error is not None  # its own watch ends it, too
+    assert outcomes[ODD].error[:3] == ("RankFailedError", ODD, "loading")
+
+
+def decoding(ranks: Ranks) -> str:
+    """One rank works for long, and gets on; the others have nothing to do but wait."""
+    if ranks.leads:
+        with ranks.busy("decoding"):
+            for _ in range(4):
+                time.sleep(1.0)
+                ranks.at("decoding", busy=True)
+    ranks.control.tell("decoded")
+    return ranks.where
+
+
+@pytest.mark.timeout(120)
+def test_long_work_that_gets_on_is_waited_for() -> None:
+    """For longer than the timeout, and longer than any single thing may take."""
+    outcomes = watch_ranks(2, decoding, timeout=1.5, busy=3.0)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert outcomes[0].result == "start"  # what it was at before

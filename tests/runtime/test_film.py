@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,18 @@ import pytest
 from PIL import Image
 
 from runtime.errors import JobFailedError
-from runtime.film import Part, join_film, length, read_frames, starts, write_contact_sheet, write_poster
+from runtime.ffmpeg import file_url, run_ffmpeg
+from runtime.film import (
+    Part,
+    check_audio,
+    join_film,
+    length,
+    one_line,
+    starts,
+    write_contact_sheet,
+    write_poster,
+)
+from runtime.frames import read_frames
 from runtime.video import Frames, mp4_writer
 
 FPS, WIDTH, HEIGHT = 8, 64, 48
@@ -93,3 +106,82 @@ def test_poster_and_contact_sheet(tmp_path: Path) -> None:
     write_contact_sheet(parts, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (2 * (HEIGHT + 24), 5 * WIDTH, 3)
+
+
+TITLES = [
+    "a = b; #1 \\ [x] 'y' \"z\"",
+    "two\nlines\r\nand=more",
+    "[CHAPTER]",
+    "é 猫 🎬",
+    "\x1b[31mred\x00",
+    ";FFMETADATA1",
+]
+
+
+@pytest.mark.parametrize("fade", [0, 2])
+def test_titles_arrive_as_one_line_of_text(fade: int, tmp_path: Path) -> None:
+    parts = [
+        dataclasses.replace(shot(tmp_path, f"s{number}", 5, 40), title=title, fade=fade if number else 0)
+        for number, title in enumerate(TITLES)
+    ]
+    film = tmp_path / "film.mp4"
+    for title in TITLES:
+        join_film(parts[:2], film, title=title, fps=FPS)
+        assert one_line(title) in described(film)
+    join_film(parts, film, title="t", fps=FPS)
+    told = tmp_path / "told.txt"
+    run_ffmpeg("-i", file_url(film), "-f", "ffmetadata", file_url(told), doing="read chapters")
+    chapters = told.read_text().split("\n[CHAPTER]\n")[1:]
+    assert len(chapters) == len(TITLES)
+    found = [re.search(r"title=(.*)", chapter)[1] for chapter in chapters]  # type: ignore[index]
+    assert [re.sub(r"\\(.)", r"\1", title) for title in found] == [one_line(title) for title in TITLES]
+    write_contact_sheet(parts, tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize("folder", ["it's", "new\nline", "concat:x", "caf\udce9", "-x", "a;b,c=[d]"])
+@pytest.mark.parametrize("fade", [0, 2])
+def test_a_folder_may_be_called_anything(
+    folder: str, fade: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir()
+    tone(Path(folder) / "take:2.wav", 1)
+    parts = [shot(Path(folder), "a", 5, 40), shot(Path(folder), "b", 5, 120, fade)]
+    join_film(parts, Path(folder) / "film.mp4", title="t", fps=FPS, audio=Path(folder) / "take:2.wav")
+    assert len(read_frames(Path(folder) / "film.mp4")) == 10 - fade
+    assert len(list(Path(folder).iterdir())) == 4
+
+
+def tone(path: Path, seconds: float) -> None:
+    source = ["-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}"]
+    run_ffmpeg(*source, "-f", "wav", file_url(path), doing="make a tone")
+
+
+@pytest.mark.parametrize(
+    "name", ["take:2.wav", "-x.wav", "concat:a|b.wav", "caf\udce9.wav", "new\nline", "http://x"]
+)
+def test_a_track_may_be_called_anything(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    tone(Path(name), 1)
+    assert check_audio(Path(name), 2.0) == ""
+
+
+def test_a_track_without_sound_is_found_out(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("la la la")
+    (tmp_path / "empty.mp3").write_bytes(b"")
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.mp3\n")
+    silent = shot(tmp_path, "silent", 5, 40).video
+    tone(tmp_path / "long.wav", 4)
+    head = (tmp_path / "long.wav").read_bytes()
+    (tmp_path / "head.wav").write_bytes(head[:78])
+    for path in (
+        tmp_path / "notes.txt",
+        tmp_path / "empty.mp3",
+        tmp_path / "list.m3u8",
+        silent,
+        tmp_path / "head.wav",
+    ):
+        assert "no sound" in check_audio(path, 2.0), path
+    assert check_audio(tmp_path / "none.mp3", 2.0) == "there is no such file"
+    assert check_audio(tmp_path, 2.0) == "there is no such file"

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from runtime.attention import SelfAttention, attend
 from runtime.coordinator import Coordinator, Deadline
 from runtime.denoise import Denoising, StepRecord, denoise
-from runtime.errors import BadRequestError
 from runtime.kernels import find_kernel
-from runtime.ranks import Ranks, Rendezvous, flatten, minority
+from runtime.ranks import Ranks, flatten, minority
 from runtime.sequence import Split
 from runtime.streams import STREAMS, Branch, Network
 from runtime.topology import Topology
@@ -252,7 +252,44 @@ def test_nested_fields_have_one_name_each() -> None:
     assert flatten({"a": {"b": 1, "c": [2]}, "d": 3}) == {"a.b": 1, "a.c": [2], "d": 3}
 
 
-def test_a_process_that_torchrun_did_not_start_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(BadRequestError, match="start this with torchrun"):
-        Rendezvous.from_environment()
+def arranged(ranks: Ranks, heads: int) -> tuple[int, str]:
+    chosen = Topology.choose(ranks.size, heads=heads, guided=False, per_node=ranks.per_node)
+    return ranks.node.size, str(chosen)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "sizes", "chosen"),
+    [
+        ("aabb", [2, 2, 2, 2], Topology(ring=2, ulysses=2)),
+        ("aabc", [2, 2, 1, 1], Topology(ring=4)),
+        ("aaaa", [4, 4, 4, 4], Topology(ulysses=4)),
+    ],
+)
+def test_uneven_nodes_agree_on_one_arrangement(hosts: str, sizes: list[int], chosen: Topology) -> None:
+    """The largest that never exchanges heads between two machines."""
+    results = run_ranks(4, arranged, 12, hosts=hosts)
+    assert [size for size, _ in results] == sizes
+    assert {topology for _, topology in results} == {str(chosen)}
+
+
+@pytest.mark.parametrize(("world", "per_node", "chosen"), [(16, 4, (2, 2, 4)), (8, 2, (2, 2, 2))])
+def test_the_arrangement_of_uneven_nodes(world: int, per_node: int, chosen: tuple[int, int, int]) -> None:
+    """16 ranks on nodes of 8 + 4 + 4, and 8 on 4 + 2 + 2."""
+    assert Topology.choose(world, heads=12, guided=True, per_node=per_node) == Topology(*chosen)
+
+
+def groups_made(ranks: Ranks, topology: Topology) -> tuple[int, list[float]]:
+    """Groups that this rank has, and how long each of them waits, in seconds."""
+    group = ranks.group(topology)
+    assert ranks.group(Topology(topology.cfg, topology.ulysses, topology.ring)) is not None
+    assert (group._ring.group is None) == (topology.ring == 1)
+    known = [g for g in dist.distributed_c10d._world.pg_map if isinstance(g, dist.ProcessGroup)]
+    waits = [g._get_backend(CPU).options._timeout.total_seconds() for g in known]
+    return len(known), waits
+
+
+def test_ranks_with_the_same_peers_share_a_process_group() -> None:
+    """2 × 1 × 2 and 2 × 2 × 1 on one node: all ranks, those for control, the cfg row, the row of tokens."""
+    for number, waits in run_ranks(4, groups_made, Topology(cfg=2, ulysses=2)):
+        assert number == 4
+        assert min(waits) >= 86400  # the watch is what ends a wait

@@ -11,18 +11,18 @@ import psutil
 import pytest
 
 from runtime.errors import CancelledError, RankFailedError
-from runtime.watch import Sign, State, Verdict, Wait, host_name, judge
+from runtime.signs import Bounds, Sign, State, Still, Verdict, Wait, host_name, judge
 
-PATIENCE = 4.0
+PATIENCE, BUSY = 4.0, 60.0
+BOUNDS = Bounds(PATIENCE, BUSY)
+LONG = Still(stuck=PATIENCE)
 OWN = Sign("here", 1, 0.0, where="step 7", entered=20)
 FINE = Sign("there", 2, 0.0, where="step 7", entered=20)
 
 
-def verdict(
-    *others: Sign, wait: Wait | None = None, silent: dict[int, float] | None = None
-) -> Verdict | None:
+def verdict(*others: Sign, wait: Wait | None = None, still: dict[int, Still] | None = None) -> Verdict | None:
     signs = dict(enumerate([OWN, *others]))
-    return judge(0, OWN, wait or Wait(), signs, silent or {}, PATIENCE)
+    return judge(0, OWN, wait or Wait(), signs, still or {}, BOUNDS)
 
 
 def test_all_is_well() -> None:
@@ -30,25 +30,52 @@ def test_all_is_well() -> None:
 
 
 def test_silence_is_a_failure_only_when_it_lasts() -> None:
-    assert verdict(FINE, silent={1: 3.9}) is None
-    assert verdict(FINE, silent={1: 4.1}) == Verdict(
+    assert verdict(FINE, still={1: Still(3.9)}) is None
+    assert verdict(FINE, still={1: Still(4.1)}) == Verdict(
         1, "step 7", "it has shown no sign of life for 4.1 s", silent=True
     )
-    assert verdict(replace(FINE, state=State.DONE), silent={1: 99.0}) is None
+    assert verdict(replace(FINE, state=State.DONE), still={1: Still(99.0)}) is None
 
 
 def test_whoever_is_furthest_behind_is_waited_for_in_vain() -> None:
     late, later = replace(FINE, entered=18, where="step 6"), replace(FINE, entered=17, where="step 5")
-    assert verdict(late, later, wait=Wait(3.9)) is None
-    found = verdict(late, later, wait=Wait(4.0))
+    stuck = {1: LONG, 2: LONG}
+    assert verdict(late, later, wait=Wait(3.9), still=stuck) is None
+    found = verdict(late, later, wait=Wait(4.0), still=stuck)
     assert found is not None and (found.rank, found.where) == (2, "step 5")
     assert "rank 0 has waited for 4.0 s at step 7" in found.reason
 
 
-def test_long_work_is_waited_for() -> None:
-    busy = replace(FINE, entered=1, busy=True, where="loading")
-    assert verdict(busy, wait=Wait(99.0)) is None
-    assert verdict(busy, wait=Wait(99.0), silent={1: 99.0}) is not None
+def test_a_rank_that_gets_further_is_waited_for() -> None:
+    """It has just done something long, and comes now; this rank has waited for it all the while."""
+    late = replace(FINE, entered=18)
+    assert verdict(late, wait=Wait(99.0), still={1: Still(stuck=3.9)}) is None
+
+
+def test_long_work_is_waited_for_within_its_own_bound() -> None:
+    busy = replace(FINE, entered=1, busy=True, where="loading", since=59.9)
+    assert verdict(busy, wait=Wait(99.0), still={1: Still(stuck=99.0)}) is None
+    assert verdict(busy, wait=Wait(99.0), still={1: Still(silent=99.0)}) is not None
+    found = verdict(replace(busy, since=60.0))  # whether anybody waits for it or not
+    assert found is not None and (found.rank, found.where) == (1, "loading")
+    assert found.reason == "it has been at this for 60 s, and --busy-timeout is 60 s"
+    own = replace(OWN, busy=True, where="decoding", since=61.0)
+    found = judge(0, own, Wait(), {0: own, 1: FINE}, {}, BOUNDS)
+    assert found is not None and (found.rank, found.where) == (0, "decoding")
+
+
+def test_a_device_that_gets_no_further_is_named() -> None:
+    """With NCCL all have started the same transfers; their devices wait for the one that hangs."""
+    ahead, hung = replace(FINE, reached=20), replace(FINE, reached=15, where="step 6")
+    stuck = {0: LONG, 1: LONG, 2: LONG}
+    own = replace(OWN, reached=20)
+    signs = {0: own, 1: ahead, 2: hung}
+    assert judge(0, own, Wait(3.9), signs, stuck, BOUNDS) is None
+    assert judge(0, own, Wait(4.0), signs, stuck | {2: Still(stuck=3.9)}, BOUNDS) is None
+    found = judge(0, own, Wait(4.0), signs, stuck, BOUNDS)
+    assert found is not None and (found.rank, found.where) == (2, "step 6")
+    assert "its device gets no further, and rank 0 has waited for 4.0 s at step 7" in found.reason
+    assert judge(2, hung, Wait(4.0), signs, stuck, BOUNDS) is not None  # the one that it is says the same
 
 
 def test_a_rank_that_left_is_named_once_the_transfer_breaks() -> None:
@@ -80,13 +107,13 @@ def test_a_dead_process_on_this_host_is_seen_at_once(reaped: bool) -> None:
     own = Sign(host_name(), os.getpid(), psutil.Process().create_time())
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     sign = Sign(own.host, child.pid, psutil.Process(child.pid).create_time(), where="step 4")
-    assert judge(0, own, Wait(), {0: own, 1: sign}, {}, PATIENCE) is None
+    assert judge(0, own, Wait(), {0: own, 1: sign}, {}, BOUNDS) is None
     child.kill()
     if reaped:
         child.wait()
     else:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but still a zombie
-    found = judge(0, own, Wait(), {0: own, 1: sign}, {}, PATIENCE)
+    found = judge(0, own, Wait(), {0: own, 1: sign}, {}, BOUNDS)
     assert found == Verdict(1, "step 4", f"its process {child.pid} died")
     child.wait()
     assert child.stdin is not None

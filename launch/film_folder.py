@@ -1,0 +1,74 @@
+"""The folder of a film: one process at a time makes a film in it, and what is a user's is not replaced."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime.errors import BadRequestError
+from runtime.files import check_writable
+
+FILM, PAGE, POSTER, SHEET, MANIFEST = (
+    "film.mp4", "film.html", "poster.png", "contact-sheet.png", "manifest.json"
+)  # fmt: skip
+_OWN = (FILM, PAGE, POSTER, SHEET, MANIFEST)
+_LOCK = "lockstep.lock"  # also says that the folder is a film's; it stays
+
+
+def own_files(out: Path) -> dict[Path, str]:
+    """Files beside the shots that a film has, all named by `--out`."""
+    return {out / name: "out" for name in _OWN}
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that has files of a film's names that no film has.
+
+    Raises:
+        BadRequestError: see above.
+    """
+    if (out / _LOCK).exists() or _is_ours(out / MANIFEST):
+        return
+    foreign = [name for name in _OWN if os.path.lexists(out / name)]
+    if foreign:
+        raise BadRequestError(
+            f"out: {str(out)!r} given; {', '.join(foreign)} in it would be replaced and are not Lockstep's, "
+            "give another folder"
+        )
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold the folder, which is made when it is missing, for this process.
+
+    Raises:
+        BadRequestError: another process makes a film in it, or see `check_folder` and `check_writable`.
+    """
+    check_folder(out)
+    check_writable(out / FILM, overwrite=True)
+    with (out / _LOCK).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            who = lock.read().strip() or "another process"
+            raise BadRequestError(
+                f"out: {str(out)!r} is in use: {who} makes a film in it; wait for its end, "
+                "or give another folder"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
+
+
+def _is_ours(manifest: Path) -> bool:
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        return content["schema"] == 1 and "lockstep" in content["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,180 @@
+"""A film's folder: one process makes a film in it, and what is a user's stays a user's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from launch.film import Film, plan_film
+from launch.film_folder import held
+from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
+from launch.queue import Queue
+from launch.storyboard import make_film
+from launch.terminal import Terminal
+from runtime.engine import Engine
+from runtime.errors import BadRequestError, JobFailedError
+from runtime.ffmpeg import file_url, run_ffmpeg
+from runtime.files import Outputs
+from runtime.job import run_job
+from tests.jobs import make_job
+
+FILM = """\
+title: "One </title><script>alert(1)</script> shot [/end]"
+width: 64
+height: 48
+defaults: {steps: 2, spectrum: "off", frames: 5}
+shots:
+  - {id: one, prompt: "a <b>red</b> circle", title: "<i>One</i>"}
+"""
+OWN = ["film.mp4", "film.html", "poster.png", "contact-sheet.png", "manifest.json"]
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    path = tmp_path / "film.yaml"
+    path.write_text(FILM)
+    return path
+
+
+def storyboard(board: Path, out: Path, *options: str) -> int:
+    return cli.run(["storyboard", str(board), "--out", str(out), *options])
+
+
+def render(film: Film, engine: Engine) -> None:
+    """Make the shots in this process."""
+    (film.out / "shots").mkdir(parents=True)
+    for number in range(len(film.shots)):
+        video = film.video(number)
+        run_job(engine, film.shots[number].request, Outputs(video, video.with_suffix(".json")))
+
+
+@contextmanager
+def another_process_locks(path: Path) -> Iterator[None]:
+    code = (
+        "import fcntl, sys\nfile = open(sys.argv[1], 'a+')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\nsys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield
+        process.stdin.close()
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lock", ["lockstep.lock", "queue/lock"])
+def test_a_folder_in_use_is_refused_before_anything_in_it_changes(
+    lock: str, board: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "film"
+    with closing(Queue(out / "queue")) as queue:
+        queue.submit(make_job(tmp_path / "other.mp4").absolute(), name="of-another-version")
+    with held(out):
+        pass
+    (out / "shots").mkdir()
+    before = everything(out)
+    with another_process_locks(out / lock):
+        assert storyboard(board, out) == 2
+    said = capfd.readouterr().err
+    assert ("is in use: process" if lock == "lockstep.lock" else "another pool serves") in said
+    if lock == "lockstep.lock":
+        assert everything(out) == before
+    with closing(Queue(out / "queue")) as queue:
+        assert [(entry.name, entry.state, entry.unwanted) for entry in queue.entries()] == [
+            ("of-another-version", "waiting", False)
+        ]
+
+
+def test_two_films_at_once_are_one_too_many(tmp_path: Path) -> None:
+    with (
+        held(tmp_path / "film"),
+        pytest.raises(BadRequestError, match="is in use: process"),
+        held(tmp_path / "film"),
+    ):
+        pass
+    with held(tmp_path / "film"):  # and it is free again
+        pass
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_no_film_made_is_not_replaced(
+    name: str, board: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "film"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert storyboard(board, out) == 2
+    assert f"{name} in it would be replaced and are not Lockstep's" in capfd.readouterr().err
+    assert everything(out) == {name: b"mine"}
+
+
+def test_foreign_files_survive_a_film(board: Path, tmp_path: Path, engine: Engine) -> None:
+    film = plan_film(board, out=tmp_path)
+    render(film, engine)
+    kept = film.checkpoints(0).root
+    kept.mkdir()
+    mine = [tmp_path / "notes.txt", tmp_path / "shots" / "one.mp4", kept / "thesis.tex"]
+    for path in mine:
+        path.write_text("mine")
+    assert make_film(film, 1, Terminal(quiet=True)) == tmp_path / "film.mp4"
+    assert all(path.read_text() == "mine" for path in mine[:2])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *OWN, "shots", "notes.txt", "film.yaml", "lockstep.lock"
+    }  # fmt: skip
+    page = (tmp_path / "film.html").read_text("utf-8")
+    assert page.count("<script>") == 0 and page.count("</title>") == 1
+    assert "<title>One &lt;/title&gt;&lt;script&gt;" in page
+    assert "a &lt;b&gt;red" in page and "&lt;i&gt;One" in page
+    report = film.video(0).with_suffix(".json")
+    report.write_text("{}")
+    with pytest.raises(JobFailedError, match=r"\.json' is no report .*remove it"):
+        make_film(film, 1, Terminal(quiet=True))
+
+
+@pytest.mark.parametrize("field", ["storyboard", "audio"])
+def test_a_film_does_not_replace_what_it_is_made_from(
+    field: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "film"
+    (out / "shots").mkdir(parents=True)
+    board = out / "manifest.json" if field == "storyboard" else tmp_path / "film.yaml"
+    board.write_text(FILM)
+    track = out / "film.mp4"
+    run_ffmpeg("-f", "lavfi", "-i", "sine=duration=1", file_url(track), doing="make a tone")
+    options = ["--audio", str(track)] if field == "audio" else []
+    assert storyboard(board, out / "." / "shots" / "..", *options) == 2
+    said = capfd.readouterr().err
+    assert f"it is {field}'s" in said and "which would be replaced: give another name" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"la la la"])
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_track_that_cannot_be_heard_is_refused_before_a_shot_is_made(
+    content: bytes, options: tuple[str, ...], board: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    track = tmp_path / "take:2.mp3"
+    track.write_bytes(content)
+    assert storyboard(board, tmp_path / "film", "--audio", str(track), *options) == 2
+    assert f"audio: {str(track)!r} given; it has no sound" in capfd.readouterr().err
+    assert not (tmp_path / "film").exists()
+
+
+def test_compiled_shots_have_time_to_compile(board: Path, tmp_path: Path) -> None:
+    config = tmp_path / "compiled.yaml"
+    config.write_text(
+        "model: wan-tiny\ncompile: true\nfps: 8\ndefaults: {width: 64, height: 48, frames: 5}\n"
+    )
+    board.write_text(FILM.replace("defaults: {", "defaults: {config: compiled.yaml, "))
+    assert plan_film(board, out=tmp_path / "film").job(0).timeout == COMPILE_TIMEOUT
+    board.write_text(FILM)
+    assert plan_film(board, out=tmp_path / "film").job(0).timeout == DEFAULT_TIMEOUT

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from launch.ray_address import VARIABLE, cluster_address
 from launch.ray_driver import Driver, drive
+from runtime.devices import check_room
 from runtime.errors import BadRequestError, JobFailedError
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,15 @@ def on_cluster(
         about: what the driver does, for `ray list jobs` and `ray job list`.
 
     Raises:
-        BadRequestError: there is no cluster at RAY_ADDRESS.
+        BadRequestError: there is no cluster at RAY_ADDRESS, or without one this machine is far too small.
         CancelledError: a signal came.
         JobFailedError: the cluster is gone.
         Exception: what `work` raised.
     """
     address = cluster_address()
+    crowded = check_room(cpus, "cpu") if address is None else ""  # each takes a core; GPUs are Ray's to count
+    if crowded:
+        log.warning(crowded)
     task: Callable[[Driver], None] = partial(_drive, address, cpus, about, work)
     return drive(task, console, own=address is None)  # type: ignore[no-any-return]
 

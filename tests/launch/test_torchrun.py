@@ -244,12 +244,14 @@ def test_a_variable_that_means_nothing_is_a_bad_request(
     assert f"lockstep: {name}: '{value}' given; it must be a whole number" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
 def test_more_ranks_than_a_machine_can_run_are_refused(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cores = len(os.sched_getaffinity(0))
     out = str(tmp_path / "a.mp4")
-    command = ["generate", PROMPT, *SMALL, "--ranks", str(8 * cores + 1), "--launcher", "torchrun"]
+    command = ["generate", PROMPT, *SMALL, "--ranks", str(8 * cores + 1), "--launcher", launcher]
     assert cli.run([*command, "--out", out]) == 2
     assert f"ranks: {8 * cores + 1} given; this machine has {cores} core" in capfd.readouterr().err
 

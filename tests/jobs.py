@@ -9,7 +9,8 @@ from launch.jobs import Job, build_job
 
 PROMPT = "a red circle moving left on a black background"
 _LEFT_OUT = (
-    "report", "ulysses", "ring", "cfg", "attention", "shard", "compile", "lora", "checkpoints", "ranks"
+    "report", "ulysses", "ring", "cfg", "attention", "shard", "compile", "lora", "checkpoints", "ranks",
+    "busy_timeout",
 )  # fmt: skip
 TINY = {"size": (64, 48), "frames": 5, "max_sequence_length": 32, "steps": 4}
 

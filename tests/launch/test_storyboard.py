@@ -91,7 +91,7 @@ def test_a_bad_storyboard_exits_2_and_makes_nothing(
     for arguments, said in (
         ([str(board), "--out", str(out)], "line 7, shot 'two': frames: 26 given"),
         ([str(board)], "give the file, and --out"),
-        ([str(tmp_path / "none.yaml"), "--out", str(out)], "cannot read"),
+        ([str(tmp_path / "none.yaml"), "--out", str(out)], "cannot be read"),
     ):
         assert run(*arguments) == 2
         assert said in capfd.readouterr().err

@@ -19,6 +19,9 @@ from spectrum import StepKind
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, beside model and ranks
 _HOUR = 3600.0
+_ROWS = (
+    500  # shots that are shown; a terminal table of thousands takes longer than finding out what they take
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,8 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None) -> 
         expected = estimates.of(number)
         if number in missing:
             todo.append(expected)
+        if number >= _ROWS:
+            continue
         table.add_row(
             one.shot.id,
             str(one.request.frames),
@@ -144,6 +149,8 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None) -> 
             *_amounts(expected.seconds, expected.rank_seconds, price),
             "done" if film.done(number) else "to do" if number in missing else "not wanted",
         )
+    if len(film.shots) > _ROWS:
+        table.add_row("…", *[""] * (len(table.columns) - 2), f"{len(film.shots) - _ROWS} more")
     lasting = _on_replicas((one.seconds or 0.0 for one in todo), replicas)
     amounts = _amounts(lasting, sum(one.rank_seconds or 0.0 for one in todo), price)
     names = (f"s of denoising on {replicas} replica{'s' if replicas > 1 else ''}", "rank-seconds", "in cost")

@@ -113,3 +113,11 @@ def test_what_many_shots_share_is_read_once(tmp_path: Path, monkeypatch: pytest.
     assert "40 shots" in told(film)
     assert len(read) == len(set(read)) == 3
     assert len(set(film.digests)) == 40
+
+
+def test_a_table_of_very_many_shots_says_how_many_more_there_are(tmp_path: Path) -> None:
+    shots = "".join(f"  - {{id: s{number}, prompt: a, frames: 5}}\n" for number in range(777))
+    (tmp_path / "film.yaml").write_text(f'title: Many\ndefaults: {{spectrum: "off"}}\nshots:\n{shots}')
+    said = told(plan_film(tmp_path / "film.yaml", out=tmp_path / "film"))
+    assert "777 shots, 3885 frames" in said
+    assert said.count("to do") == 500 + 1 and "… 277 more" in said

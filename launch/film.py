@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.film_folder import own_files
+from launch.film_folder import MANIFEST, own_files
 from launch.jobs import Job
 from launch.options import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint import Checkpoints
 from runtime.configs import is_path
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, check_apart
+from runtime.files import Outputs, check_apart, refusing
 from runtime.film import Part, check_audio, length
 from runtime.presets import load_preset
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
@@ -117,6 +117,8 @@ def plan_film(
     unknown = [name for name in only if name not in known]
     if unknown:
         raise BadRequestError(f"only: {', '.join(unknown)} given; the shots are {', '.join(known)}")
+    with refusing("out", out):
+        (out / MANIFEST).exists()
     check_apart(own_files(out), _inputs(storyboard, shots, audio))
     presets = {name: load_preset(name).identity for name in {one.request.spectrum for one in shots}}
     digests = [_digest(one, presets[one.request.spectrum]) for one in shots]

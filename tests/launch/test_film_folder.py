@@ -178,3 +178,8 @@ def test_compiled_shots_have_time_to_compile(board: Path, tmp_path: Path) -> Non
     assert plan_film(board, out=tmp_path / "film").job(0).timeout == COMPILE_TIMEOUT
     board.write_text(FILM)
     assert plan_film(board, out=tmp_path / "film").job(0).timeout == DEFAULT_TIMEOUT
+
+
+def test_a_folder_that_cannot_be_looked_into_is_refused_at_once(board: Path) -> None:
+    with pytest.raises(BadRequestError, match=r"out: '.*' given; File name too long"):
+        plan_film(board, out=board.parent / ("x" * 300))

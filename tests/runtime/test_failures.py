@@ -298,3 +298,35 @@ def test_long_work_that_gets_on_is_waited_for() -> None:
     outcomes = watch_ranks(2, decoding, timeout=1.5, busy=3.0)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     assert outcomes[0].result == "start"  # what it was at before
+
+
+class _Device:
+    """An accelerator's queue that comes to nothing more, or to everything at once."""
+
+    def __init__(self, *, hangs: bool):
+        self._hangs, self._marks = hangs, 0
+
+    def mark(self) -> None:
+        self._marks += 1
+
+    def reached(self) -> int:
+        return 0 if self._hangs else self._marks
+
+
+def hung_device(ranks: Ranks) -> None:
+    """All have started the same transfers and wait for their devices, as with NCCL; one of these hangs."""
+    assert ranks.watch is not None
+    ranks.watch.queue = _Device(hangs=ranks.rank == ODD)
+    ranks.at("step 3")
+    ranks.everyone.gather(torch.zeros(1), [(1,)] * WORLD)
+    started = time.monotonic()
+    while True:
+        ranks.watch.check(time.monotonic() - started)
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(120)
+def test_a_device_that_hangs_is_named() -> None:
+    outcomes = watch_ranks(WORLD, hung_device, timeout=2.0)
+    check(outcomes, "step 3", "its device gets no further")
+    assert outcomes[ODD].error is not None and outcomes[ODD].error[1] == ODD

@@ -113,10 +113,10 @@ def open_streams() -> None:
             sys.stdin = before or os.fdopen(number, encoding="utf-8", closefd=False)
         elif before is None or isinstance(before, io.TextIOWrapper):
             stream = io.TextIOWrapper(
-                io.BufferedWriter(_Patient(number, "w", closefd=False)),
+                _Patient(number, "w", closefd=False),  # a buffer would not let signal handlers speak
                 encoding="utf-8" if before is None else before.encoding,
                 errors="backslashreplace",
-                line_buffering=True,
+                write_through=True,
             )
             setattr(sys, name, stream)
 
@@ -125,13 +125,16 @@ class _Patient(io.FileIO):
     """A standard stream; what nobody can read any more is dropped, and so is what comes after it."""
 
     def write(self, content: Any, /) -> int:
+        left = memoryview(content).cast("B")
+        size = left.nbytes
         try:
-            return super().write(content)
+            while left:
+                left = left[super().write(left) or 0 :]
         except OSError as error:
             if self.fileno() == 1 and error.errno != errno.EPIPE:
                 raise  # a result's path is to arrive, or the caller to know that it did not
             _to_nowhere(self.fileno())
-            return memoryview(content).nbytes
+        return size
 
 
 def _to_nowhere(number: int) -> None:

@@ -96,6 +96,29 @@ def test_a_job_goes_on_when_nobody_listens_any_more(tmp_path: Path, reader: str)
     assert "Error" not in done.stdout + done.stderr
 
 
+SIGNALLED = """
+import signal, sys
+from launch.exits import end_with
+
+def run(arguments):
+    signal.signal(signal.SIGALRM, lambda *_: print("heard", file=sys.stderr))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0005)
+    for number in range(20000):
+        print("step", number, file=sys.stderr)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return 0
+
+end_with(run)
+"""
+
+
+def test_a_signal_s_handler_may_speak_at_any_time() -> None:
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("heard") > 10 and "step 19999" in done.stderr
+
+
 def test_arguments_are_text() -> None:
     check_arguments(["generate", "猫", "--out", "a.mp4"])
     with pytest.raises(BadRequestError, match=r"argument 'caf\\xe9' given; its byte 0xe9 is not UTF-8"):

@@ -207,7 +207,9 @@ class Coordinator:
         """
         for step, kinds, command in shared["decisions"]:
             named = {branch: StepKind(kind) for branch, kind in kinds.items()}
-            self._take(Decision(step, named, Command(command)))
+            given = Command(command)
+            # That it was stopped there is no decision about the video: it is the same with and without.
+            self._take(Decision(step, named, Command.NONE if given >= Command.STOP else given))
         self.errors, self.dropped = dict(shared["errors"]), list(shared["dropped"])
         self._pace.credit = shared["credit"]
         for step, error in sorted(self.errors.items()):

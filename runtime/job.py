@@ -16,6 +16,7 @@ from runtime.checkpoint import Checkpoints
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.ffmpeg import SILENCE
 from runtime.files import Outputs, check_image, flush, whole_files
 from runtime.generation import Generation
 from runtime.quality import compare_videos
@@ -200,11 +201,12 @@ def _generate_files(
     also: Sequence[FrameSink] = (),
 ) -> tuple[Generation, Report]:
     """Generate into mp4 files and into the sinks `also`, one per video where there are any."""
-    videos = outputs.videos(request.videos)
+    videos, config = outputs.videos(request.videos), engine.config
+    bound = min(SILENCE, config.busy_timeout)
     with ExitStack() as stack:
         sinks: list[FrameSink] = [
             stack.enter_context(
-                mp4_encoder(path, width=request.width, height=request.height, fps=engine.config.fps)
+                mp4_encoder(path, width=request.width, height=request.height, fps=config.fps, silence=bound)
             )
             for path in files.videos
         ]

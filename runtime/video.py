@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.ffmpeg import Ffmpeg, file_url
+from runtime.ffmpeg import SILENCE, Ffmpeg, file_url
 from runtime.files import whole_file
 
 Frames = NDArray[np.uint8]
@@ -143,13 +143,19 @@ def mp4_writer(path: Path, *, width: int, height: int, fps: int) -> Iterator[Fra
 
 
 @contextmanager
-def mp4_encoder(path: Path, *, width: int, height: int, fps: int) -> Iterator[FrameSink]:
-    """As `mp4_writer`, but straight to `path`, for callers who give it its name when all is done."""
+def mp4_encoder(
+    path: Path, *, width: int, height: int, fps: int, silence: float = SILENCE
+) -> Iterator[FrameSink]:
+    """As `mp4_writer`, but straight to `path`, for callers who give it its name when all is done.
+
+    Args:
+        silence: seconds after which an ffmpeg that does nothing is given up.
+    """
     arguments = [
         "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0",
         "-vf", "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int",
         *CODEC, "-movflags", "+faststart", "-an", "-f", "mp4", file_url(path),
     ]  # fmt: skip
-    with Ffmpeg(*arguments, doing="write the video") as ffmpeg:
+    with Ffmpeg(*arguments, doing="write the video", silence=silence) as ffmpeg:
         yield _Encoder(ffmpeg)
         ffmpeg.finish()

@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos_faults import KINDS, Fault, Reference, Striker, choose_job, draw
-from chaos_jobs import JOBS, TIMEOUT, Bits, Job
+from chaos_jobs import BUSY, JOBS, TIMEOUT, Bits, Job
 from chaos_table import write_page
 from chaos_watch import (
     MARKER,
@@ -255,7 +255,8 @@ def disturb(seed: int, fault: Fault, job: Job, reference: Reference, folder: Pat
 def _bound(job: Job, fault: Fault, reference: Reference) -> float:
     """Seconds within which a disturbed job must have ended."""
     attempts = _ATTEMPTS if job.on_ray else 1
-    return fault.pause * fault.on_command + (attempts + 1) * reference.seconds + 4 * TIMEOUT + 30.0
+    known = fault.pause * fault.goes_on + 4 * TIMEOUT + 2 * BUSY
+    return known + (attempts + 1) * reference.seconds + 30.0
 
 
 def _check_end(record: Record, fault: Fault, ended: Ended, striker: Striker, job: Job) -> None:

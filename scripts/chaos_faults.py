@@ -62,7 +62,7 @@ class Fault:
         target: role of the process, or the folder whose disk is full.
         how: signal, bytes that a file may have, or seconds by which the clock jumps.
         mark, late: it comes so many seconds after this mark.
-        pause: seconds after which a stopped command goes on.
+        pause: seconds after which a stopped process goes on, if it does.
         pick: of several processes of one role, where from 0 to 1.
     """
 
@@ -80,6 +80,12 @@ class Fault:
     def on_command(self) -> bool:
         """Whether the command itself is hit, so that nobody else can tell how it ends."""
         return self.kind == "signal" and self.target in ("driver", "terminal")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what is stopped is continued: nobody else could, or only after ten minutes."""
+        joins = self.target == "ffmpeg" and self.job.startswith("film")
+        return self.how == "STOP" and (self.target == "driver" or joins)
 
     @property
     def told(self) -> str:
@@ -182,6 +188,7 @@ class Striker:
         self._fault, self._folder, self._run = fault, folder, run
         self._due: float | None = None
         self._stopped: tuple[int, float] | None = None
+        self._pid = 0
         self.struck, self.after, self.during = "", 0.0, ""
         self.caught = True  # whether the process had a handler for the signal
         self.before: list[Member] = []
@@ -221,8 +228,8 @@ class Striker:
             )
         if self._due is not None and marks.seconds >= self._due and self._strike(driver):
             self.after, self.during = marks.seconds, marks.last
-            if self._fault.on_command and self._fault.how == "STOP":
-                self._stopped = driver, marks.seconds + self._fault.pause
+            if self._fault.goes_on:
+                self._stopped = self._pid, marks.seconds + self._fault.pause
 
     def _strike(self, driver: int) -> bool:
         match self._fault.kind:
@@ -253,7 +260,7 @@ class Striker:
         self.caught = _handles(victim.pid, number)
         if not _send(victim.pid, number):
             return False
-        self.struck = f"{victim.pid} {victim.command[:80]}"
+        self._pid, self.struck = victim.pid, f"{victim.pid} {victim.command[:80]}"
         return True
 
     def repair(self) -> None:

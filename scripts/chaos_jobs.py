@@ -14,7 +14,8 @@ from typing import Any
 
 import imageio_ffmpeg
 
-TIMEOUT = 10.0  # seconds, what `--timeout` is given
+TIMEOUT, BUSY = 10.0, 20.0  # seconds, what `--timeout` and `--busy-timeout` are given
+_BOUNDS = ("--timeout", f"{TIMEOUT:g}", "--busy-timeout", f"{BUSY:g}")
 _TINY = ("--size", "64x48", "--frames", "5", "--max-sequence-length", "32")
 _PROMPTS = ("a red circle moving left on a black background", "a blue square growing on a black background")
 _GROUP = ("driver", "terminal", "rank", "rank", "rank", "ffmpeg")
@@ -78,7 +79,7 @@ class Job:
 
 
 def _generate(name: str, *more: str, victims: tuple[str, ...], folders: tuple[str, ...]) -> Job:
-    out = ("--out", "out/video.mp4", "--checkpoint-every", "1", "--steps", "24", "--timeout", f"{TIMEOUT:g}")
+    out = ("--out", "out/video.mp4", "--checkpoint-every", "1", "--steps", "24", *_BOUNDS)
     return Job(
         name=name,
         arguments=("generate", _PROMPTS[0], *_TINY, *out, *more),
@@ -166,7 +167,7 @@ def _frames(video: Path) -> str:
 
 
 def _request(name: str) -> list[str]:
-    steps = ("--steps", "16", "--timeout", f"{TIMEOUT:g}", "--checkpoint-every", "1")
+    steps = ("--steps", "16", "--checkpoint-every", "1", *_BOUNDS)
     return ["queue", "add", _PROMPTS[0], *_TINY, *steps, "--out", f"out/{name}.mp4", "--queue", "queue"]
 
 
@@ -196,5 +197,6 @@ def _in_queue(folder: Path, requests: list[list[str]], *, only_failed: bool = Fa
 
 
 def normal(name: str) -> str:
-    """A name without what differs from run to run: process numbers and random letters."""
-    return re.sub(r"\.[\w-]+\.\d+\.\w{8}\.part", ".part", name)
+    """A name without what differs from run to run: process numbers, random letters, digests of paths."""
+    name = re.sub(r"\.[\w-]+\.\d+\.\w{8}\.part", ".part", name)
+    return re.sub(r"-[0-9a-f]{8}\.checkpoints", ".checkpoints", name)

@@ -136,7 +136,7 @@ def test_a_generation_that_was_told_to_stop_loses_no_step(
     engine: Engine, small: Make, tmp_path: Path
 ) -> None:
     request = small(steps=STEPS, spectrum="paper")
-    expected = run(engine, request)[1]
+    undisturbed, expected = run(engine, request)
 
     def stop(record: StepRecord) -> None:
         if record.index == 4:
@@ -146,6 +146,7 @@ def test_a_generation_that_was_told_to_stop_loses_no_step(
         engine.generate(request, [FrameBuffer()], stop, Checkpoints(tmp_path, every=100))
     generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert generation.resumed_at == 7
+    assert generation.digests == undisturbed.digests
     assert np.array_equal(frames, expected)
 
 

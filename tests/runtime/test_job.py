@@ -10,6 +10,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -149,6 +150,24 @@ def test_an_interrupted_job_leaves_nothing(engine: Engine, small: Make, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         run_job(engine, small(spectrum="paper"), outputs(tmp_path), lambda *_: nullcontext(cancel))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ffmpeg_that_stops_ends_the_job_within_the_busy_timeout(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    impatient = Engine(engine.config.model_copy(update={"busy_timeout": 1.0}))
+
+    def stop(record: StepRecord) -> None:
+        started: list[psutil.Process] = []
+        while record.index == 0 and not started:
+            children = psutil.Process().children(recursive=True)
+            started = [child for child in children if "ffmpeg" in child.name()]
+        for ffmpeg in started:
+            ffmpeg.suspend()
+
+    with pytest.raises(JobFailedError, match=r"ffmpeg could not write the video \(it did nothing for 1 s"):
+        run_job(impatient, small(), outputs(tmp_path), lambda *_: nullcontext(stop))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,8 +27,9 @@ from runtime.configs import Config, load_config, shipped
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import check_apart, check_image, check_writable
+from runtime.files import check_apart, check_writable
 from runtime.findings import check_partial
+from runtime.images import check_image
 from runtime.meeting import Rendezvous
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest

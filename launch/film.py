@@ -135,8 +135,7 @@ def _inputs(storyboard: Path, shots: Sequence[ShotRequest], audio: Path | None) 
         (None if audio is None else str(audio), "audio"),
     ]
     for one in shots:
-        lora = one.settings.lora
-        named += [(one.request.image, "image"), (None if lora is None else lora.file, "lora")]
+        named += [(one.request.image, "image"), *((lora.file, "lora") for lora in one.settings.lora)]
         files = {one.config: "config", one.request.spectrum: "spectrum"}
         named += [(name, field) for name, field in files.items() if is_path(name)]
     return {Path(name): field for name, field in named if name is not None}

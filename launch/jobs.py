@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from launch.options import usual_timeout
 from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, Lora, is_embedded, is_path, load_config
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, check_apart, check_image
-from runtime.lora import lora_digest
+from runtime.files import Outputs, check_apart
+from runtime.images import check_image
+from runtime.lora import read_lora
 from runtime.presets import load_preset
 from runtime.problems import explain
 from runtime.request import VideoRequest
@@ -63,13 +65,12 @@ class Job:
         outputs, kept, request = self.outputs, self.checkpoints, self.request
         if is_path(request.spectrum):
             request = request.model_copy(update={"spectrum": str(Path(request.spectrum).absolute())})
-        config, lora = self.config, self.config.lora
+        config = self.config
         folder = find_local(config)
         if folder is not None and not is_embedded(config.model):
             config = config.model_copy(update={"model": str(folder.absolute())})
-        if lora is not None:
-            lora = lora.model_copy(update={"file": str(Path(lora.file).absolute())})
-            config = config.model_copy(update={"lora": lora})
+        lora = tuple(one.model_copy(update={"file": str(Path(one.file).absolute())}) for one in config.lora)
+        config = config.model_copy(update={"lora": lora})
         if request.image is not None:
             request = request.model_copy(update={"image": str(Path(request.image).absolute())})
         return replace(
@@ -147,7 +148,7 @@ def build_job(
     attention: str | None,
     shard: bool | None,
     compile: bool | None,
-    lora: tuple[str, float] | None,
+    lora: Sequence[tuple[str, float]],
     timeout: float | None,
     busy_timeout: float | None,
     checkpoints: Path | None,
@@ -197,10 +198,10 @@ def inputs_of(config: str, settings: Config, request: VideoRequest) -> dict[Path
         "config": config if is_path(config) else None,
         "spectrum": request.spectrum if is_path(request.spectrum) else None,
         "image": request.image,
-        "lora": None if settings.lora is None else settings.lora.file,
         "model": None if model is None else str(model),
     }
-    return {Path(name): field for field, name in named.items() if name is not None}
+    files = {Path(name): field for field, name in named.items() if name is not None}
+    return files | {Path(one.file): "lora" for one in settings.lora}
 
 
 def _override(
@@ -209,14 +210,15 @@ def _override(
     attention: str | None,
     shard: bool | None,
     compile: bool | None,
-    lora: tuple[str, float] | None,
+    lora: Sequence[tuple[str, float]],
     busy_timeout: float | None,
 ) -> Config:
     """The config with what the command line says instead."""
     changes: dict[str, Any] = {}
-    if lora is not None:
-        changes["lora"] = chosen = Lora(file=str(Path(lora[0]).absolute()), scale=lora[1])
-        lora_digest(chosen)
+    if lora:
+        changes["lora"] = tuple(Lora(file=str(Path(file).absolute()), scale=scale) for file, scale in lora)
+        for chosen in changes["lora"]:
+            read_lora(chosen)
     if attention is not None:
         changes["attention"] = attention
     if compile is not None:

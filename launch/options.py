@@ -149,8 +149,9 @@ def generate_options(command: _Command) -> _Command:
         click.option(
             "--lora",
             type=(str, SCALE),
+            multiple=True,
             metavar="FILE SCALE",
-            help="Weights to add to the transformer's, and how much of them.",
+            help="Weights to add to the transformer's, and how much of them; may be given more than once.",
         ),
         click.option("--attention", help="Kernel of the self-attention, such as flash or xfuser."),
         click.option(

@@ -161,7 +161,7 @@ def _manifest(film: Film) -> dict[str, Any]:
                 "start": start,
                 "transition": one.shot.transition.model_dump(),
                 "config": one.config,
-                "lora": None if one.settings.lora is None else one.settings.lora.model_dump(),
+                "lora": [lora.model_dump() for lora in one.settings.lora],
                 "request": one.request.model_dump(),
             }
             for one, part, digest, start in zip(film.shots, parts, film.digests, starts(parts), strict=True)

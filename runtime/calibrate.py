@@ -43,9 +43,9 @@ from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import image_digest
 from runtime.findings import Findings, PartialFile
 from runtime.generation import Generation, Prepared
+from runtime.images import image_digest
 from runtime.probes import GramStream, NudgedStream, sample
 from runtime.quality import psnr
 from runtime.request import VideoRequest

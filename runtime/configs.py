@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from runtime.errors import BadRequestError
 from runtime.request import (
@@ -126,6 +126,16 @@ class Lora(_Part):
     scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)] = 1.0
 
 
+def _many(given: Any) -> Any:
+    """One of something, or none, as a list."""
+    if given is None:
+        return ()
+    return given if isinstance(given, list | tuple) else (given,)
+
+
+Loras = Annotated[tuple[Lora, ...], BeforeValidator(_many)]
+
+
 class Config(_Part):
     """A model and how it is used.
 
@@ -133,7 +143,7 @@ class Config(_Part):
         model: an embedded model's name, a folder in diffusers layout, or a Hugging Face repository. Files and
             folders that the config names are looked for beside it, and `~` is the user's home.
         revision: commit or tag of the repository; None for a folder.
-        lora: merged into the transformer when it is loaded.
+        lora: one or a list, merged into the transformer in this order when it is loaded.
         architecture: what the model is expected to be; a model that differs is refused.
         device: `auto` takes the accelerator if there is one.
         fps: frames per second of the mp4.
@@ -148,7 +158,7 @@ class Config(_Part):
 
     model: FileName
     revision: FileName | None = None
-    lora: Lora | None = None
+    lora: Loras = ()
     architecture: Architecture | None = None
     dtype: Dtypes = Dtypes()
     scheduler: Scheduler = Scheduler()
@@ -201,9 +211,7 @@ def _with_files_beside(config: Config, folder: Path) -> Config:
     named = config.model.startswith((".", "/", "~"))
     if named or (not is_embedded(config.model) and Path(beside(config.model, folder)).is_dir()):
         changes["model"] = beside(config.model, folder)
-    if config.lora is not None:
-        file = beside(config.lora.file, folder)
-        changes["lora"] = config.lora.model_copy(update={"file": file})
+    changes["lora"] = tuple(one.model_copy(update={"file": beside(one.file, folder)}) for one in config.lora)
     if is_path(config.defaults.spectrum):
         preset = beside(config.defaults.spectrum, folder)
         changes["defaults"] = config.defaults.model_copy(update={"spectrum": preset})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ from runtime.configs import Config
 from runtime.decode import decode_frames
 from runtime.denoise import StepRecord
 from runtime.devices import pick_device
-from runtime.files import image_digest
+from runtime.errors import BadRequestError
 from runtime.generation import Generation, Plan, Prepared
 from runtime.image import ImageCondition, open_image_encoder
+from runtime.images import Picture, read_picture
 from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
+from runtime.memory import Need, shortage_explained
 from runtime.model_profile import ModelProfile
 from runtime.ranks import RankGroup, Ranks
 from runtime.request import BRANCHES, VideoRequest
@@ -86,6 +89,7 @@ class Engine:
         self._image = open_image_encoder(
             self.model, config, self.ranks, self._transformer, self._adapter.dtype
         )
+        self._picture: Picture | None = None
         self._vae = load_vae(self.model, config, self.ranks)
         self._commands: Commands | None = None
         self.load_seconds = time.perf_counter() - started
@@ -108,7 +112,7 @@ class Engine:
 
         Raises:
             BadRequestError: the request does not fit this model; nothing was started.
-            JobFailedError: a checkpoint could not be written.
+            JobFailedError: a checkpoint could not be written, or memory ran out.
             CancelledError: `command` was told to end it.
             RankFailedError: another rank disagreed, or has failed.
         """
@@ -116,9 +120,10 @@ class Engine:
             raise ValueError(f"{request.videos} videos need as many sinks, got {len(sinks)}")
         plan = self.plan(request)
         generation = Generation(request, plan.preset, plan.topology, plan.attention)
-        with self.commanded() as commands:
+        with shortage_explained(self.ranks.device, _asked(request)), self.commanded() as commands:
             with generation.seconds.measure("encode"):
                 prepared = self.prepare(plan)
+            generation.warnings += prepared.warnings
             with generation.seconds.measure("denoise"):
                 latents_BCFHW = denoise_segments(
                     self.ranks, prepared, generation, on_step, checkpoints, commands
@@ -132,6 +137,7 @@ class Engine:
         """Make sure that all ranks mean the same, encode the prompt and draw the noise.
 
         Raises:
+            BadRequestError: the image cannot be used; on every rank.
             RankFailedError: another rank was given another plan, or has failed.
         """
         self.ranks.at("the start of a generation")
@@ -140,19 +146,24 @@ class Engine:
             "attention": plan.attention,
             "deadline": plan.request.deadline,
         }
-        proof = self.identity(plan)
-        identity = json.loads(proof)
+        picture, digest = self._look(plan.request)
+        identity = self._identity(plan, digest)
         self.ranks.agree(identity | agreed)
         with self.ranks.busy("text encoding"):
             text = self._text.encode(plan.request)
         noise_BCFHW = self._noise(plan.request)
         window_BCFHW, image = noise_BCFHW[:, :, plan.windows.slice(0)], None
         if self._image is not None:
+            seen = None if picture is None else picture.image
             with self.ranks.busy("image encoding"), self._vae_at_work() as vae:
-                image = self._image.encode(plan.request, vae, window_BCFHW)
+                image = self._image.encode(plan.request, seen, vae, window_BCFHW)
         networks = self._networks(plan, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
-        return Prepared(plan, proof, networks, noise_BCFHW, image, storage)
+        proof = json.dumps(identity, sort_keys=True)
+        warnings = [*self._text.warnings]
+        if picture is not None:
+            warnings += picture.warnings(plan.request.width, plan.request.height)
+        return Prepared(plan, proof, networks, noise_BCFHW, image, storage, tuple(warnings))
 
     def plan(self, request: VideoRequest) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.
@@ -171,6 +182,15 @@ class Engine:
             per_node=self.ranks.per_node,
         )
         topology.check(heads=heads, tokens=tokens, guided=request.guided)
+        settings = self._transformer.config
+        need = Need.of(
+            math.prod(self.sizes.shape(request)),
+            request.videos * tokens // topology.sequence,
+            heads * settings.attention_head_dim,
+            settings.ffn_dim,
+            self._adapter.dtype.itemsize,
+        )
+        need.check(self.ranks.device, _asked(request))
         attention = resolve(self.config.attention, self.ranks.device, self._adapter.dtype, ring=topology.ring)
         sampler = partial(self.profile.fresh_sampler, request.steps, self.ranks.device)
         return Plan(
@@ -271,16 +291,20 @@ class Engine:
         return noise_BCFHW
 
     def identity(self, plan: Plan) -> str:
-        """Everything that the result is a function of, as JSON; every rank asks at the same time."""
-        return json.dumps(self._identity(plan), sort_keys=True)
+        """Everything that the result is a function of, as JSON; every rank asks at the same time.
 
-    def _identity(self, plan: Plan) -> dict[str, Any]:
-        """Everything that the result is a function of, as JSON."""
+        Raises:
+            BadRequestError: the image cannot be used; on every rank.
+        """
+        return json.dumps(self._identity(plan, self._look(plan.request)[1]), sort_keys=True)
+
+    def _identity(self, plan: Plan, image: str) -> dict[str, Any]:
+        """Everything that the result is a function of, as JSON; `image` is the digest of its file."""
         scheduler = self.profile.scheduler
         identity = {
             # A preset's name says nothing, what it stands for does; with more time it is the same request.
             "request": plan.request.model_dump(exclude={"spectrum", "deadline", "image"}),
-            "image": self._image_digest(plan.request),
+            "image": image,
             "preset": plan.preset.identity,
             "model": self.model.revision,
             "dtype": self.config.dtype.model_dump(),
@@ -290,11 +314,40 @@ class Engine:
         }
         return dict(json.loads(json.dumps(identity)))
 
-    def _image_digest(self, request: VideoRequest) -> str:
-        """Of the image's file, which only the first rank needs to have."""
+    @contextmanager
+    def image_held(self, request: VideoRequest) -> Iterator[None]:
+        """Read the request's image on the first rank; while the block runs, generations use what was read.
+
+        Raises:
+            BadRequestError: it cannot be used.
+        """
+        if request.image is not None and self.ranks.leads:
+            self._picture = read_picture(request.image)
+        try:
+            yield
+        finally:
+            self._picture = None
+
+    def _look(self, request: VideoRequest) -> tuple[Picture | None, str]:
+        """The request's image on the first rank, which alone needs to have it, and its digest on every rank.
+
+        Raises:
+            BadRequestError: it cannot be used; on every rank.
+        """
         if request.image is None:
-            return ""
-        return str(self.ranks.control.tell(image_digest(request.image) if self.ranks.leads else "")[0])
+            return None, ""
+        picture, told = None, {}
+        if self.ranks.leads:
+            try:
+                held = self._picture
+                picture = held if held and held.path == request.image else read_picture(request.image)
+                told = {"digest": picture.digest}
+            except BadRequestError as error:
+                told = {"problem": str(error)}
+        told = self.ranks.control.tell(told)[0]
+        if "problem" in told:
+            raise BadRequestError(told["problem"])
+        return picture, told["digest"]
 
     @contextmanager
     def _vae_at_work(self) -> Iterator[AutoencoderKLWan | None]:
@@ -326,3 +379,8 @@ class Engine:
                         sink.write(frames)
                 self.ranks.at("decoding", busy=self.config.tiles is None)  # it gets on
         generation.frames_sha256 = [digest.hexdigest() for digest in digests]
+
+
+def _asked(request: VideoRequest) -> str:
+    videos = f", {request.videos} videos" if request.videos > 1 else ""
+    return f"size {request.width}x{request.height}, {request.frames} frames{videos}"

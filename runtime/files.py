@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from PIL import Image, UnidentifiedImageError
 
 from runtime.errors import BadRequestError, JobFailedError
 
@@ -332,32 +331,6 @@ class Outputs:
 def _check_suffix(path: Path, suffix: str, *, field: str) -> None:
     if path.suffix != suffix:
         raise BadRequestError(f"{field}: {str(path)!r} given; the name must end in {suffix}")
-
-
-def image_digest(path: str) -> str:
-    """SHA-256 of an image's file, which is looked into.
-
-    Raises:
-        BadRequestError: there is none, or it is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            image.verify()
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except UnidentifiedImageError:
-        raise BadRequestError(f"image: {path!r} given; it is no image") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for broken files
-        raise BadRequestError(f"image: {path!r} given; it cannot be read: {error}") from None
-
-
-def check_image(path: str | None) -> None:
-    """Refuse an image that cannot be read, before any work is done for it.
-
-    Raises:
-        BadRequestError: see `image_digest`.
-    """
-    if path is not None:
-        image_digest(path)
 
 
 def flush(path: Path) -> None:

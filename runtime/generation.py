@@ -193,6 +193,7 @@ class Prepared:
         noise_BCFHW: float32, of the whole video, the same on every rank.
         image: what the first window is conditioned on, beside its text.
         storage: where what forecasts are made from is kept; None leaves it where it is computed.
+        warnings: sentences about what is done but may not be what was meant; on the first rank.
     """
 
     plan: Plan
@@ -201,6 +202,7 @@ class Prepared:
     noise_BCFHW: torch.Tensor
     image: ImageCondition | None = None
     storage: torch.device | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def network(self) -> Network:

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 
 from runtime.configs import Config
+from runtime.loading import refuse_missing
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
 from runtime.wan import Transformer
@@ -83,18 +84,23 @@ class ImageEncoder(ABC):
 
     @torch.no_grad()
     def encode(
-        self, request: VideoRequest, vae: AutoencoderKLWan | None, noise_BCFHW: torch.Tensor
+        self,
+        request: VideoRequest,
+        image: Image.Image | None,
+        vae: AutoencoderKLWan | None,
+        noise_BCFHW: torch.Tensor,
     ) -> ImageCondition:
-        """That of the request's first window, on every rank.
+        """Encode what the request's first window is conditioned on; every rank gets it.
 
         Args:
+            image: the request's, on the first rank; None if it has none.
             vae: on the first rank, where it works.
             noise_BCFHW: the window's.
         """
         encoded: list[torch.Tensor] = []
         if self._ranks.leads:
             assert vae is not None
-            own = self._encode(self._config.windowed(request), vae, noise_BCFHW)
+            own = self._encode(self._config.windowed(request), image, vae, noise_BCFHW)
             encoded = [tensor.to(self._dtype).contiguous() for tensor in own]
         latents_BCFHW, *tokens = self._ranks.hand_out(encoded, self._dtype)
         layout = self._layout(noise_BCFHW.shape[1], latents_BCFHW.shape[1])
@@ -102,7 +108,11 @@ class ImageEncoder(ABC):
 
     @abstractmethod
     def _encode(
-        self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
+        self,
+        window: VideoRequest,
+        image: Image.Image | None,
+        vae: AutoencoderKLWan,
+        noise_BCFHW: torch.Tensor,
     ) -> list[torch.Tensor]:
         """The latents, and behind them image tokens if there are any; in any dtype."""
 
@@ -118,11 +128,14 @@ class I2VEncoder(ImageEncoder):
     """
 
     def _encode(
-        self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
+        self,
+        window: VideoRequest,
+        image: Image.Image | None,
+        vae: AutoencoderKLWan,
+        noise_BCFHW: torch.Tensor,
     ) -> list[torch.Tensor]:
         pipeline, device, batch = self._pipeline(vae), self._ranks.device, window.videos
-        assert window.image is not None
-        image = _open_image(window.image)
+        assert image is not None
         pixels = pipeline.video_processor.preprocess(image, height=window.height, width=window.width)
         tokens_BIE = pipeline.encode_image(image, device).repeat(batch, 1, 1)
         _, latents_BCFHW = pipeline.prepare_latents(
@@ -146,9 +159,12 @@ class I2VEncoder(ImageEncoder):
         from diffusers import WanImageToVideoPipeline
         from transformers import CLIPImageProcessor, CLIPVisionModel
 
-        encoder = CLIPVisionModel.from_pretrained(
-            self._folder.path / "image_encoder", dtype=self._config.dtype.of("image_encoder")
+        encoder, info = CLIPVisionModel.from_pretrained(
+            self._folder.path / "image_encoder",
+            dtype=self._config.dtype.of("image_encoder"),
+            output_loading_info=True,
         )
+        refuse_missing(self._folder, "image_encoder", info)
         return WanImageToVideoPipeline(
             tokenizer=None,
             text_encoder=None,
@@ -166,7 +182,11 @@ class VaceEncoder(ImageEncoder):
     """
 
     def _encode(
-        self, window: VideoRequest, vae: AutoencoderKLWan, noise_BCFHW: torch.Tensor
+        self,
+        window: VideoRequest,
+        image: Image.Image | None,
+        vae: AutoencoderKLWan,
+        noise_BCFHW: torch.Tensor,
     ) -> list[torch.Tensor]:
         from diffusers import WanVACEPipeline
 
@@ -175,11 +195,10 @@ class VaceEncoder(ImageEncoder):
         )
         device = self._ranks.device
         video, mask = None, None  # nothing is known
-        if window.image is not None:
+        if image is not None:
             size = window.width, window.height
             gray, unknown = Image.new("RGB", size, (128, 128, 128)), Image.new("L", size, 255)
-            image = _open_image(window.image).resize(size, Image.Resampling.LANCZOS)
-            video = [image, *[gray] * (window.frames - 1)]
+            video = [image.resize(size, Image.Resampling.LANCZOS), *[gray] * (window.frames - 1)]
             mask = [Image.new("L", size, 0), *[unknown] * (window.frames - 1)]
         pixels, masks, references = pipeline.preprocess_conditions(
             video, mask, None, 1, window.height, window.width, window.frames, torch.float32, device
@@ -206,8 +225,3 @@ def open_image_encoder(
     """That of the model's kind; None for a model that is conditioned on text alone."""
     kind = _ENCODERS.get(folder.kind)
     return None if kind is None else kind(folder, config, ranks, transformer, dtype)
-
-
-def _open_image(path: str) -> Image.Image:
-    with Image.open(path) as file:
-        return file.convert("RGB")

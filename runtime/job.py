@@ -17,7 +17,7 @@ from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.ffmpeg import SILENCE
-from runtime.files import Outputs, check_image, flush, whole_files
+from runtime.files import Outputs, flush, whole_files
 from runtime.generation import Generation
 from runtime.quality import compare_videos
 from runtime.raw import check_room, raw_videos
@@ -110,9 +110,9 @@ def _begun(
         try:
             for request in requests:
                 engine.plan(request)
+            stack.enter_context(engine.image_held(requests[-1]))
             if outputs is not None:
                 outputs.check(requests[-1].videos)
-                check_image(requests[-1].image)
                 if len(requests) > 1:
                     check_room(requests[-1], len(requests) * requests[-1].videos)
         except BadRequestError as error:

@@ -21,6 +21,7 @@ from runtime.collectives import Peers
 from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.lora import merge_lora
+from runtime.memory import is_finite
 from runtime.ranks import Ranks
 from runtime.sharding import ShardedWeights, Weights, WholeWeights
 from runtime.wan import Transformer, every_block
@@ -47,13 +48,16 @@ def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> Loade
     kind = WanVACETransformer3DModel if folder.kind is ModelKind.VACE else WanTransformer3DModel
     model: Transformer = _open(kind, "transformer", folder, config, ranks.node)
     weights: Weights = WholeWeights()
+    source = f"the transformer of {folder.name!r}"
+    if config.lora:
+        source += f" with {', '.join(one.file for one in config.lora)}"
     sharded = config.memory.transformer == "shard" and ranks.size > 1
     if sharded:
         weights = shares = ShardedWeights(ranks.mesh(), ranks.everyone)
         for block in every_block(model):  # one whole block at a time is on the device
-            _spread(block, ranks)
+            _spread(block, ranks, source)
             shares.share_out(block)
-    _spread(model, ranks)
+    _spread(model, ranks, source)
     if config.compile:
         for block in every_block(model):  # alike, so they share their compiled code
             block.compile()
@@ -68,7 +72,7 @@ def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKL
             return None
         ranks = Ranks.alone(ranks.device)
     model = _open(AutoencoderKLWan, "vae", folder, config, ranks.node)
-    _spread(model, ranks)
+    _spread(model, ranks, f"the VAE of {folder.name!r}")
     return model
 
 
@@ -78,7 +82,7 @@ def load_text_encoder(folder: ModelFolder, config: Config, device: torch.device)
     model, info = UMT5EncoderModel.from_pretrained(
         folder.path / "text_encoder", dtype=config.dtype.of("text_encoder"), output_loading_info=True
     )
-    _refuse_missing(folder, "text_encoder", info)
+    refuse_missing(folder, "text_encoder", info)
     return model.to(device)
 
 
@@ -94,9 +98,9 @@ def _open(
     layout: list[tuple[str, list[int], str]] = []
     if node.rank == 0:
         model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
-        _refuse_missing(folder, component, info)
-        if component == "transformer" and config.lora is not None:
-            merge_lora(model, config.lora)
+        refuse_missing(folder, component, info)
+        for lora in config.lora if component == "transformer" else ():
+            merge_lora(model, lora, folder.revision)
         layout = [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in _tensors(model)]
     layout = node.tell(layout)[0]
     if node.rank != 0:
@@ -107,8 +111,15 @@ def _open(
     return model.eval().requires_grad_(False)
 
 
-def _spread(module: nn.Module, ranks: Ranks) -> None:
-    """Move what is on the first rank of the node to every rank's device, tensor by tensor."""
+def _spread(module: nn.Module, ranks: Ranks, source: str) -> None:
+    """Move what is on the first rank of the node to every rank's device, tensor by tensor.
+
+    Args:
+        source: where it comes from, for messages.
+
+    Raises:
+        BadRequestError: a weight is not a number; on every rank.
+    """
     for name in [name for name, _ in _tensors(module)]:  # no list of tensors: each is to be freed when moved
         tensor = _find(module, name)
         if isinstance(tensor, DTensor):
@@ -116,6 +127,11 @@ def _spread(module: nn.Module, ranks: Ranks) -> None:
         first = ranks.node.rank == 0
         moved = tensor.to(ranks.device) if first else torch.empty_like(tensor, device=ranks.device)
         ranks.node.broadcast(moved)
+        if not is_finite(moved):
+            raise BadRequestError(
+                f"model: {source} cannot be used: its weights {name} hold what is not a number, or overflow "
+                f"{str(moved.dtype).removeprefix('torch.')}"
+            )
         _replace(module, name, moved)
 
 
@@ -141,7 +157,12 @@ def _replace(module: nn.Module, name: str, value: torch.Tensor) -> None:
         owner._buffers[leaf] = value
 
 
-def _refuse_missing(folder: ModelFolder, component: str, info: dict[str, Any]) -> None:
+def refuse_missing(folder: ModelFolder, component: str, info: dict[str, Any]) -> None:
+    """Refuse a component of which weights were not found, by what its loader tells.
+
+    Raises:
+        BadRequestError: the first that is missing.
+    """
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise BadRequestError(

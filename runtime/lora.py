@@ -1,17 +1,22 @@
 """LoRA: small weights that change what a model makes, merged into the transformer when it is loaded.
 
-Merged weights cost nothing per step, and everything else (ranks, sharding, forecasts) is as without.
+Merged weights cost nothing per step, and everything else (ranks, sharding, forecasts) is as without. Either
+every weight of a file counts, or the file is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from runtime.configs import Lora
 from runtime.errors import BadRequestError
@@ -20,57 +25,221 @@ if TYPE_CHECKING:
     from runtime.wan import Transformer
 
 _PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.")  # of names, in the formats that diffusers reads
+_PREFIXES = ("transformer.", "diffusion_model.", "lora_unet_")
+_ADAPTER = re.compile(r"(\.lora_[AB])\.(\w+)\.(weight|bias)$")  # names of PEFT's own files
+_WEIGHT = re.compile(r"^transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias)$")
+_METADATA = "lora_adapter_metadata"  # where diffusers' trainers keep alpha
+_SHOWN = 3
 
 
-def lora_digest(lora: Lora) -> str:
-    """What the file holds and how much of it counts, as a word for a model's revision.
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """A LoRA as diffusers names its weights, of which every one counts.
+
+    Attributes:
+        lora: which file, and how much of it.
+        digest: what the file holds and how much of it counts, as a word for a model's revision.
+        weights: by names such as `transformer.blocks.0.attn1.to_q.lora_A.weight`.
+        metadata: its settings for PEFT, with alpha; None where the file tells none.
+    """
+
+    lora: Lora
+    digest: str
+    weights: Mapping[str, torch.Tensor]
+    metadata: dict[str, Any] | None
+
+    @property
+    def modules(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Weights by the module that they are for, and in it by their part."""
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in self.weights.items():
+            match = _WEIGHT.match(name)
+            if match is None:
+                raise self.refusal(f"{name} is no weight of a LoRA that is understood")
+            found.setdefault(match[1], {})[match[2]] = value
+        return found
+
+    def check(self, model: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse weights for another model, and halves.
+
+        Args:
+            model: names and shapes of the transformer's weights.
+
+        Raises:
+            BadRequestError: there is one.
+        """
+        modules = self.modules
+        strangers = [name for name in modules if f"{name}.weight" not in model]
+        if strangers:
+            raise self.refusal(
+                f"it does not fit the model, which has no {_first(strangers)} "
+                f"({len(strangers)} of its {len(modules)} modules)"
+            )
+        for name, parts in modules.items():
+            for part in ("lora_A.weight", "lora_B.weight"):
+                if part not in parts:
+                    raise self.refusal(f"{name}.{part} is missing")
+            down, up, wanted = parts["lora_A.weight"], parts["lora_B.weight"], model[f"{name}.weight"]
+            bias = parts.get("lora_B.bias", up[:, 0])
+            fits = down.shape[1:] == wanted[1:] and up.shape[:1] == wanted[:1] == bias.shape[:1]
+            if not fits or up.shape[1] != down.shape[0]:
+                raise self.refusal(
+                    f"it does not fit the model: {name} has shape {list(wanted)}, "
+                    f"its lora_A {list(down.shape)} and its lora_B {list(up.shape)}"
+                )
+
+    def refusal(self, problem: str) -> BadRequestError:
+        return BadRequestError(f"lora: {self.lora.file!r} given; {problem}")
+
+
+def read_lora(lora: Lora) -> LoraFile:
+    """The LoRA in a safetensors file, whatever trainer wrote it.
 
     Raises:
-        BadRequestError: there is no such file, or it holds no LoRA.
+        BadRequestError: there is no such file, it holds no LoRA, or a part of it would not be used.
     """
-    path = Path(lora.file)
+    content = _content(lora)
+    digest = f"lora:{hashlib.sha256(content).hexdigest()[:16]}×{lora.scale:g}"
+    unread = LoraFile(lora, digest, {}, None)
     try:
-        with safe_open(path, framework="pt") as content:  # checks that the header covers the file exactly
-            names = list(content.keys())
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except (OSError, SafetensorError) as error:
-        raise BadRequestError(f"lora: {lora.file!r} given; it cannot be read: {error}") from None
-    if not any(part in name for name in names for part in _PARTS):
-        first = names[0] if names else "nothing"
-        raise BadRequestError(f"lora: {lora.file!r} given; it holds no LoRA weights, but {first} …")
-    return f"lora:{digest}×{lora.scale:g}"
+        weights = load(content)
+    except (SafetensorError, ValueError) as error:
+        raise unread.refusal(f"it is no safetensors file: {error}") from None
+    if problem := _unsupported(weights):
+        raise unread.refusal(problem)
+    try:
+        converted = _converted(weights)
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[:1]
+        raise unread.refusal(f"diffusers cannot read it: {''.join(said)[:200]}") from None
+    unused = [name for name in _unused(weights) if weights[name].count_nonzero()]  # zeros change nothing
+    if unused:
+        raise unread.refusal(f"{len(unused)} of its weights would not be used: {_first(unused)}")
+    try:
+        told = _metadata(content)
+    except (ValueError, RecursionError) as error:
+        raise unread.refusal(f"its metadata cannot be read: {error}") from None
+    return LoraFile(lora, digest, converted, told)
 
 
-def merge_lora(model: Transformer, lora: Lora) -> None:
+def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
     """Add `scale` times the LoRA to the weights that it is for.
 
     Args:
         model: in any dtype, whole, on the CPU.
+        revision: of the model folder that was checked.
 
     Raises:
-        BadRequestError: it is for another model.
+        BadRequestError: it is for another model, or the file has changed since it was checked.
 
     Source: diffusers' `WanLoraLoaderMixin`, which reads the formats, and its PEFT adapters, which merge them.
     """
-    from diffusers import WanPipeline
-
-    weights = WanPipeline.lora_state_dict(load_file(lora.file))
-    _refuse_strangers(model, lora, weights)
+    file = read_lora(lora)
+    if file.digest not in revision:
+        raise file.refusal("the file has changed while the model was loaded")
+    file.check({name: tuple(tensor.shape) for name, tensor in model.named_parameters()})
     try:
-        model.load_lora_adapter(weights, prefix="transformer", adapter_name="lora")
-    except (RuntimeError, ValueError) as error:  # shapes that differ
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise BadRequestError(f"lora: {lora.file!r} does not fit the model: {reason}") from None
+        model.load_lora_adapter(
+            dict(file.weights), prefix="transformer", adapter_name="lora", metadata=file.metadata
+        )
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # metadata that does not fit its weights
+        said = str(error).strip().splitlines()
+        raise file.refusal(f"it does not fit the model: {said[-1].strip() if said else error!r}") from None
+    unused = [name for name in file.modules if "lora" not in getattr(model.get_submodule(name), "lora_A", {})]
+    if unused:
+        raise file.refusal(
+            f"by its metadata, weights of {len(unused)} modules do not count: {_first(unused)}"
+        )
     model.fuse_lora(lora_scale=lora.scale, adapter_names=["lora"])
     model.unload_lora()
 
 
-def _refuse_strangers(model: Transformer, lora: Lora, names: Iterable[str]) -> None:
-    """Every weight must be for a module that the model has; diffusers would pass over others in silence."""
-    modules = {f"transformer.{name}" for name, _ in model.named_modules()}
-    strangers = [name for name in names if name.partition(".lora_")[0].removesuffix(".alpha") not in modules]
-    if strangers:
-        raise BadRequestError(
-            f"lora: {lora.file!r} does not fit the model: it has no {strangers[0].partition('.lora_')[0]} "
-            f"({len(strangers)} weights are for what it does not have)"
+def _content(lora: Lora) -> bytes:
+    path = Path(lora.file)
+    problem = ""
+    try:
+        if path.is_dir():
+            inside = sorted(one.name for one in path.glob("*.safetensors"))[:_SHOWN]
+            problem = "it is a folder" + (f", name the file in it: {', '.join(inside)}" if inside else "")
+        elif path.exists() and not path.is_file():
+            problem = "it cannot be read: it is no file"
+        else:
+            return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        problem = f"it cannot be read: {getattr(error, 'strerror', None) or error}"
+    raise BadRequestError(f"lora: {lora.file!r} given; {problem}")
+
+
+def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:
+    """Why these are no weights that diffusers merges into Wan; empty if they may be."""
+    dora = [name for name in weights if "dora_scale" in name or "lora_magnitude_vector" in name]
+    if dora:
+        return f"it is a DoRA, which is not supported ({dora[0]})"
+    if not any(part in name for name in weights for part in _PARTS):
+        return f"it holds no LoRA weights, but {min(weights, default='nothing')} …"
+    others = [name for name in weights if not name.startswith(_PREFIXES)]
+    if others or len({_prefix(name) for name in weights}) > 1:
+        return (
+            f"it has {min(others or weights)}; its names must all begin with `transformer.` "
+            "(diffusers), with `diffusion_model.` (ComfyUI) or with `lora_unet_` (kohya, musubi-tuner)"
         )
+    adapters = {match[2] for match in map(_ADAPTER.search, weights) if match}
+    if len(adapters) > 1:
+        return f"it holds {len(adapters)} adapters ({_first(list(adapters))}), one is needed"
+    for name, value in weights.items():
+        if not value.float().isfinite().all():
+            return f"{name} holds what is not a number"
+    return ""
+
+
+def _prefix(name: str) -> str:
+    return next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+
+
+def _converted(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights under diffusers' names, scaled by the alphas that stand beside them."""
+    from diffusers import WanPipeline
+
+    given = {
+        _ADAPTER.sub(r"\1.\3", name).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
+        if name.startswith("transformer.")
+        else name: value
+        for name, value in weights.items()
+    }
+    converted: dict[str, torch.Tensor] = WanPipeline.lora_state_dict(given)
+    return converted
+
+
+def _unused(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names that diffusers passes over in silence, found by converting numbers that tell whose they are.
+
+    An alpha is used with the weights that it is for.
+    """
+    names = dict(enumerate(weights, start=2))  # 1 is in matrices that are made up
+    numbered = {
+        name: torch.tensor(1.0) if name.endswith(".alpha") else torch.full((1, 1), float(number))
+        for number, name in names.items()
+    }
+    arrived = {int(value.flatten()[0]) for value in _converted(numbered).values() if value.numel()}
+    used = {name for number, name in names.items() if number in arrived}
+    modules = {re.split(r"\.lora_|\.diff", name)[0] for name in used}
+    return [
+        name
+        for name in weights
+        if name not in used and not (name.endswith(".alpha") and name.removesuffix(".alpha") in modules)
+    ]
+
+
+def _metadata(content: bytes) -> dict[str, Any] | None:
+    """What diffusers' trainers write beside the weights, in the file's header."""
+    length = int.from_bytes(content[:8], "little")
+    own = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    told = json.loads(own[_METADATA]) if _METADATA in own else None
+    if told is not None and not isinstance(told, dict):
+        raise ValueError(f"{_METADATA} is no object")
+    return told
+
+
+def _first(names: list[str]) -> str:
+    more = ", …" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.configs import Config, Lora, is_path, load_config
+from runtime.configs import Config, Loras, is_path, load_config
 from runtime.errors import BadRequestError
-from runtime.files import image_digest
+from runtime.images import image_digest
 from runtime.model_profile import ModelProfile
 from runtime.problems import explain_one, shown
 from runtime.request import (
@@ -72,7 +72,7 @@ class Settings(_Part):
         seconds, frames: how long it is, one of the two; seconds become the nearest 4k + 1 frames.
         seed: by default made from the shot's id.
         steps, guidance, spectrum: as in a request.
-        lora: weights to add to the model's; the file is relative to the storyboard.
+        lora: weights to add to the model's, one or a list; files are relative to the storyboard.
     """
 
     config: FileName | None = None
@@ -83,7 +83,7 @@ class Settings(_Part):
     steps: StepCount | None = None
     guidance: Guidance | None = None
     spectrum: FileName | None = None
-    lora: Lora | None = None
+    lora: Loras | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -216,8 +216,8 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
     config = models.config(name)
     lora = given.pop("lora")
     if lora is not None:
-        lora = lora.model_copy(update={"file": beside(lora.file, folder)})
-        config = config.model_copy(update={"lora": lora})
+        own_lora = tuple(one.model_copy(update={"file": beside(one.file, folder)}) for one in lora)
+        config = config.model_copy(update={"lora": own_lora})
     seconds = given.pop("seconds")
     if seconds is not None:
         given["frames"] = max(round((seconds * config.fps - 1) / 4), 0) * 4 + 1

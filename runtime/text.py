@@ -6,9 +6,11 @@ Tensor legend: B batch, T text tokens, E text encoder channels.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import WanPipeline
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from transformers import AutoTokenizer
 
 from runtime.configs import Config
@@ -18,11 +20,14 @@ from runtime.request import VideoRequest
 from runtime.travel import Embeddings
 from runtime.weights import ModelFolder
 
+_SHOWN = 200  # characters of a text that does not count
+
 
 class PromptEncoder:
     """The text encoder of one rank group; only its first rank ever loads one.
 
-    The last prompt's embeddings are kept: a comparison asks for the same ones again.
+    The last prompt's embeddings are kept: a comparison asks for the same ones again. So are sentences about
+    words of it that do not count (`warnings`, on the first rank).
 
     Args:
         dtype: of the embeddings, the transformer's.
@@ -34,6 +39,7 @@ class PromptEncoder:
         self._folder, self._config, self._ranks, self._dtype = folder, config, ranks, dtype
         self._pipeline: WanPipeline | None = None
         self._last: tuple[tuple[object, ...], Embeddings] | None = None
+        self.warnings: list[str] = []
         if ranks.leads and config.memory.text_encoder != "free":
             self._pipeline = self._load(self._resting_place)
 
@@ -58,6 +64,7 @@ class PromptEncoder:
         """Each prompt's, then the negative one's."""
         device, policy = self._ranks.device, self._config.memory.text_encoder
         pipeline = self._pipeline or self._load(device)
+        self.warnings = _unread(pipeline.tokenizer, request)
         pipeline.text_encoder.to(device)
         encode = partial(
             pipeline.encode_prompt,
@@ -84,3 +91,20 @@ class PromptEncoder:
             vae=None,
             scheduler=None,
         )
+
+
+def _unread(tokenizer: Any, request: VideoRequest) -> list[str]:
+    """A sentence for each text that is longer than what the text encoder is given of it."""
+    texts = [("prompt", request.prompt), *((f"travel at {p.at:g}", p.prompt) for p in request.travel)]
+    if request.guided:
+        texts.append(("negative", request.negative))
+    sentences, room = [], request.max_sequence_length
+    for name, text in texts:
+        tokens = tokenizer(prompt_clean(text), verbose=False).input_ids
+        if len(tokens) > room:  # the last of those that count is the mark of the end
+            words = tokenizer.decode(tokens[room - 1 :], skip_special_tokens=True).strip()
+            sentences.append(
+                f"{name}: it has {len(tokens)} tokens and max_sequence_length is {room}; what does not count "
+                f"begins with {words[:_SHOWN]!r}" + " …" * (len(words) > _SHOWN)
+            )
+    return sentences

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from diffusers import AutoencoderKLWan, ConfigMixin, WanTransformer3DModel, WanVACETransformer3DModel
 from safetensors import SafetensorError
 
 from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.errors import BadRequestError
-from runtime.lora import lora_digest
+from runtime.lora import read_lora
 from runtime.model_settings import (
     ImageEncoderSettings,
     ModelIndex,
@@ -38,22 +38,15 @@ class ModelKind(StrEnum):
     VACE = "WanVACEPipeline"
 
     @property
-    def transformer(self) -> type[ConfigMixin]:
-        """Class of its transformer."""
-        return _TRANSFORMERS[self]
+    def transformer(self) -> str:
+        """Class of its transformer in diffusers."""
+        return "WanVACETransformer3DModel" if self is ModelKind.VACE else "WanTransformer3DModel"
 
 
 _TEXT_BESIDE_IMAGE = 512  # text tokens, where image tokens stand before them: `WanAttnProcessor` counts on it
 _HASHED_WHOLE = 64 * 2**20  # bytes; of larger files the revision takes in the header and samples
 _SAMPLES, _SAMPLE = 63, 2**20
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
-
-
-_TRANSFORMERS: dict[ModelKind, type[ConfigMixin]] = {
-    ModelKind.TEXT: WanTransformer3DModel,
-    ModelKind.IMAGE: WanTransformer3DModel,
-    ModelKind.VACE: WanVACETransformer3DModel,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +95,10 @@ def find_model(config: Config) -> ModelFolder:
         revision = commit or folder_digest(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise BadRequestError(f"model: {config.model!r} cannot be used: {error}") from None
-    if config.lora is not None:
-        revision += f"+{lora_digest(config.lora)}"
+    for lora in config.lora:
+        file = read_lora(lora)
+        file.check(_shapes(path / "transformer", kind.transformer))
+        revision += f"+{file.digest}"
     return ModelFolder(config.model, path, revision, kind)
 
 
@@ -197,8 +192,9 @@ def _check_folder(path: Path, expected: Architecture | None) -> ModelKind:
 
 def _check_weights(path: Path, kind: ModelKind) -> None:
     """Compare the headers of all weight files with the models that the settings describe."""
-    _check_component(path / "transformer", kind.transformer)
-    _check_component(path / "vae", AutoencoderKLWan)
+    for component, model in (("transformer", kind.transformer), ("vae", "AutoencoderKLWan")):
+        folder = path / component
+        WeightFiles(folder, _DIFFUSERS_WEIGHTS).check(_shapes(folder, model))
     from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
     settings = path / "text_encoder" / "config.json"
@@ -215,10 +211,12 @@ def _check_weights(path: Path, kind: ModelKind) -> None:
         WeightFiles(folder, "model").check(wanted, prefix="vision_model.", complete=False)
 
 
-def _check_component(folder: Path, model: type[ConfigMixin]) -> None:
+def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a component that is a class of diffusers, by its settings."""
+    import diffusers  # not where only names are asked for: it takes seconds
+
     settings = folder / "config.json"
-    wanted = empty_model(lambda: model.from_config(read_json(settings)), settings)
-    WeightFiles(folder, _DIFFUSERS_WEIGHTS).check(wanted)
+    return empty_model(lambda: getattr(diffusers, model).from_config(read_json(settings)), settings)
 
 
 def _is_original(path: Path) -> bool:
@@ -231,8 +229,8 @@ def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> No
     has_image = transformer.image_dim is not None
     extra = transformer.in_channels - transformer.channels
     has_control = transformer.vace_layers is not None
-    named = transformer.class_name or kind.transformer.__name__
-    if has_control != (kind is ModelKind.VACE) or named != kind.transformer.__name__:
+    named = transformer.class_name or kind.transformer
+    if has_control != (kind is ModelKind.VACE) or named != kind.transformer:
         raise ValueError(f"it is a {kind}, but its transformer is a {named}")
     if kind is not ModelKind.IMAGE and (has_image or extra):
         raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not give")

@@ -248,3 +248,12 @@ def test_an_explicit_schedule_beyond_the_steps_is_refused(
     path.write_text("schedule: {kind: explicit, computed: [0, 6]}\n")
     with pytest.raises(BadRequestError, match="beyond the last of 6 steps"):
         engine.plan(small(spectrum=str(path)))
+
+
+def test_words_beyond_the_text_encoders_length_are_said(engine: Engine) -> None:
+    given = {"width": 64, "height": 48, "frames": 5, "steps": 1, "max_sequence_length": 32, "spectrum": "off"}
+    long = engine.config.request("a red circle " * 20, negative="blurry " * 40, guidance=3.0, **given)
+    warnings = engine.generate(long, [FrameBuffer()]).warnings
+    assert [one.split(":")[0] for one in warnings] == ["prompt", "negative"]
+    assert "max_sequence_length is 32; what does not count begins with '" in warnings[0]
+    assert engine.generate(engine.config.request("a dog", **given), [FrameBuffer()]).warnings == []

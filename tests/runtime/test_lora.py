@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import WanPipeline
 from safetensors.torch import save_file
 
-from runtime.configs import Config, Lora, load_config
+from runtime.configs import EMBEDDED_MODELS, Config, Lora, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.loading import load_transformer
@@ -36,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def with_lora(config: Config, file: Path, scale: float = 1.0) -> Config:
-    return config.model_copy(update={"lora": Lora(file=str(file), scale=scale)})
+    return config.model_copy(update={"lora": (Lora(file=str(file), scale=scale),)})
 
 
 def weights_of(config: Config) -> dict[str, torch.Tensor]:
@@ -83,26 +88,221 @@ def test_a_calibration_of_the_model_without_it_is_refused(config: Config, file: 
         engine.plan(config.request("a red circle", spectrum="planned-14"))
 
 
+WIDE, BLOCKS = 768, 8
+ORIGINAL = {  # Wan's own names of a block's projections: inputs, outputs
+    **{f"{kind}_attn.{part}": (WIDTH, WIDTH) for kind in ("self", "cross") for part in "qkvo"},
+    "ffn.0": (WIDTH, WIDE),
+    "ffn.2": (WIDE, WIDTH),
+}
+OTHERS = {  # those outside the blocks
+    "text_embedding.0": (64, WIDTH), "text_embedding.2": (WIDTH, WIDTH), "time_embedding.0": (128, WIDTH),
+    "time_embedding.2": (WIDTH, WIDTH), "time_projection.1": (WIDTH, 6 * WIDTH), "head.head": (WIDTH, 64),
+}  # fmt: skip
+Weights = dict[str, torch.Tensor]
+
+
+def original(prefix: str = "diffusion_model.", up_down: tuple[str, str] = ("lora_A", "lora_B")) -> Weights:
+    """A LoRA for every projection, under the names that others than diffusers write."""
+    generator = torch.Generator().manual_seed(1)
+    found, separator = {}, "_" if prefix == "lora_unet_" else "."
+    for block in range(BLOCKS):
+        for name, (inputs, outputs) in ORIGINAL.items():
+            module = f"blocks.{block}.{name}".replace(".", separator)
+            for part, shape in zip(up_down, ((RANK, inputs), (outputs, RANK)), strict=True):
+                found[f"{prefix}{module}.{part}.weight"] = torch.randn(shape, generator=generator) * 0.05
+    return found
+
+
+def kohya() -> Weights:
+    weights = original("lora_unet_", ("lora_down", "lora_up"))
+    return weights | {name.split(".")[0] + ".alpha": torch.tensor(2.0) for name in weights}
+
+
+def lightx2v() -> Weights:
+    """Differences of biases, and of norms that are zero; and what lies outside the blocks."""
+    weights = original(up_down=("lora_down", "lora_up"))
+    for block in range(BLOCKS):
+        for name, (_, outputs) in ORIGINAL.items():
+            weights[f"diffusion_model.blocks.{block}.{name}.diff_b"] = torch.full((outputs,), 0.01)
+        weights[f"diffusion_model.blocks.{block}.norm3.diff"] = torch.zeros(WIDTH)
+    for name, (inputs, outputs) in OTHERS.items():
+        weights[f"diffusion_model.{name}.lora_down.weight"] = torch.full((RANK, inputs), 0.01)
+        weights[f"diffusion_model.{name}.lora_up.weight"] = torch.full((outputs, RANK), 0.01)
+        weights[f"diffusion_model.{name}.diff_b"] = torch.full((outputs,), 0.01)
+    return weights
+
+
+def peft(prefix: str = "transformer.", adapter: str = "") -> Weights:
+    generator = torch.Generator().manual_seed(2)
+    shapes = {"lora_A": (RANK, WIDTH), "lora_B": (WIDTH, RANK)}
+    return {
+        f"{prefix}blocks.{block}.attn1.{name}.{part}{adapter}.weight": torch.randn(shape, generator=generator)
+        for block in range(BLOCKS)
+        for name in ("to_q", "to_k", "to_v", "to_out.0")
+        for part, shape in shapes.items()
+    }
+
+
+TOLD = {"r": RANK, "lora_alpha": 16, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
+
+
+def metadata_of(**told: object) -> dict[str, str]:
+    """Metadata of a file, as diffusers' trainers write it."""
+    named = {f"transformer.{name}": value for name, value in (TOLD | told).items()}
+    return {"lora_adapter_metadata": json.dumps(named)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "metadata"),
+    [
+        (original, None),
+        (partial(original, up_down=("lora_down", "lora_up")), None),
+        (kohya, None),
+        (lightx2v, None),
+        (peft, None),
+        (peft, metadata_of()),
+        (lambda: {name: value.half() for name, value in peft().items()}, None),
+    ],
+)
+def test_merged_weights_are_those_of_diffusers(
+    config: Config, tmp_path: Path, weights: Callable[[], Weights], metadata: dict[str, str] | None
+) -> None:
+    path = tmp_path / "it.safetensors"
+    save_file(weights(), path, metadata=metadata)
+    pipeline = WanPipeline.from_pretrained(EMBEDDED_MODELS / "wan-tiny", torch_dtype=torch.float32)
+    before = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
+    pipeline.load_lora_weights(path)
+    pipeline.fuse_lora(lora_scale=0.7)
+    pipeline.unload_lora_weights()
+    theirs, ours = pipeline.transformer.state_dict(), weights_of(with_lora(config, path, 0.7))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any(not torch.equal(ours[name], before[name]) for name in ours)
+
+
+def test_names_of_pefts_own_files_are_read(config: Config, tmp_path: Path) -> None:
+    """diffusers applies none of them, and says so in a warning alone."""
+    plain, named = tmp_path / "plain.safetensors", tmp_path / "named.safetensors"
+    save_file(peft(), plain)
+    save_file(peft(adapter=".default"), named)
+    ours, theirs = weights_of(with_lora(config, named)), weights_of(with_lora(config, plain))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_several_are_applied_in_order_and_all_are_in_the_revision(
+    config: Config, file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file(peft(), other)
+    both = config.model_copy(update={"lora": (Lora(file=str(file)), Lora(file=str(other), scale=0.5))})
+    plain, merged = weights_of(config), weights_of(both)
+    first, second = weights_of(with_lora(config, file)), weights_of(with_lora(config, other, 0.5))
+    for name in plain:
+        torch.testing.assert_close(merged[name], first[name] + second[name] - plain[name])
+    revision = find_model(both).revision
+    assert revision.count("+lora:") == 2 and revision.endswith("×0.5")
+    one, many = ({**config.model_dump(), "lora": given} for given in ({"file": "a"}, [{"file": "a"}]))
+    assert Config.model_validate(one) == Config.model_validate(many)
+    assert Config.model_validate({**one, "lora": None}).lora == ()
+
+
+def test_a_file_that_changes_while_the_model_loads_is_refused(config: Config, file: Path) -> None:
+    own = with_lora(config, file)
+    folder = find_model(own)
+    save_file(peft(), file)
+    with pytest.raises(BadRequestError, match="has changed while the model was loaded"):
+        load_transformer(folder, own, Ranks.alone(torch.device("cpu")))
+
+
+def without(weights: Weights, name: str) -> Weights:
+    return {key: value for key, value in weights.items() if key != name}
+
+
+A, B = (f"transformer.{TARGET}.lora_{part}.weight" for part in "AB")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "cannot be read"),
-        ({"vae.weight": (2, 2)}, r"holds no LoRA weights, but vae\.weight"),
-        ({"transformer.blocks.99.attn1.to_q.lora_A.weight": (4, 192)}, "does not fit the model: it has no"),
+        ({"vae.weight": torch.ones(2, 2)}, "holds no LoRA weights, but vae.weight"),
+        ({A.replace(".0.", ".99."): torch.ones(4, WIDTH)}, "which has no blocks.99.attn1.to_q (1 of its 1"),
+        ({A: torch.ones(4, 7), B: torch.ones(WIDTH, 4)}, "to_q has shape [192, 192], its lora_A [4, 7]"),
+        ({A: torch.ones(4, WIDTH), B: torch.ones(WIDTH, 8)}, "its lora_B [192, 8]"),
+        (without(peft(), B), "blocks.0.attn1.to_q.lora_B.weight is missing"),
         (
-            {
-                f"transformer.{TARGET}.lora_A.weight": (4, 7),
-                f"transformer.{TARGET}.lora_B.weight": (192, 4),
-            },
-            "does not fit the model",
+            without(original(), "diffusion_model.blocks.3.ffn.0.lora_B.weight"),
+            "lora_B.weight is missing",
+        ),
+        (peft() | {A: torch.full((4, WIDTH), float("nan"))}, "lora_A.weight holds what is not a number"),
+        (peft() | {B: torch.full((WIDTH, 4), float("inf"))}, "lora_B.weight holds what is not a number"),
+        (peft(""), "has blocks.0.attn1.to_k.lora_A.weight; its names must all begin with `transformer.`"),
+        (peft("base_model.model."), "must all begin with `transformer.`"),
+        (peft("dit."), "must all begin with `transformer.`"),
+        (peft() | original(), "must all begin with `transformer.`"),
+        (peft("transformer_2."), "must all begin with `transformer.`"),
+        (peft(adapter=".a") | peft(adapter=".b"), "it holds 2 adapters (a, b)"),
+        (peft() | {"transformer.x.lora_magnitude_vector": torch.ones(4)}, "it is a DoRA"),
+        (original() | {"diffusion_model.blocks.0.self_attn.q.dora_scale": torch.ones(4)}, "it is a DoRA"),
+        (
+            original() | {f"diffusion_model.blocks.{n}.norm3.diff": torch.ones(WIDTH) for n in range(8)},
+            "8 of its weights would not be used: diffusion_model.blocks.0.norm3.diff",
+        ),
+        (
+            original() | {"diffusion_model.patch_embedding.diff": torch.ones(WIDTH, 16, 1, 2, 2)},
+            "1 of its weights would not be used: diffusion_model.patch_embedding.diff",
+        ),
+        (original() | {"diffusion_model.blocks.0.diff_m": torch.ones(1, 6, WIDTH)}, "blocks.0.diff_m"),
+        (
+            original() | {"diffusion_model.time_projection.1.diff_b": torch.ones(6 * WIDTH)},
+            "would not be used: diffusion_model.time_projection.1.diff_b",
+        ),
+        (original() | {"diffusion_model.blocks.0.self_attn.q.lokr_w1": torch.ones(4, 4)}, "cannot read it"),
+        (original() | {"diffusion_model.blocks.0.cross_attn.k_img.lora_A.weight": torch.ones(4, 4)}, "k_img"),
+        (peft() | {f"transformer.{TARGET}.alpha": torch.tensor(2.0)}, "to_q.alpha is no weight of a LoRA"),
+    ],
+)
+def test_what_would_not_count_whole_is_refused(
+    config: Config, tmp_path: Path, content: Weights, said: str
+) -> None:
+    path = tmp_path / "it.safetensors"
+    save_file(content, path)
+    with pytest.raises(BadRequestError, match="lora: ") as caught:
+        find_model(with_lora(config, path))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "it cannot be read: No such file"),
+        (lambda path: path.write_bytes(b""), "it is no safetensors file"),
+        (lambda path: torch.save(peft(), path), "it is no safetensors file"),
+        (os.mkfifo, "it is no file"),
+        (
+            lambda path: [path.mkdir(), save_file(peft(), path / "a.safetensors")],
+            "it is a folder, name the file in it: a.safetensors",
+        ),
+        (
+            lambda path: save_file(peft(), path, metadata={"lora_adapter_metadata": "["}),
+            "its metadata cannot be read",
         ),
     ],
 )
-def test_what_is_no_lora_for_this_model_is_refused(
-    config: Config, tmp_path: Path, content: dict[str, tuple[int, int]] | None, said: str
+def test_what_is_no_file_of_weights_is_refused(
+    config: Config, tmp_path: Path, make: Callable[[Path], object], said: str
+) -> None:
+    path = tmp_path / "it"
+    make(path)
+    with pytest.raises(BadRequestError, match=re.escape(f"lora: {str(path)!r} given; ")) as caught:
+        find_model(with_lora(config, path))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("told", [{"r": 8}, {"lora_alpha": "x"}, {"nonsense": 1}])
+def test_metadata_that_does_not_fit_its_weights_is_refused(
+    config: Config, tmp_path: Path, told: dict[str, object]
 ) -> None:
     path = tmp_path / "it.safetensors"
-    if content is not None:
-        save_file({name: torch.ones(shape) for name, shape in content.items()}, path)
-    with pytest.raises(BadRequestError, match=said):
+    save_file(peft(), path, metadata=metadata_of(**told))
+    with pytest.raises(BadRequestError, match="lora: "):
         weights_of(with_lora(config, path))

@@ -31,7 +31,10 @@ shots:
     transition: {kind: crossfade, frames: 4}
 """
 CONFIGS = Path(__file__).parents[2] / "configs"
-LORA = {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, 4)}
+LORA = {
+    "transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, 192),
+    "transformer.blocks.0.attn1.to_q.lora_B.weight": torch.ones(192, 1),
+}
 
 
 def write(folder: Path, text: str = FILM) -> Path:
@@ -70,8 +73,8 @@ def test_a_lora_and_prompts_that_change_are_the_shots_own(tmp_path: Path) -> Non
     save_file(LORA, tmp_path / "a.safetensors")
     own = "seed: 5\n    lora: {file: a.safetensors, scale: 0.5}\n    travel: [{at: 0.5, prompt: b}]"
     _, (one, two) = load_storyboard(write(tmp_path, FILM.replace("seed: 5", own)))
-    assert one.settings.lora is None and one.request.travel == ()
-    assert two.settings.lora == Lora(file=str(tmp_path / "a.safetensors"), scale=0.5)
+    assert one.settings.lora == () and one.request.travel == ()
+    assert two.settings.lora == (Lora(file=str(tmp_path / "a.safetensors"), scale=0.5),)
     assert [(point.at, point.prompt) for point in two.request.travel] == [(0.5, "b")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,17 @@ def test_a_shard_that_the_index_names_must_be_there(config: Config, copy: Path) 
     (copy / "transformer" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     with pytest.raises(BadRequestError, match=r"other-00002\.safetensors is missing"):
         found(config, copy)
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae"])
+def test_weights_that_are_not_numbers_do_not_load(config: Config, copy: Path, component: str) -> None:
+    path = copy / component / WEIGHTS
+    tensors = load_file(path)
+    name = sorted(tensors)[3]
+    tensors[name].view(-1)[1] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(BadRequestError, match=f"its weights {re.escape(name)} hold what is not a number"):
+        Engine(config.model_copy(update={"model": str(copy)}))
 
 
 def test_a_model_without_one_of_its_weights_does_not_load(config: Config, copy: Path) -> None:

@@ -1,0 +1,95 @@
+"""Memory: what a request takes at least, and what is said when there is none left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from runtime.errors import BadRequestError, JobFailedError
+
+_LATENTS = 3  # noise, latents and velocity of the whole video, in float32
+_REMEDY = (
+    "make size, frames or videos smaller, set `window` in the config, or split the video over more ranks"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a rank cannot do without, in bytes; less than it takes.
+
+    Attributes:
+        latents: of the whole video.
+        activations: of one transformer block, for this rank's tokens of one window.
+    """
+
+    latents: int
+    activations: int
+
+    @classmethod
+    def of(cls, latents: int, tokens: int, width: int, ffn_dim: int, itemsize: int) -> Need:
+        """Args:
+        latents: numbers in the latents of all videos.
+        tokens: of all videos' windows, on this rank.
+        width: channels of a token.
+        """
+        return cls(_LATENTS * 4 * latents, tokens * (4 * width + ffn_dim) * itemsize)
+
+    def check(self, device: torch.device, asked: str) -> None:
+        """Refuse what plainly does not fit the device.
+
+        Args:
+            asked: what for, for the message.
+
+        Raises:
+            BadRequestError: it does not.
+        """
+        there = memory_of(device)
+        if self.latents + self.activations > there:
+            raise BadRequestError(
+                f"{asked}: takes at least {_gb(self.latents)} for latents and {_gb(self.activations)} for "
+                f"one block's activations on each rank, and {device} has {_gb(there)}; {_REMEDY}"
+            )
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of a device, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+@contextmanager
+def shortage_explained(device: torch.device, what: str) -> Iterator[None]:
+    """Turn a failed allocation into an error that says what to do.
+
+    Raises:
+        JobFailedError: memory ran out while the block ran.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_shortage(error):
+            raise
+        said = str(error).strip().splitlines()
+        raise JobFailedError(
+            f"{what}: {device} ran out of memory ({said[0] if said else type(error).__name__}); {_REMEDY}"
+        ) from error
+
+
+def _is_shortage(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every element is a number; one pass, and nothing is allocated."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"

@@ -1,0 +1,51 @@
+"""What plainly does not fit is refused; an allocation that fails is told with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from runtime.engine import Engine
+from runtime.errors import BadRequestError, JobFailedError
+from runtime.memory import is_finite, memory_of, shortage_explained
+from runtime.request import VideoRequest
+from runtime.video import FrameBuffer
+
+CPU = torch.device("cpu")
+
+
+def test_a_request_that_no_memory_holds_is_refused_with_bytes(
+    engine: Engine, small: Callable[..., VideoRequest]
+) -> None:
+    largest = small(width=8192, height=8192, frames=4001, videos=64)
+    with pytest.raises(
+        BadRequestError, match=r"size 8192x8192, 4001 frames, 64 videos: takes at least"
+    ) as caught:
+        engine.generate(largest, [FrameBuffer()] * 64)
+    assert "GB for latents" in str(caught.value) and "\n" not in str(caught.value)
+    engine.plan(small())
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(memory_of(CPU) * 1000), lambda: b"x" * 10**15])
+def test_an_allocation_that_fails_fails_the_job(allocate: Callable[[], object]) -> None:
+    with (
+        pytest.raises(JobFailedError, match="size so: cpu ran out of memory") as caught,
+        shortage_explained(CPU, "size so"),
+    ):
+        allocate()
+    assert "make size, frames or videos smaller" in str(caught.value)
+    with pytest.raises(RuntimeError, match="size"), shortage_explained(CPU, "size so"):
+        torch.ones(2) @ torch.ones(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_not_a_number_is_found(dtype: torch.dtype) -> None:
+    assert (
+        is_finite(torch.ones(99, dtype=dtype)) and is_finite(torch.ones(0)) and is_finite(torch.ones(1).int())
+    )
+    for bad in ("nan", "inf", "-inf"):
+        tensor = torch.ones(99, dtype=dtype)
+        tensor[50] = float(bad)
+        assert not is_finite(tensor)

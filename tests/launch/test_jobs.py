@@ -75,3 +75,8 @@ def test_no_path_that_is_deleted_with_a_ray_job_is_taken(
     with pytest.raises(BadRequestError, match=f"{option}: '{names[option]}.* give an absolute path"):
         make_job(given.pop("out"), **given).check_files()
     assert list(packed.iterdir()) == []
+
+
+def test_long_work_is_bounded_by_the_config_or_what_is_said_instead(tmp_path: Path) -> None:
+    assert make_job(tmp_path / "a.mp4").config.busy_timeout == 1800.0
+    assert make_job(tmp_path / "a.mp4", busy_timeout=60.0).config.busy_timeout == 60.0

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.conditions import Conditions
 from runtime.configs import available, shipped
@@ -28,7 +28,7 @@ from runtime.errors import BadRequestError
 from runtime.files import whole_file
 from runtime.problems import explain, shown
 from runtime.text_files import read_text, user_path
-from spectrum import CalibratedPredictor, Gram, PlannedSteps, Planner
+from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner
 
 StreamName = Literal["feature", "velocity", "guided"]
 _Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
@@ -36,6 +36,13 @@ _Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=10**9)]
 _LEAST_TRIALS = 6  # with fewer, nothing is said of the uncertainty
+
+
+def _of_few_steps(conditions: Conditions) -> Conditions:
+    """Plans are made for so many; requests may have more."""
+    if conditions.steps > MAX_STEPS:
+        raise ValueError(f"{conditions.steps} steps; a calibration is of {MAX_STEPS} at most")
+    return conditions
 
 
 class _Part(BaseModel):
@@ -93,7 +100,7 @@ class Calibration(_Part):
     """
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
-    conditions: Conditions
+    conditions: Annotated[Conditions, AfterValidator(_of_few_steps)]
     prompts: list[str]
     seeds: list[int]
     noise_levels: list[_Finite]

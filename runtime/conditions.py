@@ -7,8 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.errors import BadRequestError
-from runtime.request import Guidance, VideoRequest
-from spectrum import MAX_STEPS
+from runtime.request import Guidance, StepCount, VideoRequest
 
 _RESOLUTION = 2.0  # a video of up to so many times more or fewer pixels is of the same class
 
@@ -33,7 +32,7 @@ class Conditions(BaseModel):
     revision: str
     sampler: str
     settings: dict[str, str]
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    steps: StepCount
     guidance: Guidance
     width: _Size
     height: _Size

@@ -275,6 +275,13 @@ def test_a_killed_command_leaves_what_the_next_one_goes_on_from_and_no_more(tmp_
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
+def test_as_many_steps_as_are_allowed_are_made(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """More than calibrations are of."""
+    small = ["--size", "16x16", "--frames", "1", "--max-sequence-length", "8", "--guidance", "1"]
+    options = ["--steps", "201", "--spectrum", "paper", "--out", str(tmp_path / "a.mp4")]
+    assert run("generate", PROMPT, *small, *options) == 0, capfd.readouterr().err
+
+
 def test_resume_needs_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "a.mp4")]
     assert run("generate", PROMPT, *out, "--resume", "--checkpoint-every", "0") == 2

@@ -93,11 +93,27 @@ def _generate(name: str, *more: str, victims: tuple[str, ...], folders: tuple[st
     )
 
 
+def _calibrate(name: str, *more: str, victims: tuple[str, ...]) -> Job:
+    given = ("--prompts", "prompts.txt", *_TINY, "--steps", "8", "--out", "out/tiny.json", *more)
+    return Job(
+        name=name,
+        arguments=("calibrate", *given),
+        victims=victims,
+        folders=("out", "t"),
+        stdout=r"(.*/)?out/tiny\.json\n",
+        begins=r"video 1 of",
+        ends=r"out/tiny\.json",
+        bits=lambda folder: _calibration(folder / "out/tiny.json"),
+        files={"prompts.txt": "\n".join(_PROMPTS) + "\n"},
+    )
+
+
 def _jobs() -> list[Job]:
     kept = ("--checkpoints", "kept")
     pair = ("--ranks", "2", "--launcher")
     return [
         _generate("inline", *kept, victims=("driver", "terminal", "ffmpeg"), folders=("out", "kept", "t")),
+        _generate("compared", "--compare", victims=("driver", "terminal", "ffmpeg"), folders=("out", "t")),
         _generate("torchrun", *pair, "torchrun", victims=_GROUP, folders=("out", "t")),
         _generate("ray", *pair, "ray", *kept, victims=_CLUSTER, folders=("out", "kept", "t")),
         *(
@@ -128,20 +144,8 @@ def _jobs() -> list[Job]:
             )
             for replicas in (1, 2)
         ),
-        Job(
-            name="calibrate",
-            arguments=(
-                *("calibrate", "--prompts", "prompts.txt", *_TINY, "--steps", "8"),
-                *("--out", "out/tiny.json"),
-            ),
-            victims=("driver", "terminal"),
-            folders=("out", "t"),
-            stdout=r"(.*/)?out/tiny\.json\n",
-            begins=r"video 1 of",
-            ends=r"out/tiny\.json",
-            bits=lambda folder: _calibration(folder / "out/tiny.json"),
-            files={"prompts.txt": "\n".join(_PROMPTS) + "\n"},
-        ),
+        _calibrate("calibrate", victims=("driver", "terminal")),
+        _calibrate("calibrate-2", "--ranks", "2", "--timeout", f"{TIMEOUT:g}", victims=_GROUP[:-1]),
     ]
 
 

@@ -15,6 +15,7 @@ from chaos_jobs import JOBS
 from chaos_table import by_job, by_signal, write_page
 from chaos_watch import MARKER, harmed, kill, members, plant, wait_for_end
 
+SEED = 1  # of which both are hit while they denoise
 TIMELINE = [("start", 0.0), ("loading", 4.0), ("step 1/24", 5.0), ("step 24/24", 6.0), ("out/video.mp4", 6.5)]
 ROLES = {"driver": (0.0, 7.0), "terminal": (0.0, 7.0), "ffmpeg": (4.9, 6.4)}
 REFERENCE = Reference(7.0, TIMELINE, ROLES, frozenset(), {})
@@ -22,6 +23,13 @@ REFERENCE = Reference(7.0, TIMELINE, ROLES, frozenset(), {})
 
 def fault(target: str = "ffmpeg", how: str = "KILL", kind: str = "signal") -> Fault:
     return Fault(0, "inline", kind, target, how, mark="start", late=0.0, pause=1.0, pick=0.0)
+
+
+def test_jobs_that_are_disturbed_end_as_promised(tmp_path: Path) -> None:
+    campaign = Campaign(seed=SEED, names=["inline"], kinds=["signal"], folder=tmp_path)
+    campaign.run(range(2))
+    assert [record.problems for record in campaign.records] == [[]] * 2
+    assert any(record.resumed is not None for record in campaign.records)
 
 
 @pytest.mark.slow

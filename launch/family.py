@@ -27,7 +27,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Family:
-    """`main` in a process of its own, forked from this one, which must have one thread.
+    """`main` in a process of its own, forked from this one.
+
+    This one should have one thread, and must not have used Ray: its libraries' threads are not there in the
+    fork, and what they held stays held.
 
     Args:
         main: never has to return; the process ends with it, and its session with the process.
@@ -75,8 +78,7 @@ def _keep(main: Callable[[], None], leash: int) -> NoReturn:
     try:
         os.setsid()
         _prctl(_SUBREAPER, 1)
-        for number in _SIGNALS:
-            signal.signal(number, _nothing)  # but not ignored: that, programs inherit
+        heed_no_signals()
         keeper, child = os.getpid(), os.fork()
         if child == 0:
             os.close(leash)
@@ -90,6 +92,12 @@ def _keep(main: Callable[[], None], leash: int) -> NoReturn:
         _end_all(lambda: {*psutil.Process().children(recursive=True), *_of_session(keeper)}, _reap)
     finally:
         os._exit(0)
+
+
+def heed_no_signals() -> None:
+    """Leave them to the command; to be called again where a library has taken them."""
+    for number in _SIGNALS:
+        signal.signal(number, _nothing)  # but not ignored: that, programs inherit
 
 
 def _nothing(number: int, frame: object) -> None:

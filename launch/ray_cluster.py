@@ -17,6 +17,7 @@ import ray
 from ray.job_config import JobConfig
 from rich.console import Console
 
+from launch.family import heed_no_signals
 from launch.ray_address import VARIABLE, cluster_address
 from launch.ray_driver import Driver, drive
 from runtime.devices import check_room
@@ -99,6 +100,7 @@ def cluster(
                 address="local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **shared
             )
         guard = Guard(driver.lost)
+    heed_no_signals()  # Ray ends a driver at SIGTERM, which `ray job stop` sends to the whole family
     try:
         yield guard
     finally:

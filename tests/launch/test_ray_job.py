@@ -80,7 +80,7 @@ def entrypoint(folder: Path, *options: str) -> list[str]:
     return ["--", *job, "--out", str(folder / "a.mp4"), "--checkpoint-every", "1", *options]
 
 
-def test_a_job_is_stopped_and_goes_on_as_another(
+def test_a_job_is_stopped_and_another_goes_on_from_its_checkpoint(
     address: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     steps = ["--steps", "300", "--spectrum", "off"]
@@ -97,12 +97,12 @@ def test_a_job_is_stopped_and_goes_on_as_another(
     assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
     stopped_at = max(int(path.name.split("-")[1]) for path in tmp_path.glob("*/*/manifest-*"))
 
-    shorter = ray(*submit, *entrypoint(tmp_path, "--steps", "6", "--overwrite"), environment=environment)
-    assert shorter.returncode == 0, shorter.stdout + shorter.stderr
-    assert "step 6/6" in shorter.stdout and "succeeded" in shorter.stdout
+    resumed = ray(*submit, *entrypoint(tmp_path, *steps, "--resume"), environment=environment)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "step 300/300" in resumed.stdout and "succeeded" in resumed.stdout
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["topology"]["world"] == 2
-    assert 0 < stopped_at < 300
+    assert 0 < report["resumed_at"] == stopped_at + 1 < 300
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 NOTES = Path(__file__).with_name("chaos_notes.md")
 PROBLEMS = ("hang", "bits", "leftover", "foreign file", "exit code", "words", "resume")
 _RAY = ("raylet", "gcs", "agent", "worker")
-_ROLES = {"driver": "command", "terminal": "command", "rank": "rank", "ffmpeg": "ffmpeg"}
+_ROLES = {"driver": "command", "terminal": "command", "rank": "rank", "ffmpeg": "ffmpeg", "helper": "helper"}
 _KINDS = {"disk": "full disk", "limit": "file size limit", "clock": "clock"}
 
 _Record = dict[str, Any]

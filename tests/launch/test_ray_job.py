@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 
 from launch import ray_job
@@ -133,6 +136,47 @@ def test_a_film_is_made_by_a_job(address: str, environment: dict[str, str], tmp_
 def test_without_the_token_nothing_is_submitted(address: str, environment: dict[str, str]) -> None:
     stranger = environment | {"RAY_AUTH_TOKEN_PATH": "/nowhere", "RAY_AUTH_TOKEN": "not the token"}
     assert ray("job", "list", "--address", address, environment=stranger).returncode != 0
+
+
+@pytest.mark.slow
+def test_a_cluster_that_dies_ends_the_command_with_what_is_needed_to_resume(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It is not the command's, so it is not started again."""
+    port = free_port()
+    start = [RAY, "start", "--head", "--num-cpus=4", f"--port={port}", "--include-dashboard=false"]
+    start += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", "--block"]
+    own = environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    command = [sys.executable, "-m", "launch", "generate", PROMPT, "--ranks", "2", "--steps", "300"]
+    command += ["--spectrum", "off", "--timeout", "5", "--out", str(tmp_path / "a.mp4")]
+    with subprocess.Popen(
+        start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as head:
+        try:
+            while not takes_drivers(head, port):
+                assert head.poll() is None, "ray start failed"
+                time.sleep(0.2)
+            with subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True) as process:
+                assert process.stderr is not None
+                line = "begin"
+                while line and "step 30/" not in line:
+                    line = process.stderr.readline()
+                children = psutil.Process(head.pid).children(recursive=True)
+                next(child for child in children if child.name() == "gcs_server").kill()
+                said = process.communicate(timeout=200)[1]
+        finally:
+            head.terminate()
+    assert process.returncode == 3, said
+    assert "--resume" in said and "Traceback" not in said
+    assert list(tmp_path.glob("**/manifest-*"))
+
+
+def takes_drivers(head: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether its node is there: `ray start` begins its agents last."""
+    with contextlib.suppress(OSError, psutil.Error), socket.create_connection(("127.0.0.1", port), timeout=1):
+        names = [" ".join(child.cmdline()) for child in psutil.Process(head.pid).children(recursive=True)]
+        return any(name.startswith("ray::RuntimeEnvAgent") for name in names)
+    return False
 
 
 def test_a_relative_output_of_a_packed_job_is_refused(

@@ -23,7 +23,7 @@ from runtime.collectives import Transfer
 from runtime.commands import Command, Commands
 from runtime.errors import RankFailedError
 from runtime.ranks import Ranks, minority
-from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, StepKind, Stopwatch, Timing
+from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, Squares, StepKind, Stopwatch, Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +170,14 @@ class Coordinator:
         chosen = ",".join(f"{branch}={kind}" for branch, kind in decision.kinds.items())
         self._digest.update(f"{decision.step}:{chosen}:{decision.command:d}\n".encode())
 
-    def observe(self, step: int, squares: SquaredError | None) -> None:
+    def observe(self, step: int, squares: Squares | None) -> None:
         """Take in how far forecasts of a computed step would have been off, on this rank's shard.
+
+        Reads the numbers, so an accelerator should have been waited for.
 
         Only schedules that depend on it make the ranks add it up now; otherwise that waits until the end.
         """
-        self._squares[step] = squares or SquaredError(0.0, 0.0)
+        self._squares[step] = SquaredError(0.0, 0.0) if squares is None else squares.read()
         if not self._adaptive:
             return
         self._sum_errors()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -20,7 +21,7 @@ import torch
 from runtime.guidance import Guidance
 from runtime.sequence import Sequence, WholeSequence
 from runtime.wan import Geometry, Time, WanAdapter
-from spectrum import Forecaster, Predictor, SquaredError, StepKind
+from spectrum import Forecaster, Predictor, Squares, StepKind
 
 Kinds = Mapping[str, StepKind]
 """Branch → whether it is computed or forecast."""
@@ -36,10 +37,13 @@ class StreamOutput(NamedTuple):
         velocity_BCFHW: guided velocity, in the transformer's dtype.
         squares: how far forecasts of this step would have been off, summed over this rank's shard of the
             branches that were computed; None where there was nothing to forecast from.
+        parts: branch → its projected tokens on this rank, where there are any; for saying which branch it is
+            when the velocity is not a number.
     """
 
     velocity_BCFHW: torch.Tensor
-    squares: SquaredError | None = None
+    squares: Squares | None = None
+    parts: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class Stream(Protocol):
@@ -126,10 +130,16 @@ class Network:
         joined_BSP = self.guidance.join(patches_BSP)
         return self.adapter.unpatchify(self.sequence.gather(joined_BSP), self.geometry.grid)
 
-    def compute(self, latents_BCFHW: torch.Tensor, time: Time) -> torch.Tensor:
+    def compute(self, latents_BCFHW: torch.Tensor, time: Time) -> StreamOutput:
         """The guided velocity `[B, C, F, H, W]`, with nothing forecast."""
         features = self.features(self.branches, latents_BCFHW, time)
-        return self.velocity([self.adapter.project(feature_BSD, time) for feature_BSD in features])
+        return self.output([self.adapter.project(feature_BSD, time) for feature_BSD in features])
+
+    def output(self, patches_BSP: list[torch.Tensor], squares: Squares | None = None) -> StreamOutput:
+        """What a stream gives that has each of this rank's branches' projected tokens."""
+        names = (branch.name for branch in self.branches)
+        parts = dict(zip(names, patches_BSP, strict=True))
+        return StreamOutput(self.velocity(patches_BSP), squares, parts)
 
 
 class ComputedStream:
@@ -147,7 +157,7 @@ class ComputedStream:
     ) -> StreamOutput:
         if StepKind.FORECAST in kinds.values():
             raise RuntimeError(f"step {step} is to be forecast, but this generation remembers nothing")
-        return StreamOutput(self._network.compute(latents_BCFHW, self._network.adapter.time(timestep_B)))
+        return self._network.compute(latents_BCFHW, self._network.adapter.time(timestep_B))
 
     def history(self) -> History:
         return {}
@@ -180,7 +190,7 @@ class ForecastStream:
     def kept(self) -> int:
         return max(len(forecaster.steps) for forecaster in self._forecasters.values())
 
-    def _record(self, step: int, name: str, value: torch.Tensor) -> list[SquaredError]:
+    def _record(self, step: int, name: str, value: torch.Tensor) -> list[Squares]:
         """Remember a computed value; how far its forecast would have been off, where there is one."""
         forecaster = self._forecasters[name]
         squares = [forecaster.squared_error(step, value)] if forecaster.steps else []
@@ -209,14 +219,14 @@ class FeatureStream(ForecastStream):
     ) -> StreamOutput:
         network, time = self._network, self._network.adapter.time(timestep_B)
         computed = [branch for branch in network.branches if kinds[branch.name] is StepKind.COMPUTE]
-        squares: list[SquaredError] = []
+        squares: list[Squares] = []
         if computed:
             features = network.features(computed, latents_BCFHW, time)
             for branch, feature_BSD in zip(computed, features, strict=True):
                 squares += self._record(step, branch.name, self._kept_of(feature_BSD, time))
         values = [self._forecasters[branch.name].at(step) for branch in network.branches]
         patches = [self._patches_of(value, time) for value in values]
-        return StreamOutput(network.velocity(patches), _total(squares))
+        return network.output(patches, _total(squares))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -270,11 +280,10 @@ class GuidedStream(ForecastStream):
     ) -> StreamOutput:
         if len(set(kinds.values())) != 1:
             raise RuntimeError(f"step {step}: the branches of a guided stream cannot be told apart: {kinds}")
-        squares: list[SquaredError] = []
-        if StepKind.COMPUTE in kinds.values():
-            time = self._network.adapter.time(timestep_B)
-            squares = self._record(step, self.NAME, self._network.compute(latents_BCFHW, time))
-        return StreamOutput(self._forecasters[self.NAME].at(step), _total(squares))
+        if StepKind.COMPUTE not in kinds.values():
+            return StreamOutput(self._forecasters[self.NAME].predict(step))
+        output = self._network.compute(latents_BCFHW, self._network.adapter.time(timestep_B))
+        return output._replace(squares=_total(self._record(step, self.NAME, output.velocity_BCFHW)))
 
     def history(self) -> History:
         return {}
@@ -293,7 +302,5 @@ STREAMS: dict[str, type[FeatureStream] | type[GuidedStream]] = {
 }
 
 
-def _total(squares: list[SquaredError]) -> SquaredError | None:
-    if not squares:
-        return None
-    return SquaredError(sum(s.error for s in squares), sum(s.truth for s in squares))
+def _total(squares: list[Squares]) -> Squares | None:
+    return Squares.total(squares) if squares else None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from runtime.streams import History, Kinds, Stream, StreamOutput
-from spectrum import SquaredError
+from spectrum import Squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +101,20 @@ class WindowedStream:
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
         blended_BCFHW: torch.Tensor | None = None
-        squares: list[SquaredError] = []
+        squares: list[Squares] = []
+        parts: dict[str, torch.Tensor] = {}
+        if self._weights[0].device != latents_BCFHW.device:  # once: copies to a device wait for it
+            self._weights = [share.to(latents_BCFHW.device) for share in self._weights]
         for number, (stream, share) in enumerate(zip(self._streams, self._weights, strict=True)):
             own = self._windows.slice(number)
             output = stream.advance(step, kinds, latents_BCFHW[:, :, own].contiguous(), timestep_B)
             if blended_BCFHW is None:
                 blended_BCFHW = torch.zeros_like(latents_BCFHW, dtype=torch.float32)
-            share_FHW = share.to(latents_BCFHW.device).view(-1, 1, 1)
-            blended_BCFHW[:, :, own] += share_FHW * output.velocity_BCFHW
+            blended_BCFHW[:, :, own] += share.view(-1, 1, 1) * output.velocity_BCFHW
             squares += [output.squares] if output.squares is not None else []
+            parts |= {f"{name} of window {number + 1}": part for name, part in output.parts.items()}
         assert blended_BCFHW is not None
-        total = SquaredError(sum(s.error for s in squares), sum(s.truth for s in squares))
-        return StreamOutput(blended_BCFHW, total if squares else None)
+        return StreamOutput(blended_BCFHW, Squares.total(squares) if squares else None, parts)
 
     def history(self) -> History:
         return _joined([stream.history() for stream in self._streams])

@@ -30,7 +30,7 @@ from runtime.files import whole_file
 from runtime.versions import versions
 from runtime.video import FrameBuffer
 from spectrum import ChebyshevRidge, chebyshev_basis, paper_schedule
-from spectrum.forecaster import weighted_sum
+from spectrum.weighted import weighted_sum
 
 HORIZON, DEGREE, RIDGE = 50, 4, 0.1
 PREDICTOR = ChebyshevRidge(horizon=HORIZON, degree=DEGREE, ridge=RIDGE)

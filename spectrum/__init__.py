@@ -2,7 +2,7 @@
 
 from spectrum.calibrated import CalibratedPredictor, Gram, mean_gram, surprise
 from spectrum.chebyshev import chebyshev_basis, ridge_weights
-from spectrum.forecaster import Forecaster, SquaredError
+from spectrum.forecaster import Forecaster, SquaredError, Squares
 from spectrum.guard import GuardedSchedule
 from spectrum.pace import Pace, Stopwatch, Timing
 from spectrum.planner import MAX_STEPS, PlannedSteps, Planner
@@ -34,6 +34,7 @@ __all__ = [
     "Predictor",
     "Schedule",
     "SquaredError",
+    "Squares",
     "StepKind",
     "Stopwatch",
     "Timing",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from spectrum.predictor import Predictor
+from spectrum.weighted import weighted_sum
 
 
 class SquaredError(NamedTuple):
@@ -14,6 +16,28 @@ class SquaredError(NamedTuple):
 
     error: float
     truth: float
+
+
+class Squares(NamedTuple):
+    """A squared error that is still where it was computed: two 0-dim tensors of float64.
+
+    An accelerator has only queued them, so whoever reads waits for it: read where that was waited for anyway.
+    """
+
+    error: torch.Tensor
+    truth: torch.Tensor
+
+    @classmethod
+    def total(cls, several: Sequence[Squares]) -> Squares:
+        """Added up in order, at least one."""
+        first, *others = several
+        for one in others:
+            first = cls(first.error + one.error, first.truth + one.truth)
+        return first
+
+    def read(self) -> SquaredError:
+        """The numbers."""
+        return SquaredError(float(self.error), float(self.truth))
 
 
 class Forecaster:
@@ -25,7 +49,7 @@ class Forecaster:
     Args:
         predictor: turns remembered steps into weights.
         storage: where values are kept instead of where they come from; forecasts are still made there, out
-            of pieces that are fetched.
+            of pieces that are fetched. The newest value stays there, too.
 
     Example:
         >>> forecaster = Forecaster(LinearExtrapolation())
@@ -38,6 +62,7 @@ class Forecaster:
     def __init__(self, predictor: Predictor, storage: torch.device | None = None):
         self._predictor, self._storage = predictor, storage
         self._device: torch.device | None = None
+        self._newest: torch.Tensor | None = None
         self._steps: list[int] = []
         self._values: list[torch.Tensor] = []
 
@@ -64,9 +89,9 @@ class Forecaster:
                 f"step {step} has {list(value.shape)} {value.dtype}, but the stream is "
                 f"{list(self._values[-1].shape)} {self._values[-1].dtype}"
             )
-        self._device = value.device
+        self._device, self._newest = value.device, value.detach()
         self._steps.append(step)
-        self._values.append(value.detach().to(self._storage or value.device))
+        self._values.append(_kept(self._newest, self._storage))
         if self._predictor.memory is not None:
             del self._steps[: -self._predictor.memory], self._values[: -self._predictor.memory]
 
@@ -88,16 +113,18 @@ class Forecaster:
     def at(self, step: int) -> torch.Tensor:
         """The value of step `step`: as recorded if it is the last recorded step, otherwise its forecast."""
         if self._steps and step == self._steps[-1]:
-            return self._values[-1].to(device=self._device)
+            return self._values[-1].to(device=self._device) if self._newest is None else self._newest
         return self.predict(step)
 
-    def squared_error(self, step: int, truth: torch.Tensor) -> SquaredError:
+    def squared_error(self, step: int, truth: torch.Tensor) -> Squares:
         """How far the forecast of step `step` would have been from the computed value `truth`."""
         difference = self.predict(step).float().sub_(truth)
-        return SquaredError(float(difference.square_().sum()), float(truth.float().square().sum()))
+        return Squares(difference.square_().sum().double(), truth.float().square().sum().double())
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered; the values are not copied."""
+        if self._storage is not None and self._device is not None and self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)  # values may still be on their way to the host
         return {"steps": list(self._steps), "values": list(self._values)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
@@ -106,38 +133,21 @@ class Forecaster:
         Args:
             device: where forecasts are to be made, by default where values are kept.
         """
-        self._device, self._steps = device, list(state["steps"])
-        self._values = [value.to(device=self._storage or device) for value in state["values"]]
+        self._device, self._newest, self._steps = device, None, list(state["steps"])
+        self._values = [_placed(value, self._storage, device) for value in state["values"]]
 
 
-def weighted_sum(
-    weights: list[float], values: list[torch.Tensor], device: torch.device | None = None
-) -> torch.Tensor:
-    """Σ weights[k] · values[k] in float32 (float64 for float64 values), rounded once to the values' dtype.
-
-    Works through the values in chunks that stay in cache, so each value is read from memory once and no
-    K-fold temporary is made. float32 weights matter: rounded to bfloat16, weights of opposite sign no longer
-    cancel.
-
-    Args:
-        device: where the sum is made, by default where the values are; a chunk of each is there at a time.
-    """
-    first = values[0]
-    device = first.device if device is None else device
-    wide = torch.promote_types(first.dtype, torch.float32)
-    flat = [v.reshape(-1) for v in values]
-    size = flat[0].numel()
-    chunk = min(size, _CHUNK_CPU if device.type == "cpu" else _CHUNK_ACCELERATOR)
-    weights_K = torch.tensor(weights, dtype=wide, device=device)
-    block = torch.empty(len(flat), chunk, dtype=wide, device=device)
-    result = torch.empty(size, dtype=first.dtype, device=device)
-    for start in range(0, size, max(chunk, 1)):
-        part = block[:, : min(chunk, size - start)]
-        for row, value in zip(part, flat, strict=True):
-            row.copy_(value[start : start + part.shape[1]])
-        result[start : start + part.shape[1]] = weights_K @ part
-    return result.view(first.shape)
+def _kept(value: torch.Tensor, storage: torch.device | None) -> torch.Tensor:
+    """`value` where it is to be kept; nobody waits for the copy of an accelerator's value."""
+    if storage is None or storage == value.device:
+        return value
+    if storage.type != "cpu" or value.device.type == "cpu":
+        return value.to(storage)
+    return torch.empty_like(value, device=storage, pin_memory=True).copy_(value, non_blocking=True)
 
 
-_CHUNK_CPU = 65_536  # elements per value: 14 values in float32 are 3.7 MB
-_CHUNK_ACCELERATOR = 1_048_576
+def _placed(value: torch.Tensor, storage: torch.device | None, device: torch.device | None) -> torch.Tensor:
+    """A restored `value` where it is to be kept: pinned if an accelerator fetches it from there."""
+    if storage is None or storage.type != "cpu" or device is None or device.type == "cpu":
+        return value.to(device=storage or device)
+    return value.to(storage).pin_memory()

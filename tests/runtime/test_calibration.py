@@ -97,7 +97,7 @@ def test_gram_matrices_are_of_the_streams(made: Made, engine: Engine) -> None:
     with torch.no_grad():
         for step, timestep in enumerate(sampler.timesteps):
             time = prepared.network.adapter.time(timestep.expand(1))
-            velocities.append(prepared.network.compute(latents, time).double().flatten())
+            velocities.append(prepared.network.compute(latents, time).velocity_BCFHW.double().flatten())
             latents = (
                 latents
                 + (sampler.sigmas[step + 1] - sampler.sigmas[step])

@@ -12,9 +12,13 @@ from runtime.collectives import Peers, Shape, Traffic, Transfer, Unguarded
 from runtime.commands import Command, Commands
 from runtime.coordinator import Coordinator, Decision
 from runtime.ranks import Ranks
-from spectrum import ErrorSchedule, FixedSchedule, Schedule, SquaredError, StepKind
+from spectrum import ErrorSchedule, FixedSchedule, Schedule, Squares, StepKind
 
 COMPUTE, FORECAST = StepKind.COMPUTE, StepKind.FORECAST
+
+
+def squares(error: float, truth: float) -> Squares:
+    return Squares(*(torch.tensor(value, dtype=torch.float64) for value in (error, truth)))
 
 
 ALONE = Ranks.alone(torch.device("cpu"))
@@ -126,9 +130,9 @@ def test_commands_of_many_threads_all_count() -> None:
 
 def test_errors_are_added_up_at_the_end() -> None:
     one = coordinator(FixedSchedule(3, (0, 1, 2)))
-    for step, squares in enumerate((None, SquaredError(1.0, 4.0), SquaredError(2.0, 2.0))):
+    for step, found in enumerate((None, squares(1.0, 4.0), squares(2.0, 2.0))):
         one.decide(step)
-        one.observe(step, squares)
+        one.observe(step, found)
     assert one.errors == {}
     one.finish()
     assert one.errors == {1: 0.5, 2: 1.0}
@@ -136,8 +140,8 @@ def test_errors_are_added_up_at_the_end() -> None:
 
 def test_a_schedule_that_goes_by_errors_is_told_at_once() -> None:
     one = coordinator(ErrorSchedule(9, tolerance=0.1, warmup=2))
-    for step, squares in ((0, None), (1, SquaredError(0.01**2, 1.0))):
+    for step, found in ((0, None), (1, squares(0.01**2, 1.0))):
         one.decide(step)
-        one.observe(step, squares)
+        one.observe(step, found)
     assert one.errors == {1: pytest.approx(0.01)}
     assert [one.decide(step).kind for step in (2, 3)] == [FORECAST, COMPUTE]

@@ -86,7 +86,7 @@ def test_every_window_is_evaluated_as_a_video_of_its_own(windowed: Engine, small
         velocity = prepared.open_stream().advance(0, kinds, latents, timestep).velocity_BCFHW  # type: ignore[arg-type]
         time = prepared.network.adapter.time(timestep)
         first, second = (
-            prepared.network.compute(latents[:, :, part].contiguous(), time)
+            prepared.network.compute(latents[:, :, part].contiguous(), time).velocity_BCFHW
             for part in (slice(0, 3), slice(2, 5))
         )
     assert torch.equal(velocity[:, :, :2], first[:, :, :2])

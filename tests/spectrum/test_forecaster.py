@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum import ChebyshevRidge, Forecaster, LinearExtrapolation
-from spectrum.forecaster import _CHUNK_CPU, weighted_sum
+from spectrum.weighted import _CHUNK_CPU
 
 PAPER = ChebyshevRidge(horizon=50)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -69,25 +69,6 @@ def test_bfloat16_history_costs_one_rounding_and_bfloat16_weights_would_cost_mor
     assert theirs > 1.2 * ours
 
 
-@pytest.mark.parametrize("size", [1, _CHUNK_CPU - 1, _CHUNK_CPU, _CHUNK_CPU + 1, 2 * _CHUNK_CPU + 17])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunks_leave_no_seam(size: int, dtype: torch.dtype) -> None:
-    values = trajectory(5, size, dtype)
-    weights = [0.5, -1.0, 2.0, 0.25, -0.75]
-    expected = sum(w * v.double() for w, v in zip(weights, values, strict=True))
-    torch.testing.assert_close(
-        weighted_sum(weights, values).double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6
-    )
-
-
-@needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_accelerator_gives_the_sum_of_the_cpu(dtype: torch.dtype) -> None:
-    values, weights = trajectory(5, 3_000_000, dtype), [0.5, -1.0, 2.0, 0.25, -0.75]
-    on_gpu = weighted_sum(weights, [v.cuda() for v in values]).cpu()
-    torch.testing.assert_close(on_gpu, weighted_sum(weights, values), rtol=torch.finfo(dtype).eps, atol=1e-6)
-
-
 def test_shape_is_kept_and_values_are_not_copied() -> None:
     value = torch.randn(2, 3, 4)
     forecaster = Forecaster(LinearExtrapolation())
@@ -112,11 +93,20 @@ def test_squared_error_adds_up_over_shards() -> None:
         whole.record(step, value)
         left.record(step, value[:37])
         right.record(step, value[37:])
-    both = [f.squared_error(8, t) for f, t in ((left, truth[:37]), (right, truth[37:]))]
-    expected = whole.squared_error(8, truth)
+    both = [f.squared_error(8, t).read() for f, t in ((left, truth[:37]), (right, truth[37:]))]
+    expected = whole.squared_error(8, truth).read()
     assert sum(e.error for e in both) == pytest.approx(expected.error)
     assert sum(e.truth for e in both) == pytest.approx(expected.truth)
     assert expected.error == pytest.approx(float((exact(values, 8) - truth).square().sum()))
+
+
+def test_squared_error_is_read_later() -> None:
+    """What only queues work must not read it: on the meta device there is nothing to read."""
+    forecaster = Forecaster(PAPER)
+    for step in (0, 1):
+        forecaster.record(step, torch.empty(10, device="meta"))
+    squares = forecaster.squared_error(2, torch.empty(10, device="meta"))
+    assert {(value.device.type, value.dtype, value.ndim) for value in squares} == {("meta", torch.float64, 0)}
 
 
 def test_state_is_restored_to_the_bit() -> None:
@@ -141,7 +131,7 @@ def test_values_kept_in_host_memory_give_the_same_bits(device: str) -> None:
         for step in (STEPS[5], 8, 20):
             found = forecaster.at(step)
             assert found.device.type == device and torch.equal(found, here.at(step))
-        assert forecaster.squared_error(8, values[0]) == here.squared_error(8, values[0])
+        assert forecaster.squared_error(8, values[0]).read() == here.squared_error(8, values[0]).read()
 
 
 def test_misuse_is_refused() -> None:

@@ -12,7 +12,7 @@ Source: DeepSpeed-Ulysses (arXiv 2309.14509); Ring Attention (arXiv 2310.01889).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -142,32 +142,41 @@ def attend(
     kernel: Kernel,
 ) -> torch.Tensor:
     """Full self-attention over the whole sequence, for this rank's tokens: `[B, S, H, D]`."""
-    inputs = _heads_from_tokens(torch.stack((query_BSHD, key_BSHD, value_BSHD)), group)
-    query, key, value = inputs.transpose(2, 3).unbind(0)
-    output_BhUD = _ring(query, key, value, group, kernel)
-    return _tokens_from_heads(output_BhUD.transpose(1, 2), group)
+    query, key, value = _heads_from_tokens((query_BSHD, key_BSHD, value_BSHD), group)
+    return _tokens_from_heads(_ring(query, key, value, group, kernel), group)
 
 
-def _heads_from_tokens(x_3BSHD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
-    """All heads of its own tokens → its own heads of the Ulysses group's tokens, `[3, B, U, h, D]`."""
+def _heads_from_tokens(inputs_BSHD: Sequence[torch.Tensor], group: SequenceGroup) -> list[torch.Tensor]:
+    """All heads of its own tokens → its own heads of the Ulysses group's tokens, `[B, h, U, D]` each.
+
+    What goes to a rank is written where it is sent from, token by token: what arrives is the whole sequence.
+    """
     if group.ulysses.size == 1:
-        return x_3BSHD
-    three, batch, _, _, channels = x_3BSHD.shape
-    heads = group.heads.sizes[group.ulysses.rank]
-    shapes = [(three, batch, tokens, heads, channels) for tokens in group.ulysses_tokens]
-    pieces = x_3BSHD.split_with_sizes(group.heads.sizes, dim=3)
-    return torch.cat(group.ulysses.exchange(pieces, shapes), dim=2)
+        return [x_BSHD.transpose(1, 2) for x_BSHD in inputs_BSHD]
+    batch, own, _, channels = inputs_BSHD[0].shape
+    count, heads = len(inputs_BSHD), group.heads.sizes[group.ulysses.rank]
+    outgoing = inputs_BSHD[0].new_empty(count * inputs_BSHD[0].numel())
+    sizes = [own * count * batch * there * channels for there in group.heads.sizes]
+    for number, part in enumerate(outgoing.split_with_sizes(sizes)):
+        part_SnBhD = part.view(own, count, batch, -1, channels)
+        for which, x_BSHD in enumerate(inputs_BSHD):
+            part_SnBhD[:, which].copy_(x_BSHD[:, :, group.heads.slice(number)].transpose(0, 1))
+    shapes = [(tokens, count, batch, heads, channels) for tokens in group.ulysses_tokens]
+    arrived = group.ulysses.start_joined(outgoing, sizes, shapes).wait_joined()
+    return [x.permute(1, 2, 0, 3) for x in arrived.view(-1, count, batch, heads, channels).unbind(1)]
 
 
-def _tokens_from_heads(x_BUhD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+def _tokens_from_heads(output_BhUD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
     """The inverse of `_heads_from_tokens`: `[B, S, H, D]`."""
     if group.ulysses.size == 1:
-        return x_BUhD
-    batch, _, _, channels = x_BUhD.shape
+        return output_BhUD.transpose(1, 2)
+    batch, heads, _, channels = output_BhUD.shape
     own = group.ulysses_tokens[group.ulysses.rank]
-    shapes = [(batch, own, heads, channels) for heads in group.heads.sizes]
-    pieces = x_BUhD.split_with_sizes(group.ulysses_tokens, dim=1)
-    return torch.cat(group.ulysses.exchange(pieces, shapes), dim=2)
+    outgoing = output_BhUD.permute(2, 0, 1, 3).reshape(-1)
+    sizes = [tokens * batch * heads * channels for tokens in group.ulysses_tokens]
+    shapes = [(own, batch, there, channels) for there in group.heads.sizes]
+    pieces_SBhD = group.ulysses.start_joined(outgoing, sizes, shapes).wait()
+    return torch.cat(pieces_SBhD, dim=2).transpose(0, 1)
 
 
 def _ring(

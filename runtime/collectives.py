@@ -88,11 +88,15 @@ class Transfer:
         Raises:
             RankFailedError: it will not come.
         """
+        incoming = self.wait_joined()
+        pieces = incoming.split_with_sizes([numel(shape) for shape in self._shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    def wait_joined(self) -> torch.Tensor:
+        """As `wait`: all pieces one after the other, 1-dim."""
         if self._work is not None:
             finish(self._work, self._guard, polls=self._polls)
-        sizes = [numel(shape) for shape in self._shapes]
-        pieces = self._incoming.split_with_sizes(sizes)
-        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        return self._incoming
 
 
 def finish(work: dist.Work, guard: Guard, *, polls: bool) -> None:
@@ -149,14 +153,19 @@ class Peers:
         """
         flat = [piece.reshape(-1) for piece in pieces]
         outgoing = torch.cat(flat) if len(flat) > 1 else flat[0]
+        return self.start_joined(outgoing, [piece.numel() for piece in pieces], shapes)
+
+    def start_joined(self, outgoing: torch.Tensor, sizes: Sequence[int], shapes: Sequence[Shape]) -> Transfer:
+        """As `start`, for pieces that lie one after the other already, of `sizes[r]` elements each."""
         if self.group is None:
             return Transfer(None, outgoing, shapes, self._guard, polls=False)
-        sent = [piece.numel() for piece in pieces]
         received = [numel(shape) for shape in shapes]
         incoming = outgoing.new_empty(sum(received))
-        self._enter((sum(sent) - sent[self.rank]) * outgoing.element_size())
+        self._enter((sum(sizes) - sizes[self.rank]) * outgoing.element_size())
         try:
-            work = dist.all_to_all_single(incoming, outgoing, received, sent, group=self.group, async_op=True)
+            work = dist.all_to_all_single(
+                incoming, outgoing, received, list(sizes), group=self.group, async_op=True
+            )
         except RuntimeError as error:
             self._guard.blame(error)
         return Transfer(work, incoming, shapes, self._guard, polls=self._blocks(incoming))

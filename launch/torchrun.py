@@ -36,7 +36,7 @@ from launch.signals import ignore_signals, stop_on_signals
 from launch.terminal import Terminal
 from runtime.configs import Config
 from runtime.devices import pick_device
-from runtime.errors import BadRequestError, RankFailedError
+from runtime.errors import BadRequestError, NotFiniteError, RankFailedError
 from runtime.meeting import MEETING, Rendezvous, leave
 from runtime.ranks import Ranks, join
 
@@ -132,7 +132,7 @@ def _end(error: BaseException) -> int:
     if speaks:
         return explain(error)
     code = exit_code(error)
-    if code == EXIT_FAILED and not isinstance(error, RankFailedError):
+    if code == EXIT_FAILED and not isinstance(error, RankFailedError | NotFiniteError):
         log.error("unexpected failure", exc_info=error)
     else:
         log.info("ends: %s", error)

@@ -15,6 +15,7 @@ from diffusers import SchedulerMixin
 from runtime.commands import Command
 from runtime.coordinator import Coordinator
 from runtime.errors import CancelledError
+from runtime.finite import check_finite, size_of
 from runtime.ranks import Ranks
 from runtime.streams import Stream
 from spectrum import StepKind
@@ -70,6 +71,7 @@ def denoise(
 
     Raises:
         CancelledError: the coordinator was told to end.
+        NotFiniteError: a step gave NaN or infinity.
         RankFailedError: another rank failed.
     """
     for index in range(start, len(sampler.timesteps)):
@@ -84,7 +86,9 @@ def denoise(
         state.latents_BCFHW = sampler.step(
             output.velocity_BCFHW, timestep, state.latents_BCFHW, return_dict=False
         )[0]
+        size = size_of(state.latents_BCFHW)
         ranks.settle()
+        check_finite(size, index, decision.kind, output.parts, ranks)
         if decision.kind is StepKind.COMPUTE:
             coordinator.observe(index, output.squares)
         seconds = time.perf_counter() - started

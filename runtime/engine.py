@@ -26,7 +26,8 @@ from runtime.configs import Config
 from runtime.decode import decode_frames
 from runtime.denoise import StepRecord
 from runtime.devices import pick_device
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, NotFiniteError
+from runtime.finite import check_prompts, likely_cause
 from runtime.generation import Generation, Plan, Prepared
 from runtime.image import ImageCondition, open_image_encoder
 from runtime.images import Picture, read_picture
@@ -112,7 +113,7 @@ class Engine:
 
         Raises:
             BadRequestError: the request does not fit this model; nothing was started.
-            JobFailedError: a checkpoint could not be written, or memory ran out.
+            JobFailedError: a checkpoint could not be written, memory ran out, or a step gave NaN or infinity.
             CancelledError: `command` was told to end it.
             RankFailedError: another rank disagreed, or has failed.
         """
@@ -125,12 +126,24 @@ class Engine:
                 prepared = self.prepare(plan)
             generation.warnings += prepared.warnings
             with generation.seconds.measure("denoise"):
-                latents_BCFHW = denoise_segments(
-                    self.ranks, prepared, generation, on_step, checkpoints, commands
-                )
+                latents_BCFHW = self._denoise(prepared, generation, on_step, checkpoints, commands)
             self.decode(latents_BCFHW, sinks, generation)
             self.ranks.at("finishing", busy=True)
             return generation
+
+    def _denoise(
+        self,
+        prepared: Prepared,
+        generation: Generation,
+        on_step: Callable[[StepRecord], None],
+        checkpoints: Checkpoints | None,
+        commands: Commands,
+    ) -> torch.Tensor:
+        try:
+            return denoise_segments(self.ranks, prepared, generation, on_step, checkpoints, commands)
+        except NotFiniteError as error:
+            cause = likely_cause(self._transformer, self.config, self.ranks)
+            raise NotFiniteError(f"{error}; {cause}") from None
 
     @torch.no_grad()
     def prepare(self, plan: Plan) -> Prepared:
@@ -151,6 +164,7 @@ class Engine:
         self.ranks.agree(identity | agreed)
         with self.ranks.busy("text encoding"):
             text = self._text.encode(plan.request)
+        check_prompts(text, self.config)
         noise_BCFHW = self._noise(plan.request)
         window_BCFHW, image = noise_BCFHW[:, :, plan.windows.slice(0)], None
         if self._image is not None:
@@ -273,9 +287,9 @@ class Engine:
         place = group.attention(tokens, self._transformer.config.num_attention_heads)
         split: Attend
         if plan.attention == USP:
-            from runtime.xfuser_usp import UspAttention
+            from runtime.xfuser_usp import UspAttention, choose_backend
 
-            split = UspAttention(plan.topology, place)
+            split = UspAttention(place, choose_backend(self.ranks.device, self._adapter.dtype))
         else:
             split = SplitAttention(place, find_kernel(plan.attention))
         self._attention.split(split)

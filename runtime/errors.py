@@ -15,6 +15,10 @@ class JobFailedError(LockstepError):
     """A generation that was started could not be finished. Exit code 3."""
 
 
+class NotFiniteError(JobFailedError):
+    """A step gave numbers that are not finite. It would again, so the same job is not to be tried again."""
+
+
 class RankFailedError(JobFailedError):
     """One rank died, stalled, raised or disagreed, so its whole group ends.
 

@@ -5,10 +5,12 @@ Tensor legend: B batch, h heads on this rank, U query tokens, V key tokens, D ch
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,16 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor
 
 AUTO, USP = "auto", "xfuser"
 _XFUSER_KERNEL = "xfuser:"
+
+GOOD_CUDNN = 91501  # 9.15.1: before it attention to a number of tokens that 128 does not divide was wrong
+_CUDNN_IS_FASTEST = ((9, 0), (10, 0))  # H100, B200
+
+
+class Card(NamedTuple):
+    """A GPU as kernels see it: its compute capability, and the version of its cuDNN (0 without one)."""
+
+    capability: tuple[int, int]
+    cudnn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +51,8 @@ def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[t
 
 def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """torch's flash attention."""
-    query, key, value = (x.contiguous() for x in (query, key, value))
     if query.device.type == "cpu":
+        query, key, value = (x.contiguous() for x in (query, key, value))
         output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
     else:
         output, log_sum, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
@@ -52,7 +64,7 @@ def efficient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """torch's memory-efficient attention."""
     output, log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query.contiguous(), key.contiguous(), value.contiguous(), None, compute_log_sumexp=True
+        query, key, value, None, compute_log_sumexp=True
     )
     return output, log_sum[..., : query.shape[2]]  # it rounds its rows up to a multiple of 32
 
@@ -60,7 +72,7 @@ def efficient(
 def cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """cuDNN's attention."""
     output, log_sum, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        query.contiguous(), key.contiguous(), value.contiguous(), None, compute_log_sumexp=True
+        query, key, value, None, compute_log_sumexp=True
     )
     return output, log_sum.reshape(query.shape[:3])
 
@@ -93,13 +105,77 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
         ring: ring degree; above 1 the kernel must tell its log-sum-exp.
 
     Raises:
-        BadRequestError: there is no such kernel, or it does not run here.
+        BadRequestError: there is no such kernel, or it does not run here: it is tried on a few numbers.
     """
+    card = card_of(device)
     if name == AUTO:
-        return "sdpa" if ring == 1 else ("efficient" if _needs_efficient(device, dtype) else "flash")
+        return choose(device, dtype, ring, card)
     if name == USP or name.startswith(_XFUSER_KERNEL):
         _import_xfuser(device)
-        return name
+        if name == USP:
+            from runtime.xfuser_usp import choose_backend
+
+            choose_backend(device, dtype)
+            return name
+    else:
+        _check_torch(name, device, dtype, ring=ring)
+        refuse_old_cudnn(name, card)
+    reason = None if device.type == "cuda" and card is None else why_not(name, device, dtype, ring=ring)
+    if reason is not None:
+        raise BadRequestError(f"attention: {name!r} given; {reason}")
+    return name
+
+
+def choose(device: torch.device, dtype: torch.dtype, ring: int, card: Card | None) -> str:
+    """What `auto` stands for: torch's own choice, and in a ring the fastest that tells its log-sum-exp."""
+    if ring == 1:
+        return "sdpa"
+    if _needs_efficient(device, dtype):
+        return "efficient"
+    fits = card is not None and card.capability in _CUDNN_IS_FASTEST and card.cudnn >= GOOD_CUDNN
+    return "cudnn" if fits and dtype in _HALVES else "flash"
+
+
+def card_of(device: torch.device) -> Card | None:
+    """What is known of this machine's GPU; None where there is none."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return Card(torch.cuda.get_device_capability(device), cudnn or 0)
+
+
+def refuse_old_cudnn(name: str, card: Card | None) -> None:
+    """Make sure that cuDNN's attention is right where it is asked for.
+
+    Raises:
+        BadRequestError: this cuDNN's is not, or there is no cuDNN.
+    """
+    if name == "cudnn" and card is not None and card.cudnn < GOOD_CUDNN:
+        raise BadRequestError(
+            f"attention: 'cudnn' given; cuDNN here is version {card.cudnn}, and attention to any number of "
+            f"tokens is right from 9.15.1 ({GOOD_CUDNN}) on; use flash, or a newer torch"
+        )
+
+
+@functools.cache
+def why_not(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> str | None:
+    """Why a kernel cannot be used on this device, found by using it once; None if it can."""
+    few = torch.zeros(1, 1, 32, 64, dtype=dtype, device=device)
+    try:
+        output, log_sum = find_kernel(name)(few, few, few)
+    except BadRequestError:
+        raise
+    except Exception as error:  # whatever a kernel that is not there raises
+        said = str(error).strip().partition("\n")[0]
+        return f"it does not run on {device} with {dtype} ({type(error).__name__}: {said})"
+    if output.shape != few.shape:
+        return f"it gives {list(output.shape)} for {list(few.shape)}"
+    if ring > 1 and log_sum is None:
+        return "it does not tell its log-sum-exp, as ring > 1 needs"
+    return None
+
+
+def _check_torch(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> None:
     if name not in _KERNELS:
         known = ", ".join((AUTO, *_KERNELS, USP, f"{_XFUSER_KERNEL}KERNEL"))
         raise BadRequestError(f"attention: {name!r} given; it must be one of {known}")
@@ -112,12 +188,11 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
         raise BadRequestError(
             f"attention: {name!r} given; it does not tell its log-sum-exp, as ring > 1 needs"
         )
-    return name
 
 
 def find_kernel(name: str) -> Kernel:
     """The kernel of a resolved name (not `xfuser`, whose USP is more than a kernel)."""
-    if name.startswith(_XFUSER_KERNEL):
+    if name.startswith(_XFUSER_KERNEL):  # the same one each time, so what uses it can be compared
         return _xfuser_kernel(name.removeprefix(_XFUSER_KERNEL))
     return _KERNELS[name].kernel
 
@@ -139,6 +214,7 @@ def _import_xfuser(device: torch.device) -> None:
         ) from None
 
 
+@functools.cache
 def _xfuser_kernel(name: str) -> Kernel:
     """One of xfuser's kernels, such as FLASH_3 or SAGE; untested here, for want of a GPU."""
     from xfuser.core.distributed.attention_backend import ATTENTION_FUNCTION_REGISTRY, AttentionBackendType
@@ -152,6 +228,10 @@ def _xfuser_kernel(name: str) -> Kernel:
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         output, log_sum = call(query, key, value, dropout_p=0.0, is_causal=False)
-        return output, None if log_sum is None else log_sum[..., : query.shape[2]].reshape(query.shape[:3])
+        if log_sum is not None and log_sum.ndim == 4 and log_sum.shape[-1] == 1:
+            log_sum = log_sum.squeeze(-1)
+        if log_sum is None or log_sum.ndim != 3 or log_sum.shape[-1] < query.shape[2]:
+            return output, None  # SDPA_MATH's second output is the matrix of attention
+        return output, log_sum[..., : query.shape[2]]
 
     return kernel

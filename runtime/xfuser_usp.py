@@ -1,7 +1,9 @@
 """xfuser's own sequence parallelism (USP) as an attention backend, on CUDA through the extra `gpu`.
 
-Untested here, for want of a GPU. USP splits evenly only, so what does not divide is refused; Lockstep's own
-backends take it.
+xfuser would make process groups of its own, about ten, for a pipeline that there is not; USP only looks some
+things up in its modules, so it is given Lockstep's groups there, for each call those of its own topology. USP
+splits evenly only, so what does not divide is refused; Lockstep's own backends take it. Its transfers are not
+counted, nor watched over.
 
 Tensor legend: B batch, S tokens on this rank, H heads, D channels of a head.
 
@@ -10,24 +12,60 @@ Source: `xfuser.model_executor.layers.usp.USP` (xfuser 0.7), which takes `[B, H,
 
 from __future__ import annotations
 
+import functools
+import logging
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
 import torch
-import torch.distributed as dist
 
 from runtime.attention import SequenceGroup
 from runtime.errors import BadRequestError
-from runtime.topology import Topology
+from runtime.kernels import GOOD_CUDNN, card_of, why_not
+
+log = logging.getLogger(__name__)
+
+_BY_SPEED = ("FLASH_3", "CUDNN", "SDPA_FLASH")  # all tell their log-sum-exp, so a ring may have any of them
 
 
-class UspAttention:
-    """Self-attention through xfuser's process groups and kernels.
-
-    Its groups are global to the process, so a process can use one topology.
+@functools.cache
+def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """The fastest of xfuser's kernels that runs here: tried, not guessed.
 
     Raises:
-        BadRequestError: tokens or heads do not divide, or this process already uses another topology.
+        BadRequestError: none does.
+    """
+    reasons, card = {}, card_of(device)
+    for name in _BY_SPEED:
+        old = name == "CUDNN" and card is not None and card.cudnn < GOOD_CUDNN
+        reason = "its cuDNN is too old" if old else why_not(f"xfuser:{name}", device, dtype, ring=2)
+        if reason is None:
+            log.info("xfuser's USP takes %s", name)
+            return name
+        reasons[name] = reason
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise BadRequestError(f"attention: 'xfuser' given; none of its kernels runs here: {told}")
+
+
+@dataclass(frozen=True)
+class UspAttention:
+    """Self-attention through xfuser's USP, equal to another of the same split and kernel.
+
+    Args:
+        group: how tokens and heads are split.
+        backend: name of xfuser's kernel.
+
+    Raises:
+        BadRequestError: tokens or heads do not divide.
     """
 
-    def __init__(self, topology: Topology, group: SequenceGroup):
+    group: SequenceGroup
+    backend: str
+    _own: dict[str, Any] = field(init=False, compare=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        group = self.group
         uneven = [
             f"{split.total} {what} over {len(split.sizes)} ranks"
             for what, split in (("tokens", group.tokens), ("heads", group.heads))
@@ -35,29 +73,33 @@ class UspAttention:
         ]
         if uneven:
             raise BadRequestError(f"attention: xfuser's USP cannot split {' or '.join(uneven)}; use another")
-        from xfuser.core import distributed as xfuser
-        from xfuser.model_executor.layers.usp import USP
+        from xfuser.core.distributed.attention_backend import AttentionBackendType
 
-        if not xfuser.model_parallel_is_initialized():
-            xfuser.init_distributed_environment(rank=dist.get_rank(), world_size=dist.get_world_size())
-            xfuser.initialize_model_parallel(
-                classifier_free_guidance_degree=topology.cfg,
-                sequence_parallel_degree=topology.sequence,
-                ring_degree=topology.ring,
-                ulysses_degree=topology.ulysses,
-            )
-            xfuser.initialize_runtime_state()
-        degrees = (xfuser.get_ring_parallel_world_size(), xfuser.get_ulysses_parallel_world_size())
-        if degrees != (topology.ring, topology.ulysses):
-            raise BadRequestError(
-                f"attention: xfuser is set up for ring × ulysses = {degrees[0]} × {degrees[1]} in this "
-                f"process, and cannot change to {topology.ring} × {topology.ulysses}"
-            )
-        self._usp = USP
+        self._own["sequence"] = SimpleNamespace(
+            world_size=len(group.tokens.sizes),
+            rank_in_group=group.ring.rank * group.ulysses.size + group.ulysses.rank,
+            ulysses_world_size=group.ulysses.size,
+            ulysses_rank=group.ulysses.rank,
+            ring_world_size=group.ring.size,
+            ring_rank=group.ring.rank,
+        )
+        self._own["runtime"] = SimpleNamespace(
+            attention_backend=AttentionBackendType[self.backend],
+            fp8_comms=None,
+            runtime_config=SimpleNamespace(use_spargeattn_head_balance=False),
+        )
 
     def __call__(
         self, query_BSHD: torch.Tensor, key_BSHD: torch.Tensor, value_BSHD: torch.Tensor
     ) -> torch.Tensor:
+        from xfuser.core.distributed import parallel_state, runtime_state
+        from xfuser.model_executor.layers import usp
+
+        usp.PROCESS_GROUP.ULYSSES_PG, usp.PROCESS_GROUP.RING_PG = (
+            self.group.ulysses.group,
+            self.group.ring.group,
+        )
+        parallel_state._SP, runtime_state._RUNTIME = self._own["sequence"], self._own["runtime"]
         query, key, value = (x.transpose(1, 2) for x in (query_BSHD, key_BSHD, value_BSHD))
-        output_BHSD: torch.Tensor = self._usp(query, key, value, dropout_p=0.0, is_causal=False)
+        output_BHSD: torch.Tensor = usp.USP(query, key, value, dropout_p=0.0, is_causal=False)
         return output_BHSD.transpose(1, 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runtime.errors import BadRequestError
-from runtime.kernels import find_kernel, resolve
+from runtime.kernels import Card, choose, find_kernel, refuse_old_cudnn, resolve, why_not
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -70,5 +70,40 @@ def test_what_cannot_run_is_refused(
     ],
 )
 def test_auto_says_what_it_took(device: torch.device, dtype: torch.dtype, ring: int, chosen: str) -> None:
-    assert resolve("auto", device, dtype, ring=ring) == chosen
+    assert choose(device, dtype, ring, None) == chosen
     assert resolve(chosen, device, dtype, ring=ring) == chosen
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "chosen"),
+    [
+        (Card((9, 0), 91501), torch.bfloat16, "cudnn"),
+        (Card((10, 0), 91900), torch.float16, "cudnn"),
+        (Card((9, 0), 91500), torch.bfloat16, "flash"),
+        (Card((8, 0), 91900), torch.bfloat16, "flash"),
+        (Card((9, 0), 91900), torch.float32, "efficient"),
+    ],
+)
+def test_a_ring_takes_cudnn_where_it_is_fastest_and_right(
+    card: Card, dtype: torch.dtype, chosen: str
+) -> None:
+    assert choose(CUDA, dtype, 2, card) == chosen
+    assert choose(CUDA, dtype, 1, card) == "sdpa"
+
+
+def test_a_cudnn_that_is_wrong_is_refused() -> None:
+    refuse_old_cudnn("cudnn", Card((9, 0), 91501))
+    refuse_old_cudnn("flash", Card((9, 0), 0))
+    with pytest.raises(BadRequestError, match=r"cuDNN here is version 91300, .* from 9\.15\.1"):
+        refuse_old_cudnn("cudnn", Card((9, 0), 91300))
+
+
+def test_a_kernel_that_is_not_there_is_found_at_the_door() -> None:
+    """By using it: this build of torch has cuDNN's operator, and nothing that runs it."""
+    reason = why_not("cudnn", CPU, torch.bfloat16, ring=1)
+    assert reason is not None and reason.startswith("it does not run on cpu with torch.bfloat16 (")
+    assert why_not("flash", CPU, torch.bfloat16, ring=2) is None
+    assert why_not("sdpa", CPU, torch.float32, ring=1) is None
+    assert (
+        why_not("sdpa", CPU, torch.float32, ring=2) == "it does not tell its log-sum-exp, as ring > 1 needs"
+    )

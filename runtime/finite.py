@@ -1,0 +1,87 @@
+"""Not a number is not a video: a job ends at the first step whose latents are not finite.
+
+Every rank has all latents, so all of them see it at the same step, without an exchange. What it costs at each
+step is one norm; which branch it came from, and why, is looked into only then.
+
+Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from runtime.configs import Config
+from runtime.errors import NotFiniteError
+from runtime.ranks import Ranks
+from runtime.travel import Embeddings
+from runtime.wan import Transformer
+from spectrum import StepKind
+
+_LARGEST_HALF = 65504
+
+
+def size_of(latents_BCFHW: torch.Tensor) -> torch.Tensor:
+    """Norm of the latents, 0-dim, still on the device: not finite if one of them is not."""
+    norm: torch.Tensor = torch.linalg.vector_norm(latents_BCFHW)
+    return norm
+
+
+def check_finite(
+    size: torch.Tensor, step: int, kind: StepKind, parts: Mapping[str, torch.Tensor], ranks: Ranks
+) -> None:
+    """Make sure that a step has given numbers; to be asked on every rank, where the device was waited for.
+
+    Args:
+        size: `size_of` the step's latents.
+        parts: what this rank has of each branch's output.
+
+    Raises:
+        NotFiniteError: it has not; the message names the step and the branches, the same on every rank.
+    """
+    if torch.isfinite(size):
+        return
+    own = [name for name, part in parts.items() if not torch.isfinite(part).all()]
+    named = sorted({name for told in ranks.control.tell(own) for name in told})
+    if named:
+        of = f"branch{'es' * (len(named) > 1)} {' and '.join(named)}"
+    else:
+        of = "the forecast" if kind is StepKind.FORECAST else "the sampler"
+    raise NotFiniteError(f"step {step}: {of} gave NaN or infinity, which is no video")
+
+
+def likely_cause(model: Transformer, config: Config, ranks: Ranks) -> str:
+    """Why a transformer gives what is not finite; to be asked on every rank."""
+    own = [
+        name
+        for name, weight in model.named_parameters()
+        if not torch.isfinite(weight.to_local() if isinstance(weight, DTensor) else weight).all()
+    ]
+    broken = sorted({name for told in ranks.control.tell(own) for name in told})
+    if broken:
+        loras = ", ".join(lora.file for lora in config.lora)
+        files = f"the LoRA {loras} or the model's files" if loras else "the model's files"
+        others = f", nor are {len(broken) - 1} others" if len(broken) > 1 else ""
+        return f"the transformer's weight {broken[0]} is not finite{others}: check {files}"
+    if config.dtype.transformer == "float16":
+        return f"the weights are, but float16 ends at {_LARGEST_HALF}: try dtype.transformer: bfloat16"
+    scales = "the scales of its LoRA files, " if config.lora else ""
+    return f"the weights are finite: check {scales}dtype.transformer, the sampler and its shift"
+
+
+def check_prompts(text: Embeddings, config: Config) -> None:
+    """Make sure that the text encoder has given numbers.
+
+    Raises:
+        NotFiniteError: it has not.
+    """
+    negative = [] if text.negative is None else [text.negative]
+    if all(bool(torch.isfinite(embedding).all()) for embedding in (*text.prompts, *negative)):
+        return
+    dtype = config.dtype.text_encoder
+    why = (
+        f"float16 ends at {_LARGEST_HALF}: use bfloat16" if dtype == "float16" else "check the model's files"
+    )
+    raise NotFiniteError(f"the text encoder, in {dtype}, gave NaN or infinity for the prompt; {why}")

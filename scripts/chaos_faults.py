@@ -61,7 +61,7 @@ class Fault:
         kind: of `KINDS`.
         target: role of the process, or the folder whose disk is full.
         how: signal, bytes that a file may have, or seconds by which the clock jumps.
-        mark, late: it comes so many seconds after this mark.
+        mark, late, before: it comes so many seconds after this mark, at the latest with the one named last.
         pause: seconds after which a stopped process goes on, if it does.
         pick: of several processes of one role, where from 0 to 1.
     """
@@ -73,6 +73,7 @@ class Fault:
     how: str
     mark: str
     late: float
+    before: str
     pause: float
     pick: float
 
@@ -118,15 +119,15 @@ def draw(seed: int, number: int, job: Job, reference: Reference, kinds: Sequence
         how = str(int(2 ** rng.uniform(8, 17)))
     else:
         how = rng.choice(_JUMPS)
-    mark, late = _moment(rng, job, reference, since, until)
-    pause = rng.uniform(1.0, 2.5 * TIMEOUT)
-    return Fault(number, job.name, kind, target, how, mark, round(late, 3), round(pause, 2), rng.random())
+    mark, late, before = _moment(rng, job, reference, since, until)
+    pause = round(rng.uniform(1.0, 2.5 * TIMEOUT), 2)
+    return Fault(number, job.name, kind, target, how, mark, round(late, 3), before, pause, rng.random())
 
 
 def _moment(
     rng: random.Random, job: Job, reference: Reference, since: float, until: float
-) -> tuple[str, float]:
-    """A mark within this time of the undisturbed run, and a delay that ends before the next one."""
+) -> tuple[str, float, str]:
+    """A mark within this time of the undisturbed run, a delay that ends before the next one, and that one."""
     times = [seconds for _, seconds in reference.timeline] + [reference.seconds]
     phases = [
         [number for number in phase if times[number + 1] >= since and times[number] <= until]
@@ -135,7 +136,8 @@ def _moment(
     number = rng.choice(rng.choice([phase for phase in phases if phase]))
     start = max(times[number], min(since, times[number + 1]))
     late = rng.uniform(start, max(start, times[number + 1])) - times[number]
-    return reference.timeline[number][0], late
+    names = [name for name, _ in reference.timeline] + [""]
+    return names[number], late, names[number + 1]
 
 
 def can(kind: str, job: Job) -> bool:
@@ -226,7 +228,10 @@ class Striker:
             self._due = next(
                 (at + self._fault.late for name, at in marks.timeline if name == self._fault.mark), None
             )
-        if self._due is not None and marks.seconds >= self._due and self._strike(driver):
+        if self._due is None:
+            return
+        late = marks.seconds >= self._due or self._fault.before in dict(marks.timeline)
+        if late and self._strike(driver):
             self.after, self.during = marks.seconds, marks.last
             if self._fault.goes_on:
                 self._stopped = self._pid, marks.seconds + self._fault.pause

@@ -22,7 +22,7 @@ REFERENCE = Reference(7.0, TIMELINE, ROLES, frozenset(), {})
 
 
 def fault(target: str = "ffmpeg", how: str = "KILL", kind: str = "signal") -> Fault:
-    return Fault(0, "inline", kind, target, how, mark="start", late=0.0, pause=1.0, pick=0.0)
+    return Fault(0, "inline", kind, target, how, mark="start", late=0.0, before="", pause=1.0, pick=0.0)
 
 
 def test_jobs_that_are_disturbed_end_as_promised(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-.PHONY: video film test test-slow chaos lint types bench quality evaluate train clean
+.PHONY: video film test test-slow chaos fuzz lint types bench quality evaluate train clean
 .DEFAULT_GOAL := video
 
 PYTHON ?= python3
@@ -30,6 +30,9 @@ test-slow: $(VENV)/.installed  ## The tests that take minutes, too
 chaos: $(VENV)/.installed  ## 300 random faults, two at a time; two hours. Goes on where it was stopped
 	mkdir -p out
 	$(BIN)/python scripts/chaos.py --runs 300 --jobs 2 --log out/chaos.jsonl --out docs/reliability.md
+
+fuzz: $(VENV)/.installed  ## Damaged and hostile input of every kind, for five minutes
+	$(BIN)/python scripts/fuzz.py --seconds 300 --seed $(or $(SEED),0)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

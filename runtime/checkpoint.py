@@ -223,7 +223,7 @@ def _is_complete(folder: Path, step: int) -> bool:
             Topology(**read_manifest(folder, step, rank)["topology"])
             for rank in range(1, topologies[0].world)
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return len(set(topologies)) == 1  # another group may have left manifests of the same step
 

@@ -98,6 +98,11 @@ class ReplicaEntry:
     restarts: int
 
 
+def read_replica(row: sqlite3.Row) -> ReplicaEntry:
+    """The replica of a row of the queue."""
+    return ReplicaEntry(row["number"], row["state"], json.loads(row["places"]), row["restarts"])
+
+
 def read_entry(row: sqlite3.Row) -> Entry:
     """The request of a row of the queue; columns of other versions are left out."""
     told = dict(row)

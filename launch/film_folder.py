@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from runtime.errors import BadRequestError
 from runtime.files import check_writable
+from runtime.text_files import read_json
 
 FILM, PAGE, POSTER, SHEET, MANIFEST = (
     "film.mp4", "film.html", "poster.png", "contact-sheet.png", "manifest.json"
@@ -68,7 +68,7 @@ def held(out: Path) -> Iterator[None]:
 
 def _is_ours(manifest: Path) -> bool:
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = read_json(manifest)
         return content["schema"] == 1 and "lockstep" in content["versions"]
     except (OSError, ValueError, KeyError, TypeError):
         return False

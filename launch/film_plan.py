@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapreplace
@@ -15,6 +15,7 @@ from runtime.film import length
 from runtime.presets import load_preset
 from runtime.request import VideoRequest
 from runtime.storyboard import ShotRequest
+from runtime.text_files import read_json
 from spectrum import StepKind
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, beside model and ranks
@@ -93,25 +94,27 @@ class _Estimates:
         timed = tuple(getattr(one.request, name) for name in _TIMED)
         key = (*timed, one.settings.model, self._film.world)
         if not self._times:
-            self._times = _reported(self._film.out / "shots")
+            self._times = reported_times(self._film.out / "shots")
         return self._times.get(key)
 
 
-def _reported(folder: Path) -> dict[tuple[object, ...], tuple[float, float] | None]:
+def reported_times(folder: Path) -> dict[tuple[object, ...], tuple[float, float] | None]:
     """What a shot is timed by → seconds of a computed and a forecast step of one window, by the newest of its
     reports. Never empty."""
     found: dict[tuple[object, ...], tuple[float, float] | None] = {(): None}
     for path in sorted(folder.glob("[!.]*.json"), key=_modified):
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
+            report = read_json(path)
             timed = tuple(report["request"][name] for name in _TIMED)
             key = (*timed, report["model"]["name"], report["topology"]["world"])
             measured = report["step_seconds"]
             together = report["windows"] if report["request"]["image"] is None else 1  # windows of a step
             if measured["computed_median"] is not None:
                 forecast = (measured["forecast_median"] or 0.0) / together
-                found[key] = measured["computed_median"] / together, forecast
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+                times = measured["computed_median"] / together, forecast
+                if all(0 <= one < math.inf for one in times):  # JSON knows NaN
+                    found[key] = times
+        except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
             continue
     return found
 

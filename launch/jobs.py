@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from runtime.lora import read_lora
 from runtime.presets import load_preset
 from runtime.problems import explain
 from runtime.request import VideoRequest
+from runtime.text_files import read_json
 from runtime.topology import Degrees, Topology
 from runtime.weights import find_local
 
@@ -94,7 +94,7 @@ class Job:
         """Whether there is a report of this very request; it appears before the videos that it names."""
         own = self.absolute()
         try:
-            report = json.loads(own.outputs.report.read_text(encoding="utf-8"))
+            report = read_json(own.outputs.report)
             made = (report["request"], report["videos"])
         except (OSError, ValueError, KeyError, TypeError):
             return False

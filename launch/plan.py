@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from runtime.calibration import Calibration, Prediction, StepTimes, is_file_name, load_calibration
 from runtime.errors import BadRequestError
 from runtime.files import check_apart, check_writable, whole_file
+from runtime.text_files import read_json
 from spectrum import CalibratedPredictor, PlannedSteps
 
 _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 200)
@@ -56,15 +56,15 @@ def make_plan(
     if psnr is not None:
         return Chosen(name, calibration, calibration.plan_for_psnr(psnr))
     assert seconds is not None
-    return Chosen(name, calibration, calibration.plan_for_seconds(seconds, _times(report)))
+    return Chosen(name, calibration, calibration.plan_for_seconds(seconds, step_times(report)))
 
 
-def _times(report: Path | None) -> StepTimes | None:
+def step_times(report: Path | None) -> StepTimes | None:
     """The step times of a report; None if there is no report."""
     if report is None:
         return None
     try:
-        content = json.loads(report.read_text(encoding="utf-8"))
+        content = read_json(report)
         measured = content["step_seconds"]
         return StepTimes(
             computed=measured["computed_median"],

@@ -14,16 +14,17 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from launch.entries import Entry, Progress, ReplicaEntry, State, read_entry
+from launch.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
 from launch.jobs import Job
 from runtime.errors import BadRequestError, JobFailedError
 
+_Made = TypeVar("_Made")
 _PATIENCE = 20.0  # seconds to wait for another process that is writing
 _LARGEST = 2**63 - 1  # of a number in SQLite
 _LONGEST = 10 * 365 * 86400.0  # seconds that a request may be told to wait
@@ -290,23 +291,23 @@ class Queue:
 
     def entry(self, id: int) -> Entry:
         """The request of this number."""
-        return read_entry(self._read("SELECT * FROM requests WHERE id = ?", id)[0])
+        return self._read(read_entry, "SELECT * FROM requests WHERE id = ?", id)[0]
 
     def entries(self, *states: State) -> list[Entry]:
         """All requests in the order in which they came, or those in one of `states`."""
         wanted = states or tuple(State)
         query = f"SELECT * FROM requests WHERE state IN ({', '.join('?' * len(wanted))}) ORDER BY id"
-        return [read_entry(row) for row in self._read(query, *wanted)]
+        return self._read(read_entry, query, *wanted)
 
     def count(self) -> dict[State, int]:
         """How many requests are in each state."""
-        rows = self._read("SELECT state, COUNT(*) FROM requests GROUP BY state")
-        return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
+        query = "SELECT state, COUNT(*) FROM requests GROUP BY state"
+        return dict.fromkeys(State, 0) | dict(self._read(lambda row: (State(row[0]), row[1]), query))
 
     def history(self, id: int) -> list[tuple[State, str, float]]:
         """Every state that a request was in, why, and since when."""
         query = "SELECT state, reason, at FROM history WHERE request = ? ORDER BY rowid"
-        return [(State(state), reason, at) for state, reason, at in self._read(query, id)]
+        return self._read(lambda row: (State(row[0]), row[1], row[2]), query, id)
 
     def show_replica(self, replica: ReplicaEntry) -> None:
         """Say what a replica is at, for `replicas`."""
@@ -316,12 +317,11 @@ class Queue:
 
     def replicas(self) -> list[ReplicaEntry]:
         """The replicas that serve the queue now."""
-        rows = self._read("SELECT * FROM replicas ORDER BY number")
-        return [ReplicaEntry(r["number"], r["state"], json.loads(r["places"]), r["restarts"]) for r in rows]
+        return self._read(read_replica, "SELECT * FROM replicas ORDER BY number")
 
-    def _read(self, query: str, *values: object) -> list[sqlite3.Row]:
+    def _read(self, make: Callable[[sqlite3.Row], _Made], query: str, *values: object) -> list[_Made]:
         with self._lock, self._explained("read"):
-            return self._base.execute(query, values).fetchall()
+            return [make(row) for row in self._base.execute(query, values)]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -339,11 +339,13 @@ class Queue:
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
+        file = str(self.folder / "queue.sqlite")
         try:
             yield
         except sqlite3.Error as error:
-            file = str(self.folder / "queue.sqlite")
             raise QueueError(f"queue: cannot {what} {file!r}: {error}") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:  # of a row that no queue wrote
+            raise QueueError(f"queue: {file!r} is damaged ({error}); give another folder") from error
 
 
 def check_line(field: str, text: str | None) -> None:

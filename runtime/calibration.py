@@ -27,14 +27,15 @@ from runtime.configs import available, shipped
 from runtime.errors import BadRequestError
 from runtime.files import whole_file
 from runtime.problems import explain, shown
+from runtime.request import NUMBER
 from runtime.text_files import read_text, user_path
 from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner
 
 StreamName = Literal["feature", "velocity", "guided"]
-_Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
-_Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
-_Share = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
-_Count = Annotated[int, Field(ge=0, le=10**9)]
+_Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False), NUMBER]
+_Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False), NUMBER]
+_Share = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False), NUMBER]
+_Count = Annotated[int, Field(ge=0, le=10**9), NUMBER]
 _LEAST_TRIALS = 6  # with fewer, nothing is said of the uncertainty
 
 
@@ -73,7 +74,7 @@ class StepTimes(_Part):
 
     computed: _Positive
     forecast: _Positive
-    ranks: Annotated[int, Field(ge=1, le=10**6)]
+    ranks: Annotated[int, Field(ge=1, le=10**6), NUMBER]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Calibration(_Part):
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     conditions: Annotated[Conditions, AfterValidator(_of_few_steps)]
     prompts: list[str]
-    seeds: list[int]
+    seeds: list[Annotated[int, NUMBER]]
     noise_levels: list[_Finite]
     grams: Annotated[dict[StreamName, list[_Finite]], Field(min_length=1)]
     sensitivity: list[_Positive]

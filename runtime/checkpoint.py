@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from runtime.errors import BadRequestError
 from runtime.files import check_folder, check_outlives, reason, refusing, shortened
+from runtime.text_files import read_json
 from runtime.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -223,7 +224,7 @@ def _is_complete(folder: Path, step: int) -> bool:
             Topology(**read_manifest(folder, step, rank)["topology"])
             for rank in range(1, topologies[0].world)
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return len(set(topologies)) == 1  # another group may have left manifests of the same step
 
@@ -234,10 +235,10 @@ def read_manifest(folder: Path, step: int, rank: int) -> dict[str, Any]:
     Raises:
         OSError, ValueError, KeyError, TypeError: there is none, or it is damaged or of another version.
     """
-    manifest = json.loads((folder / manifest_name(step, rank)).read_text(encoding="utf-8"))
+    manifest = read_json(folder / manifest_name(step, rank))
     if manifest["version"] != VERSION:
         raise ValueError(f"{folder} was written by another version of Lockstep")
-    return dict(manifest)
+    return manifest
 
 
 def manifest_name(step: int, rank: int) -> str:
@@ -283,8 +284,8 @@ def identity_text(identity: str) -> str:
 def _identity_in(folder: Path) -> str | None:
     """The identity of a generation without what is before it, as JSON; None if it is not known."""
     try:
-        found = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-        return json.dumps(found["identity"], sort_keys=True)
+        found = read_json(folder / IDENTITY)["identity"]
+        return json.dumps(found, sort_keys=True) if isinstance(found, dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

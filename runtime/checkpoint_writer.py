@@ -22,6 +22,7 @@ from runtime.checkpoint import IDENTITY, VERSION, complete_steps, identity_text,
 from runtime.errors import JobFailedError
 from runtime.files import PlainFile, reason, whole_file
 from runtime.streams import History
+from runtime.text_files import read_json
 from runtime.topology import Topology
 
 _KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
@@ -181,8 +182,10 @@ class CheckpointWriter:
             if path.name < oldest:
                 path.unlink()
                 continue
-            with contextlib.suppress(ValueError, KeyError):  # a damaged one needs nothing
-                needed |= json.loads(path.read_text(encoding="utf-8"))["parts"].keys()
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, AttributeError
+            ):  # a damaged one needs nothing
+                needed |= read_json(path)["parts"].keys()
         for path in self._folder.glob(f"part-*-{self._rank}.pt"):
             if path.name not in needed:
                 path.unlink()

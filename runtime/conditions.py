@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.errors import BadRequestError
-from runtime.request import Guidance, StepCount, VideoRequest
+from runtime.request import NUMBER, Guidance, StepCount, VideoRequest
 
 _RESOLUTION = 2.0  # a video of up to so many times more or fewer pixels is of the same class
 
-_Size = Annotated[int, Field(ge=1, le=10**6)]
+_Size = Annotated[int, Field(ge=1, le=10**6), NUMBER]
 
 
 class Conditions(BaseModel):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from runtime.errors import BadRequestError
 from runtime.request import (
+    NUMBER,
     FileName,
     FrameCount,
     Guidance,
@@ -50,7 +51,7 @@ class Scheduler(_Part):
     """The sampler. `model` keeps the one in the model's folder, whatever it is."""
 
     kind: Literal["model", "unipc", "euler", "dpm++"] = "model"
-    shift: Annotated[float, Field(ge=0.001, le=1000, allow_inf_nan=False)] | None = None
+    shift: Annotated[float, Field(ge=0.001, le=1000, allow_inf_nan=False), NUMBER] | None = None
 
 
 class Defaults(_Part):
@@ -69,10 +70,10 @@ class Defaults(_Part):
 class Architecture(_Part):
     """The transformer's shape, stated so that topologies and costs can be told before weights are there."""
 
-    layers: Annotated[int, Field(ge=1, le=10_000)]
-    heads: Annotated[int, Field(ge=1, le=10_000)]
-    head_dim: Annotated[int, Field(ge=1, le=10_000)]
-    ffn_dim: Annotated[int, Field(ge=1, le=10_000_000)]
+    layers: Annotated[int, Field(ge=1, le=10_000), NUMBER]
+    heads: Annotated[int, Field(ge=1, le=10_000), NUMBER]
+    head_dim: Annotated[int, Field(ge=1, le=10_000), NUMBER]
+    ffn_dim: Annotated[int, Field(ge=1, le=10_000_000), NUMBER]
 
 
 class Memory(_Part):
@@ -96,8 +97,8 @@ class Memory(_Part):
 class Tiles(_Part):
     """Spatial tiles that ranks share when the VAE decodes; in pixels, of overlap size − stride."""
 
-    size: Annotated[int, Field(ge=16, le=8192, multiple_of=8)] = 256
-    stride: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 192
+    size: Annotated[int, Field(ge=16, le=8192, multiple_of=8), NUMBER] = 256
+    stride: Annotated[int, Field(ge=8, le=8192, multiple_of=8), NUMBER] = 192
 
     @model_validator(mode="after")
     def _overlap(self) -> Self:
@@ -109,8 +110,8 @@ class Tiles(_Part):
 class Window(_Part):
     """What the model sees at a time, in frames: a longer video is made of windows that overlap."""
 
-    frames: Annotated[int, Field(ge=5, le=4001)]
-    overlap: Annotated[int, Field(ge=4, le=4000, multiple_of=4)]
+    frames: Annotated[int, Field(ge=5, le=4001), NUMBER]
+    overlap: Annotated[int, Field(ge=4, le=4000, multiple_of=4), NUMBER]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -123,7 +124,7 @@ class Lora(_Part):
     """Weights that are added to the transformer's: a safetensors file, and how much of it counts."""
 
     file: FileName
-    scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)] = 1.0
+    scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False), NUMBER] = 1.0
 
 
 def _many(given: Any) -> Any:
@@ -168,8 +169,8 @@ class Config(_Part):
     memory: Memory = Memory()
     tiles: Tiles | None = None
     window: Window | None = None
-    busy_timeout: Annotated[float, Field(ge=1, le=7 * 86400, allow_inf_nan=False)] = 1800.0
-    fps: Annotated[int, Field(ge=1, le=240)] = 16
+    busy_timeout: Annotated[float, Field(ge=1, le=7 * 86400, allow_inf_nan=False), NUMBER] = 1800.0
+    fps: Annotated[int, Field(ge=1, le=240), NUMBER] = 16
     defaults: Defaults
 
     def windowed(self, request: VideoRequest) -> VideoRequest:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from runtime.text_files import read_json
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -153,24 +154,6 @@ class ImageEncoderSettings(_Settings):
     num_attention_heads: _Count = 12
     image_size: _Count = 224
     patch_size: _Count = 32
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        held = type(content).__name__
-        raise ValueError(f"{path} holds a {held} where a JSON object is needed")  # noqa: TRY004 of a file
-    return content
 
 
 def empty_model(make: Callable[[], Any], path: Path) -> dict[str, tuple[int, ...]]:

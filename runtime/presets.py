@@ -14,7 +14,7 @@ from runtime.conditions import Conditions
 from runtime.configs import is_path, open_yaml
 from runtime.errors import BadRequestError
 from runtime.expectation import Expectation
-from runtime.request import FileName, VideoRequest
+from runtime.request import NUMBER, FileName, VideoRequest
 from runtime.text_files import beside
 from spectrum import (
     Blend,
@@ -50,9 +50,9 @@ class PaperSchedulePart(_Part):
     """Spectrum's growing window: see `spectrum.schedule.paper_schedule`."""
 
     kind: Literal["paper"]
-    warmup: Annotated[int, Field(ge=1, le=1000)] = 5
-    window: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 2.0
-    alpha: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.75
+    warmup: Annotated[int, Field(ge=1, le=1000), NUMBER] = 5
+    window: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False), NUMBER] = 2.0
+    alpha: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), NUMBER] = 0.75
 
     def build(self, steps: int) -> Schedule:
         return paper_schedule(steps, warmup=self.warmup, window=self.window, alpha=self.alpha)
@@ -62,7 +62,9 @@ class ExplicitSchedulePart(_Part):
     """A list of computed steps."""
 
     kind: Literal["explicit"]
-    computed: Annotated[list[Annotated[int, Field(ge=0, lt=1000)]], Field(min_length=1, max_length=1000)]
+    computed: Annotated[
+        list[Annotated[int, Field(ge=0, lt=1000), NUMBER]], Field(min_length=1, max_length=1000)
+    ]
 
     def build(self, steps: int) -> Schedule:
         return FixedSchedule.explicit(steps, self.computed)
@@ -72,10 +74,10 @@ class ErrorSchedulePart(_Part):
     """Steps are computed when forecasts get bad: see `spectrum.schedule.ErrorSchedule`."""
 
     kind: Literal["error"]
-    tolerance: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] = 0.1
-    warmup: Annotated[int, Field(ge=2, le=1000)] = 5
-    longest: Annotated[int, Field(ge=1, le=1000)] = 8
-    budget: Annotated[int, Field(ge=2, le=1000)] | None = None
+    tolerance: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False), NUMBER] = 0.1
+    warmup: Annotated[int, Field(ge=2, le=1000), NUMBER] = 5
+    longest: Annotated[int, Field(ge=1, le=1000), NUMBER] = 8
+    budget: Annotated[int, Field(ge=2, le=1000), NUMBER] | None = None
 
     def build(self, steps: int) -> Schedule:
         return ErrorSchedule(steps, self.tolerance, self.warmup, self.longest, self.budget)
@@ -91,9 +93,9 @@ class PlannedSchedulePart(_Part):
     """
 
     kind: Literal["planned"]
-    nfe: Annotated[int, Field(ge=1, le=1000)]
-    guard: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] | None = 3.0
-    most: Annotated[int, Field(ge=0, le=1000)] = 4
+    nfe: Annotated[int, Field(ge=1, le=1000), NUMBER]
+    guard: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False), NUMBER] | None = 3.0
+    most: Annotated[int, Field(ge=0, le=1000), NUMBER] = 4
 
 
 _FreeSchedulePart = FullSchedulePart | PaperSchedulePart | ExplicitSchedulePart | ErrorSchedulePart
@@ -107,10 +109,10 @@ class ChebyshevPart(_Part):
     """
 
     kind: Literal["chebyshev"]
-    degree: Annotated[int, Field(ge=0, le=64)] = 4
-    ridge: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.1
-    blend: Annotated[float, Field(ge=0, le=1)] = 1.0
-    horizon: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] | None = None
+    degree: Annotated[int, Field(ge=0, le=64), NUMBER] = 4
+    ridge: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False), NUMBER] = 0.1
+    blend: Annotated[float, Field(ge=0, le=1), NUMBER] = 1.0
+    horizon: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False), NUMBER] | None = None
 
     def build(self, steps: int) -> Predictor:
         spectral = ChebyshevRidge(horizon=self.horizon or steps, degree=self.degree, ridge=self.ridge)

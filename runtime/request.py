@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from runtime.errors import BadRequestError
 from runtime.problems import explain
@@ -59,15 +59,22 @@ def _latent_frames(frames: int) -> int:
     return frames
 
 
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")  # noqa: TRY004 pydantic takes no TypeError
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth_value)  # Python takes true for 1
 Text = Annotated[str, _is_text(MOST_TEXT)]
 Prompt = Annotated[str, _is_text(MOST_TEXT), AfterValidator(_not_blank)]
 Title = Annotated[str, _is_text(MOST_TITLE), AfterValidator(_one_line), AfterValidator(_not_blank)]
 FileName = Annotated[str, _is_text(MOST_PATH), AfterValidator(_not_blank)]
-Pixels = Annotated[int, Field(ge=16, le=8192), AfterValidator(_multiple_of_16)]
-FrameCount = Annotated[int, Field(ge=1, le=4001), AfterValidator(_latent_frames)]
-StepCount = Annotated[int, Field(ge=1, le=1000)]
-Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-TextTokens = Annotated[int, Field(ge=1, le=4096)]
+Pixels = Annotated[int, Field(ge=16, le=8192), NUMBER, AfterValidator(_multiple_of_16)]
+FrameCount = Annotated[int, Field(ge=1, le=4001), NUMBER, AfterValidator(_latent_frames)]
+StepCount = Annotated[int, Field(ge=1, le=1000), NUMBER]
+Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), NUMBER]
+TextTokens = Annotated[int, Field(ge=1, le=4096), NUMBER]
 
 
 class Waypoint(BaseModel):
@@ -80,7 +87,7 @@ class Waypoint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    at: Annotated[float, Field(gt=0, le=1)]
+    at: Annotated[float, Field(gt=0, le=1), NUMBER]
     prompt: Prompt
 
 
@@ -120,11 +127,11 @@ class VideoRequest(BaseModel):
     frames: FrameCount
     steps: StepCount
     guidance: Guidance
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] = 0
     max_sequence_length: TextTokens = 512
-    videos: Annotated[int, Field(ge=1, le=64)] = 1
+    videos: Annotated[int, Field(ge=1, le=64), NUMBER] = 1
     spectrum: FileName = "off"
-    deadline: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    deadline: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), NUMBER] | None = None
 
     @property
     def guided(self) -> bool:

@@ -18,6 +18,7 @@ from runtime.model_profile import ModelProfile
 from runtime.problems import explain_one, shown
 from runtime.request import (
     MAX_SEED,
+    NUMBER,
     FileName,
     FrameCount,
     Guidance,
@@ -57,7 +58,7 @@ class Crossfade(_Part):
     """The last frames of the shot before fade into the first of this one."""
 
     kind: Literal["crossfade"]
-    frames: Annotated[int, Field(ge=1, le=999)]
+    frames: Annotated[int, Field(ge=1, le=999), NUMBER]
 
 
 Transition = Annotated[Cut | Crossfade, Field(discriminator="kind")]
@@ -77,9 +78,9 @@ class Settings(_Part):
 
     config: FileName | None = None
     negative: Text | None = None
-    seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False), NUMBER] | None = None
     frames: FrameCount | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] | None = None
     steps: StepCount | None = None
     guidance: Guidance | None = None
     spectrum: FileName | None = None

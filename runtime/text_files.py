@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import BadRequestError
 
@@ -43,6 +45,24 @@ def read_text(path: Path, field: str) -> str:
         raise BadRequestError(
             f"{said}line {line}: it is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
         ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        OSError, ValueError: there is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        held = type(content).__name__
+        raise ValueError(f"{path} holds a {held} where a JSON object is needed")  # noqa: TRY004 of a file
+    return content
 
 
 def no_text(text: str) -> tuple[int, str] | None:

@@ -21,9 +21,9 @@ from runtime.model_settings import (
     TransformerSettings,
     VaeSettings,
     empty_model,
-    read_json,
 )
 from runtime.request import VideoRequest
+from runtime.text_files import read_json
 from runtime.weight_files import WeightFiles
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

@@ -69,6 +69,9 @@ def test_times_are_those_of_shots_of_the_kind(film: Film) -> None:
         {"topology": {"world": 2}},
         {"request": {"width": 64}},
         {"windows": None},
+        {"step_seconds": {"computed_median": 10**400, "forecast_median": None}},
+        {"step_seconds": {"computed_median": float("nan"), "forecast_median": None}},
+        {"step_seconds": [], "x": json.loads("[" * 900 + "]" * 900)},
     ],
 )
 def test_reports_of_other_models_ranks_and_sizes_say_nothing(film: Film, changes: dict[str, object]) -> None:

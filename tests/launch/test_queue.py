@@ -332,3 +332,24 @@ def test_a_file_that_is_not_the_queues_is_left_alone(tmp_path: Path) -> None:
     with closing(Queue(tmp_path)) as queue, refused, queue.served():
         pass
     assert (tmp_path / "lock").read_text() == "the key to the garden"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE requests SET state = 'eaiting'",
+        "UPDATE requests SET progress = '{'",
+        "UPDATE requests SET progress = '7'",
+        "INSERT INTO replicas VALUES (0, 'idle', '[', 0)",
+    ],
+)
+def test_a_damaged_row_is_said_in_one_line(
+    change: str, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(queue, "a")
+    with closing(connect(queue)) as base:
+        base.execute("PRAGMA ignore_check_constraints = ON")
+        base.execute(change)
+    assert cli.run(["status", "--queue", str(queue.folder)]) == 3
+    said = capsys.readouterr().err
+    assert "queue.sqlite' is damaged" in " ".join(said.split()) and "Traceback" not in said

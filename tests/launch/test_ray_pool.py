@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,14 +22,18 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
+from safetensors.torch import save_file
 
+from launch import cli
 from launch.entries import Entry, State
 from launch.metrics import DriverMetrics
 from launch.queue import Queue
 from launch.ray_group import Begun, Ended, Event, RankGroup
 from launch.ray_pool import ReplicaPool
+from runtime.configs import EMBEDDED_MODELS, load_config
 from runtime.denoise import StepRecord
-from tests.jobs import TINY, make_job
+from tests.jobs import PROMPT, TINY, make_job
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -130,6 +135,35 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
     assert digest(tmp_path / "good.mp4") == digest(tmp_path / "also-good.mp4")
     assert [s for s, _, _ in queue.history(2)] == ["waiting", "running", "waiting", "running", "failed"]
     assert queue.replicas() == []
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_request_is_served_from_another_folder_than_it_was_added_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a config that names a model and a LoRA beside it, and relative --spectrum and --out."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    (home / "own").mkdir(parents=True)
+    elsewhere.mkdir()
+    shutil.copytree(EMBEDDED_MODELS / "wan-tiny", home / "own/tiny")
+    name = "transformer.blocks.0.attn1.to_q"
+    weights = {f"{name}.lora_A.weight": torch.ones(2, 192), f"{name}.lora_B.weight": torch.ones(192, 2)}
+    save_file(weights, home / "own/it.safetensors")
+    config = load_config("wan-tiny").model_dump(mode="json", exclude={"model", "lora"}, exclude_none=True)
+    own = {**config, "model": "tiny", "lora": [{"file": "it.safetensors", "scale": 0.01}]}
+    (home / "own/own.yaml").write_text(json.dumps(own))
+    shutil.copy(ROOT / "configs/spectrum/paper.yaml", home / "mine.yaml")
+    size = ["--size", "64x48", "--frames", "5", "--steps", "4", "--max-sequence-length", "32"]
+    made = ["--config", "own/own.yaml", "--spectrum", "mine.yaml", *size]
+    monkeypatch.chdir(home)
+    assert cli.run(["generate", PROMPT, *made, "--out", "direct.mp4"]) == 0
+    assert cli.run(["queue", "add", PROMPT, *made, "--out", "queued.mp4", "--queue", "../queue"]) == 0
+    monkeypatch.chdir(elsewhere)
+    with closing(Queue(Path("../queue"))) as opened:
+        ReplicaPool(opened, 1).run()
+        assert [(entry.state, entry.reason) for entry in opened.entries()] == [(State.DONE, "")]
+    assert digest(home / "queued.mp4") == digest(home / "direct.mp4")
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.usefixtures("local_ray")

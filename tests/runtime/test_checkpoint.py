@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from runtime.checkpoint import VERSION, Checkpoints, complete_steps, manifest_name
+from runtime.checkpoint_writer import CheckpointWriter, Snapshot
 from runtime.commands import Command
 from runtime.configs import Config, Scheduler, Window, load_config
 from runtime.denoise import StepRecord
@@ -476,6 +477,27 @@ def test_manifests_of_another_group_are_not_taken_for_this_one_s(tmp_path: Path)
     assert complete_steps(tmp_path) == []
     manifest(1, Topology(cfg=2, ring=1, ulysses=1))
     assert complete_steps(tmp_path) == [7]
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "null", "[]", '{"parts": []}', "{"])
+def test_a_damaged_manifest_is_no_checkpoint_and_stops_no_other(content: str, tmp_path: Path) -> None:
+    alone = Topology(cfg=1, ring=1, ulysses=1)
+    (tmp_path / manifest_name(0, 0)).write_text(content)
+    assert complete_steps(tmp_path) == []
+    CheckpointWriter(tmp_path, "{}", alone, 0, 1).finish(Snapshot(1, {}, {}, {"cond": {}}))
+    assert complete_steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "null", '{"identity": [1]}', '{"identity": "x"}'])
+def test_checkpoints_whose_request_is_not_known_are_refused(content: str, tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "a.checkpoints", every=1, resume=True)
+    folder = kept.of("another")
+    folder.mkdir(parents=True)
+    (folder / "identity.json").write_text(content)
+    (folder / manifest_name(0, 0)).write_text("{}")
+    with pytest.raises(BadRequestError, match="do not fit"), kept.locked(['{"request": {}}']):
+        pass
+    assert (folder / "identity.json").read_text() == content
 
 
 def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None, spectrum: str = "paper") -> Any:

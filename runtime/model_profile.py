@@ -67,7 +67,9 @@ class ModelProfile:
             model=self.folder.name,
             revision=self.folder.revision,
             sampler=type(sampler).__name__,
-            settings={name: str(value) for name, value in sorted(sampler.config.items()) if name[0] != "_"},
+            settings={
+                name: str(value) for name, value in sorted(sampler.config.items()) if not name.startswith("_")
+            },
             steps=len(sampler.timesteps),
             guidance=request.guidance if request.guided else 1.0,
             width=request.width,

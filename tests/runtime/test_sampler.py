@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.configs import Config, Scheduler
+from runtime.configs import EMBEDDED_MODELS, Config, Scheduler
 from runtime.errors import BadRequestError
+from runtime.model_profile import ModelProfile
 from runtime.sampler import begin_sampler, load_scheduler
 from runtime.weights import find_model
 
@@ -115,3 +117,12 @@ def test_steps_that_a_sampler_cannot_take_are_refused(config: Config, tmp_path: 
     sampler = named(config, tmp_path, _class_name="DPMSolverSinglestepScheduler", **FLOW)
     with pytest.raises(BadRequestError, match="steps: 0 given; the sampler DPMSolverSinglestepScheduler"):
         begin_sampler(sampler, 0, None)
+
+
+@pytest.mark.parametrize("name", ["", "_", "x"])
+def test_a_setting_that_no_sampler_knows_does_no_harm(config: Config, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(EMBEDDED_MODELS / "wan-tiny", tmp_path / "model")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: "0.42.1"}))
+    profile = ModelProfile(config.model_copy(update={"model": str(folder)}))
+    profile.check(config.request("a red circle", steps=4))

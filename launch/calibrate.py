@@ -129,8 +129,9 @@ def run_calibration(
     )
     with advising(job.advice), engine.commanded(), shown.of(calibrator.evaluations):
         calibration = calibrator.run()
-    if engine.ranks.leads:
-        calibration.write(job.out, overwrite=job.overwrite)
+        if engine.ranks.leads:
+            calibration.write(job.out, overwrite=job.overwrite)
+        calibrator.forget()
     return calibration
 
 

@@ -149,7 +149,7 @@ def write_plan(
     if picture is not None:
         from runtime.plan_picture import write_plan_picture
 
-        write_plan_picture(chosen.calibration, chosen.plan, picture)
+        write_plan_picture(chosen.calibration, chosen.plan, picture, overwrite=overwrite)
 
 
 def _weights(predictor: CalibratedPredictor, plan: PlannedSteps, step: int) -> str:

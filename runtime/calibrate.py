@@ -150,7 +150,7 @@ class Calibrator:
         return videos * self._steps + nudged + videos * sum(self.budgets)
 
     def run(self) -> Calibration:
-        """All that is left to do.
+        """All that is left to do. What is kept stays until `forget`.
 
         Raises:
             CancelledError: the engine was told to end, within `Engine.commanded`.
@@ -163,10 +163,12 @@ class Calibrator:
         for video in range(len(self._found.trials) // len(self.budgets), len(self._requests)):
             self._try(video)
             self._keep()
-        calibration = self._finish()
+        return self._finish()
+
+    def forget(self) -> None:
+        """Remove what is kept: the calibration is written."""
         if self._kept is not None:
             self._kept.remove()
-        return calibration
 
     def _full(self, video: int) -> None:
         """One full run, and the nudged runs that branch off it."""

@@ -20,8 +20,9 @@ import torch
 
 from runtime.checkpoint import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
 from runtime.errors import JobFailedError
-from runtime.files import PlainFile, reason, whole_file
+from runtime.files import reason, whole_file
 from runtime.streams import History
+from runtime.tensor_files import save_tensors
 from runtime.text_files import read_json
 from runtime.topology import Topology
 
@@ -139,7 +140,7 @@ class CheckpointWriter:
         if self._rank == 0:
             content["shared"] = _on_cpu(snapshot.shared)
         with whole_file(self._folder / name) as temporary:
-            _save(content, temporary)
+            save_tensors(content, temporary)
             digest = file_digest(temporary)
             self.bytes += temporary.stat().st_size
         self._parts[name] = digest
@@ -206,15 +207,6 @@ def _on_cpu(content: Any) -> Any:
     if isinstance(content, list):
         return [_on_cpu(value) for value in content]
     return content
-
-
-def _save(content: Any, path: Path) -> None:
-    """As `torch.save`, which says something else of a full disk than that it is full."""
-    with PlainFile(path, "w") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            raise file.error or error from None
 
 
 def _why(error: Exception) -> str:

@@ -18,6 +18,7 @@ from runtime.calibration import StreamName, Trial
 from runtime.errors import BadRequestError
 from runtime.files import whole_file
 from runtime.problems import explain
+from runtime.tensor_files import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +81,16 @@ class PartialFile:
     shape: Sequence[int]
 
     def write(self, findings: Findings) -> None:
-        """Keep what is known."""
+        """Keep what is known.
+
+        Raises:
+            JobFailedError: the disk is full.
+        """
         if is_foreign(self.path):
             return
         content = {"identity": self.identity, "found": json.dumps(findings.plain())}
         with whole_file(self.path) as temporary:
-            torch.save(content | {"latents": findings.latents}, temporary)
+            save_tensors(content | {"latents": findings.latents}, temporary)
 
     def remove(self) -> None:
         """The calibration is done."""

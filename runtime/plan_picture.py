@@ -13,8 +13,10 @@ from runtime.picture import COLOURS
 from spectrum import PlannedSteps, StepKind
 
 
-def write_plan_picture(calibration: Calibration, plan: PlannedSteps, path: Path) -> None:
-    """Draw `plan` as a PNG, whole or not at all."""
+def write_plan_picture(
+    calibration: Calibration, plan: PlannedSteps, path: Path, *, overwrite: bool = True
+) -> None:
+    """Draw `plan` as a PNG, whole or not at all; see `whole_file`."""
     figure = Figure(figsize=(9, 5.2), layout="constrained", dpi=130)
     errors, sensitivity = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     steps = range(plan.steps)
@@ -40,5 +42,5 @@ def write_plan_picture(calibration: Calibration, plan: PlannedSteps, path: Path)
     if (prediction := calibration.predict(plan.error)) is not None:
         lines.append(f"predicted PSNR {prediction.psnr:.1f} ± {prediction.deviation:.1f} dB")
     figure.suptitle(" · ".join(lines), fontsize=10, parse_math=False)
-    with whole_file(path) as temporary:
+    with whole_file(path, overwrite=overwrite) as temporary:
         figure.savefig(temporary, format="png")

@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.calibrate import read_prompts
+from launch.calibrate import plan_calibration, read_prompts, run_calibration
+from launch.plan import make_plan
+from launch.terminal import Terminal
 from runtime.calibration import load_calibration
+from runtime.engine import Engine
+from runtime.errors import JobFailedError
+from runtime.plan_picture import write_plan_picture
 from runtime.presets import load_preset
 
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
@@ -172,3 +177,29 @@ def test_a_deadline_is_kept_as_far_as_it_can_be(tmp_path: Path, capfd: pytest.Ca
     capfd.readouterr()
     assert run(*arguments, "--deadline", "1", "--spectrum", "off") == 2
     assert "deadline: 1 given; 'off' forecasts no step" in capfd.readouterr().err
+
+
+def test_what_is_found_is_kept_until_it_is_written(tmp_path: Path, engine: Engine) -> None:
+    """Whatever keeps the result from being written, the same command has only to write it."""
+    out = tmp_path / "a.json"
+    given = {"size": (64, 48), "frames": 5, "steps": 4, "max_sequence_length": 32}
+    job = plan_calibration(
+        "wan-tiny", prompts=Path(prompts(tmp_path)), seed=0, out=out, overwrite=True, **given
+    )
+    quiet = Terminal(quiet=True)
+    with pytest.raises(OSError) as caught:  # a folder comes in the way
+        run_calibration(job, quiet, engine=engine, on_loaded=lambda _: out.mkdir())
+    assert caught.value.__notes__ == [f"the same command goes on from {str(job.partial)!r}"]
+    kept = job.partial.stat().st_mtime_ns
+    out.rmdir()
+    run_calibration(job, quiet, engine=engine)
+    assert load_calibration(str(out)).conditions.steps == 4
+    assert kept and not job.partial.exists()
+
+
+def test_a_picture_that_somebody_made_meanwhile_stays(tmp_path: Path) -> None:
+    chosen, path = make_plan("wan-tiny", nfe=5, psnr=None, seconds=None, report=None), tmp_path / "a.png"
+    path.write_text("mine")
+    with pytest.raises(JobFailedError, match="made by somebody else meanwhile"):
+        write_plan_picture(chosen.calibration, chosen.plan, path, overwrite=False)
+    assert path.read_text() == "mine"

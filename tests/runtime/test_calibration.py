@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ from runtime.calibration import Calibration, StepTimes, from_triangle, load_cali
 from runtime.configs import Config, Scheduler, load_config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
-from runtime.errors import BadRequestError
-from runtime.findings import check_partial
+from runtime.errors import BadRequestError, JobFailedError
+from runtime.findings import Findings, PartialFile, check_partial
 from runtime.generation import Generation
 from runtime.quality import psnr
 from runtime.ranks import Ranks
@@ -57,6 +58,7 @@ def made(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Made:
     calibration = calibrator.run()
     assert kinds.count(StepKind.COMPUTE) == calibrator.evaluations
     calibration.write(folder / "a.json")
+    calibrator.forget()
     assert [path.name for path in folder.iterdir()] == ["a.json"]
     return calibration, folder / "a.json", kinds
 
@@ -203,6 +205,18 @@ def test_a_damaged_partial_file_is_said_to_be_and_not_used(
         assert fresh._found.grams == []
         assert isinstance(damage, dict) or "starting again" in caplog.text
         check_partial(partial)
+
+
+def test_a_full_disk_is_said_to_be_full_where_findings_are_kept(tmp_path: Path) -> None:
+    kept = PartialFile(tmp_path / "p", "identity", 4, (1,))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(JobFailedError, match=r"cannot write '.*p': File too large"):
+            kept.write(Findings(latents=[torch.zeros(10_000)]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_kept_of_another_calibration_is_replaced_only_when_that_is_wanted(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runtime.errors import BadRequestError
 from runtime.files import check_writable
+from runtime.lock_files import open_lock
 from runtime.text_files import read_json
 
 FILM, PAGE, POSTER, SHEET, MANIFEST = (
@@ -50,7 +51,7 @@ def held(out: Path) -> Iterator[None]:
     """
     check_folder(out)
     check_writable(out / FILM, overwrite=True)
-    with (out / _LOCK).open("a+", encoding="utf-8") as lock:
+    with open_lock(out / _LOCK, field="out") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from runtime.errors import BadRequestError
 from runtime.files import check_folder, check_outlives, reason, refusing, shortened
+from runtime.lock_files import open_lock
 from runtime.text_files import read_json
 from runtime.topology import Topology
 
@@ -34,6 +35,7 @@ _LOCK, IDENTITY = "lockstep.lock", "identity.json"
 _MANIFEST = re.compile(r"manifest-(\d{5,})-\d+\.json")
 _OWN = re.compile(r"(?:part-\d{5,}-\d+\.pt|manifest-\d{5,}-\d+\.json|identity\.json)")
 _HALF = re.compile(r"\.(?:part-\d{5,}-\d+|manifest-\d{5,}-\d+|identity)\..+\.part\.(?:pt|json)")
+_TRIES = 1000  # to hold a folder that others come to and leave meanwhile
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _SHOWN = 5  # differences that are told
 _LONGEST = 60  # characters of a value that are shown
@@ -178,10 +180,10 @@ class Checkpoints:
     def _hold(self) -> IO[str]:
         """The open lock of the folder, which is made when it is missing."""
         path = self.root / _LOCK
-        while True:
+        for _ in range(_TRIES):
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
-                lock = path.open("a+")
+                lock = open_lock(path, field="checkpoints")
             except FileNotFoundError:
                 continue  # who held it has just removed the folder
             except OSError as error:
@@ -202,6 +204,7 @@ class Checkpoints:
                 lock.flush()
                 return lock
             lock.close()  # it was removed by who held it before; another may hold its successor
+        raise BadRequestError(f"checkpoints: {str(self.root)!r} does not stay; choose another folder")
 
     def _leave(self) -> None:
         """Remove what the folder was used with; the folder, too, if nothing else is in it."""

@@ -183,3 +183,16 @@ def test_compiled_shots_have_time_to_compile(board: Path, tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_looked_into_is_refused_at_once(board: Path) -> None:
     with pytest.raises(BadRequestError, match=r"out: '.*' given; File name too long"):
         plan_film(board, out=board.parent / ("x" * 300))
+
+
+def test_a_lock_that_is_not_a_films_stays_as_it_is(tmp_path: Path) -> None:
+    lock = tmp_path / "lockstep.lock"
+    lock.write_text("my notes")
+    with pytest.raises(BadRequestError, match="is not Lockstep's"), held(tmp_path):
+        pass
+    assert lock.read_text() == "my notes"
+    lock.unlink()
+    lock.symlink_to(tmp_path / "none" / "lock")
+    with pytest.raises(BadRequestError, match="is not Lockstep's"), held(tmp_path):
+        pass
+    assert lock.is_symlink()

@@ -345,6 +345,21 @@ def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path) -> None:
     lock.close()
 
 
+def test_a_lock_that_is_not_lockstep_s_is_refused_and_stays(tmp_path: Path) -> None:
+    lock = tmp_path / "lockstep.lock"
+    lock.write_text("my notes")
+    kept = Checkpoints(tmp_path, every=4)
+    with pytest.raises(BadRequestError, match="is not Lockstep's"), kept.locked():
+        pass
+    kept.remove()
+    assert lock.read_text() == "my notes"
+    lock.unlink()
+    lock.symlink_to(tmp_path / "none" / "lock")
+    with pytest.raises(BadRequestError, match="is not Lockstep's"), kept.locked():
+        pass
+    assert lock.is_symlink()
+
+
 FOREIGN = (
     "thesis.tex", "photos/p.jpg", "lock", "part-00001-0.pt", "manifest-00001-0.json", "identity.json",
     "0123456789abcdef/notes.txt", "0123456789abcdef/sub/part-00001-0.pt", "a.checkpoints",

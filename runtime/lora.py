@@ -99,7 +99,7 @@ def read_lora(lora: Lora) -> LoraFile:
         BadRequestError: there is no such file, it holds no LoRA, or a part of it would not be used.
     """
     content = _content(lora)
-    digest = f"lora:{hashlib.sha256(content).hexdigest()[:16]}×{lora.scale:g}"
+    digest = f"lora:{hashlib.sha256(content).hexdigest()[:16]}×{float(lora.scale)!r}"
     unread = LoraFile(lora, digest, {}, None)
     try:
         weights = load(content)

@@ -19,6 +19,7 @@ from runtime.configs import EMBEDDED_MODELS, Config, Lora, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.loading import load_transformer
+from runtime.lora import read_lora
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
 from runtime.video import FrameBuffer, Frames
@@ -306,3 +307,8 @@ def test_metadata_that_does_not_fit_its_weights_is_refused(
     save_file(peft(), path, metadata=metadata_of(**told))
     with pytest.raises(BadRequestError, match="lora: "):
         weights_of(with_lora(config, path))
+
+
+def test_scales_that_differ_at_all_are_different_models(file: Path) -> None:
+    digests = {read_lora(Lora(file=str(file), scale=scale)).digest for scale in (0.1234567, 0.1234568)}
+    assert len(digests) == 2

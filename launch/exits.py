@@ -19,11 +19,11 @@ import click
 
 from launch.terminal import forgive_encodings, visible
 from runtime.errors import BadRequestError, CancelledError, LockstepError
+from runtime.files import reason
 
 log = logging.getLogger("launch")
 
 EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
 def run_command(command: click.Command, arguments: list[str], name: str) -> int:
@@ -176,9 +176,12 @@ def explain(error: BaseException) -> int:
         complain(f"cancelled ({error})" if isinstance(error, CancelledError) else "cancelled")
     elif isinstance(error, LockstepError):
         complain(str(error))
-    elif isinstance(error, OSError) and error.errno in _DISK:
-        where = "" if error.filename is None else f"{str(error.filename)!r}: "
-        complain(f"{where}{error.strerror}")
+    elif isinstance(error, OSError):
+        names = (
+            os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)
+        )
+        complain(": ".join([*(repr(name) for name in dict.fromkeys(names)), reason(error)]))
+        log.debug("it was raised here", exc_info=error)
     else:
         log.error("unexpected failure", exc_info=error)
         complain(f"{type(error).__name__}: {error}")

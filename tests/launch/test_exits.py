@@ -137,3 +137,21 @@ def test_advice_is_what_the_command_says(advice: str, capfd: pytest.CaptureFixtu
     assert run_command(failing, [advice], "fail") == 3
     said = capfd.readouterr().err.splitlines()
     assert said == ["lockstep: the disk is full", *([f"lockstep: {advice}"] if advice else [])]
+
+
+@click.command()
+@click.argument("name")
+def opening(name: str) -> None:
+    Path(name).open("rb").close()
+
+
+@pytest.mark.parametrize("name", ["none/a.mp4", "file/a.mp4", "x" * 300])
+def test_whatever_the_file_system_says_is_told_in_words_with_the_file(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    path = str(tmp_path / name)
+    with pytest.raises(OSError) as caught:
+        Path(path).open().close()
+    assert run_command(opening, [path], "open") == 3
+    assert capfd.readouterr().err == f"lockstep: {path!r}: {caught.value.strerror}\n"

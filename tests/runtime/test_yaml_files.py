@@ -174,7 +174,10 @@ def test_files_that_a_config_names_lie_beside_it(tmp_path: Path, monkeypatch: py
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir("/")
-    text = CONFIG + "  spectrum: presets/mine.yaml\nlora: {file: style.safetensors}\n"
+    text = (
+        CONFIG
+        + "  spectrum: presets/mine.yaml\nlora: [{file: style.safetensors}, {file: ~/more.safetensors}]\n"
+    )
     for model, expected in (
         ("models/mine", tmp_path / "models" / "mine"),
         ("./none", tmp_path / "none"),
@@ -187,8 +190,8 @@ def test_files_that_a_config_names_lie_beside_it(tmp_path: Path, monkeypatch: py
         (tmp_path / "mine.yaml").write_text(text.replace("wan-tiny", model))
         config = load_config(str(tmp_path / "mine.yaml"))
         assert config.model == str(expected)
-        assert config.lora is not None
-        assert config.lora.file == str(tmp_path / "style.safetensors")
+        files = [one.file for one in config.lora]
+        assert files == [str(tmp_path / "style.safetensors"), str(home / "more.safetensors")]
         assert config.defaults.spectrum == str(tmp_path / "presets" / "mine.yaml")
 
 

@@ -30,7 +30,8 @@ from runtime.errors import CancelledError, JobFailedError, LockstepError
 
 log = logging.getLogger("launch")
 
-TRIES = 3  # drivers that a command may use up
+TRIES = 3  # drivers that a command may use up within an hour
+_MEMORY = 3600.0  # seconds after which the loss of one is forgotten
 _BEAT = 1.0  # seconds between two signs of life
 _SILENCE = 30.0  # seconds without any, after which a driver is given up
 _DEAF = 5.0  # seconds that a driver has to answer a signal
@@ -98,7 +99,7 @@ class Driver:
         try:
             yield
         finally:
-            self._stop = lambda: False
+            self._stop = lambda: True  # the work is over, and what came of it is told at once
 
     def done(self, value: object) -> None:
         """The work is done; what is still to come is not waited for long."""
@@ -157,20 +158,24 @@ def drive(work: Callable[[Driver], None], console: Console, *, own: bool) -> Any
         JobFailedError: too many drivers were lost.
         Exception: what the work raised.
     """
-    lost: list[str] = []
+    lost: list[float] = []  # when
+    again = False
     while True:
-        ended = _Attempt(work, console, again=bool(lost)).follow()
+        ended = _Attempt(work, console, again=again).follow()
         if isinstance(ended, Done):
             return ended.value
         if isinstance(ended, Raised):
             raise ended.error
-        lost.append(ended.reason)
+        again, now = True, time.monotonic()
+        lost = [*(when for when in lost if now - when < _MEMORY), now]
         if not own:
             raise JobFailedError(
                 f"{ended.reason}; the cluster of RAY_ADDRESS was not started by this command"
             )
         if len(lost) == TRIES:
-            raise JobFailedError(f"{ended.reason} (Ray was started {TRIES} times)")
+            raise JobFailedError(
+                f"{ended.reason} (Ray was started {TRIES} times within {_MEMORY / 60:.0f} min)"
+            )
         console.print(
             f"{ended.reason}; going on with a new Ray", markup=False, highlight=False, soft_wrap=True
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 _COMMAND = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 from rich.console import Console
 from launch import ray_driver
@@ -18,8 +18,13 @@ from launch.exits import explain
 from launch.logs import set_up_logging
 from runtime.errors import BadRequestError, CancelledError, RankFailedError
 
-ray_driver._SILENCE, ray_driver._DEAF = 1.0, 0.5
 what, tries = sys.argv[1], Path(sys.argv[2])
+if what == "stops":
+    ray_driver._SILENCE = 5.0  # five signs of life, so that a busy machine is no silence
+if what == "deaf":
+    ray_driver._DEAF = 0.5
+if what == "dies now and then":
+    ray_driver._MEMORY = 0.0
 
 def work(driver):
     with tries.open("a") as file:
@@ -34,6 +39,8 @@ def work(driver):
             pass
         raise Strange("one of a kind")
     if what == "dies" or what == "dies once" and not driver.again:
+        os.kill(os.getpid(), signal.SIGABRT)
+    if what == "dies now and then" and len(tries.read_text().split()) < 5:
         os.kill(os.getpid(), signal.SIGABRT)
     if what == "stops" and not driver.again:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -56,6 +63,17 @@ def work(driver):
             while not heard:
                 time.sleep(0.01)
         raise CancelledError("stopped after step 3")
+    if what == "has ended":
+        answered, tell = threading.Event(), driver._tell
+        def tell_and_note(message):
+            tell(message)
+            if isinstance(message, ray_driver.Heard):
+                answered.set()
+        driver._tell = tell_and_note
+        with driver.stopped_by_signals(lambda: True):
+            pass
+        print("has ended", file=sys.stderr, flush=True)
+        answered.wait(30)
     driver.done("the result")
     if what == "does not leave":
         time.sleep(600)
@@ -125,6 +143,15 @@ def test_drivers_are_not_replaced_for_ever(tmp_path: Path) -> None:
     code, out, said, tries = drive("dies", tmp_path)
     assert (code, out, tries) == (3, "", ["False", "True", "True"])
     assert "Ray was started 3 times" in said
+
+
+def test_drivers_that_were_lost_long_ago_do_not_count(tmp_path: Path) -> None:
+    code, out, _, tries = drive("dies now and then", tmp_path)
+    assert (code, out, tries) == (0, "the result\n", ["False", "True", "True", "True", "True"])
+
+
+def test_a_signal_after_the_work_costs_nothing(tmp_path: Path) -> None:
+    assert drive("has ended", tmp_path, number=signal.SIGTERM)[:2] == (0, "the result\n")
 
 
 def test_a_cluster_of_others_is_not_started_again(tmp_path: Path) -> None:

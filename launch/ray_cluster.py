@@ -96,9 +96,7 @@ def cluster(
     else:
         os.environ.pop(VARIABLE, None)  # empty, perhaps
         with driver.pulse.within(_STARTING, "it does not start"):
-            ray.init(
-                address="local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **shared
-            )
+            _start(max(cpus, os.cpu_count() or 1), shared)
         guard = Guard(driver.lost)
     heed_no_signals()  # Ray ends a driver at SIGTERM, which `ray job stop` sends to the whole family
     try:
@@ -107,6 +105,21 @@ def cluster(
         guard.end()
         with driver.pulse.within(_JOINING, "it does not let go"):
             ray.shutdown()
+
+
+def _start(cpus: int, options: Mapping[str, Any]) -> None:
+    """Start a cluster of this machine alone.
+
+    Raises:
+        JobFailedError: it cannot be started.
+    """
+    try:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+    except Exception as error:  # Ray has no class of its own for this
+        said = " ".join(str(error).split())
+        raise JobFailedError(
+            f"Ray could not be started here: {type(error).__name__}: {said[:300]}"
+        ) from error
 
 
 def _join(address: str, options: Mapping[str, Any]) -> None:
@@ -153,9 +166,13 @@ class Guard:
             self._look()
 
     def _watch(self) -> None:
-        while not self._over.wait(_LOOK):
-            self._find()
-            self._look()
+        try:
+            while not self._over.wait(_LOOK):
+                self._find()
+                self._look()
+        except Exception as error:  # without it, a driver could wait for a dead cluster for good
+            log.exception("nobody watches Ray any more")
+            self._lost(f"Ray's processes cannot be watched: {error!r}")
 
     def _find(self) -> None:
         """Learn of them; the raylet's agents come a little later."""
@@ -167,7 +184,7 @@ class Guard:
                         self._known.setdefault(process.pid, (process, role))
 
     def _look(self) -> None:
-        for process, role in self._known.values():
+        for process, role in list(self._known.values()):  # the other thread may find more
             try:
                 status = process.status() if process.is_running() else psutil.STATUS_ZOMBIE
             except psutil.Error:

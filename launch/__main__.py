@@ -1,5 +1,31 @@
-"""`python -m launch` is `lockstep`."""
+"""`lockstep`, and `python -m launch`, which is the same.
 
-from launch.cli import main
+Signals are heard before anything else is imported: whoever presses Ctrl-C at once gets no traceback.
+"""
 
-main()
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+_CANCELLED = 130
+
+
+def main() -> None:
+    """Entry point."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    from launch.cli import main as run
+
+    run()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Nothing has begun yet."""
+    os.write(2, b"lockstep: cancelled\n")
+    os._exit(_CANCELLED)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.exits import advising, end_with, run_command
+from launch.exits import advising, end_with, interrupt, run_command
 from launch.logs import set_up_logging
 from launch.options import (
     DAY,
@@ -287,9 +287,8 @@ cli.add_command(status)
 
 def main() -> None:
     """Entry point; turns every outcome into one of the exit codes of the contract."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # both end the job in order, with nothing half-written
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)  # the job ends in order, with nothing half-written
     end_with(run)
 
 

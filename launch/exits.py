@@ -11,8 +11,11 @@ import io
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -24,6 +27,9 @@ from runtime.files import reason
 log = logging.getLogger("launch")
 
 EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
+_SAME = 1.0  # seconds within which two signals are one: a terminal and an agent may both send it
+_LOOK = 0.05  # seconds between two looks at what is being imported
+_waiting: list[float] = []  # since when a signal waits for imports; of the process, as its handlers are
 
 
 def run_command(command: click.Command, arguments: list[str], name: str) -> int:
@@ -144,6 +150,41 @@ def _to_nowhere(number: int) -> None:
         os.dup2(opened, number)
         os.close(opened)
     os.set_inheritable(number, True)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """End in order what this process is at: a signal handler that raises KeyboardInterrupt.
+
+    While modules are imported it waits until they are: libraries swallow the exception there, or stay half
+    imported and fail later with another. A second signal that comes meanwhile ends the process at once.
+    """
+    if not _importing(frame):
+        raise KeyboardInterrupt
+    if _waiting and time.monotonic() - _waiting[0] > _SAME:
+        complain("cancelled")
+        end_now(EXIT_CANCELLED)
+    if not _waiting:
+        _waiting.append(time.monotonic())
+        threading.Thread(target=_again, args=(number,), daemon=True).start()
+
+
+def _again(number: int) -> None:
+    """Send the signal once more when the main thread imports nothing any more."""
+    main = threading.main_thread().ident
+    assert main is not None
+    while _importing(sys._current_frames().get(main)):
+        time.sleep(_LOOK)
+    _waiting.clear()
+    os.kill(os.getpid(), number)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where this frame is."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def end_now(code: int) -> NoReturn:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from launch.exits import interrupt
 from runtime.commands import Command
 from runtime.engine import Engine
 
@@ -45,7 +46,8 @@ def _listen(stop: Callable[[], bool]) -> None:
         if asked and now - asked[0] < _SAME:
             return
         if asked or not stop():
-            raise KeyboardInterrupt
+            interrupt(number, frame)
+            return
         asked.append(now)
         log.warning(
             "stopping after a step, or when a video that has had its last one is written; "

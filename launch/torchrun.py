@@ -26,6 +26,7 @@ from launch.exits import (
     exit_code,
     explain,
     give_up,
+    interrupt,
     open_streams,
 )
 from launch.jobs import Job, build_job
@@ -101,7 +102,8 @@ def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[R
 def end_rank(command: click.Command, name: str) -> None:
     """Run one rank's command and end the process, without waiting for transfers that will never be done."""
     open_streams()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     end_now(run(sys.argv[1:], command, name))
 
 

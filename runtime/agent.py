@@ -12,8 +12,9 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from runtime.errors import CancelledError
+from runtime.errors import CancelledError, JobFailedError
 
+_EXPLAINED = (2, 3, 130)  # exit codes of the command line's contract
 _SHUTDOWN = (
     600  # seconds that ranks have to end a step and keep a checkpoint, when this process is told to end
 )
@@ -23,10 +24,11 @@ def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> in
     """Run `python -m module arguments` as `ranks` processes; exactly as torchrun would, at a free port.
 
     Returns:
-        0, or the exit code of the rank that failed first (3 if it was killed).
+        0, or the exit code of the rank that failed first, which has said why.
 
     Raises:
         CancelledError: this process was told to end, and has ended the ranks.
+        JobFailedError: a rank was killed, or ended before it could say anything.
     """
     threads = max(1, (os.cpu_count() or 1) // ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # more threads than cores stall each other
@@ -46,7 +48,10 @@ def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> in
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 3
+        if failure.exitcode in _EXPLAINED:
+            return failure.exitcode
+        how = f"exit code {failure.exitcode}" if failure.exitcode > 0 else failure.signal_name()
+        raise JobFailedError(f"rank {failure.local_rank} was ended by {how}") from None
     except SignalException as error:
         raise CancelledError(f"ended by {signal.Signals(error.sigval).name}") from None
     return 0

@@ -194,6 +194,22 @@ def test_a_signal_to_one_rank_cancels_all_at_one_step(tmp_path: Path) -> None:
     assert "cancelled (stopped after step" in stderr
 
 
+def test_a_rank_that_is_killed_before_it_meets_the_others_is_named(tmp_path: Path) -> None:
+    """Nobody but the agent knows of it."""
+    command = [*GENERATE, *SMALL, "--ranks", "2", "--launcher", "torchrun", "--out", str(tmp_path / "a.mp4")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as agent:
+        ranks: list[psutil.Process] = []
+        while not ranks:
+            assert agent.poll() is None
+            ranks = [child for child in psutil.Process(agent.pid).children() if "-m" in child.cmdline()]
+        ranks[0].kill()
+        printed, said = agent.communicate(timeout=100)
+    assert (agent.returncode, printed) == (3, "")
+    assert "lockstep: rank 0 was ended by SIGKILL" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_ranks_do_not_outlive_what_started_them(tmp_path: Path) -> None:
     with running(tmp_path / "a.mp4", "--compare") as process:

@@ -1,0 +1,48 @@
+"""Signals that come while a command still imports its libraries end it in order, too."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def listens(pid: int) -> bool:
+    """Whether the process has a handler for SIGTERM: the first thing that the command does."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def imports_torch(pid: int) -> bool:
+    """Whether it is about to import torch, which takes a second or more from here on."""
+    return "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    ("when", "number"),
+    [(listens, signal.SIGINT), (listens, signal.SIGTERM), (imports_torch, signal.SIGINT)],
+)
+def test_a_command_that_still_imports_is_cancelled(
+    when: Callable[[int], bool], number: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "launch", "generate", "a", "--size", "64x48", "--frames", "5"]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "a.mp4")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            while not when(process.pid):
+                assert process.poll() is None
+            process.send_signal(number)
+            printed, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert (process.returncode, printed, said.strip()) == (130, "", "lockstep: cancelled")
+    assert not list(tmp_path.iterdir())

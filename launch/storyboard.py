@@ -62,8 +62,12 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
 
 def _render(film: Film, replicas: int, console: Console) -> None:
     """Make the missing shots, and say which could not be made."""
+    from launch.ray_address import cluster_address
     from launch.ray_cluster import on_cluster
+    from runtime.devices import check_room
 
+    if cluster_address() is None:  # what there is no room for is not asked for
+        check_room(min(replicas, len(film.missing)) * film.world, "cpu")
     with closing(Queue(film.out / "queue")) as queue, queue.served():
         submitted = _submit(film, queue)  # where no other pool serves the queue
     count = min(replicas, len(submitted))
@@ -99,17 +103,20 @@ def _remove_checkpoints(film: Film) -> None:
 
 def _submit(film: Film, queue: Queue) -> dict[int, int]:
     """Missing shots and the numbers of their requests; those that wait already are not asked for twice."""
-    waiting = {entry.name.partition("@")[0]: entry.id for entry in queue.entries(*_OPEN)}
-    tries = len(queue.entries())
+    jobs = {number: film.job(number) for number in film.missing}
+    wanted = {job.to_json(): number for number, job in jobs.items()}
     submitted = {}
-    for number in film.missing:
-        name = film.video(number).stem
-        if name not in waiting:
-            waiting[name] = queue.submit(film.job(number), name=f"{name}@{tries}", owner=film.board.title)
-        submitted[number] = waiting[name]
     for entry in queue.entries(*_OPEN):
-        if entry.id not in submitted.values():  # of an older version of the storyboard
-            queue.cancel(entry.id)
+        number = wanted.get(entry.text)
+        if number is None or number in submitted or entry.unwanted:
+            queue.cancel(entry.id)  # of an older version of the storyboard, or of other options
+        else:
+            submitted[number] = entry.id
+    tries = len(queue.entries())
+    for number, job in jobs.items():
+        if number not in submitted:
+            name = f"{film.video(number).stem}@{tries}"
+            submitted[number] = queue.submit(job, name=name, owner=film.board.title)
     return submitted
 
 

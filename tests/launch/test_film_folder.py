@@ -15,7 +15,7 @@ from launch.film import Film, plan_film
 from launch.film_folder import held
 from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from launch.queue import Queue
-from launch.storyboard import make_film
+from launch.storyboard import _submit, make_film
 from launch.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
@@ -196,3 +196,22 @@ def test_a_lock_that_is_not_a_films_stays_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(BadRequestError, match="is not Lockstep's"), held(tmp_path):
         pass
     assert lock.is_symlink()
+
+
+def test_a_request_that_waits_is_made_as_it_is_asked_for_now(
+    board: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out = tmp_path / "film"
+    assert storyboard(board, out, "--ranks", "60000") == 2
+    assert "60000" in capfd.readouterr().err
+    with closing(Queue(out / "queue")) as queue:
+        assert queue.entries() == []
+        many, one = (plan_film(board, out=out, ranks=ranks) for ranks in (64, 1))
+        before = _submit(many, queue)
+        assert _submit(many, queue) == before
+        after = _submit(one, queue)
+        assert [(entry.state, entry.job.world) for entry in queue.entries()] == [
+            ("cancelled", 64), ("waiting", 1)
+        ]  # fmt: skip
+        assert after[0] != before[0]

@@ -128,7 +128,13 @@ def open_streams() -> None:
 
 
 class _Patient(io.FileIO):
-    """A standard stream; what nobody can read any more is dropped, and so is what comes after it."""
+    """A standard stream; what nobody can read any more is dropped, and so is what comes after it.
+
+    Attributes:
+        patient: whether the process goes on when nobody listens on stdout any more.
+    """
+
+    patient = True
 
     def write(self, content: Any, /) -> int:
         left = memoryview(content).cast("B")
@@ -137,10 +143,23 @@ class _Patient(io.FileIO):
             while left:
                 left = left[super().write(left) or 0 :]
         except OSError as error:
-            if self.fileno() == 1 and error.errno != errno.EPIPE:
+            if self.fileno() == 1 and (error.errno != errno.EPIPE or not _Patient.patient):
                 raise  # a result's path is to arrive, or the caller to know that it did not
             _to_nowhere(self.fileno())
         return size
+
+
+@contextmanager
+def only_while_heard() -> Iterator[None]:
+    """End the block, and quietly, when nobody listens on stdout any more: it only shows something."""
+    _Patient.patient = False
+    try:
+        yield
+    except BrokenPipeError:
+        if isinstance(getattr(sys.stdout, "buffer", None), _Patient):
+            _to_nowhere(1)  # for what is left to be told
+    finally:
+        _Patient.patient = True
 
 
 def _to_nowhere(number: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from launch.exits import only_while_heard
 from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
 from launch.terminal import Terminal
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
@@ -159,7 +160,7 @@ def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
     from launch.status import tables
 
     states = tuple(State) if ended else _OPEN
-    with _opened(folder, must_exist=True) as opened:
+    with _opened(folder, must_exist=True) as opened, only_while_heard():
         if as_json:
             requests = [
                 {**asdict(entry), "text": json.loads(entry.text)} for entry in opened.entries(*states)

@@ -6,6 +6,7 @@ character that the terminal's encoding lacks is spelled out.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -35,6 +36,10 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Let whoever prints know; rich would end the process."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)

@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -204,6 +206,15 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert told["requests"][0]["text"]["request"]["prompt"] == PROMPT
         assert cli.run(["queue", "cancel", "1", *here]) == 0
         assert queue.entry(1).unwanted
+
+
+def test_a_queue_is_watched_only_while_somebody_listens(queue: Queue) -> None:
+    command = '"$0" -m launch status --watch --queue "$1" | head -1; exit ${PIPESTATUS[0]}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, str(queue.folder)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_queue_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from launch.options import (
     DEGREE,
     PRICE,
     REPLICAS,
+    FileNameType,
     NumberType,
     PathType,
     calibrate_options,
@@ -117,7 +118,14 @@ def without_launcher(arguments: list[str]) -> list[str]:
 @cli.command()
 @click.argument("prompts", nargs=-1, required=True)
 @sampling_options
-@click.option("--preset", "presets", multiple=True, default=("paper", "paper-fast"), show_default=True)
+@click.option(
+    "--preset",
+    "presets",
+    type=FileNameType(),
+    multiple=True,
+    default=("paper", "paper-fast"),
+    show_default=True,
+)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
 @click.option("--out", type=PathType(), default=Path("compare.mp4"), show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
@@ -173,7 +181,7 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
 
 
 @cli.command()
-@click.argument("calibration")
+@click.argument("calibration", type=FileNameType())
 @click.option("--nfe", type=int, help="So many computed steps.")
 @click.option("--psnr", type=NumberType(0.0, 1000.0), help="The fewest that should reach this PSNR, dB.")
 @click.option(

@@ -217,8 +217,6 @@ def _override(
     changes: dict[str, Any] = {}
     if lora:
         changes["lora"] = tuple(Lora(file=str(Path(file).absolute()), scale=scale) for file, scale in lora)
-        for chosen in changes["lora"]:
-            read_lora(chosen)
     if attention is not None:
         changes["attention"] = attention
     if compile is not None:
@@ -229,7 +227,10 @@ def _override(
         changes["memory"] = config.memory.model_copy(
             update={"transformer": "shard" if shard else "replicate"}
         )
-    return config.model_copy(update=changes)
+    settings = config.model_copy(update=changes)
+    for chosen in dict.fromkeys(settings.lora):
+        read_lora(chosen)
+    return settings
 
 
 def build_request(config: Config, prompt: str, **given: Any) -> VideoRequest:

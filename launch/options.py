@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime.text_files import user_path
+
 CHECKPOINT_EVERY = 4  # computed steps; what it costs: scripts/bench_checkpoint.py
 DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile equally fast
 
@@ -57,7 +59,16 @@ class PathType(click.ParamType[Path]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if value == "":
             self.fail("'' given; a name is needed", param, ctx)
-        return Path(value)
+        return user_path(str(value))
+
+
+class FileNameType(click.ParamType[str]):
+    """The name of something that is shipped, or of a file; the `~` of `--option=~/file` is the home, too."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(user_path(value)) if str(value).startswith("~") else str(value)
 
 
 DAY = 86400.0  # seconds
@@ -90,14 +101,22 @@ def sampling_options(command: _Command) -> _Command:
     """What to make and how to sample it; every option left out takes the config's default."""
     options = [
         click.option(
-            "--config", default="wan-tiny", show_default=True, help="A config's name, or a YAML file."
+            "--config",
+            type=FileNameType(),
+            default="wan-tiny",
+            show_default=True,
+            help="A config's name, or a YAML file.",
         ),
         click.option("--steps", type=int, help="Sampler steps."),
         click.option("--size", type=SizeType(), help="Pixels, multiples of 16."),
         click.option("--frames", type=int, help="Frames, 4k + 1."),
         click.option("--guidance", type=float, help="Classifier-free guidance; at most 1 is none."),
         click.option("--negative", help="What the video should not show."),
-        click.option("--image", help="The image it begins with, for models that make videos from one."),
+        click.option(
+            "--image",
+            type=FileNameType(),
+            help="The image it begins with, for models that make videos from one.",
+        ),
         click.option("--max-sequence-length", type=int, help="Text tokens, padding included."),
     ]
     for option in reversed(options):
@@ -130,7 +149,11 @@ def generate_options(command: _Command) -> _Command:
         sampling_options,
         click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same video."),
         click.option("--videos", type=int, default=1, show_default=True, help="Videos made as one batch."),
-        click.option("--spectrum", help="Forecasting preset: off, a preset's name, or a YAML file."),
+        click.option(
+            "--spectrum",
+            type=FileNameType(),
+            help="Forecasting preset: off, a preset's name, or a YAML file.",
+        ),
         click.option(
             "--deadline", type=float, help="Seconds for denoising; steps that do not fit are forecast."
         ),
@@ -148,7 +171,7 @@ def generate_options(command: _Command) -> _Command:
         click.option("--cfg", type=DEGREE, help="2 gives each guidance branch its own ranks."),
         click.option(
             "--lora",
-            type=(str, SCALE),
+            type=(FileNameType(), SCALE),
             multiple=True,
             metavar="FILE SCALE",
             help="Weights to add to the transformer's, and how much of them; may be given more than once.",

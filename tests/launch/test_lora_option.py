@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from launch import cli
 from launch.jobs import Job
+from launch.queue import Queue
 from runtime.configs import Lora
 from tests.jobs import make_job
 
@@ -38,3 +40,28 @@ def test_each_is_looked_at_before_anything_runs(tmp_path: Path, capsys: pytest.C
         == f"lockstep: lora: {bad!r} given; it cannot be read: No such file or directory\n"
     )
     assert not out.exists()
+
+
+def test_one_that_the_config_names_is_looked_at_as_early(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "mine.yaml", tmp_path / "a.mp4"
+    size = "{width: 64, height: 48, frames: 5}"
+    config.write_text(f"model: wan-tiny\nfps: 8\ndefaults: {size}\nlora: {{file: none.safetensors}}\n")
+    given = ["queue", "add", "a", "--config", str(config), "--out", str(out), "--queue", str(tmp_path / "q")]
+    assert cli.run(given) == 2
+    assert "none.safetensors' given; it cannot be read" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_in_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves that of `--spectrum=~/p.yaml` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.yaml").write_text("stream: guided\nschedule: {kind: paper}\n")
+    write(tmp_path / "one.safetensors")
+    given = ["queue", "add", "a", "--spectrum=~/p.yaml", "--out=~/a.mp4", "--queue=~/queue"]
+    assert cli.run([*given, "--lora", "~/one.safetensors", "1"]) == 0
+    with closing(Queue(tmp_path / "queue")) as queue:
+        job = queue.entry(1).job
+    assert job.request.spectrum == str(tmp_path / "p.yaml")
+    assert job.outputs.video == tmp_path / "a.mp4"
+    assert job.config.lora == (Lora(file=str(tmp_path / "one.safetensors")),)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.live import Live
@@ -13,28 +13,32 @@ from rich.text import Text
 
 from launch.entries import Entry, State
 from launch.film import Film
-from launch.queue import Queue
+from launch.queue import Queue, QueueError
 from launch.status import COLOURS, written_seconds
 
 _WIDTH, _RATE = 24, 4  # of a bar, in characters; refreshes per second
+_MOST = 40  # rows
 
 
-def film_table(film: Film, entries: Mapping[int, Entry]) -> Table:
-    """The film as it stands.
+def film_table(film: Film, entries: Mapping[int, Entry], made: Collection[int]) -> Table:
+    """The film as it stands; of a long one the shots around those that are being made.
 
     Args:
         entries: number of a shot → its request, for shots that are asked for.
+        made: shots that were there before.
     """
     table = Table(title=film.board.title)
     for column in ("shot", "state", "steps", "NFE", "left", "replica"):
         table.add_column(column, justify="right" if column in ("NFE", "left", "replica") else "left")
-    done = 0
-    for number, one in enumerate(film.shots):
-        entry = entries.get(number)
-        state = entry.state if entry is not None else State.DONE if film.done(number) else None
-        done += state is State.DONE
-        table.add_row(one.shot.id, *_cells(state, entry))
-    table.caption = f"{done} of {len(film.shots)} shots"
+    states = [
+        entries[number].state if number in entries else State.DONE if number in made else None
+        for number in range(len(film.shots))
+    ]
+    open_ = [number for number, state in enumerate(states) if state in (State.RUNNING, State.WAITING)]
+    first = max(0, min((open_ or [len(states)])[0] - _MOST // 4, len(states) - _MOST))
+    for number in range(first, min(first + _MOST, len(states))):
+        table.add_row(film.shots[number].shot.id, *_cells(states[number], entries.get(number)))
+    table.caption = f"{states.count(State.DONE)} of {len(film.shots)} shots"
     return table
 
 
@@ -59,12 +63,18 @@ def shown_live(console: Console, film: Film, queue: Queue, requests: Mapping[int
     Args:
         requests: number of a shot → its number in the queue.
     """
-
-    def table() -> Table:
-        return film_table(film, {number: queue.entry(id) for number, id in requests.items()})
-
     if not console.is_terminal:
         yield
         return
+    made = [number for number in range(len(film.shots)) if number not in requests and film.done(number)]
+    shown = Table(title=film.board.title)
+
+    def table() -> Table:
+        nonlocal shown
+        with suppress(QueueError):  # then what was known before is shown; whoever needs the queue will tell
+            entries = {entry.id: entry for entry in queue.entries()}
+            shown = film_table(film, {number: entries[id] for number, id in requests.items()}, made)
+        return shown
+
     with Live(console=console, get_renderable=table, refresh_per_second=_RATE):
         yield

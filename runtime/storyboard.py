@@ -227,7 +227,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
     image = None
     if shot.image is not None:
         given["image"] = beside(shot.image, folder)
-        image = image_digest(given["image"])
+        image = models.image(given["image"])
     if given["seed"] is None:
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
@@ -278,12 +278,13 @@ def _beside(name: str, folder: Path) -> str:
 
 
 class _Models:
-    """The models that shots ask for. Each is looked for once, whether it is found or not."""
+    """The models that shots ask for, and images. Each is looked for once, whether it is found or not."""
 
     def __init__(self) -> None:
         self._found: dict[Config, ModelProfile | BadRequestError] = {}
         self._configs: dict[str, Config] = {}
         self._fitting: set[tuple[Config, VideoRequest]] = set()
+        self._images: dict[tuple[str, int], str] = {}
 
     def config(self, name: str) -> Config:
         """
@@ -306,6 +307,20 @@ class _Models:
             model.check(request)
             self._fitting.add((config, alike))
         return model
+
+    def image(self, path: str) -> str:
+        """The digest of an image, which is decoded once for all shots that begin with it.
+
+        Raises:
+            BadRequestError: see `image_digest`.
+        """
+        try:
+            key = path, Path(path).stat().st_mtime_ns
+        except (OSError, ValueError):
+            return image_digest(path)  # which says what is wrong
+        if key not in self._images:
+            self._images[key] = image_digest(path)
+        return self._images[key]
 
     def find(self, config: Config) -> ModelProfile:
         """

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from runtime.configs import Lora
 from runtime.errors import BadRequestError
+from runtime.images import image_digest
 from runtime.storyboard import fade_of, load_storyboard
 
 FILM = """\
@@ -138,3 +139,18 @@ def test_the_first_shot_fades_from_nothing(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(BadRequestError, match="cannot be read: No such file"):
         load_storyboard(tmp_path / "none.yaml")
+
+
+def test_an_image_of_many_shots_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    decoded = []
+
+    def counted(path: str) -> str:
+        decoded.append(path)
+        return image_digest(path)
+
+    monkeypatch.setattr("runtime.storyboard.image_digest", counted)
+    shots = "".join(f"  - {{id: s{number}, prompt: x, frames: 5, image: a.png}}\n" for number in range(9))
+    with pytest.raises(BadRequestError, match="image"):  # a model of text alone
+        load_storyboard(write(tmp_path, f"title: T\nshots:\n{shots}"))
+    assert decoded == [str(tmp_path / "a.png")]

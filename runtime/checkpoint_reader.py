@@ -46,10 +46,11 @@ def restore(folder: Path, topology: Topology, ranks: Ranks, branches: tuple[str,
     found: list[int] = ranks.control.tell(complete_steps(folder) if ranks.leads else [])[0]
     for step in found:
         restored, problem = None, ""
-        try:
-            restored = _read(folder, step, topology, ranks.rank, branches)
-        except Exception as error:  # whatever torch and pickle make of what is there
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with ranks.busy("reading its checkpoint"):
+            try:
+                restored = _read(folder, step, topology, ranks.rank, branches)
+            except Exception as error:  # whatever torch and pickle make of what is there
+                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         problems = [told for told in ranks.control.tell(problem) if told]
         if not problems:
             return restored

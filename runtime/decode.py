@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -21,12 +21,23 @@ from runtime.collectives import Peers, numel
 from runtime.configs import Tiles
 
 
+class At(Protocol):
+    """Hears what a rank is at."""
+
+    def __call__(self, *, busy: bool) -> None: ...
+
+
+def _nowhere(*, busy: bool) -> None:
+    pass
+
+
 @torch.no_grad()
 def decode_frames(
     vae: AutoencoderKLWan | None,
     latents_BCFHW: torch.Tensor,
     tiles: Tiles | None = None,
     peers: Peers | None = None,
+    at: At = _nowhere,
 ) -> Iterator[torch.Tensor]:
     """Decode normalised latents into frames, in temporal order.
 
@@ -39,6 +50,7 @@ def decode_frames(
         latents_BCFHW: what the sampler left, normalised per channel, in any dtype, the same on every rank.
         tiles: what ranks share; None decodes whole frames.
         peers: the ranks, every one of which calls this.
+        at: told whether this rank is at work of its own or at a transfer, whenever that changes.
 
     Yields:
         Frames `[B, T, H, W, 3]` in [0, 1], in the VAE's dtype; T is 1 first, then the VAE's temporal factor.
@@ -56,7 +68,7 @@ def decode_frames(
     if tiles is None or not _exceeds(vae, latents, tiles):
         chunks = decode_chunks(vae, latents) if peers.rank == 0 else iter(())
     else:
-        chunks = _decode_tiles(vae, latents, tiles, peers)
+        chunks = _decode_tiles(vae, latents, tiles, peers, at)
     for chunk_B3THW in chunks:
         pixels = (chunk_B3THW.clamp(-1.0, 1.0) * 0.5 + 0.5).clamp(0.0, 1.0)
         yield pixels.permute(0, 2, 3, 4, 1)
@@ -154,7 +166,7 @@ class _Tiling:
 
 
 def _decode_tiles(
-    vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor, tiles: Tiles, peers: Peers
+    vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor, tiles: Tiles, peers: Peers, at: At
 ) -> Iterator[torch.Tensor]:
     """Every rank decodes its tiles of a frame and sends them to the first, which yields the blended frame."""
     tiling = _Tiling.of(vae, latents_BCFHW.shape[3], latents_BCFHW.shape[4], tiles)
@@ -170,7 +182,9 @@ def _decode_tiles(
         ]
         lead = (frame.shape[0], vae.config.out_channels, temporal if number else 1)
         shapes: list[tuple[int, ...]] = [(*lead, *shape) for shape in tiling.shapes]
+        at(busy=False)
         decoded = _send_to_first(own, owners, shapes, frame, peers)
+        at(busy=True)
         if peers.rank == 0:
             yield _unfold(vae, _blend(vae, decoded, tiling))
 

@@ -94,6 +94,7 @@ class Engine:
         self._vae = load_vae(self.model, config, self.ranks)
         self._commands: Commands | None = None
         self.load_seconds = time.perf_counter() - started
+        self.ranks.at("idle")
 
     def generate(
         self,
@@ -207,15 +208,8 @@ class Engine:
         need.check(self.ranks.device, _asked(request))
         attention = resolve(self.config.attention, self.ranks.device, self._adapter.dtype, ring=topology.ring)
         sampler = partial(self.profile.fresh_sampler, request.steps, self.ranks.device)
-        return Plan(
-            request,
-            preset,
-            sampler,
-            len(sampler().timesteps),
-            topology,
-            attention,
-            self.sizes.windows(request, self.config),
-        )
+        steps, windows = len(sampler().timesteps), self.sizes.windows(request, self.config)
+        return Plan(request, preset, sampler, steps, topology, attention, windows)
 
     def warm_up(self, request: VideoRequest) -> None:
         """Run the transformer once at this request's size, so that what a first forward sets up is set up."""
@@ -378,9 +372,10 @@ class Engine:
     def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], generation: Generation) -> None:
         """Denoised latents, the same on every rank, → frames into `sinks`, as of `generate`."""
         digests = [hashlib.sha256() for _ in sinks]
-        self.ranks.at("decoding", busy=self.config.tiles is None)
+        at = partial(self.ranks.at, "decoding")
+        at(busy=True)
         with self._vae_at_work() as vae:
-            chunks = decode_frames(vae, latents_BCFHW, self.config.tiles, self.ranks.everyone)
+            chunks = decode_frames(vae, latents_BCFHW, self.config.tiles, self.ranks.everyone, at)
             while True:
                 with generation.seconds.measure("decode"):
                     chunk_BTHW3 = next(chunks, None)
@@ -391,7 +386,7 @@ class Engine:
                     for frames, sink, digest in zip(videos, sinks, digests, strict=True):
                         digest.update(frames.tobytes())
                         sink.write(frames)
-                self.ranks.at("decoding", busy=self.config.tiles is None)  # it gets on
+                at(busy=True)  # it gets on
         generation.frames_sha256 = [digest.hexdigest() for digest in digests]
 
 

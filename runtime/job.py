@@ -15,7 +15,7 @@ from pathlib import Path
 from runtime.checkpoint import Checkpoints
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, CancelledError
 from runtime.ffmpeg import SILENCE
 from runtime.files import Outputs, flush, whole_files
 from runtime.generation import Generation
@@ -105,6 +105,27 @@ def _begun(
     Raises:
         BadRequestError: on all ranks, if any of them refuses.
     """
+    ranks = engine.ranks
+    ranks.at("the start of a job", busy=True)
+    try:
+        with _held(engine, requests, outputs, checkpoints):
+            yield
+        # Nobody leaves before the files are written: a rank may fail until then.
+        ranks.control.tell("done")
+    except (BadRequestError, CancelledError):
+        ranks.at("idle")  # they end the job, not its ranks
+        raise
+    ranks.at("idle")
+
+
+@contextmanager
+def _held(
+    engine: Engine,
+    requests: Sequence[VideoRequest],
+    outputs: Outputs | None,
+    checkpoints: Checkpoints | None,
+) -> Iterator[None]:
+    """The part of `_begun` that is left before all ranks end together: what a job holds while it runs."""
     with ExitStack() as stack:
         problem = ""
         try:
@@ -133,8 +154,6 @@ def _begun(
                 checkpoints.discard()
             except OSError as error:
                 log.warning("checkpoints: cannot remove those in %r: %s", str(checkpoints.root), error)
-    # Nobody leaves before the files are written: a rank may fail until then.
-    engine.ranks.control.tell("done")
 
 
 def _refuse_together(engine: Engine, problem: str) -> None:

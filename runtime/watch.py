@@ -223,7 +223,7 @@ class Watch:
                 return
             try:
                 self._publish()
-                if time.monotonic() - self._swept >= self._tick:
+                if self._verdict is None and time.monotonic() - self._swept >= self._tick:
                     self._notice(self._read())
                     self._swept = time.monotonic()
             except RuntimeError as error:
@@ -236,22 +236,31 @@ class Watch:
             self.abort()
         except RuntimeError as trouble:
             log.warning("what the device waits for could not be ended: %s", trouble)
-        if self._told.wait(min(self.timeout, _GRACE)) or self._give_up is None:
-            return
-        self._change(**ending(error, self._rank))
-        with contextlib.suppress(RuntimeError):  # the store may be what is gone
-            self._publish()
-        self._give_up(error)
+        deadline = time.monotonic() + min(self.timeout, _GRACE)
+        if not self._told.is_set():  # from now on it shows no more signs, and must not be taken for the cause
+            self._change(**ending(error, self._rank))
+            with contextlib.suppress(RuntimeError):  # the store may be what is gone
+                self._publish()
+        if not self._told.wait(max(0.0, deadline - time.monotonic())) and self._give_up is not None:
+            self._give_up(error)
 
     def _change(self, **fields: Any) -> None:
         with self._lock:  # both threads change the sign
             self._sign = replace(self._sign, **fields)
 
     def _publish(self) -> None:
-        reached = 0 if self.queue is None else self.queue.reached()
-        since = time.monotonic() - self._began
+        reached, since = self._reached(), time.monotonic() - self._began
         self._change(beat=self._sign.beat + 1, reached=reached, since=since)
         self._store.set(_key(self._rank), json.dumps(asdict(self._sign)))
+
+    def _reached(self) -> int:
+        """How far the accelerator has come. If it cannot say, it has failed, and this rank with it."""
+        try:
+            return 0 if self.queue is None else self.queue.reached()
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            self._verdict = self._verdict or Verdict(self._rank, self.where, f"its device failed: {said}")
+            return self._sign.reached
 
     def _read(self) -> dict[int, Sign]:
         values = self._store.multi_get([_key(rank) for rank in range(self._size)])
@@ -269,7 +278,10 @@ class Watch:
         self._seen = dict(signs)
         still = {rank: Still(now - self._beaten[rank], now - self._moved[rank]) for rank in signs}
         wait = Wait(self._waited, self._broken)
-        self._verdict = judge(self._rank, self._sign, wait, signs, still, self._bounds)
+        verdict = judge(self._rank, self._sign, wait, signs, still, self._bounds)
+        if verdict is not None:  # a rank may have told why it ends since, and be gone now
+            verdict = judge(self._rank, self._sign, wait, self._read(), still, self._bounds) or verdict
+        self._verdict = verdict
 
     def _lose_store(self, error: RuntimeError) -> None:
         """The store lives in the first rank, or in its launcher: one of them is gone or has stopped."""

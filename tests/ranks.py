@@ -54,13 +54,14 @@ def run_ranks(
     *arguments: Any,
     hosts: Sequence[str] = (),
     timeout: float = _PATIENT,
+    busy: float = math.inf,
 ) -> list[Any]:
     """Run `task(ranks, *arguments)` on `world` ranks, each on one thread; their results in rank order.
 
     Args:
         hosts: name of each rank's machine, as if they were on several.
     """
-    outcomes = watch_ranks(world, task, *arguments, timeout=timeout, hosts=hosts)
+    outcomes = watch_ranks(world, task, *arguments, timeout=timeout, busy=busy, hosts=hosts)
     assert [o.code for o in outcomes] == [0] * world, [o.error or o.code for o in outcomes]
     return [o.result for o in outcomes]
 

@@ -555,6 +555,31 @@ def test_a_last_checkpoint_may_take_its_time(tmp_path: Path) -> None:
     assert all(outcome.result > 0 for outcome in outcomes)
 
 
+def from_slow_disks(ranks: Ranks, folder: Path) -> int:
+    """The second rank takes longer to read its checkpoint than ranks are waited for."""
+    engine = Engine(load_config("wan-tiny"), ranks, Degrees(ulysses=2))
+    request = engine.config.request(PROMPT, **{**SMALL, "steps": 3})
+    sinks = [FrameBuffer()] if ranks.leads else []
+    engine.generate(request, sinks, checkpoints=Checkpoints(folder, every=1))
+    load = torch.load
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        if ranks.rank == 1:
+            time.sleep(6.0)
+        return load(*arguments, **options)
+
+    torch.load = slowly
+    sinks = [FrameBuffer()] if ranks.leads else []
+    return engine.generate(request, sinks, checkpoints=Checkpoints(folder, every=1, resume=True)).resumed_at
+
+
+@pytest.mark.timeout(120)
+def test_reading_a_checkpoint_may_take_its_time(tmp_path: Path) -> None:
+    outcomes = watch_ranks(2, from_slow_disks, tmp_path, timeout=3)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert all(outcome.result == 3 for outcome in outcomes)
+
+
 @pytest.fixture(scope="module")
 def alone() -> tuple[Frames, Generation]:
     engine = Engine(load_config("wan-tiny"), Ranks.alone(torch.device("cpu")))

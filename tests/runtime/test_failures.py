@@ -5,22 +5,29 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from runtime.commands import Command
-from runtime.configs import Config, load_config
+from runtime.configs import Config, Tiles, load_config
+from runtime.decode import _CausalDecoder
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.files import Outputs
 from runtime.generation import Plan, Prepared
+from runtime.job import follow_job, run_job
 from runtime.ranks import Ranks
 from runtime.video import FrameBuffer, Frames
 from spectrum import FixedSchedule, Schedule
-from tests.ranks import Outcome, block, die, stop, watch_ranks
+from tests.ranks import Outcome, block, die, run_ranks, stop, watch_ranks
 
 TIMEOUT = 5.0  # seconds
+BUSY = 1.5  # seconds
 STEP = 3  # at which things happen
 SLACK = 4.0  # seconds that a busy machine may add to noticing
 WORLD, ODD = 3, 1  # ranks, and which of them misbehaves
@@ -300,6 +307,47 @@ def test_long_work_that_gets_on_is_waited_for() -> None:
     assert outcomes[0].result == "start"  # what it was at before
 
 
+def twice(ranks: Ranks, folder: Path) -> list[str]:
+    """A group has nothing to do before its first job, after one that ends well and after one refused."""
+    engine, places = Engine(load_config("wan-tiny"), ranks), []
+    request = engine.config.request("a red circle", **SMALL, steps=1)
+    for name, refused in (("a", False), ("a", True), ("b", False)):  # the second would replace a file
+        places.append(ranks.where)
+        time.sleep(3 * BUSY)
+        outputs = Outputs(folder / f"{name}.mp4", folder / f"{name}.json")
+        with pytest.raises(BadRequestError) if refused else nullcontext():
+            if ranks.leads:
+                run_job(engine, request, outputs)
+            else:
+                follow_job(engine, request, compared=False)
+    return places
+
+
+@pytest.mark.timeout(120)
+def test_a_group_may_have_nothing_to_do_for_longer_than_anything_may_take(tmp_path: Path) -> None:
+    assert run_ranks(2, twice, tmp_path, busy=BUSY) == [["idle"] * 3] * 2
+    assert {path.name for path in tmp_path.glob("*.mp4")} == {"a.mp4", "b.mp4"}
+
+
+def slow_tiles(ranks: Ranks) -> float:
+    """Tiles of the second rank take longer than others are waited for."""
+    config = load_config("wan-tiny").model_copy(update={"tiles": Tiles(size=32, stride=24)})
+    decode = _CausalDecoder.decode
+
+    def slowly(decoder: _CausalDecoder, hidden_BCFHW: torch.Tensor) -> torch.Tensor:
+        time.sleep(2.0 if ranks.rank == ODD else 0.0)
+        return decode(decoder, hidden_BCFHW)
+
+    _CausalDecoder.decode = slowly  # type: ignore[method-assign]
+    return make(ranks, config=config, steps=1, frames=5)
+
+
+@pytest.mark.timeout(120)
+def test_tiles_may_take_their_time() -> None:
+    outcomes = watch_ranks(2, slow_tiles, timeout=2.0)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+
+
 class _Device:
     """An accelerator's queue that comes to nothing more, or to everything at once."""
 
@@ -330,3 +378,30 @@ def test_a_device_that_hangs_is_named() -> None:
     outcomes = watch_ranks(WORLD, hung_device, timeout=2.0)
     check(outcomes, "step 3", "its device gets no further")
     assert outcomes[ODD].error is not None and outcomes[ODD].error[1] == ODD
+
+
+class _BrokenDevice(_Device):
+    """After a fault of a kernel, every call of CUDA fails."""
+
+    def reached(self) -> int:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nfor debugging consider")
+
+
+def broken_device(ranks: Ranks) -> None:
+    assert ranks.watch is not None
+    ranks.control.tell("all are here")
+    ranks.at("step 3")
+    if ranks.rank == ODD:
+        ranks.watch.queue = _BrokenDevice(hangs=True)
+        ranks.watch.at("step 3")
+        block()
+    ranks.control.tell("step 3 is done")
+
+
+@pytest.mark.timeout(120)
+def test_a_device_that_has_failed_is_named() -> None:
+    outcomes = watch_ranks(WORLD, broken_device, timeout=3.0)
+    for outcome in outcomes:
+        assert outcome.code == 3 and outcome.error is not None
+        assert outcome.error[:3] == ("RankFailedError", ODD, "step 3"), outcome.error
+    assert "its device failed: CUDA error: an illegal memory access" in outcomes[ODD].error[3]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import psutil
 import pytest
+from torch.distributed import HashStore
 
 from runtime.errors import CancelledError, RankFailedError
-from runtime.signs import Bounds, Sign, State, Still, Verdict, Wait, host_name, judge
+from runtime.signs import Bounds, Sign, State, Still, Verdict, Wait, host_name, judge, own_sign
+from runtime.watch import Watch
 
 PATIENCE, BUSY = 4.0, 60.0
 BOUNDS = Bounds(PATIENCE, BUSY)
@@ -118,3 +121,19 @@ def test_a_dead_process_on_this_host_is_seen_at_once(reaped: bool) -> None:
     child.wait()
     assert child.stdin is not None
     child.stdin.close()
+
+
+def test_a_rank_that_tells_the_cause_and_ends_while_it_is_judged_is_not_the_cause() -> None:
+    """Its sign was read before it told, and its process looked for when it was gone."""
+    store, own = HashStore(), own_sign()
+    watch = Watch(store, 0, 3, timeout=5.0)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    before = replace(own, pid=child.pid, born=psutil.Process(child.pid).create_time(), where="step 3")
+    child.wait()
+    cause = replace(own, host="there", where="step 2")
+    told = replace(before, state=State.FAILED, blames=1, reason="it has not arrived")
+    for rank, sign in enumerate((own, cause, told)):
+        store.set(f"sign/{rank}", json.dumps(asdict(sign)))
+    watch._notice({0: own, 1: cause, 2: before})
+    found = watch.failure()
+    assert isinstance(found, RankFailedError) and (found.rank, found.where) == (1, "step 2")

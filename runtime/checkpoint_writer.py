@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -179,7 +180,9 @@ class CheckpointWriter:
         newest = complete_steps(self._folder)[:_KEPT]
         oldest = manifest_name(newest[-1], self._rank) if len(newest) == _KEPT else ""
         needed: set[str] = set()
-        for path in self._folder.glob(f"manifest-*-{self._rank}.json"):
+        names = [path.name for path in self._folder.iterdir()]
+        own = rf"-\d{{5,}}-{self._rank}"  # what is called otherwise is another's
+        for path in [self._folder / name for name in names if re.fullmatch(rf"manifest{own}\.json", name)]:
             if path.name < oldest:
                 path.unlink()
                 continue
@@ -187,9 +190,9 @@ class CheckpointWriter:
                 OSError, ValueError, KeyError, AttributeError
             ):  # a damaged one needs nothing
                 needed |= read_json(path)["parts"].keys()
-        for path in self._folder.glob(f"part-*-{self._rank}.pt"):
-            if path.name not in needed:
-                path.unlink()
+        for name in names:
+            if re.fullmatch(rf"part{own}\.pt", name) and name not in needed:
+                (self._folder / name).unlink()
 
 
 def file_digest(path: Path) -> str:

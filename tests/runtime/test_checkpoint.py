@@ -631,3 +631,17 @@ def test_what_every_rank_has_whole_goes_on_with_any_ranks(tmp_path: Path) -> Non
     assert same[1] == fewer[1] >= 5
     assert np.array_equal(same[0], undisturbed[0]) and same[3:] == undisturbed[3:]
     assert np.abs(fewer[0].astype(int) - undisturbed[0]).max() <= 1
+
+
+def test_what_is_older_is_removed_and_what_is_another_s_is_kept(
+    engine: Engine, small: Make, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, every=1)
+    interrupt(engine, small(steps=STEPS), tmp_path, until=0)
+    folder = next(path for path in tmp_path.iterdir() if path.is_dir())
+    for name in ("part-mine-0.pt", "manifest-00000-mine-0.json", "part-1-0.pt"):
+        (folder / name).write_text("mine")
+    run(engine, small(steps=STEPS), checkpoints)
+    left = {path.name for path in folder.iterdir()}
+    assert {"part-mine-0.pt", "manifest-00000-mine-0.json", "part-1-0.pt"} <= left
+    assert manifest_name(0, 0) not in left

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import click
 
 from launch.terminal import forgive_encodings, visible
-from runtime.errors import BadRequestError, CancelledError, LockstepError
+from runtime.errors import BadRequestError, CancelledError, LockstepError, NotFiniteError
 from runtime.files import reason
 
 log = logging.getLogger("launch")
@@ -74,14 +74,14 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def advising(advice: Callable[[], str]) -> Iterator[None]:
-    """Say with whatever ends the block, but a refusal, what can be done now.
+    """Say with whatever ends the block, unless it would again, what can be done now.
 
     Args:
         advice: asked when it ends; nothing if there is nothing to say.
     """
     try:
         yield
-    except BadRequestError:
+    except (BadRequestError, NotFiniteError):  # the same command would end the same way
         raise
     except BaseException as error:
         said = advice()

@@ -23,7 +23,7 @@ from runtime.configs import Config
 from runtime.denoise import StepRecord
 from runtime.devices import pick_device
 from runtime.engine import Engine
-from runtime.errors import LockstepError
+from runtime.errors import LockstepError, NotFiniteError
 from runtime.job import OnStep
 from runtime.meeting import Rendezvous
 from runtime.ranks import join
@@ -54,6 +54,7 @@ class End(StrEnum):
     REFUSED = "refused"  # the request cannot be served; the group is well
     CANCELLED = "cancelled"
     FAILED = "failed"  # the job failed, the group is no more
+    HOPELESS = "failed for good"  # so it is with this one, and any other group would fail in the same way
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,12 @@ class Ended:
     end: End
     reason: str = ""
     report: str = ""
+
+
+def _end_of(error: BaseException) -> End:
+    if isinstance(error, NotFiniteError):
+        return End.HOPELESS
+    return {2: End.REFUSED, 130: End.CANCELLED}.get(exit_code(error), End.FAILED)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1})
@@ -117,8 +124,8 @@ class RankActor:
             self._metrics.kept(done.checkpoint_bytes)
             return Ended(End.DONE, report=done.to_json() if isinstance(done, Report) else "")
         except BaseException as error:
-            end = {2: End.REFUSED, 130: End.CANCELLED}.get(exit_code(error), End.FAILED)
-            if end is End.FAILED:
+            end = _end_of(error)
+            if end in (End.FAILED, End.HOPELESS):
                 log.exception("rank %d: job failed", self._engine.ranks.rank)
                 self._leave(error)
             reason = str(error) if isinstance(error, LockstepError) else repr(error)

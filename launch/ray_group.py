@@ -73,7 +73,7 @@ class RankGroup:
         self.places: list[dict[str, Any]] = []
         try:
             with _explained("placing the ranks"):
-                self._place(bundle_for(config, world, self._call(ray.nodes)), world)
+                self._place(bundle_for(config, world, self._call("its nodes", ray.nodes)), world)
             self.places = self._start(config, degrees)
         except BaseException:
             self.kill()
@@ -82,14 +82,16 @@ class RankGroup:
     def _place(self, bundle: Bundle, world: int) -> None:
         """One actor on each place; ranks of one node are neighbours."""
         placement = self._placement = self._call(
-            placement_group, [bundle.resources] * world, strategy=bundle.strategy
+            "placing the ranks", placement_group, [bundle.resources] * world, strategy=bundle.strategy
         )
         deadline = time.monotonic() + _ROOM
-        while not self._call(placement.wait, 1.0):
+        while not self._call("waiting for room", placement.wait, 1.0):
             self._check_wanted()
             if time.monotonic() > deadline:
                 raise NoRoomError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
-        self._actors = [self._call(self._actor, index, bundle) for index in range(world)]
+        self._actors = [
+            self._call("starting the ranks", self._actor, index, bundle) for index in range(world)
+        ]
         places = self._results([actor.place.remote() for actor in self._actors], _APPEAR)
         order = sorted(range(world), key=lambda index: places[index][0])
         self._nodes = [places[index][0] for index in order]
@@ -123,7 +125,7 @@ class RankGroup:
             if any(_error_of(reference) for reference in done):
                 self._raise_first(references)
             if len(done) == len(references):
-                return [self._call(ray.get, reference) for reference in references]
+                return [self._call("what the ranks say", ray.get, reference) for reference in references]
             self._check_wanted()
             now = time.monotonic()
             if within is not None and now - started > within:
@@ -137,14 +139,14 @@ class RankGroup:
 
     def _raise_first(self, references: list[Any]) -> NoReturn:
         """Raise what one of them has raised: a refusal, if any refuses; the others fail because of it."""
-        wait = self._call(ray.wait, references, num_returns=len(references), timeout=_ANSWER)
+        wait = self._wait(references, _ANSWER)
         errors = [error for reference in wait[0] if (error := _error_of(reference))]
         raise next((error for error in errors if isinstance(error, BadRequestError)), errors[0])
 
     def _silent(self) -> list[int]:
         """Ranks that do not answer just now."""
         asked = [actor.events.remote(0, 0) for actor in self._actors]
-        answers = self._call(ray.wait, asked, num_returns=len(asked), timeout=_ANSWER)[0]
+        answers = self._wait(asked, _ANSWER)[0]
         return [rank for rank, reference in enumerate(asked) if reference not in answers]
 
     def _check_wanted(self) -> None:
@@ -152,7 +154,8 @@ class RankGroup:
             raise CancelledError("stopped while the ranks were starting")
 
     def run(self, job: Job) -> Iterator[Event | Ended]:
-        """Do a job; yields what happens, the end last. After `FAILED` the group must be killed.
+        """Do a job; yields what happens, the end last. After `FAILED` and `HOPELESS` the group must
+        be killed.
 
         The iterator may be asked to `stop` from outside meanwhile.
         """
@@ -181,20 +184,24 @@ class RankGroup:
         """What a rank answers; None if it does not, as it died or has stopped: the others will say so, or
         else our own patience ends."""
         try:
-            return self._call(
-                lambda: ray.get(getattr(self._actors[rank], what).remote(*arguments), timeout=_ANSWER)
-            )
+            asked = getattr(self._actors[rank], what).remote
+            return self._call(f"asking rank {rank}", lambda: ray.get(asked(*arguments), timeout=_ANSWER))
         except RayError:
             return None
 
     def _ready(self, references: list[Any]) -> list[Any]:
         """Those that have ended, after waiting a moment for them all."""
-        done: list[Any] = self._call(ray.wait, references, num_returns=len(references), timeout=_POLL)[0]
+        done: list[Any] = self._wait(references, _POLL)[0]
         return done
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """A call into Ray, which may not answer."""
-        with self._pulse.within(_ANSWER + _CALL, getattr(function, "__name__", "a call")):
+    def _wait(self, references: list[Any], seconds: float) -> Any:
+        return self._call(
+            "waiting for the ranks", ray.wait, references, num_returns=len(references), timeout=seconds
+        )
+
+    def _call(self, doing: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """A call into Ray, which may not answer; `doing` is what a message then names."""
+        with self._pulse.within(_ANSWER + _CALL, doing):
             return function(*arguments, **options)
 
     def stop(self) -> None:
@@ -206,14 +213,14 @@ class RankGroup:
         """End all ranks and give their room back."""
         for actor in self._actors:
             with contextlib.suppress(RayError):
-                self._call(ray.kill, actor, no_restart=True)
+                self._call("ending the ranks", ray.kill, actor, no_restart=True)
         for place in self.places:  # a stopped process does not hear Ray
             with contextlib.suppress(psutil.Error):
                 if place["host"] == socket.gethostname() and _is_still(place):
                     psutil.Process(place["pid"]).kill()
         if self._placement is not None:
             with contextlib.suppress(RayError):
-                self._call(remove_placement_group, self._placement)
+                self._call("giving room back", remove_placement_group, self._placement)
 
 
 class _Ends:
@@ -253,7 +260,7 @@ class _Ends:
                 self._died.append(f"rank {rank} died")
             except RayError as error:
                 self._died.append(f"rank {rank} was lost: {_first_line(error)}")
-            if self._since is None and (self._died or self._ended[-1].end is End.FAILED):
+            if self._since is None and (self._died or self._ended[-1].end in (End.FAILED, End.HOPELESS)):
                 self._since = time.monotonic()
 
     def explain(self, reason: str | None) -> None:
@@ -270,6 +277,9 @@ class _Ends:
 
     def told(self) -> Ended:
         """One end from those of all ranks."""
+        hopeless = next((ended for ended in self._ended if ended.end is End.HOPELESS), None)
+        if hopeless is not None:  # whatever became of the others for it
+            return hopeless
         reasons = self._reasons()
         if reasons:
             return Ended(End.FAILED, reasons[0])

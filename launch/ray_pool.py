@@ -171,6 +171,7 @@ class Replica:
         self._loaded = ""  # what kind of jobs the group can do
         self._entry: Entry | None = None
         self._unwanted = ""  # why the request that it is at is to end
+        self._at = threading.Lock()  # held where the two change, or one is acted on for the sake of the other
         self._failures = 0  # groups in a row that came to a bad end
         self._stillborn = 0  # groups in a row that did not come up
         self._restarts = 0
@@ -180,11 +181,12 @@ class Replica:
         """Do what is in the queue, one request after another."""
         try:
             while not self._pool.ending and self._stillborn < _RETIRE:
-                self._unwanted, self.busy = "", True
-                self._entry = self._kept(lambda: self._queue.take(self.number, self._loaded))
-                if self._entry is not None:
-                    self._do(self._entry)
-                    self._entry = None
+                self.busy = True
+                entry = self._kept(lambda: self._queue.take(self.number, self._loaded))
+                self._turn_to(entry)
+                if entry is not None:
+                    self._do(entry)
+                    self._turn_to(None)
                     continue
                 self.busy = False
                 if self._pool.idle:
@@ -214,18 +216,24 @@ class Replica:
                 time.sleep(seconds)
         return write()
 
+    def _turn_to(self, entry: Entry | None) -> None:
+        with self._at:
+            self._entry, self._unwanted = entry, ""
+
     def look(self) -> None:
         """See whether the request that it is at is still wanted; called by another thread."""
         entry = self._entry
         if entry is None:
             return
-        now = self._queue.entry(entry.id)
+        now, why = self._queue.entry(entry.id), ""
         if now.unwanted:
-            self._unwanted = "cancelled"
+            why = "cancelled"
         elif now.deadline is not None and time.time() > now.deadline:
-            self._unwanted = "its deadline passed"
-        if self._unwanted:
-            self.stop()
+            why = "its deadline passed"
+        with self._at:
+            if why and self._entry is entry:  # the queue may have answered late
+                self._unwanted = why
+                self.stop()
 
     def stop(self) -> None:
         """End the request that it is at after a step; called by another thread."""
@@ -327,6 +335,9 @@ class Replica:
                 self._end(entry, State.CANCELLED, f"{self._unwanted}; {ended.reason}")
             case End.CANCELLED:
                 self._put_back(entry, "the pool was told to stop", killed=False)
+            case End.HOPELESS:
+                self.dismiss()
+                self._end(entry, State.FAILED, ended.reason)
             case End.FAILED:
                 self._lose(entry, ended.reason)
                 return

@@ -19,7 +19,7 @@ from launch.ray_driver import Driver
 from launch.ray_group import Begun, End, Ended, Event, RankGroup
 from launch.run import print_result
 from launch.signals import stopped_by_signals
-from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
 from runtime.report import Report
 
 log = logging.getLogger("launch")
@@ -36,8 +36,9 @@ def run_job_on_ray(job: Job, console: Console) -> None:
 
 def _in_driver(job: Job, console: Console, driver: Driver) -> Report:
     return run_on_ray(
-        job.going_on() if driver.again else job,
+        job,
         console,
+        again=driver.again,
         pulse=driver.pulse,
         stopped_by=driver.stopped_by_signals,
     )
@@ -52,6 +53,7 @@ def run_on_ray(
     on_event: OnEvent = lambda event, group: None,
     attempts: int = ATTEMPTS,
     pulse: Pulse | None = None,
+    again: bool = False,
     stopped_by: Callable[[Callable[[], bool]], AbstractContextManager[None]] = stopped_by_signals,
 ) -> Report:
     """Make the video on a group of actors, whatever happens to them.
@@ -60,14 +62,16 @@ def run_on_ray(
         attempts: groups that the job may use up.
         on_event: told of every event, with the group that is at work.
         pulse: see `RankGroup`.
+        again: another driver was at it before and was lost, so the job was good enough to begin with.
         stopped_by: what stops it, given how.
 
     Raises:
         BadRequestError: the request or the cluster does not fit.
         CancelledError: a signal came.
-        JobFailedError: too many groups died.
+        JobFailedError: too many groups died, or another driver's job is refused to go on.
+        NotFiniteError: a step gave NaN or infinity, as it would on any group.
     """
-    run = _Run(job.absolute(), console, on_event, attempts, pulse)
+    run = _Run(job.absolute(), console, on_event, attempts, pulse, again=again)
     with stopped_by(run.stop):
         return run.until_done()
 
@@ -75,7 +79,17 @@ def run_on_ray(
 class _Run:
     """The driver's side of one job."""
 
-    def __init__(self, job: Job, console: Console, on_event: OnEvent, attempts: int, pulse: Pulse | None):
+    def __init__(
+        self,
+        job: Job,
+        console: Console,
+        on_event: OnEvent,
+        attempts: int,
+        pulse: Pulse | None,
+        *,
+        again: bool,
+    ):
+        self._again = again
         self._job, self._console, self._on_event, self._attempts = job, console, on_event, attempts
         self._pulse = pulse
         self._group: RankGroup | None = None
@@ -95,16 +109,20 @@ class _Run:
         failures: list[str] = []
         try:
             while True:
-                ended = self._attempt(self._job if not failures else self._job.going_on())
+                ended = self._attempt(self._job.going_on() if failures or self._again else self._job)
                 match ended.end:
                     case End.DONE:
                         return Report.model_validate_json(ended.report)
                     case End.REFUSED if failures:  # it was good enough to begin with
                         raise JobFailedError(f"{failures[-1]}; then {ended.reason}")
+                    case End.REFUSED if self._again:
+                        raise JobFailedError(f"a driver of Ray was lost; then {ended.reason}")
                     case End.REFUSED:
                         raise BadRequestError(ended.reason)
                     case End.CANCELLED:
                         raise CancelledError(ended.reason)
+                    case End.HOPELESS:
+                        raise NotFiniteError(ended.reason)
                 failures.append(ended.reason)
                 self._dismiss()
                 self._metrics.restarted()

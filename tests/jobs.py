@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from launch.jobs import Job, build_job
+from runtime.configs import EMBEDDED_MODELS, load_config
 
 PROMPT = "a red circle moving left on a black background"
 _LEFT_OUT = (
@@ -28,3 +32,17 @@ def make_job(out: Path, **options: Any) -> Job:
         "spectrum": "paper",
     }
     return build_job(out=out, **{**given, **options})
+
+
+def overflowing(folder: Path) -> Path:
+    """A config whose model's finite weights overflow in the first step."""
+    model, config = folder / "overflowing", folder / "overflowing.yaml"
+    shutil.copytree(EMBEDDED_MODELS / "wan-tiny", model)
+    path = next((model / "transformer").glob("*.safetensors"))
+    weights, name = load_file(path), "blocks.3.ffn.net.0.proj.weight"
+    weight = weights[name] = weights[name].float()
+    weight[5] = 3e38
+    save_file(weights, path, metadata={"format": "pt"})
+    tiny = load_config("wan-tiny").model_copy(update={"model": str(model)})
+    config.write_text(tiny.model_dump_json(exclude_none=True))
+    return config

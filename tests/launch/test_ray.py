@@ -20,15 +20,16 @@ import ray
 from rich.console import Console
 
 from launch import cli
+from launch.exits import advising
 from launch.jobs import Job
 from launch.ray_group import Begun, End, Ended, Event, RankGroup, bundle_for
 from launch.ray_run import ATTEMPTS, run_on_ray
 from runtime.configs import load_config
 from runtime.denoise import StepRecord
-from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
 from runtime.report import Report
 from tests import jobs
-from tests.jobs import PROMPT
+from tests.jobs import PROMPT, overflowing
 
 STEPS = 12
 
@@ -186,6 +187,22 @@ def test_a_job_that_kills_every_group_is_given_up(tmp_path: Path) -> None:
 def test_more_ranks_than_the_cluster_has_room_for_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequestError, match=r"ranks: 5 given; .*the cluster has room for 4"):
         run_on_ray(make_job(tmp_path, ranks=5), Console(quiet=True))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_was_begun_by_a_lost_driver_fails_and_is_no_bad_request(tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match=r"a driver of Ray was lost; then ranks: 5 given"):
+        run_on_ray(make_job(tmp_path, ranks=5), Console(quiet=True), again=True)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_step_that_is_not_finite_is_not_tried_again(tmp_path: Path) -> None:
+    begun: list[Event] = []
+    job = make_job(tmp_path, config=str(overflowing(tmp_path)), spectrum="off")
+    with pytest.raises(NotFiniteError, match=r"^step 0: .*NaN or infinity") as caught, advising(job.advice):
+        run_on_ray(job, Console(quiet=True), lambda event, group: begun.append(event))
+    assert [type(event) for event in begun].count(Begun) == 1
+    assert not hasattr(caught.value, "__notes__")
 
 
 def node(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:

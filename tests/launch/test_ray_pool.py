@@ -30,10 +30,10 @@ from launch.entries import Entry, State
 from launch.metrics import DriverMetrics
 from launch.queue import Queue
 from launch.ray_group import Begun, Ended, Event, RankGroup
-from launch.ray_pool import ReplicaPool
+from launch.ray_pool import Replica, ReplicaPool
 from runtime.configs import EMBEDDED_MODELS, load_config
 from runtime.denoise import StepRecord
-from tests.jobs import PROMPT, TINY, make_job
+from tests.jobs import PROMPT, TINY, make_job, overflowing
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -164,6 +164,40 @@ def test_a_request_is_served_from_another_folder_than_it_was_added_in(
         assert [(entry.state, entry.reason) for entry in opened.entries()] == [(State.DONE, "")]
     assert digest(home / "queued.mp4") == digest(home / "direct.mp4")
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_request_that_is_not_finite_fails_at_once(queue: Queue, tmp_path: Path) -> None:
+    config = str(overflowing(tmp_path))
+    queue.submit(make_job(tmp_path / "bad.mp4", **TINY, config=config), name="bad")
+    queue.submit(make_job(tmp_path / "good.mp4", **TINY), name="good")
+    ReplicaPool(queue, 1).run()
+    assert states(queue) == {"bad": State.FAILED, "good": State.DONE}
+    bad = queue.entries()[0]
+    assert (bad.tries, bad.kills) == (1, 0) and bad.reason.startswith("step 0: "), bad
+
+
+def test_a_late_answer_of_the_queue_stops_nobody_else(queue: Queue, tmp_path: Path) -> None:
+    """The replica has gone on to the next request before the queue says that the last is cancelled."""
+    for name in ("first", "second"):
+        queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY), name=name)
+
+    class Late(Queue):
+        def entry(self, id: int) -> Entry:
+            found = super().entry(id)
+            replica._entry = following
+            return found
+
+    with closing(Late(queue.folder)) as late:
+        replica = Replica(0, late, ReplicaPool(late, 1), lambda *_: None)
+        replica._entry, following = late.take(0), late.take(0)
+        assert replica._entry is not None and following is not None
+        queue.cancel(replica._entry.id)
+        replica.look()
+        assert not replica._unwanted
+        queue.cancel(following.id)
+        replica.look()
+        assert replica._unwanted == "cancelled"
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -125,8 +125,11 @@ class Queue:
         self._base.close()
 
     @contextmanager
-    def served(self) -> Iterator[None]:
+    def served(self, *, lost: bool = False) -> Iterator[None]:
         """Serve it: nobody else does meanwhile. What was running when its server died waits again.
+
+        Args:
+            lost: that server's Ray was lost, which counts against what was running on it.
 
         Raises:
             BadRequestError: another process serves it, or the file `lock` is not the queue's.
@@ -135,11 +138,11 @@ class Queue:
             lock.truncate(0)
             lock.write(f"{_MARK}{os.getpid()}\n")
             lock.flush()
-            self._release("the pool was interrupted")
+            self._release("the driver of Ray was lost" if lost else "the pool was interrupted", killed=lost)
             try:
                 yield
             finally:
-                self._release("the pool has ended")
+                self._release("the pool has ended", killed=False)
 
     @contextmanager
     def _locked(self) -> Iterator[IO[str]]:
@@ -162,9 +165,10 @@ class Queue:
                 ) from None
             yield lock
 
-    def _release(self, reason: str) -> None:
+    def _release(self, reason: str, *, killed: bool) -> None:
         with self._transaction() as base:
             base.execute("DELETE FROM replicas")
+            base.execute("UPDATE requests SET kills = kills + ? WHERE state = 'running'", (killed,))
             for (id,) in base.execute("SELECT id FROM requests WHERE state = 'running'").fetchall():
                 _change(base, id, State.WAITING, reason)
 

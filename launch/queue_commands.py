@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -100,9 +100,9 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
 
     with _opened(folder, must_exist=True) as opened:
         before = opened.count()
-        ranks = max((_world(entry) for entry in opened.entries(*_OPEN)), default=1)
+        cores = _cores([_world(entry) for entry in opened.entries(*_OPEN)], replicas)
     about = {"queue": str(folder.absolute()), "replicas": str(replicas)}
-    stopped = on_cluster(replicas * ranks, about, partial(_serve, folder, replicas, keep, console), console)
+    stopped = on_cluster(cores, about, partial(_serve, folder, replicas, keep, console), console)
     with _opened(folder, must_exist=True) as opened:
         ended = {state: count - before[state] for state, count in opened.count().items()}
     console.print(
@@ -121,8 +121,21 @@ def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: An
     with _opened(folder, must_exist=True) as opened:
         pool = ReplicaPool(opened, replicas, partial(print_event, console), driver.pulse)
         with driver.stopped_by_signals(pool.stop):
-            pool.run(keep=keep)
+            pool.run(keep=keep, again=driver.again)
         return pool.ending
+
+
+def _cores(worlds: list[int], replicas: int) -> int:
+    """Cores that a Ray of this machine is to have. A request with too many ranks for the machine counts for
+    nothing: it will fail when its turn comes, and the others will not."""
+    from runtime.devices import check_room
+
+    cores = replicas
+    for wanted in [count * world for world in worlds for count in (1, replicas)]:
+        with suppress(BadRequestError):
+            check_room(wanted, "cpu")
+            cores = max(cores, wanted)
+    return cores
 
 
 def _world(entry: Any) -> int:

@@ -61,11 +61,12 @@ class ReplicaPool:
         self._replicas = [Replica(number, queue, self, on_event) for number in range(replicas)]
         self._keep = False
 
-    def run(self, *, keep: bool = False) -> None:
+    def run(self, *, keep: bool = False, again: bool = False) -> None:
         """Serve the queue until it is empty, or until `stop`.
 
         Args:
             keep: wait for more when it is empty.
+            again: another driver served it before and its Ray was lost, perhaps for one of its requests.
 
         Raises:
             BadRequestError: another pool serves the queue.
@@ -73,7 +74,7 @@ class ReplicaPool:
                 wait.
         """
         self._keep = keep
-        with self._queue.served(), self._watched():
+        with self._queue.served(lost=again), self._watched():
             threads = [
                 threading.Thread(target=replica.serve, name=f"replica-{replica.number}", daemon=True)
                 for replica in self._replicas
@@ -249,6 +250,9 @@ class Replica:
 
     def _do(self, entry: Entry) -> None:
         """One request, whatever it does to the group or to this replica."""
+        if entry.kills >= KILLS:  # or else it was set aside already
+            self._set_aside(entry, entry.kills, "Ray was lost while it ran")
+            return
         try:
             job = entry.job if entry.tries == 1 else entry.job.going_on()
             group = self._group_for(job)
@@ -354,15 +358,16 @@ class Replica:
         if self._unwanted:
             self._end(entry, State.CANCELLED, f"{self._unwanted}; {reason}")
         elif kills >= KILLS:
-            self._end(
-                entry, State.FAILED, f"set aside, as it has cost {kills} rank groups; the last: {reason}"
-            )
+            self._set_aside(entry, kills, reason)
         else:
             log.warning("%s: %s; it goes on with new ranks", entry.name, reason)
             self._put_back(entry, reason, killed=killed)
         self._show("waiting for a new group")
         self._pool.pause(BACKOFF * 2 ** min(self._failures, 6))
         self._failures += 1
+
+    def _set_aside(self, entry: Entry, kills: int, reason: str) -> None:
+        self._end(entry, State.FAILED, f"set aside, as it has cost {kills} rank groups; the last: {reason}")
 
     def _put_back(self, entry: Entry, reason: str, *, killed: bool) -> None:
         self._kept(lambda: self._queue.put_back(entry.id, reason, killed=killed))

@@ -90,7 +90,7 @@ def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Consol
     with closing(Queue(film.out / "queue")) as queue:
         pool = ReplicaPool(queue, replicas, partial(print_event, said), driver.pulse)
         with driver.stopped_by_signals(pool.stop), shown_live(console, film, queue, submitted):
-            pool.run()
+            pool.run(again=driver.again)
         return pool.ending
 
 

@@ -19,6 +19,7 @@ import pytest
 from launch import cli
 from launch.entries import Progress, ReplicaEntry, State
 from launch.queue import Queue, QueueError, kind_of
+from launch.queue_commands import _cores
 from runtime.errors import BadRequestError
 from tests.jobs import PROMPT, make_job
 
@@ -127,6 +128,22 @@ def test_a_server_that_died_leaves_nothing_running(tmp_path: Path) -> None:
         assert queue.count()[State.WAITING] == 1 and queue.replicas() == []
         entry = queue.take(0)
         assert entry is not None and entry.tries == 2 and entry.kills == 0
+
+
+def test_a_lost_ray_counts_against_what_was_running(tmp_path: Path) -> None:
+    with closing(Queue(tmp_path)) as queue:
+        for name in ("running", "waiting"):
+            add(queue, name)
+        queue.take(0)
+    with closing(Queue(tmp_path)) as queue, queue.served(lost=True):
+        assert {entry.name: entry.kills for entry in queue.entries()} == {"running": 1, "waiting": 0}
+        assert queue.history(1)[-1][:2] == (State.WAITING, "the driver of Ray was lost")
+
+
+def test_a_request_with_too_many_ranks_costs_the_others_nothing() -> None:
+    here = len(os.sched_getaffinity(0))
+    assert _cores([1, 1000 * here, 2], 2) == 4
+    assert _cores([1000 * here], 3) == 3
 
 
 def test_one_queue_has_one_server(queue: Queue) -> None:

@@ -177,6 +177,18 @@ def test_a_request_that_is_not_finite_fails_at_once(queue: Queue, tmp_path: Path
     assert (bad.tries, bad.kills) == (1, 0) and bad.reason.startswith("step 0: "), bad
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_a_request_that_takes_ray_down_is_set_aside(queue: Queue, tmp_path: Path) -> None:
+    queue.submit(make_job(tmp_path / "bad.mp4", **TINY), name="bad")
+    for _ in range(2):
+        queue.take(0)
+        with queue.served(lost=True):
+            pass
+    ReplicaPool(queue, 1).run(again=True)
+    (bad,) = queue.entries()
+    assert bad.state is State.FAILED and bad.reason.startswith("set aside, as it has cost 2 rank groups")
+
+
 def test_a_late_answer_of_the_queue_stops_nobody_else(queue: Queue, tmp_path: Path) -> None:
     """The replica has gone on to the next request before the queue says that the last is cancelled."""
     for name in ("first", "second"):

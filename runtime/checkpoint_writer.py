@@ -114,6 +114,11 @@ class CheckpointWriter:
                 "(--checkpoint-every 0 goes without)"
             ) from self._error
 
+    def let_go(self, within: float) -> None:
+        """Wait so many seconds at most for what is being written, whether or not it can be."""
+        if self._thread is not None:
+            self._thread.join(within)
+
     def _begin(self, snapshot: Snapshot) -> None:
         self._last = snapshot.step
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="lockstep-checkpoint")

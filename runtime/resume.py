@@ -18,6 +18,8 @@ from runtime.streams import Stream
 from runtime.topology import Topology
 from spectrum import StepKind
 
+_PATIENCE = 60.0  # seconds that a job which has failed waits for its disk
+
 
 @dataclass(slots=True)
 class Progress:
@@ -109,6 +111,12 @@ class Resumable:
             with self._ranks.busy("writing its last checkpoint"):
                 self._writer.finish(self._progress.snapshot())
         return self._writer.bytes
+
+    def abandon(self) -> None:
+        """Let what is being written end before anybody clears up, unless it takes long."""
+        if self._writer is not None and self._writer.busy:
+            with self._ranks.busy("writing its last checkpoint"):
+                self._writer.let_go(_PATIENCE)
 
 
 def _plain(step: StepRecord) -> dict[str, Any]:

@@ -95,6 +95,9 @@ def _denoise_one(
     except CancelledError:
         resumable.finish()
         raise
+    except BaseException:
+        resumable.abandon()
+        raise
     generation.checkpoint_bytes += resumable.finish()
     sent = [step.sent for step in done]
     own = {

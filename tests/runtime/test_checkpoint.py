@@ -645,3 +645,21 @@ def test_what_is_older_is_removed_and_what_is_another_s_is_kept(
     left = {path.name for path in folder.iterdir()}
     assert {"part-mine-0.pt", "manifest-00000-mine-0.json", "part-1-0.pt"} <= left
     assert manifest_name(0, 0) not in left
+
+
+def test_a_job_that_fails_leaves_no_thread_that_writes(
+    engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def slowly(content: Any, file: Any) -> None:
+        time.sleep(0.5)
+        save(content, file)
+
+    def fail(record: StepRecord) -> None:
+        raise InterruptedHereError
+
+    monkeypatch.setattr(torch, "save", slowly)
+    with pytest.raises(InterruptedHereError):
+        engine.generate(small(steps=STEPS), [FrameBuffer()], fail, Checkpoints(tmp_path, every=1))
+    assert "lockstep-checkpoint" not in [thread.name for thread in threading.enumerate()]

@@ -47,3 +47,9 @@ def test_no_file_is_two_nouns() -> None:
         if path.read_text().count("\n") > 400
     ]
     assert not long
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Without packages pytest imports them by their bare names, and refuses a second of one name."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

@@ -156,7 +156,7 @@ def test_a_group_serves_many_jobs_and_a_refused_one_does_no_harm(
         assert report_of(again).frames_sha256 == undisturbed("paper")
 
         slow = replace(
-            job.going_on(), request=job.request.model_copy(update={"steps": 60, "spectrum": "off"})
+            job.going_on(), request=job.request.model_copy(update={"steps": 200, "spectrum": "off"})
         )
         stopped: list[Event | Ended] = []
         for event in group.run(slow):

@@ -247,8 +247,10 @@ def test_what_goes_wrong_beside_the_ranks_costs_one_request_at_most(queue: Queue
     """A listener that raises, one whose reader has gone, a request of another version, and a model that is
     gone when its turn comes: the others are done, and no replica waits for what nobody works on."""
     names = ("broken", "unreadable", "unheard", "old", "good", "also-good")
+    long = {**TINY, "steps": 1000, "spectrum": "off"}  # its ranks are not done before the pool ends them
     for name in names:
-        queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY), name=name)
+        options = long if name == "broken" else TINY
+        queue.submit(make_job(tmp_path / f"{name}.mp4", **options), name=name)
     change(queue, "UPDATE requests SET job = '{}' WHERE name = 'old'")
     missing = str(tmp_path / "nowhere")
     change(

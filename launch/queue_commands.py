@@ -18,7 +18,7 @@ from rich.console import Console
 
 from launch.exits import only_while_heard
 from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
-from launch.terminal import Terminal
+from launch.terminal import Terminal, say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 _REFRESH = 1.0  # seconds
@@ -159,7 +159,7 @@ def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
     else:
         return
     for line in (what, *(f"warning: {warning}" for warning in warnings)):
-        console.print(f"{entry.name}: {line}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{entry.name}: {line}")
 
 
 @click.command()

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from launch.family import Family
 from launch.pulse import Pulse
+from launch.terminal import say
 from runtime.errors import CancelledError, JobFailedError, LockstepError
 
 log = logging.getLogger("launch")
@@ -176,9 +177,7 @@ def drive(work: Callable[[Driver], None], console: Console, *, own: bool) -> Any
             raise JobFailedError(
                 f"{ended.reason} (Ray was started {TRIES} times within {_MEMORY / 60:.0f} min)"
             )
-        console.print(
-            f"{ended.reason}; going on with a new Ray", markup=False, highlight=False, soft_wrap=True
-        )
+        say(console, f"{ended.reason}; going on with a new Ray")
 
 
 class _Attempt:

@@ -19,13 +19,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launch.jobs import Job
 from launch.pulse import Pulse
 from launch.ray_actor import Begun, End, Ended, Event, RankActor
-from launch.ray_placement import Bundle, NoRoomError, bundle_for
+from launch.ray_placement import Bundle, bundle_for
 from runtime.configs import Config
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
 from runtime.meeting import Rendezvous
 from runtime.topology import Degrees
 
-__all__ = ["Begun", "Bundle", "End", "Ended", "Event", "NoRoomError", "RankGroup", "StartError", "bundle_for"]
+__all__ = ["Begun", "Bundle", "End", "Ended", "Event", "RankGroup", "StartError", "bundle_for"]
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class RankGroup:
         while not self._call("waiting for room", placement.wait, 1.0):
             self._check_wanted()
             if time.monotonic() > deadline:
-                raise NoRoomError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
+                raise JobFailedError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
         self._actors = [
             self._call("starting the ranks", self._actor, index, bundle) for index in range(world)
         ]

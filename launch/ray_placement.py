@@ -10,10 +10,6 @@ from runtime.configs import Config
 from runtime.errors import BadRequestError, JobFailedError
 
 
-class NoRoomError(JobFailedError):
-    """The cluster is large enough, but others use it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """What one rank takes, and how ranks are placed."""

@@ -19,6 +19,7 @@ from launch.ray_driver import Driver
 from launch.ray_group import Begun, End, Ended, Event, RankGroup
 from launch.run import print_result
 from launch.signals import stopped_by_signals
+from launch.terminal import say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
 from runtime.report import Report
 
@@ -180,7 +181,3 @@ class _Run:
         if self._group is not None:
             self._group.kill()
             self._group = None
-
-
-def say(console: Console, message: str) -> None:
-    console.print(message, markup=False, highlight=False, soft_wrap=True)

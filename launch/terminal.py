@@ -53,6 +53,11 @@ class Terminal(Console):
                 yield Segment(visible(text), style)
 
 
+def say(console: Console, message: str) -> None:
+    """Print a message as it is, on one line however long it is; on any console."""
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
 def forgive_encodings() -> None:
     """Let the process's streams spell out characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):

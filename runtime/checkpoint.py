@@ -25,7 +25,7 @@ from typing import IO, Any
 from runtime.errors import BadRequestError
 from runtime.files import check_folder, check_outlives, reason, refusing, shortened
 from runtime.lock_files import open_lock
-from runtime.text_files import read_json
+from runtime.text_files import flatten, read_json
 from runtime.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -303,14 +303,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix.removeprefix("request.") + name] = value
-    return flat
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as one level; a request's fields as users know them."""
+    return {name.removeprefix("request."): value for name, value in flatten(content).items()}
 
 
 def _shown(value: Any, other: Any) -> str:

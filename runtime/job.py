@@ -18,7 +18,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.ffmpeg import SILENCE
 from runtime.files import Outputs, flush, whole_files
-from runtime.generation import Generation
+from runtime.generation import Generation, Plan
 from runtime.quality import compare_videos
 from runtime.raw import check_room, raw_videos
 from runtime.report import Report, add_comparison, build_report
@@ -127,10 +127,9 @@ def _held(
 ) -> Iterator[None]:
     """The part of `_begun` that is left before all ranks end together: what a job holds while it runs."""
     with ExitStack() as stack:
-        problem = ""
+        problem, plans = "", list[Plan]()
         try:
-            for request in requests:
-                engine.plan(request)
+            plans.extend(map(engine.plan, requests))
             stack.enter_context(engine.image_held(requests[-1]))
             if outputs is not None:
                 outputs.check(requests[-1].videos)
@@ -140,7 +139,7 @@ def _held(
             problem = str(error)
         _refuse_together(engine, problem)
         if checkpoints is not None:
-            identities = [engine.identity(engine.plan(request)) for request in requests]
+            identities = [engine.identity(plan) for plan in plans]
             if outputs is not None:
                 try:
                     stack.enter_context(checkpoints.locked(identities))

@@ -23,6 +23,7 @@ from runtime.guidance import Guidance, LocalGuidance, NoGuidance, SplitGuidance
 from runtime.meeting import Rendezvous, meet
 from runtime.sequence import Sequence, Split, SplitSequence, WholeSequence
 from runtime.signs import host_name
+from runtime.text_files import flatten
 from runtime.topology import Topology
 from runtime.watch import Watch
 
@@ -301,16 +302,6 @@ def minority(values: list[str]) -> list[int] | None:
         return None
     usual = max(values, key=lambda value: (values.count(value), value == values[0]))
     return [rank for rank, value in enumerate(values) if value != usual]
-
-
-def flatten(content: Any, path: str = "") -> dict[str, Any]:
-    """Nested JSON as one level: `{"request.seed": 7, …}`."""
-    if not isinstance(content, dict):
-        return {path: content}
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= flatten(value, f"{path}.{key}" if path else str(key))
-    return flat
 
 
 def _nodes(hosts: list[str]) -> list[list[int]]:

@@ -93,3 +93,13 @@ def user_path(name: str) -> Path:
 def beside(name: str, folder: Path) -> str:
     """The absolute path of a file that is named in a file of `folder`; `~` is the user's home."""
     return os.path.normpath(folder.absolute() / user_path(name))
+
+
+def flatten(content: Any, path: str = "") -> dict[str, Any]:
+    """Nested JSON as one level: `{"request.seed": 7, …}`."""
+    if not isinstance(content, dict):
+        return {path: content}
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{path}.{key}" if path else str(key))
+    return flat

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import BadRequestError
 from runtime.files import check_writable
-from runtime.lock_files import open_lock
+from runtime.lock_files import hold
 from runtime.text_files import read_json
 
 FILM, PAGE, POSTER, SHEET, MANIFEST = (
@@ -51,19 +49,14 @@ def held(out: Path) -> Iterator[None]:
     """
     check_folder(out)
     check_writable(out / FILM, overwrite=True)
-    with open_lock(out / _LOCK, field="out") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            who = lock.read().strip() or "another process"
-            raise BadRequestError(
-                f"out: {str(out)!r} is in use: {who} makes a film in it; wait for its end, "
-                "or give another folder"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+    lock = hold(
+        out / _LOCK,
+        field="out",
+        said=lambda who: (
+            f"out: {str(out)!r} is in use: {who} makes a film in it; wait for its end, or give another folder"
+        ),
+    )
+    with lock:
         yield
 
 

@@ -7,10 +7,8 @@ cancelled.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -23,12 +21,13 @@ from typing import IO, TypeVar
 from launch.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
 from launch.jobs import Job
 from runtime.errors import BadRequestError, JobFailedError
+from runtime.files import reason
+from runtime.lock_files import hold
 
 _Made = TypeVar("_Made")
 _PATIENCE = 20.0  # seconds to wait for another process that is writing
 _LARGEST = 2**63 - 1  # of a number in SQLite
 _LONGEST = 10 * 365 * 86400.0  # seconds that a request may be told to wait
-_MARK = "process "  # what the lock file of a queue begins with
 _MEMORY = 3600.0  # seconds for which what an owner used counts against them
 
 _TABLES = """
@@ -134,36 +133,24 @@ class Queue:
         Raises:
             BadRequestError: another process serves it, or the file `lock` is not the queue's.
         """
-        with self._locked() as lock:
-            lock.truncate(0)
-            lock.write(f"{_MARK}{os.getpid()}\n")
-            lock.flush()
+        with self._held():
             self._release("the driver of Ray was lost" if lost else "the pool was interrupted", killed=lost)
             try:
                 yield
             finally:
                 self._release("the pool has ended", killed=False)
 
-    @contextmanager
-    def _locked(self) -> Iterator[IO[str]]:
-        """The lock file, held. A file of this name that a queue has not written stays as it is."""
+    def _held(self) -> IO[str]:
+        """The lock file, held until it is closed. A file of this name that no queue has written stays."""
         path = self.folder / "lock"
         try:
-            opened = path.open("a+", encoding="utf-8", errors="replace")
+            return hold(
+                path,
+                field="queue",
+                said=lambda who: f"queue: another pool serves {str(self.folder)!r} ({who})",
+            )
         except OSError as error:
-            raise QueueError(f"queue: cannot open {str(path)!r}: {error.strerror}") from error
-        with opened as lock:
-            lock.seek(0)
-            said = lock.read(200)
-            if said and not said.startswith(_MARK):
-                raise BadRequestError(f"queue: {str(path)!r} is not a queue's; choose another folder")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise BadRequestError(
-                    f"queue: another pool serves {str(self.folder)!r} ({said.strip()})"
-                ) from None
-            yield lock
+            raise QueueError(f"queue: cannot hold {str(path)!r}: {reason(error)}") from error
 
     def _release(self, reason: str, *, killed: bool) -> None:
         with self._transaction() as base:

@@ -10,7 +10,6 @@ Nothing that is called otherwise is ever touched, whatever folder it is that a u
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,7 +23,7 @@ from typing import IO, Any
 
 from runtime.errors import BadRequestError
 from runtime.files import check_folder, check_outlives, reason, refusing, shortened
-from runtime.lock_files import open_lock
+from runtime.lock_files import hold
 from runtime.text_files import flatten, read_json
 from runtime.topology import Topology
 
@@ -179,31 +178,19 @@ class Checkpoints:
 
     def _hold(self) -> IO[str]:
         """The open lock of the folder, which is made when it is missing."""
-        path = self.root / _LOCK
         for _ in range(_TRIES):
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
-                lock = open_lock(path, field="checkpoints")
+                return hold(
+                    self.root / _LOCK,
+                    field="checkpoints",
+                    said=lambda who: f"checkpoints: another job is using {str(self.root)!r} ({who})",
+                )
             except FileNotFoundError:
                 continue  # who held it has just removed the folder
             except OSError as error:
                 said = f"checkpoints: cannot write in {str(self.root)!r}: {reason(error)}"
                 raise BadRequestError(said) from None
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                who = lock.read().strip()
-                lock.close()
-                raise BadRequestError(
-                    f"checkpoints: another job is using {str(self.root)!r} ({who})"
-                ) from None
-            if _is(lock, path):
-                lock.truncate(0)
-                lock.write(f"process {os.getpid()}\n")
-                lock.flush()
-                return lock
-            lock.close()  # it was removed by who held it before; another may hold its successor
         raise BadRequestError(f"checkpoints: {str(self.root)!r} does not stay; choose another folder")
 
     def _leave(self) -> None:
@@ -255,14 +242,6 @@ def _names(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
-
-
-def _is(file: IO[str], path: Path) -> bool:
-    """Whether `path` is still the open file."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _clear(folder: Path) -> None:

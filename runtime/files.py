@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import errno
-import glob
+import fcntl
 import hashlib
 import io
 import os
+import re
 import secrets
 import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from runtime.errors import BadRequestError, JobFailedError
+from runtime.lock_files import is_at
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE = 4096  # bytes written to see whether there is room; quotas count, too
@@ -32,8 +32,8 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A temporary name beside `path`; when the block ends well, it is flushed to disk and renamed to `path`.
 
     When the block raises, whatever was written is removed and `path` stays as it was; if the process is
-    killed, the next one on this machine that writes `path` removes it. The temporary name keeps the suffix of
-    `path`, which ffmpeg goes by.
+    killed, the next one that writes `path` removes it. The temporary name keeps the suffix of `path`, which
+    ffmpeg goes by.
 
     Args:
         overwrite: whether a file that is at `path` by then may be replaced.
@@ -49,29 +49,26 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 def whole_files(paths: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path]]:
     """As `whole_file` for several that belong together: they appear one right after the other, in order."""
     temporaries: list[Path] = []
-    try:
-        temporaries.extend(map(_temporary, paths))
-        yield temporaries
-        for temporary in temporaries:
-            flush(temporary)
-        if not overwrite and any(os.path.lexists(path) for path in paths):
-            _keep_both(temporaries, paths)
-        for number, (temporary, path) in enumerate(zip(temporaries, paths, strict=True)):
-            if overwrite:
-                temporary.replace(path)
-            elif not _put(temporary, path):
-                _keep_both(temporaries[number:], paths[number:])
-        for folder in {path.parent for path in paths}:
-            flush(folder)
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            names = ", ".join(repr(str(path)) for path in paths)
-            raise JobFailedError(f"cannot write {names}: {os.strerror(error.errno)}") from error
-        raise
-    finally:
-        for temporary in temporaries:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with ExitStack() as held:
+        try:
+            temporaries.extend(held.enter_context(_temporary(path)) for path in paths)
+            yield temporaries
+            for temporary in temporaries:
+                flush(temporary)
+            if not overwrite and any(os.path.lexists(path) for path in paths):
+                _keep_both(temporaries, paths)
+            for number, (temporary, path) in enumerate(zip(temporaries, paths, strict=True)):
+                if overwrite:
+                    temporary.replace(path)
+                elif not _put(temporary, path):
+                    _keep_both([*paths[:number], *temporaries[number:]], paths)
+            for folder in {path.parent for path in paths}:
+                flush(folder)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                names = ", ".join(repr(str(path)) for path in paths)
+                raise JobFailedError(f"cannot write {names}: {os.strerror(error.errno)}") from error
+            raise
 
 
 class PlainFile(io.FileIO):
@@ -95,15 +92,44 @@ class PlainFile(io.FileIO):
         return size
 
 
-def _temporary(path: Path) -> Path:
-    """A new, empty file beside `path`, with the rights that any new file has."""
-    mine, suffix = f".{shortened(path.stem)}.{socket.gethostname()}.", f".part{path.suffix}"
-    _remove_orphans(path.parent, mine, suffix)
-    while True:
-        temporary = path.with_name(f"{mine}{os.getpid()}.{secrets.token_hex(4)}{suffix}")
-        with suppress(FileExistsError):
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return temporary
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new, empty file beside `path`, with the rights that any new file has; removed if it is still there.
+
+    It is locked meanwhile, so that whoever finds it knows whether it is still being written, in whatever
+    container and on whatever machine; its name says so to people only.
+    """
+    _remove_orphans(path)
+    who = f"{socket.gethostname()}.{os.getpid()}"
+    descriptor = None
+    while descriptor is None:
+        name = f".{shortened(path.stem)}.{who}.{secrets.token_hex(4)}.part{path.suffix}"
+        descriptor = _claimed(temporary := path.with_name(name))
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _claimed(temporary: Path) -> int | None:
+    """Make a file and lock it; its descriptor, or None if somebody was there before."""
+    try:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    except FileExistsError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lost = not os.path.lexists(temporary)
+    except BlockingIOError:
+        lost = True
+    except OSError:  # a file system without locks: nobody there takes it for an orphan
+        lost = False
+    if lost:  # somebody took it for one before it was locked, and removes it
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def shortened(name: str) -> str:
@@ -150,13 +176,24 @@ def _numbered(path: Path, number: int) -> Path:
     return path.with_stem(f"{shortened(path.stem)}.{number}")
 
 
-def _remove_orphans(folder: Path, prefix: str, suffix: str) -> None:
-    """Temporary files whose process is no more."""
-    for orphan in folder.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
-        process = orphan.name.removeprefix(prefix).split(".")[0]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
-            with suppress(OSError):  # another user's, perhaps
-                orphan.unlink()
+def _remove_orphans(path: Path) -> None:
+    """Remove temporary files of `path` that nobody is writing any more."""
+    stem, suffix = re.escape(f".{shortened(path.stem)}."), re.escape(f".part{path.suffix}")
+    own = re.compile(rf"{stem}[^/]+\.\d+\.[0-9a-f]{{8}}{suffix}")
+    with suppress(OSError):  # the folder cannot be read: who writes in it will hear of it
+        for orphan in [found for found in path.parent.iterdir() if own.fullmatch(found.name)]:
+            with suppress(OSError):  # another user's, locked, or on a file system without locks
+                _remove_unlocked(orphan)
+
+
+def _remove_unlocked(orphan: Path) -> None:
+    descriptor = os.open(orphan, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_at(descriptor, orphan) and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            orphan.unlink()
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

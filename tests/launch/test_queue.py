@@ -356,10 +356,16 @@ def test_a_user_without_a_name_has_a_number(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_file_that_is_not_the_queues_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("the key to the garden")
-    refused = pytest.raises(BadRequestError, match="is not a queue's")
+    refused = pytest.raises(BadRequestError, match=r"queue: .*lock' is not Lockstep's")
     with closing(Queue(tmp_path)) as queue, refused, queue.served():
         pass
     assert (tmp_path / "lock").read_text() == "the key to the garden"
+    (tmp_path / "lock").unlink()
+    (tmp_path / "empty").touch()
+    (tmp_path / "lock").symlink_to("empty")
+    with closing(Queue(tmp_path)) as queue, refused, queue.served():
+        pass
+    assert (tmp_path / "empty").read_text() == ""
 
 
 @pytest.mark.parametrize(

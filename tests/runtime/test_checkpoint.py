@@ -341,6 +341,7 @@ def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fcntl, "flock", late)
         lock = checkpoints._hold()
+    assert "process" in (tmp_path / "kept" / "lockstep.lock").read_text()
     assert os.path.samestat(os.fstat(lock.fileno()), (tmp_path / "kept" / "lockstep.lock").stat())
     lock.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import stat
@@ -71,18 +73,77 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         check_writable(tmp_path, overwrite=True)
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+_KILLED = """
+import os, socket, sys
+from pathlib import Path
+socket.gethostname = lambda: sys.argv[2]
+from runtime.files import whole_file
+with whole_file(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    print(temporary.name, flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "renamed.example"])
+def test_what_a_killed_process_left_is_removed_by_the_next_and_by_nobody_before(
+    tmp_path: Path, host: str
+) -> None:
+    """Whatever number the process has, or seems to have from another container, and whatever its machine is
+    called by now."""
     path = tmp_path / "a.mp4"
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    orphan = tmp_path / f".a.{socket.gethostname()}.{dead.pid}.xyz.part.mp4"
-    alive = tmp_path / f".a.{socket.gethostname()}.1.xyz.part.mp4"
-    other = tmp_path / f".b.{socket.gethostname()}.{dead.pid}.xyz.part.mp4"
-    for file in (orphan, alive, other):
-        file.write_bytes(b"half")
+    command = [sys.executable, "-c", _KILLED, str(path), host]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
+        name = writer.stdout.readline().strip()
+        assert name.startswith(f".a.{host}.{writer.pid}.")
+        seen = name.replace(f".{writer.pid}.", ".4194305.")  # which no process has, as seen from elsewhere
+        (tmp_path / name).rename(tmp_path / seen)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(b"first")
+        assert (tmp_path / seen).read_bytes() == b"half"
+        (tmp_path / seen).rename(tmp_path / name.replace(f".{writer.pid}.", f".{os.getpid()}."))  # used again
+        writer.stdin.close()
+        assert writer.wait(60) == -9
+    foreign = [".a.mine.part.mp4", f".b.{host}.4194305.01234567.part.mp4", ".a.part.mp4"]
+    for other in foreign:
+        (tmp_path / other).write_text("mine")
+    pipe = f".a.{host}.4194305.01234567.part.mp4"
+    os.mkfifo(tmp_path / pipe)
     with whole_file(path) as temporary:
         temporary.write_bytes(b"whole")
-    assert {file.name for file in tmp_path.iterdir()} == {"a.mp4", alive.name, other.name}
+    assert path.read_bytes() == b"whole"
+    assert {file.name for file in tmp_path.iterdir()} == {"a.mp4", pipe, *foreign}
+
+
+def test_a_temporary_file_that_is_taken_for_an_orphan_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, taken = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not taken:
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with whole_file(tmp_path / "a.json") as temporary:
+        assert temporary not in taken
+        temporary.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with whole_file(tmp_path / "a.json") as one, whole_file(tmp_path / "a.json") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_what_appears_meanwhile_is_kept_and_so_is_what_was_made(tmp_path: Path) -> None:
@@ -115,6 +176,24 @@ def test_the_one_who_is_second_by_a_hair_replaces_nothing(
     with pytest.raises(JobFailedError, match="and stays"), whole_file(path, overwrite=False) as temporary:
         temporary.write_text("ours")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.json": "theirs", "a.2.json": "ours"}
+
+
+def test_files_that_belong_together_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a report would name a video that is somebody else's."""
+    paths, link = [tmp_path / "a.json", tmp_path / "a.mp4"], os.link
+
+    def late(source: Path, target: Path) -> None:
+        if target == paths[1]:
+            paths[1].write_text("theirs")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    said = r"'.*a\.mp4' was made by somebody else"
+    with pytest.raises(JobFailedError, match=said), whole_files(paths, overwrite=False) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("ours")
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"a.mp4": "theirs", "a.2.json": "ours", "a.2.mp4": "ours"}
 
 
 def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

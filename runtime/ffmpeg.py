@@ -18,6 +18,7 @@ import imageio_ffmpeg
 
 from runtime.errors import JobFailedError
 
+ALIVE = ("-progress", "pipe:1", "-stats_period", "5")  # it tells how far it is, and so that it works
 SILENCE = 600.0  # seconds without a sign of life, after which it is given up
 _REMEMBERED, _TOLD = 40, 5  # lines of what it said: kept, and put into an error
 _READ = 1 << 20  # bytes
@@ -164,7 +165,6 @@ def run_ffmpeg(*arguments: str, doing: str, loglevel: str = "error", folder: Pat
     Raises:
         JobFailedError: it failed, or showed no progress.
     """
-    alive = ("-progress", "pipe:1", "-stats_period", "5")  # signs of life while it works
-    with Ffmpeg(*alive, *arguments, doing=doing, loglevel=loglevel, folder=folder) as ffmpeg:
+    with Ffmpeg(*ALIVE, *arguments, doing=doing, loglevel=loglevel, folder=folder) as ffmpeg:
         ffmpeg.finish()
     return ffmpeg.said

@@ -6,9 +6,11 @@ Cuts alone are joined without encoding anything again; with a crossfade the film
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import JobFailedError
-from runtime.ffmpeg import Ffmpeg, file_url, run_ffmpeg
+from runtime.ffmpeg import ALIVE, Ffmpeg, file_url
 from runtime.files import whole_file
 from runtime.frames import pick_frames
 from runtime.scratch import scratch_file
 from runtime.video import CODEC
 
+_TOLD = 3  # lines of what ffmpeg said, in an error
 _SHOWN, _LABEL, _GAP = 5, 18, 6  # frames of each shot on the contact sheet; pixels
 _LARGEST = 1 << 25  # pixels of a contact sheet; frames are shown smaller where they would make more
 
@@ -65,30 +68,39 @@ def join_film(parts: Sequence[Part], path: Path, *, title: str, fps: int, audio:
         audio: a track; what is longer than the film is cut off.
 
     Raises:
-        JobFailedError: ffmpeg failed.
+        JobFailedError: ffmpeg failed, or a part is damaged.
     """
     folder = parts[0].video.resolve().parent
     with ExitStack() as stack:
         temporary = stack.enter_context(whole_file(path.resolve()))
+        listing = stack.enter_context(scratch_file())
+        listing.write(b"".join(_listed(part.video, folder) for part in parts))
+        concat = ["-f", "concat", "-safe", "0", "-err_detect", "explode"]  # opens one at a time
+        sources = [*concat, "-i", file_url(listing.path)]
         if any(part.fade for part in parts):
-            sources = [argument for part in parts for argument in ("-i", file_url(part.video.resolve()))]
-            count, film = len(parts), "[film]"
-            made = ["-filter_complex", _crossfades(parts, fps), *CODEC, "-r", str(fps)]
+            filters = stack.enter_context(scratch_file())
+            filters.write(_crossfades(parts, fps).encode())  # of many parts, they are too long an argument
+            film, made = "[film]", ["-/filter_complex", str(filters.path), *CODEC, "-r", str(fps)]
         else:
-            listing = stack.enter_context(scratch_file())
-            listing.write(b"".join(_listed(part.video, folder) for part in parts))
-            sources = ["-f", "concat", "-safe", "0", "-i", file_url(listing.path)]
-            count, film, made = 1, "0:v", ["-c:v", "copy"]
+            film, made = "0:v", ["-c:v", "copy"]
         chapters = stack.enter_context(scratch_file())
         chapters.write(_chapters(parts, title, fps).encode())
         inputs = [*sources, "-f", "ffmetadata", "-i", file_url(chapters.path)]
         streams = ["-map", film]
         if audio is not None:
             inputs += ["-protocol_whitelist", "file", "-i", file_url(audio.resolve())]
-            streams += ["-map", f"{count + 1}:a", "-c:a", "aac", "-t", f"{length(parts) / fps:.6f}"]
-        described = ["-map_metadata", str(count), "-map_chapters", str(count)]
+            streams += ["-map", "2:a", "-c:a", "aac", "-t", f"{length(parts) / fps:.6f}"]
+        described = ["-map_metadata", "1", "-map_chapters", "1"]
         output = [*described, "-movflags", "+faststart", "-f", "mp4", file_url(temporary)]
-        run_ffmpeg(*inputs, *made, *streams, *output, doing="join the film", folder=folder)
+        arguments = [*ALIVE, *inputs, *made, *streams, *output]
+        with Ffmpeg(*arguments, doing="join the film", folder=folder) as ffmpeg:
+            there = int((re.findall(rb"(?m)^frame=\s*(\d+)", ffmpeg.finish()) or [0])[-1])
+        if there != length(parts):  # a shot that cannot be read is the end for ffmpeg, and no failure
+            said = " / ".join(ffmpeg.said.splitlines()[-_TOLD:])
+            raise JobFailedError(
+                f"ffmpeg could not join the film: its shots have {there} frames, not {length(parts)}; remove "
+                f"the one that is damaged from {str(folder)!r}, and it is made again{said and ': '}{said}"
+            )
 
 
 def _listed(video: Path, folder: Path) -> bytes:
@@ -98,18 +110,31 @@ def _listed(video: Path, folder: Path) -> bytes:
 
 
 def _crossfades(parts: Sequence[Part], fps: int) -> str:
-    """ffmpeg's filters from the parts to `[film]`."""
-    steps, last = [f"[0:v]settb=1/{fps}[p0]"], "p0"
-    for number, (part, start) in enumerate(zip(parts[1:], starts(parts)[1:], strict=True), 1):
-        name = f"p{number}"
-        steps.append(f"[{number}:v]settb=1/{fps}[s{number}]")
+    """ffmpeg's filters from the parts, one after the other, to `[film]`.
+
+    They are cut into what fades in, what stays and what fades out, and joined again in this order, so that
+    each frame passes few filters and none waits for long, however many parts there are.
+    """
+    pieces: dict[str, int] = {}
+    joined, mixed = [], []
+    for number, part in enumerate(parts):
+        leaving = parts[number + 1].fade if number + 1 < len(parts) else 0
         if part.fade:
-            timing = f"duration={part.fade / fps:.6f}:offset={start / fps:.6f}"
-            steps.append(f"[{last}][s{number}]xfade=transition=fade:{timing}[{name}]")
-        else:
-            steps.append(f"[{last}][s{number}]concat=n=2:v=1:a=0,settb=1/{fps}[{name}]")
-        last = name
-    return ";".join([*steps, f"[{last}]null[film]"])
+            pieces[f"in{number}"] = part.fade
+            timing = f"duration={part.fade / fps:.6f}:offset=0"
+            mixed.append(
+                f"[out{number - 1}][in{number}]xfade=transition=fade:{timing},settb=1/{fps}[fade{number}]"
+            )
+            joined.append(f"[fade{number}]")
+        pieces[f"stay{number}"] = part.frames - part.fade - leaving
+        joined.append(f"[stay{number}]")
+        if leaving:
+            pieces[f"out{number}"] = leaving
+    ends = "|".join(str(end) for end in list(accumulate(pieces.values()))[:-1])
+    cut = f"[0:v]settb=1/{fps},segment=frames={ends}{''.join(f'[cut-{name}]' for name in pieces)}"
+    begun = [f"[cut-{name}]settb=1/{fps},setpts=N,fps={fps}[{name}]" for name in pieces]
+    film = f"{''.join(joined)}concat=n={len(joined)}:v=1:a=0,settb=1/{fps},setpts=N[film]"
+    return ";\n".join([cut, *begun, *mixed, film])
 
 
 def _chapters(parts: Sequence[Part], title: str, fps: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import resource
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from runtime.errors import JobFailedError
-from runtime.ffmpeg import file_url, run_ffmpeg
+from runtime.ffmpeg import Ffmpeg, file_url, run_ffmpeg
 from runtime.film import (
     Part,
     check_audio,
@@ -26,7 +27,7 @@ from runtime.film import (
     write_poster,
 )
 from runtime.frames import read_frames
-from runtime.video import Frames, mp4_writer
+from runtime.video import CODEC, Frames, mp4_writer
 
 FPS, WIDTH, HEIGHT = 8, 64, 48
 
@@ -185,3 +186,68 @@ def test_a_track_without_sound_is_found_out(tmp_path: Path) -> None:
         assert "no sound" in check_audio(path, 2.0), path
     assert check_audio(tmp_path / "none.mp3", 2.0) == "there is no such file"
     assert check_audio(tmp_path, 2.0) == "there is no such file"
+
+
+def many(folder: Path, count: int, frames: int, fade: int) -> list[Part]:
+    one, other = shot(folder, "one", frames, 40), shot(folder, "other", frames, 140)
+    return [
+        dataclasses.replace((one, other)[number % 2], fade=fade if number % 3 else 0)
+        for number in range(count)
+    ]
+
+
+def encoded(video: Path) -> list[str]:
+    """Packets with their times and digests."""
+    with Ffmpeg(
+        "-i", file_url(video), "-map", "0:v", "-c", "copy", "-f", "framemd5", "pipe:1", doing="look"
+    ) as ffmpeg:
+        return ffmpeg.finish().decode().splitlines()
+
+
+@pytest.mark.parametrize(("frames", "fade"), [(9, 3), (5, 1), (5, 2)])
+def test_crossfades_are_those_of_parts_that_fade_one_after_the_other(
+    tmp_path: Path, frames: int, fade: int
+) -> None:
+    """Bit for bit those of a chain of ffmpeg's filters, each from all before to the next part."""
+    parts = many(tmp_path, 7, frames, fade)
+    film, chained = tmp_path / "film.mp4", tmp_path / "chained.mp4"
+    join_film(parts, film, title="t", fps=FPS)
+    sources = [argument for part in parts for argument in ("-i", file_url(part.video))]
+    steps, last = [f"[0:v]settb=1/{FPS}[p0]"], "p0"
+    for number, (part, start) in enumerate(zip(parts[1:], starts(parts)[1:], strict=True), 1):
+        if part.fade:
+            how = f"xfade=transition=fade:duration={part.fade / FPS:.6f}:offset={start / FPS:.6f}"
+        else:
+            how = f"concat=n=2:v=1:a=0,settb=1/{FPS}"
+        steps += [f"[{number}:v]settb=1/{FPS}[s{number}]", f"[{last}][s{number}]{how}[p{number}]"]
+        last = f"p{number}"
+    made = ["-filter_complex", ";".join(steps), "-map", f"[{last}]", *CODEC, "-r", str(FPS)]
+    run_ffmpeg(*sources, *made, file_url(chained), doing="chain")
+    assert len(encoded(film)) > length(parts)
+    assert encoded(film) == encoded(chained)
+
+
+def test_a_film_of_many_shots_opens_few_files(tmp_path: Path) -> None:
+    parts = many(tmp_path, 90, 5, fade=2)
+    film = tmp_path / "film.mp4"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = 30 + max(int(one.name) for one in Path("/dev/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        join_film(parts, film, title="t", fps=FPS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(encoded(film)) > length(parts)
+
+
+@pytest.mark.parametrize("fade", [0, 2])
+def test_a_shot_that_is_broken_or_gone_is_no_end_of_the_film(tmp_path: Path, fade: int) -> None:
+    parts = [shot(tmp_path, name, 9, 40, fade if name != "a" else 0) for name in "abc"]
+    film, whole = tmp_path / "film.mp4", parts[1].video.read_bytes()
+    for content in (b"half", whole[:-300], whole[: len(whole) // 2], b"", None):
+        parts[1].video.unlink(missing_ok=True)
+        if content is not None:
+            parts[1].video.write_bytes(content)
+        with pytest.raises(JobFailedError, match="ffmpeg could not join"):
+            join_film(parts, film, title="t", fps=FPS)
+        assert not film.exists()

@@ -20,6 +20,7 @@ from typing import IO, TypeVar
 
 from launch.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
 from launch.jobs import Job
+from launch.queue_tables import NEXT, TABLES
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files import reason
 from runtime.lock_files import hold
@@ -29,63 +30,6 @@ _PATIENCE = 20.0  # seconds to wait for another process that is writing
 _LARGEST = 2**63 - 1  # of a number in SQLite
 _LONGEST = 10 * 365 * 86400.0  # seconds that a request may be told to wait
 _MEMORY = 3600.0  # seconds for which what an owner used counts against them
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS requests (
-    id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    priority INTEGER NOT NULL,
-    job TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done', 'failed', 'cancelled')),
-    reason TEXT NOT NULL DEFAULT '',
-    kills INTEGER NOT NULL DEFAULT 0,
-    tries INTEGER NOT NULL DEFAULT 0,
-    unwanted INTEGER NOT NULL DEFAULT 0,
-    submitted REAL NOT NULL,
-    deadline REAL,
-    started REAL,
-    ended REAL,
-    replica INTEGER,
-    progress TEXT NOT NULL DEFAULT '{}'
-);
-CREATE TABLE IF NOT EXISTS history (
-    request INTEGER NOT NULL REFERENCES requests (id),
-    state TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    at REAL NOT NULL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS ends_once
-    ON history (request) WHERE state IN ('done', 'failed', 'cancelled');
-CREATE TABLE IF NOT EXISTS outputs (
-    path TEXT NOT NULL,
-    request INTEGER NOT NULL REFERENCES requests (id)
-);
-CREATE INDEX IF NOT EXISTS outputs_by_path ON outputs (path);
-CREATE TABLE IF NOT EXISTS replicas (
-    number INTEGER PRIMARY KEY,
-    state TEXT NOT NULL,
-    places TEXT NOT NULL DEFAULT '[]',
-    restarts INTEGER NOT NULL DEFAULT 0
-);
-"""
-
-# The highest priority first; then the owner who has least running, then who has used least of late; then what
-# the replica has loaded already; then who came first.
-_NEXT = """
-WITH used AS (
-    SELECT owner,
-        SUM(state = 'running') AS running,
-        SUM(CASE WHEN started IS NULL THEN 0
-            ELSE MAX(0, COALESCE(ended, :now) - MAX(started, :now - :memory)) END) AS seconds
-    FROM requests GROUP BY owner
-)
-SELECT requests.* FROM requests JOIN used USING (owner)
-WHERE state = 'waiting'
-ORDER BY priority DESC, used.running, CAST(used.seconds AS INTEGER), kind != :loaded, id
-LIMIT 1
-"""
 
 
 class QueueError(JobFailedError):
@@ -115,7 +59,7 @@ class Queue:
                 check_same_thread=False,
             )
             self._base.row_factory = sqlite3.Row
-            self._base.executescript(_TABLES)
+            self._base.executescript(TABLES)
         except (OSError, ValueError, sqlite3.Error) as error:
             raise BadRequestError(f"queue: cannot use {str(folder)!r}: {error}") from None
 
@@ -128,7 +72,9 @@ class Queue:
         """Serve it: nobody else does meanwhile. What was running when its server died waits again.
 
         Args:
-            lost: that server's Ray was lost, which counts against what was running on it.
+            lost: that server's Ray was lost, which counts against a request that was running on it alone.
+                Of several, one may be to blame: each runs alone from then on, and when Ray is lost again
+                while it does, both losses are its own.
 
         Raises:
             BadRequestError: another process serves it, or the file `lock` is not the queue's.
@@ -155,8 +101,10 @@ class Queue:
     def _release(self, reason: str, *, killed: bool) -> None:
         with self._transaction() as base:
             base.execute("DELETE FROM replicas")
-            base.execute("UPDATE requests SET kills = kills + ? WHERE state = 'running'", (killed,))
-            for (id,) in base.execute("SELECT id FROM requests WHERE state = 'running'").fetchall():
+            running = [id for (id,) in base.execute("SELECT id FROM requests WHERE state = 'running'")]
+            for id in running:
+                if killed:
+                    _suspect(base, id, alone=len(running) == 1)
                 _change(base, id, State.WAITING, reason)
 
     def submit(
@@ -248,7 +196,7 @@ class Queue:
         """
         with self._transaction() as base:
             given = {"now": time.time(), "memory": _MEMORY, "loaded": loaded}
-            row = base.execute(_NEXT, given).fetchone()
+            row = base.execute(NEXT, given).fetchone()
             if row is None:
                 return None
             base.execute(
@@ -359,6 +307,15 @@ def kind_of(job: Job) -> str:
     """Equal for jobs that one rank group can do one after another."""
     group = [job.config.model_dump(mode="json"), job.world, asdict(job.degrees), job.timeout]
     return hashlib.sha256(json.dumps(group, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _suspect(base: sqlite3.Connection, id: int, *, alone: bool) -> None:
+    """Ray was lost while it ran: `alone`, that counts, and so does what it was suspected of before."""
+    known = base.execute("SELECT uncounted FROM suspects WHERE request = ?", (id,)).fetchone()
+    losses = 1 + (known["uncounted"] if known else 0)
+    base.execute("INSERT OR REPLACE INTO suspects VALUES (?, ?)", (id, 0 if alone else losses))
+    if alone:
+        base.execute("UPDATE requests SET kills = kills + ? WHERE id = ?", (losses, id))
 
 
 def _change(base: sqlite3.Connection, id: int, state: State, reason: str) -> None:

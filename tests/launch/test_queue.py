@@ -140,6 +140,33 @@ def test_a_lost_ray_counts_against_what_was_running(tmp_path: Path) -> None:
         assert queue.history(1)[-1][:2] == (State.WAITING, "the driver of Ray was lost")
 
 
+def test_only_the_request_that_is_to_blame_for_lost_rays_is_set_aside(queue: Queue) -> None:
+    """One of three that run takes Ray down; the three then run alone, one after another."""
+
+    def lose_ray() -> dict[str, int]:
+        with queue.served(lost=True):
+            return {entry.name: entry.kills for entry in queue.entries()}
+
+    for name in ("good", "bad", "also good"):
+        add(queue, name)
+    assert [taken(queue) for _ in range(3)] == ["good", "bad", "also good"]
+    assert lose_ray() == {"good": 0, "bad": 0, "also good": 0}
+    add(queue, "urgent", priority=1)
+    assert [taken(queue), taken(queue)] == ["urgent", ""]
+    queue.end(4, State.DONE)
+    assert [taken(queue), taken(queue)] == ["good", ""]
+    queue.end(1, State.DONE)
+    assert [taken(queue), taken(queue)] == ["bad", ""]
+    assert lose_ray() == {"good": 0, "bad": 2, "also good": 0, "urgent": 0}
+    assert [taken(queue), taken(queue)] == ["bad", ""]
+    queue.end(2, State.FAILED)
+    add(queue, "last")
+    assert [taken(queue), taken(queue)] == ["also good", ""]
+    queue.end(3, State.DONE)
+    add(queue, "beside it")
+    assert [taken(queue), taken(queue)] == ["last", "beside it"]
+
+
 def test_a_request_with_too_many_ranks_costs_the_others_nothing() -> None:
     here = len(os.sched_getaffinity(0))
     assert _cores([1, 1000 * here, 2], 2) == 4

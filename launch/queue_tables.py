@@ -1,0 +1,73 @@
+"""What a queue's SQLite file holds, and which request is the next.
+
+A request in `suspects` was running when Ray was lost, and may be to blame; `uncounted` losses have not been
+counted against it yet, as others were running, too.
+"""
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS requests (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    job TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done', 'failed', 'cancelled')),
+    reason TEXT NOT NULL DEFAULT '',
+    kills INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0,
+    unwanted INTEGER NOT NULL DEFAULT 0,
+    submitted REAL NOT NULL,
+    deadline REAL,
+    started REAL,
+    ended REAL,
+    replica INTEGER,
+    progress TEXT NOT NULL DEFAULT '{}'
+);
+CREATE TABLE IF NOT EXISTS history (
+    request INTEGER NOT NULL REFERENCES requests (id),
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    at REAL NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS ends_once
+    ON history (request) WHERE state IN ('done', 'failed', 'cancelled');
+CREATE TABLE IF NOT EXISTS outputs (
+    path TEXT NOT NULL,
+    request INTEGER NOT NULL REFERENCES requests (id)
+);
+CREATE INDEX IF NOT EXISTS outputs_by_path ON outputs (path);
+CREATE TABLE IF NOT EXISTS suspects (
+    request INTEGER PRIMARY KEY REFERENCES requests (id),
+    uncounted INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS replicas (
+    number INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    places TEXT NOT NULL DEFAULT '[]',
+    restarts INTEGER NOT NULL DEFAULT 0
+);
+"""
+
+NEXT = """
+WITH used AS (
+    SELECT owner,
+        SUM(state = 'running') AS running,
+        SUM(CASE WHEN started IS NULL THEN 0
+            ELSE MAX(0, COALESCE(ended, :now) - MAX(started, :now - :memory)) END) AS seconds
+    FROM requests GROUP BY owner
+), next AS (
+    SELECT requests.* FROM requests JOIN used USING (owner)
+    WHERE state = 'waiting'
+    ORDER BY priority DESC, used.running, CAST(used.seconds AS INTEGER), kind != :loaded, id
+    LIMIT 1
+), at_work AS (
+    SELECT id FROM requests WHERE state = 'running'
+)
+SELECT next.* FROM next
+WHERE NOT EXISTS (SELECT 1 FROM at_work JOIN suspects ON request = at_work.id)
+    AND NOT (EXISTS (SELECT 1 FROM at_work) AND EXISTS (SELECT 1 FROM suspects WHERE request = next.id))
+"""
+"""The highest priority first; then the owner who has least running, then who has used least of late; then
+what the replica has loaded already; then who came first. A suspect runs alone: while it does nothing is next,
+and when it is next it waits until nothing runs."""

@@ -103,15 +103,22 @@ class Job:
 
     def advice(self) -> str:
         """What makes the job go on after it was interrupted, as things are now."""
+        options = self.options_to_go_on()
+        if options is None:
+            return "no checkpoint is there: the same command starts again at the first step"
+        also = f" with {' '.join(options)}" if options else ""
+        return f"the same command{also} goes on from the last checkpoint"
+
+    def options_to_go_on(self) -> list[str] | None:
+        """What its own options lack to go on from its checkpoints; None where there are none."""
         kept = self.checkpoints
         if kept is None or kept.newest is None:
-            return "no checkpoint is there: the same command starts again at the first step"
+            return None
         options = [] if kept.resume else ["--resume"]
         written = self.outputs.all(self.request.videos)
         if not self.outputs.overwrite and any(os.path.lexists(path) for path in written):
             options.append("--overwrite")
-        also = f" with {' '.join(options)}" if options else ""
-        return f"the same command{also} goes on from the last checkpoint"
+        return options
 
     def to_json(self) -> str:
         """Everything about it, for `from_json`."""

@@ -111,7 +111,9 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
     if stopped:
         raise CancelledError("stopped; requests that were running wait in the queue")
     if ended[State.FAILED]:
-        raise JobFailedError(f"{ended[State.FAILED]} requests failed: see `lockstep status --queue {folder}`")
+        raise JobFailedError(
+            f"{ended[State.FAILED]} requests failed: see `lockstep status --all --queue {folder}`"
+        )
 
 
 def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: Any) -> bool:
@@ -119,10 +121,28 @@ def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: An
     from launch.ray_pool import ReplicaPool
 
     with _opened(folder, must_exist=True) as opened:
-        pool = ReplicaPool(opened, replicas, partial(print_event, console), driver.pulse)
+        pool = ReplicaPool(opened, replicas, partial(print_event, console), driver.pulse, driver.look, way_on)
         with driver.stopped_by_signals(pool.stop):
             pool.run(keep=keep, again=driver.again)
         return pool.ending
+
+
+def way_on(entry: Any) -> str:
+    """How a request that has ended too early can go on, where its checkpoints are kept."""
+    try:
+        job = entry.job
+        options = job.options_to_go_on()
+    except (BadRequestError, OSError):
+        return ""
+    if options is None:
+        return ""
+    if entry.name != f"request-{entry.id}":
+        options = [*options, "another --name"]
+    also = f" with {' and '.join(options)}" if options else ""
+    return (
+        f"its checkpoints are kept in {str(job.checkpoints.root)!r}: the same `lockstep queue add`{also} "
+        "goes on from the last"
+    )
 
 
 def _cores(worlds: list[int], replicas: int) -> int:

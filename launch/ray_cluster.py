@@ -69,6 +69,7 @@ def _drive(
 ) -> None:
     """The life of a driver."""
     with cluster(address, cpus, about, driver) as guard:
+        driver.look = guard.look_again
         try:
             value = work(driver)
         except JobFailedError:
@@ -147,7 +148,7 @@ class Guard:
     """
 
     def __init__(self, lost: Callable[[str], None]):
-        self._lost, self._over = lost, threading.Event()
+        self._tell, self._gone, self._over = lost, threading.Event(), threading.Event()
         self._known: dict[int, tuple[psutil.Process, str]] = {}
         self._stopped: dict[int, float] = {}
         self._find()
@@ -160,10 +161,17 @@ class Guard:
         self._thread.join()
 
     def look_again(self) -> None:
-        """The work has failed; see whether it is one of them that made it."""
+        """Something has failed; see whether it is one of them that made it. Does not return then, as this
+        process is ended."""
         for _ in range(3):
             self._over.wait(_LOOK)
             self._look()
+        if self._gone.is_set():
+            self._over.wait(_JOINING)
+
+    def _lost(self, reason: str) -> None:
+        self._tell(reason)
+        self._gone.set()
 
     def _watch(self) -> None:
         try:

@@ -86,10 +86,12 @@ class Driver:
     Attributes:
         again: another driver was at it before and was lost; there is something to go on from.
         pulse: what calls into Ray are to be announced to.
+        look: called where something has failed; does not return if Ray is gone.
     """
 
     def __init__(self, line: Connection, *, again: bool):
         self.again, self.pulse = again, Pulse()
+        self.look: Callable[[], None] = lambda: None
         self._line, self._lock = line, threading.Lock()
         self._stop: Callable[[], bool] = lambda: False
 

@@ -10,6 +10,10 @@ from runtime.configs import Config
 from runtime.errors import BadRequestError, JobFailedError
 
 
+class NoRoomError(BadRequestError):
+    """All nodes of the cluster together are too small."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """What one rank takes, and how ranks are placed."""
@@ -25,7 +29,7 @@ def bundle_for(config: Config, world: int, nodes: list[dict[str, Any]]) -> Bundl
         nodes: as `ray.nodes()` gives them.
 
     Raises:
-        BadRequestError: all nodes together are too small.
+        NoRoomError: all nodes together are too small.
         JobFailedError: there is none.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
@@ -37,7 +41,7 @@ def bundle_for(config: Config, world: int, nodes: list[dict[str, Any]]) -> Bundl
         math.floor(min(node.get(name, 0) / amount for name, amount in resources.items())) for node in alive
     ]
     if sum(fits) < world:
-        raise BadRequestError(
+        raise NoRoomError(
             f"ranks: {world} given; each takes {resources}, and the cluster has room for {sum(fits)}"
         )
     return Bundle(resources, "STRICT_PACK" if max(fits) >= world else "PACK")

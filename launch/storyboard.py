@@ -88,7 +88,7 @@ def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Consol
 
     said = Terminal(stderr=True, quiet=True) if console.is_terminal else console
     with closing(Queue(film.out / "queue")) as queue:
-        pool = ReplicaPool(queue, replicas, partial(print_event, said), driver.pulse)
+        pool = ReplicaPool(queue, replicas, partial(print_event, said), driver.pulse, driver.look)
         with driver.stopped_by_signals(pool.stop), shown_live(console, film, queue, submitted):
             pool.run(again=driver.again)
         return pool.ending

@@ -6,6 +6,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from launch.ray_cluster import Guard
@@ -41,3 +42,26 @@ def test_the_end_of_the_guard_is_told() -> None:
     guard = Blind(told.put)
     assert "cannot be watched: RuntimeError('no processes today')" in told.get(timeout=60)
     guard.end()
+
+
+class Bereft(Guard):
+    """Finds that a process of Ray has died."""
+
+    def _watch(self) -> None:
+        """Leave it to who asks."""
+
+    def _look(self) -> None:
+        self._lost("Ray's raylet died")
+
+
+def test_nothing_is_made_of_a_failure_where_ray_is_what_failed() -> None:
+    """Who asks is not answered any more, as the driver is ended."""
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    guard = Bereft(told.put)
+    asked = threading.Thread(target=guard.look_again)
+    asked.start()
+    assert [told.get(timeout=60) for _ in range(3)] == ["Ray's raylet died"] * 3
+    asked.join(1)
+    assert asked.is_alive()
+    guard.end()
+    asked.join(60)

@@ -29,10 +29,12 @@ from launch import cli
 from launch.entries import Entry, State
 from launch.metrics import DriverMetrics
 from launch.queue import Queue
+from launch.queue_commands import way_on
 from launch.ray_group import Begun, Ended, Event, RankGroup
 from launch.ray_pool import Replica, ReplicaPool
 from runtime.configs import EMBEDDED_MODELS, load_config
 from runtime.denoise import StepRecord
+from runtime.errors import JobFailedError
 from tests.jobs import PROMPT, TINY, make_job, overflowing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -105,7 +107,7 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
         settings = {**TINY, "steps": 200, "spectrum": "off"} if name == "poisoned" else TINY
         queue.submit(make_job(tmp_path / f"{name}.mp4", **settings), name=name)
     (tmp_path / "refused.mp4").touch()
-    poison, pids = [], set()
+    poison, kills, pids = [], list[int](), set()
 
     def on_event(entry: Entry, event: Event | Ended, group: RankGroup) -> None:
         pids.add(group.places[0]["pid"])
@@ -119,7 +121,7 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
     dashboard = (ROOT / "configs" / "grafana" / "lockstep.json").read_text()
     shown = set(re.findall(r"ray_lockstep_\w+", dashboard))
     with scraped() as metrics:
-        pool = ReplicaPool(queue, 1, on_event)
+        pool = ReplicaPool(queue, 1, on_event, look=lambda: kills.append(queue.entry(2).kills), advice=way_on)
         pool.run()
     assert states(queue) == {
         "good": State.DONE,
@@ -135,6 +137,37 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
     assert digest(tmp_path / "good.mp4") == digest(tmp_path / "also-good.mp4")
     assert [s for s, _, _ in queue.history(2)] == ["waiting", "running", "waiting", "running", "failed"]
     assert queue.replicas() == []
+    assert kills == [0, 1]  # Ray is looked at before a request is blamed
+    kept = str(tmp_path / "poisoned.checkpoints")
+    assert set_aside.reason.endswith(
+        f"; its checkpoints are kept in {kept!r}: the same `lockstep queue add` with --resume and another "
+        "--name goes on from the last"
+    )
+    assert "checkpoints are kept" not in refused.reason
+    again = make_job(tmp_path / "poisoned.mp4", **TINY | {"steps": 200, "spectrum": "off"}, resume=True)
+    queue.submit(again, name="as advised")
+    ReplicaPool(queue, 1).run()
+    assert states(queue)["as advised"] is State.DONE
+    assert json.loads((tmp_path / "poisoned.json").read_text())["resumed_at"] > 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_request_that_fitted_before_is_not_too_large_now(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes are lost, not the request; one that never fitted fails."""
+    monkeypatch.setattr("launch.ray_replica.BACKOFF", 0.01)
+    for name in ("fitted", "never"):
+        queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY, ranks=5), name=name)
+    queue.take(0)
+    with pytest.raises(
+        JobFailedError, match=r"no replica is left: .*nodes of the cluster are lost: ranks: 5"
+    ):
+        ReplicaPool(queue, 1).run()
+    assert states(queue) == {"fitted": State.WAITING, "never": State.WAITING}
+    queue.cancel(1)
+    ReplicaPool(queue, 1).run()
+    assert queue.entry(2).state is State.FAILED and "has room for 4" in queue.entry(2).reason
 
 
 @pytest.mark.usefixtures("local_ray")

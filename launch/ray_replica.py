@@ -1,0 +1,286 @@
+"""A replica of a pool: one rank group after another, and what becomes of the requests that it is at."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from launch.entries import Entry, Progress, ReplicaEntry, State
+from launch.jobs import Job
+from launch.progress import TimeLeft
+from launch.queue import Queue, QueueError, kind_of
+from launch.ray_group import Begun, End, Ended, Event, RankGroup, StartError
+from launch.ray_placement import NoRoomError
+from runtime.errors import BadRequestError, CancelledError, JobFailedError
+
+if TYPE_CHECKING:
+    from launch.ray_pool import ReplicaPool
+
+log = logging.getLogger("launch")
+
+KILLS = 2  # rank groups that a request may cost
+BACKOFF = 1.0  # seconds before a group is replaced; doubled each time in a row, to 64 times as much
+LOOK = 0.3  # seconds between two looks at the queue
+_RETIRE = 3  # groups in a row that did not come up, after which a replica is given up
+_PATIENCE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds between attempts to write to the queue
+_TELL = 0.5  # seconds between two progress reports of a request
+
+_Kept = TypeVar("_Kept")
+OnEvent = Callable[[Entry, Event | Ended, RankGroup], None]
+
+
+class Replica:
+    """One rank group after another, and the request that it is at.
+
+    Attributes:
+        problem: why it was given up; empty while it serves.
+        busy: it is at a request, or taking one.
+    """
+
+    def __init__(self, number: int, queue: Queue, pool: ReplicaPool, on_event: OnEvent):
+        self.number, self.problem, self.busy = number, "", False
+        self._queue, self._pool, self._on_event = queue, pool, on_event
+        self._group: RankGroup | None = None
+        self._loaded = ""  # what kind of jobs the group can do
+        self._entry: Entry | None = None
+        self._unwanted = ""  # why the request that it is at is to end
+        self._at = threading.Lock()  # held where the two change, or one is acted on for the sake of the other
+        self._failures = 0  # groups in a row that came to a bad end
+        self._stillborn = 0  # groups in a row that did not come up
+        self._restarts = 0
+        self._mute = False
+
+    def serve(self) -> None:
+        """Do what is in the queue, one request after another."""
+        try:
+            while not self._pool.ending and self._stillborn < _RETIRE:
+                self.busy = True
+                entry = self._kept(lambda: self._queue.take(self.number, self._loaded))
+                self._turn_to(entry)
+                if entry is not None:
+                    self._do(entry)
+                    self._turn_to(None)
+                    continue
+                self.busy = False
+                if self._pool.idle:
+                    break
+                self._pool.pause(LOOK)
+        except Exception as error:  # the queue cannot be read or written: nothing that another could mend
+            self.dismiss()
+            log.exception("replica %d ends", self.number)
+            self.problem = f"replica {self.number}: {error}"
+            self._pool.fail(self.problem)
+        finally:
+            self.dismiss()
+            self.busy = False
+            self._show("gone")
+
+    def _kept(self, write: Callable[[], _Kept]) -> _Kept:
+        """Write to the queue, more than once if need be: what is not written down is lost or done twice.
+
+        Raises:
+            QueueError: it could not be written in a minute.
+        """
+        for seconds in _PATIENCE:
+            try:
+                return write()
+            except QueueError as error:
+                log.warning("%s; trying again", error)
+                time.sleep(seconds)
+        return write()
+
+    def _turn_to(self, entry: Entry | None) -> None:
+        with self._at:
+            self._entry, self._unwanted = entry, ""
+
+    def look(self) -> None:
+        """See whether the request that it is at is still wanted; called by another thread."""
+        entry = self._entry
+        if entry is None:
+            return
+        now, why = self._queue.entry(entry.id), ""
+        if now.unwanted:
+            why = "cancelled"
+        elif now.deadline is not None and time.time() > now.deadline:
+            why = "its deadline passed"
+        with self._at:
+            if why and self._entry is entry:  # the queue may have answered late
+                self._unwanted = why
+                self.stop()
+
+    def stop(self) -> None:
+        """End the request that it is at after a step; called by another thread."""
+        group = self._group
+        if group is not None:
+            group.stop()
+
+    def dismiss(self) -> None:
+        """End the ranks."""
+        group, self._group, self._loaded = self._group, None, ""
+        if group is not None:
+            group.kill()
+
+    def _do(self, entry: Entry) -> None:
+        """One request, whatever it does to the group or to this replica."""
+        if entry.kills >= KILLS:  # or else it was set aside already
+            self._set_aside(entry, entry.kills, "Ray was lost while it ran")
+            return
+        try:
+            job = entry.job if entry.tries == 1 else entry.job.going_on()
+            group = self._group_for(job)
+            self._stillborn = 0
+            self._show("working")
+            ended = self._run(entry, job, group)
+        except QueueError:
+            raise
+        except NoRoomError as error:
+            self._no_room(entry, job.world, str(error))
+        except BadRequestError as error:
+            self._end(entry, State.FAILED, str(error))
+        except CancelledError as error:  # while its ranks were starting
+            self._finish(entry, Ended(End.CANCELLED, str(error)))
+        except StartError as error:  # its own fault or its ranks': another may do better on the same replica
+            self._lose(entry, str(error))
+        except JobFailedError as error:  # Ray's
+            self._wait_for_ray(entry, str(error))
+        except Exception as error:
+            log.exception("%s: unexpected failure", entry.name)
+            self._lose(entry, f"unexpected failure: {error!r}")
+        else:
+            self._finish(entry, ended)
+
+    def _no_room(self, entry: Entry, world: int, reason: str) -> None:
+        """The nodes are too small for a request, and it fails; unless they were not when it, or another of
+        as many ranks, had its group: then some are lost."""
+        if world <= self._pool.largest or entry.tries > 1:
+            self._wait_for_ray(entry, f"nodes of the cluster are lost: {reason}")
+        else:
+            self._end(entry, State.FAILED, reason)
+
+    def _wait_for_ray(self, entry: Entry, reason: str) -> None:
+        """There is no group to be had now; after some attempts the replica is given up."""
+        self._stillborn += 1
+        self.problem = f"replica {self.number}: {reason}" if self._stillborn >= _RETIRE else ""
+        self._lose(entry, reason, killed=False)
+
+    def _group_for(self, job: Job) -> RankGroup:
+        """The group that it has, if that can do the job; otherwise a new one."""
+        if self._group is not None and self._loaded == kind_of(job):
+            return self._group
+        self.dismiss()
+        self._show("starting")
+        self._group = RankGroup(
+            job.config, job.world, job.degrees, job.timeout, self._pool.pulse, self._is_unwanted
+        )
+        self._loaded = kind_of(job)
+        self._pool.largest = max(self._pool.largest, job.world)
+        return self._group
+
+    def _is_unwanted(self) -> bool:
+        return bool(self._unwanted) or self._pool.ending
+
+    def _run(self, entry: Entry, job: Job, group: RankGroup) -> Ended:
+        progress, left, told = Progress(), TimeLeft([]), 0.0
+        for event in group.run(job):
+            self._say(entry, event, group)
+            if isinstance(event, Ended):
+                self._tell(entry, progress)
+                return event
+            if isinstance(event, Begun):
+                progress, left, told = Progress(event.label, steps=len(event.kinds)), TimeLeft(event.kinds), 0
+            else:
+                left.add(event)
+                progress = Progress(progress.label, event.index + 1, progress.steps, left.nfe, left.seconds)
+            if self._is_unwanted():
+                group.stop()
+            if time.monotonic() - told > _TELL:
+                told = time.monotonic()
+                self._tell(entry, progress)
+        raise RuntimeError("a job ended without an end")
+
+    def _say(self, entry: Entry, event: Event | Ended, group: RankGroup) -> None:
+        """To whoever listens; who has gone, such as the reader of a pipe, costs nobody a video."""
+        try:
+            self._on_event(entry, event, group)
+        except OSError as error:
+            if not self._mute:
+                log.warning("nobody is told of replica %d any more: %s", self.number, error)
+            self._mute = True
+
+    def _tell(self, entry: Entry, progress: Progress) -> None:
+        try:
+            self._queue.report(entry.id, progress)
+        except QueueError as error:  # how far it is, it will say again
+            log.warning("%s", error)
+        seconds_left = progress.seconds_left or 0.0
+        self._pool.metrics.progress(self.number, progress.step, seconds_left)
+
+    def _finish(self, entry: Entry, ended: Ended) -> None:
+        """Write down how it ended."""
+        match ended.end:
+            case End.DONE:
+                self._end(entry, State.DONE)
+            case End.REFUSED if entry.tries == 1:  # it has kept nothing
+                self._end(entry, State.FAILED, ended.reason)
+            case End.REFUSED:
+                self._leave(entry, State.FAILED, ended.reason)
+            case End.CANCELLED if self._unwanted:
+                self._leave(entry, State.CANCELLED, f"{self._unwanted}; {ended.reason}")
+            case End.CANCELLED:
+                self._put_back(entry, "the pool was told to stop", killed=False)
+            case End.HOPELESS:
+                self.dismiss()
+                self._end(entry, State.FAILED, ended.reason)
+            case End.FAILED:
+                self._lose(entry, ended.reason)
+                return
+        self._failures = 0
+        self._show("waiting")
+
+    def _lose(self, entry: Entry, reason: str, *, killed: bool = True) -> None:
+        """A request has cost its group (`killed`), or got none."""
+        if killed:
+            self._pool.look()
+        self.dismiss()
+        self._restarts += 1
+        self._pool.metrics.restarted()
+        killed = killed and not self._pool.ending  # the end of the pool is no request's fault
+        kills = entry.kills + killed
+        if self._unwanted:
+            self._leave(entry, State.CANCELLED, f"{self._unwanted}; {reason}")
+        elif kills >= KILLS:
+            self._set_aside(entry, kills, reason)
+        else:
+            log.warning("%s: %s; it goes on with new ranks", entry.name, reason)
+            self._put_back(entry, reason, killed=killed)
+        self._show("waiting for a new group")
+        self._pool.pause(BACKOFF * 2 ** min(self._failures, 6))
+        self._failures += 1
+
+    def _set_aside(self, entry: Entry, kills: int, reason: str) -> None:
+        self._leave(entry, State.FAILED, f"set aside, as it has cost {kills} rank groups; the last: {reason}")
+
+    def _leave(self, entry: Entry, state: State, reason: str) -> None:
+        """End what could go on from its checkpoints, and say how."""
+        advice = self._pool.advice(entry)
+        self._end(entry, state, f"{reason}; {advice}" if advice else reason)
+
+    def _put_back(self, entry: Entry, reason: str, *, killed: bool) -> None:
+        self._kept(lambda: self._queue.put_back(entry.id, reason, killed=killed))
+
+    def _end(self, entry: Entry, state: State, reason: str = "") -> None:
+        self._kept(lambda: self._queue.end(entry.id, state, reason))
+        self._pool.metrics.ended(state)
+        log.info("%s: %s %s", entry.name, state, reason)
+
+    def _show(self, state: str) -> None:
+        """For `lockstep status`."""
+        places = [] if self._group is None else self._group.places
+        told = [{key: place[key] for key in ("rank", "host", "device", "pid")} for place in places]
+        try:
+            self._queue.show_replica(ReplicaEntry(self.number, state, told, self._restarts))
+        except QueueError as error:
+            log.warning("%s", error)

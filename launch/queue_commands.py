@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from launch.exits import only_while_heard
+from launch.exits import advising, only_while_heard
 from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
 from launch.terminal import Terminal, say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
@@ -102,7 +102,8 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
         before = opened.count()
         cores = _cores([_world(entry) for entry in opened.entries(*_OPEN)], replicas)
     about = {"queue": str(folder.absolute()), "replicas": str(replicas)}
-    stopped = on_cluster(cores, about, partial(_serve, folder, replicas, keep, console), console)
+    with advising(partial(_release, folder)):
+        stopped = on_cluster(cores, about, partial(_serve, folder, replicas, keep, console), console)
     with _opened(folder, must_exist=True) as opened:
         ended = {state: count - before[state] for state, count in opened.count().items()}
     console.print(
@@ -114,6 +115,15 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
         raise JobFailedError(
             f"{ended[State.FAILED]} requests failed: see `lockstep status --all --queue {folder}`"
         )
+
+
+def _release(folder: Path) -> str:
+    """Let what a driver that is lost was running wait again; says how it goes on."""
+    with suppress(BadRequestError, JobFailedError), _opened(folder, must_exist=True) as opened:
+        with opened.served():  # not where another pool does
+            left = len(opened.entries(*_OPEN))
+        return "the same command goes on with the requests that have not ended" if left else ""
+    return ""
 
 
 def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: Any) -> bool:

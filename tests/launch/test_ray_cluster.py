@@ -7,10 +7,16 @@ import queue
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from launch import cli
+from launch.entries import State
+from launch.queue import Queue
 from launch.ray_cluster import Guard
-from tests.jobs import PROMPT
+from tests.jobs import PROMPT, TINY, make_job
 
 
 def test_a_ray_that_cannot_be_started_is_said_once(tmp_path: Path) -> None:
@@ -28,6 +34,23 @@ def test_a_ray_that_cannot_be_started_is_said_once(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (3, ""), ended.stderr
     assert ended.stderr.count("Ray could not be started here: ") == 1, ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_queue_whose_ray_is_gone_waits_and_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was running is not called running when nobody is at it."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    with closing(Queue(tmp_path / "queue")) as opened:
+        opened.submit(make_job(tmp_path / "a.mp4", **TINY))
+        opened.take(0)
+        assert cli.run(["queue", "run", "--queue", str(tmp_path / "queue")]) == 3
+        assert opened.entry(1).state is State.WAITING
+    said = capsys.readouterr().err
+    assert "Ray could not be started here: " in said
+    assert "lockstep: the same command goes on with the requests that have not ended" in said
 
 
 class Blind(Guard):

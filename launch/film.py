@@ -60,7 +60,7 @@ class Film:
         return Checkpoints(folder, every=CHECKPOINT_EVERY, resume=True)
 
     def done(self, number: int) -> bool:
-        """Whether a shot is there. Its picture is written last."""
+        """Whether a shot is there. They appear one right after the other."""
         return all(self.video(number).with_suffix(kind).is_file() for kind in (".mp4", ".json", ".png"))
 
     @property

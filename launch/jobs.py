@@ -56,7 +56,7 @@ class Job:
             BadRequestError: see `Outputs.check`, `Checkpoints.check` and `check_image`.
         """
         check_image(self.request.image)
-        self.outputs.check(self.request.videos)
+        self.resumed().outputs.check(self.request.videos)
         if self.checkpoints is not None:
             self.checkpoints.check()
 
@@ -90,6 +90,12 @@ class Job:
             checkpoints=None if kept is None else replace(kept, resume=True),
         )
 
+    def resumed(self) -> Job:
+        """The same job; where it goes on from what an attempt before left, it may replace the files that this
+        attempt made: it may have been killed between its report and its videos."""
+        kept = self.checkpoints
+        return self.going_on() if kept is not None and kept.resume and kept.left else self
+
     def _is_made(self) -> bool:
         """Whether there is a report of this very request; it appears before the videos that it names."""
         own = self.absolute()
@@ -103,20 +109,25 @@ class Job:
 
     def advice(self) -> str:
         """What makes the job go on after it was interrupted, as things are now."""
-        options = self.options_to_go_on()
-        if options is None:
-            return "no checkpoint is there: the same command starts again at the first step"
-        also = f" with {' '.join(options)}" if options else ""
-        return f"the same command{also} goes on from the last checkpoint"
+        kept, options = self.checkpoints, self._options_now()
+        command = f"the same command{' with ' if options else ''}{' '.join(options)}"
+        if kept is not None and kept.newest is not None:
+            return f"{command} goes on from the last checkpoint"
+        whole = "whole " if options else ""
+        return f"no {whole}checkpoint is there: {command} starts again at the first step"
 
     def options_to_go_on(self) -> list[str] | None:
         """What its own options lack to go on from its checkpoints; None where there are none."""
         kept = self.checkpoints
-        if kept is None or kept.newest is None:
-            return None
-        options = [] if kept.resume else ["--resume"]
-        written = self.outputs.all(self.request.videos)
-        if not self.outputs.overwrite and any(os.path.lexists(path) for path in written):
+        return None if kept is None or kept.newest is None else self._options_now()
+
+    def _options_now(self) -> list[str]:
+        """What its own options lack to be taken with what is there now."""
+        kept = self.checkpoints
+        left = kept is not None and kept.left
+        options = ["--resume"] if kept is not None and left and not kept.resume else []
+        overwrite = (self.going_on() if left else self).outputs.overwrite
+        if not overwrite and any(os.path.lexists(path) for path in self.outputs.all(self.request.videos)):
             options.append("--overwrite")
         return options
 

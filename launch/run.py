@@ -43,6 +43,7 @@ def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:
     if not engine.ranks.leads:
         return follow_job(engine, job.request, progress, compared=job.compare, checkpoints=job.checkpoints)
     run = run_compared_job if job.compare else run_job
+    job = job.resumed()
     return run(engine, job.request, job.outputs, progress, job.checkpoints)
 
 

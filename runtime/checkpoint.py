@@ -73,7 +73,9 @@ class Checkpoints:
         check_outlives(self.root, field="checkpoints")
         self._check_leave()
         if self.resume and self.newest is None:
-            log.warning("resume: there is no checkpoint in %r; starting at the first step", str(self.root))
+            self._check_of_use()
+            told = "there is no whole checkpoint" if self.left else "there is no checkpoint"
+            log.warning("resume: %s in %r; starting at the first step", told, str(self.root))
         with refusing("checkpoints", self.root):
             missing = not self.root.exists()
         check_folder(self.root, field="checkpoints")
@@ -100,9 +102,10 @@ class Checkpoints:
                     self.discard()
             elif identities:
                 self._check_identities(identities)
+                self._check_of_use()
             yield
         finally:
-            if not self._unfinished:
+            if not self.left:
                 with suppress(OSError):
                     self.discard()
                 self._leave()
@@ -140,9 +143,18 @@ class Checkpoints:
         return max((step for folder in self._folders() for step in complete_steps(folder)), default=None)
 
     @property
-    def _unfinished(self) -> bool:
-        """Whether there is something that a job may want to go on from."""
-        return any(_MANIFEST.fullmatch(name) for folder in self._folders() for name in _names(folder))
+    def left(self) -> bool:
+        """Whether a job that did not end has left something, whole or not: it stays until the user says what
+        is to become of it. Whether it can be gone on from is what `newest` says."""
+        return bool(self._manifests())
+
+    def _manifests(self) -> list[Path]:
+        return [
+            folder / name
+            for folder in self._folders()
+            for name in _names(folder)
+            if _MANIFEST.fullmatch(name)
+        ]
 
     def _folders(self) -> list[Path]:
         """Folders of generations."""
@@ -150,11 +162,28 @@ class Checkpoints:
         return [path for path in inside if path.is_dir() and not path.is_symlink()]
 
     def _check_leave(self) -> None:
-        if self._unfinished and not (self.resume or self.overwrite):
+        if self.left and not (self.resume or self.overwrite):
+            none = "starts at the first step (none of them is whole)"
+            does = none if self.newest is None else "goes on from them"
             raise BadRequestError(
-                f"checkpoints: {str(self.root)!r} holds those of a job that did not end; --resume goes on "
-                "from them, --overwrite starts again"
+                f"checkpoints: {str(self.root)!r} holds those of a job that did not end; --resume {does}, "
+                "--overwrite starts again"
             )
+
+    def _check_of_use(self) -> None:
+        """Refuse, or if that is wanted remove, what nothing here can go on from, but others could: another
+        version of Lockstep, or this one once the files can be read. What is damaged is of use to nobody."""
+        told = "" if self.newest is not None else next(filter(None, map(_of_others, self._manifests())), "")
+        if not told:
+            return
+        if self.overwrite:
+            log.warning("checkpoints: %s; they are removed", told)
+            self.discard()
+            return
+        raise BadRequestError(
+            f"resume: {told}. The checkpoints are kept: resume with what can read them, give another --out, "
+            "or start again with --overwrite instead of --resume"
+        )
 
     def _check_identities(self, identities: Sequence[str]) -> None:
         """Refuse, or if that is wanted remove, what is of other generations than these alone."""
@@ -229,6 +258,20 @@ def read_manifest(folder: Path, step: int, rank: int) -> dict[str, Any]:
     if manifest["version"] != VERSION:
         raise ValueError(f"{folder} was written by another version of Lockstep")
     return manifest
+
+
+def _of_others(manifest: Path) -> str:
+    """Why a manifest is of no use here but may be elsewhere; empty if it is of use, damaged, or gone."""
+    try:
+        version = read_json(manifest)["version"]
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"cannot read {str(manifest)!r}: {reason(error)}"
+    except (ValueError, KeyError, TypeError):
+        return ""
+    known = version == VERSION or not isinstance(version, int)
+    return "" if known else f"{str(manifest)!r} was written by another version of Lockstep"
 
 
 def manifest_name(step: int, rank: int) -> str:

@@ -37,7 +37,11 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     topology = {"cfg": 1, "ring": 1, "ulysses": 2}
     manifest = {"version": VERSION, "step": 7, "topology": topology}
     (folder / manifest_name(7, 0)).write_text(json.dumps(manifest))
-    assert job.advice() == nothing  # the second rank's is missing
+    resume = "no whole checkpoint is there: the same command with --resume starts again at the first step"
+    assert job.advice() == resume  # the second rank's is missing
+    with pytest.raises(BadRequestError, match=r"--resume starts at the first step \(none of them is whole\)"):
+        job.check_files()
+    make_job(tmp_path / "a.mp4", resume=True).check_files()
     (folder / manifest_name(7, 1)).write_text(json.dumps(manifest))
     goes_on = "goes on from the last checkpoint"
     assert job.advice() == f"the same command with --resume {goes_on}"
@@ -45,6 +49,15 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     assert job.advice() == f"the same command with --resume --overwrite {goes_on}"
     assert make_job(tmp_path / "a.mp4", resume=True, overwrite=True).advice() == f"the same command {goes_on}"
+    (tmp_path / "a.mp4").unlink()
+    report = {"request": job.request.model_dump(mode="json"), "videos": [str(tmp_path / "a.mp4")]}
+    (tmp_path / "a.json").write_text(json.dumps(report))  # killed before the video had its name
+    assert job.advice() == f"the same command with --resume {goes_on}"
+    make_job(tmp_path / "a.mp4", resume=True).check_files()
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(BadRequestError, match="exists"):  # a video that is done is not made again unasked
+        make_job(tmp_path / "a.mp4", resume=True).check_files()
 
 
 def test_checkpoints_of_jobs_in_one_folder_are_apart(tmp_path: Path) -> None:

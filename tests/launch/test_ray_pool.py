@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from launch import cli
 from launch.entries import Entry, State
+from launch.film import plan_film
 from launch.metrics import DriverMetrics
 from launch.queue import Queue
 from launch.queue_commands import way_on
@@ -36,6 +37,7 @@ from runtime.configs import EMBEDDED_MODELS, load_config
 from runtime.denoise import StepRecord
 from runtime.errors import JobFailedError
 from tests.jobs import PROMPT, TINY, make_job, overflowing
+from tests.kills import killed_between_files
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -197,6 +199,34 @@ def test_a_request_is_served_from_another_folder_than_it_was_added_in(
         assert [(entry.state, entry.reason) for entry in opened.entries()] == [(State.DONE, "")]
     assert digest(home / "queued.mp4") == digest(home / "direct.mp4")
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_was_killed_between_its_files_is_gone_on_with(queue: Queue, tmp_path: Path) -> None:
+    """After the last step, with the report there and the video not: as a request, as one that is added with
+    --resume, and as a shot of a film."""
+    board = tmp_path / "film.yaml"
+    board.write_text(
+        "title: One\nwidth: 64\nheight: 48\ndefaults: {steps: 4, spectrum: paper, frames: 5}\n"
+        f"shots:\n  - {{id: one, prompt: {PROMPT}}}\n"
+    )
+    (tmp_path / "film" / "shots").mkdir(parents=True)
+    shot = plan_film(board, out=tmp_path / "film").job(0)
+    jobs = {name: make_job(tmp_path / f"{name}.mp4", **TINY).absolute() for name in ("killed", "again", "b")}
+    for job in (jobs["killed"], jobs["again"], shot):
+        killed_between_files(job)
+    for job in (jobs["killed"], shot):
+        queue.submit(job)
+        assert queue.take(0) is not None  # its server was killed, too
+    queue.submit(make_job(tmp_path / "again.mp4", **TINY, resume=True).absolute())
+    queue.submit(jobs["b"])
+    ReplicaPool(queue, 1).run()
+    assert set(states(queue).values()) == {State.DONE}, [entry.reason for entry in queue.entries()]
+    told = [json.loads(job.outputs.report.read_text()) for job in (jobs["b"], *list(jobs.values())[:2], shot)]
+    assert [report["resumed_at"] for report in told] == [0, 4, 4, 4]
+    for field in ("frames_sha256", "decision_digest"):
+        assert all(report[field] == told[0][field] for report in told[:3])
+    assert told[3]["frames_sha256"] and len(told[3]["decision_digest"]) == 1
 
 
 @pytest.mark.usefixtures("local_ray")

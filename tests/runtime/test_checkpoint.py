@@ -504,6 +504,46 @@ def test_a_damaged_manifest_is_no_checkpoint_and_stops_no_other(content: str, tm
     assert complete_steps(tmp_path) == [1]
 
 
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("cut", ""),
+        ("another version", "was written by another version of Lockstep"),
+        ("a broken disk", "cannot read .*: Input/output error"),
+    ],
+)
+def test_what_is_of_use_to_others_is_kept_and_what_is_to_nobody_is_made_again(
+    harm: str, said: str, tmp_path: Path
+) -> None:
+    root, identity = tmp_path / "a.checkpoints", '{"request": {}}'
+    fresh, resume = Checkpoints(root, every=1), Checkpoints(root, every=1, resume=True)
+    folder = fresh.of(identity)
+    folder.mkdir(parents=True)
+    manifest = folder / manifest_name(7, 0)
+    match harm:
+        case "cut":
+            manifest.write_text('{"version": 3, "st')
+        case "another version":
+            manifest.write_text(json.dumps({"version": VERSION + 1}))
+        case "a broken disk":  # as whoever reads there hears
+            manifest.symlink_to("/proc/self/mem")
+    with pytest.raises(BadRequestError, match=r"--resume starts at the first step|cannot"):
+        fresh.check()
+    assert os.path.lexists(manifest)
+    if not said:
+        resume.check()
+        with resume.locked([identity]):
+            assert resume.newest is None
+        assert manifest.exists()  # until something is written in its place
+        return
+    for refused in (resume.check, lambda: resume.locked([identity]).__enter__()):
+        with pytest.raises(BadRequestError, match=f"resume: .*{said}.*The checkpoints are kept"):
+            refused()
+        assert os.path.lexists(manifest)
+    with Checkpoints(root, every=1, overwrite=True).locked([identity]):
+        assert not os.path.lexists(manifest)
+
+
 @pytest.mark.parametrize("content", ["[" * 5000, "null", '{"identity": [1]}', '{"identity": "x"}'])
 def test_checkpoints_whose_request_is_not_known_are_refused(content: str, tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "a.checkpoints", every=1, resume=True)

@@ -231,7 +231,7 @@ def test_a_film_of_many_shots_opens_few_files(tmp_path: Path) -> None:
     parts = many(tmp_path, 90, 5, fade=2)
     film = tmp_path / "film.mp4"
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = 30 + max(int(one.name) for one in Path("/dev/fd").iterdir())
+    few = 30 + len(list(Path("/dev/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
     try:
         join_film(parts, film, title="t", fps=FPS)

@@ -30,6 +30,7 @@ from runtime.errors import BadRequestError
 from runtime.files import check_apart, check_writable
 from runtime.findings import check_partial
 from runtime.images import check_image
+from runtime.lora import check_loras
 from runtime.meeting import Rendezvous
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
@@ -77,6 +78,7 @@ def plan_calibration(
         BadRequestError: an option is not acceptable.
     """
     settings = load_config(config)
+    check_loras(settings)
     if out.suffix != ".json":
         raise BadRequestError(f"out: {str(out)!r} given; the name must end in .json")
     if leads:

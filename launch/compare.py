@@ -24,6 +24,7 @@ from runtime.files import check_apart, check_writable, whole_files
 from runtime.generation import Generation
 from runtime.images import check_image
 from runtime.job import Progress, generate_shown
+from runtime.lora import check_loras
 from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
 from runtime.raw import check_room, raw_videos
@@ -182,6 +183,7 @@ def plan_comparison(
         BadRequestError: a preset, a request or an output file is not acceptable.
     """
     settings = load_config(config)
+    check_loras(settings)
     names = tuple(dict.fromkeys(name for name in presets if name != FULL))
     chosen = [load_preset(name) for name in names]
     if out.suffix != ".mp4":

@@ -16,7 +16,7 @@ from runtime.configs import Config, Lora, is_embedded, is_path, load_config
 from runtime.errors import BadRequestError
 from runtime.files import Outputs, check_apart
 from runtime.images import check_image
-from runtime.lora import read_lora
+from runtime.lora import check_loras
 from runtime.presets import load_preset
 from runtime.problems import explain
 from runtime.request import VideoRequest
@@ -246,8 +246,7 @@ def _override(
             update={"transformer": "shard" if shard else "replicate"}
         )
     settings = config.model_copy(update=changes)
-    for chosen in dict.fromkeys(settings.lora):
-        read_lora(chosen)
+    check_loras(settings)
     return settings
 
 

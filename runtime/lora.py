@@ -7,19 +7,20 @@ every weight of a file counts, or the file is refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from runtime.configs import Lora
+from runtime.configs import Config, Lora
 from runtime.errors import BadRequestError
+from runtime.lora_settings import LoraSettings
 
 if TYPE_CHECKING:
     from runtime.wan import Transformer
@@ -28,7 +29,6 @@ _PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.")  # of names, in th
 _PREFIXES = ("transformer.", "diffusion_model.", "lora_unet_")
 _ADAPTER = re.compile(r"(\.lora_[AB])\.(\w+)\.(weight|bias)$")  # names of PEFT's own files
 _WEIGHT = re.compile(r"^transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias)$")
-_METADATA = "lora_adapter_metadata"  # where diffusers' trainers keep alpha
 _SHOWN = 3
 
 
@@ -39,25 +39,13 @@ class LoraFile:
     Attributes:
         lora: which file, and how much of it.
         digest: what the file holds and how much of it counts, as a word for a model's revision.
-        weights: by names such as `transformer.blocks.0.attn1.to_q.lora_A.weight`.
-        metadata: its settings for PEFT, with alpha; None where the file tells none.
+        modules: shapes of its weights by the module that they are for, such as `blocks.0.attn1.to_q`, and in
+            it by their part, such as `lora_A.weight`.
     """
 
     lora: Lora
     digest: str
-    weights: Mapping[str, torch.Tensor]
-    metadata: dict[str, Any] | None
-
-    @property
-    def modules(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Weights by the module that they are for, and in it by their part."""
-        found: dict[str, dict[str, torch.Tensor]] = {}
-        for name, value in self.weights.items():
-            match = _WEIGHT.match(name)
-            if match is None:
-                raise self.refusal(f"{name} is no weight of a LoRA that is understood")
-            found.setdefault(match[1], {})[match[2]] = value
-        return found
+    modules: Mapping[str, Mapping[str, tuple[int, ...]]]
 
     def check(self, model: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse weights for another model, and halves.
@@ -80,46 +68,43 @@ class LoraFile:
                 if part not in parts:
                     raise self.refusal(f"{name}.{part} is missing")
             down, up, wanted = parts["lora_A.weight"], parts["lora_B.weight"], model[f"{name}.weight"]
-            bias = parts.get("lora_B.bias", up[:, 0])
-            fits = down.shape[1:] == wanted[1:] and up.shape[:1] == wanted[:1] == bias.shape[:1]
-            if not fits or up.shape[1] != down.shape[0]:
+            bias = parts.get("lora_B.bias", up[:1])
+            fits = down[1:] == wanted[1:] and up[:1] == wanted[:1] == bias[:1]
+            if not fits or up[1] != down[0]:
                 raise self.refusal(
                     f"it does not fit the model: {name} has shape {list(wanted)}, "
-                    f"its lora_A {list(down.shape)} and its lora_B {list(up.shape)}"
+                    f"its lora_A {list(down)} and its lora_B {list(up)}"
                 )
 
     def refusal(self, problem: str) -> BadRequestError:
-        return BadRequestError(f"lora: {self.lora.file!r} given; {problem}")
+        return _refusal(self.lora.file, problem)
+
+
+def check_loras(config: Config) -> None:
+    """Refuse LoRA files of a config before its model is looked for.
+
+    Raises:
+        BadRequestError: see `read_lora`.
+    """
+    for lora in config.lora:
+        read_lora(lora)
 
 
 def read_lora(lora: Lora) -> LoraFile:
-    """The LoRA in a safetensors file, whatever trainer wrote it.
+    """What is in a safetensors file of LoRA weights, whatever trainer wrote it.
+
+    A file is read and checked once, for as long as it stays as it is.
 
     Raises:
         BadRequestError: there is no such file, it holds no LoRA, or a part of it would not be used.
     """
-    content = _content(lora)
-    digest = f"lora:{hashlib.sha256(content).hexdigest()[:16]}×{float(lora.scale)!r}"
-    unread = LoraFile(lora, digest, {}, None)
     try:
-        weights = load(content)
-    except (SafetensorError, ValueError) as error:
-        raise unread.refusal(f"it is no safetensors file: {error}") from None
-    if problem := _unsupported(weights):
-        raise unread.refusal(problem)
-    try:
-        converted = _converted(weights)
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[:1]
-        raise unread.refusal(f"diffusers cannot read it: {''.join(said)[:200]}") from None
-    unused = [name for name in _unused(weights) if weights[name].count_nonzero()]  # zeros change nothing
-    if unused:
-        raise unread.refusal(f"{len(unused)} of its weights would not be used: {_first(unused)}")
-    try:
-        told = _metadata(content)
-    except (ValueError, RecursionError) as error:
-        raise unread.refusal(f"its metadata cannot be read: {error}") from None
-    return LoraFile(lora, digest, converted, told)
+        now = Path(lora.file).stat()
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        _content(lora.file)  # says why
+        raise
+    checked = _checked(lora.file, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
+    return LoraFile(lora, _word(checked.digest, lora), checked.modules)
 
 
 def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
@@ -134,15 +119,22 @@ def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
 
     Source: diffusers' `WanLoraLoaderMixin`, which reads the formats, and its PEFT adapters, which merge them.
     """
-    file = read_lora(lora)
-    if file.digest not in revision:
+    file, content = read_lora(lora), _content(lora.file)
+    if file.digest not in revision or file.digest != _word(_digest(content), lora):
         raise file.refusal("the file has changed while the model was loaded")
     file.check({name: tuple(tensor.shape) for name, tensor in model.named_parameters()})
+    settings = LoraSettings.read(content)
+    bias = any("lora_B.bias" in parts for parts in file.modules.values())
+    told = None if settings is None else settings.for_peft(file.modules, bias=bias)
+    weights = _converted(load(content))
     try:
-        model.load_lora_adapter(
-            dict(file.weights), prefix="transformer", adapter_name="lora", metadata=file.metadata
-        )
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # metadata that does not fit its weights
+        model.load_lora_adapter(weights, prefix="transformer", adapter_name="lora", metadata=told)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ) as error:  # ranks that are not those of its weights
         said = str(error).strip().splitlines()
         raise file.refusal(f"it does not fit the model: {said[-1].strip() if said else error!r}") from None
     unused = [name for name in file.modules if "lora" not in getattr(model.get_submodule(name), "lora_A", {})]
@@ -154,8 +146,59 @@ def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
     model.unload_lora()
 
 
-def _content(lora: Lora) -> bytes:
-    path = Path(lora.file)
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What is known of a file whose every weight counts; see `LoraFile`."""
+
+    digest: str
+    modules: Mapping[str, Mapping[str, tuple[int, ...]]]
+
+
+@lru_cache(maxsize=256)
+def _checked(file: str, state: tuple[int, ...]) -> _Checked:
+    """What is in a file that is in this state, by its inode, size and times."""
+    content = _content(file)
+    try:
+        weights = load(content)
+    except (SafetensorError, ValueError) as error:
+        raise _refusal(file, f"it is no safetensors file: {error}") from None
+    if problem := _unsupported(weights):
+        raise _refusal(file, problem)
+    try:
+        converted = _converted(weights)
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[:1]
+        raise _refusal(file, f"diffusers cannot read it: {''.join(said)[:200]}") from None
+    unused = [name for name in _unused(weights) if weights[name].count_nonzero()]  # zeros change nothing
+    if unused:
+        raise _refusal(file, f"{len(unused)} of its weights would not be used: {_first(unused)}")
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, value in converted.items():
+        match = _WEIGHT.match(name)
+        if match is None:
+            raise _refusal(file, f"{name} is no weight of a LoRA that is understood")
+        modules.setdefault(match[1], {})[match[2]] = tuple(value.shape)
+    try:
+        LoraSettings.read(content)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(file, f"its metadata cannot be read: {error}") from None
+    return _Checked(_digest(content), modules)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _word(digest: str, lora: Lora) -> str:
+    return f"lora:{digest}×{float(lora.scale)!r}"
+
+
+def _refusal(file: str, problem: str) -> BadRequestError:
+    return BadRequestError(f"lora: {file!r} given; {problem}")
+
+
+def _content(file: str) -> bytes:
+    path = Path(file)
     problem = ""
     try:
         if path.is_dir():
@@ -167,7 +210,7 @@ def _content(lora: Lora) -> bytes:
             return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         problem = f"it cannot be read: {getattr(error, 'strerror', None) or error}"
-    raise BadRequestError(f"lora: {lora.file!r} given; {problem}")
+    raise _refusal(file, problem)
 
 
 def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:
@@ -228,16 +271,6 @@ def _unused(weights: Mapping[str, torch.Tensor]) -> list[str]:
         for name in weights
         if name not in used and not (name.endswith(".alpha") and name.removesuffix(".alpha") in modules)
     ]
-
-
-def _metadata(content: bytes) -> dict[str, Any] | None:
-    """What diffusers' trainers write beside the weights, in the file's header."""
-    length = int.from_bytes(content[:8], "little")
-    own = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-    told = json.loads(own[_METADATA]) if _METADATA in own else None
-    if told is not None and not isinstance(told, dict):
-        raise ValueError(f"{_METADATA} is no object")
-    return told
 
 
 def _first(names: list[str]) -> str:

@@ -65,3 +65,28 @@ def test_a_tilde_is_the_home_in_every_name(tmp_path: Path, monkeypatch: pytest.M
     assert job.request.spectrum == str(tmp_path / "p.yaml")
     assert job.outputs.video == tmp_path / "a.mp4"
     assert job.config.lora == (Lora(file=str(tmp_path / "one.safetensors")),)
+
+
+@pytest.mark.parametrize("command", ["calibrate", "compare"])
+@pytest.mark.parametrize("kind", ["missing", "unreadable", "unused"])
+def test_commands_without_the_option_look_at_those_of_the_config(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    kind: str,
+) -> None:
+    monkeypatch.setattr("runtime.engine.Engine.__init__", lambda *_: pytest.fail("a model was loaded"))
+    lora, config = tmp_path / "it.safetensors", tmp_path / "mine.yaml"
+    size = "{width: 64, height: 48, frames: 5}"
+    config.write_text(f"model: wan-tiny\nfps: 8\ndefaults: {size}\nlora: {{file: it.safetensors}}\n")
+    if kind == "unreadable":
+        lora.write_bytes(b"half")
+    if kind == "unused":
+        save_file({"vae.weight": torch.ones(2, 2)}, lora)
+    out = tmp_path / ("a.json" if command == "calibrate" else "a.mp4")
+    prompt = [] if command == "calibrate" else ["a red circle"]
+    assert cli.run([command, *prompt, "--config", str(config), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"lockstep: lora: {str(lora)!r} given; ") and said.count("\n") == 1
+    assert not out.exists()

@@ -312,3 +312,56 @@ def test_metadata_that_does_not_fit_its_weights_is_refused(
 def test_scales_that_differ_at_all_are_different_models(file: Path) -> None:
     digests = {read_lora(Lora(file=str(file), scale=scale)).digest for scale in (0.1234567, 0.1234568)}
     assert len(digests) == 2
+
+
+def in_header(**told: object) -> dict[str, str]:
+    return {"lora_adapter_metadata": json.dumps({f"transformer.{name}": one for name, one in told.items()})}
+
+
+def test_metadata_needs_only_what_counts(config: Config, tmp_path: Path) -> None:
+    """Target modules are those that there are weights for; settings of other parts say nothing."""
+    whole, bare, other, none = (tmp_path / name for name in ("whole", "bare", "other", "none"))
+    save_file(peft(), whole, metadata=metadata_of())
+    save_file(peft(), bare, metadata=in_header(r=RANK, lora_alpha=16, lora_dropout=0.1, use_dora=False))
+    save_file(peft(), none)
+    save_file(peft(), other, metadata={"lora_adapter_metadata": json.dumps({"text_encoder.r": 4})})
+    for one, same in ((bare, whole), (other, none)):
+        ours, theirs = weights_of(with_lora(config, one)), weights_of(with_lora(config, same))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        (in_header(target_modules=["to_q"]), "lora_adapter_metadata: r: missing; lora_alpha: missing"),
+        ({"lora_adapter_metadata": json.dumps(TOLD)}, "has 'r', its names must begin with transformer."),
+        (metadata_of(r="4"), "r: '4' given; should be a valid integer"),
+        (metadata_of(r=0), "r: 0 given; should be greater than or equal to 1"),
+        (metadata_of(lora_alpha=float("nan")), "lora_alpha: nan given; should be a finite number"),
+        (metadata_of(lora_alpha=10**400), "lora_alpha: a number of very many digits given"),
+        (metadata_of(rank_pattern=[1]), "rank_pattern: a list given; should be a mapping"),
+        (metadata_of(alpha_pattern={"(": 4}), "'(' is no regular expression"),
+        (metadata_of(use_dora=True), "has use_dora: True, which is not supported"),
+        (metadata_of(init_lora_weights="pissa"), "has init_lora_weights: 'pissa', which is not supported"),
+        (metadata_of(alora_invocation_tokens=[1]), "has alora_invocation_tokens: a list, which is not"),
+        (metadata_of(nonsense=1), "has nonsense: 1, which is not supported"),
+        (metadata_of(peft_type="LOHA"), "has peft_type: 'LOHA', which is not supported"),
+    ],
+)
+def test_odd_metadata_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, metadata: dict[str, str], said: str
+) -> None:
+    path = tmp_path / "it.safetensors"
+    save_file(peft(), path, metadata=metadata)
+    with pytest.raises(
+        BadRequestError, match=re.escape(f"lora: {str(path)!r} given; its metadata")
+    ) as caught:
+        read_lora(Lora(file=str(path)))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_is_checked_once_while_it_stays_as_it_is(file: Path) -> None:
+    first, again = (read_lora(Lora(file=str(file), scale=scale)) for scale in (1.0, 0.5))
+    assert first.modules is again.modules
+    save_file(peft(), file)
+    assert len(read_lora(Lora(file=str(file))).modules) > len(first.modules)

@@ -20,8 +20,8 @@ from transformers.utils.logging import disable_progress_bar
 from runtime.collectives import Peers
 from runtime.configs import Config
 from runtime.errors import BadRequestError
+from runtime.finite import is_finite
 from runtime.lora import merge_lora
-from runtime.memory import is_finite
 from runtime.ranks import Ranks
 from runtime.sharding import ShardedWeights, Weights, WholeWeights
 from runtime.wan import Transformer, every_block

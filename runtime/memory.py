@@ -84,12 +84,5 @@ def _is_shortage(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is a number; one pass, and nothing is allocated."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
-
-
 def _gb(count: int) -> str:
     return f"{count / 1e9:,.1f} GB"

@@ -23,7 +23,7 @@ from runtime.model_settings import (
     empty_model,
 )
 from runtime.request import VideoRequest
-from runtime.text_files import read_json
+from runtime.text_files import read_json, user_path
 from runtime.weight_files import WeightFiles
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -110,7 +110,7 @@ def find_local(config: Config) -> Path | None:
     """
     name = config.model
     embedded = [EMBEDDED_MODELS / name] if name == Path(name).name and name not in {"", ".."} else []
-    for path in (*embedded, *([Path(name).expanduser()] if name else [])):
+    for path in (*embedded, *([user_path(name)] if name else [])):
         try:
             if path.is_dir():
                 return path

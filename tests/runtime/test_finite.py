@@ -19,7 +19,7 @@ from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, denoise
 from runtime.engine import Engine
 from runtime.errors import NotFiniteError
-from runtime.finite import check_prompts, likely_cause
+from runtime.finite import check_prompts, is_finite, likely_cause
 from runtime.ranks import Ranks
 from runtime.streams import STREAMS, Branch, Network
 from runtime.topology import Degrees, Topology
@@ -176,3 +176,14 @@ def test_the_command_fails_with_one_line(
     assert "lockstep: step 0: branches cond and uncond gave NaN or infinity" in told.err
     assert "Traceback" not in told.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_not_a_number_is_found(dtype: torch.dtype) -> None:
+    assert (
+        is_finite(torch.ones(99, dtype=dtype)) and is_finite(torch.ones(0)) and is_finite(torch.ones(1).int())
+    )
+    for bad in ("nan", "inf", "-inf"):
+        tensor = torch.ones(99, dtype=dtype)
+        tensor[50] = float(bad)
+        assert not is_finite(tensor)

@@ -9,7 +9,7 @@ import torch
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.memory import is_finite, memory_of, shortage_explained
+from runtime.memory import memory_of, shortage_explained
 from runtime.request import VideoRequest
 from runtime.video import FrameBuffer
 
@@ -38,14 +38,3 @@ def test_an_allocation_that_fails_fails_the_job(allocate: Callable[[], object]) 
     assert "make size, frames or videos smaller" in str(caught.value)
     with pytest.raises(RuntimeError, match="size"), shortage_explained(CPU, "size so"):
         torch.ones(2) @ torch.ones(3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_is_not_a_number_is_found(dtype: torch.dtype) -> None:
-    assert (
-        is_finite(torch.ones(99, dtype=dtype)) and is_finite(torch.ones(0)) and is_finite(torch.ones(1).int())
-    )
-    for bad in ("nan", "inf", "-inf"):
-        tensor = torch.ones(99, dtype=dtype)
-        tensor[50] = float(bad)
-        assert not is_finite(tensor)

@@ -9,12 +9,14 @@ import os
 import signal
 from types import FrameType
 
+from launch.endings import ending_signals
+
 _CANCELLED = 130
 
 
 def main() -> None:
     """Entry point."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, _end)
     from launch.cli import main as run
 

@@ -15,6 +15,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from launch.endings import ending_signals
 from launch.exits import advising, end_with, interrupt, run_command
 from launch.logs import set_up_logging
 from launch.options import (
@@ -295,7 +296,7 @@ cli.add_command(status)
 
 def main() -> None:
     """Entry point; turns every outcome into one of the exit codes of the contract."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, interrupt)  # the job ends in order, with nothing half-written
     end_with(run)
 

@@ -136,7 +136,7 @@ class Queue:
             raise BadRequestError(f"expires: {seconds} given; it must be above 0 and at most ten years")
         now = time.time()
         deadline = None if seconds is None else now + seconds
-        files = [str(path.resolve()) for path in written_by(job)]
+        files = [os.path.realpath(path) for path in written_by(job)]
         with self._transaction() as base:
             row = (name or "", owner, priority, job.to_json(), kind_of(job), now, deadline)
             try:

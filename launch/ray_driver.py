@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
+from launch.endings import ending_signals
 from launch.family import Family
 from launch.pulse import Pulse
 from launch.terminal import say
@@ -211,7 +212,7 @@ class _Attempt:
 
     def follow(self) -> Done[Any] | Raised | Lost:
         """Wait for its end, and see to it that nothing is left of it."""
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._hear) for number in ending_signals()}
         ended: Done[Any] | Raised | Lost = Raised(CancelledError("ended at once"))
         try:
             ended = self._end()

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to what is running."""
+"""What SIGINT, SIGTERM and SIGHUP do to what is running."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from launch.endings import ending_signals
 from launch.exits import interrupt
 from runtime.commands import Command
 from runtime.engine import Engine
 
 log = logging.getLogger("launch")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME = 1.0  # seconds: a terminal and an agent may both send one
 
 
@@ -29,7 +29,7 @@ def stop_on_signals(engine: Engine) -> None:
 def stopped_by_signals(stop: Callable[[], bool]) -> Iterator[None]:
     """Let the first one call `stop`. The second one, and one that `stop` has no use for (it says so by
     returning False), raise KeyboardInterrupt."""
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.getsignal(number) for number in ending_signals()}
     _listen(stop)
     try:
         yield
@@ -54,11 +54,11 @@ def _listen(stop: Callable[[], bool]) -> None:
             "once more stops at once"
         )
 
-    for number in _SIGNALS:
+    for number in ending_signals():
         signal.signal(number, handle)
 
 
 def ignore_signals() -> None:
     """From now on they do nothing."""
-    for number in _SIGNALS:
+    for number in ending_signals():
         signal.signal(number, signal.SIG_IGN)

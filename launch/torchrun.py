@@ -17,6 +17,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from launch.endings import ending_signals
 from launch.exits import (
     EXIT_BAD_REQUEST,
     EXIT_FAILED,
@@ -102,7 +103,7 @@ def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[R
 def end_rank(command: click.Command, name: str) -> None:
     """Run one rank's command and end the process, without waiting for transfers that will never be done."""
     open_streams()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, interrupt)
     end_now(run(sys.argv[1:], command, name))
 

@@ -33,6 +33,8 @@ def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> in
     threads = max(1, (os.cpu_count() or 1) // ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # more threads than cores stall each other
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN))
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # `nohup`, which the agent would not mind
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

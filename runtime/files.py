@@ -233,7 +233,7 @@ def check_writable(path: Path, *, overwrite: bool, field: str = "out") -> None:
     if kind is not None and stat.S_ISLNK(kind):
         raise BadRequestError(
             f"{field}: {str(path)!r} given; it is a link, give the name of the file itself: "
-            f"{str(path.resolve())!r}"
+            f"{os.path.realpath(path)!r}"  # which takes links in a circle, too
         )
     if kind is not None and not stat.S_ISREG(kind):
         raise BadRequestError(f"{field}: {str(path)!r} given; it is no regular file and is not replaced")

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from launch.endings import ending_signals
+
 
 def listens(pid: int) -> bool:
-    """Whether the process has a handler for SIGTERM: the first thing that the command does."""
+    """Whether the process has a handler for SIGHUP: the last of the first things that the command does."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+    return bool(int(caught, 16) >> (signal.SIGHUP - 1) & 1)
 
 
 def imports_torch(pid: int) -> bool:
@@ -25,7 +27,12 @@ def imports_torch(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("when", "number"),
-    [(listens, signal.SIGINT), (listens, signal.SIGTERM), (imports_torch, signal.SIGINT)],
+    [
+        (listens, signal.SIGINT),
+        (listens, signal.SIGTERM),
+        (listens, signal.SIGHUP),
+        (imports_torch, signal.SIGINT),
+    ],
 )
 def test_a_command_that_still_imports_is_cancelled(
     when: Callable[[int], bool], number: signal.Signals, tmp_path: Path
@@ -46,3 +53,12 @@ def test_a_command_that_still_imports_is_cancelled(
             process.kill()
     assert (process.returncode, printed, said.strip()) == (130, "", "lockstep: cancelled")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_nohup_has_ignored_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert ending_signals() == (signal.SIGINT, signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in ending_signals()

@@ -232,10 +232,12 @@ def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "there.mp4").write_text("mine")
     (tmp_path / "link.mp4").symlink_to("there.mp4")
     (tmp_path / "nowhere.mp4").symlink_to("missing.mp4")
+    (tmp_path / "circle.mp4").symlink_to("circle.mp4")
     os.mkfifo(tmp_path / "pipe.mp4")
     for name, said in {
         "link.mp4": "it is a link, give the name of the file itself: '.*there.mp4'",
         "nowhere.mp4": "it is a link",
+        "circle.mp4": "it is a link",
         "pipe.mp4": "it is no regular file",
         "/dev/null": "it is no regular file",
         "": "it is a folder",

@@ -144,7 +144,8 @@ class _Patient(io.FileIO):
                 left = left[super().write(left) or 0 :]
         except OSError as error:
             if self.fileno() == 1 and (error.errno != errno.EPIPE or not _Patient.patient):
-                raise  # a result's path is to arrive, or the caller to know that it did not
+                # A result's path is to arrive, or the caller to know that it did not.
+                raise OSError(error.errno, os.strerror(error.errno or 0), "standard output") from error
             _to_nowhere(self.fileno())
         return size
 

@@ -19,6 +19,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from runtime.errors import JobFailedError
+
 # Control characters but tab and line feed, those that turn the direction of text, and what no encoding has.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -66,8 +68,16 @@ def forgive_encodings() -> None:
 
 
 def print_path(path: str | os.PathLike[str]) -> None:
-    """A result's path alone on stdout: for programs exactly as the system has it."""
-    if sys.stdout is not None and sys.stdout.isatty():
-        print(visible(os.fspath(path)))
-    else:
-        click.echo(os.fsencode(path))
+    """A result's path alone on stdout: for programs exactly as the system has it.
+
+    Raises:
+        JobFailedError: it cannot be written there; nobody listening any more is no failure.
+    """
+    try:
+        if sys.stdout is not None and sys.stdout.isatty():
+            print(visible(os.fspath(path)))
+        else:
+            click.echo(os.fsencode(path))
+    except OSError as error:
+        said = f"stdout: cannot tell the result's path, {os.fspath(path)!r}, which is there: {error.strerror}"
+        raise JobFailedError(said) from error

@@ -96,6 +96,36 @@ def test_a_job_goes_on_when_nobody_listens_any_more(tmp_path: Path, reader: str)
     assert "Error" not in done.stdout + done.stderr
 
 
+TELLING = """
+from launch.exits import end_with, run_command
+import click
+from launch.terminal import print_path
+
+@click.command()
+@click.option("--path/--other")
+def tell(path):
+    print_path("a.mp4") if path else print("a table")
+
+end_with(lambda arguments: run_command(tell, arguments, "tell"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--path", "stdout: cannot tell the result's path, 'a.mp4', which is there: No space left on device"),
+        ("--other", "'standard output': No space left on device"),
+    ],
+)
+def test_what_cannot_be_told_is_said_to_be_there(option: str, said: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", TELLING, option], stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (3, f"lockstep: {said}\n")
+
+
 SIGNALLED = """
 import signal, sys
 from launch.exits import end_with

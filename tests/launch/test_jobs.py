@@ -32,6 +32,8 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     job = make_job(tmp_path / "a.mp4")
     nothing = "no checkpoint is there: the same command starts again at the first step"
     assert job.advice() == nothing == make_job(tmp_path / "a.mp4", checkpoint_every=0).advice()
+    (tmp_path / "b.json").touch()
+    assert "the same command with --overwrite starts again" in make_job(tmp_path / "b.mp4").advice()
     folder = tmp_path / "a.checkpoints" / "0123456789abcdef"
     folder.mkdir(parents=True)
     topology = {"cfg": 1, "ring": 1, "ulysses": 2}

@@ -73,7 +73,7 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     """
     from launch.jobs import build_job
     from launch.run import run_job_shown
-    from launch.signals import stop_on_signals
+    from launch.signals import ignore_signals, stop_on_signals
 
     job = build_job(**options)
     job.check_files()
@@ -91,6 +91,7 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
         raise BadRequestError(f"launcher: 'inline' given; it runs one rank, {job.ranks} need ray or torchrun")
     with advising(job.advice):
         run_job_shown(job, context.obj, on_loaded=stop_on_signals)
+        ignore_signals()  # all is done and told
 
 
 def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) -> None:
@@ -171,13 +172,14 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     finished is kept beside it; the same command goes on from there.
     """
     from launch.calibrate import plan_calibration, run_calibration
-    from launch.signals import stop_on_signals
+    from launch.signals import ignore_signals, stop_on_signals
 
     job = plan_calibration(**options)
     if ranks not in (None, 1):
         _run_on_ranks(ranks, job.config.device, "launch.calibrate", context)
         return
     run_calibration(job, context.obj, on_loaded=stop_on_signals)
+    ignore_signals()  # the file is written
     print_path(job.out)
 
 

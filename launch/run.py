@@ -33,9 +33,10 @@ def run_job_shown(
     with timed(console, f"loading {job.config.model}"):
         engine = Engine(job.config, ranks, job.degrees)
     on_loaded(engine)
-    done = do_job(engine, job, partial(StepProgress, console))
-    if isinstance(done, Report):
-        print_result(done, job, console)
+    with engine.commanded():  # until its path is told, a command that is too late changes nothing
+        done = do_job(engine, job, partial(StepProgress, console))
+        if isinstance(done, Report):
+            print_result(done, job, console)
 
 
 def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:

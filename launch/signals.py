@@ -59,6 +59,6 @@ def _listen(stop: Callable[[], bool]) -> None:
 
 
 def ignore_signals() -> None:
-    """From now on they do nothing."""
+    """From now on they do nothing here; programs that are started later hear them."""
     for number in ending_signals():
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda number, frame: None)

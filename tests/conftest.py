@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def _end_as_the_command_line_does() -> None:
     """Tests use Ray in this process; see `launch.exits.end_with`."""
     if _ended:
         end_now(_ended[-1])
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """Commands that run in this process change what signals do to it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

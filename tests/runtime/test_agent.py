@@ -1,0 +1,141 @@
+"""How the ranks end decides how the agent does, whatever it is told meanwhile.
+
+Ranks are small programs here, which send the agent its signals at the moments that matter.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime import agent
+from runtime.agent import run_on_this_machine
+from runtime.errors import CancelledError, JobFailedError
+
+_BEGIN = """
+import os, signal, sys, time
+from pathlib import Path
+
+rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
+
+def tell(number=signal.SIGINT):
+    os.kill(os.getppid(), number)
+
+def meet(where=""):
+    # Both ranks are here: what they do to signals is settled.
+    (folder / f"{where}{rank}").touch()
+    while not (folder / f"{where}{1 - rank}").exists():
+        time.sleep(0.01)
+"""
+_DONE = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+meet()
+if rank == 0:
+    tell({number})
+"""
+_FAILS = _DONE + "sys.exit(3)"
+_CANCELLED = """
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+for number in range(1, {times} + 1):
+    meet(str(number) + "-")
+    if rank == 0:
+        tell()
+    while len(heard) < number:
+        time.sleep(0.01)
+os._exit(130)
+"""
+_DEAF = """
+signal.signal(signal.SIGTERM, lambda *_: rank == 0 and tell())
+meet()
+if rank == 0:
+    tell()
+time.sleep(60)
+"""
+_UNREADY = """
+if rank == 0:
+    tell(signal.SIGTERM)
+time.sleep(60)
+"""
+_LAST_IS_KILLED = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+meet()
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+_FIRST_IS_KILLED = """
+signal.signal(signal.SIGTERM, lambda *_: os._exit({code}))
+meet()
+if rank == 0:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a program as two ranks; signals that come one right after the other are two."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(agent, "_SAME", 0.0)
+
+    def ranks(program: str, **values: object) -> int:
+        (tmp_path / "as_a_rank.py").write_text(_BEGIN + program.format(**values))
+        return run_on_this_machine(2, "as_a_rank", [str(tmp_path)])
+
+    return ranks
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ranks_that_are_done_are_done_whatever_the_agent_is_told(run: Run, number: signal.Signals) -> None:
+    assert run(_DONE, number=int(number)) == 0
+
+
+def test_ranks_that_fail_have_failed_whatever_the_agent_is_told(run: Run) -> None:
+    assert run(_FAILS, number=int(signal.SIGINT)) == 3
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ranks_are_told_of_every_signal(run: Run, times: int) -> None:
+    assert run(_CANCELLED, times=times) == 130
+
+
+def test_the_third_signal_ends_ranks_that_hear_nothing(run: Run) -> None:
+    with pytest.raises(CancelledError, match="ended by SIGINT"):
+        run(_DEAF)
+
+
+def test_a_signal_while_ranks_are_started_ends_them_all_without_a_traceback(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CancelledError, match="ended by SIGTERM"):
+        run(_UNREADY)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_rank_that_is_killed_when_the_first_is_done_takes_nothing_away(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(_LAST_IS_KILLED) == 0
+    assert "when the job was done, rank 1 was ended by SIGKILL" in caplog.text
+
+
+def test_a_first_rank_that_is_killed_is_named_unless_the_second_has(run: Run) -> None:
+    assert run(_FIRST_IS_KILLED, code=3) == 3
+
+
+def test_a_first_rank_that_is_killed_is_named(run: Run) -> None:
+    with pytest.raises(JobFailedError, match="rank 0 was ended by SIGKILL"):
+        run(_FIRST_IS_KILLED, code=130)
+
+
+def test_a_signal_that_is_ignored_stays_so(run: Run) -> None:
+    """As nohup has it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert run(_DONE, number=int(signal.SIGHUP)) == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -38,7 +38,7 @@ from launch.signals import ignore_signals, stop_on_signals
 from launch.terminal import Terminal
 from runtime.configs import Config
 from runtime.devices import pick_device
-from runtime.errors import BadRequestError, NotFiniteError, RankFailedError
+from runtime.errors import BadRequestError, LockstepError, RankFailedError
 from runtime.meeting import MEETING, Rendezvous, leave
 from runtime.ranks import Ranks, join
 
@@ -72,6 +72,7 @@ def told_to_others(rendezvous: Rendezvous) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        ignore_signals()  # whoever sees another rank leave for this may end the rest
         leave(rendezvous, error)
         raise
 
@@ -95,9 +96,8 @@ def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[R
     with join(rendezvous, device, timeout=timeout, busy=busy, give_up=give_up) as ranks:
         try:
             yield ranks
-        except BaseException:
+        finally:
             ignore_signals()  # the end has begun; the agent's must not cut it short
-            raise
 
 
 def end_rank(command: click.Command, name: str) -> None:
@@ -125,17 +125,18 @@ def run(arguments: list[str], command: click.Command = rank, name: str = "python
 
 
 def _end(error: BaseException) -> int:
-    """The first rank explains, or the second if the first failed, and the first of every other node."""
-    failed = error.rank if isinstance(error, RankFailedError) else None
-    alone = isinstance(error, RankFailedError) and error.where == MEETING  # perhaps nobody else is there
+    """The first rank explains, or the second if the first failed without a word, and the first of every other
+    node."""
+    failed = error if isinstance(error, RankFailedError) and error.rank == 0 else None
     if _is("RANK", 0):
-        speaks = failed != 0 or alone
+        # At the meeting, perhaps nobody else is there.
+        speaks = failed is None or failed.where == MEETING or _is("LOCAL_WORLD_SIZE", 1)
     else:
-        speaks = _is("LOCAL_RANK", 0) or (failed == 0 and _is("RANK", 1))
+        speaks = _is("LOCAL_RANK", 0) or (failed is not None and not failed.told and _is("RANK", 1))
     if speaks:
         return explain(error)
     code = exit_code(error)
-    if code == EXIT_FAILED and not isinstance(error, RankFailedError | NotFiniteError):
+    if code == EXIT_FAILED and not isinstance(error, LockstepError):
         log.error("unexpected failure", exc_info=error)
     else:
         log.info("ends: %s", error)

@@ -26,16 +26,17 @@ class RankFailedError(JobFailedError):
         rank: which one; None if no single rank can be named.
         where: what it was doing, such as `step 7`.
         reason: what is known about it.
+        told: that rank itself explains it to the user.
     """
 
-    def __init__(self, rank: int | None, where: str, reason: str):
-        self.rank, self.where, self.reason = rank, where, reason
+    def __init__(self, rank: int | None, where: str, reason: str, told: bool = False):
+        self.rank, self.where, self.reason, self.told = rank, where, reason, told
         named = "the rank group" if rank is None else f"rank {rank}"
         super().__init__(f"{named} failed at {where}: {reason}")
 
-    def __reduce__(self) -> tuple[type[RankFailedError], tuple[int | None, str, str]]:
+    def __reduce__(self) -> tuple[type[RankFailedError], tuple[int | None, str, str, bool]]:
         """Pickle by what it was made of: errors travel between processes."""
-        return type(self), (self.rank, self.where, self.reason)
+        return type(self), (self.rank, self.where, self.reason, self.told)
 
 
 class CancelledError(LockstepError):

@@ -160,7 +160,7 @@ def leave(rendezvous: Rendezvous, error: Exception) -> None:
         store = _shared(rendezvous, _reach(rendezvous, _TRY))
         refused = isinstance(error, BadRequestError)
         reason = str(error) if refused else f"{type(error).__name__}: {error}"
-        _write_off(store, rendezvous.rank, reason, refused=refused)
+        _write_off(store, rendezvous.rank, reason, refused=refused, told=True)
 
     with suppress(RankFailedError, RuntimeError):
         running = Background(tell)
@@ -207,9 +207,9 @@ def _await_all(rendezvous: Rendezvous, store: Store, deadline: float) -> set[int
         time.sleep(_GLANCE)
 
 
-def _write_off(store: Store, rank: int, reason: str, *, refused: bool = False) -> None:
-    """There will be no meeting, for this reason."""
-    store.set(_OFF, json.dumps({"rank": rank, "reason": reason, "refused": refused}))
+def _write_off(store: Store, rank: int, reason: str, *, refused: bool = False, told: bool = False) -> None:
+    """There will be no meeting, for this reason; `told` by that rank itself."""
+    store.set(_OFF, json.dumps({"rank": rank, "reason": reason, "refused": refused, "told": told}))
 
 
 def _read_off(store: Store) -> LockstepError:
@@ -217,7 +217,7 @@ def _read_off(store: Store) -> LockstepError:
     told = json.loads(store.get(_OFF))
     if told["refused"]:
         return BadRequestError(f"rank {told['rank']} refuses: {told['reason']}")
-    return RankFailedError(told["rank"], MEETING, told["reason"])
+    return RankFailedError(told["rank"], MEETING, told["reason"], told["told"])
 
 
 def _open(rendezvous: Rendezvous) -> Store:

@@ -38,6 +38,7 @@ class Sign:
         entered: transfers it has started. Ranks run one program, so whoever has started fewer is behind.
         reached: of these, those that its accelerator's queue has come to.
         blames: the rank whose failure it reports, itself if it is its own; None if it cannot tell.
+        explains: it failed by an error of its own, and says so to the user, too.
     """
 
     host: str
@@ -52,6 +53,7 @@ class Sign:
     state: State = State.RUNNING
     reason: str = ""
     blames: int | None = None
+    explains: bool = False
 
     @property
     def progress(self) -> tuple[str, bool, int, int]:
@@ -65,6 +67,7 @@ class Verdict:
 
     Attributes:
         silent: the rank's process exists, but shows no sign of life: it will not end by itself.
+        told: the rank itself explains it to the user.
     """
 
     rank: int | None
@@ -72,11 +75,12 @@ class Verdict:
     reason: str
     cancelled: bool = False
     silent: bool = False
+    told: bool = False
 
     def error(self) -> LockstepError:
         if self.cancelled:
             return CancelledError(self.reason)
-        return RankFailedError(self.rank, self.where, self.reason)
+        return RankFailedError(self.rank, self.where, self.reason, self.told)
 
 
 class Wait(NamedTuple):
@@ -137,7 +141,7 @@ def _judge_ends(rank: int, signs: Mapping[int, Sign]) -> Verdict | None:
             continue
         if sign.state is State.FAILED:
             where = sign.where if sign.blames is None else signs[sign.blames].where
-            return Verdict(sign.blames, where, sign.reason)
+            return Verdict(sign.blames, where, sign.reason, told=sign.explains)
         if sign.state is State.CANCELLED:
             return Verdict(r, sign.where, sign.reason, cancelled=True)
     return None
@@ -238,4 +242,4 @@ def ending(error: BaseException | None, rank: int) -> dict[str, Any]:
             return {"state": State.CANCELLED, "reason": str(error) or f"rank {rank} was interrupted"}
         case _:
             reason = f"{type(error).__name__}: {error}"
-            return {"state": State.FAILED, "reason": reason, "blames": rank}
+            return {"state": State.FAILED, "reason": reason, "blames": rank, "explains": True}

@@ -33,6 +33,7 @@ def report_of(path: Path) -> dict[str, object]:
 
 
 def test_two_ranks_make_the_video_of_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """And whoever has been told where it is, is not told of a signal after that."""
     one, two = tmp_path / "one.mp4", tmp_path / "two.mp4"
     assert cli.run(["generate", PROMPT, *SMALL, "--out", str(one)]) == 0
     capfd.readouterr()
@@ -40,10 +41,17 @@ def test_two_ranks_make_the_video_of_one(tmp_path: Path, capfd: pytest.CaptureFi
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     own = os.environ | {"TMPDIR": str(temporary)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=own)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own) as process:
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        process.send_signal(signal.SIGINT)  # the ranks are about to end
+        rest, said = process.communicate()
+    assert process.returncode == 0, said
     assert list(temporary.iterdir()) == []
-    assert done.stdout == f"{two}\n"  # of two ranks, one speaks
-    assert done.stderr.count("step 6/6") == 1
+    assert told + rest == f"{two}\n"  # of two ranks, one speaks
+    assert said.count("step 6/6") == 1
+    assert "cancelled" not in said
     alone, both = report_of(one), report_of(two)
     assert both["frames_sha256"] == alone["frames_sha256"]
     assert both["topology"] == {"world": 2, "cfg": 2, "ring": 1, "ulysses": 1}
@@ -125,6 +133,34 @@ def test_a_rank_that_is_alone_ends_in_time(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_ends_the_first_rank_is_said_once(tmp_path: Path, nodes: int) -> None:
+    """It cannot write its files: they may have 8 KiB each. The first rank of another node says so there."""
+    out = tmp_path / "a.mp4"
+    if nodes == 1:
+        starts = [[*GENERATE, "--ranks", "2", "--launcher", "torchrun"]]
+    else:
+        meeting = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=localhost"]
+        meeting.append(f"--master-port={free_port()}")
+        job = ["-m", "launch.torchrun", PROMPT, "--timeout", "10"]
+        starts = [[*TORCHRUN, *meeting, f"--node-rank={number}", *job] for number in range(2)]
+    agents = [
+        subprocess.Popen(
+            ["prlimit", "--fsize=8192", *start, *SMALL, "--checkpoint-every", "0", "--out", str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for start in starts
+    ]
+    ended = [agent.communicate() for agent in agents]
+    for agent, (printed, said) in zip(agents, ended, strict=True):
+        assert agent.returncode == (3 if nodes == 1 else 1), said  # torchrun has a code of its own
+        assert printed == ""
+        why = [line for line in said.splitlines() if line.startswith("lockstep: ")]
+        assert sum("File too large" in line for line in why) == 1, said
+
+
 @contextmanager
 def running(out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A video on two ranks that is being denoised; whatever is left of it at the end is killed."""
@@ -167,7 +203,8 @@ def test_a_rank_that_dies_or_stops_ends_the_job(tmp_path: Path, number: signal.S
         assert process.returncode == 3
         assert_gone(ranks)
     assert stdout == ""
-    assert f"lockstep: rank {victim} failed at step" in stderr
+    assert stderr.count(f"lockstep: rank {victim} failed at step") == 1
+    assert stderr.count("lockstep: ") == 2  # and what can be done now
     assert {path.name for path in tmp_path.iterdir()} <= {"a.checkpoints"}
 
 

@@ -92,6 +92,8 @@ def test_the_cause_is_named_not_the_messenger() -> None:
     messenger = replace(FINE, state=State.FAILED, blames=2, reason="boom")
     cause = replace(FINE, state=State.FAILED, blames=2, reason="boom", where="step 3")
     assert verdict(messenger, cause) == Verdict(2, "step 3", "boom")
+    explained = verdict(messenger, replace(cause, explains=True))
+    assert explained == Verdict(2, "step 3", "boom", told=True)
     still_there = replace(FINE, where="step 3")
     assert verdict(messenger, still_there) == Verdict(2, "step 3", "boom")
 

@@ -37,14 +37,20 @@ from runtime.errors import BadRequestError
 log = logging.getLogger("launch")
 
 _ARGUMENTS = "lockstep.arguments"
+_EPILOG = """\b
+Begin with:  lockstep generate "a red circle moving left on a black background"
+Exit codes:  0 done, 2 bad request (nothing was started), 3 the job failed, 130 cancelled.
+Progress goes to stderr, the path of the result alone to stdout. More: README.md and docs/."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EPILOG
+)
 @click.version_option(package_name="lockstep-video")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
 @click.pass_context
 def cli(context: click.Context, verbose: bool) -> None:
-    """Generate video with Wan2.1, skipping evaluations that can be forecast."""
+    """Generate video with Wan2.1 on one GPU or many, forecasting most steps instead of computing them."""
     context.obj = console = Terminal(stderr=True)
     set_up_logging(console, verbose=verbose)
 
@@ -57,7 +63,7 @@ class _KeepsArguments(click.Command):
         return super().parse_args(ctx, args)
 
 
-@cli.command(cls=_KeepsArguments)
+@cli.command(cls=_KeepsArguments, short_help="Make a video of a prompt.")
 @generate_options
 @click.option(
     "--launcher",
@@ -117,7 +123,7 @@ def without_launcher(arguments: list[str]) -> list[str]:
     return [argument for argument in kept if not argument.startswith("--launcher=")]
 
 
-@cli.command()
+@cli.command(short_help="Compare presets with the full sampler.")
 @click.argument("prompts", nargs=-1, required=True)
 @sampling_options
 @click.option(
@@ -127,9 +133,25 @@ def without_launcher(arguments: list[str]) -> list[str]:
     multiple=True,
     default=("paper", "paper-fast"),
     show_default=True,
+    metavar="NAME|FILE",
+    help="Forecasting preset to compare; may be repeated.",
 )
-@click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
-@click.option("--out", type=PathType(), default=Path("compare.mp4"), show_default=True)
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Seed of the noise; may be repeated.",
+)
+@click.option(
+    "--out",
+    type=PathType(),
+    default=Path("compare.mp4"),
+    show_default=True,
+    help="The mp4; the numbers lie beside it as JSON.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.pass_obj
 def compare(
@@ -162,11 +184,11 @@ def compare(
     print_path(out)
 
 
-@cli.command(cls=_KeepsArguments)
+@cli.command(cls=_KeepsArguments, short_help="Measure a model, so that steps can be planned.")
 @calibrate_options
 @click.pass_context
 def calibrate(context: click.Context, /, ranks: int | None, timeout: float | None, **options: Any) -> None:
-    """Measure how a model moves under a sampler, so that schedules can be planned and forecasts weighted.
+    """Measure how a model moves under a sampler, so that steps can be planned and forecasts weighted.
 
     Runs the full sampler on some prompts and writes one small JSON file. What an interrupted calibration had
     finished is kept beside it; the same command goes on from there.
@@ -183,20 +205,32 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     print_path(job.out)
 
 
-@cli.command()
+@cli.command(short_help="Show the best steps to compute for a budget.")
 @click.argument("calibration", type=FileNameType())
-@click.option("--nfe", type=int, help="So many computed steps.")
-@click.option("--psnr", type=NumberType(0.0, 1000.0), help="The fewest that should reach this PSNR, dB.")
+@click.option("--nfe", type=int, metavar="N", help="Budget: so many computed steps.")
 @click.option(
-    "--seconds", type=NumberType(0.0, 3650 * DAY), help="As many as fit into this time of denoising."
+    "--psnr",
+    type=NumberType(0.0, 1000.0),
+    metavar="DB",
+    help="Budget: the fewest steps that should reach this PSNR against the full sampler.",
+)
+@click.option(
+    "--seconds",
+    type=NumberType(0.0, 3650 * DAY),
+    metavar="SECONDS",
+    help="Budget: as many steps as denoise within this time.",
 )
 @click.option(
     "--report",
     type=PathType(),
-    help="Take the step times for --seconds from this report; default: those of the calibration.",
+    help="Report whose step times count.  [default: the calibration's step times]",
 )
-@click.option("--picture", type=PathType(), help="Draw the plan as a PNG.")
-@click.option("--preset", type=PathType(), help="Write a preset that runs the plan.")
+@click.option("--picture", type=PathType(), help="PNG file to draw the plan in.")
+@click.option(
+    "--preset",
+    type=PathType(),
+    help="YAML file to write as a preset that runs the plan: --spectrum of `generate`.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def plan(
     calibration: str,
@@ -210,31 +244,37 @@ def plan(
 ) -> None:
     """Show the best steps to compute for a budget, from CALIBRATION (a shipped name, or a JSON file).
 
-    Without a budget, a row for each number of computed steps.
+    Give one budget, or none for an overview with a row for each of several numbers of steps.
     """
     from launch.plan import make_plan, overview, steps_table, write_plan
 
     if nfe is psnr is seconds is None:
         if picture or preset:
             raise BadRequestError("nfe: not given; --picture and --preset need --nfe, --psnr or --seconds")
-        Terminal().print(overview(calibration))
+        Terminal().print(overview(calibration, report))
         return
     chosen = make_plan(calibration, nfe=nfe, psnr=psnr, seconds=seconds, report=report)
     write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite, report=report)
     Terminal().print(steps_table(chosen))
 
 
-@cli.command()
+@cli.command(short_help="Make a film from a file of shots.")
 @click.argument("storyboard", required=False, type=PathType())
-@click.option("--out", type=PathType(), help="Folder of the film.")
-@click.option("--replicas", type=REPLICAS, default=1, show_default=True, help="Rank groups.")
-@click.option("--ranks", type=DEGREE, help="Processes that make a shot together.")
-@click.option("--only", multiple=True, metavar="ID", help="Make this shot alone; may be repeated.")
+@click.option("--out", type=PathType(), help="Folder to make the film in; it is created if need be.")
+@click.option(
+    "--replicas", type=REPLICAS, default=1, show_default=True, metavar="N", help="Shots made at a time."
+)
+@click.option("--ranks", type=DEGREE, metavar="N", help="Processes that make a shot together.  [default: 1]")
+@click.option("--only", multiple=True, metavar="ID", help="Make this shot only; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Show what each shot takes, and make nothing.")
-@click.option("--price", type=PRICE, help="Of an hour of one rank; --dry-run states the cost, too.")
-@click.option("--audio", type=PathType(), help="A track for the film.")
-@click.option("--compare", is_flag=True, help="Measure shots that are made against the full sampler, too.")
-@click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files.")
+@click.option(
+    "--price", type=PRICE, help="What an hour of one rank costs, for the costs that --dry-run states."
+)
+@click.option("--audio", type=PathType(), help="Sound track of the film, in any format that ffmpeg reads.")
+@click.option(
+    "--compare", is_flag=True, help="Also measure the shots that are made against the full sampler."
+)
+@click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files, and make nothing.")
 @click.pass_obj
 def storyboard(
     console: Console,
@@ -250,10 +290,10 @@ def storyboard(
     compare: bool,
     schema: bool,
 ) -> None:
-    """Make one film from the shots of the file STORYBOARD, on replicas on Ray.
+    """Make one film from the shots of the YAML file STORYBOARD, on replicas on Ray.
 
     Shots whose request, model and version are unchanged are not made again, and an interrupted film goes on:
-    give the same command.
+    give the same command. How to write the file: docs/storyboards.md.
     """
     import json
 
@@ -282,7 +322,7 @@ def storyboard(
         print_path(path)
 
 
-@cli.command()
+@cli.command(short_help="Show what this machine has and can run.")
 @click.pass_obj
 def doctor(console: Console) -> None:
     """Show what this machine has, and which models and topologies it can run."""

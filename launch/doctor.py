@@ -38,7 +38,7 @@ def _machine() -> Table:
 
 def _findings() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    yield "torch", f"{torch.__version__}, threads: {torch.get_num_threads()}, cores: {os.cpu_count()}"
     yield "GPUs", _accelerators()
     yield "xfuser", _importable("xfuser")
     yield "diffusers", _version_of("diffusers")
@@ -84,16 +84,18 @@ def _ffmpeg() -> str:
 
 
 def _models() -> Table:
-    table = Table(title="Configs, and how their heads and tokens split over ranks: ulysses × ring")
+    table = Table(title="Configs, and how 1, 2, 4 and 8 ranks may split heads and tokens: ulysses × ring")
     table.add_column("config", no_wrap=True)
-    for name in ("heads", "weights", *(f"{world} ranks" if world > 1 else "1 rank" for world in _WORLDS)):
-        table.add_column(name)
+    table.add_column("heads")
+    table.add_column("weights", no_wrap=True)
+    for world in _WORLDS:
+        table.add_column(str(world))
     for name in available("."):
         config = load_config(name)
         heads = config.architecture.heads if config.architecture else None
         splits = [_splits(heads, world) for world in _WORLDS]
         table.add_row(name, str(heads or "?"), _weights(config), *splits)
-    table.caption = "With guidance above 1, cfg = 2 takes twice the ranks. Heads and tokens need not divide."
+    table.caption = "With guidance above 1, cfg = 2 takes twice the ranks. Others work, too, if less evenly."
     return table
 
 
@@ -105,4 +107,4 @@ def _splits(heads: int | None, world: int) -> str:
 
 
 def _weights(config: Config) -> str:
-    return "here" if find_local(config) else "fetched at first use"
+    return "here" if find_local(config) else "to fetch"

@@ -22,9 +22,10 @@ def usual_timeout(compiles: bool) -> float:
 
 
 _TIMEOUT_HELP = (
-    "Seconds within which the failure of one rank ends all.  "
-    f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} where blocks are compiled]"
+    "Time within which the failure of one rank ends all.  "
+    f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]"
 )
+_CONFIGS = "[default: the config's]"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEGREE = click.IntRange(min=1, max=65536)
 
@@ -105,19 +106,33 @@ def sampling_options(command: _Command) -> _Command:
             type=FileNameType(),
             default="wan-tiny",
             show_default=True,
-            help="A config's name, or a YAML file.",
+            metavar="NAME|FILE",
+            help="Model and defaults: a shipped config (`lockstep doctor` lists them), or a YAML file.",
         ),
-        click.option("--steps", type=int, help="Sampler steps."),
-        click.option("--size", type=SizeType(), help="Pixels, multiples of 16."),
-        click.option("--frames", type=int, help="Frames, 4k + 1."),
-        click.option("--guidance", type=float, help="Classifier-free guidance; at most 1 is none."),
-        click.option("--negative", help="What the video should not show."),
+        click.option("--steps", type=int, help=f"Steps of the sampler.  {_CONFIGS}"),
+        click.option(
+            "--size",
+            type=SizeType(),
+            metavar="WIDTHxHEIGHT",
+            help=f"In pixels; both are multiples of 16.  {_CONFIGS}",
+        ),
+        click.option(
+            "--frames", type=int, help=f"Length of the video: 4k + 1 frames, such as 17 or 81.  {_CONFIGS}"
+        ),
+        click.option(
+            "--guidance",
+            type=float,
+            help=f"Scale of classifier-free guidance; 1 or less turns it off.  {_CONFIGS}",
+        ),
+        click.option("--negative", help=f"What the video should not show.  {_CONFIGS}"),
         click.option(
             "--image",
             type=FileNameType(),
-            help="The image it begins with, for models that make videos from one.",
+            help="Image that the video begins with, for models that make videos from one.",
         ),
-        click.option("--max-sequence-length", type=int, help="Text tokens, padding included."),
+        click.option(
+            "--max-sequence-length", type=int, help=f"Tokens of the prompt, padding included.  {_CONFIGS}"
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -129,13 +144,17 @@ def calibrate_options(command: _Command) -> _Command:
     options = [
         sampling_options,
         click.option(
-            "--prompts", type=PathType(), help="One prompt per line; default: those that are shipped."
+            "--prompts",
+            type=PathType(),
+            help="Text file with one prompt per line.  [default: those that are shipped]",
         ),
-        click.option("--seed", type=int, default=1000, show_default=True, help="Of the first video."),
-        click.option("--out", type=PathType(), required=True, help="The calibration, a JSON file."),
+        click.option("--seed", type=int, default=1000, show_default=True, help="Seed of the first video."),
+        click.option("--out", type=PathType(), required=True, help="JSON file to write the calibration to."),
         click.option("--overwrite", is_flag=True, help="Replace a file that exists."),
-        click.option("--ranks", type=DEGREE, help="Processes that make each video together."),
-        click.option("--timeout", type=TIMEOUT, help=_TIMEOUT_HELP),
+        click.option(
+            "--ranks", type=DEGREE, metavar="N", help="Processes that make each video together.  [default: 1]"
+        ),
+        click.option("--timeout", type=TIMEOUT, metavar="SECONDS", help=_TIMEOUT_HELP),
     ]
     for option in reversed(options):
         command = option(command)
@@ -147,59 +166,122 @@ def generate_options(command: _Command) -> _Command:
     options = [
         click.argument("prompt"),
         sampling_options,
-        click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same video."),
-        click.option("--videos", type=int, default=1, show_default=True, help="Videos made as one batch."),
+        click.option(
+            "--seed",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Seed of the noise: the same seed gives the same video.",
+        ),
+        click.option(
+            "--videos",
+            type=int,
+            default=1,
+            show_default=True,
+            help="Videos to make of the prompt, as one batch.",
+        ),
         click.option(
             "--spectrum",
             type=FileNameType(),
-            help="Forecasting preset: off, a preset's name, or a YAML file.",
+            metavar="off|NAME|FILE",
+            help="Forecasting preset: a shipped one (`lockstep doctor` lists them) or a YAML file; off "
+            f"computes every step.  {_CONFIGS}",
         ),
         click.option(
-            "--deadline", type=float, help="Seconds for denoising; steps that do not fit are forecast."
+            "--deadline",
+            type=float,
+            metavar="SECONDS",
+            help="Time for denoising; steps that do not fit are forecast instead of computed.",
         ),
-        click.option("--out", type=PathType(), default=Path("video.mp4"), show_default=True),
-        click.option("--report", type=PathType(), help="Report JSON; default: --out with .json."),
+        click.option(
+            "--out",
+            type=PathType(),
+            default=Path("video.mp4"),
+            show_default=True,
+            help="The mp4; with several videos their numbers are added to its name.",
+        ),
+        click.option(
+            "--report",
+            type=PathType(),
+            help="JSON file of the report; the picture lies beside it.  [default: --out with .json]",
+        ),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
         click.option(
             "--compare",
             is_flag=True,
             help="Also run the full sampler and measure PSNR, SSIM and VMAF against it.",
         ),
-        click.option("--ranks", type=DEGREE, help="Processes that make the video together."),
-        click.option("--ulysses", type=DEGREE, help="Ranks that split attention heads."),
-        click.option("--ring", type=DEGREE, help="Ranks that pass keys and values around."),
-        click.option("--cfg", type=DEGREE, help="2 gives each guidance branch its own ranks."),
+        click.option(
+            "--ranks",
+            type=DEGREE,
+            metavar="N",
+            help="Processes that make the video together; each has a GPU, or shares the CPU.  [default: 1]",
+        ),
+        click.option(
+            "--ulysses",
+            type=DEGREE,
+            metavar="N",
+            help="Ranks that split the attention heads.  [default: chosen]",
+        ),
+        click.option(
+            "--ring",
+            type=DEGREE,
+            metavar="N",
+            help="Ranks that pass keys and values around.  [default: chosen]",
+        ),
+        click.option(
+            "--cfg",
+            type=DEGREE,
+            metavar="N",
+            help="2 gives each guidance branch ranks of its own.  [default: chosen]",
+        ),
         click.option(
             "--lora",
             type=(FileNameType(), SCALE),
             multiple=True,
             metavar="FILE SCALE",
-            help="Weights to add to the transformer's, and how much of them; may be given more than once.",
+            help="LoRA weights to add to the transformer's, times SCALE; may be repeated.",
         ),
-        click.option("--attention", help="Kernel of the self-attention, such as flash or xfuser."),
         click.option(
-            "--shard/--replicate", default=None, help="Shard the transformer over the ranks (FSDP2)."
+            "--attention",
+            metavar="NAME",
+            help="Kernel of the self-attention: auto, sdpa, flash, efficient, cudnn, math, xfuser or "
+            f"xfuser:KERNEL.  {_CONFIGS}",
         ),
-        click.option("--compile/--no-compile", default=None, help="Compile each transformer block."),
+        click.option(
+            "--shard/--replicate",
+            default=None,
+            help="Shard the transformer's weights over the ranks (FSDP2), or give each rank all of them.  "
+            f"{_CONFIGS}",
+        ),
+        click.option(
+            "--compile/--no-compile",
+            default=None,
+            help="Compile each transformer block; results differ by rounding.  [default: the config's]",
+        ),
         click.option(
             "--timeout",
             type=TIMEOUT,
+            metavar="SECONDS",
             help=_TIMEOUT_HELP,
         ),
         click.option(
             "--busy-timeout",
             type=TIMEOUT,
-            help="Seconds that one rank may be at loading, encoding, decoding or writing while the others "
-            "wait.  [default: the config's, 1800]",
+            metavar="SECONDS",
+            help="Time that one rank may spend loading, encoding, decoding or writing while the others "
+            "wait.  [default: the config's, usually 1800]",
         ),
         click.option(
             "--checkpoints",
             type=PathType(),
-            help="Folder in which the checkpoints get one of their own; default: --out with .checkpoints.",
+            help="Folder in which the job's checkpoints get one of their own.  "
+            "[default: --out with .checkpoints]",
         ),
         click.option(
             "--checkpoint-every",
             type=click.IntRange(min=0, max=1_000_000),
+            metavar="N",
             default=CHECKPOINT_EVERY,
             show_default=True,
             help="Computed steps from one checkpoint to the next; 0 keeps none.",

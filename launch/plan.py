@@ -19,11 +19,12 @@ _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 2
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A plan and what it was made from."""
+    """A plan and what it was made from; `times` are those by which its seconds are told."""
 
     name: str
     calibration: Calibration
     plan: PlannedSteps
+    times: StepTimes
 
     @property
     def prediction(self) -> Prediction | None:
@@ -48,15 +49,18 @@ def make_plan(
     if len(named) != 1:
         raise BadRequestError(f"{', '.join(named) or 'nfe'}: give one of --nfe, --psnr and --seconds")
     calibration = load_calibration(name)
+    times = step_times(report) or calibration.seconds
     if nfe is not None:
         try:
-            return Chosen(name, calibration, calibration.planner("guided").plan(nfe))
+            plan = calibration.planner("guided").plan(nfe)
         except ValueError as error:
             raise BadRequestError(f"nfe: {nfe} given; {error}") from None
-    if psnr is not None:
-        return Chosen(name, calibration, calibration.plan_for_psnr(psnr))
-    assert seconds is not None
-    return Chosen(name, calibration, calibration.plan_for_seconds(seconds, step_times(report)))
+    elif psnr is not None:
+        plan = calibration.plan_for_psnr(psnr)
+    else:
+        assert seconds is not None
+        plan = calibration.plan_for_seconds(seconds, times)
+    return Chosen(name, calibration, plan, times)
 
 
 def step_times(report: Path | None) -> StepTimes | None:
@@ -77,9 +81,10 @@ def step_times(report: Path | None) -> StepTimes | None:
         ) from None
 
 
-def overview(name: str) -> Table:
-    """One row for each of several budgets."""
+def overview(name: str, report: Path | None = None) -> Table:
+    """One row for each of several budgets; step times are those of `report`, or else the calibration's."""
     calibration = load_calibration(name)
+    times = step_times(report) or calibration.seconds
     planner, steps = calibration.planner("guided"), calibration.conditions.steps
     table = Table(title=f"{name}: plans for {steps} steps")
     for column in ("NFE", "predicted PSNR, dB", "denoising, s", "computed steps"):
@@ -87,7 +92,7 @@ def overview(name: str) -> Table:
     for nfe in sorted({budget for budget in _OVERVIEW if budget < steps}):
         plan = planner.plan(nfe)
         prediction = _told(calibration.predict(plan.error))
-        table.add_row(str(nfe), prediction, f"{_seconds(calibration, plan):.3g}", _listed(plan.computed))
+        table.add_row(str(nfe), prediction, f"{_seconds(times, plan):.2f}", _listed(plan.computed))
     return table
 
 
@@ -96,8 +101,8 @@ def steps_table(chosen: Chosen) -> Table:
     plan, calibration = chosen.plan, chosen.calibration
     table = Table(
         title=f"{chosen.name}: {plan.nfe} of {plan.steps} steps, "
-        f"predicted PSNR {_told(chosen.prediction)} dB, denoising {_seconds(calibration, plan):.3g} s",
-        caption="error: of the forecast that is made, or at a computed step of the one that is not needed",
+        f"predicted PSNR {_told(chosen.prediction)} dB, denoising {_seconds(chosen.times, plan):.3g} s",
+        caption="error: of the forecast that is made, or at a computed step of one that is not needed",
     )
     for column in ("step", "", "weights", "noise level", "expected error", "sensitivity"):
         table.add_column(column, justify="left" if not column else "right")
@@ -105,7 +110,7 @@ def steps_table(chosen: Chosen) -> Table:
     for step, error in enumerate(plan.errors):
         table.add_row(
             str(step),
-            "computed" if step in plan.computed else "",
+            "computed" if step in plan.computed else "forecast",
             "" if step in plan.computed else _weights(predictor, plan, step),
             f"{calibration.noise_levels[step]:.3f}",
             "" if error is None else f"{100 * error:.2f} %",
@@ -158,8 +163,7 @@ def _weights(predictor: CalibratedPredictor, plan: PlannedSteps, step: int) -> s
     return " ".join(f"{weight:+.2f}" for weight in predictor.weights(history, step))
 
 
-def _seconds(calibration: Calibration, plan: PlannedSteps) -> float:
-    times = calibration.seconds
+def _seconds(times: StepTimes, plan: PlannedSteps) -> float:
     return plan.nfe * times.computed + (plan.steps - plan.nfe) * times.forecast
 
 

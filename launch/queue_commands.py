@@ -38,18 +38,30 @@ def queue_option(command: _Command) -> _Command:
     )(command)
 
 
-@click.group()
+@click.group(short_help="Add, cancel and serve requests.")
 def queue() -> None:
-    """A queue of requests that replicas on Ray serve; it lies in a folder and outlives them."""
+    """Keep requests in a queue that replicas on Ray serve; it lies in a folder and outlives them.
+
+    `lockstep status` shows it.
+    """
 
 
-@queue.command()
+@queue.command(short_help="Add a request for a video.")
 @generate_options
 @queue_option
-@click.option("--name", help="Of the request; unique in the queue.  [default: made from its number]")
-@click.option("--owner", help="Owners share the replicas fairly.  [default: your user name]")
-@click.option("--priority", type=PRIORITY, default=0, show_default=True, help="Higher ones go first.")
-@click.option("--expires", type=EXPIRY, help="Give it up after so many seconds.")
+@click.option("--name", help="Name of the request, unique in the queue.  [default: made from its number]")
+@click.option(
+    "--owner", help="Whose request it is: owners share the replicas fairly.  [default: your user name]"
+)
+@click.option(
+    "--priority",
+    type=PRIORITY,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Requests of higher priority go first.",
+)
+@click.option("--expires", type=EXPIRY, metavar="SECONDS", help="Give the request up after so long.")
 def add(
     folder: Path,
     name: str | None,
@@ -78,23 +90,25 @@ def _user() -> str:
         return f"uid-{os.getuid()}"
 
 
-@queue.command()
+@queue.command(short_help="Cancel requests.")
 @queue_option
 @click.argument("requests", nargs=-1, required=True, type=ID)
 def cancel(folder: Path, requests: tuple[int, ...]) -> None:
-    """Cancel REQUESTS, given by their numbers: those that wait at once, those that run after a step."""
+    """Cancel REQUESTS, given by their numbers: waiting ones end at once, running ones after their step."""
     with _opened(folder, must_exist=True) as opened:
         for request in requests:
             opened.cancel(request)
 
 
-@queue.command("run")
+@queue.command("run", short_help="Serve the queue.")
 @queue_option
-@click.option("--replicas", type=REPLICAS, default=1, show_default=True, help="Rank groups.")
-@click.option("--keep", is_flag=True, help="Wait for more requests when the queue is empty.")
+@click.option(
+    "--replicas", type=REPLICAS, default=1, show_default=True, metavar="N", help="Requests served at a time."
+)
+@click.option("--keep", is_flag=True, help="Go on waiting for requests when the queue is empty.")
 @click.pass_obj
 def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
-    """Do what is in the queue, on the Ray cluster of RAY_ADDRESS or on one of this machine."""
+    """Serve the queue until it is empty, on the Ray cluster of RAY_ADDRESS or on one of this machine."""
     from launch.entries import State
     from launch.ray_cluster import on_cluster
 
@@ -192,11 +206,11 @@ def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
         say(console, f"{entry.name}: {line}")
 
 
-@click.command()
+@click.command(short_help="Show a queue.")
 @queue_option
-@click.option("--watch", is_flag=True, help="Show it again and again.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--all", "ended", is_flag=True, help="Requests that have ended, too.")
+@click.option("--watch", is_flag=True, help="Go on showing it, once a second; Ctrl-C ends it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--all", "ended", is_flag=True, help="Show requests that have ended, too.")
 def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
     """Show a queue: requests, their steps and time left, and which ranks are on which nodes."""
     from launch.entries import State
@@ -233,6 +247,8 @@ def _opened(folder: Path, *, must_exist: bool = False) -> Iterator[Any]:
     with refusing("queue", folder):
         missing = not (folder / "queue.sqlite").is_file()
     if must_exist and missing:
-        raise BadRequestError(f"queue: {str(folder)!r} given; there is no queue")
+        raise BadRequestError(
+            f"queue: {str(folder)!r} given; there is no queue in this folder, `lockstep queue add` makes one"
+        )
     with closing(Queue(folder)) as opened:
         yield opened

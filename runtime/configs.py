@@ -250,8 +250,9 @@ def open_yaml(name: str, *, folder: str, field: str) -> YamlFile:
         return YamlFile.read(user_path(name), field)
     known = available(folder)
     if name not in known:
+        kind = "preset" if field == "spectrum" else field
         raise BadRequestError(
-            f"{field}: {name!r} given; there is no such {field}, it must be one of {', '.join(known)}, "
+            f"{field}: {name!r} given; there is no such {kind}, it must be one of {', '.join(known)}, "
             "or the path of a YAML file"
         )
     return YamlFile.read(shipped(folder, f"{name}.yaml"), field)

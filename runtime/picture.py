@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from runtime.report import Report, StepPart
 from spectrum import StepKind
 
 COLOURS = {StepKind.COMPUTE: "#1f4e79", StepKind.FORECAST: "#f0a030"}
+_DIGITS = (  # labels of an axis that spans so many decades
+    (0.4, range(1, 10)),
+    (0.7, (1, 2, 3, 5, 7)),
+    (2.0, (1, 2, 5)),
+    (math.inf, (1,)),
+)
 _NAMES = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "forecast"}
 
 
@@ -65,16 +72,30 @@ def _draw_errors(axes: Axes, steps: list[StepPart]) -> None:
             *zip(*known, strict=True), "o-", color=COLOURS[StepKind.COMPUTE], lw=1, ms=4, label="measured"
         )
         axes.legend(loc="best", frameon=False, fontsize=9)
-        axes.set_yscale("log")
-        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(PercentFormatter(1.0, decimals=0))
+        scale_errors(axes, [error for _, error in (*known, *expected)])
     else:
         axes.text(0.5, 0.5, "nothing was forecast", transform=axes.transAxes, ha="center", color="#777777")
         axes.set_yticks([])
-    axes.set_ylabel("relative forecast error\nat computed steps")
+    axes.set_ylabel("relative forecast error")
     axes.set_xlabel("step")
     axes.set_xlim(-0.8, len(steps) - 0.2)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def scale_errors(axes: Axes, errors: list[float]) -> None:
+    """Scale the y axis for `errors`, in per cent: logarithmic, with as many labels as have room; linear where
+    they are nearly alike."""
+    percent = FuncFormatter(lambda error, _: f"{100 * error:.4g}%")
+    axes.yaxis.set_major_formatter(percent)
+    positive = [error for error in errors if error > 0]
+    if not positive or max(positive) < 1.5 * min(positive):
+        return
+    decades = math.log10(max(positive) / min(positive))
+    axes.set_yscale("log")
+    digits = next(digits for width, digits in _DIGITS if decades < width)
+    axes.yaxis.set_major_locator(LogLocator(subs=digits))
+    axes.yaxis.set_major_formatter(percent)
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _title(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from runtime.calibration import Calibration
 from runtime.files import whole_file
@@ -34,6 +34,9 @@ def write_plan_picture(
         errors.axvspan(step - 0.5, step + 0.5, color=COLOURS[StepKind.COMPUTE], alpha=0.12, lw=0)
     sensitivity.plot(list(steps), calibration.sensitivity, "o-", ms=3, lw=1, color="#555555")
     sensitivity.set_yscale("log")
+    sensitivity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    sensitivity.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    sensitivity.yaxis.set_minor_locator(NullLocator())
     sensitivity.set_ylabel("sensitivity\nof the result")
     sensitivity.set_xlabel("step")
     for axes in (errors, sensitivity):

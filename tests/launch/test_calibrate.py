@@ -81,6 +81,20 @@ def test_calibrate_on_two_ranks_goes_on_after_an_interruption(tmp_path: Path) ->
     assert load_calibration(str(out)).seconds.ranks == 2
 
 
+def test_a_plan_for_a_time_says_the_time_that_it_was_made_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine where a computed step takes a second, seven of 50 steps fit into eight."""
+    report = tmp_path / "a.json"
+    seconds = {"computed_median": 1.0, "forecast_median": 0.01}
+    report.write_text(json.dumps({"step_seconds": seconds, "topology": {"world": 1}}))
+    assert run("plan", "wan-tiny", "--seconds", "8", "--report", str(report)) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "7 of 50 steps" in said and "denoising 7.43 s" in said
+    assert run("plan", "wan-tiny", "--report", str(report)) == 0
+    assert "7.43" in capfd.readouterr().out
+
+
 def test_plan_shows_budgets_and_refuses_nonsense(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("plan", "wan-tiny") == 0
     table = " ".join(capfd.readouterr().out.split())

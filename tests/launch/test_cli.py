@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from launch import cli
@@ -135,7 +137,7 @@ def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.Captu
     [
         (
             ["--spectrum", "nope"],
-            "spectrum: 'nope' given; there is no such spectrum, it must be one of off, paper",
+            "spectrum: 'nope' given; there is no such preset, it must be one of off, paper",
         ),
         (["--config", "nope"], "config: 'nope' given"),
         (["--size", "100x96"], "width: 100 given; must be a multiple of 16"),
@@ -288,10 +290,24 @@ def test_resume_needs_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert "there is nothing to go on from" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["compare"], ["doctor"]])
-def test_help_is_helpful(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(*command, "--help") == 0
-    assert "Usage: lockstep" in capfd.readouterr().out
+def commands(group: click.Group, *names: str) -> Iterator[tuple[list[str], click.Command]]:
+    """Every command below a group, with the words that call it."""
+    yield list(names), group
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        else:
+            yield [*names, name], command
+
+
+def test_help_is_helpful(capfd: pytest.CaptureFixture[str]) -> None:
+    """The list of commands cuts no sentence, and every option says what it is."""
+    for names, command in commands(cli.cli):
+        assert run(*names, "--help") == 0
+        said = capfd.readouterr().out
+        assert said.startswith(" ".join(["Usage: lockstep", *names]))
+        assert "..." not in said.replace("]...", "").replace("S...", "")  # those are arguments
+        assert [one.name for one in command.params if isinstance(one, click.Option) and not one.help] == []
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import psutil
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from runtime.checkpoint import Checkpoints
@@ -19,6 +22,7 @@ from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.job import OnStep, Outputs, run_compared_job, run_job
+from runtime.picture import scale_errors
 from runtime.raw import check_room
 from runtime.report import Report
 from runtime.request import VideoRequest
@@ -93,6 +97,23 @@ def test_the_picture_is_a_picture(engine: Engine, small: Make, tmp_path: Path) -
     image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     for colour in ((0x1F, 0x4E, 0x79), (0xF0, 0xA0, 0x30)):  # computed and forecast bars
         assert (np.abs(image.astype(int) - colour).sum(-1) < 12).sum() > 200
+
+
+@pytest.mark.parametrize(
+    "errors", [[0.013, 0.3], [0.1, 0.27], [0.2, 0.21], [1e-7, 3.0], [0.05], [0.4, 0.9, 0.0], [0.0]]
+)
+def test_the_labels_of_errors_have_room(errors: list[float]) -> None:
+    figure = Figure(figsize=(9, 5.2), layout="constrained", dpi=130)
+    axes = figure.subplots(2, 1)[1]
+    axes.plot(range(len(errors)), errors)
+    scale_errors(axes, errors)
+    figure.savefig(io.BytesIO(), format="png")
+    low, high = axes.get_ylim()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    boxes = sorted((label.get_window_extent().y0, label.get_window_extent().y1) for label in shown)
+    assert len(boxes) >= 2
+    assert all(below[1] <= above[0] for below, above in pairwise(boxes))
 
 
 def test_comparison_measures_against_the_full_sampler(engine: Engine, small: Make, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ class _Record(NamedTuple):
 
 
 _LAYOUT = ">q32sBddd"
-_SHAPE = (struct.calcsize(_LAYOUT),)
+RECORD_BYTES = struct.calcsize(_LAYOUT)  # what every rank tells every other at each step
+_SHAPE = (RECORD_BYTES,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from runtime.attention import SelfAttention, attend
 from runtime.configs import load_config
-from runtime.coordinator import Coordinator
+from runtime.coordinator import RECORD_BYTES, Coordinator
 from runtime.denoise import Denoising, denoise
 from runtime.files import whole_file
 from runtime.kernels import find_kernel
@@ -215,8 +215,8 @@ def report_bytes(measured: dict[Topology, Measured]) -> None:
         assert (found.computed_bytes, found.forecast_bytes) == theory, (topology, found, theory)
         row(name(topology), *(f"{x:,.0f}" for x in (found.computed_bytes, theory[0])),
             *(f"{x:,.0f}" for x in (found.forecast_bytes, theory[1])))  # fmt: skip
-    print("\nNothing else is sent but, at each step, one message of 41 bytes between every two ranks: the")
-    print("digest of all decisions.\n")
+    print("\nNothing else is sent but, at each step, a message between every two ranks: the digest of all")
+    print(f"decisions, commands, and what is known of the time, {RECORD_BYTES} bytes.\n")
 
 
 def report_times(pairs: list[Any], alone: Measured, machine: Machine) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from launch.jobs import build_request, inputs_of
@@ -134,13 +135,21 @@ class Comparison:
 
     def table(self) -> Table:
         """The rows, for a terminal."""
-        table = Table(title=f"{self.config.model}: {len(self.requests)} prompts × seeds, means")
-        for name in ("preset", "NFE", "denoise, s", "speed-up", "predicted", "PSNR, dB", "SSIM", "VMAF"):
-            table.add_column(name, justify="left" if name == "preset" else "right")
+        count = len(self.requests)
+        title = (
+            f"{self.config.model}: means of {count} videos"
+            if count > 1
+            else f"{self.config.model}: one video"
+        )
+        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("preset", "NFE", "time, s", "speed-up", "predicted", "PSNR, dB", "SSIM", "VMAF"):
+            first = name == "preset"
+            table.add_column(name, justify="left" if first else "right", overflow="fold", no_wrap=not first)
+        table.caption = "time of denoising; predicted and measured PSNR against the full sampler"
         for row in self.rows():
             table.add_row(
                 row["preset"],
-                f"{row['nfe']:g} of {row['steps']}",
+                f"{row['nfe']:g}/{row['steps']}",
                 f"{row['denoise_seconds']:.2f}",
                 f"{row['speedup']:.2f}×",
                 *(

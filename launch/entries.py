@@ -8,8 +8,11 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from launch.jobs import Job
 from runtime.errors import BadRequestError
+from runtime.problems import explain
 
 
 class State(StrEnum):
@@ -104,13 +107,23 @@ def read_replica(row: sqlite3.Row) -> ReplicaEntry:
 
 
 def read_entry(row: sqlite3.Row) -> Entry:
-    """The request of a row of the queue; columns of other versions are left out."""
+    """The request of a row of the queue; columns of other versions are left out.
+
+    Raises:
+        ValueError, TypeError, KeyError: no queue wrote it.
+    """
     told = dict(row)
     progress = json.loads(told["progress"])
     told |= {
         "text": told["job"],
         "state": State(told["state"]),
         "unwanted": bool(told["unwanted"]),
-        "progress": Progress(**{f.name: progress[f.name] for f in fields(Progress) if f.name in progress}),
+        "progress": {f.name: progress[f.name] for f in fields(Progress) if f.name in progress},
     }
-    return Entry(**{field.name: told[field.name] for field in fields(Entry)})
+    try:
+        return _ENTRY.validate_python({field.name: told[field.name] for field in fields(Entry)})
+    except ValidationError as error:  # SQLite holds anything in any column
+        raise ValueError(explain(error)) from None
+
+
+_ENTRY = TypeAdapter(Entry)

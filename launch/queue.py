@@ -60,9 +60,19 @@ class Queue:
                 check_same_thread=False,
             )
             self._base.row_factory = sqlite3.Row
+            self._check_own()
             self._base.executescript(TABLES)
         except (OSError, ValueError, sqlite3.Error) as error:
             raise BadRequestError(f"queue: cannot use {str(folder)!r}: {error}") from None
+
+    def _check_own(self) -> None:
+        """Refuse a database of somebody else's, before anything is written into it."""
+        tables = self._base.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall()
+        columns = {row["name"] for row in self._base.execute("PRAGMA table_info(requests)")}
+        if tables and not {"owner", "job", "kind", "state"} <= columns:
+            self.close()
+            file = str(self.folder / "queue.sqlite")
+            raise BadRequestError(f"queue: {file!r} is not a queue's; choose another folder")
 
     def close(self) -> None:
         """Let go of the file."""

@@ -219,9 +219,7 @@ def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
     states = tuple(State) if ended else _OPEN
     with _opened(folder, must_exist=True) as opened, only_while_heard():
         if as_json:
-            requests = [
-                {**asdict(entry), "text": json.loads(entry.text)} for entry in opened.entries(*states)
-            ]
+            requests = [{**asdict(entry), "text": _content(entry.text)} for entry in opened.entries(*states)]
             replicas = [asdict(replica) for replica in opened.replicas()]
             click.echo(
                 json.dumps({"count": opened.count(), "requests": requests, "replicas": replicas}, indent=2)
@@ -236,6 +234,14 @@ def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
             if not watch:
                 return
             time.sleep(_REFRESH)
+
+
+def _content(text: str) -> Any:
+    """JSON's content; what is none will fail when its turn comes, and is shown as it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 @contextmanager

@@ -401,6 +401,8 @@ def test_a_file_that_is_not_the_queues_is_left_alone(tmp_path: Path) -> None:
         "UPDATE requests SET state = 'eaiting'",
         "UPDATE requests SET progress = '{'",
         "UPDATE requests SET progress = '7'",
+        "UPDATE requests SET name = x'ff'",
+        "UPDATE requests SET deadline = 'x'",
         "INSERT INTO replicas VALUES (0, 'idle', '[', 0)",
     ],
 )
@@ -414,3 +416,21 @@ def test_a_damaged_row_is_said_in_one_line(
     assert cli.run(["status", "--queue", str(queue.folder)]) == 3
     said = capsys.readouterr().err
     assert "queue.sqlite' is damaged" in " ".join(said.split()) and "Traceback" not in said
+
+
+def test_a_job_that_is_none_is_shown_as_it_is(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    add(queue, "a")
+    with closing(connect(queue)) as base:
+        base.execute("UPDATE requests SET job = 'x'")
+    assert cli.run(["status", "--json", "--queue", str(queue.folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["requests"][0]["text"] == "x"
+
+
+def test_a_database_of_others_is_refused_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "queue.sqlite"
+    with closing(sqlite3.connect(path)) as base:
+        base.execute("CREATE TABLE requests (id INTEGER)")
+    before = path.read_bytes()
+    with pytest.raises(BadRequestError, match=r"queue.sqlite' is not a queue's; choose another folder"):
+        Queue(tmp_path)
+    assert path.read_bytes() == before

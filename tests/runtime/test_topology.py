@@ -73,3 +73,26 @@ def test_what_does_not_fit_is_explained(topology: Topology, said: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         topology.check(heads=6, tokens=10, guided=False)
     assert said in str(caught.value)
+
+
+def test_very_many_ranks_are_arranged_or_refused_at_once() -> None:
+    """A degree of 65536 is what options allow at most; pairs of numbers up to it would take hours."""
+    chosen = Topology.choose(65536, heads=12, guided=True)
+    assert (chosen.world, chosen.cfg) == (65536, 2)
+    wanted = Degrees(cfg=2, ring=65536, ulysses=65536)
+    assert Topology.choose(wanted.product, heads=12, guided=True, wanted=wanted).world == 2**33
+    with pytest.raises(BadRequestError, match=r"ranks: 65536 given; ring 3 does not multiply to that"):
+        Topology.choose(65536, heads=12, guided=True, wanted=Degrees(ring=3))
+
+
+@pytest.mark.parametrize("world", range(1, 41))
+def test_of_all_arrangements_the_best_is_chosen(world: int) -> None:
+    every = [
+        Topology(cfg, ring, ulysses)
+        for cfg in (1, 2)
+        for ring in range(1, world + 1)
+        for ulysses in range(1, world + 1)
+        if cfg * ring * ulysses == world
+    ]
+    best = max(every, key=lambda one: (world % one.ulysses == 0, 12 % one.ulysses == 0, one.cfg, one.ulysses))
+    assert Topology.choose(world, heads=12, guided=True) == best

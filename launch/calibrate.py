@@ -27,14 +27,14 @@ from runtime.configs import Config, load_config, shipped
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import check_apart, check_writable
+from runtime.files.atomic import check_apart, check_writable
+from runtime.files.text import read_text
 from runtime.findings import check_partial
 from runtime.images import check_image
 from runtime.lora import check_loras
 from runtime.meeting import Rendezvous
 from runtime.ranks import Ranks
 from runtime.request import VideoRequest
-from runtime.text_files import read_text
 from spectrum import StepKind
 
 

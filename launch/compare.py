@@ -21,7 +21,7 @@ from launch.jobs import build_request, inputs_of
 from runtime.configs import Config, is_path, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import check_apart, check_writable, whole_files
+from runtime.files.atomic import check_apart, check_writable, whole_files
 from runtime.generation import Generation
 from runtime.images import check_image
 from runtime.job import Progress, generate_shown

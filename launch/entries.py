@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from launch.jobs import Job
 from runtime.errors import BadRequestError
-from runtime.problems import explain
+from runtime.files.problems import explain
 
 
 class State(StrEnum):

@@ -15,7 +15,7 @@ from launch.options import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint import Checkpoints
 from runtime.configs import is_path
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, check_apart, refusing
+from runtime.files.atomic import Outputs, check_apart, refusing
 from runtime.film import Part, check_audio, length
 from runtime.presets import load_preset
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard

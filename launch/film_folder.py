@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import BadRequestError
-from runtime.files import check_writable
-from runtime.lock_files import hold
-from runtime.text_files import read_json
+from runtime.files.atomic import check_writable
+from runtime.files.locks import hold
+from runtime.files.text import read_json
 
 FILM, PAGE, POSTER, SHEET, MANIFEST = (
     "film.mp4", "film.html", "poster.png", "contact-sheet.png", "manifest.json"

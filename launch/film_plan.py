@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.table import Table
 
 from launch.film import Film
+from runtime.files.text import read_json
 from runtime.film import length
 from runtime.presets import load_preset
 from runtime.request import VideoRequest
 from runtime.storyboard import ShotRequest
-from runtime.text_files import read_json
 from spectrum import StepKind
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, beside model and ranks

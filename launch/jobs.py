@@ -14,13 +14,13 @@ from launch.options import usual_timeout
 from runtime.checkpoint import Checkpoints
 from runtime.configs import Config, Lora, is_embedded, is_path, load_config
 from runtime.errors import BadRequestError
-from runtime.files import Outputs, check_apart
+from runtime.files.atomic import Outputs, check_apart
+from runtime.files.problems import explain
+from runtime.files.text import read_json
 from runtime.images import check_image
 from runtime.lora import check_loras
 from runtime.presets import load_preset
-from runtime.problems import explain
 from runtime.request import VideoRequest
-from runtime.text_files import read_json
 from runtime.topology import Degrees, Topology
 from runtime.weights import find_local
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from runtime.text_files import user_path
+from runtime.files.text import user_path
 
 CHECKPOINT_EVERY = 4  # computed steps; what it costs: scripts/bench_checkpoint.py
 DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile equally fast

@@ -23,8 +23,8 @@ from launch.entries import Entry, Progress, ReplicaEntry, State, read_entry, rea
 from launch.jobs import Job
 from launch.queue_tables import NEXT, TABLES
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.files import reason
-from runtime.lock_files import hold
+from runtime.files.atomic import reason
+from runtime.files.locks import hold
 
 _Made = TypeVar("_Made")
 _PATIENCE = 20.0  # seconds to wait for another process that is writing

@@ -247,7 +247,7 @@ def _content(text: str) -> Any:
 @contextmanager
 def _opened(folder: Path, *, must_exist: bool = False) -> Iterator[Any]:
     from launch.queue import Queue
-    from runtime.files import check_outlives, refusing
+    from runtime.files.atomic import check_outlives, refusing
 
     check_outlives(folder, field="queue")
     with refusing("queue", folder):

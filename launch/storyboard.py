@@ -27,7 +27,7 @@ from launch.film_view import shown_live
 from launch.queue import Queue
 from launch.terminal import Terminal
 from runtime.errors import CancelledError, JobFailedError
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
 from runtime.film import join_film, length, starts, write_contact_sheet, write_poster
 from runtime.film_page import Scene, write_page
 from runtime.report import Report

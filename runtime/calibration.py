@@ -25,10 +25,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from runtime.conditions import Conditions
 from runtime.configs import available, shipped
 from runtime.errors import BadRequestError
-from runtime.files import whole_file
-from runtime.problems import explain, shown
+from runtime.files.atomic import whole_file
+from runtime.files.problems import explain, shown
+from runtime.files.text import read_text, user_path
 from runtime.request import NUMBER
-from runtime.text_files import read_text, user_path
 from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner
 
 StreamName = Literal["feature", "velocity", "guided"]

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from runtime.errors import BadRequestError
-from runtime.files import check_folder, check_outlives, reason, refusing, shortened
-from runtime.lock_files import hold
-from runtime.text_files import flatten, read_json
+from runtime.files.atomic import check_folder, check_outlives, reason, refusing, shortened
+from runtime.files.locks import hold
+from runtime.files.text import flatten, read_json
 from runtime.topology import Topology
 
 log = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ import torch
 
 from runtime.checkpoint import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
 from runtime.errors import JobFailedError
-from runtime.files import reason, whole_file
+from runtime.files.atomic import reason, whole_file
+from runtime.files.tensors import save_tensors
+from runtime.files.text import read_json
 from runtime.streams import History
-from runtime.tensor_files import save_tensors
-from runtime.text_files import read_json
 from runtime.topology import Topology
 
 _KEPT = 2  # checkpoints: if the newest is damaged, there is one before it

@@ -9,6 +9,8 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from runtime.errors import BadRequestError
+from runtime.files.text import beside, user_path
+from runtime.files.yaml import YamlFile
 from runtime.request import (
     NUMBER,
     FileName,
@@ -20,8 +22,6 @@ from runtime.request import (
     TextTokens,
     VideoRequest,
 )
-from runtime.text_files import beside, user_path
-from runtime.yaml_files import YamlFile
 
 _HERE = Path(__file__).resolve().parent
 EMBEDDED_MODELS = _HERE / "models"

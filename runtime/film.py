@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import JobFailedError
 from runtime.ffmpeg import ALIVE, Ffmpeg, file_url
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
+from runtime.files.scratch import scratch_file
 from runtime.frames import pick_frames
-from runtime.scratch import scratch_file
 from runtime.video import CODEC
 
 _TOLD = 3  # lines of what ffmpeg said, in an error

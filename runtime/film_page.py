@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
 from runtime.film import Part, length, starts, strip
 from runtime.picture import COLOURS
 from runtime.report import Report

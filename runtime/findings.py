@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.calibration import StreamName, Trial
 from runtime.errors import BadRequestError
-from runtime.files import whole_file
-from runtime.problems import explain
-from runtime.tensor_files import save_tensors
+from runtime.files.atomic import whole_file
+from runtime.files.problems import explain
+from runtime.files.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 

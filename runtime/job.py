@@ -17,7 +17,7 @@ from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.ffmpeg import SILENCE
-from runtime.files import Outputs, flush, whole_files
+from runtime.files.atomic import Outputs, flush, whole_files
 from runtime.generation import Generation, Plan
 from runtime.quality import compare_videos
 from runtime.raw import check_room, raw_videos

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from runtime.problems import explain, shown
+from runtime.files.problems import explain, shown
 
 _METADATA = "lora_adapter_metadata"
 _PREFIX = "transformer."

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.text_files import read_json
+from runtime.files.text import read_json
 
 _Count = Annotated[int, Field(ge=1)]
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from runtime.calibration import Calibration
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
 from runtime.picture import COLOURS
 from spectrum import PlannedSteps, StepKind
 

@@ -14,8 +14,8 @@ from runtime.conditions import Conditions
 from runtime.configs import is_path, open_yaml
 from runtime.errors import BadRequestError
 from runtime.expectation import Expectation
+from runtime.files.text import beside
 from runtime.request import NUMBER, FileName, VideoRequest
-from runtime.text_files import beside
 from spectrum import (
     Blend,
     ChebyshevRidge,

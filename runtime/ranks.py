@@ -18,12 +18,12 @@ from runtime.attention import SequenceGroup
 from runtime.collectives import Peers, Traffic, Unguarded
 from runtime.devices import DeviceQueue
 from runtime.errors import CancelledError, LockstepError, RankFailedError
+from runtime.files.text import flatten
 from runtime.groups import Backend, ProcessGroups
 from runtime.guidance import Guidance, LocalGuidance, NoGuidance, SplitGuidance
 from runtime.meeting import Rendezvous, meet
 from runtime.sequence import Sequence, Split, SplitSequence, WholeSequence
 from runtime.signs import host_name
-from runtime.text_files import flatten
 from runtime.topology import Topology
 from runtime.watch import Watch
 

@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from runtime.errors import BadRequestError
-from runtime.files import reason
+from runtime.files.atomic import reason
+from runtime.files.scratch import REMEDY, scratch_file
 from runtime.quality import RawVideo
 from runtime.request import VideoRequest
-from runtime.scratch import REMEDY, scratch_file
 from runtime.video import FrameSink, RawFrames
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from runtime.errors import BadRequestError
-from runtime.problems import explain
-from runtime.text_files import no_text
+from runtime.files.problems import explain
+from runtime.files.text import no_text
 
 MAX_SEED = 2**63 - 1
 BRANCHES = ("cond", "uncond")  # of classifier-free guidance

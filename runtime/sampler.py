@@ -22,7 +22,7 @@ from diffusers import (
 
 from runtime.configs import Scheduler
 from runtime.errors import BadRequestError
-from runtime.text_files import read_json
+from runtime.files.text import read_json
 from runtime.weights import ModelFolder
 
 _PROBED_STEPS = 10

@@ -13,9 +13,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from runtime.configs import Config, Loras, is_path, load_config
 from runtime.errors import BadRequestError
+from runtime.files.problems import explain_one, shown
+from runtime.files.text import beside
+from runtime.files.yaml import YamlFile
 from runtime.images import image_digest
 from runtime.model_profile import ModelProfile
-from runtime.problems import explain_one, shown
 from runtime.request import (
     MAX_SEED,
     NUMBER,
@@ -30,8 +32,6 @@ from runtime.request import (
     VideoRequest,
     Waypoint,
 )
-from runtime.text_files import beside
-from runtime.yaml_files import YamlFile
 
 _ID = "[a-z0-9][a-z0-9_-]{0,59}"
 _MOST_SHOTS = 9999

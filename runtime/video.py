@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from runtime.ffmpeg import SILENCE, Ffmpeg, file_url
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
 
 Frames = NDArray[np.uint8]
 CODEC = (

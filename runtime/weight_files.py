@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from runtime.text_files import read_json
+from runtime.files.text import read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 

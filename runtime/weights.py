@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.errors import BadRequestError
+from runtime.files.text import read_json, user_path
 from runtime.lora import read_lora
 from runtime.model_settings import (
     ImageEncoderSettings,
@@ -23,7 +24,6 @@ from runtime.model_settings import (
     empty_model,
 )
 from runtime.request import VideoRequest
-from runtime.text_files import read_json, user_path
 from runtime.weight_files import WeightFiles
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

@@ -26,7 +26,7 @@ import torch
 
 from runtime.configs import load_config
 from runtime.engine import Engine
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
 from runtime.versions import versions
 from runtime.video import FrameBuffer
 from spectrum import ChebyshevRidge, chebyshev_basis, paper_schedule

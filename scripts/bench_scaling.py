@@ -39,7 +39,7 @@ from runtime.attention import SelfAttention, attend
 from runtime.configs import load_config
 from runtime.coordinator import RECORD_BYTES, Coordinator
 from runtime.denoise import Denoising, denoise
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
 from runtime.kernels import find_kernel
 from runtime.meeting import Rendezvous
 from runtime.ranks import Ranks, join

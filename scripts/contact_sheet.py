@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from runtime.configs import load_config
 from runtime.engine import Engine
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
 from runtime.video import FrameBuffer, Frames
 
 PROMPTS = (

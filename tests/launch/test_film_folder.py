@@ -20,7 +20,7 @@ from launch.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.ffmpeg import file_url, run_ffmpeg
-from runtime.files import Outputs
+from runtime.files.atomic import Outputs
 from runtime.job import run_job
 from tests.jobs import make_job
 

@@ -26,7 +26,7 @@ from runtime.configs import Config, Scheduler, Window, load_config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
-from runtime.files import Outputs
+from runtime.files.atomic import Outputs
 from runtime.generation import Generation
 from runtime.job import run_job
 from runtime.ranks import Ranks

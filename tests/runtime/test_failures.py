@@ -18,7 +18,7 @@ from runtime.decode import _CausalDecoder
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import Outputs
+from runtime.files.atomic import Outputs
 from runtime.generation import Plan, Prepared
 from runtime.job import follow_job, run_job
 from runtime.ranks import Ranks

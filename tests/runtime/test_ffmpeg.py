@@ -15,9 +15,9 @@ import pytest
 
 from runtime.errors import JobFailedError
 from runtime.ffmpeg import Ffmpeg, file_url, run_ffmpeg
+from runtime.files.scratch import scratch_file
 from runtime.frames import read_frames
 from runtime.quality import RawVideo, compare_videos
-from runtime.scratch import scratch_file
 from runtime.video import mp4_writer
 
 FRAME = np.random.default_rng(0).integers(0, 255, (1, 480, 640, 3), np.uint8)
@@ -158,7 +158,7 @@ def test_scratch_files_have_no_name_and_children_read_them(
 
 def test_without_room_tmpdir_is_named(tmp_path: Path) -> None:
     code = (
-        "import resource, signal\nfrom runtime.scratch import scratch_file\n"
+        "import resource, signal\nfrom runtime.files.scratch import scratch_file\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "with scratch_file() as file:\n    file.write(bytes(2000))\n"

@@ -17,7 +17,7 @@ import pytest
 
 from runtime.checkpoint import Checkpoints
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.files import (
+from runtime.files.atomic import (
     Outputs,
     check_apart,
     check_outlives,
@@ -77,7 +77,7 @@ _KILLED = """
 import os, socket, sys
 from pathlib import Path
 socket.gethostname = lambda: sys.argv[2]
-from runtime.files import whole_file
+from runtime.files.atomic import whole_file
 with whole_file(Path(sys.argv[1])) as temporary:
     temporary.write_bytes(b"half")
     print(temporary.name, flush=True)

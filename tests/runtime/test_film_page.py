@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.engine import Engine
-from runtime.files import Outputs
+from runtime.files.atomic import Outputs
 from runtime.film import Part
 from runtime.film_page import Scene, write_page
 from runtime.job import run_compared_job, run_job

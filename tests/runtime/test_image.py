@@ -17,7 +17,7 @@ from runtime.configs import Config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
-from runtime.files import Outputs
+from runtime.files.atomic import Outputs
 from runtime.generation import Generation
 from runtime.job import run_job
 from runtime.request import VideoRequest

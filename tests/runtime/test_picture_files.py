@@ -16,7 +16,7 @@ from PIL import Image
 from runtime.configs import Config, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files import Outputs
+from runtime.files.atomic import Outputs
 from runtime.images import Picture, check_image, image_digest, read_picture
 from runtime.job import follow_job, run_job
 from runtime.ranks import Ranks

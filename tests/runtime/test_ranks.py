@@ -14,11 +14,11 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from runtime.attention import SelfAttention, attend
 from runtime.coordinator import Coordinator, Deadline
 from runtime.denoise import Denoising, StepRecord, denoise
+from runtime.files.text import flatten
 from runtime.kernels import find_kernel
 from runtime.ranks import Ranks, minority
 from runtime.sequence import Split
 from runtime.streams import STREAMS, Branch, Network
-from runtime.text_files import flatten
 from runtime.topology import Topology
 from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule

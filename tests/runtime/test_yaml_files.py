@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 
 from runtime.configs import load_config
 from runtime.errors import BadRequestError
+from runtime.files.yaml import YamlFile
 from runtime.presets import load_preset
 from runtime.storyboard import load_storyboard
-from runtime.yaml_files import YamlFile
 
 CONFIG = """\
 model: wan-tiny

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.lock_files import is_at
+from runtime.files.locks import is_at
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE = 4096  # bytes written to see whether there is room; quotas count, too

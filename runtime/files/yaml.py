@@ -19,8 +19,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from runtime.errors import BadRequestError
-from runtime.problems import explain_one
-from runtime.text_files import line_of, no_text, read_text
+from runtime.files.problems import explain_one
+from runtime.files.text import line_of, no_text, read_text
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is ten times faster; alike otherwise

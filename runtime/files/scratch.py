@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import JobFailedError
-from runtime.files import PlainFile, reason
+from runtime.files.atomic import PlainFile, reason
 
 REMEDY = "TMPDIR names another folder"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from runtime.files import PlainFile
+from runtime.files.atomic import PlainFile
 
 
 def save_tensors(content: Any, path: Path) -> None:

@@ -23,18 +23,18 @@ from launch.progress import timed
 from launch.terminal import Terminal, print_path
 from runtime.calibrate import Calibrator
 from runtime.calibration import Calibration
-from runtime.configs import Config, load_config, shipped
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable
 from runtime.files.text import read_text
 from runtime.findings import check_partial
-from runtime.images import check_image
 from runtime.lora import check_loras
 from runtime.meeting import Rendezvous
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import Config, load_config, shipped
+from runtime.request.images import check_image
+from runtime.request.video_request import VideoRequest
 from spectrum import StepKind
 
 

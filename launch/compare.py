@@ -18,18 +18,18 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from launch.jobs import build_request, inputs_of
-from runtime.configs import Config, is_path, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable, whole_files
 from runtime.generation import Generation
-from runtime.images import check_image
 from runtime.job import Progress, generate_shown
 from runtime.lora import check_loras
 from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
 from runtime.raw import check_room, raw_videos
-from runtime.request import VideoRequest
+from runtime.request.config import Config, is_path, load_config
+from runtime.request.images import check_image
+from runtime.request.video_request import VideoRequest
 from runtime.versions import versions
 from runtime.video import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
 

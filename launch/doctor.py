@@ -13,8 +13,8 @@ import imageio_ffmpeg
 import torch
 from rich.table import Table
 
-from runtime.configs import Config, available, load_config
 from runtime.quality import has_filter
+from runtime.request.config import Config, available, load_config
 from runtime.weights import find_local
 
 _WORLDS = (1, 2, 4, 8)

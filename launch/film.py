@@ -13,11 +13,11 @@ from launch.film_folder import MANIFEST, own_files
 from launch.jobs import Job
 from launch.options import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint import Checkpoints
-from runtime.configs import is_path
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart, refusing
 from runtime.film import Part, check_audio, length
 from runtime.presets import load_preset
+from runtime.request.config import is_path
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.topology import Degrees
 from runtime.versions import code_version

@@ -12,15 +12,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from launch.options import usual_timeout
 from runtime.checkpoint import Checkpoints
-from runtime.configs import Config, Lora, is_embedded, is_path, load_config
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart
 from runtime.files.problems import explain
 from runtime.files.text import read_json
-from runtime.images import check_image
 from runtime.lora import check_loras
 from runtime.presets import load_preset
-from runtime.request import VideoRequest
+from runtime.request.config import Config, Lora, is_embedded, is_path, load_config
+from runtime.request.images import check_image
+from runtime.request.video_request import VideoRequest
 from runtime.topology import Degrees, Topology
 from runtime.weights import find_local
 

@@ -19,7 +19,6 @@ from launch.jobs import Job
 from launch.metrics import RankMetrics
 from launch.run import do_job
 from runtime.commands import Command
-from runtime.configs import Config
 from runtime.denoise import StepRecord
 from runtime.devices import pick_device
 from runtime.engine import Engine
@@ -28,6 +27,7 @@ from runtime.job import OnStep
 from runtime.meeting import Rendezvous
 from runtime.ranks import join
 from runtime.report import Report
+from runtime.request.config import Config
 from runtime.topology import Degrees
 from runtime.watch import Watch
 from spectrum import StepKind

@@ -20,9 +20,9 @@ from launch.jobs import Job
 from launch.pulse import Pulse
 from launch.ray_actor import Begun, End, Ended, Event, RankActor
 from launch.ray_placement import Bundle, bundle_for
-from runtime.configs import Config
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
 from runtime.meeting import Rendezvous
+from runtime.request.config import Config
 from runtime.topology import Degrees
 
 __all__ = ["Begun", "Bundle", "End", "Ended", "Event", "RankGroup", "StartError", "bundle_for"]

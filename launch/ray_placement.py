@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.configs import Config
 from runtime.errors import BadRequestError, JobFailedError
+from runtime.request.config import Config
 
 
 class NoRoomError(BadRequestError):

@@ -45,10 +45,10 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.findings import Findings, PartialFile
 from runtime.generation import Generation, Prepared
-from runtime.images import image_digest
 from runtime.probes import GramStream, NudgedStream, sample
 from runtime.quality import psnr
-from runtime.request import VideoRequest
+from runtime.request.images import image_digest
+from runtime.request.video_request import VideoRequest
 from runtime.streams import GuidedStream, Stream
 from runtime.versions import versions
 from runtime.video import FrameBuffer, Frames

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.conditions import Conditions
-from runtime.configs import available, shipped
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain, shown
 from runtime.files.text import read_text, user_path
-from runtime.request import NUMBER
+from runtime.request.config import available, shipped
+from runtime.request.video_request import NUMBER
 from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner
 
 StreamName = Literal["feature", "velocity", "guided"]

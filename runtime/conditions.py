@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.errors import BadRequestError
-from runtime.request import NUMBER, Guidance, StepCount, VideoRequest
+from runtime.request.video_request import NUMBER, Guidance, StepCount, VideoRequest
 
 _RESOLUTION = 2.0  # a video of up to so many times more or fewer pixels is of the same class
 

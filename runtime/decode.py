@@ -18,7 +18,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from runtime.collectives import Peers, numel
-from runtime.configs import Tiles
+from runtime.request.config import Tiles
 
 
 class At(Protocol):

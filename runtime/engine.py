@@ -22,7 +22,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from runtime.attention import Attend, SelfAttention, SplitAttention
 from runtime.checkpoint import Checkpoints
 from runtime.commands import Command, Commands
-from runtime.configs import Config
 from runtime.decode import decode_frames
 from runtime.denoise import StepRecord
 from runtime.devices import pick_device
@@ -30,13 +29,14 @@ from runtime.errors import BadRequestError, NotFiniteError
 from runtime.finite import check_prompts, likely_cause
 from runtime.generation import Generation, Plan, Prepared
 from runtime.image import ImageCondition, open_image_encoder
-from runtime.images import Picture, read_picture
 from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
 from runtime.memory import Need, shortage_explained
 from runtime.model_profile import ModelProfile
 from runtime.ranks import RankGroup, Ranks
-from runtime.request import BRANCHES, VideoRequest
+from runtime.request.config import Config
+from runtime.request.images import Picture, read_picture
+from runtime.request.video_request import BRANCHES, VideoRequest
 from runtime.sampler import sampler_settings
 from runtime.segments import denoise_segments
 from runtime.streams import Branch, Network

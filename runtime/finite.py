@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch.distributed.tensor import DTensor
 
-from runtime.configs import Config
 from runtime.errors import NotFiniteError
 from runtime.ranks import Ranks
+from runtime.request.config import Config
 from runtime.travel import Embeddings
 from runtime.wan import Transformer
 from spectrum import StepKind

@@ -19,7 +19,7 @@ from runtime.denoise import StepRecord
 from runtime.expectation import Expectation
 from runtime.image import ImageCondition
 from runtime.presets import Preset
-from runtime.request import BRANCHES, VideoRequest
+from runtime.request.video_request import BRANCHES, VideoRequest
 from runtime.streams import STREAMS, ComputedStream, Network, Stream
 from runtime.topology import Topology
 from runtime.windows import WindowedStream, Windows

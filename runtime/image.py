@@ -17,10 +17,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from runtime.configs import Config
 from runtime.loading import refuse_missing
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import Config
+from runtime.request.video_request import VideoRequest
 from runtime.wan import Transformer
 from runtime.weights import ModelFolder, ModelKind
 

@@ -22,7 +22,7 @@ from runtime.generation import Generation, Plan
 from runtime.quality import compare_videos
 from runtime.raw import check_room, raw_videos
 from runtime.report import Report, add_comparison, build_report
-from runtime.request import VideoRequest
+from runtime.request.video_request import VideoRequest
 from runtime.video import ColourWatch, FrameSink, Tee, mp4_encoder
 from spectrum import StepKind
 

@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from runtime.configs import Config, Lora
 from runtime.errors import BadRequestError
 from runtime.lora_settings import LoraSettings
+from runtime.request.config import Config, Lora
 
 if TYPE_CHECKING:
     from runtime.wan import Transformer

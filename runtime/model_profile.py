@@ -6,10 +6,10 @@ import torch
 from diffusers import SchedulerMixin
 
 from runtime.conditions import Conditions
-from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.presets import Preset, load_preset
-from runtime.request import VideoRequest
+from runtime.request.config import Config
+from runtime.request.video_request import VideoRequest
 from runtime.sampler import begin_sampler, load_scheduler
 from runtime.sizes import LatentSizes
 from runtime.weights import find_model

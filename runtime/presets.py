@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from runtime.calibration import Calibration, StreamName, is_file_name, load_calibration
 from runtime.conditions import Conditions
-from runtime.configs import is_path, open_yaml
 from runtime.errors import BadRequestError
 from runtime.expectation import Expectation
 from runtime.files.text import beside
-from runtime.request import NUMBER, FileName, VideoRequest
+from runtime.request.config import is_path, open_yaml
+from runtime.request.video_request import NUMBER, FileName, VideoRequest
 from spectrum import (
     Blend,
     ChebyshevRidge,

@@ -12,7 +12,7 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import reason
 from runtime.files.scratch import REMEDY, scratch_file
 from runtime.quality import RawVideo
-from runtime.request import VideoRequest
+from runtime.request.video_request import VideoRequest
 from runtime.video import FrameSink, RawFrames
 
 

@@ -20,9 +20,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from runtime.configs import Scheduler
 from runtime.errors import BadRequestError
 from runtime.files.text import read_json
+from runtime.request.config import Scheduler
 from runtime.weights import ModelFolder
 
 _PROBED_STEPS = 10

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from runtime.configs import Config
 from runtime.errors import BadRequestError
 from runtime.model_settings import TransformerSettings, VaeSettings
-from runtime.request import VideoRequest
+from runtime.request.config import Config
+from runtime.request.video_request import VideoRequest
 from runtime.weights import ModelFolder
 from runtime.windows import Windows
 

@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.configs import Config, Loras, is_path, load_config
 from runtime.errors import BadRequestError
 from runtime.files.problems import explain_one, shown
 from runtime.files.text import beside
 from runtime.files.yaml import YamlFile
-from runtime.images import image_digest
 from runtime.model_profile import ModelProfile
-from runtime.request import (
+from runtime.request.config import Config, Loras, is_path, load_config
+from runtime.request.images import image_digest
+from runtime.request.video_request import (
     MAX_SEED,
     NUMBER,
     FileName,

@@ -13,10 +13,10 @@ from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from transformers import AutoTokenizer
 
-from runtime.configs import Config
 from runtime.loading import load_text_encoder
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import Config
+from runtime.request.video_request import VideoRequest
 from runtime.travel import Embeddings
 from runtime.weights import ModelFolder
 

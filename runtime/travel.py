@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from runtime.request import VideoRequest
+from runtime.request.video_request import VideoRequest
 from runtime.windows import Windows
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.errors import BadRequestError
 from runtime.files.text import read_json, user_path
 from runtime.lora import read_lora
@@ -23,7 +22,8 @@ from runtime.model_settings import (
     VaeSettings,
     empty_model,
 )
-from runtime.request import VideoRequest
+from runtime.request.config import EMBEDDED_MODELS, Architecture, Config
+from runtime.request.video_request import VideoRequest
 from runtime.weight_files import WeightFiles
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

@@ -21,8 +21,8 @@ import torch
 from launch.options import CHECKPOINT_EVERY
 from runtime.checkpoint import Checkpoints
 from runtime.checkpoint_writer import CheckpointWriter
-from runtime.configs import load_config
 from runtime.engine import Engine
+from runtime.request.config import load_config
 from runtime.resume import Resumable
 from runtime.video import FrameBuffer
 

@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runtime.configs import load_config
 from runtime.engine import Engine
 from runtime.files.atomic import whole_file
+from runtime.request.config import load_config
 from runtime.versions import versions
 from runtime.video import FrameBuffer
 from spectrum import ChebyshevRidge, chebyshev_basis, paper_schedule

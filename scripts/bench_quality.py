@@ -33,10 +33,10 @@ from wan_tiny_data import SCENES
 
 from launch.calibrate import plan_calibration, run_calibration
 from runtime.calibration import load_calibration, to_triangle
-from runtime.configs import Config, Scheduler, load_config
 from runtime.engine import Engine
 from runtime.quality import Quality, RawVideo, compare_videos
-from runtime.request import VideoRequest
+from runtime.request.config import Config, Scheduler, load_config
+from runtime.request.video_request import VideoRequest
 from runtime.video import FrameBuffer, Frames
 from spectrum import paper_schedule
 

@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from runtime.configs import Config, load_config
 from runtime.engine import Engine
+from runtime.request.config import Config, load_config
 from runtime.video import mp4_writer
 
 PROMPT = "a red circle moving left on a black background"

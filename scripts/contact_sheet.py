@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime.configs import load_config
 from runtime.engine import Engine
 from runtime.files.atomic import whole_file
+from runtime.request.config import load_config
 from runtime.video import FrameBuffer, Frames
 
 PROMPTS = (

@@ -22,8 +22,8 @@ from wan_tiny_data import SCENES, Scene
 from wan_tiny_measure import Finding, measure
 from wan_tiny_vae import vae_psnr
 
-from runtime.configs import load_config
 from runtime.engine import Engine
+from runtime.request.config import load_config
 from runtime.video import FrameBuffer, Frames
 from runtime.weights import find_model
 

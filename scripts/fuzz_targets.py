@@ -29,14 +29,14 @@ from runtime.calibration import load_calibration
 from runtime.checkpoint import Checkpoints, identity_text
 from runtime.checkpoint_reader import restore
 from runtime.checkpoint_writer import CheckpointWriter, Snapshot, file_digest
-from runtime.configs import EMBEDDED_MODELS, Lora, load_config, shipped
 from runtime.errors import BadRequestError
-from runtime.images import image_digest
 from runtime.lora import merge_lora, read_lora
 from runtime.model_profile import ModelProfile
 from runtime.presets import load_preset
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import EMBEDDED_MODELS, Lora, load_config, shipped
+from runtime.request.images import image_digest
+from runtime.request.video_request import VideoRequest
 from runtime.storyboard import load_storyboard
 from runtime.topology import Topology
 from runtime.wan import Transformer

@@ -27,8 +27,8 @@ from diffusers import (
     WanPipeline,
 )
 
-from runtime.configs import EMBEDDED_MODELS, Config
-from runtime.request import VideoRequest
+from runtime.request.config import EMBEDDED_MODELS, Config
+from runtime.request.video_request import VideoRequest
 from runtime.sampler import load_scheduler
 from runtime.video import Frames
 from runtime.weights import find_model

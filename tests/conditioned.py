@@ -12,11 +12,11 @@ from diffusers import WanPipeline, WanTransformer3DModel, WanVACETransformer3DMo
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from runtime.configs import EMBEDDED_MODELS, Config, Window
 from runtime.engine import Engine
 from runtime.generation import Generation
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import EMBEDDED_MODELS, Config, Window
+from runtime.request.video_request import VideoRequest
 from runtime.segments import denoise_segments
 from runtime.topology import Degrees
 

@@ -14,9 +14,9 @@ import torch
 from hypothesis import settings
 
 from launch.exits import end_now
-from runtime.configs import Config, load_config
 from runtime.engine import Engine
-from runtime.request import VideoRequest
+from runtime.request.config import Config, load_config
+from runtime.request.video_request import VideoRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))  # the scripts are run from there, too
 torch.set_num_threads(1)

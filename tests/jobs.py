@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from launch.jobs import Job, build_job
-from runtime.configs import EMBEDDED_MODELS, load_config
+from runtime.request.config import EMBEDDED_MODELS, load_config
 
 PROMPT = "a red circle moving left on a black background"
 _LEFT_OUT = (

@@ -15,8 +15,8 @@ import torch
 import yaml
 from diffusers import WanTransformer3DModel
 
-from runtime.configs import available, load_config, shipped
 from runtime.files.text import read_json
+from runtime.request.config import available, load_config, shipped
 from tests.conditioned import CHANNELS, HEADS, write_i2v, write_pipeline, write_vace
 
 SHIPPED = [name for name in available(".") if name != "wan-tiny"]

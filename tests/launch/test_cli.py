@@ -14,7 +14,7 @@ import click
 import pytest
 
 from launch import cli
-from runtime.configs import shipped
+from runtime.request.config import shipped
 
 PROMPT = "a red circle moving left on a black background"
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-length", "32"]

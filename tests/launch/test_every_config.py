@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runtime.configs import load_config
+from runtime.request.config import load_config
 from tests.conditioned import write_image
 from tests.repositories import SHIPPED, write_config, write_repositories
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from launch import cli
 from launch.jobs import Job
 from launch.queue import Queue
-from runtime.configs import Lora
+from runtime.request.config import Lora
 from tests.jobs import make_job
 
 TARGET = "transformer.blocks.0.attn1.to_q.lora_"

@@ -17,7 +17,7 @@ import pytest
 
 from launch import cli, torchrun
 from launch.cli import without_launcher
-from runtime.configs import shipped
+from runtime.request.config import shipped
 from tests.ranks import free_port
 
 PROMPT = "a red circle moving left on a black background"

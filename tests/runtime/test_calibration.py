@@ -15,7 +15,6 @@ import torch
 
 from runtime.calibrate import Calibrator, check_requests
 from runtime.calibration import Calibration, StepTimes, from_triangle, load_calibration, to_triangle
-from runtime.configs import Config, Scheduler, load_config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
@@ -24,7 +23,8 @@ from runtime.generation import Generation
 from runtime.quality import psnr
 from runtime.ranks import Ranks
 from runtime.report import build_report
-from runtime.request import VideoRequest
+from runtime.request.config import Config, Scheduler, load_config
+from runtime.request.video_request import VideoRequest
 from runtime.topology import Degrees
 from runtime.video import FrameBuffer
 from spectrum import StepKind

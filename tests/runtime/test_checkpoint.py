@@ -22,7 +22,6 @@ import torch
 from runtime.checkpoint import VERSION, Checkpoints, complete_steps, manifest_name
 from runtime.checkpoint_writer import CheckpointWriter, Snapshot
 from runtime.commands import Command
-from runtime.configs import Config, Scheduler, Window, load_config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
@@ -30,7 +29,8 @@ from runtime.files.atomic import Outputs
 from runtime.generation import Generation
 from runtime.job import run_job
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import Config, Scheduler, Window, load_config
+from runtime.request.video_request import VideoRequest
 from runtime.topology import Degrees, Topology
 from runtime.video import FrameBuffer, Frames
 from tests.ranks import die, run_ranks, watch_ranks

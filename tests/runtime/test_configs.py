@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.configs import available, load_config, shipped
 from runtime.errors import BadRequestError
 from runtime.presets import load_preset
+from runtime.request.config import available, load_config, shipped
 from spectrum import FixedSchedule, StepKind
 
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.video_processor import VideoProcessor
 
-from runtime.configs import EMBEDDED_MODELS, Tiles
 from runtime.decode import decode_frames
 from runtime.ranks import Ranks
+from runtime.request.config import EMBEDDED_MODELS, Tiles
 from tests.ranks import run_ranks
 
 TILES = Tiles(size=32, stride=24)

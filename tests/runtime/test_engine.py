@@ -12,11 +12,11 @@ import torch
 from diffusers import WanPipeline
 
 from runtime.commands import Command
-from runtime.configs import EMBEDDED_MODELS, Config, Memory, Scheduler
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
-from runtime.request import VideoRequest
+from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Scheduler
+from runtime.request.video_request import VideoRequest
 from runtime.video import FrameBuffer, Frames
 
 Make = Callable[..., VideoRequest]

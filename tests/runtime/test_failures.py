@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from runtime.commands import Command
-from runtime.configs import Config, Tiles, load_config
 from runtime.decode import _CausalDecoder
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
@@ -22,6 +21,7 @@ from runtime.files.atomic import Outputs
 from runtime.generation import Plan, Prepared
 from runtime.job import follow_job, run_job
 from runtime.ranks import Ranks
+from runtime.request.config import Config, Tiles, load_config
 from runtime.video import FrameBuffer, Frames
 from spectrum import FixedSchedule, Schedule
 from tests.ranks import Outcome, block, die, run_ranks, stop, watch_ranks

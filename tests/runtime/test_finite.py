@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from launch import cli
-from runtime.configs import EMBEDDED_MODELS, Config, Dtypes, load_config
 from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, denoise
 from runtime.engine import Engine
 from runtime.errors import NotFiniteError
 from runtime.finite import check_prompts, is_finite, likely_cause
 from runtime.ranks import Ranks
+from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, load_config
 from runtime.streams import STREAMS, Branch, Network
 from runtime.topology import Degrees, Topology
 from runtime.travel import Embeddings

@@ -13,14 +13,14 @@ from PIL import Image
 
 from runtime.checkpoint import Checkpoints
 from runtime.commands import Command
-from runtime.configs import Config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.files.atomic import Outputs
 from runtime.generation import Generation
 from runtime.job import run_job
-from runtime.request import VideoRequest
+from runtime.request.config import Config
+from runtime.request.video_request import VideoRequest
 from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames
 from tests.conditioned import config_of, denoised, denoised_on, write_i2v, write_image

@@ -25,7 +25,7 @@ from runtime.job import OnStep, Outputs, run_compared_job, run_job
 from runtime.picture import scale_errors
 from runtime.raw import check_room
 from runtime.report import Report
-from runtime.request import VideoRequest
+from runtime.request.video_request import VideoRequest
 from runtime.video import FrameBuffer
 from spectrum import StepKind
 

@@ -14,10 +14,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
-from runtime.configs import EMBEDDED_MODELS, Config, Memory, Tiles, load_config
 from runtime.engine import Engine
 from runtime.loading import load_transformer
 from runtime.ranks import Ranks
+from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Tiles, load_config
 from runtime.sharding import ShardedWeights
 from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames

@@ -15,13 +15,13 @@ import torch
 from diffusers import WanPipeline
 from safetensors.torch import save_file
 
-from runtime.configs import EMBEDDED_MODELS, Config, Lora, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.loading import load_transformer
 from runtime.lora import read_lora
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import EMBEDDED_MODELS, Config, Lora, load_config
+from runtime.request.video_request import VideoRequest
 from runtime.video import FrameBuffer, Frames
 from runtime.weights import find_model
 from tests.ranks import run_ranks

@@ -10,7 +10,7 @@ import torch
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.memory import memory_of, shortage_explained
-from runtime.request import VideoRequest
+from runtime.request.video_request import VideoRequest
 from runtime.video import FrameBuffer
 
 CPU = torch.device("cpu")

@@ -13,13 +13,13 @@ import pytest
 from diffusers.utils import load_image
 from PIL import Image
 
-from runtime.configs import Config, load_config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs
-from runtime.images import Picture, check_image, image_digest, read_picture
 from runtime.job import follow_job, run_job
 from runtime.ranks import Ranks
+from runtime.request.config import Config, load_config
+from runtime.request.images import Picture, check_image, image_digest, read_picture
 from runtime.video import FrameBuffer
 from tests.conditioned import config_of, write_i2v, write_image
 from tests.ranks import run_ranks

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import BadRequestError
-from runtime.request import VideoRequest
+from runtime.request.video_request import VideoRequest
 
 GOOD: dict[str, Any] = {
     "prompt": "a red circle",

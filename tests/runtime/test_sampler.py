@@ -12,9 +12,9 @@ import pytest
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.configs import EMBEDDED_MODELS, Config, Scheduler
 from runtime.errors import BadRequestError
 from runtime.model_profile import ModelProfile
+from runtime.request.config import EMBEDDED_MODELS, Config, Scheduler
 from runtime.sampler import begin_sampler, load_scheduler
 from runtime.weights import find_model
 

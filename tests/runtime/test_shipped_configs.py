@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from runtime.checkpoint import Checkpoints
-from runtime.configs import load_config
 from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import CancelledError
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import load_config
+from runtime.request.video_request import VideoRequest
 from runtime.video import Frames
 from tests.conditioned import write_image
 from tests.ranks import run_ranks

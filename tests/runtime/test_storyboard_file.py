@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from runtime.configs import Lora
 from runtime.errors import BadRequestError
-from runtime.images import image_digest
+from runtime.request.config import Lora
+from runtime.request.images import image_digest
 from runtime.storyboard import fade_of, load_storyboard
 
 FILM = """\

@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
-from runtime.configs import EMBEDDED_MODELS, Config, Tiles
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.request.config import EMBEDDED_MODELS, Config, Tiles
 from runtime.video import FrameBuffer
 from tests.conditioned import config_of
 

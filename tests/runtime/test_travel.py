@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.configs import Config, Window
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.generation import Prepared
-from runtime.request import VideoRequest, Waypoint
+from runtime.request.config import Config, Window
+from runtime.request.video_request import VideoRequest, Waypoint
 from runtime.travel import Embeddings, window_embeddings
 from runtime.video import FrameBuffer
 from runtime.windows import Windows

@@ -13,12 +13,12 @@ from PIL import Image
 
 from runtime.checkpoint import Checkpoints
 from runtime.commands import Command
-from runtime.configs import Config, Memory
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.generation import Prepared
-from runtime.request import VideoRequest
+from runtime.request.config import Config, Memory
+from runtime.request.video_request import VideoRequest
 from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames
 from runtime.weights import find_model

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runtime.configs import EMBEDDED_MODELS, Architecture, Config
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.request import VideoRequest
+from runtime.request.config import EMBEDDED_MODELS, Architecture, Config
+from runtime.request.video_request import VideoRequest
 from runtime.video import FrameBuffer
 from runtime.weights import find_model, folder_digest
 

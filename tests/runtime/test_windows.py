@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.checkpoint import Checkpoints
-from runtime.configs import Config, Window, load_config
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.generation import Generation
 from runtime.ranks import Ranks
-from runtime.request import VideoRequest
+from runtime.request.config import Config, Window, load_config
+from runtime.request.video_request import VideoRequest
 from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames
 from runtime.windows import Windows

@@ -10,10 +10,10 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, Field
 
-from runtime.configs import load_config
 from runtime.errors import BadRequestError
 from runtime.files.yaml import YamlFile
 from runtime.presets import load_preset
+from runtime.request.config import load_config
 from runtime.storyboard import load_storyboard
 
 CONFIG = """\

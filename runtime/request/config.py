@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from runtime.errors import BadRequestError
 from runtime.files.text import beside, user_path
 from runtime.files.yaml import YamlFile
-from runtime.request import (
+from runtime.request.video_request import (
     NUMBER,
     FileName,
     FrameCount,
@@ -23,7 +23,7 @@ from runtime.request import (
     VideoRequest,
 )
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent.parent
 EMBEDDED_MODELS = _HERE / "models"
 
 _Dtype = Literal["float32", "bfloat16", "float16"]

@@ -30,8 +30,8 @@ from runtime.files.atomic import check_apart, check_writable
 from runtime.files.text import read_text
 from runtime.findings import check_partial
 from runtime.lora import check_loras
-from runtime.meeting import Rendezvous
-from runtime.ranks import Ranks
+from runtime.parallel.meeting import Rendezvous
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, load_config, shipped
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest

@@ -102,8 +102,8 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
 
 def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) -> None:
     """Start the ranks on this machine, and end as they do."""
-    from runtime.agent import run_on_this_machine
-    from runtime.devices import check_room
+    from runtime.parallel.agent import run_on_this_machine
+    from runtime.parallel.devices import check_room
 
     crowded = check_room(ranks, device)
     if crowded:

@@ -172,7 +172,7 @@ def way_on(entry: Any) -> str:
 def _cores(worlds: list[int], replicas: int) -> int:
     """Cores that a Ray of this machine is to have. A request with too many ranks for the machine counts for
     nothing: it will fail when its turn comes, and the others will not."""
-    from runtime.devices import check_room
+    from runtime.parallel.devices import check_room
 
     cores = replicas
     for wanted in [count * world for world in worlds for count in (1, replicas)]:

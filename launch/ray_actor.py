@@ -20,16 +20,16 @@ from launch.metrics import RankMetrics
 from launch.run import do_job
 from runtime.commands import Command
 from runtime.denoise import StepRecord
-from runtime.devices import pick_device
 from runtime.engine import Engine
 from runtime.errors import LockstepError, NotFiniteError
 from runtime.job import OnStep
-from runtime.meeting import Rendezvous
-from runtime.ranks import join
+from runtime.parallel.devices import pick_device
+from runtime.parallel.meeting import Rendezvous
+from runtime.parallel.ranks import join
+from runtime.parallel.topology import Degrees
+from runtime.parallel.watch import Watch
 from runtime.report import Report
 from runtime.request.config import Config
-from runtime.topology import Degrees
-from runtime.watch import Watch
 from spectrum import StepKind
 
 log = logging.getLogger(__name__)

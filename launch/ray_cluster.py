@@ -20,8 +20,8 @@ from rich.console import Console
 from launch.family import heed_no_signals
 from launch.ray_address import VARIABLE, cluster_address
 from launch.ray_driver import Driver, drive
-from runtime.devices import check_room
 from runtime.errors import BadRequestError, JobFailedError
+from runtime.parallel.devices import check_room
 
 log = logging.getLogger(__name__)
 

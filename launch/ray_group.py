@@ -21,9 +21,9 @@ from launch.pulse import Pulse
 from launch.ray_actor import Begun, End, Ended, Event, RankActor
 from launch.ray_placement import Bundle, bundle_for
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
-from runtime.meeting import Rendezvous
+from runtime.parallel.meeting import Rendezvous
+from runtime.parallel.topology import Degrees
 from runtime.request.config import Config
-from runtime.topology import Degrees
 
 __all__ = ["Begun", "Bundle", "End", "Ended", "Event", "RankGroup", "StartError", "bundle_for"]
 
@@ -46,7 +46,7 @@ class RankGroup:
     """A group of `world` ranks with a loaded model, as a driver holds it.
 
     Args:
-        config, degrees, timeout: see `runtime.engine.Engine` and `runtime.ranks.join`.
+        config, degrees, timeout: see `runtime.engine.Engine` and `runtime.parallel.ranks.join`.
         world: number of ranks.
         pulse: is told of calls into Ray; who watches it knows when Ray does not answer.
         unwanted: whether the group is needed no more; asked while it starts.

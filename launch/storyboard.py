@@ -64,7 +64,7 @@ def _render(film: Film, replicas: int, console: Console) -> None:
     """Make the missing shots, and say which could not be made."""
     from launch.ray_address import cluster_address
     from launch.ray_cluster import on_cluster
-    from runtime.devices import check_room
+    from runtime.parallel.devices import check_room
 
     if cluster_address() is None:  # what there is no room for is not asked for
         check_room(min(replicas, len(film.missing)) * film.world, "cpu")

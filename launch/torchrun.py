@@ -36,10 +36,10 @@ from launch.options import generate_options
 from launch.run import run_job_shown
 from launch.signals import ignore_signals, stop_on_signals
 from launch.terminal import Terminal
-from runtime.devices import pick_device
 from runtime.errors import BadRequestError, LockstepError, RankFailedError
-from runtime.meeting import MEETING, Rendezvous, leave
-from runtime.ranks import Ranks, join
+from runtime.parallel.devices import pick_device
+from runtime.parallel.meeting import MEETING, Rendezvous, leave
+from runtime.parallel.ranks import Ranks, join
 from runtime.request.config import Config
 
 log = logging.getLogger("launch")

@@ -25,7 +25,7 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import check_folder, check_outlives, reason, refusing, shortened
 from runtime.files.locks import hold
 from runtime.files.text import flatten, read_json
-from runtime.topology import Topology
+from runtime.parallel.topology import Topology
 
 log = logging.getLogger(__name__)
 

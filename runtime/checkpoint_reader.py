@@ -12,9 +12,9 @@ import torch
 
 from runtime.checkpoint import complete_steps, read_manifest
 from runtime.checkpoint_writer import file_digest
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import Topology
 from runtime.streams import History
-from runtime.topology import Topology
 
 log = logging.getLogger(__name__)
 

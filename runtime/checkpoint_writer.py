@@ -24,8 +24,8 @@ from runtime.errors import JobFailedError
 from runtime.files.atomic import reason, whole_file
 from runtime.files.tensors import save_tensors
 from runtime.files.text import read_json
+from runtime.parallel.topology import Topology
 from runtime.streams import History
-from runtime.topology import Topology
 
 _KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
 

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-from runtime.collectives import Peers, numel
+from runtime.parallel.collectives import Peers, numel
 from runtime.request.config import Tiles
 
 

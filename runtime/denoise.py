@@ -16,7 +16,7 @@ from runtime.commands import Command
 from runtime.coordinator import Coordinator
 from runtime.errors import CancelledError
 from runtime.finite import check_finite, size_of
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.streams import Stream
 from spectrum import StepKind
 

@@ -19,21 +19,22 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.utils.torch_utils import randn_tensor
 
-from runtime.attention import Attend, SelfAttention, SplitAttention
 from runtime.checkpoint import Checkpoints
 from runtime.commands import Command, Commands
 from runtime.decode import decode_frames
 from runtime.denoise import StepRecord
-from runtime.devices import pick_device
 from runtime.errors import BadRequestError, NotFiniteError
 from runtime.finite import check_prompts, likely_cause
 from runtime.generation import Generation, Plan, Prepared
 from runtime.image import ImageCondition, open_image_encoder
-from runtime.kernels import USP, find_kernel, resolve
 from runtime.loading import load_transformer, load_vae
 from runtime.memory import Need, shortage_explained
 from runtime.model_profile import ModelProfile
-from runtime.ranks import RankGroup, Ranks
+from runtime.parallel.attention import Attend, SelfAttention, SplitAttention
+from runtime.parallel.devices import pick_device
+from runtime.parallel.kernels import USP, find_kernel, resolve
+from runtime.parallel.ranks import RankGroup, Ranks
+from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import Config
 from runtime.request.images import Picture, read_picture
 from runtime.request.video_request import BRANCHES, VideoRequest
@@ -41,7 +42,6 @@ from runtime.sampler import sampler_settings
 from runtime.segments import denoise_segments
 from runtime.streams import Branch, Network
 from runtime.text import PromptEncoder
-from runtime.topology import Degrees, Topology
 from runtime.travel import Embeddings, window_embeddings
 from runtime.versions import code_version
 from runtime.video import FrameSink, to_uint8
@@ -281,7 +281,7 @@ class Engine:
         place = group.attention(tokens, self._transformer.config.num_attention_heads)
         split: Attend
         if plan.attention == USP:
-            from runtime.xfuser_usp import UspAttention, choose_backend
+            from runtime.parallel.usp import UspAttention, choose_backend
 
             split = UspAttention(place, choose_backend(self.ranks.device, self._adapter.dtype))
         else:

@@ -14,7 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from runtime.errors import NotFiniteError
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.travel import Embeddings
 from runtime.wan import Transformer

@@ -18,10 +18,10 @@ from runtime.coordinator import Coordinator
 from runtime.denoise import StepRecord
 from runtime.expectation import Expectation
 from runtime.image import ImageCondition
+from runtime.parallel.topology import Topology
 from runtime.presets import Preset
 from runtime.request.video_request import BRANCHES, VideoRequest
 from runtime.streams import STREAMS, ComputedStream, Network, Stream
-from runtime.topology import Topology
 from runtime.windows import WindowedStream, Windows
 from spectrum import Schedule, StepKind
 

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 
 from runtime.loading import refuse_missing
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.wan import Transformer

@@ -17,13 +17,13 @@ from torch.distributed.tensor import DTensor
 from transformers import UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
-from runtime.collectives import Peers
 from runtime.errors import BadRequestError
 from runtime.finite import is_finite
 from runtime.lora import merge_lora
-from runtime.ranks import Ranks
+from runtime.parallel.collectives import Peers
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights
 from runtime.request.config import Config
-from runtime.sharding import ShardedWeights, Weights, WholeWeights
 from runtime.wan import Transformer, every_block
 from runtime.weights import ModelFolder, ModelKind
 

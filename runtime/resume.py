@@ -12,10 +12,10 @@ from runtime.checkpoint_reader import Restored, restore
 from runtime.checkpoint_writer import CheckpointWriter, Snapshot
 from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, StepRecord
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import Topology
 from runtime.sampler import restore_sampler, sampler_state
 from runtime.streams import Stream
-from runtime.topology import Topology
 from spectrum import StepKind
 
 _PATIENCE = 60.0  # seconds that a job which has failed waits for its disk

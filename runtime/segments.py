@@ -19,7 +19,7 @@ from runtime.coordinator import Coordinator, Deadline
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.errors import CancelledError
 from runtime.generation import Generation, Plan, Prepared, Segment
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.resume import Progress, Resumable
 
 OnStep = Callable[[StepRecord], None]

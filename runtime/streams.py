@@ -18,8 +18,8 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
-from runtime.guidance import Guidance
-from runtime.sequence import Sequence, WholeSequence
+from runtime.parallel.guidance import Guidance
+from runtime.parallel.sequence import Sequence, WholeSequence
 from runtime.wan import Geometry, Time, WanAdapter
 from spectrum import Forecaster, Predictor, Squares, StepKind
 

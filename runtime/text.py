@@ -14,7 +14,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from transformers import AutoTokenizer
 
 from runtime.loading import load_text_encoder
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.travel import Embeddings

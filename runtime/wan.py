@@ -18,7 +18,7 @@ import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from torch import nn
 
-from runtime.sharding import Weights, WholeWeights
+from runtime.parallel.sharding import Weights, WholeWeights
 
 Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel
 

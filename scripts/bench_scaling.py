@@ -35,16 +35,16 @@ from cost_model import (
 )
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
-from runtime.attention import SelfAttention, attend
 from runtime.coordinator import RECORD_BYTES, Coordinator
 from runtime.denoise import Denoising, denoise
 from runtime.files.atomic import whole_file
-from runtime.kernels import find_kernel
-from runtime.meeting import Rendezvous
-from runtime.ranks import Ranks, join
+from runtime.parallel.attention import SelfAttention, attend
+from runtime.parallel.kernels import find_kernel
+from runtime.parallel.meeting import Rendezvous
+from runtime.parallel.ranks import Ranks, join
+from runtime.parallel.topology import Topology
 from runtime.request.config import load_config
 from runtime.streams import Branch, FeatureStream, Network
-from runtime.topology import Topology
 from runtime.versions import versions
 from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind

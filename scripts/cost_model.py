@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.topology import Topology
+from runtime.parallel.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)

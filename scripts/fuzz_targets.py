@@ -32,13 +32,13 @@ from runtime.checkpoint_writer import CheckpointWriter, Snapshot, file_digest
 from runtime.errors import BadRequestError
 from runtime.lora import merge_lora, read_lora
 from runtime.model_profile import ModelProfile
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import Topology
 from runtime.presets import load_preset
-from runtime.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Lora, load_config, shipped
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
 from runtime.storyboard import load_storyboard
-from runtime.topology import Topology
 from runtime.wan import Transformer
 
 

@@ -10,7 +10,7 @@ from launch.jobs import Job
 from launch.run import do_job
 from runtime.engine import Engine
 from runtime.job import silent
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.report import Report
 from tests.ranks import die, watch_ranks
 

@@ -23,8 +23,8 @@ import torch
 
 from launch.exits import exit_code
 from runtime.errors import RankFailedError
-from runtime.meeting import Rendezvous
-from runtime.ranks import Ranks, join
+from runtime.parallel.meeting import Rendezvous
+from runtime.parallel.ranks import Ranks, join
 
 _PATIENT = 120.0  # seconds that a test of success waits
 _PROCESSES = multiprocessing.get_context("forkserver")  # forked from a process that has imported everything

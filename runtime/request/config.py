@@ -149,7 +149,7 @@ class Config(_Part):
         device: `auto` takes the accelerator if there is one.
         fps: frames per second of the mp4.
         window: how longer videos are made; None evaluates any video as a whole.
-        attention: kernel of the self-attention; see `runtime.kernels.resolve`.
+        attention: kernel of the self-attention; see `runtime.parallel.kernels.resolve`.
         compile: compile each transformer block with `torch.compile`; results differ by rounding.
         memory: where weights and histories are while they are not in use.
         tiles: how the VAE decodes; None decodes whole frames, on the first rank.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import agent
-from runtime.agent import run_on_this_machine
 from runtime.errors import CancelledError, JobFailedError
+from runtime.parallel import agent
+from runtime.parallel.agent import run_on_this_machine
 
 _BEGIN = """
 import os, signal, sys, time

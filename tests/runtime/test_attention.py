@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from runtime.attention import attend
-from runtime.kernels import find_kernel
-from runtime.ranks import Ranks
-from runtime.topology import Topology
+from runtime.parallel.attention import attend
+from runtime.parallel.kernels import find_kernel
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import Topology
 from tests.ranks import run_ranks
 
 CHANNELS = 16

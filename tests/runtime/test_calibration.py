@@ -20,12 +20,12 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.findings import Findings, PartialFile, check_partial
 from runtime.generation import Generation
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import Degrees
 from runtime.quality import psnr
-from runtime.ranks import Ranks
 from runtime.report import build_report
 from runtime.request.config import Config, Scheduler, load_config
 from runtime.request.video_request import VideoRequest
-from runtime.topology import Degrees
 from runtime.video import FrameBuffer
 from spectrum import StepKind
 from tests.ranks import run_ranks

@@ -28,10 +28,10 @@ from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.files.atomic import Outputs
 from runtime.generation import Generation
 from runtime.job import run_job
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import Config, Scheduler, Window, load_config
 from runtime.request.video_request import VideoRequest
-from runtime.topology import Degrees, Topology
 from runtime.video import FrameBuffer, Frames
 from tests.ranks import die, run_ranks, watch_ranks
 

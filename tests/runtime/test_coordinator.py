@@ -8,10 +8,10 @@ from threading import Thread
 import pytest
 import torch
 
-from runtime.collectives import Peers, Shape, Traffic, Transfer, Unguarded
 from runtime.commands import Command, Commands
 from runtime.coordinator import Coordinator, Decision
-from runtime.ranks import Ranks
+from runtime.parallel.collectives import Peers, Shape, Traffic, Transfer, Unguarded
+from runtime.parallel.ranks import Ranks
 from spectrum import ErrorSchedule, FixedSchedule, Schedule, Squares, StepKind
 
 COMPUTE, FORECAST = StepKind.COMPUTE, StepKind.FORECAST

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.video_processor import VideoProcessor
 
 from runtime.decode import decode_frames
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Tiles
 from tests.ranks import run_ranks
 

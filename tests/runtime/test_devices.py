@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.devices import pick_device
 from runtime.errors import BadRequestError
+from runtime.parallel.devices import pick_device
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs
 from runtime.generation import Plan, Prepared
 from runtime.job import follow_job, run_job
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, Tiles, load_config
 from runtime.video import FrameBuffer, Frames
 from spectrum import FixedSchedule, Schedule

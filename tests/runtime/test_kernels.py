@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runtime.errors import BadRequestError
-from runtime.kernels import Card, choose, find_kernel, refuse_old_cudnn, resolve, why_not
+from runtime.parallel.kernels import Card, choose, find_kernel, refuse_old_cudnn, resolve, why_not
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -16,10 +16,10 @@ from torch.distributed.tensor import DTensor
 
 from runtime.engine import Engine
 from runtime.loading import load_transformer
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.sharding import ShardedWeights
+from runtime.parallel.topology import Degrees
 from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Tiles, load_config
-from runtime.sharding import ShardedWeights
-from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames
 from runtime.wan import Transformer
 from runtime.weights import ModelFolder, find_model

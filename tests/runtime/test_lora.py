@@ -19,7 +19,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.loading import load_transformer
 from runtime.lora import read_lora
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Config, Lora, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.video import FrameBuffer, Frames

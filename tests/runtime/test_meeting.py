@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from runtime.errors import BadRequestError, LockstepError, RankFailedError
-from runtime.meeting import Rendezvous, leave, meet
+from runtime.parallel.meeting import Rendezvous, leave, meet
 from tests.ranks import free_port
 
 TIMEOUT = 2.0  # seconds

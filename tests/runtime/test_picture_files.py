@@ -17,7 +17,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs
 from runtime.job import follow_job, run_job
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, load_config
 from runtime.request.images import Picture, check_image, image_digest, read_picture
 from runtime.video import FrameBuffer

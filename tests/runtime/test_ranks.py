@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
-from runtime.attention import SelfAttention, attend
 from runtime.coordinator import Coordinator, Deadline
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.files.text import flatten
-from runtime.kernels import find_kernel
-from runtime.ranks import Ranks, minority
-from runtime.sequence import Split
+from runtime.parallel.attention import SelfAttention, attend
+from runtime.parallel.kernels import find_kernel
+from runtime.parallel.ranks import Ranks, minority
+from runtime.parallel.sequence import Split
+from runtime.parallel.topology import Topology
 from runtime.streams import STREAMS, Branch, Network
-from runtime.topology import Topology
 from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule
 from tests.ranks import run_ranks

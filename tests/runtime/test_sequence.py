@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.sequence import Split
+from runtime.parallel.sequence import Split
 
 
 @given(st.integers(1, 500), st.integers(1, 16))

@@ -15,7 +15,7 @@ from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import CancelledError
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
 from runtime.request.config import load_config
 from runtime.request.video_request import VideoRequest
 from runtime.video import Frames

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import BadRequestError
-from runtime.topology import Degrees, Topology
+from runtime.parallel.topology import Degrees, Topology
 
 
 @given(st.integers(1, 2), st.integers(1, 4), st.integers(1, 4))

@@ -13,8 +13,8 @@ import pytest
 from torch.distributed import HashStore
 
 from runtime.errors import CancelledError, RankFailedError
-from runtime.signs import Bounds, Sign, State, Still, Verdict, Wait, host_name, judge, own_sign
-from runtime.watch import Watch
+from runtime.parallel.signs import Bounds, Sign, State, Still, Verdict, Wait, host_name, judge, own_sign
+from runtime.parallel.watch import Watch
 
 PATIENCE, BUSY = 4.0, 60.0
 BOUNDS = Bounds(PATIENCE, BUSY)

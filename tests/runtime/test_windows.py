@@ -18,10 +18,10 @@ from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.generation import Generation
-from runtime.ranks import Ranks
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import Degrees
 from runtime.request.config import Config, Window, load_config
 from runtime.request.video_request import VideoRequest
-from runtime.topology import Degrees
 from runtime.video import FrameBuffer, Frames
 from runtime.windows import Windows
 from tests.ranks import run_ranks

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from runtime.errors import BadRequestError
-from runtime.kernels import find_kernel
-from runtime.ranks import Ranks
-from runtime.topology import Topology
+from runtime.parallel.kernels import find_kernel
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import Topology
 from tests.ranks import run_ranks
 
 HEADS, TOKENS = 4, 12
@@ -65,7 +65,7 @@ def attend_on_rank(ranks: Ranks, topologies: list[Topology]) -> list[float]:
     import_xfuser()
     from xfuser.core.distributed.attention_backend import ATTENTION_FUNCTION_REGISTRY, AttentionBackendType
 
-    from runtime.xfuser_usp import UspAttention
+    from runtime.parallel.usp import UspAttention
 
     kernel = find_kernel("math")
 

@@ -11,7 +11,7 @@ from diffusers import WanTransformer3DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime.topology import Topology
+from runtime.parallel.topology import Topology
 from runtime.wan import WanAdapter
 
 SHAPE = Shape(tokens=96, layers=2, width=48, heads=4, ffn=64, text=10, branches=2, element=4)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from runtime.collectives import Peers
+from runtime.parallel.collectives import Peers
 
 
 class Guidance(Protocol):

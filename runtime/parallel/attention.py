@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 
-from runtime.collectives import Peers, Transfer
-from runtime.kernels import Kernel
-from runtime.sequence import Split
+from runtime.parallel.collectives import Peers, Transfer
+from runtime.parallel.kernels import Kernel
+from runtime.parallel.sequence import Split
 from runtime.wan import Rotary, Transformer, every_block
 
 

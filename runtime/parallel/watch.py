@@ -24,8 +24,8 @@ from typing import Any, NoReturn, Protocol
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from runtime.errors import LockstepError, RankFailedError
-from runtime.meeting import MEETING, in_background
-from runtime.signs import Bounds, Sign, State, Still, Verdict, Wait, ending, is_gone, judge, own_sign
+from runtime.parallel.meeting import MEETING, in_background
+from runtime.parallel.signs import Bounds, Sign, State, Still, Verdict, Wait, ending, is_gone, judge, own_sign
 
 log = logging.getLogger(__name__)
 

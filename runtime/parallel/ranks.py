@@ -14,18 +14,18 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from runtime.attention import SequenceGroup
-from runtime.collectives import Peers, Traffic, Unguarded
-from runtime.devices import DeviceQueue
 from runtime.errors import CancelledError, LockstepError, RankFailedError
 from runtime.files.text import flatten
-from runtime.groups import Backend, ProcessGroups
-from runtime.guidance import Guidance, LocalGuidance, NoGuidance, SplitGuidance
-from runtime.meeting import Rendezvous, meet
-from runtime.sequence import Sequence, Split, SplitSequence, WholeSequence
-from runtime.signs import host_name
-from runtime.topology import Topology
-from runtime.watch import Watch
+from runtime.parallel.attention import SequenceGroup
+from runtime.parallel.collectives import Peers, Traffic, Unguarded
+from runtime.parallel.devices import DeviceQueue
+from runtime.parallel.groups import Backend, ProcessGroups
+from runtime.parallel.guidance import Guidance, LocalGuidance, NoGuidance, SplitGuidance
+from runtime.parallel.meeting import Rendezvous, meet
+from runtime.parallel.sequence import Sequence, Split, SplitSequence, WholeSequence
+from runtime.parallel.signs import host_name
+from runtime.parallel.topology import Topology
+from runtime.parallel.watch import Watch
 
 _GLANCE = 0.0005  # seconds between two looks at the accelerator's queue
 

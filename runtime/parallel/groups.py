@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from runtime.collectives import Guard
-from runtime.meeting import in_background
+from runtime.parallel.collectives import Guard
+from runtime.parallel.meeting import in_background
 
 Backend = Literal["gloo", "nccl"]
 
@@ -30,7 +30,7 @@ class ProcessGroups:
         backend: nccl for tensors on the device and gloo for those on the CPU, or gloo for all.
         device: where this rank's tensors live.
         guard: asked while the ranks of a new group meet.
-        timeout: see `runtime.ranks.join`.
+        timeout: see `runtime.parallel.ranks.join`.
     """
 
     def __init__(self, backend: Backend, device: torch.device, guard: Guard, timeout: float):

@@ -113,7 +113,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
     if name == USP or name.startswith(_XFUSER_KERNEL):
         _import_xfuser(device)
         if name == USP:
-            from runtime.xfuser_usp import choose_backend
+            from runtime.parallel.usp import choose_backend
 
             choose_backend(device, dtype)
             return name

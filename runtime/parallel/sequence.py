@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from runtime.collectives import Peers
+from runtime.parallel.collectives import Peers
 
 
 @dataclass(frozen=True, slots=True)

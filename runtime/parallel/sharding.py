@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from runtime.collectives import Peers
+from runtime.parallel.collectives import Peers
 
 
 class Weights(Protocol):

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from runtime.attention import SequenceGroup
 from runtime.errors import BadRequestError
-from runtime.kernels import GOOD_CUDNN, card_of, why_not
+from runtime.parallel.attention import SequenceGroup
+from runtime.parallel.kernels import GOOD_CUDNN, card_of, why_not
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable
 from runtime.files.text import read_text
 from runtime.findings import check_partial
-from runtime.lora import check_loras
+from runtime.models.wan.lora import check_loras
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, load_config, shipped

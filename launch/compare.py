@@ -23,7 +23,7 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable, whole_files
 from runtime.generation import Generation
 from runtime.job import Progress, generate_shown
-from runtime.lora import check_loras
+from runtime.models.wan.lora import check_loras
 from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
 from runtime.raw import check_room, raw_videos

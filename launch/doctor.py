@@ -13,9 +13,9 @@ import imageio_ffmpeg
 import torch
 from rich.table import Table
 
+from runtime.models.folder import find_local
 from runtime.quality import has_filter
 from runtime.request.config import Config, available, load_config
-from runtime.weights import find_local
 
 _WORLDS = (1, 2, 4, 8)
 _FILTERS = ("psnr", "ssim", "libvmaf", "xfade", "concat")

@@ -21,15 +21,18 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.checkpoint import Checkpoints
 from runtime.commands import Command, Commands
-from runtime.decode import decode_frames
 from runtime.denoise import StepRecord
 from runtime.errors import BadRequestError, NotFiniteError
 from runtime.finite import check_prompts, likely_cause
 from runtime.generation import Generation, Plan, Prepared
-from runtime.image import ImageCondition, open_image_encoder
-from runtime.loading import load_transformer, load_vae
 from runtime.memory import Need, shortage_explained
 from runtime.model_profile import ModelProfile
+from runtime.models.loading import load_transformer, load_vae
+from runtime.models.sampler import sampler_settings
+from runtime.models.wan.adapter import open_adapter
+from runtime.models.wan.image import ImageCondition, open_image_encoder
+from runtime.models.wan.text import PromptEncoder
+from runtime.models.wan.vae import decode_frames
 from runtime.parallel.attention import Attend, SelfAttention, SplitAttention
 from runtime.parallel.devices import pick_device
 from runtime.parallel.kernels import USP, find_kernel, resolve
@@ -38,14 +41,11 @@ from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import Config
 from runtime.request.images import Picture, read_picture
 from runtime.request.video_request import BRANCHES, VideoRequest
-from runtime.sampler import sampler_settings
 from runtime.segments import denoise_segments
 from runtime.streams import Branch, Network
-from runtime.text import PromptEncoder
 from runtime.travel import Embeddings, window_embeddings
 from runtime.versions import code_version
 from runtime.video import FrameSink, to_uint8
-from runtime.wan import open_adapter
 
 
 class Engine:

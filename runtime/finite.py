@@ -14,10 +14,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from runtime.errors import NotFiniteError
+from runtime.models.wan.adapter import Transformer
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.travel import Embeddings
-from runtime.wan import Transformer
 from spectrum import StepKind
 
 _LARGEST_HALF = 65504

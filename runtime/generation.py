@@ -17,7 +17,7 @@ from diffusers import SchedulerMixin
 from runtime.coordinator import Coordinator
 from runtime.denoise import StepRecord
 from runtime.expectation import Expectation
-from runtime.image import ImageCondition
+from runtime.models.wan.image import ImageCondition
 from runtime.parallel.topology import Topology
 from runtime.presets import Preset
 from runtime.request.video_request import BRANCHES, VideoRequest

@@ -7,12 +7,12 @@ from diffusers import SchedulerMixin
 
 from runtime.conditions import Conditions
 from runtime.errors import BadRequestError
+from runtime.models.folder import find_model
+from runtime.models.sampler import begin_sampler, load_scheduler
+from runtime.models.wan.sizes import LatentSizes
 from runtime.presets import Preset, load_preset
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-from runtime.sampler import begin_sampler, load_scheduler
-from runtime.sizes import LatentSizes
-from runtime.weights import find_model
 
 
 class ModelProfile:

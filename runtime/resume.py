@@ -12,9 +12,9 @@ from runtime.checkpoint_reader import Restored, restore
 from runtime.checkpoint_writer import CheckpointWriter, Snapshot
 from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, StepRecord
+from runtime.models.sampler import restore_sampler, sampler_state
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from runtime.sampler import restore_sampler, sampler_state
 from runtime.streams import Stream
 from spectrum import StepKind
 

@@ -18,9 +18,9 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
+from runtime.models.wan.adapter import Geometry, Time, WanAdapter
 from runtime.parallel.guidance import Guidance
 from runtime.parallel.sequence import Sequence, WholeSequence
-from runtime.wan import Geometry, Time, WanAdapter
 from spectrum import Forecaster, Predictor, Squares, StepKind
 
 Kinds = Mapping[str, StepKind]
@@ -101,7 +101,7 @@ class Network:
         branches: the branches that this rank computes, the conditional first.
         guidance: joins the branches.
         sequence: how this rank holds the tokens.
-        condition_BCFHW: what the latents are conditioned on, in the transformer's dtype; see `runtime.image`.
+        condition_BCFHW: what the latents are conditioned on, in the transformer's dtype; see `runtime.models.wan.image`.
     """
 
     adapter: WanAdapter

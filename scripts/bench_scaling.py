@@ -38,6 +38,7 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from runtime.coordinator import RECORD_BYTES, Coordinator
 from runtime.denoise import Denoising, denoise
 from runtime.files.atomic import whole_file
+from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.attention import SelfAttention, attend
 from runtime.parallel.kernels import find_kernel
 from runtime.parallel.meeting import Rendezvous
@@ -46,7 +47,6 @@ from runtime.parallel.topology import Topology
 from runtime.request.config import load_config
 from runtime.streams import Branch, FeatureStream, Network
 from runtime.versions import versions
-from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind
 
 GOAL = 0.65  # of one rank's denoising time on two

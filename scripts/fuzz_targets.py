@@ -30,8 +30,9 @@ from runtime.checkpoint import Checkpoints, identity_text
 from runtime.checkpoint_reader import restore
 from runtime.checkpoint_writer import CheckpointWriter, Snapshot, file_digest
 from runtime.errors import BadRequestError
-from runtime.lora import merge_lora, read_lora
 from runtime.model_profile import ModelProfile
+from runtime.models.wan.adapter import Transformer
+from runtime.models.wan.lora import merge_lora, read_lora
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
 from runtime.presets import load_preset
@@ -39,7 +40,6 @@ from runtime.request.config import EMBEDDED_MODELS, Lora, load_config, shipped
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
 from runtime.storyboard import load_storyboard
-from runtime.wan import Transformer
 
 
 @dataclass(frozen=True, slots=True)

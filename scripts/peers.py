@@ -27,11 +27,11 @@ from diffusers import (
     WanPipeline,
 )
 
+from runtime.models.folder import find_model
+from runtime.models.sampler import load_scheduler
 from runtime.request.config import EMBEDDED_MODELS, Config
 from runtime.request.video_request import VideoRequest
-from runtime.sampler import load_scheduler
 from runtime.video import Frames
-from runtime.weights import find_model
 
 try:
     import cache_dit

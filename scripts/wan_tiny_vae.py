@@ -15,7 +15,7 @@ from torch import nn
 from wan_tiny_data import clip_batch
 from wan_tiny_training import HELD_OUT_SEED, TRAIN_SEED, Stage, cosine, generator, train
 
-from runtime.decode import decode_chunks
+from runtime.models.wan.vae import decode_chunks
 
 LATENT_CLIPS, HELD_OUT_CLIPS = 2520, 96  # five passes over the 504 scenes
 IMAGE_STEPS, CLIP_STEPS, DECODER_STEPS = 300, 1100, 240

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 
+from runtime.models.wan.adapter import Rotary, Transformer, every_block
 from runtime.parallel.collectives import Peers, Transfer
 from runtime.parallel.kernels import Kernel
 from runtime.parallel.sequence import Split
-from runtime.wan import Rotary, Transformer, every_block
 
 
 @dataclass(frozen=True, slots=True)

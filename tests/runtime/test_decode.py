@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.video_processor import VideoProcessor
 
-from runtime.decode import decode_frames
+from runtime.models.wan.vae import decode_frames
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Tiles
 from tests.ranks import run_ranks

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from runtime.commands import Command
-from runtime.decode import _CausalDecoder
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs
 from runtime.generation import Plan, Prepared
 from runtime.job import follow_job, run_job
+from runtime.models.wan.vae import _CausalDecoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, Tiles, load_config
 from runtime.video import FrameBuffer, Frames

@@ -19,13 +19,13 @@ from runtime.denoise import Denoising, denoise
 from runtime.engine import Engine
 from runtime.errors import NotFiniteError
 from runtime.finite import check_prompts, is_finite, likely_cause
+from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, load_config
 from runtime.streams import STREAMS, Branch, Network
 from runtime.travel import Embeddings
 from runtime.video import FrameBuffer
-from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, FixedSchedule
 from tests.ranks import Outcome, watch_ranks
 

@@ -14,13 +14,13 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from runtime.coordinator import Coordinator, Deadline
 from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.files.text import flatten
+from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.attention import SelfAttention, attend
 from runtime.parallel.kernels import find_kernel
 from runtime.parallel.ranks import Ranks, minority
 from runtime.parallel.sequence import Split
 from runtime.parallel.topology import Topology
 from runtime.streams import STREAMS, Branch, Network
-from runtime.wan import WanAdapter
 from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule
 from tests.ranks import run_ranks
 

@@ -14,9 +14,9 @@ from diffusers import SchedulerMixin
 
 from runtime.errors import BadRequestError
 from runtime.model_profile import ModelProfile
+from runtime.models.folder import find_model
+from runtime.models.sampler import begin_sampler, load_scheduler
 from runtime.request.config import EMBEDDED_MODELS, Config, Scheduler
-from runtime.sampler import begin_sampler, load_scheduler
-from runtime.weights import find_model
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}
 

@@ -17,11 +17,11 @@ from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.generation import Prepared
+from runtime.models.folder import find_model
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config, Memory
 from runtime.request.video_request import VideoRequest
 from runtime.video import FrameBuffer, Frames
-from runtime.weights import find_model
 from tests.conditioned import config_of, denoised, denoised_on, write_image, write_vace
 from tests.ranks import run_ranks
 

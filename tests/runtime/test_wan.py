@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from runtime.wan import VaceAdapter, WanAdapter, open_adapter
+from runtime.models.wan.adapter import VaceAdapter, WanAdapter, open_adapter
 from tests.conditioned import vace_transformer
 
 

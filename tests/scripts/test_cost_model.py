@@ -11,8 +11,8 @@ from diffusers import WanTransformer3DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.topology import Topology
-from runtime.wan import WanAdapter
 
 SHAPE = Shape(tokens=96, layers=2, width=48, heads=4, ffn=64, text=10, branches=2, element=4)
 FREE = Machine(1e12, 1e30, 1e30, 1e30, 0.0, 8, 0.0)

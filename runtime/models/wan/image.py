@@ -17,12 +17,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from runtime.loading import refuse_missing
+from runtime.models.folder import ModelFolder, ModelKind
+from runtime.models.loading import refuse_missing
+from runtime.models.wan.adapter import Transformer
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-from runtime.wan import Transformer
-from runtime.weights import ModelFolder, ModelKind
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline

@@ -19,13 +19,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from runtime.errors import BadRequestError
 from runtime.finite import is_finite
-from runtime.lora import merge_lora
+from runtime.models.folder import ModelFolder, ModelKind
+from runtime.models.wan.adapter import Transformer, every_block
+from runtime.models.wan.lora import merge_lora
 from runtime.parallel.collectives import Peers
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights
 from runtime.request.config import Config
-from runtime.wan import Transformer, every_block
-from runtime.weights import ModelFolder, ModelKind
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from runtime.errors import BadRequestError
-from runtime.model_settings import TransformerSettings, VaeSettings
+from runtime.models.folder import ModelFolder
+from runtime.models.settings import TransformerSettings, VaeSettings
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-from runtime.weights import ModelFolder
 from runtime.windows import Windows
 
 

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from runtime.errors import BadRequestError
-from runtime.lora_settings import LoraSettings
+from runtime.models.wan.lora_settings import LoraSettings
 from runtime.request.config import Config, Lora
 
 if TYPE_CHECKING:
-    from runtime.wan import Transformer
+    from runtime.models.wan.adapter import Transformer
 
 _PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.")  # of names, in the formats that diffusers reads
 _PREFIXES = ("transformer.", "diffusion_model.", "lora_unet_")

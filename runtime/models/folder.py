@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 
 from runtime.errors import BadRequestError
 from runtime.files.text import read_json, user_path
-from runtime.lora import read_lora
-from runtime.model_settings import (
+from runtime.models.settings import (
     ImageEncoderSettings,
     ModelIndex,
     TextEncoderSettings,
@@ -22,9 +21,10 @@ from runtime.model_settings import (
     VaeSettings,
     empty_model,
 )
+from runtime.models.wan.lora import read_lora
+from runtime.models.weight_files import WeightFiles
 from runtime.request.config import EMBEDDED_MODELS, Architecture, Config
 from runtime.request.video_request import VideoRequest
-from runtime.weight_files import WeightFiles
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")

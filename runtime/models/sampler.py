@@ -22,8 +22,8 @@ from diffusers import (
 
 from runtime.errors import BadRequestError
 from runtime.files.text import read_json
+from runtime.models.folder import ModelFolder
 from runtime.request.config import Scheduler
-from runtime.weights import ModelFolder
 
 _PROBED_STEPS = 10
 _MOST_TIMESTEPS = 100_000  # of training; samplers make tables of them

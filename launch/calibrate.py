@@ -22,13 +22,13 @@ from launch.options import calibrate_options, usual_timeout
 from launch.progress import timed
 from launch.terminal import Terminal, print_path
 from runtime.calibrate import Calibrator
-from runtime.calibration import Calibration
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable
 from runtime.files.text import read_text
 from runtime.findings import check_partial
+from runtime.forecasting.calibration import Calibration
 from runtime.models.wan.lora import check_loras
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks

@@ -21,10 +21,10 @@ from launch.jobs import build_request, inputs_of
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable, whole_files
+from runtime.forecasting.presets import load_preset
 from runtime.generation import Generation
 from runtime.job import Progress, generate_shown
 from runtime.models.wan.lora import check_loras
-from runtime.presets import load_preset
 from runtime.quality import Quality, RawVideo, compare_videos
 from runtime.raw import check_room, raw_videos
 from runtime.request.config import Config, is_path, load_config

@@ -16,8 +16,8 @@ from runtime.checkpoint import Checkpoints
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart, refusing
 from runtime.film import Part, check_audio, length
+from runtime.forecasting.presets import load_preset
 from runtime.parallel.topology import Degrees
-from runtime.presets import load_preset
 from runtime.request.config import is_path
 from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.versions import code_version

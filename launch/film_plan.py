@@ -13,7 +13,7 @@ from rich.table import Table
 from launch.film import Film
 from runtime.files.text import read_json
 from runtime.film import length
-from runtime.presets import load_preset
+from runtime.forecasting.presets import load_preset
 from runtime.request.video_request import VideoRequest
 from runtime.storyboard import ShotRequest
 from spectrum import StepKind

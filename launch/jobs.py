@@ -16,10 +16,10 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart
 from runtime.files.problems import explain
 from runtime.files.text import read_json
+from runtime.forecasting.presets import load_preset
 from runtime.models.folder import find_local
 from runtime.models.wan.lora import check_loras
 from runtime.parallel.topology import Degrees, Topology
-from runtime.presets import load_preset
 from runtime.request.config import Config, Lora, is_embedded, is_path, load_config
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest

@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from runtime.calibration import Calibration, Prediction, StepTimes, is_file_name, load_calibration
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable, whole_file
 from runtime.files.text import read_json
+from runtime.forecasting.calibration import Calibration, Prediction, StepTimes, is_file_name, load_calibration
 from spectrum import CalibratedPredictor, PlannedSteps
 
 _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 200)

@@ -30,7 +30,12 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.calibration import (
+from runtime.coordinator import Coordinator
+from runtime.denoise import Denoising, StepRecord, denoise
+from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.findings import Findings, PartialFile
+from runtime.forecasting.calibration import (
     Calibration,
     StepTimes,
     StreamName,
@@ -39,11 +44,6 @@ from runtime.calibration import (
     make_planner,
     to_triangle,
 )
-from runtime.coordinator import Coordinator
-from runtime.denoise import Denoising, StepRecord, denoise
-from runtime.engine import Engine
-from runtime.errors import BadRequestError
-from runtime.findings import Findings, PartialFile
 from runtime.generation import Generation, Prepared
 from runtime.probes import GramStream, NudgedStream, sample
 from runtime.quality import psnr

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from runtime.calibration import StreamName, Trial
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain
 from runtime.files.tensors import save_tensors
+from runtime.forecasting.calibration import StreamName, Trial
 
 log = logging.getLogger(__name__)
 

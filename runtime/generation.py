@@ -16,10 +16,10 @@ from diffusers import SchedulerMixin
 
 from runtime.coordinator import Coordinator
 from runtime.denoise import StepRecord
-from runtime.expectation import Expectation
+from runtime.forecasting.expectation import Expectation
+from runtime.forecasting.presets import Preset
 from runtime.models.wan.image import ImageCondition
 from runtime.parallel.topology import Topology
-from runtime.presets import Preset
 from runtime.request.video_request import BRANCHES, VideoRequest
 from runtime.streams import STREAMS, ComputedStream, Network, Stream
 from runtime.windows import WindowedStream, Windows

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.conditions import Conditions
 from runtime.errors import BadRequestError
+from runtime.forecasting.presets import Preset, load_preset
+from runtime.forecasting.validity import Conditions
 from runtime.models.folder import find_model
 from runtime.models.sampler import begin_sampler, load_scheduler
 from runtime.models.wan.sizes import LatentSizes
-from runtime.presets import Preset, load_preset
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-from runtime.calibration import Calibration
 from runtime.files.atomic import whole_file
+from runtime.forecasting.calibration import Calibration
 from runtime.picture import COLOURS
 from spectrum import PlannedSteps, StepKind
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from runtime.calibration import StreamName
+from runtime.forecasting.calibration import StreamName
 from runtime.streams import GuidedStream, History, Kinds, Network, Stream, StreamOutput
 from spectrum import Gram
 

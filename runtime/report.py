@@ -86,7 +86,7 @@ class ComparisonPart(_Part):
 
 class ExpectationPart(_Part):
     """What was to be expected, from the calibration and the errors that were seen. See
-    `runtime.expectation.Expectation`."""
+    `runtime.forecasting.expectation.Expectation`."""
 
     psnr: float | None
     deviation: float | None

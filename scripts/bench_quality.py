@@ -32,8 +32,8 @@ from rich.console import Console
 from wan_tiny_data import SCENES
 
 from launch.calibrate import plan_calibration, run_calibration
-from runtime.calibration import load_calibration, to_triangle
 from runtime.engine import Engine
+from runtime.forecasting.calibration import load_calibration, to_triangle
 from runtime.quality import Quality, RawVideo, compare_videos
 from runtime.request.config import Config, Scheduler, load_config
 from runtime.request.video_request import VideoRequest

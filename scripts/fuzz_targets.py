@@ -25,17 +25,17 @@ from launch.jobs import Job, build_job
 from launch.options import CHECKPOINT_EVERY
 from launch.plan import step_times
 from launch.queue import Queue, QueueError
-from runtime.calibration import load_calibration
 from runtime.checkpoint import Checkpoints, identity_text
 from runtime.checkpoint_reader import restore
 from runtime.checkpoint_writer import CheckpointWriter, Snapshot, file_digest
 from runtime.errors import BadRequestError
+from runtime.forecasting.calibration import load_calibration
+from runtime.forecasting.presets import load_preset
 from runtime.model_profile import ModelProfile
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.lora import merge_lora, read_lora
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from runtime.presets import load_preset
 from runtime.request.config import EMBEDDED_MODELS, Lora, load_config, shipped
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest

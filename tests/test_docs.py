@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from launch.cli import cli
 from launch.ray_job import job
 from launch.torchrun import rank
-from runtime import presets
 from runtime.coordinator import RECORD_BYTES
-from runtime.presets import load_preset
+from runtime.forecasting import presets
+from runtime.forecasting.presets import load_preset
 from runtime.request import config as configs
 from runtime.request.config import Config, load_config
 

@@ -15,11 +15,11 @@ from launch import cli
 from launch.calibrate import plan_calibration, read_prompts, run_calibration
 from launch.plan import make_plan
 from launch.terminal import Terminal
-from runtime.calibration import load_calibration
 from runtime.engine import Engine
 from runtime.errors import JobFailedError
+from runtime.forecasting.calibration import load_calibration
+from runtime.forecasting.presets import load_preset
 from runtime.plan_picture import write_plan_picture
-from runtime.presets import load_preset
 
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
 

@@ -14,11 +14,17 @@ import pytest
 import torch
 
 from runtime.calibrate import Calibrator, check_requests
-from runtime.calibration import Calibration, StepTimes, from_triangle, load_calibration, to_triangle
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.findings import Findings, PartialFile, check_partial
+from runtime.forecasting.calibration import (
+    Calibration,
+    StepTimes,
+    from_triangle,
+    load_calibration,
+    to_triangle,
+)
 from runtime.generation import Generation
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees

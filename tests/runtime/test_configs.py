@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import BadRequestError
-from runtime.presets import load_preset
+from runtime.forecasting.presets import load_preset
 from runtime.request.config import available, load_config, shipped
 from spectrum import FixedSchedule, StepKind
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from runtime.calibration import Calibration
 from runtime.errors import BadRequestError
-from runtime.presets import Preset, load_preset
+from runtime.forecasting.calibration import Calibration
+from runtime.forecasting.presets import Preset, load_preset
 from runtime.request.config import Config, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.storyboard import Storyboard, load_storyboard

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from runtime.errors import BadRequestError
 from runtime.files.yaml import YamlFile
-from runtime.presets import load_preset
+from runtime.forecasting.presets import load_preset
 from runtime.request.config import load_config
 from runtime.storyboard import load_storyboard
 

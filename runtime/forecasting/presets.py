@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from runtime.calibration import Calibration, StreamName, is_file_name, load_calibration
-from runtime.conditions import Conditions
 from runtime.errors import BadRequestError
-from runtime.expectation import Expectation
 from runtime.files.text import beside
+from runtime.forecasting.calibration import Calibration, StreamName, is_file_name, load_calibration
+from runtime.forecasting.expectation import Expectation
+from runtime.forecasting.validity import Conditions
 from runtime.request.config import is_path, open_yaml
 from runtime.request.video_request import NUMBER, FileName, VideoRequest
 from spectrum import (

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.conditions import Conditions
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain, shown
 from runtime.files.text import read_text, user_path
+from runtime.forecasting.validity import Conditions
 from runtime.request.config import available, shipped
 from runtime.request.video_request import NUMBER
 from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner

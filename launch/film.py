@@ -12,7 +12,7 @@ from typing import Any
 from launch.film_folder import MANIFEST, own_files
 from launch.jobs import Job
 from launch.options import CHECKPOINT_EVERY, usual_timeout
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart, refusing
 from runtime.film import Part, check_audio, length

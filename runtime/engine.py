@@ -19,7 +19,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.utils.torch_utils import randn_tensor
 
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint.folder import Checkpoints
 from runtime.commands import Command, Commands
 from runtime.denoise import StepRecord
 from runtime.errors import BadRequestError, NotFiniteError

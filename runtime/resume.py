@@ -7,9 +7,9 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
-from runtime.checkpoint import Checkpoints
-from runtime.checkpoint_reader import Restored, restore
-from runtime.checkpoint_writer import CheckpointWriter, Snapshot
+from runtime.checkpoint.folder import Checkpoints
+from runtime.checkpoint.reader import Restored, restore
+from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.coordinator import Coordinator
 from runtime.denoise import Denoising, StepRecord
 from runtime.models.sampler import restore_sampler, sampler_state

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint.folder import Checkpoints
 from runtime.commands import Commands
 from runtime.coordinator import Coordinator, Deadline
 from runtime.denoise import Denoising, StepRecord, denoise

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from launch.options import CHECKPOINT_EVERY
-from runtime.checkpoint import Checkpoints
-from runtime.checkpoint_writer import CheckpointWriter
+from runtime.checkpoint.folder import Checkpoints
+from runtime.checkpoint.writer import CheckpointWriter
 from runtime.engine import Engine
 from runtime.request.config import load_config
 from runtime.resume import Resumable

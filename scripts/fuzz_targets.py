@@ -25,9 +25,9 @@ from launch.jobs import Job, build_job
 from launch.options import CHECKPOINT_EVERY
 from launch.plan import step_times
 from launch.queue import Queue, QueueError
-from runtime.checkpoint import Checkpoints, identity_text
-from runtime.checkpoint_reader import restore
-from runtime.checkpoint_writer import CheckpointWriter, Snapshot, file_digest
+from runtime.checkpoint.folder import Checkpoints, identity_text
+from runtime.checkpoint.reader import restore
+from runtime.checkpoint.writer import CheckpointWriter, Snapshot, file_digest
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.checkpoint import VERSION, Checkpoints, manifest_name
+from runtime.checkpoint.folder import VERSION, Checkpoints, manifest_name
 from runtime.errors import BadRequestError
 from tests.jobs import make_job
 

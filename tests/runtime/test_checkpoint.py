@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.checkpoint import VERSION, Checkpoints, complete_steps, manifest_name
-from runtime.checkpoint_writer import CheckpointWriter, Snapshot
+from runtime.checkpoint.folder import VERSION, Checkpoints, complete_steps, manifest_name
+from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.commands import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
@@ -288,7 +288,7 @@ def test_a_slow_disk_leaves_no_checkpoint_out(
         save(content, file)
         written.append(file.name)
 
-    monkeypatch.setattr("runtime.checkpoint_writer.torch.save", slowly)
+    monkeypatch.setattr("runtime.checkpoint.writer.torch.save", slowly)
     generation, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path, every=1))
     assert len(written) == len({*generation.computed["cond"], STEPS - 1})
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files.atomic import (
     Outputs,

@@ -11,7 +11,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from PIL import Image
 
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint.folder import Checkpoints
 from runtime.commands import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine

@@ -17,7 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint.folder import Checkpoints
 from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError

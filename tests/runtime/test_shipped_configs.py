@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint.folder import Checkpoints
 from runtime.coordinator import Command
 from runtime.denoise import StepRecord
 from runtime.engine import Engine

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from runtime.checkpoint import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
+from runtime.checkpoint.folder import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
 from runtime.errors import JobFailedError
 from runtime.files.atomic import reason, whole_file
 from runtime.files.tensors import save_tensors

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from runtime.checkpoint import complete_steps, read_manifest
-from runtime.checkpoint_writer import file_digest
+from runtime.checkpoint.folder import complete_steps, read_manifest
+from runtime.checkpoint.writer import file_digest
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
 from runtime.streams import History

@@ -22,7 +22,6 @@ from launch.options import calibrate_options, usual_timeout
 from launch.progress import timed
 from launch.terminal import Terminal, print_path
 from runtime.calibrate import Calibrator
-from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable
@@ -35,6 +34,7 @@ from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, load_config, shipped
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest
+from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 
 

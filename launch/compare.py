@@ -22,7 +22,6 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable, whole_files
 from runtime.forecasting.presets import load_preset
-from runtime.generation import Generation
 from runtime.job import Progress, generate_shown
 from runtime.models.wan.lora import check_loras
 from runtime.quality import Quality, RawVideo, compare_videos
@@ -30,6 +29,7 @@ from runtime.raw import check_room, raw_videos
 from runtime.request.config import Config, is_path, load_config
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest
+from runtime.sampling.plan import Generation
 from runtime.versions import versions
 from runtime.video import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from runtime.denoise import StepRecord
+from runtime.sampling.denoise import StepRecord
 
 STEP_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]  # upper bounds of the histogram
 

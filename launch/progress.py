@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from runtime.denoise import StepRecord
+from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 
 log = logging.getLogger(__name__)

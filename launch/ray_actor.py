@@ -18,8 +18,6 @@ from launch.exits import exit_code, give_up
 from launch.jobs import Job
 from launch.metrics import RankMetrics
 from launch.run import do_job
-from runtime.commands import Command
-from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import LockstepError, NotFiniteError
 from runtime.job import OnStep
@@ -30,6 +28,8 @@ from runtime.parallel.topology import Degrees
 from runtime.parallel.watch import Watch
 from runtime.report import Report
 from runtime.request.config import Config
+from runtime.sampling.commands import Command
+from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 
 log = logging.getLogger(__name__)

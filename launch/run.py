@@ -11,10 +11,10 @@ from launch.jobs import Job
 from launch.progress import StepProgress, timed
 from launch.terminal import print_path
 from runtime.engine import Engine
-from runtime.generation import Generation
 from runtime.job import Progress, follow_job, run_compared_job, run_job
 from runtime.parallel.ranks import Ranks
 from runtime.report import Report
+from runtime.sampling.plan import Generation
 
 
 def run_job_shown(

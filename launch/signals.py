@@ -11,8 +11,8 @@ from types import FrameType
 
 from launch.endings import ending_signals
 from launch.exits import interrupt
-from runtime.commands import Command
 from runtime.engine import Engine
+from runtime.sampling.commands import Command
 
 log = logging.getLogger("launch")
 

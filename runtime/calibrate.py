@@ -30,8 +30,6 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.coordinator import Coordinator
-from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.findings import Findings, PartialFile
@@ -44,12 +42,14 @@ from runtime.forecasting.calibration import (
     make_planner,
     to_triangle,
 )
-from runtime.generation import Generation, Prepared
 from runtime.probes import GramStream, NudgedStream, sample
 from runtime.quality import psnr
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
-from runtime.streams import GuidedStream, Stream
+from runtime.sampling.coordinator import Coordinator
+from runtime.sampling.denoise import Denoising, StepRecord, denoise
+from runtime.sampling.plan import Generation, Prepared
+from runtime.sampling.streams import GuidedStream, Stream
 from runtime.versions import versions
 from runtime.video import FrameBuffer, Frames
 from spectrum import (

@@ -20,12 +20,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.checkpoint.folder import Checkpoints
-from runtime.commands import Command, Commands
-from runtime.denoise import StepRecord
 from runtime.errors import BadRequestError, NotFiniteError
-from runtime.finite import check_prompts, likely_cause
-from runtime.generation import Generation, Plan, Prepared
-from runtime.memory import Need, shortage_explained
 from runtime.model_profile import ModelProfile
 from runtime.models.loading import load_transformer, load_vae
 from runtime.models.sampler import sampler_settings
@@ -41,9 +36,14 @@ from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import Config
 from runtime.request.images import Picture, read_picture
 from runtime.request.video_request import BRANCHES, VideoRequest
-from runtime.segments import denoise_segments
-from runtime.streams import Branch, Network
-from runtime.travel import Embeddings, window_embeddings
+from runtime.sampling.commands import Command, Commands
+from runtime.sampling.denoise import StepRecord
+from runtime.sampling.finite import check_prompts, likely_cause
+from runtime.sampling.memory import Need, shortage_explained
+from runtime.sampling.plan import Generation, Plan, Prepared
+from runtime.sampling.segments import denoise_segments
+from runtime.sampling.streams import Branch, Network
+from runtime.sampling.travel import Embeddings, window_embeddings
 from runtime.versions import code_version
 from runtime.video import FrameSink, to_uint8
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from runtime.forecasting.calibration import StreamName
-from runtime.streams import GuidedStream, History, Kinds, Network, Stream, StreamOutput
+from runtime.sampling.streams import GuidedStream, History, Kinds, Network, Stream, StreamOutput
 from spectrum import Gram
 
 _SAMPLED = 2**23  # numbers per step, branch and rank

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from runtime.engine import Engine
-from runtime.generation import Generation
 from runtime.quality import Quality
+from runtime.sampling.plan import Generation
 from runtime.versions import versions
 from spectrum import StepKind
 

@@ -23,7 +23,7 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.engine import Engine
 from runtime.request.config import load_config
-from runtime.resume import Resumable
+from runtime.sampling.resume import Resumable
 from runtime.video import FrameBuffer
 
 GOAL = 0.02  # of denoising time

@@ -35,8 +35,6 @@ from cost_model import (
 )
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
-from runtime.coordinator import RECORD_BYTES, Coordinator
-from runtime.denoise import Denoising, denoise
 from runtime.files.atomic import whole_file
 from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.attention import SelfAttention, attend
@@ -45,7 +43,9 @@ from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks, join
 from runtime.parallel.topology import Topology
 from runtime.request.config import load_config
-from runtime.streams import Branch, FeatureStream, Network
+from runtime.sampling.coordinator import RECORD_BYTES, Coordinator
+from runtime.sampling.denoise import Denoising, denoise
+from runtime.sampling.streams import Branch, FeatureStream, Network
 from runtime.versions import versions
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind
 

@@ -13,12 +13,12 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from runtime.engine import Engine
-from runtime.generation import Generation
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.request.config import EMBEDDED_MODELS, Config, Window
 from runtime.request.video_request import VideoRequest
-from runtime.segments import denoise_segments
+from runtime.sampling.plan import Generation
+from runtime.sampling.segments import denoise_segments
 
 HEADS, CHANNELS, IMAGE_CHANNELS = 4, 16, 24
 

@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from launch.cli import cli
 from launch.ray_job import job
 from launch.torchrun import rank
-from runtime.coordinator import RECORD_BYTES
 from runtime.forecasting import presets
 from runtime.forecasting.presets import load_preset
 from runtime.request import config as configs
 from runtime.request.config import Config, load_config
+from runtime.sampling.coordinator import RECORD_BYTES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("runtime/models/*/README.md")])

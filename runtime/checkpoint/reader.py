@@ -14,7 +14,7 @@ from runtime.checkpoint.folder import complete_steps, read_manifest
 from runtime.checkpoint.writer import file_digest
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from runtime.streams import History
+from runtime.sampling.streams import History
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from runtime.files.atomic import reason, whole_file
 from runtime.files.tensors import save_tensors
 from runtime.files.text import read_json
 from runtime.parallel.topology import Topology
-from runtime.streams import History
+from runtime.sampling.streams import History
 
 _KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
 

@@ -18,7 +18,6 @@ from transformers import UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
 from runtime.errors import BadRequestError
-from runtime.finite import is_finite
 from runtime.models.folder import ModelFolder, ModelKind
 from runtime.models.wan.adapter import Transformer, every_block
 from runtime.models.wan.lora import merge_lora
@@ -26,6 +25,7 @@ from runtime.parallel.collectives import Peers
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights
 from runtime.request.config import Config
+from runtime.sampling.finite import is_finite
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from launch.progress import StepProgress, TimeLeft
-from runtime.denoise import StepRecord
+from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 
 C, F = StepKind.COMPUTE, StepKind.FORECAST

@@ -33,9 +33,9 @@ from launch.queue import Queue
 from launch.queue_commands import way_on
 from launch.ray_group import Begun, Ended, Event, RankGroup
 from launch.ray_pool import Replica, ReplicaPool
-from runtime.denoise import StepRecord
 from runtime.errors import JobFailedError
 from runtime.request.config import EMBEDDED_MODELS, load_config
+from runtime.sampling.denoise import StepRecord
 from tests.jobs import PROMPT, TINY, make_job, overflowing
 from tests.kills import killed_between_files
 

@@ -20,7 +20,7 @@ from launch.logs import set_up_logging
 from launch.progress import StepProgress, timed
 from launch.queue import Queue
 from launch.terminal import Terminal, print_path, visible
-from runtime.denoise import StepRecord
+from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 from tests.jobs import make_job
 

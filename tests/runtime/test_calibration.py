@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from runtime.calibrate import Calibrator, check_requests
-from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.findings import Findings, PartialFile, check_partial
@@ -25,13 +24,14 @@ from runtime.forecasting.calibration import (
     load_calibration,
     to_triangle,
 )
-from runtime.generation import Generation
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.quality import psnr
 from runtime.report import build_report
 from runtime.request.config import Config, Scheduler, load_config
 from runtime.request.video_request import VideoRequest
+from runtime.sampling.denoise import StepRecord
+from runtime.sampling.plan import Generation
 from runtime.video import FrameBuffer
 from spectrum import StepKind
 from tests.ranks import run_ranks

@@ -21,17 +21,17 @@ import torch
 
 from runtime.checkpoint.folder import VERSION, Checkpoints, complete_steps, manifest_name
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot
-from runtime.commands import Command
-from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.files.atomic import Outputs
-from runtime.generation import Generation
 from runtime.job import run_job
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import Config, Scheduler, Window, load_config
 from runtime.request.video_request import VideoRequest
+from runtime.sampling.commands import Command
+from runtime.sampling.denoise import StepRecord
+from runtime.sampling.plan import Generation
 from runtime.video import FrameBuffer, Frames
 from tests.ranks import die, run_ranks, watch_ranks
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_kept_is_said_and_not_lost(
     engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever goes wrong in the writing thread ends the job in its own."""
-    monkeypatch.setattr("runtime.resume.sampler_state", lambda sampler: {"state": lambda: sampler})
+    monkeypatch.setattr("runtime.sampling.resume.sampler_state", lambda sampler: {"state": lambda: sampler})
     said = r"checkpoints: cannot write in .*local.*\(--checkpoint-every 0 goes without\)"
     with pytest.raises(JobFailedError, match=said) as raised:
         run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))

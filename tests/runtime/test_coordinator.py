@@ -8,10 +8,10 @@ from threading import Thread
 import pytest
 import torch
 
-from runtime.commands import Command, Commands
-from runtime.coordinator import Coordinator, Decision
 from runtime.parallel.collectives import Peers, Shape, Traffic, Transfer, Unguarded
 from runtime.parallel.ranks import Ranks
+from runtime.sampling.commands import Command, Commands
+from runtime.sampling.coordinator import Coordinator, Decision
 from spectrum import ErrorSchedule, FixedSchedule, Schedule, Squares, StepKind
 
 COMPUTE, FORECAST = StepKind.COMPUTE, StepKind.FORECAST

@@ -11,12 +11,12 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from runtime.commands import Command
-from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Scheduler
 from runtime.request.video_request import VideoRequest
+from runtime.sampling.commands import Command
+from runtime.sampling.denoise import StepRecord
 from runtime.video import FrameBuffer, Frames
 
 Make = Callable[..., VideoRequest]

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from launch import cli
-from runtime.coordinator import Coordinator
-from runtime.denoise import Denoising, denoise
 from runtime.engine import Engine
 from runtime.errors import NotFiniteError
-from runtime.finite import check_prompts, is_finite, likely_cause
 from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, load_config
-from runtime.streams import STREAMS, Branch, Network
-from runtime.travel import Embeddings
+from runtime.sampling.coordinator import Coordinator
+from runtime.sampling.denoise import Denoising, denoise
+from runtime.sampling.finite import check_prompts, is_finite, likely_cause
+from runtime.sampling.streams import STREAMS, Branch, Network
+from runtime.sampling.travel import Embeddings
 from runtime.video import FrameBuffer
 from spectrum import ChebyshevRidge, FixedSchedule
 from tests.ranks import Outcome, watch_ranks

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from runtime.checkpoint.folder import Checkpoints
-from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.job import OnStep, Outputs, run_compared_job, run_job
@@ -26,6 +25,7 @@ from runtime.picture import scale_errors
 from runtime.raw import check_room
 from runtime.report import Report
 from runtime.request.video_request import VideoRequest
+from runtime.sampling.denoise import StepRecord
 from runtime.video import FrameBuffer
 from spectrum import StepKind
 

@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
-from runtime.coordinator import Coordinator, Deadline
-from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.files.text import flatten
 from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.attention import SelfAttention, attend
@@ -20,7 +18,9 @@ from runtime.parallel.kernels import find_kernel
 from runtime.parallel.ranks import Ranks, minority
 from runtime.parallel.sequence import Split
 from runtime.parallel.topology import Topology
-from runtime.streams import STREAMS, Branch, Network
+from runtime.sampling.coordinator import Coordinator, Deadline
+from runtime.sampling.denoise import Denoising, StepRecord, denoise
+from runtime.sampling.streams import STREAMS, Branch, Network
 from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule
 from tests.ranks import run_ranks
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
-from runtime.coordinator import Coordinator
-from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.guidance import LocalGuidance, NoGuidance
 from runtime.parallel.ranks import Ranks
-from runtime.streams import STREAMS, Branch, ComputedStream, FeatureStream, Network, Stream
+from runtime.sampling.coordinator import Coordinator
+from runtime.sampling.denoise import Denoising, StepRecord, denoise
+from runtime.sampling.streams import STREAMS, Branch, ComputedStream, FeatureStream, Network, Stream
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind, paper_schedule
 from tests.launches import Launches
 

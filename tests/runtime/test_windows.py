@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.checkpoint.folder import Checkpoints
-from runtime.denoise import StepRecord
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.generation import Generation
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config, Window, load_config
 from runtime.request.video_request import VideoRequest
+from runtime.sampling.denoise import StepRecord
+from runtime.sampling.plan import Generation
+from runtime.sampling.windowed import Windows
 from runtime.video import FrameBuffer, Frames
-from runtime.windows import Windows
 from tests.ranks import run_ranks
 
 Make = Callable[..., VideoRequest]

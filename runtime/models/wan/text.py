@@ -18,7 +18,7 @@ from runtime.models.loading import load_text_encoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-from runtime.travel import Embeddings
+from runtime.sampling.travel import Embeddings
 
 _SHOWN = 200  # characters of a text that does not count
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from runtime.streams import History, Kinds, Stream, StreamOutput
+from runtime.sampling.streams import History, Kinds, Stream, StreamOutput
 from spectrum import Squares
 
 

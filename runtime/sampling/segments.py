@@ -14,13 +14,13 @@ from dataclasses import replace
 import torch
 
 from runtime.checkpoint.folder import Checkpoints
-from runtime.commands import Commands
-from runtime.coordinator import Coordinator, Deadline
-from runtime.denoise import Denoising, StepRecord, denoise
 from runtime.errors import CancelledError
-from runtime.generation import Generation, Plan, Prepared, Segment
 from runtime.parallel.ranks import Ranks
-from runtime.resume import Progress, Resumable
+from runtime.sampling.commands import Commands
+from runtime.sampling.coordinator import Coordinator, Deadline
+from runtime.sampling.denoise import Denoising, StepRecord, denoise
+from runtime.sampling.plan import Generation, Plan, Prepared, Segment
+from runtime.sampling.resume import Progress, Resumable
 
 OnStep = Callable[[StepRecord], None]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from runtime.request.video_request import VideoRequest
-from runtime.windows import Windows
+from runtime.sampling.windowed import Windows
 
 
 @dataclass(frozen=True, slots=True)

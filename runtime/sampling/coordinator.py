@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from runtime.commands import Command, Commands
 from runtime.errors import RankFailedError
 from runtime.parallel.collectives import Transfer
 from runtime.parallel.ranks import Ranks, minority
+from runtime.sampling.commands import Command, Commands
 from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, Squares, StepKind, Stopwatch, Timing
 
 

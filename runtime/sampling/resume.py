@@ -10,12 +10,12 @@ from diffusers import SchedulerMixin
 from runtime.checkpoint.folder import Checkpoints
 from runtime.checkpoint.reader import Restored, restore
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot
-from runtime.coordinator import Coordinator
-from runtime.denoise import Denoising, StepRecord
 from runtime.models.sampler import restore_sampler, sampler_state
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from runtime.streams import Stream
+from runtime.sampling.coordinator import Coordinator
+from runtime.sampling.denoise import Denoising, StepRecord
+from runtime.sampling.streams import Stream
 from spectrum import StepKind
 
 _PATIENCE = 60.0  # seconds that a job which has failed waits for its disk

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.commands import Command
-from runtime.coordinator import Coordinator
 from runtime.errors import CancelledError
-from runtime.finite import check_finite, size_of
 from runtime.parallel.ranks import Ranks
-from runtime.streams import Stream
+from runtime.sampling.commands import Command
+from runtime.sampling.coordinator import Coordinator
+from runtime.sampling.finite import check_finite, size_of
+from runtime.sampling.streams import Stream
 from spectrum import StepKind
 
 

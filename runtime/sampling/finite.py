@@ -17,7 +17,7 @@ from runtime.errors import NotFiniteError
 from runtime.models.wan.adapter import Transformer
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
-from runtime.travel import Embeddings
+from runtime.sampling.travel import Embeddings
 from spectrum import StepKind
 
 _LARGEST_HALF = 65504

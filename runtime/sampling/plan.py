@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.coordinator import Coordinator
-from runtime.denoise import StepRecord
 from runtime.forecasting.expectation import Expectation
 from runtime.forecasting.presets import Preset
 from runtime.models.wan.image import ImageCondition
 from runtime.parallel.topology import Topology
 from runtime.request.video_request import BRANCHES, VideoRequest
-from runtime.streams import STREAMS, ComputedStream, Network, Stream
-from runtime.windows import WindowedStream, Windows
+from runtime.sampling.coordinator import Coordinator
+from runtime.sampling.denoise import StepRecord
+from runtime.sampling.streams import STREAMS, ComputedStream, Network, Stream
+from runtime.sampling.windowed import WindowedStream, Windows
 from spectrum import Schedule, StepKind
 
 

@@ -23,15 +23,15 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable, whole_files
 from runtime.forecasting.presets import load_preset
 from runtime.job import Progress, generate_shown
+from runtime.media.mp4 import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
+from runtime.media.quality import Quality, RawVideo, compare_videos
+from runtime.media.raw import check_room, raw_videos
 from runtime.models.wan.lora import check_loras
-from runtime.quality import Quality, RawVideo, compare_videos
-from runtime.raw import check_room, raw_videos
 from runtime.request.config import Config, is_path, load_config
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Generation
 from runtime.versions import versions
-from runtime.video import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
 
 FULL = "off"
 _LABEL_HEIGHT = 16  # pixels above each video

@@ -13,8 +13,8 @@ import imageio_ffmpeg
 import torch
 from rich.table import Table
 
+from runtime.media.quality import has_filter
 from runtime.models.folder import find_local
-from runtime.quality import has_filter
 from runtime.request.config import Config, available, load_config
 
 _WORLDS = (1, 2, 4, 8)

@@ -42,8 +42,9 @@ from runtime.forecasting.calibration import (
     make_planner,
     to_triangle,
 )
+from runtime.media.mp4 import FrameBuffer, Frames
+from runtime.media.quality import psnr
 from runtime.probes import GramStream, NudgedStream, sample
-from runtime.quality import psnr
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.coordinator import Coordinator
@@ -51,7 +52,6 @@ from runtime.sampling.denoise import Denoising, StepRecord, denoise
 from runtime.sampling.plan import Generation, Prepared
 from runtime.sampling.streams import GuidedStream, Stream
 from runtime.versions import versions
-from runtime.video import FrameBuffer, Frames
 from spectrum import (
     MAX_STEPS,
     CalibratedPredictor,

@@ -21,6 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, NotFiniteError
+from runtime.media.mp4 import FrameSink, to_uint8
 from runtime.model_profile import ModelProfile
 from runtime.models.loading import load_transformer, load_vae
 from runtime.models.sampler import sampler_settings
@@ -45,7 +46,6 @@ from runtime.sampling.segments import denoise_segments
 from runtime.sampling.streams import Branch, Network
 from runtime.sampling.travel import Embeddings, window_embeddings
 from runtime.versions import code_version
-from runtime.video import FrameSink, to_uint8
 
 
 class Engine:

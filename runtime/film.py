@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import JobFailedError
-from runtime.ffmpeg import ALIVE, Ffmpeg, file_url
 from runtime.files.atomic import whole_file
 from runtime.files.scratch import scratch_file
-from runtime.frames import pick_frames
-from runtime.video import CODEC
+from runtime.media.ffmpeg import ALIVE, Ffmpeg, file_url
+from runtime.media.frames import pick_frames
+from runtime.media.mp4 import CODEC
 
 _TOLD = 3  # lines of what ffmpeg said, in an error
 _SHOWN, _LABEL, _GAP = 5, 18, 6  # frames of each shot on the contact sheet; pixels

@@ -15,15 +15,15 @@ from pathlib import Path
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
-from runtime.ffmpeg import SILENCE
 from runtime.files.atomic import Outputs, flush, whole_files
-from runtime.quality import compare_videos
-from runtime.raw import check_room, raw_videos
+from runtime.media.ffmpeg import SILENCE
+from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
+from runtime.media.quality import compare_videos
+from runtime.media.raw import check_room, raw_videos
 from runtime.report import Report, add_comparison, build_report
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation, Plan
-from runtime.video import ColourWatch, FrameSink, Tee, mp4_encoder
 from spectrum import StepKind
 
 log = logging.getLogger(__name__)

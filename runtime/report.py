@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from runtime.engine import Engine
-from runtime.quality import Quality
+from runtime.media.quality import Quality
 from runtime.sampling.plan import Generation
 from runtime.versions import versions
 from spectrum import StepKind
@@ -69,7 +69,7 @@ class CollectiveBytes(_Part):
 
 
 class QualityPart(_Part):
-    """Against the full sampler; the mean over the videos. See `runtime.quality.Quality`."""
+    """Against the full sampler; the mean over the videos. See `runtime.media.quality.Quality`."""
 
     psnr: float
     ssim: float

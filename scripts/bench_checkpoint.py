@@ -22,9 +22,9 @@ from launch.options import CHECKPOINT_EVERY
 from runtime.checkpoint.folder import Checkpoints
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.engine import Engine
+from runtime.media.mp4 import FrameBuffer
 from runtime.request.config import load_config
 from runtime.sampling.resume import Resumable
-from runtime.video import FrameBuffer
 
 GOAL = 0.02  # of denoising time
 

@@ -26,9 +26,9 @@ import torch
 
 from runtime.engine import Engine
 from runtime.files.atomic import whole_file
+from runtime.media.mp4 import FrameBuffer
 from runtime.request.config import load_config
 from runtime.versions import versions
-from runtime.video import FrameBuffer
 from spectrum import ChebyshevRidge, chebyshev_basis, paper_schedule
 from spectrum.weighted import weighted_sum
 

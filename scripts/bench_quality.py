@@ -34,10 +34,10 @@ from wan_tiny_data import SCENES
 from launch.calibrate import plan_calibration, run_calibration
 from runtime.engine import Engine
 from runtime.forecasting.calibration import load_calibration, to_triangle
-from runtime.quality import Quality, RawVideo, compare_videos
+from runtime.media.mp4 import FrameBuffer, Frames
+from runtime.media.quality import Quality, RawVideo, compare_videos
 from runtime.request.config import Config, Scheduler, load_config
 from runtime.request.video_request import VideoRequest
-from runtime.video import FrameBuffer, Frames
 from spectrum import paper_schedule
 
 PROMPTS = 24

@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 
 from runtime.engine import Engine
+from runtime.media.mp4 import mp4_writer
 from runtime.request.config import Config, load_config
-from runtime.video import mp4_writer
 
 PROMPT = "a red circle moving left on a black background"
 STREAMS = ("guided", "feature")

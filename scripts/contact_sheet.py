@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from runtime.engine import Engine
 from runtime.files.atomic import whole_file
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.request.config import load_config
-from runtime.video import FrameBuffer, Frames
 
 PROMPTS = (
     "a red circle moving left on a black background",

@@ -23,9 +23,9 @@ from wan_tiny_measure import Finding, measure
 from wan_tiny_vae import vae_psnr
 
 from runtime.engine import Engine
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import find_model
 from runtime.request.config import load_config
-from runtime.video import FrameBuffer, Frames
 
 PROMPTS = 48
 GOAL_RIGHT, GOAL_PSNR = 0.9, 27.0

@@ -27,11 +27,11 @@ from diffusers import (
     WanPipeline,
 )
 
+from runtime.media.mp4 import Frames
 from runtime.models.folder import find_model
 from runtime.models.sampler import load_scheduler
 from runtime.request.config import EMBEDDED_MODELS, Config
 from runtime.request.video_request import VideoRequest
-from runtime.video import Frames
 
 try:
     import cache_dit

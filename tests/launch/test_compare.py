@@ -10,7 +10,7 @@ import pytest
 
 from launch import cli
 from launch.compare import side_by_side
-from runtime.quality import RawVideo
+from runtime.media.quality import RawVideo
 
 ARGUMENTS = ["--size", "96x96", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
 

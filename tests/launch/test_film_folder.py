@@ -19,9 +19,9 @@ from launch.storyboard import _submit, make_film
 from launch.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.ffmpeg import file_url, run_ffmpeg
 from runtime.files.atomic import Outputs
 from runtime.job import run_job
+from runtime.media.ffmpeg import file_url, run_ffmpeg
 from tests.jobs import make_job
 
 FILM = """\

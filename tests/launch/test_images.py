@@ -11,7 +11,7 @@ import yaml
 from launch import cli
 from launch.film import plan_film
 from runtime.errors import BadRequestError
-from runtime.frames import read_frames
+from runtime.media.frames import read_frames
 from runtime.request.config import Config
 from tests.conditioned import config_of, write_i2v, write_image, write_vace
 

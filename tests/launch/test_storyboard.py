@@ -12,7 +12,7 @@ import pytest
 
 from launch import cli
 from launch.film import plan_film
-from runtime.frames import read_frames
+from runtime.media.frames import read_frames
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 

@@ -17,7 +17,7 @@ import pytest
 
 from launch.film import Film, plan_film
 from launch.queue import Queue
-from runtime.frames import read_frames
+from runtime.media.frames import read_frames
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import runtime
 from launch import cli
-from runtime.video import ColourWatch
+from runtime.media.mp4 import ColourWatch
 
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "3", "--max-sequence-length", "32"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -24,15 +24,15 @@ from runtime.forecasting.calibration import (
     load_calibration,
     to_triangle,
 )
+from runtime.media.mp4 import FrameBuffer
+from runtime.media.quality import psnr
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
-from runtime.quality import psnr
 from runtime.report import build_report
 from runtime.request.config import Config, Scheduler, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation
-from runtime.video import FrameBuffer
 from spectrum import StepKind
 from tests.ranks import run_ranks
 

@@ -25,6 +25,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.files.atomic import Outputs
 from runtime.job import run_job
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import Config, Scheduler, Window, load_config
@@ -32,7 +33,6 @@ from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation
-from runtime.video import FrameBuffer, Frames
 from tests.ranks import die, run_ranks, watch_ranks
 
 Make = Callable[..., VideoRequest]

@@ -13,11 +13,11 @@ from diffusers import WanPipeline
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Scheduler
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
-from runtime.video import FrameBuffer, Frames
 
 Make = Callable[..., VideoRequest]
 

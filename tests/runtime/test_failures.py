@@ -16,13 +16,13 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs
 from runtime.job import follow_job, run_job
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.wan.vae import _CausalDecoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, Tiles, load_config
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Plan, Prepared
-from runtime.video import FrameBuffer, Frames
 from spectrum import FixedSchedule, Schedule
 from tests.ranks import Outcome, block, die, run_ranks, stop, watch_ranks
 

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from runtime.errors import JobFailedError
-from runtime.ffmpeg import Ffmpeg, file_url, run_ffmpeg
 from runtime.files.scratch import scratch_file
-from runtime.frames import read_frames
-from runtime.quality import RawVideo, compare_videos
-from runtime.video import mp4_writer
+from runtime.media.ffmpeg import Ffmpeg, file_url, run_ffmpeg
+from runtime.media.frames import read_frames
+from runtime.media.mp4 import mp4_writer
+from runtime.media.quality import RawVideo, compare_videos
 
 FRAME = np.random.default_rng(0).integers(0, 255, (1, 480, 640, 3), np.uint8)
 ENDLESS = ["-f", "lavfi", "-i", "testsrc2=size=640x480:rate=30", "-f", "null", "-"]
@@ -103,7 +103,7 @@ def test_one_that_stands_still_is_given_up(wait: Callable[[Ffmpeg], object]) -> 
 
 def test_it_dies_with_the_process_that_started_it() -> None:
     code = (
-        "import sys; from runtime.ffmpeg import Ffmpeg\n"
+        "import sys; from runtime.media.ffmpeg import Ffmpeg\n"
         f"ffmpeg = Ffmpeg('-progress', 'pipe:1', *{ENDLESS!r}, doing='go on')\n"
         "ffmpeg.read(); print(ffmpeg._process.pid, flush=True); ffmpeg.finish()"
     )
@@ -125,7 +125,7 @@ def test_a_full_disk_fails_the_video_and_leaves_nothing(tmp_path: Path) -> None:
     """In a process of its own, whose files cannot grow beyond 100 kB."""
     code = (
         "import resource, signal, sys, numpy as np\nfrom pathlib import Path\n"
-        "from runtime.video import mp4_writer\nfrom runtime.errors import JobFailedError\n"
+        "from runtime.media.mp4 import mp4_writer\nfrom runtime.errors import JobFailedError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "noise = np.random.default_rng(0).integers(0, 255, (40, 480, 640, 3), np.uint8)\n"

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from runtime.errors import JobFailedError
-from runtime.ffmpeg import Ffmpeg, file_url, run_ffmpeg
 from runtime.film import (
     Part,
     check_audio,
@@ -26,8 +25,9 @@ from runtime.film import (
     write_contact_sheet,
     write_poster,
 )
-from runtime.frames import read_frames
-from runtime.video import CODEC, Frames, mp4_writer
+from runtime.media.ffmpeg import Ffmpeg, file_url, run_ffmpeg
+from runtime.media.frames import read_frames
+from runtime.media.mp4 import CODEC, Frames, mp4_writer
 
 FPS, WIDTH, HEIGHT = 8, 64, 48
 

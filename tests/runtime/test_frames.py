@@ -12,8 +12,8 @@ from PIL import Image
 
 from runtime.errors import JobFailedError
 from runtime.film import Part, sheet_size, strip, write_contact_sheet, write_poster
-from runtime.frames import pick_frames, read_frames
-from runtime.video import Frames, mp4_writer
+from runtime.media.frames import pick_frames, read_frames
+from runtime.media.mp4 import Frames, mp4_writer
 
 WIDTH, HEIGHT = 64, 48
 

@@ -16,13 +16,13 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.files.atomic import Outputs
 from runtime.job import run_job
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation
-from runtime.video import FrameBuffer, Frames
 from tests.conditioned import config_of, denoised, denoised_on, write_i2v, write_image
 from tests.ranks import run_ranks
 

@@ -21,12 +21,12 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.job import OnStep, Outputs, run_compared_job, run_job
+from runtime.media.mp4 import FrameBuffer
+from runtime.media.raw import check_room
 from runtime.picture import scale_errors
-from runtime.raw import check_room
 from runtime.report import Report
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
-from runtime.video import FrameBuffer
 from spectrum import StepKind
 
 Make = Callable[..., VideoRequest]

@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from runtime.engine import Engine
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import ModelFolder, find_model
 from runtime.models.loading import load_transformer
 from runtime.models.wan.adapter import Transformer
@@ -22,7 +23,6 @@ from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights
 from runtime.parallel.topology import Degrees
 from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Tiles, load_config
-from runtime.video import FrameBuffer, Frames
 from tests.ranks import run_ranks
 
 LAYERS = 8

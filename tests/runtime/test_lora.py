@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import find_model
 from runtime.models.loading import load_transformer
 from runtime.models.wan.lora import read_lora
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Config, Lora, load_config
 from runtime.request.video_request import VideoRequest
-from runtime.video import FrameBuffer, Frames
 from tests.ranks import run_ranks
 
 Make = Callable[..., VideoRequest]

@@ -9,9 +9,9 @@ import torch
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
+from runtime.media.mp4 import FrameBuffer
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.memory import memory_of, shortage_explained
-from runtime.video import FrameBuffer
 
 CPU = torch.device("cpu")
 

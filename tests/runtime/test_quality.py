@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.quality import PSNR_OF_EQUALS, RawVideo, compare_videos, has_filter, psnr
-from runtime.video import Frames
+from runtime.media.mp4 import Frames
+from runtime.media.quality import PSNR_OF_EQUALS, RawVideo, compare_videos, has_filter, psnr
 
 
 def raw(path: Path, frames: Frames) -> RawVideo:

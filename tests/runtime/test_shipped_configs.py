@@ -13,12 +13,12 @@ import pytest
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import CancelledError
+from runtime.media.mp4 import Frames
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.coordinator import Command
 from runtime.sampling.denoise import StepRecord
-from runtime.video import Frames
 from tests.conditioned import write_image
 from tests.ranks import run_ranks
 from tests.repositories import SHIPPED, write_config, write_stand_in

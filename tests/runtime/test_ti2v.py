@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.media.mp4 import FrameBuffer
 from runtime.request.config import EMBEDDED_MODELS, Config, Tiles
-from runtime.video import FrameBuffer
 from tests.conditioned import config_of
 
 CHANNELS, PROMPT = 48, "a red circle"

@@ -10,12 +10,12 @@ import torch
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.media.mp4 import FrameBuffer
 from runtime.request.config import Config, Window
 from runtime.request.video_request import VideoRequest, Waypoint
 from runtime.sampling.plan import Prepared
 from runtime.sampling.travel import Embeddings, window_embeddings
 from runtime.sampling.windowed import Windows
-from runtime.video import FrameBuffer
 from spectrum import StepKind
 
 Make = Callable[..., VideoRequest]

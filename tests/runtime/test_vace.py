@@ -14,6 +14,7 @@ from PIL import Image
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import find_model
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config, Memory
@@ -21,7 +22,6 @@ from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Prepared
-from runtime.video import FrameBuffer, Frames
 from tests.conditioned import config_of, denoised, denoised_on, write_image, write_vace
 from tests.ranks import run_ranks
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from runtime.errors import JobFailedError
-from runtime.video import Frames, mp4_writer, to_uint8
+from runtime.media.mp4 import Frames, mp4_writer, to_uint8
 
 COLOURS = [(230, 30, 30), (30, 200, 40), (20, 40, 240), (255, 255, 255), (0, 0, 0), (120, 120, 120)]
 

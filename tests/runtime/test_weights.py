@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.media.mp4 import FrameBuffer
 from runtime.models.folder import find_model, folder_digest
 from runtime.request.config import EMBEDDED_MODELS, Architecture, Config
 from runtime.request.video_request import VideoRequest
-from runtime.video import FrameBuffer
 
 TRANSFORMER = "transformer/config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

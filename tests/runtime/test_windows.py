@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config, Window, load_config
@@ -23,7 +24,6 @@ from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation
 from runtime.sampling.windowed import Windows
-from runtime.video import FrameBuffer, Frames
 from tests.ranks import run_ranks
 
 Make = Callable[..., VideoRequest]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.ffmpeg import SILENCE, Ffmpeg, file_url
 from runtime.files.atomic import whole_file
+from runtime.media.ffmpeg import SILENCE, Ffmpeg, file_url
 
 Frames = NDArray[np.uint8]
 CODEC = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import JobFailedError
-from runtime.ffmpeg import Ffmpeg, file_url
-from runtime.video import Frames
+from runtime.media.ffmpeg import Ffmpeg, file_url
+from runtime.media.mp4 import Frames
 
 
 def pick_frames(video: Path, wanted: Sequence[int]) -> list[Frames]:

@@ -16,8 +16,8 @@ import imageio_ffmpeg
 import numpy as np
 
 from runtime.errors import JobFailedError
-from runtime.ffmpeg import file_url, run_ffmpeg
-from runtime.video import Frames
+from runtime.media.ffmpeg import file_url, run_ffmpeg
+from runtime.media.mp4 import Frames
 
 PSNR_OF_EQUALS = 100.0  # dB, reported where the videos are equal and the PSNR has no bound
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from runtime.errors import BadRequestError
 from runtime.files.atomic import reason
 from runtime.files.scratch import REMEDY, scratch_file
-from runtime.quality import RawVideo
+from runtime.media.mp4 import FrameSink, RawFrames
+from runtime.media.quality import RawVideo
 from runtime.request.video_request import VideoRequest
-from runtime.video import FrameSink, RawFrames
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ def write_plan(
         with whole_file(preset, overwrite=overwrite) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     if picture is not None:
-        from runtime.plan_picture import write_plan_picture
+        from runtime.reports.plan_picture import write_plan_picture
 
         write_plan_picture(chosen.calibration, chosen.plan, picture, overwrite=overwrite)
 

@@ -26,7 +26,7 @@ from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import join
 from runtime.parallel.topology import Degrees
 from runtime.parallel.watch import Watch
-from runtime.report import Report
+from runtime.reports.report import Report
 from runtime.request.config import Config
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord

@@ -21,7 +21,7 @@ from launch.run import print_result
 from launch.signals import stopped_by_signals
 from launch.terminal import say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
-from runtime.report import Report
+from runtime.reports.report import Report
 
 log = logging.getLogger("launch")
 

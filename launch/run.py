@@ -13,7 +13,7 @@ from launch.terminal import print_path
 from runtime.engine import Engine
 from runtime.job import Progress, follow_job, run_compared_job, run_job
 from runtime.parallel.ranks import Ranks
-from runtime.report import Report
+from runtime.reports.report import Report
 from runtime.sampling.plan import Generation
 
 

@@ -30,7 +30,7 @@ from runtime.errors import CancelledError, JobFailedError
 from runtime.files.atomic import whole_file
 from runtime.film import join_film, length, starts, write_contact_sheet, write_poster
 from runtime.film_page import Scene, write_page
-from runtime.report import Report
+from runtime.reports.report import Report
 from runtime.versions import versions
 
 _OPEN = (State.WAITING, State.RUNNING)

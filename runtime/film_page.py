@@ -13,8 +13,8 @@ from PIL import Image
 
 from runtime.files.atomic import whole_file
 from runtime.film import Part, length, starts, strip
-from runtime.picture import COLOURS
-from runtime.report import Report
+from runtime.reports.report import Report
+from runtime.reports.run_picture import COLOURS
 from runtime.versions import versions
 
 _WIDEST = 1920  # pixels of a shot's frames; the page shows them half as wide

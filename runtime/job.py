@@ -20,7 +20,7 @@ from runtime.media.ffmpeg import SILENCE
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
-from runtime.report import Report, add_comparison, build_report
+from runtime.reports.report import Report, add_comparison, build_report
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation, Plan
@@ -240,7 +240,7 @@ def _generate_files(
 
 
 def _write(report: Report, files: _Files) -> Report:
-    from runtime.picture import write_picture
+    from runtime.reports.run_picture import write_picture
 
     files.report.write_text(report.to_json() + "\n", encoding="utf-8")
     write_picture(report, files.picture)

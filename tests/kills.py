@@ -11,7 +11,7 @@ from launch.run import do_job
 from runtime.engine import Engine
 from runtime.job import silent
 from runtime.parallel.ranks import Ranks
-from runtime.report import Report
+from runtime.reports.report import Report
 from tests.ranks import die, watch_ranks
 
 

@@ -19,7 +19,7 @@ from runtime.engine import Engine
 from runtime.errors import JobFailedError
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
-from runtime.plan_picture import write_plan_picture
+from runtime.reports.plan_picture import write_plan_picture
 
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
 

@@ -25,7 +25,7 @@ from launch.jobs import Job
 from launch.ray_group import Begun, End, Ended, Event, RankGroup, bundle_for
 from launch.ray_run import ATTEMPTS, run_on_ray
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
-from runtime.report import Report
+from runtime.reports.report import Report
 from runtime.request.config import load_config
 from runtime.sampling.denoise import StepRecord
 from tests import jobs

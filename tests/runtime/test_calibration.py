@@ -28,7 +28,7 @@ from runtime.media.mp4 import FrameBuffer
 from runtime.media.quality import psnr
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
-from runtime.report import build_report
+from runtime.reports.report import build_report
 from runtime.request.config import Config, Scheduler, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord

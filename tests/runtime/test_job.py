@@ -23,8 +23,8 @@ from runtime.errors import BadRequestError, JobFailedError
 from runtime.job import OnStep, Outputs, run_compared_job, run_job
 from runtime.media.mp4 import FrameBuffer
 from runtime.media.raw import check_room
-from runtime.picture import scale_errors
-from runtime.report import Report
+from runtime.reports.report import Report
+from runtime.reports.run_picture import scale_errors
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind

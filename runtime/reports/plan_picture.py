@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 
 from runtime.files.atomic import whole_file
 from runtime.forecasting.calibration import Calibration
-from runtime.picture import COLOURS
+from runtime.reports.run_picture import COLOURS
 from spectrum import PlannedSteps, StepKind
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from runtime.report import Report, StepPart
+from runtime.reports.report import Report, StepPart
 from spectrum import StepKind
 
 COLOURS = {StepKind.COMPUTE: "#1f4e79", StepKind.FORECAST: "#f0a030"}

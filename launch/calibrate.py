@@ -21,13 +21,13 @@ from launch.logs import set_up_logging
 from launch.options import calibrate_options, usual_timeout
 from launch.progress import timed
 from launch.terminal import Terminal, print_path
-from runtime.calibrate import Calibrator
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable
 from runtime.files.text import read_text
-from runtime.findings import check_partial
 from runtime.forecasting.calibration import Calibration
+from runtime.measure.calibrate import Calibrator
+from runtime.measure.findings import check_partial
 from runtime.models.wan.lora import check_loras
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks

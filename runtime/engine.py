@@ -22,7 +22,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, NotFiniteError
 from runtime.media.mp4 import FrameSink, to_uint8
-from runtime.model_profile import ModelProfile
 from runtime.models.loading import load_transformer, load_vae
 from runtime.models.sampler import sampler_settings
 from runtime.models.wan.adapter import open_adapter
@@ -34,6 +33,7 @@ from runtime.parallel.devices import pick_device
 from runtime.parallel.kernels import USP, find_kernel, resolve
 from runtime.parallel.ranks import RankGroup, Ranks
 from runtime.parallel.topology import Degrees, Topology
+from runtime.profile import ModelProfile
 from runtime.request.config import Config
 from runtime.request.images import Picture, read_picture
 from runtime.request.video_request import BRANCHES, VideoRequest

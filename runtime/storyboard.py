@@ -15,7 +15,7 @@ from runtime.errors import BadRequestError
 from runtime.files.problems import explain_one, shown
 from runtime.files.text import beside
 from runtime.files.yaml import YamlFile
-from runtime.model_profile import ModelProfile
+from runtime.profile import ModelProfile
 from runtime.request.config import Config, Loras, is_path, load_config
 from runtime.request.images import image_digest
 from runtime.request.video_request import (

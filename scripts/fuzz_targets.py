@@ -31,11 +31,11 @@ from runtime.checkpoint.writer import CheckpointWriter, Snapshot, file_digest
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
-from runtime.model_profile import ModelProfile
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.lora import merge_lora, read_lora
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
+from runtime.profile import ModelProfile
 from runtime.request.config import EMBEDDED_MODELS, Lora, load_config, shipped
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest

@@ -1,7 +1,7 @@
 """A calibration: how a model's streams move under one sampler, and what errors at each step do to a video.
 
 One small JSON file. From it follow the weights of forecasts, schedules for any budget, and how good the
-result will be; `runtime.calibrate` makes it.
+result will be; `runtime.measure.calibrate` makes it.
 
 Legend: n sampler steps.
 """

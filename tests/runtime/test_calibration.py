@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.calibrate import Calibrator, check_requests
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.findings import Findings, PartialFile, check_partial
 from runtime.forecasting.calibration import (
     Calibration,
     StepTimes,
@@ -24,6 +22,8 @@ from runtime.forecasting.calibration import (
     load_calibration,
     to_triangle,
 )
+from runtime.measure.calibrate import Calibrator, check_requests
+from runtime.measure.findings import Findings, PartialFile, check_partial
 from runtime.media.mp4 import FrameBuffer
 from runtime.media.quality import psnr
 from runtime.parallel.ranks import Ranks

@@ -13,9 +13,9 @@ import torch
 from diffusers import SchedulerMixin
 
 from runtime.errors import BadRequestError
-from runtime.model_profile import ModelProfile
 from runtime.models.folder import find_model
 from runtime.models.sampler import begin_sampler, load_scheduler
+from runtime.profile import ModelProfile
 from runtime.request.config import EMBEDDED_MODELS, Config, Scheduler
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}

@@ -32,7 +32,6 @@ from diffusers import SchedulerMixin
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.findings import Findings, PartialFile
 from runtime.forecasting.calibration import (
     Calibration,
     StepTimes,
@@ -42,9 +41,10 @@ from runtime.forecasting.calibration import (
     make_planner,
     to_triangle,
 )
+from runtime.measure.findings import Findings, PartialFile
+from runtime.measure.probes import GramStream, NudgedStream, sample
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.media.quality import psnr
-from runtime.probes import GramStream, NudgedStream, sample
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.coordinator import Coordinator

@@ -298,7 +298,7 @@ def storyboard(
     import json
 
     if schema:
-        from runtime.storyboard import Storyboard
+        from runtime.film.storyboard import Storyboard
 
         click.echo(json.dumps(Storyboard.model_json_schema(), indent=2))
         return

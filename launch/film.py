@@ -15,11 +15,11 @@ from launch.options import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart, refusing
-from runtime.film import Part, check_audio, length
+from runtime.film.assemble import Part, check_audio, length
+from runtime.film.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.forecasting.presets import load_preset
 from runtime.parallel.topology import Degrees
 from runtime.request.config import is_path
-from runtime.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.versions import code_version
 
 

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from launch.film import Film
 from runtime.files.text import read_json
-from runtime.film import length
+from runtime.film.assemble import length
+from runtime.film.storyboard import ShotRequest
 from runtime.forecasting.presets import load_preset
 from runtime.request.video_request import VideoRequest
-from runtime.storyboard import ShotRequest
 from spectrum import StepKind
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, beside model and ranks

@@ -28,8 +28,8 @@ from launch.queue import Queue
 from launch.terminal import Terminal
 from runtime.errors import CancelledError, JobFailedError
 from runtime.files.atomic import whole_file
-from runtime.film import join_film, length, starts, write_contact_sheet, write_poster
-from runtime.film_page import Scene, write_page
+from runtime.film.assemble import join_film, length, starts, write_contact_sheet, write_poster
+from runtime.film.page import Scene, write_page
 from runtime.reports.report import Report
 from runtime.versions import versions
 

@@ -29,6 +29,7 @@ from runtime.checkpoint.folder import Checkpoints, identity_text
 from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot, file_digest
 from runtime.errors import BadRequestError
+from runtime.film.storyboard import load_storyboard
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
 from runtime.models.wan.adapter import Transformer
@@ -39,7 +40,6 @@ from runtime.profile import ModelProfile
 from runtime.request.config import EMBEDDED_MODELS, Lora, load_config, shipped
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
-from runtime.storyboard import load_storyboard
 
 
 @dataclass(frozen=True, slots=True)

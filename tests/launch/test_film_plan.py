@@ -104,7 +104,7 @@ def test_what_many_shots_share_is_read_once(tmp_path: Path, monkeypatch: pytest.
         return lambda given: (read.append(f"{name} {given}"), load(given))[1]
 
     for where in (
-        "runtime.storyboard.load_config",
+        "runtime.film.storyboard.load_config",
         "launch.film.load_preset",
         "launch.film_plan.load_preset",
     ):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from runtime.errors import JobFailedError
-from runtime.film import (
+from runtime.film.assemble import (
     Part,
     check_audio,
     join_film,

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from runtime.errors import JobFailedError
-from runtime.film import Part, sheet_size, strip, write_contact_sheet, write_poster
+from runtime.film.assemble import Part, sheet_size, strip, write_contact_sheet, write_poster
 from runtime.media.frames import pick_frames, read_frames
 from runtime.media.mp4 import Frames, mp4_writer
 

@@ -10,11 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 from runtime.errors import BadRequestError
+from runtime.film.storyboard import Storyboard, load_storyboard
 from runtime.forecasting.calibration import Calibration
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.request.config import Config, load_config
 from runtime.request.video_request import VideoRequest
-from runtime.storyboard import Storyboard, load_storyboard
 
 
 def lax(schema: Any, place: str = "") -> Iterator[str]:

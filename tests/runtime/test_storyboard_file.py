@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from runtime.errors import BadRequestError
+from runtime.film.storyboard import fade_of, load_storyboard
 from runtime.request.config import Lora
 from runtime.request.images import image_digest
-from runtime.storyboard import fade_of, load_storyboard
 
 FILM = """\
 title: Shapes at play
@@ -149,7 +149,7 @@ def test_an_image_of_many_shots_is_decoded_once(tmp_path: Path, monkeypatch: pyt
         decoded.append(path)
         return image_digest(path)
 
-    monkeypatch.setattr("runtime.storyboard.image_digest", counted)
+    monkeypatch.setattr("runtime.film.storyboard.image_digest", counted)
     shots = "".join(f"  - {{id: s{number}, prompt: x, frames: 5, image: a.png}}\n" for number in range(9))
     with pytest.raises(BadRequestError, match="image"):  # a model of text alone
         load_storyboard(write(tmp_path, f"title: T\nshots:\n{shots}"))

@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 
 from runtime.errors import BadRequestError
 from runtime.files.yaml import YamlFile
+from runtime.film.storyboard import load_storyboard
 from runtime.forecasting.presets import load_preset
 from runtime.request.config import load_config
-from runtime.storyboard import load_storyboard
 
 CONFIG = """\
 model: wan-tiny

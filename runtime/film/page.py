@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from runtime.files.atomic import whole_file
-from runtime.film import Part, length, starts, strip
+from runtime.film.assemble import Part, length, starts, strip
 from runtime.reports.report import Report
 from runtime.reports.run_picture import COLOURS
 from runtime.versions import versions

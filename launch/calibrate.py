@@ -15,12 +15,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launch.exits import advising
 from launch.jobs import build_request, inputs_of
-from launch.logs import set_up_logging
 from launch.options import calibrate_options, usual_timeout
-from launch.progress import timed
-from launch.terminal import Terminal, print_path
+from launch.shell.exits import advising
+from launch.shell.logs import set_up_logging
+from launch.shell.progress import timed
+from launch.shell.terminal import Terminal, print_path
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable
@@ -161,7 +161,7 @@ def _shipped_prompts(config: str) -> Path:
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Make a calibration as one rank of the group that torchrun started."""
-    from launch.signals import stop_on_signals
+    from launch.shell.signals import stop_on_signals
     from launch.torchrun import check_world, joined, told_to_others
 
     rendezvous = Rendezvous.from_environment()

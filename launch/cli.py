@@ -15,9 +15,6 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.endings import ending_signals
-from launch.exits import advising, end_with, interrupt, run_command
-from launch.logs import set_up_logging
 from launch.options import (
     DAY,
     DEGREE,
@@ -31,7 +28,10 @@ from launch.options import (
     sampling_options,
 )
 from launch.queue_commands import queue, status
-from launch.terminal import Terminal, print_path
+from launch.shell.endings import ending_signals
+from launch.shell.exits import advising, end_with, interrupt, run_command
+from launch.shell.logs import set_up_logging
+from launch.shell.terminal import Terminal, print_path
 from runtime.errors import BadRequestError
 
 log = logging.getLogger("launch")
@@ -78,8 +78,8 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     `python -m launch.torchrun` with torchrun: docs/ranks.md.
     """
     from launch.jobs import build_job
-    from launch.run import run_job_shown
-    from launch.signals import ignore_signals, stop_on_signals
+    from launch.shell.run import run_job_shown
+    from launch.shell.signals import ignore_signals, stop_on_signals
 
     job = build_job(**options)
     job.check_files()
@@ -170,7 +170,7 @@ def compare(
     Writes a side-by-side mp4 (full sampler first) and a JSON beside it with every number of the table.
     """
     from launch.compare import Comparison, plan_comparison
-    from launch.progress import StepProgress, timed
+    from launch.shell.progress import StepProgress, timed
 
     comparison: Comparison = plan_comparison(
         config, prompts, presets=presets, seeds=seeds, out=out, overwrite=overwrite, **given
@@ -194,7 +194,7 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     finished is kept beside it; the same command goes on from there.
     """
     from launch.calibrate import plan_calibration, run_calibration
-    from launch.signals import ignore_signals, stop_on_signals
+    from launch.shell.signals import ignore_signals, stop_on_signals
 
     job = plan_calibration(**options)
     if ranks not in (None, 1):

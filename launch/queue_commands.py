@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from launch.exits import advising, only_while_heard
 from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
-from launch.terminal import Terminal, say
+from launch.shell.exits import advising, only_while_heard
+from launch.shell.terminal import Terminal, say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 _REFRESH = 1.0  # seconds

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import ray
 
-from launch.exits import exit_code, give_up
 from launch.jobs import Job
 from launch.metrics import RankMetrics
-from launch.run import do_job
+from launch.shell.exits import exit_code, give_up
+from launch.shell.run import do_job
 from runtime.engine import Engine
 from runtime.errors import LockstepError, NotFiniteError
 from runtime.job import OnStep

@@ -24,10 +24,10 @@ from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
-from launch.endings import ending_signals
-from launch.family import Family
-from launch.pulse import Pulse
-from launch.terminal import say
+from launch.shell.endings import ending_signals
+from launch.shell.family import Family
+from launch.shell.pulse import Pulse
+from launch.shell.terminal import say
 from runtime.errors import CancelledError, JobFailedError, LockstepError
 
 log = logging.getLogger("launch")
@@ -98,7 +98,7 @@ class Driver:
 
     @contextmanager
     def stopped_by_signals(self, stop: Callable[[], bool]) -> Iterator[None]:
-        """Let a signal that the command gets call `stop`, in another thread; see `launch.signals`."""
+        """Let a signal that the command gets call `stop`, in another thread; see `launch.shell.signals`."""
         self._stop = stop
         try:
             yield

@@ -17,9 +17,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.jobs import Job
-from launch.pulse import Pulse
 from launch.ray_actor import Begun, End, Ended, Event, RankActor
 from launch.ray_placement import Bundle, bundle_for
+from launch.shell.pulse import Pulse
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.topology import Degrees

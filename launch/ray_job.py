@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from launch.exits import advising, end_with, run_command
-from launch.logs import set_up_logging
 from launch.options import generate_options
-from launch.terminal import Terminal
+from launch.shell.exits import advising, end_with, run_command
+from launch.shell.logs import set_up_logging
+from launch.shell.terminal import Terminal
 
 
 @click.command()

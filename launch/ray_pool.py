@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 from launch.entries import Entry, State
 from launch.metrics import DriverMetrics
-from launch.pulse import Pulse
 from launch.queue import Queue, QueueError
 from launch.ray_replica import BACKOFF, KILLS, LOOK, OnEvent, Replica
+from launch.shell.pulse import Pulse
 from runtime.errors import JobFailedError
 
 __all__ = ["BACKOFF", "KILLS", "OnEvent", "Replica", "ReplicaPool"]

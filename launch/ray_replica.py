@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from launch.entries import Entry, Progress, ReplicaEntry, State
 from launch.jobs import Job
-from launch.progress import TimeLeft
 from launch.queue import Queue, QueueError, kind_of
 from launch.ray_group import Begun, End, Ended, Event, RankGroup, StartError
 from launch.ray_placement import NoRoomError
+from launch.shell.progress import TimeLeft
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 if TYPE_CHECKING:

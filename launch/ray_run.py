@@ -12,14 +12,14 @@ from rich.console import Console
 
 from launch.jobs import Job
 from launch.metrics import DriverMetrics
-from launch.progress import StepProgress
-from launch.pulse import Pulse
 from launch.ray_cluster import on_cluster
 from launch.ray_driver import Driver
 from launch.ray_group import Begun, End, Ended, Event, RankGroup
-from launch.run import print_result
-from launch.signals import stopped_by_signals
-from launch.terminal import say
+from launch.shell.progress import StepProgress
+from launch.shell.pulse import Pulse
+from launch.shell.run import print_result
+from launch.shell.signals import stopped_by_signals
+from launch.shell.terminal import say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
 from runtime.reports.report import Report
 

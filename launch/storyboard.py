@@ -25,7 +25,7 @@ from launch.film import Film
 from launch.film_folder import FILM, MANIFEST, PAGE, POSTER, SHEET, held
 from launch.film_view import shown_live
 from launch.queue import Queue
-from launch.terminal import Terminal
+from launch.shell.terminal import Terminal
 from runtime.errors import CancelledError, JobFailedError
 from runtime.files.atomic import whole_file
 from runtime.film.assemble import join_film, length, starts, write_contact_sheet, write_poster

@@ -17,8 +17,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.endings import ending_signals
-from launch.exits import (
+from launch.jobs import Job, build_job
+from launch.options import generate_options
+from launch.shell.endings import ending_signals
+from launch.shell.exits import (
     EXIT_BAD_REQUEST,
     EXIT_FAILED,
     advising,
@@ -30,12 +32,10 @@ from launch.exits import (
     interrupt,
     open_streams,
 )
-from launch.jobs import Job, build_job
-from launch.logs import set_up_logging
-from launch.options import generate_options
-from launch.run import run_job_shown
-from launch.signals import ignore_signals, stop_on_signals
-from launch.terminal import Terminal
+from launch.shell.logs import set_up_logging
+from launch.shell.run import run_job_shown
+from launch.shell.signals import ignore_signals, stop_on_signals
+from launch.shell.terminal import Terminal
 from runtime.errors import BadRequestError, LockstepError, RankFailedError
 from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import MEETING, Rendezvous, leave

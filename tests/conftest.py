@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from launch.exits import end_now
+from launch.shell.exits import end_now
 from runtime.engine import Engine
 from runtime.request.config import Config, load_config
 from runtime.request.video_request import VideoRequest
@@ -34,7 +34,7 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 @atexit.register
 def _end_as_the_command_line_does() -> None:
-    """Tests use Ray in this process; see `launch.exits.end_with`."""
+    """Tests use Ray in this process; see `launch.shell.exits.end_with`."""
     if _ended:
         end_now(_ended[-1])
 

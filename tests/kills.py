@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.jobs import Job
-from launch.run import do_job
+from launch.shell.run import do_job
 from runtime.engine import Engine
 from runtime.job import silent
 from runtime.parallel.ranks import Ranks

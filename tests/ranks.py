@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from launch.exits import exit_code
+from launch.shell.exits import exit_code
 from runtime.errors import RankFailedError
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks, join

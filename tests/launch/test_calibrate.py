@@ -14,7 +14,7 @@ import pytest
 from launch import cli
 from launch.calibrate import plan_calibration, read_prompts, run_calibration
 from launch.plan import make_plan
-from launch.terminal import Terminal
+from launch.shell.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import JobFailedError
 from runtime.forecasting.calibration import load_calibration

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.endings import ending_signals
+from launch.shell.endings import ending_signals
 
 
 def listens(pid: int) -> bool:

@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import pytest
 
-from launch.exits import advising, check_arguments, run_command
+from launch.shell.exits import advising, check_arguments, run_command
 from runtime.errors import BadRequestError, JobFailedError
 
 ENDING = """
 import atexit, ctypes, sys, threading, time
-from launch.exits import end_with
+from launch.shell.exits import end_with
 libc = ctypes.CDLL(None)
 libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)  # what C++ would clean up
 
@@ -41,7 +41,7 @@ def test_python_cleans_up_and_libraries_do_not() -> None:
 
 CLOSED = """
 import os, sys
-from launch.exits import end_with
+from launch.shell.exits import end_with
 
 def run(arguments):
     opened = os.open("out.txt", os.O_CREAT | os.O_WRONLY)
@@ -70,7 +70,7 @@ def test_closed_streams_are_nothing_special(tmp_path: Path, closed: str) -> None
 
 LEFT = """
 import sys
-from launch.exits import end_with
+from launch.shell.exits import end_with
 
 def run(arguments):
     for number in range(20000):
@@ -97,9 +97,9 @@ def test_a_job_goes_on_when_nobody_listens_any_more(tmp_path: Path, reader: str)
 
 
 TELLING = """
-from launch.exits import end_with, run_command
+from launch.shell.exits import end_with, run_command
 import click
-from launch.terminal import print_path
+from launch.shell.terminal import print_path
 
 @click.command()
 @click.option("--path/--other")
@@ -128,7 +128,7 @@ def test_what_cannot_be_told_is_said_to_be_there(option: str, said: str) -> None
 
 SIGNALLED = """
 import signal, sys
-from launch.exits import end_with
+from launch.shell.exits import end_with
 
 def run(arguments):
     signal.signal(signal.SIGALRM, lambda *_: print("heard", file=sys.stderr))

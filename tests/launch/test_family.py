@@ -14,7 +14,7 @@ import pytest
 _COMMAND = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from launch.family import Family
+from launch.shell.family import Family
 
 folder = Path(sys.argv[1])
 

@@ -15,8 +15,8 @@ from launch.film import Film, plan_film
 from launch.film_folder import held
 from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from launch.queue import Queue
+from launch.shell.terminal import Terminal
 from launch.storyboard import _submit, make_film
-from launch.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files.atomic import Outputs

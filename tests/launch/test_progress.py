@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from launch.progress import StepProgress, TimeLeft
+from launch.shell.progress import StepProgress, TimeLeft
 from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 

@@ -14,8 +14,8 @@ import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 from rich.console import Console
 from launch import ray_driver
-from launch.exits import explain
-from launch.logs import set_up_logging
+from launch.shell.exits import explain
+from launch.shell.logs import set_up_logging
 from runtime.errors import BadRequestError, CancelledError, RankFailedError
 
 what, tries = sys.argv[1], Path(sys.argv[2])

@@ -15,11 +15,11 @@ import pytest
 from rich.table import Table
 
 from launch import cli
-from launch.exits import complain, run_command
-from launch.logs import set_up_logging
-from launch.progress import StepProgress, timed
 from launch.queue import Queue
-from launch.terminal import Terminal, print_path, visible
+from launch.shell.exits import complain, run_command
+from launch.shell.logs import set_up_logging
+from launch.shell.progress import StepProgress, timed
+from launch.shell.terminal import Terminal, print_path, visible
 from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 from tests.jobs import make_job

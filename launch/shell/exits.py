@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
-from launch.terminal import forgive_encodings, visible
+from launch.shell.terminal import forgive_encodings, visible
 from runtime.errors import BadRequestError, CancelledError, LockstepError, NotFiniteError
 from runtime.files.atomic import reason
 

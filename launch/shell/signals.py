@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from launch.endings import ending_signals
-from launch.exits import interrupt
+from launch.shell.endings import ending_signals
+from launch.shell.exits import interrupt
 from runtime.engine import Engine
 from runtime.sampling.commands import Command
 

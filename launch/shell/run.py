@@ -8,8 +8,8 @@ from functools import partial
 from rich.console import Console
 
 from launch.jobs import Job
-from launch.progress import StepProgress, timed
-from launch.terminal import print_path
+from launch.shell.progress import StepProgress, timed
+from launch.shell.terminal import print_path
 from runtime.engine import Engine
 from runtime.job import Progress, follow_job, run_compared_job, run_job
 from runtime.parallel.ranks import Ranks

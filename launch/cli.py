@@ -85,7 +85,7 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     job.check_files()
     launcher = launcher or ("inline" if job.ranks in (None, 1) else "ray")
     if launcher == "ray":
-        from launch.ray_run import run_job_on_ray
+        from launch.cluster.run import run_job_on_ray
 
         with advising(job.advice):
             run_job_on_ray(job, context.obj)

@@ -109,8 +109,8 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
 @click.pass_obj
 def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
     """Serve the queue until it is empty, on the Ray cluster of RAY_ADDRESS or on one of this machine."""
+    from launch.cluster.cluster import on_cluster
     from launch.entries import State
-    from launch.ray_cluster import on_cluster
 
     with _opened(folder, must_exist=True) as opened:
         before = opened.count()
@@ -192,7 +192,7 @@ def _world(entry: Any) -> int:
 
 def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
     """A line where a generation begins, and where a request ends, with one for each of its warnings."""
-    from launch.ray_group import Begun, Ended
+    from launch.cluster.group import Begun, Ended
 
     warnings: list[str] = []
     if isinstance(event, Begun):

@@ -22,8 +22,8 @@ def job(verbose: bool, **options: Any) -> None:
     """Make a video of PROMPT on a Ray cluster."""
     console = Terminal(stderr=True)
     set_up_logging(console, verbose=verbose)
+    from launch.cluster.run import run_job_on_ray
     from launch.jobs import build_job
-    from launch.ray_run import run_job_on_ray
 
     work = build_job(**options)
     work.check_files()

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from launch.cluster.metrics import DriverMetrics
 from launch.entries import Entry, State
-from launch.metrics import DriverMetrics
 from launch.queue import Queue, QueueError
 from launch.ray_replica import BACKOFF, KILLS, LOOK, OnEvent, Replica
 from launch.shell.pulse import Pulse

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from launch.cluster.group import Begun, End, Ended, Event, RankGroup, StartError
+from launch.cluster.placement import NoRoomError
 from launch.entries import Entry, Progress, ReplicaEntry, State
 from launch.jobs import Job
 from launch.queue import Queue, QueueError, kind_of
-from launch.ray_group import Begun, End, Ended, Event, RankGroup, StartError
-from launch.ray_placement import NoRoomError
 from launch.shell.progress import TimeLeft
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 

@@ -62,8 +62,8 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
 
 def _render(film: Film, replicas: int, console: Console) -> None:
     """Make the missing shots, and say which could not be made."""
-    from launch.ray_address import cluster_address
-    from launch.ray_cluster import on_cluster
+    from launch.cluster.address import cluster_address
+    from launch.cluster.cluster import on_cluster
     from runtime.parallel.devices import check_room
 
     if cluster_address() is None:  # what there is no room for is not asked for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ray_address import cluster_address
+from launch.cluster.address import cluster_address
 from runtime.errors import BadRequestError
 from tests.ranks import free_port
 

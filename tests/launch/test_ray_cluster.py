@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from launch import cli
+from launch.cluster.cluster import Guard
 from launch.entries import State
 from launch.queue import Queue
-from launch.ray_cluster import Guard
 from tests.jobs import PROMPT, TINY, make_job
 
 

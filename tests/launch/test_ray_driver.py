@@ -13,7 +13,7 @@ _COMMAND = """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 from rich.console import Console
-from launch import ray_driver
+from launch.cluster import driver as ray_driver
 from launch.shell.exits import explain
 from launch.shell.logs import set_up_logging
 from runtime.errors import BadRequestError, CancelledError, RankFailedError

@@ -26,12 +26,12 @@ import torch
 from safetensors.torch import save_file
 
 from launch import cli
+from launch.cluster.group import Begun, Ended, Event, RankGroup
+from launch.cluster.metrics import DriverMetrics
 from launch.entries import Entry, State
 from launch.film import plan_film
-from launch.metrics import DriverMetrics
 from launch.queue import Queue
 from launch.queue_commands import way_on
-from launch.ray_group import Begun, Ended, Event, RankGroup
 from launch.ray_pool import Replica, ReplicaPool
 from runtime.errors import JobFailedError
 from runtime.request.config import EMBEDDED_MODELS, load_config

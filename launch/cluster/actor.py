@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import ray
 
+from launch.cluster.metrics import RankMetrics
 from launch.jobs import Job
-from launch.metrics import RankMetrics
 from launch.shell.exits import exit_code, give_up
 from launch.shell.run import do_job
 from runtime.engine import Engine

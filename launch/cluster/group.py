@@ -16,9 +16,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from launch.cluster.actor import Begun, End, Ended, Event, RankActor
+from launch.cluster.placement import Bundle, bundle_for
 from launch.jobs import Job
-from launch.ray_actor import Begun, End, Ended, Event, RankActor
-from launch.ray_placement import Bundle, bundle_for
 from launch.shell.pulse import Pulse
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
 from runtime.parallel.meeting import Rendezvous

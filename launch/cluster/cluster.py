@@ -17,8 +17,8 @@ import ray
 from ray.job_config import JobConfig
 from rich.console import Console
 
-from launch.ray_address import VARIABLE, cluster_address
-from launch.ray_driver import Driver, drive
+from launch.cluster.address import VARIABLE, cluster_address
+from launch.cluster.driver import Driver, drive
 from launch.shell.family import heed_no_signals
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.parallel.devices import check_room

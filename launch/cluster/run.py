@@ -10,11 +10,11 @@ from functools import partial
 
 from rich.console import Console
 
+from launch.cluster.cluster import on_cluster
+from launch.cluster.driver import Driver
+from launch.cluster.group import Begun, End, Ended, Event, RankGroup
+from launch.cluster.metrics import DriverMetrics
 from launch.jobs import Job
-from launch.metrics import DriverMetrics
-from launch.ray_cluster import on_cluster
-from launch.ray_driver import Driver
-from launch.ray_group import Begun, End, Ended, Event, RankGroup
 from launch.shell.progress import StepProgress
 from launch.shell.pulse import Pulse
 from launch.shell.run import print_result

@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch.entries import Entry, State
 from launch.film import Film
-from launch.queue import Queue, QueueError
-from launch.status import COLOURS, written_seconds
+from launch.serve.entries import Entry, State
+from launch.serve.queue import Queue, QueueError
+from launch.serve.status import COLOURS, written_seconds
 
 _WIDTH, _RATE = 24, 4  # of a bar, in characters; refreshes per second
 _MOST = 40  # rows

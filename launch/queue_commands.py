@@ -72,7 +72,7 @@ def add(
 ) -> None:
     """Add a request for a video of PROMPT, and print its number. Options are those of `generate`."""
     from launch.jobs import build_job
-    from launch.queue import check_line
+    from launch.serve.queue import check_line
 
     check_line("owner", owner)
     job = build_job(**options)
@@ -110,7 +110,7 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
 def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
     """Serve the queue until it is empty, on the Ray cluster of RAY_ADDRESS or on one of this machine."""
     from launch.cluster.cluster import on_cluster
-    from launch.entries import State
+    from launch.serve.entries import State
 
     with _opened(folder, must_exist=True) as opened:
         before = opened.count()
@@ -142,7 +142,7 @@ def _release(folder: Path) -> str:
 
 def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: Any) -> bool:
     """Serve the queue in a driver's process; whether it was told to stop."""
-    from launch.ray_pool import ReplicaPool
+    from launch.serve.pool import ReplicaPool
 
     with _opened(folder, must_exist=True) as opened:
         pool = ReplicaPool(opened, replicas, partial(print_event, console), driver.pulse, driver.look, way_on)
@@ -213,8 +213,8 @@ def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
 @click.option("--all", "ended", is_flag=True, help="Show requests that have ended, too.")
 def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
     """Show a queue: requests, their steps and time left, and which ranks are on which nodes."""
-    from launch.entries import State
-    from launch.status import tables
+    from launch.serve.entries import State
+    from launch.serve.status import tables
 
     states = tuple(State) if ended else _OPEN
     with _opened(folder, must_exist=True) as opened, only_while_heard():
@@ -246,7 +246,7 @@ def _content(text: str) -> Any:
 
 @contextmanager
 def _opened(folder: Path, *, must_exist: bool = False) -> Iterator[Any]:
-    from launch.queue import Queue
+    from launch.serve.queue import Queue
     from runtime.files.atomic import check_outlives, refusing
 
     check_outlives(folder, field="queue")

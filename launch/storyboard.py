@@ -20,11 +20,11 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.entries import State
 from launch.film import Film
 from launch.film_folder import FILM, MANIFEST, PAGE, POSTER, SHEET, held
 from launch.film_view import shown_live
-from launch.queue import Queue
+from launch.serve.entries import State
+from launch.serve.queue import Queue
 from launch.shell.terminal import Terminal
 from runtime.errors import CancelledError, JobFailedError
 from runtime.files.atomic import whole_file
@@ -84,7 +84,7 @@ def _render(film: Film, replicas: int, console: Console) -> None:
 def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Console, driver: Any) -> bool:
     """Make the shots in a driver's process; whether it was told to stop."""
     from launch.queue_commands import print_event
-    from launch.ray_pool import ReplicaPool
+    from launch.serve.pool import ReplicaPool
 
     said = Terminal(stderr=True, quiet=True) if console.is_terminal else console
     with closing(Queue(film.out / "queue")) as queue:

@@ -24,7 +24,7 @@ from launch.film_plan import reported_times
 from launch.jobs import Job, build_job
 from launch.options import CHECKPOINT_EVERY
 from launch.plan import step_times
-from launch.queue import Queue, QueueError
+from launch.serve.queue import Queue, QueueError
 from runtime.checkpoint.folder import Checkpoints, identity_text
 from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot, file_digest

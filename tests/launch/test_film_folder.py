@@ -14,7 +14,7 @@ from launch import cli
 from launch.film import Film, plan_film
 from launch.film_folder import held
 from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
-from launch.queue import Queue
+from launch.serve.queue import Queue
 from launch.shell.terminal import Terminal
 from launch.storyboard import _submit, make_film
 from runtime.engine import Engine

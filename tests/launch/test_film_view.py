@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.entries import Progress, State
 from launch.film import Film, plan_film
 from launch.film_view import film_table, shown_live
-from launch.queue import Queue
+from launch.serve.entries import Progress, State
+from launch.serve.queue import Queue
 
 FILM = """\
 title: Three shots

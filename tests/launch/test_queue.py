@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.entries import Progress, ReplicaEntry, State
-from launch.queue import Queue, QueueError, kind_of
 from launch.queue_commands import _cores
+from launch.serve.entries import Progress, ReplicaEntry, State
+from launch.serve.queue import Queue, QueueError, kind_of
 from runtime.errors import BadRequestError
 from tests.jobs import PROMPT, make_job
 
@@ -66,7 +66,7 @@ def test_who_has_used_more_of_late_comes_later(queue: Queue, monkeypatch: pytest
     first = queue.take(0)
     assert first is not None and first.name == "a"
     now = time.time()
-    monkeypatch.setattr("launch.queue.time.time", lambda: now + 60)
+    monkeypatch.setattr("launch.serve.queue.time.time", lambda: now + 60)
     queue.end(first.id, State.DONE)
     assert taken(queue) == "c"
 
@@ -188,7 +188,7 @@ def test_cancelled_and_late_requests_end(queue: Queue, monkeypatch: pytest.Monke
     queue.cancel(waits)
     queue.cancel(runs)
     now = time.time()
-    monkeypatch.setattr("launch.queue.time.time", lambda: now + 6)
+    monkeypatch.setattr("launch.serve.queue.time.time", lambda: now + 6)
     queue.expire()
     assert (queue.entry(waits).state, queue.entry(waits).reason) == (
         State.CANCELLED,

@@ -14,8 +14,8 @@ import pytest
 
 from launch import cli
 from launch.cluster.cluster import Guard
-from launch.entries import State
-from launch.queue import Queue
+from launch.serve.entries import State
+from launch.serve.queue import Queue
 from tests.jobs import PROMPT, TINY, make_job
 
 

@@ -28,11 +28,11 @@ from safetensors.torch import save_file
 from launch import cli
 from launch.cluster.group import Begun, Ended, Event, RankGroup
 from launch.cluster.metrics import DriverMetrics
-from launch.entries import Entry, State
 from launch.film import plan_film
-from launch.queue import Queue
 from launch.queue_commands import way_on
-from launch.ray_pool import Replica, ReplicaPool
+from launch.serve.entries import Entry, State
+from launch.serve.pool import Replica, ReplicaPool
+from launch.serve.queue import Queue
 from runtime.errors import JobFailedError
 from runtime.request.config import EMBEDDED_MODELS, load_config
 from runtime.sampling.denoise import StepRecord
@@ -158,7 +158,7 @@ def test_a_request_that_fitted_before_is_not_too_large_now(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nodes are lost, not the request; one that never fitted fails."""
-    monkeypatch.setattr("launch.ray_replica.BACKOFF", 0.01)
+    monkeypatch.setattr("launch.serve.replica.BACKOFF", 0.01)
     for name in ("fitted", "never"):
         queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY, ranks=5), name=name)
     queue.take(0)

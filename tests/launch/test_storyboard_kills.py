@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from launch.film import Film, plan_film
-from launch.queue import Queue
+from launch.serve.queue import Queue
 from runtime.media.frames import read_frames
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

@@ -15,7 +15,7 @@ import pytest
 from rich.table import Table
 
 from launch import cli
-from launch.queue import Queue
+from launch.serve.queue import Queue
 from launch.shell.exits import complain, run_command
 from launch.shell.logs import set_up_logging
 from launch.shell.progress import StepProgress, timed

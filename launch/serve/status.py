@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from launch.entries import Entry, ReplicaEntry, State
-from launch.queue import Queue
+from launch.serve.entries import Entry, ReplicaEntry, State
+from launch.serve.queue import Queue
 
 COLOURS = {
     State.WAITING: "yellow",

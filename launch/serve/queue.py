@@ -19,9 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TypeVar
 
-from launch.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
 from launch.jobs import Job
-from launch.queue_tables import NEXT, TABLES
+from launch.serve.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
+from launch.serve.tables import NEXT, TABLES
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files.atomic import reason
 from runtime.files.locks import hold

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from launch.cluster.metrics import DriverMetrics
-from launch.entries import Entry, State
-from launch.queue import Queue, QueueError
-from launch.ray_replica import BACKOFF, KILLS, LOOK, OnEvent, Replica
+from launch.serve.entries import Entry, State
+from launch.serve.queue import Queue, QueueError
+from launch.serve.replica import BACKOFF, KILLS, LOOK, OnEvent, Replica
 from launch.shell.pulse import Pulse
 from runtime.errors import JobFailedError
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup, StartError
 from launch.cluster.placement import NoRoomError
-from launch.entries import Entry, Progress, ReplicaEntry, State
 from launch.jobs import Job
-from launch.queue import Queue, QueueError, kind_of
+from launch.serve.entries import Entry, Progress, ReplicaEntry, State
+from launch.serve.queue import Queue, QueueError, kind_of
 from launch.shell.progress import TimeLeft
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 if TYPE_CHECKING:
-    from launch.ray_pool import ReplicaPool
+    from launch.serve.pool import ReplicaPool
 
 log = logging.getLogger("launch")
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.options import (
+from launch.commands.options import (
     DAY,
     DEGREE,
     PRICE,
@@ -27,7 +27,7 @@ from launch.options import (
     generate_options,
     sampling_options,
 )
-from launch.queue_commands import queue, status
+from launch.commands.queue import queue, status
 from launch.shell.endings import ending_signals
 from launch.shell.exits import advising, end_with, interrupt, run_command
 from launch.shell.logs import set_up_logging
@@ -77,7 +77,7 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     With --ranks N, N processes on this machine make it together. On several machines, start
     `python -m launch.torchrun` with torchrun: docs/ranks.md.
     """
-    from launch.jobs import build_job
+    from launch.commands.build_job import build_job
     from launch.shell.run import run_job_shown
     from launch.shell.signals import ignore_signals, stop_on_signals
 
@@ -169,7 +169,7 @@ def compare(
 
     Writes a side-by-side mp4 (full sampler first) and a JSON beside it with every number of the table.
     """
-    from launch.compare import Comparison, plan_comparison
+    from launch.commands.compare import Comparison, plan_comparison
     from launch.shell.progress import StepProgress, timed
 
     comparison: Comparison = plan_comparison(
@@ -193,12 +193,12 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     Runs the full sampler on some prompts and writes one small JSON file. What an interrupted calibration had
     finished is kept beside it; the same command goes on from there.
     """
-    from launch.calibrate import plan_calibration, run_calibration
+    from launch.commands.calibrate import plan_calibration, run_calibration
     from launch.shell.signals import ignore_signals, stop_on_signals
 
     job = plan_calibration(**options)
     if ranks not in (None, 1):
-        _run_on_ranks(ranks, job.config.device, "launch.calibrate", context)
+        _run_on_ranks(ranks, job.config.device, "launch.commands.calibrate", context)
         return
     run_calibration(job, context.obj, on_loaded=stop_on_signals)
     ignore_signals()  # the file is written
@@ -246,7 +246,7 @@ def plan(
 
     Give one budget, or none for an overview with a row for each of several numbers of steps.
     """
-    from launch.plan import make_plan, overview, steps_table, write_plan
+    from launch.commands.plan import make_plan, overview, steps_table, write_plan
 
     if nfe is psnr is seconds is None:
         if picture or preset:
@@ -326,7 +326,7 @@ def storyboard(
 @click.pass_obj
 def doctor(console: Console) -> None:
     """Show what this machine has, and which models and topologies it can run."""
-    from launch.doctor import examine
+    from launch.commands.doctor import examine
 
     for table in examine():
         Terminal().print(table)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from launch.options import generate_options
+from launch.commands.options import generate_options
 from launch.shell.exits import advising, end_with, run_command
 from launch.shell.logs import set_up_logging
 from launch.shell.terminal import Terminal
@@ -23,7 +23,7 @@ def job(verbose: bool, **options: Any) -> None:
     console = Terminal(stderr=True)
     set_up_logging(console, verbose=verbose)
     from launch.cluster.run import run_job_on_ray
-    from launch.jobs import build_job
+    from launch.commands.build_job import build_job
 
     work = build_job(**options)
     work.check_files()

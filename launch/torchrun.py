@@ -17,8 +17,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.jobs import Job, build_job
-from launch.options import generate_options
+from launch.commands.build_job import Job, build_job
+from launch.commands.options import generate_options
 from launch.shell.endings import ending_signals
 from launch.shell.exits import (
     EXIT_BAD_REQUEST,

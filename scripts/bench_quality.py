@@ -31,7 +31,7 @@ from quality_tables import write_document
 from rich.console import Console
 from wan_tiny_data import SCENES
 
-from launch.calibrate import plan_calibration, run_calibration
+from launch.commands.calibrate import plan_calibration, run_calibration
 from runtime.engine import Engine
 from runtime.forecasting.calibration import load_calibration, to_triangle
 from runtime.media.mp4 import FrameBuffer, Frames

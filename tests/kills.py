@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from launch.shell.run import do_job
 from runtime.engine import Engine
 from runtime.job import silent

@@ -15,7 +15,7 @@ import psutil
 import ray
 
 from launch.cluster.metrics import RankMetrics
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from launch.shell.exits import exit_code, give_up
 from launch.shell.run import do_job
 from runtime.engine import Engine

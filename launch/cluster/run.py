@@ -14,7 +14,7 @@ from launch.cluster.cluster import on_cluster
 from launch.cluster.driver import Driver
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup
 from launch.cluster.metrics import DriverMetrics
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from launch.shell.progress import StepProgress
 from launch.shell.pulse import Pulse
 from launch.shell.run import print_result

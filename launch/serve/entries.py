@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from runtime.errors import BadRequestError
 from runtime.files.problems import explain
 

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TypeVar
 
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from launch.serve.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
 from launch.serve.tables import NEXT, TABLES
 from runtime.errors import BadRequestError, JobFailedError

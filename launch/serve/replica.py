@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup, StartError
 from launch.cluster.placement import NoRoomError
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from launch.serve.entries import Entry, Progress, ReplicaEntry, State
 from launch.serve.queue import Queue, QueueError, kind_of
 from launch.shell.progress import TimeLeft

@@ -7,7 +7,7 @@ from functools import partial
 
 from rich.console import Console
 
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from launch.shell.progress import StepProgress, timed
 from launch.shell.terminal import print_path
 from runtime.engine import Engine

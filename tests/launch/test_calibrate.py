@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.calibrate import plan_calibration, read_prompts, run_calibration
-from launch.plan import make_plan
+from launch.commands.calibrate import plan_calibration, read_prompts, run_calibration
+from launch.commands.plan import make_plan
 from launch.shell.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import JobFailedError

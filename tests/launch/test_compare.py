@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch import cli
-from launch.compare import side_by_side
+from launch.commands.compare import side_by_side
 from runtime.media.quality import RawVideo
 
 ARGUMENTS = ["--size", "96x96", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]

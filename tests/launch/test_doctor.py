@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from launch import cli
-from launch.doctor import _importable, _splits
+from launch.commands.doctor import _importable, _splits
 
 
 def test_doctor_names_everything_that_matters(
@@ -24,7 +24,7 @@ def test_a_package_that_cannot_be_imported_is_explained(monkeypatch: pytest.Monk
         raise RuntimeError("no accelerator")
 
     assert _importable("no-such-package").startswith("not installed")
-    monkeypatch.setattr("launch.doctor.importlib.import_module", broken)
+    monkeypatch.setattr("launch.commands.doctor.importlib.import_module", broken)
     assert _importable("numpy").endswith("cannot be imported: RuntimeError: no accelerator")
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from launch import cli
+from launch.commands.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from launch.film import Film, plan_film
 from launch.film_folder import held
-from launch.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from launch.serve.queue import Queue
 from launch.shell.terminal import Terminal
 from launch.storyboard import _submit, make_film

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from launch import cli
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from launch.serve.queue import Queue
 from runtime.request.config import Lora
 from tests.jobs import make_job

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.queue_commands import _cores
+from launch.commands.queue import _cores
 from launch.serve.entries import Progress, ReplicaEntry, State
 from launch.serve.queue import Queue, QueueError, kind_of
 from runtime.errors import BadRequestError

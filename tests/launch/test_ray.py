@@ -22,7 +22,7 @@ from rich.console import Console
 from launch import cli
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup, bundle_for
 from launch.cluster.run import ATTEMPTS, run_on_ray
-from launch.jobs import Job
+from launch.commands.build_job import Job
 from launch.shell.exits import advising
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
 from runtime.reports.report import Report

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from launch.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
+from launch.commands.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
 from launch.shell.exits import advising, only_while_heard
 from launch.shell.terminal import Terminal, say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
@@ -71,7 +71,7 @@ def add(
     **options: Any,
 ) -> None:
     """Add a request for a video of PROMPT, and print its number. Options are those of `generate`."""
-    from launch.jobs import build_job
+    from launch.commands.build_job import build_job
     from launch.serve.queue import check_line
 
     check_line("owner", owner)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from launch.jobs import build_request, inputs_of
+from launch.commands.build_job import build_request, inputs_of
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable, whole_files

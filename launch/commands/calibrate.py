@@ -1,6 +1,6 @@
 """`lockstep calibrate`: from a config and prompts to a calibration file, on one rank or many.
 
-One rank under torchrun: `torchrun --nproc-per-node N -m launch.calibrate --out FILE.json …`.
+One rank under torchrun: `torchrun --nproc-per-node N -m launch.commands.calibrate --out FILE.json …`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launch.jobs import build_request, inputs_of
-from launch.options import calibrate_options, usual_timeout
+from launch.commands.build_job import build_request, inputs_of
+from launch.commands.options import calibrate_options, usual_timeout
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
 from launch.shell.progress import timed
@@ -208,4 +208,4 @@ class _Shown(Progress):
 if __name__ == "__main__":
     from launch.torchrun import end_rank
 
-    end_rank(rank, "python -m launch.calibrate")
+    end_rank(rank, "python -m launch.commands.calibrate")

@@ -304,17 +304,17 @@ def storyboard(
         return
     if storyboard is None or out is None:
         raise BadRequestError("storyboard: give the file, and --out with the folder of the film")
-    from launch.film import plan_film
+    from launch.film.shots import plan_film
     from runtime.files.atomic import check_outlives
 
     check_outlives(out, field="out")
     film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio, compare=compare)
     if dry_run:
-        from launch.film_plan import dry_run_table
+        from launch.film.dry_run import dry_run_table
 
         Terminal().print(dry_run_table(film, replicas, price))
         return
-    from launch.storyboard import make_film
+    from launch.film.make import make_film
 
     with advising(lambda: "the same command goes on with the shots that are left"):
         path = make_film(film, replicas, console)

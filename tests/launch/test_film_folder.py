@@ -12,11 +12,11 @@ import pytest
 
 from launch import cli
 from launch.commands.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
-from launch.film import Film, plan_film
-from launch.film_folder import held
+from launch.film.folder import held
+from launch.film.make import _submit, make_film
+from launch.film.shots import Film, plan_film
 from launch.serve.queue import Queue
 from launch.shell.terminal import Terminal
-from launch.storyboard import _submit, make_film
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files.atomic import Outputs

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch.film import Film, plan_film
-from launch.film_plan import dry_run_table, estimate
+from launch.film.dry_run import dry_run_table, estimate
+from launch.film.shots import Film, plan_film
 
 FILM = """\
 title: Three shots
@@ -105,8 +105,8 @@ def test_what_many_shots_share_is_read_once(tmp_path: Path, monkeypatch: pytest.
 
     for where in (
         "runtime.film.storyboard.load_config",
-        "launch.film.load_preset",
-        "launch.film_plan.load_preset",
+        "launch.film.shots.load_preset",
+        "launch.film.dry_run.load_preset",
     ):
         module, _, name = where.rpartition(".")
         monkeypatch.setattr(where, noted(where, getattr(import_module(module), name)))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.film import Film, plan_film
-from launch.film_view import film_table, shown_live
+from launch.film.shots import Film, plan_film
+from launch.film.view import film_table, shown_live
 from launch.serve.entries import Progress, State
 from launch.serve.queue import Queue
 

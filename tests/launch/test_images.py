@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from launch import cli
-from launch.film import plan_film
+from launch.film.shots import plan_film
 from runtime.errors import BadRequestError
 from runtime.media.frames import read_frames
 from runtime.request.config import Config

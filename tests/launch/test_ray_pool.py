@@ -29,7 +29,7 @@ from launch import cli
 from launch.cluster.group import Begun, Ended, Event, RankGroup
 from launch.cluster.metrics import DriverMetrics
 from launch.commands.queue import way_on
-from launch.film import plan_film
+from launch.film.shots import plan_film
 from launch.serve.entries import Entry, State
 from launch.serve.pool import Replica, ReplicaPool
 from launch.serve.queue import Queue

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.film import plan_film
+from launch.film.shots import plan_film
 from runtime.media.frames import read_frames
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
@@ -90,7 +90,7 @@ def test_a_film_is_made_and_made_again_where_it_changed(
     assert run(str(board), "--out", str(out), "--dry-run") == 0
     assert capfd.readouterr().out.count("done") == 3
     assert plan_film(board, out=out).missing == []
-    monkeypatch.setattr("launch.film.code_version", lambda: "0.1.0+other")
+    monkeypatch.setattr("launch.film.shots.code_version", lambda: "0.1.0+other")
     assert plan_film(board, out=out).missing == [0, 1, 2]
 
 

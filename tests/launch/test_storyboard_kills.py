@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.film import Film, plan_film
+from launch.film.shots import Film, plan_film
 from launch.serve.queue import Queue
 from runtime.media.frames import read_frames
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.film import Film
-from launch.film_folder import FILM, MANIFEST, PAGE, POSTER, SHEET, held
-from launch.film_view import shown_live
+from launch.film.folder import FILM, MANIFEST, PAGE, POSTER, SHEET, held
+from launch.film.shots import Film
+from launch.film.view import shown_live
 from launch.serve.entries import State
 from launch.serve.queue import Queue
 from launch.shell.terminal import Terminal

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch.film import Film
+from launch.film.shots import Film
 from launch.serve.entries import Entry, State
 from launch.serve.queue import Queue, QueueError
 from launch.serve.status import COLOURS, written_seconds

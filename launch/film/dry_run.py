@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from launch.film import Film
+from launch.film.shots import Film
 from runtime.files.text import read_json
 from runtime.film.assemble import length
 from runtime.film.storyboard import ShotRequest

@@ -22,10 +22,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, NotFiniteError
 from runtime.media.mp4 import FrameSink, to_uint8
+from runtime.models.base import Embeddings, ImageCondition
 from runtime.models.loading import load_transformer, load_vae
 from runtime.models.sampler import sampler_settings
 from runtime.models.wan.adapter import open_adapter
-from runtime.models.wan.image import ImageCondition, open_image_encoder
+from runtime.models.wan.image import open_image_encoder
 from runtime.models.wan.text import PromptEncoder
 from runtime.models.wan.vae import decode_frames
 from runtime.parallel.attention import Attend, SelfAttention, SplitAttention
@@ -44,7 +45,7 @@ from runtime.sampling.memory import Need, shortage_explained
 from runtime.sampling.plan import Generation, Plan, Prepared
 from runtime.sampling.segments import denoise_segments
 from runtime.sampling.streams import Branch, Network
-from runtime.sampling.travel import Embeddings, window_embeddings
+from runtime.sampling.travel import window_embeddings
 from runtime.versions import code_version
 
 

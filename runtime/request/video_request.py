@@ -103,7 +103,7 @@ class VideoRequest(BaseModel):
     Attributes:
         prompt: what the video shows.
         image: path of the image that it begins with, for models that make videos from one.
-        travel: later prompts of a video that is longer than the model's window; see `runtime.sampling.travel`.
+        travel: later prompts of a video that is longer than the model's window; see `sampling.travel`.
         negative: what it should not show; used only with guidance above 1.
         width, height: pixels, multiples of 16.
         frames: pixel frames, 4k + 1.

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from runtime.errors import NotFiniteError
-from runtime.models.wan.adapter import Transformer
+from runtime.models.base import Embeddings
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
-from runtime.sampling.travel import Embeddings
 from spectrum import StepKind
 
 _LARGEST_HALF = 65504
@@ -59,7 +59,7 @@ def check_finite(
     raise NotFiniteError(f"step {step}: {of} gave NaN or infinity, which is no video")
 
 
-def likely_cause(model: Transformer, config: Config, ranks: Ranks) -> str:
+def likely_cause(model: nn.Module, config: Config, ranks: Ranks) -> str:
     """Why a transformer gives what is not finite; to be asked on every rank."""
     own = [
         name

@@ -16,7 +16,7 @@ from diffusers import SchedulerMixin
 
 from runtime.forecasting.expectation import Expectation
 from runtime.forecasting.presets import Preset
-from runtime.models.wan.image import ImageCondition
+from runtime.models.base import ImageCondition
 from runtime.parallel.topology import Topology
 from runtime.request.video_request import BRANCHES, VideoRequest
 from runtime.sampling.coordinator import Coordinator

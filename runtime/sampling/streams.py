@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
-from runtime.models.wan.adapter import Geometry, Time, WanAdapter
+from runtime.models.base import Adapter, Geometry, Time
 from runtime.parallel.guidance import Guidance
 from runtime.parallel.sequence import Sequence, WholeSequence
 from spectrum import Forecaster, Predictor, Squares, StepKind
@@ -101,10 +101,10 @@ class Network:
         branches: the branches that this rank computes, the conditional first.
         guidance: joins the branches.
         sequence: how this rank holds the tokens.
-        condition_BCFHW: what the latents are conditioned on, in the transformer's dtype; see `runtime.models.wan.image`.
+        condition_BCFHW: what the latents are conditioned on, in the transformer's dtype; see `runtime.models.base`.
     """
 
-    adapter: WanAdapter
+    adapter: Adapter
     geometry: Geometry
     branches: tuple[Branch, ...]
     guidance: Guidance

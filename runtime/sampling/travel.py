@@ -11,25 +11,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
+from runtime.models.base import Embeddings
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.windowed import Windows
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """What the branches attend to.
-
-    Attributes:
-        prompts: `[B, T, E]` of each prompt along the video, the first one's first.
-        negative: `[B, T, E]` of the unconditional branch, if there is one.
-    """
-
-    prompts: list[torch.Tensor]
-    negative: torch.Tensor | None = None
 
 
 def window_embeddings(request: VideoRequest, windows: Windows, text: Embeddings) -> list[list[torch.Tensor]]:

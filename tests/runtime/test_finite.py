@@ -17,6 +17,7 @@ from launch import cli
 from runtime.engine import Engine
 from runtime.errors import NotFiniteError
 from runtime.media.mp4 import FrameBuffer
+from runtime.models.base import Embeddings
 from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
@@ -25,7 +26,6 @@ from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.denoise import Denoising, denoise
 from runtime.sampling.finite import check_prompts, is_finite, likely_cause
 from runtime.sampling.streams import STREAMS, Branch, Network
-from runtime.sampling.travel import Embeddings
 from spectrum import ChebyshevRidge, FixedSchedule
 from tests.ranks import Outcome, watch_ranks
 

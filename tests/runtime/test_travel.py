@@ -11,10 +11,11 @@ import torch
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.media.mp4 import FrameBuffer
+from runtime.models.base import Embeddings
 from runtime.request.config import Config, Window
 from runtime.request.video_request import VideoRequest, Waypoint
 from runtime.sampling.plan import Prepared
-from runtime.sampling.travel import Embeddings, window_embeddings
+from runtime.sampling.travel import window_embeddings
 from runtime.sampling.windowed import Windows
 from spectrum import StepKind
 

@@ -11,51 +11,16 @@ latent height and width, T text tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from torch import nn
 
+from runtime.models.base import Geometry, Grid, Rotary, Time, Tokens
 from runtime.parallel.sharding import Weights, WholeWeights
 
 Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel
-
-Tokens: TypeAlias = tuple[torch.Tensor, ...]
-"""What the blocks run on, `[B, L, D]` each: the latents; in VACE what is known of them, too."""
-
-Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines `[1, L, 1, channels of a head]`, one row per token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """How many tokens a latent has along each axis."""
-
-    frames: int
-    height: int
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        return self.frames * self.height * self.width
-
-
-@dataclass(frozen=True, slots=True)
-class Time:
-    """The embedded timestep: one vector for the head, six per block."""
-
-    head_BD: torch.Tensor
-    blocks_B6D: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """What depends only on the latent's shape."""
-
-    grid: Grid
-    rotary: Rotary
 
 
 class WanAdapter:

@@ -10,13 +10,13 @@ latent frames, H, W latent height and width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
+from runtime.models.base import ImageCondition, Layout
 from runtime.models.folder import ModelFolder, ModelKind
 from runtime.models.loading import refuse_missing
 from runtime.models.wan.adapter import Transformer
@@ -26,47 +26,6 @@ from runtime.request.video_request import VideoRequest
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where in a condition is what.
-
-    Attributes:
-        known: channels of the latents of what is known.
-        mask: channels of the mask.
-        mark: what the mask says of a frame that is known.
-    """
-
-    known: slice
-    mask: slice
-    mark: float
-
-
-@dataclass(frozen=True, slots=True)
-class ImageCondition:
-    """What a window is conditioned on, beside its text.
-
-    Attributes:
-        latents_BCFHW: goes into the transformer with the noisy latents, in its dtype: a mask, and the latents
-            of what is known, with the latents of nothing behind them.
-        layout: of its channels.
-        tokens_BIE: of an image encoder; the blocks attend to them, too.
-    """
-
-    latents_BCFHW: torch.Tensor
-    layout: Layout
-    tokens_BIE: torch.Tensor | None = None
-
-    def going_on_from(self, tail_BCFHW: torch.Tensor) -> ImageCondition:
-        """That of a window that begins with these latent frames of the one before.
-
-        They are taken as they are: nothing is decoded and encoded again, so colours do not shift.
-        """
-        latents_BCFHW, frames = self.latents_BCFHW.clone(), tail_BCFHW.shape[2]
-        latents_BCFHW[:, self.layout.known, :frames] = tail_BCFHW
-        latents_BCFHW[:, self.layout.mask, :frames] = self.layout.mark
-        return replace(self, latents_BCFHW=latents_BCFHW)
 
 
 class ImageEncoder(ABC):

@@ -13,12 +13,12 @@ from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from transformers import AutoTokenizer
 
+from runtime.models.base import Embeddings
 from runtime.models.folder import ModelFolder
 from runtime.models.loading import load_text_encoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.travel import Embeddings
 
 _SHOWN = 200  # characters of a text that does not count
 

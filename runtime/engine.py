@@ -26,10 +26,11 @@ from runtime.models.base import Embeddings, ImageCondition
 from runtime.models.loading import load_transformer, load_vae
 from runtime.models.sampler import sampler_settings
 from runtime.models.wan.adapter import open_adapter
+from runtime.models.wan.attention import SelfAttention
 from runtime.models.wan.image import open_image_encoder
 from runtime.models.wan.text import PromptEncoder
 from runtime.models.wan.vae import decode_frames
-from runtime.parallel.attention import Attend, SelfAttention, SplitAttention
+from runtime.parallel.attention import Attend, SplitAttention
 from runtime.parallel.devices import pick_device
 from runtime.parallel.kernels import USP, find_kernel, resolve
 from runtime.parallel.ranks import RankGroup, Ranks

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from runtime.checkpoint.folder import complete_steps, read_manifest
+from runtime.checkpoint.history import History
 from runtime.checkpoint.writer import file_digest
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from runtime.sampling.streams import History
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from runtime.checkpoint.folder import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
+from runtime.checkpoint.history import History
 from runtime.errors import JobFailedError
 from runtime.files.atomic import reason, whole_file
 from runtime.files.tensors import save_tensors
 from runtime.files.text import read_json
 from runtime.parallel.topology import Topology
-from runtime.sampling.streams import History
 
 _KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
 

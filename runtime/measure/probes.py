@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from runtime.checkpoint.history import History
 from runtime.forecasting.calibration import StreamName
-from runtime.sampling.streams import GuidedStream, History, Kinds, Network, Stream, StreamOutput
+from runtime.sampling.streams import GuidedStream, Kinds, Network, Stream, StreamOutput
 from spectrum import Gram
 
 _SAMPLED = 2**23  # numbers per step, branch and rank

@@ -19,10 +19,11 @@ from runtime.forecasting.presets import Preset
 from runtime.models.base import ImageCondition
 from runtime.parallel.topology import Topology
 from runtime.request.video_request import BRANCHES, VideoRequest
+from runtime.request.windows import Windows
 from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.streams import STREAMS, ComputedStream, Network, Stream
-from runtime.sampling.windowed import WindowedStream, Windows
+from runtime.sampling.windowed import WindowedStream
 from spectrum import Schedule, StepKind
 
 

@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
+from runtime.checkpoint.history import History
 from runtime.models.base import Adapter, Geometry, Time
 from runtime.parallel.guidance import Guidance
 from runtime.parallel.sequence import Sequence, WholeSequence
@@ -25,9 +26,6 @@ from spectrum import Forecaster, Predictor, Squares, StepKind
 
 Kinds = Mapping[str, StepKind]
 """Branch → whether it is computed or forecast."""
-
-History = dict[str, dict[int, torch.Tensor]]
-"""What is forecast (a branch, or `guided`) → step → remembered value."""
 
 
 class StreamOutput(NamedTuple):
@@ -101,7 +99,7 @@ class Network:
         branches: the branches that this rank computes, the conditional first.
         guidance: joins the branches.
         sequence: how this rank holds the tokens.
-        condition_BCFHW: what the latents are conditioned on, in the transformer's dtype; see `runtime.models.base`.
+        condition_BCFHW: what the latents are conditioned on, in the transformer's dtype; see `models.base`.
     """
 
     adapter: Adapter

@@ -16,7 +16,7 @@ import torch
 
 from runtime.models.base import Embeddings
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.windowed import Windows
+from runtime.request.windows import Windows
 
 
 def window_embeddings(request: VideoRequest, windows: Windows, text: Embeddings) -> list[list[torch.Tensor]]:

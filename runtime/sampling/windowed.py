@@ -10,67 +10,14 @@ Source: MultiDiffusion (Bar-Tal et al., 2023), along time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from runtime.sampling.streams import History, Kinds, Stream, StreamOutput
+from runtime.checkpoint.history import History
+from runtime.request.windows import Windows
+from runtime.sampling.streams import Kinds, Stream, StreamOutput
 from spectrum import Squares
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """Windows of one length that cover a video; the last one overlaps more where the length does not fit.
-
-    Attributes:
-        total: latent frames of the video.
-        length: of a window.
-        starts: ascending.
-    """
-
-    total: int
-    length: int
-    starts: tuple[int, ...]
-
-    @classmethod
-    def over(cls, total: int, length: int, overlap: int) -> Windows:
-        """As few windows as cover `total` frames with neighbours that share at least `overlap`.
-
-        Raises:
-            ValueError: the overlap is not within 1 … length − 1.
-        """
-        if not 1 <= overlap < length:
-            raise ValueError(f"windows of {length} frames overlap in 1 to {length - 1}, got {overlap}")
-        if total <= length:
-            return cls(total, total, (0,))
-        stride = length - overlap
-        count = -(-(total - length) // stride) + 1
-        last = total - length
-        return cls(total, length, tuple(min(number * stride, last) for number in range(count)))
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def slice(self, number: int) -> slice:
-        """Frames of a window."""
-        return slice(self.starts[number], self.starts[number] + self.length)
-
-    def weights(self) -> list[torch.Tensor]:
-        """Of each window's frames, `[length]`: smooth, and adding up to 1 at every frame of the video."""
-        ramps = torch.zeros(len(self), self.total, dtype=torch.float64)
-        for number, start in enumerate(self.starts):
-            own = ramps[number, self.slice(number)]
-            own += 1.0
-            if number > 0:
-                rising = self.starts[number - 1] + self.length - start
-                own[:rising] *= _ramp(rising)
-            if number + 1 < len(self):
-                falling = start + self.length - self.starts[number + 1]
-                own[-falling:] *= _ramp(falling).flip(0)
-        shares = ramps / ramps.sum(0)
-        return [shares[number, self.slice(number)].float() for number in range(len(self))]
 
 
 class WindowedStream:
@@ -125,12 +72,6 @@ class WindowedStream:
     def restore(self, history: History, whole: History, *, sharded: bool) -> None:
         for number, stream in enumerate(self._streams):
             stream.restore(_of(history, number), _of(whole, number), sharded=sharded)
-
-
-def _ramp(length: int) -> torch.Tensor:
-    """From 0 to 1, smooth; with its mirror image it adds up to 1."""
-    middles = (torch.arange(length, dtype=torch.float64) + 0.5) / length
-    return torch.sin(middles * (math.pi / 2)).square()
 
 
 def _joined(histories: list[History]) -> History:

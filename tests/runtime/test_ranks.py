@@ -13,7 +13,8 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from runtime.files.text import flatten
 from runtime.models.wan.adapter import WanAdapter
-from runtime.parallel.attention import SelfAttention, attend
+from runtime.models.wan.attention import SelfAttention
+from runtime.parallel.attention import attend
 from runtime.parallel.kernels import find_kernel
 from runtime.parallel.ranks import Ranks, minority
 from runtime.parallel.sequence import Split

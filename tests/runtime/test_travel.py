@@ -14,9 +14,9 @@ from runtime.media.mp4 import FrameBuffer
 from runtime.models.base import Embeddings
 from runtime.request.config import Config, Window
 from runtime.request.video_request import VideoRequest, Waypoint
+from runtime.request.windows import Windows
 from runtime.sampling.plan import Prepared
 from runtime.sampling.travel import window_embeddings
-from runtime.sampling.windowed import Windows
 from spectrum import StepKind
 
 Make = Callable[..., VideoRequest]

@@ -21,9 +21,9 @@ from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config, Window, load_config
 from runtime.request.video_request import VideoRequest
+from runtime.request.windows import Windows
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation
-from runtime.sampling.windowed import Windows
 from tests.ranks import run_ranks
 
 Make = Callable[..., VideoRequest]

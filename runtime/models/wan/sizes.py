@@ -10,7 +10,7 @@ from runtime.models.folder import ModelFolder
 from runtime.models.settings import TransformerSettings, VaeSettings
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.windowed import Windows
+from runtime.request.windows import Windows
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,78 @@
+"""Wan's self-attention over the tokens of one rank: attention processors that diffusers' blocks run.
+
+Tensor legend: B batch, S tokens on this rank, H heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanAttention
+
+from runtime.models.base import Rotary
+from runtime.models.wan.adapter import Transformer, every_block
+from runtime.parallel.attention import Attend
+
+
+class SplitSelfAttention:
+    """Wan's self-attention for one shard of the tokens: a diffusers attention processor.
+
+    Only the attention itself crosses ranks; a compiled block breaks its graph there. Projections, norms and
+    the rotary embedding act on each token alone.
+
+    Source: `diffusers.models.transformers.transformer_wan.WanAttnProcessor`.
+    """
+
+    def __init__(self, attend: Attend):
+        self._attend: Attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
+
+    def __call__(
+        self,
+        attention: WanAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        rotary_emb: Rotary,
+    ) -> torch.Tensor:
+        query, key, value = (
+            projection(hidden_states) for projection in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        query, key = attention.norm_q(query), attention.norm_k(key)
+        query, key, value = (x.unflatten(2, (attention.heads, -1)) for x in (query, key, value))
+        output_BSHD = self._attend(rotate(query, rotary_emb), rotate(key, rotary_emb), value)
+        projected: torch.Tensor = attention.to_out[0](output_BSHD.flatten(2).type_as(query))
+        return projected
+
+
+class SelfAttention:
+    """Which processor every block's self-attention runs; cross-attention stays local and as it is."""
+
+    def __init__(self, model: Transformer):
+        self._modules: list[WanAttention] = [block.attn1 for block in every_block(model)]
+        self._own = [module.processor for module in self._modules]
+        self._processors: dict[Attend, SplitSelfAttention] = {}
+
+    def split(self, attend: Attend) -> None:
+        """Let `attend` do the attention.
+
+        All blocks share one processor, and an equal `attend` gets the one that it had before: what was
+        compiled stays valid.
+        """
+        if attend not in self._processors:
+            self._processors[attend] = SplitSelfAttention(attend)
+        for module in self._modules:
+            module.set_processor(self._processors[attend])
+
+    def restore(self) -> None:
+        """Let the model do it as it came."""
+        for module, processor in zip(self._modules, self._own, strict=True):
+            module.set_processor(processor)
+
+
+def rotate(x_BSHD: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Turn each pair of channels by its token's angle; the table is `[1, S, 1, D]`, cosines and sines."""
+    even, odd = x_BSHD[..., 0::2], x_BSHD[..., 1::2]
+    cosines, sines = rotary[0][..., 0::2], rotary[1][..., 1::2]
+    turned = torch.empty_like(x_BSHD)
+    turned[..., 0::2] = even * cosines - odd * sines
+    turned[..., 1::2] = even * sines + odd * cosines
+    return turned

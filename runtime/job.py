@@ -20,7 +20,7 @@ from runtime.media.ffmpeg import SILENCE
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
-from runtime.reports.report import Report, add_comparison, build_report
+from runtime.reports.report import ModelPart, Report, add_comparison, build_report
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation, Plan
@@ -236,7 +236,14 @@ def _generate_files(
         finishing = time.perf_counter()
     for path in files.videos:
         flush(path)
-    return generation, build_report(engine, generation, videos, time.perf_counter() - finishing)
+    report = build_report(
+        ModelPart(name=engine.model.name, revision=engine.model.revision),
+        generation,
+        videos,
+        load_seconds=engine.load_seconds,
+        write_seconds=time.perf_counter() - finishing,
+    )
+    return generation, report
 
 
 def _write(report: Report, files: _Files) -> Report:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from runtime.engine import Engine
 from runtime.media.quality import Quality
 from runtime.sampling.plan import Generation
 from runtime.versions import versions
@@ -146,11 +145,15 @@ class Report(_Part):
         return self.model_dump_json(by_alias=True, indent=2)
 
 
-def build_report(engine: Engine, generation: Generation, videos: list[Path], write_seconds: float) -> Report:
+def build_report(
+    model: ModelPart, generation: Generation, videos: list[Path], *, load_seconds: float, write_seconds: float
+) -> Report:
     """The report of one generation.
 
     Args:
+        model: which one made it.
         videos: the files written.
+        load_seconds: time spent loading the model.
         write_seconds: time spent finishing the files after their last frame.
     """
     phases = asdict(generation.seconds)
@@ -159,7 +162,7 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
     return Report(
         request=generation.request.model_dump(),
         spectrum=generation.preset.model_dump(),
-        model=ModelPart(name=engine.model.name, revision=engine.model.revision),
+        model=model,
         topology=TopologyPart(
             world=topology.world, cfg=topology.cfg, ring=topology.ring, ulysses=topology.ulysses
         ),
@@ -168,9 +171,7 @@ def build_report(engine: Engine, generation: Generation, videos: list[Path], wri
         computed=BranchSteps(**computed),
         nfe=BranchNfe(**{branch: len(steps) for branch, steps in computed.items()}),
         decision_digest=generation.digests,
-        seconds=SecondsPart(
-            load=engine.load_seconds, **phases, total=engine.load_seconds + sum(phases.values())
-        ),
+        seconds=SecondsPart(load=load_seconds, **phases, total=load_seconds + sum(phases.values())),
         step_seconds=StepSeconds(
             computed_median=_median_seconds(generation, StepKind.COMPUTE),
             forecast_median=_median_seconds(generation, StepKind.FORECAST),

@@ -28,7 +28,7 @@ from runtime.media.mp4 import FrameBuffer
 from runtime.media.quality import psnr
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
-from runtime.reports.report import build_report
+from runtime.reports.report import ModelPart, build_report
 from runtime.request.config import Config, Scheduler, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
@@ -143,7 +143,8 @@ def test_a_planned_preset_does_as_planned(made: Made, engine: Engine, tmp_path: 
             step: error for step, error in enumerate(plan.errors) if error is not None
         }
         assert expectation.psnr is not None and expectation.deviation is not None
-        report = build_report(engine, generation, [], 0.0)
+        model = ModelPart(name=engine.model.name, revision=engine.model.revision)
+        report = build_report(model, generation, [], load_seconds=0.0, write_seconds=0.0)
         assert report.expectation.psnr == expectation.psnr
         assert [part.expected for part in report.step_log][1:] == list(plan.errors)[1:]
         assert generation.forecaster_bytes == 2 * full_latent_bytes(engine, request)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from launch.commands.options import CHECKPOINT_EVERY
+from launch.shell.defaults import CHECKPOINT_EVERY
 from runtime.checkpoint.folder import Checkpoints
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.engine import Engine

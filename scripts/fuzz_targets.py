@@ -20,11 +20,11 @@ from PIL import Image
 from safetensors.torch import save
 
 from launch.commands.build_job import Job, build_job
-from launch.commands.options import CHECKPOINT_EVERY
 from launch.commands.plan import step_times
 from launch.film.dry_run import reported_times
 from launch.film.folder import check_folder
 from launch.serve.queue import Queue, QueueError
+from launch.shell.defaults import CHECKPOINT_EVERY
 from runtime.checkpoint.folder import Checkpoints, identity_text
 from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot, file_digest

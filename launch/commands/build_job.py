@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from launch.commands.options import usual_timeout
+from launch.shell.defaults import usual_timeout
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.commands.build_job import build_request, inputs_of
-from launch.commands.options import calibrate_options, usual_timeout
+from launch.commands.options import calibrate_options
+from launch.shell.defaults import usual_timeout
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
 from launch.shell.progress import timed

@@ -10,16 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from launch.shell.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.files.text import user_path
-
-CHECKPOINT_EVERY = 4  # computed steps; what it costs: scripts/bench_checkpoint.py
-DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile equally fast
-
-
-def usual_timeout(compiles: bool) -> float:
-    """Seconds within which the failure of one rank ends all, where nothing was said."""
-    return COMPILE_TIMEOUT if compiles else DEFAULT_TIMEOUT
-
 
 _TIMEOUT_HELP = (
     "Time within which the failure of one rank ends all.  "

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from launch.commands.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
 from launch.shell.exits import advising, only_while_heard
-from launch.shell.terminal import Terminal, say
+from launch.shell.terminal import Terminal
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 _REFRESH = 1.0  # seconds
@@ -142,6 +142,7 @@ def _release(folder: Path) -> str:
 
 def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: Any) -> bool:
     """Serve the queue in a driver's process; whether it was told to stop."""
+    from launch.serve.events import print_event
     from launch.serve.pool import ReplicaPool
 
     with _opened(folder, must_exist=True) as opened:
@@ -188,22 +189,6 @@ def _world(entry: Any) -> int:
         return int(entry.job.world)
     except BadRequestError:
         return 1
-
-
-def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
-    """A line where a generation begins, and where a request ends, with one for each of its warnings."""
-    from launch.cluster.group import Begun, Ended
-
-    warnings: list[str] = []
-    if isinstance(event, Begun):
-        what = f"begins ({event.label}), try {entry.tries}"
-    elif isinstance(event, Ended):
-        what = f"{event.end} {event.reason}"
-        warnings = json.loads(event.report)["warnings"] if event.report else []
-    else:
-        return
-    for line in (what, *(f"warning: {warning}" for warning in warnings)):
-        say(console, f"{entry.name}: {line}")
 
 
 @click.command(short_help="Show a queue.")

@@ -83,7 +83,7 @@ def _render(film: Film, replicas: int, console: Console) -> None:
 
 def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Console, driver: Any) -> bool:
     """Make the shots in a driver's process; whether it was told to stop."""
-    from launch.commands.queue import print_event
+    from launch.serve.events import print_event
     from launch.serve.pool import ReplicaPool
 
     said = Terminal(stderr=True, quiet=True) if console.is_terminal else console

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands.build_job import Job
-from launch.commands.options import CHECKPOINT_EVERY, usual_timeout
 from launch.film.folder import MANIFEST, own_files
+from launch.shell.defaults import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart, refusing

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.commands.options import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from launch.film.folder import held
 from launch.film.make import _submit, make_film
 from launch.film.shots import Film, plan_film
 from launch.serve.queue import Queue
+from launch.shell.defaults import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from launch.shell.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError

@@ -17,7 +17,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.commands.build_job import Job, build_job
+from launch.commands.build_job import build_job
 from launch.commands.options import generate_options
 from launch.shell.endings import ending_signals
 from launch.shell.exits import (
@@ -37,6 +37,7 @@ from launch.shell.run import run_job_shown
 from launch.shell.signals import ignore_signals, stop_on_signals
 from launch.shell.terminal import Terminal
 from runtime.errors import BadRequestError, LockstepError, RankFailedError
+from runtime.job import Job
 from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import MEETING, Rendezvous, leave
 from runtime.parallel.ranks import Ranks, join

@@ -19,7 +19,7 @@ from diffusers import WanTransformer3DModel
 from PIL import Image
 from safetensors.torch import save
 
-from launch.commands.build_job import Job, build_job
+from launch.commands.build_job import build_job
 from launch.commands.plan import step_times
 from launch.film.dry_run import reported_times
 from launch.film.folder import check_folder
@@ -32,6 +32,7 @@ from runtime.errors import BadRequestError
 from runtime.film.storyboard import load_storyboard
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
+from runtime.job import Job
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.lora import merge_lora, read_lora
 from runtime.parallel.ranks import Ranks

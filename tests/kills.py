@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launch.commands.build_job import Job
 from launch.shell.run import do_job
 from runtime.engine import Engine
-from runtime.job import silent
+from runtime.job import Job, silent
 from runtime.parallel.ranks import Ranks
 from runtime.reports.report import Report
 from tests.ranks import die, watch_ranks

@@ -15,12 +15,11 @@ import psutil
 import ray
 
 from launch.cluster.metrics import RankMetrics
-from launch.commands.build_job import Job
 from launch.shell.exits import exit_code, give_up
 from launch.shell.run import do_job
 from runtime.engine import Engine
 from runtime.errors import LockstepError, NotFiniteError
-from runtime.job import OnStep
+from runtime.job import Job, OnStep
 from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import join

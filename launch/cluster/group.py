@@ -18,9 +18,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.cluster.actor import Begun, End, Ended, Event, RankActor
 from launch.cluster.placement import Bundle, bundle_for
-from launch.commands.build_job import Job
 from launch.shell.pulse import Pulse
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
+from runtime.job import Job
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config

@@ -14,13 +14,13 @@ from launch.cluster.cluster import on_cluster
 from launch.cluster.driver import Driver
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup
 from launch.cluster.metrics import DriverMetrics
-from launch.commands.build_job import Job
 from launch.shell.progress import StepProgress
 from launch.shell.pulse import Pulse
 from launch.shell.run import print_result
 from launch.shell.signals import stopped_by_signals
 from launch.shell.terminal import say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
+from runtime.job import Job
 from runtime.reports.report import Report
 
 log = logging.getLogger("launch")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.commands.build_job import Job
 from launch.film.folder import MANIFEST, own_files
 from launch.shell.defaults import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint.folder import Checkpoints
@@ -18,6 +17,7 @@ from runtime.files.atomic import Outputs, check_apart, refusing
 from runtime.film.assemble import Part, check_audio, length
 from runtime.film.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.forecasting.presets import load_preset
+from runtime.job import Job
 from runtime.parallel.topology import Degrees
 from runtime.request.config import is_path
 from runtime.versions import code_version

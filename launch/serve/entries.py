@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from launch.commands.build_job import Job
 from runtime.errors import BadRequestError
 from runtime.files.problems import explain
+from runtime.job import Job
 
 
 class State(StrEnum):

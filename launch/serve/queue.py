@@ -19,12 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TypeVar
 
-from launch.commands.build_job import Job
 from launch.serve.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
 from launch.serve.tables import NEXT, TABLES
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files.atomic import reason
 from runtime.files.locks import hold
+from runtime.job import Job
 
 _Made = TypeVar("_Made")
 _PATIENCE = 20.0  # seconds to wait for another process that is writing

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup, StartError
 from launch.cluster.placement import NoRoomError
-from launch.commands.build_job import Job
 from launch.serve.entries import Entry, Progress, ReplicaEntry, State
 from launch.serve.queue import Queue, QueueError, kind_of
 from launch.shell.progress import TimeLeft
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.job import Job
 
 if TYPE_CHECKING:
     from launch.serve.pool import ReplicaPool

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from launch import cli
-from launch.commands.build_job import Job
 from launch.serve.queue import Queue
+from runtime.job import Job
 from runtime.request.config import Lora
 from tests.jobs import make_job
 

@@ -70,7 +70,7 @@ def write_page(scenes: Sequence[Scene], path: Path, *, title: str, fps: int) -> 
 
 
 _TEMPLATES = Environment(
-    loader=PackageLoader("runtime", "templates"),
+    loader=PackageLoader("runtime.film", "templates"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,

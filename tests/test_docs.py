@@ -19,8 +19,8 @@ from runtime.forecasting.presets import load_preset
 from runtime.request import config as configs
 from runtime.request.config import Config, load_config
 from runtime.sampling.coordinator import RECORD_BYTES
+from tests.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("runtime/models/*/README.md")])
 ENTRIES = {
     "lockstep": cli,

@@ -13,7 +13,6 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -23,7 +22,7 @@ from runtime.models.wan.adapter import Transformer, every_block
 from runtime.models.wan.lora import merge_lora
 from runtime.parallel.collectives import Peers
 from runtime.parallel.ranks import Ranks
-from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights
+from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights, is_sharded
 from runtime.request.config import Config
 from runtime.sampling.finite import is_finite
 
@@ -122,7 +121,7 @@ def _spread(module: nn.Module, ranks: Ranks, source: str) -> None:
     """
     for name in [name for name, _ in _tensors(module)]:  # no list of tensors: each is to be freed when moved
         tensor = _find(module, name)
-        if isinstance(tensor, DTensor):
+        if is_sharded(tensor):
             continue  # sharded already
         first = ranks.node.rank == 0
         moved = tensor.to(ranks.device) if first else torch.empty_like(tensor, device=ranks.device)

@@ -16,8 +16,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from runtime.parallel.collectives import Peers
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether a weight is shared out over the ranks."""
+    return isinstance(tensor, DTensor)
+
+
+def own_share(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a weight: all of it, unless it is shared out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Weights(Protocol):

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from runtime.errors import NotFiniteError
 from runtime.models.base import Embeddings
 from runtime.parallel.ranks import Ranks
+from runtime.parallel.sharding import own_share
 from runtime.request.config import Config
 from spectrum import StepKind
 
@@ -61,11 +61,7 @@ def check_finite(
 
 def likely_cause(model: nn.Module, config: Config, ranks: Ranks) -> str:
     """Why a transformer gives what is not finite; to be asked on every rank."""
-    own = [
-        name
-        for name, weight in model.named_parameters()
-        if not torch.isfinite(weight.to_local() if isinstance(weight, DTensor) else weight).all()
-    ]
+    own = [name for name, weight in model.named_parameters() if not torch.isfinite(own_share(weight)).all()]
     broken = sorted({name for told in ranks.control.tell(own) for name in told})
     if broken:
         loras = ", ".join(lora.file for lora in config.lora)

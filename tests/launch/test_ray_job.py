@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from launch import ray_job
+from tests.places import ROOT
 from tests.ranks import free_port
 
-ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a red circle moving left on a black background"
 RAY = str(Path(sys.executable).with_name("ray"))
 

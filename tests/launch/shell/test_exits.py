@@ -12,6 +12,7 @@ import pytest
 
 from launch.shell.exits import advising, check_arguments, run_command
 from runtime.errors import BadRequestError, JobFailedError
+from tests.places import ROOT
 
 ENDING = """
 import atexit, ctypes, sys, threading, time
@@ -56,7 +57,7 @@ end_with(run)
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_nothing_special(tmp_path: Path, closed: str) -> None:
     """And what is printed does not land in the file that gets their numbers."""
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     command = f'exec "$0" -c "$1" {closed}'
     done = subprocess.run(
         ["bash", "-c", command, sys.executable, CLOSED],
@@ -85,7 +86,7 @@ end_with(run)
 
 @pytest.mark.parametrize("reader", ["2>&1 | head -1", "2>&1 | true", "2>/dev/full | cat"])
 def test_a_job_goes_on_when_nobody_listens_any_more(tmp_path: Path, reader: str) -> None:
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     done = subprocess.run(
         ["bash", "-c", f'"$0" -c "$1" {reader}; exit ${{PIPESTATUS[0]}}', sys.executable, LEFT],
         cwd=tmp_path, env={"PYTHONPATH": root, "PATH": os.environ["PATH"]}, capture_output=True, text=True,

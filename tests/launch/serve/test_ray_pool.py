@@ -38,8 +38,7 @@ from runtime.request.config import EMBEDDED_MODELS, load_config
 from runtime.sampling.denoise import StepRecord
 from tests.jobs import PROMPT, TINY, make_job, overflowing
 from tests.kills import killed_between_files
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.places import ROOT
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 

@@ -13,6 +13,7 @@ from runtime.errors import BadRequestError
 from runtime.film.storyboard import fade_of, load_storyboard
 from runtime.request.config import Lora
 from runtime.request.images import image_digest
+from tests.places import ROOT
 
 FILM = """\
 title: Shapes at play
@@ -31,7 +32,7 @@ shots:
     spectrum: "off"
     transition: {kind: crossfade, frames: 4}
 """
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 LORA = {
     "transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, 192),
     "transformer.blocks.0.attn1.to_q.lora_B.weight": torch.ones(192, 1),

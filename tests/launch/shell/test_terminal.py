@@ -23,8 +23,8 @@ from launch.shell.terminal import Terminal, print_path, visible
 from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 from tests.jobs import make_job
+from tests.places import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--size", "64x48", "--frames", "1", "--steps", "2", "--max-sequence-length", "32"]
 ODD = (
     "The end [/end]",

@@ -120,7 +120,7 @@ class Engine:
             CancelledError: `command` was told to end it.
             RankFailedError: another rank disagreed, or has failed.
         """
-        if len(sinks) != (request.videos if self.ranks.leads else 0):
+        if len(sinks) != (request.videos if self.ranks.is_leader else 0):
             raise ValueError(f"{request.videos} videos need as many sinks, got {len(sinks)}")
         plan = self.plan(request)
         generation = Generation(request, plan.preset, plan.topology, plan.attention)
@@ -331,7 +331,7 @@ class Engine:
         Raises:
             BadRequestError: it cannot be used.
         """
-        if request.image is not None and self.ranks.leads:
+        if request.image is not None and self.ranks.is_leader:
             self._picture = read_picture(request.image)
         try:
             yield
@@ -347,14 +347,14 @@ class Engine:
         if request.image is None:
             return None, ""
         picture, told = None, {}
-        if self.ranks.leads:
+        if self.ranks.is_leader:
             try:
                 held = self._picture
                 picture = held if held and held.path == request.image else read_picture(request.image)
                 told = {"digest": picture.digest}
             except BadRequestError as error:
                 told = {"problem": str(error)}
-        told = self.ranks.control.tell(told)[0]
+        told = self.ranks.control.all_gather_object(told)[0]
         if "problem" in told:
             raise BadRequestError(told["problem"])
         return picture, told["digest"]

@@ -104,7 +104,7 @@ class Job:
             checkpoints=None if kept is None else replace(kept, root=kept.root.absolute()),
         )
 
-    def going_on(self) -> Job:
+    def retried(self) -> Job:
         """The same job, to be gone on with; it may replace a video that the attempt before made."""
         kept, overwrite = self.checkpoints, self.outputs.overwrite or self._is_made()
         return replace(
@@ -117,7 +117,7 @@ class Job:
         """The same job; where it goes on from what an attempt before left, it may replace the files that this
         attempt made: it may have been killed between its report and its videos."""
         kept = self.checkpoints
-        return self.going_on() if kept is not None and kept.resume and kept.left else self
+        return self.retried() if kept is not None and kept.resume and kept.left else self
 
     def _is_made(self) -> bool:
         """Whether there is a report of this very request; it appears before the videos that it names."""
@@ -149,7 +149,7 @@ class Job:
         kept = self.checkpoints
         left = kept is not None and kept.left
         options = ["--resume"] if kept is not None and left and not kept.resume else []
-        overwrite = (self.going_on() if left else self).outputs.overwrite
+        overwrite = (self.retried() if left else self).outputs.overwrite
         if not overwrite and any(os.path.lexists(path) for path in self.outputs.all(self.request.videos)):
             options.append("--overwrite")
         return options
@@ -246,7 +246,7 @@ def _begun(
         with _held(engine, requests, outputs, checkpoints):
             yield
         # Nobody leaves before the files are written: a rank may fail until then.
-        ranks.control.tell("done")
+        ranks.control.all_gather_object("done")
     except (BadRequestError, CancelledError):
         ranks.at("idle")  # they end the job, not its ranks
         raise
@@ -292,7 +292,7 @@ def _held(
 
 def _refuse_together(engine: Engine, problem: str) -> None:
     """Raise BadRequestError on all ranks if any of them has a problem."""
-    problems = [told for told in engine.ranks.control.tell(problem) if told]
+    problems = [told for told in engine.ranks.control.all_gather_object(problem) if told]
     if problems:
         raise BadRequestError(problems[0])
 

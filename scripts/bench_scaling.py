@@ -115,10 +115,10 @@ def run_rounds(ranks: Ranks, topologies: list[Topology], rounds: int) -> dict[To
     results: dict[Topology, list[Measured]] = {topology: [] for topology in topologies}
     for _ in range(rounds):
         for topology in topologies:
-            ranks.control.tell("ready")
+            ranks.control.all_gather_object("ready")
             if topology.world == ranks.size:
                 results[topology].append(run_once(ranks, topology))
-            elif ranks.leads:
+            elif ranks.is_leader:
                 results[topology].append(run_once(Ranks.alone(ranks.device), topology))
     return results
 

@@ -37,7 +37,7 @@ def _killed(ranks: Ranks, job: Job) -> None:
 
 def done(ranks: Ranks, job: Job) -> tuple[int, list[str], list[str]] | None:
     """Run a job to its end; where it began, its decisions, and its frames, on the first rank."""
-    if ranks.leads:
+    if ranks.is_leader:
         job.check_files()
     report = do_job(Engine(job.config, ranks, job.degrees), job, silent)
     if not isinstance(report, Report):

@@ -110,7 +110,7 @@ class _Run:
         failures: list[str] = []
         try:
             while True:
-                ended = self._attempt(self._job.going_on() if failures or self._again else self._job)
+                ended = self._attempt(self._job.retried() if failures or self._again else self._job)
                 match ended.end:
                     case End.DONE:
                         return Report.model_validate_json(ended.report)

@@ -65,7 +65,7 @@ def plan_calibration(
     seed: int,
     out: Path,
     overwrite: bool,
-    leads: bool = True,
+    is_leader: bool = True,
     **given: Any,
 ) -> CalibrationJob:
     """Check everything that can be checked before the model loads.
@@ -73,7 +73,7 @@ def plan_calibration(
     Args:
         prompts: a file with one prompt per line; by default the one that is shipped for the config.
         seed: of the first video; the others follow.
-        leads: whether this rank writes the file.
+        is_leader: whether this rank writes the file.
 
     Raises:
         BadRequestError: an option is not acceptable.
@@ -82,13 +82,13 @@ def plan_calibration(
     check_loras(settings)
     if out.suffix != ".json":
         raise BadRequestError(f"out: {str(out)!r} given; the name must end in .json")
-    if leads:
+    if is_leader:
         check_writable(out, overwrite=overwrite)
     path = prompts or _shipped_prompts(config)
     requests = _requests(settings, path, seed, **given)
     check_apart({out: "out"}, inputs_of(config, settings, requests[0]) | {path: "prompts"})
     job = CalibrationJob(settings, requests, out, overwrite)
-    if leads:
+    if is_leader:
         check_image(requests[0].image)
         check_partial(job.partial)
     return job
@@ -132,7 +132,7 @@ def run_calibration(
     )
     with advising(job.advice), engine.commanded(), shown.of(calibrator.evaluations):
         calibration = calibrator.run()
-        if engine.ranks.leads:
+        if engine.ranks.is_leader:
             calibration.write(job.out, overwrite=job.overwrite)
         calibrator.forget()
     return calibration
@@ -169,7 +169,7 @@ def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any
     set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
     with told_to_others(rendezvous):
         check_world(ranks, rendezvous)
-        job = plan_calibration(**options, leads=rendezvous.rank == 0)
+        job = plan_calibration(**options, is_leader=rendezvous.rank == 0)
     console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
     with joined(job.config, rendezvous, timeout or usual_timeout(job.config.compile)) as group:
         run_calibration(job, console, group, on_loaded=stop_on_signals)

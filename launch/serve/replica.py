@@ -129,7 +129,7 @@ class Replica:
             self._set_aside(entry, entry.kills, "Ray was lost while it ran")
             return
         try:
-            job = entry.job if entry.tries == 1 else entry.job.going_on()
+            job = entry.job if entry.tries == 1 else entry.job.retried()
             group = self._group_for(job)
             self._stillborn = 0
             self._show("working")

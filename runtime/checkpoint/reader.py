@@ -43,7 +43,7 @@ def restore(folder: Path, topology: Topology, ranks: Ranks, branches: tuple[str,
             otherwise the parts are put together.
         branches: those that this rank computes.
     """
-    found: list[int] = ranks.control.tell(complete_steps(folder) if ranks.leads else [])[0]
+    found: list[int] = ranks.control.all_gather_object(complete_steps(folder) if ranks.is_leader else [])[0]
     for step in found:
         restored, problem = None, ""
         with ranks.busy("reading its checkpoint"):
@@ -51,12 +51,12 @@ def restore(folder: Path, topology: Topology, ranks: Ranks, branches: tuple[str,
                 restored = _read(folder, step, topology, ranks.rank, branches)
             except Exception as error:  # whatever torch and pickle make of what is there
                 problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        problems = [told for told in ranks.control.tell(problem) if told]
+        problems = [told for told in ranks.control.all_gather_object(problem) if told]
         if not problems:
             return restored
-        if ranks.leads:
+        if ranks.is_leader:
             log.warning("checkpoint of step %d: %s; trying the one before", step, problems[0])
-    if found and ranks.leads:
+    if found and ranks.is_leader:
         log.warning("no checkpoint in %r can be used; starting at the first step", str(folder))
     return None
 

@@ -126,7 +126,7 @@ class Calibrator:
             raise BadRequestError(f"config: {type(sampler).__name__} has no noise level for each step")
         self._found = Findings()
         self._kept: PartialFile | None = None  # on the first rank
-        if engine.ranks.leads:
+        if engine.ranks.is_leader:
             shape = engine.sizes.shape(self._requests[0])
             self._kept = PartialFile(partial, self._identity, self._steps, shape)
 
@@ -173,7 +173,7 @@ class Calibrator:
     def _full(self, video: int) -> None:
         """One full run, and the nudged runs that branch off it."""
         prepared = self._engine.prepare(self._engine.plan(self._requests[video]))
-        stream = GramStream(prepared.network, leads=self._engine.ranks.leads)
+        stream = GramStream(prepared.network, is_leader=self._engine.ranks.is_leader)
         nudged = self.nudged_steps(video)
         state, sampler = Denoising(prepared.noise_BCFHW), prepared.plan.fresh_sampler()
         before: list[_Before] = []
@@ -229,7 +229,7 @@ class Calibrator:
                 if record.kind is StepKind.FORECAST:
                     self._found.forecast.append(record.seconds)
             frames = self._frames(state.latents_BCFHW)
-            if self._engine.ranks.leads:
+            if self._engine.ranks.is_leader:
                 full_BCFHW = self._found.latents[video].to(state.latents_BCFHW)
                 difference = (state.latents_BCFHW - full_BCFHW).norm() / full_BCFHW.norm()
                 done.append(
@@ -242,7 +242,7 @@ class Calibrator:
                         psnr=psnr(frames, truth),
                     )
                 )
-        told = self._engine.ranks.control.tell([trial.model_dump() for trial in done])[0]
+        told = self._engine.ranks.control.all_gather_object([trial.model_dump() for trial in done])[0]
         self._found.trials += told
 
     def _walk(
@@ -274,15 +274,15 @@ class Calibrator:
         latents_BCFHW = torch.empty(
             self._engine.sizes.shape(self._requests[video]), device=self._engine.ranks.device
         )
-        if self._engine.ranks.leads:
+        if self._engine.ranks.is_leader:
             latents_BCFHW.copy_(self._found.latents[video])
         self._engine.ranks.everyone.broadcast(latents_BCFHW)
         return latents_BCFHW
 
     def _frames(self, latents_BCFHW: torch.Tensor) -> Frames:
         """Decoded frames of all videos `[T, H, W, 3]`, on the first rank; on others nothing."""
-        leads, plan = self._engine.ranks.leads, self._plan
-        sinks = [FrameBuffer() for _ in range(latents_BCFHW.shape[0])] if leads else []
+        is_leader, plan = self._engine.ranks.is_leader, self._plan
+        sinks = [FrameBuffer() for _ in range(latents_BCFHW.shape[0])] if is_leader else []
         generation = Generation(plan.request, plan.preset, plan.topology, plan.attention)
         self._engine.decode(latents_BCFHW, sinks, generation)
         return np.concatenate([sink.frames for sink in sinks]) if sinks else np.empty((0, 0, 0, 3), np.uint8)
@@ -354,7 +354,7 @@ class Calibrator:
                 if not self._overwrite:
                     problem = str(error)
         told: dict[str, Any] | None
-        problem, told = self._engine.ranks.control.tell((problem, found and found.plain()))[0]
+        problem, told = self._engine.ranks.control.all_gather_object((problem, found and found.plain()))[0]
         if problem:
             raise BadRequestError(problem)
         if told is not None:

@@ -38,12 +38,14 @@ class _Probe:
 class GramStream(_Probe):
     """Computes every step, and remembers what its streams were, to multiply them in the end."""
 
-    def __init__(self, network: Network, *, leads: bool):
-        self._network, self._leads = network, leads
+    def __init__(self, network: Network, *, is_leader: bool):
+        self._network, self._is_leader = network, is_leader
         self._values: dict[StreamName, dict[str, list[torch.Tensor]]] = {
             "feature": {branch.name: [] for branch in network.branches},
             "velocity": {branch.name: [] for branch in network.branches},
-            "guided": {GuidedStream.NAME: []} if leads else {},  # whole on every rank: one of them counts it
+            "guided": {GuidedStream.NAME: []}
+            if is_leader
+            else {},  # whole on every rank: one of them counts it
         }
         self.last_BCFHW: torch.Tensor | None = None
 
@@ -58,7 +60,7 @@ class GramStream(_Probe):
             self._values["feature"][branch.name].append(sample(feature_BSD))
             self._values["velocity"][branch.name].append(sample(patches_BSP))
         self.last_BCFHW = network.velocity(patches)
-        if self._leads:
+        if self._is_leader:
             self._values["guided"][GuidedStream.NAME].append(sample(self.last_BCFHW))
         return StreamOutput(self.last_BCFHW)
 

@@ -91,7 +91,7 @@ class ImageCondition:
     layout: Layout
     tokens_BIE: torch.Tensor | None = None
 
-    def going_on_from(self, tail_BCFHW: torch.Tensor) -> ImageCondition:
+    def continued_from(self, tail_BCFHW: torch.Tensor) -> ImageCondition:
         """That of a window that begins with these latent frames of the one before.
 
         They are taken as they are: nothing is decoded and encoded again, so colours do not shift.

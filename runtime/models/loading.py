@@ -67,7 +67,7 @@ def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> Loade
 def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKLWan | None:
     """The VAE where it is needed: on every rank if they share tiles, otherwise on the first."""
     if config.tiles is None:
-        if not ranks.leads:
+        if not ranks.is_leader:
             return None
         ranks = Ranks.alone(ranks.device)
     model = _open(AutoencoderKLWan, "vae", folder, config, ranks.node)
@@ -101,7 +101,7 @@ def _open(
         for lora in config.lora if component == "transformer" else ():
             merge_lora(model, lora, folder.revision)
         layout = [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in _tensors(model)]
-    layout = node.tell(layout)[0]
+    layout = node.all_gather_object(layout)[0]
     if node.rank != 0:
         with init_empty_weights(include_buffers=True):
             model = kind.from_config(kind.load_config(path))

@@ -170,20 +170,20 @@ class Peers:
             self._guard.blame(error)
         return Transfer(work, incoming, shapes, self._guard, polls=self._blocks(incoming))
 
-    def exchange(self, pieces: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> list[torch.Tensor]:
+    def all_to_all(self, pieces: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> list[torch.Tensor]:
         """As `start`, and wait."""
         return self.start(pieces, shapes).wait()
 
     def gather(self, piece: torch.Tensor, shapes: Sequence[Shape]) -> list[torch.Tensor]:
         """Every rank's piece, on every rank."""
-        return self.exchange([piece] * self.size, shapes)
+        return self.all_to_all([piece] * self.size, shapes)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over the ranks, added up in rank order: the same bits on every rank."""
         piece = torch.tensor(values, dtype=torch.float64)
         return torch.stack(self.gather(piece, [(len(values),)] * self.size)).sum(0).tolist()
 
-    def tell(self, content: Any) -> list[Any]:
+    def all_gather_object(self, content: Any) -> list[Any]:
         """Every rank's `content`, which must be JSON, on every rank."""
         message = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
         lengths = self.gather(torch.tensor([message.numel()]), [(1,)] * self.size)
@@ -202,7 +202,7 @@ class Peers:
             self._guard.blame(error)
         finish(work, self._guard, polls=self._blocks(tensor))
 
-    def collect(self, output: torch.Tensor, piece: torch.Tensor) -> dist.Work:
+    def all_gather_into_tensor(self, output: torch.Tensor, piece: torch.Tensor) -> dist.Work:
         """Start to fill `output` with every rank's `piece`, all of one size: what FSDP asks for."""
         assert self.group is not None
         self._enter(piece.numel() * piece.element_size() * (self.size - 1))

@@ -21,9 +21,9 @@ from runtime.parallel.collectives import Peers, Traffic, Unguarded
 from runtime.parallel.devices import DeviceQueue
 from runtime.parallel.groups import Backend, ProcessGroups
 from runtime.parallel.guidance import Guidance, LocalGuidance, NoGuidance, SplitGuidance
+from runtime.parallel.heartbeats import host_name
 from runtime.parallel.meeting import Rendezvous, meet
 from runtime.parallel.sequence import Sequence, Split, SplitSequence, WholeSequence
-from runtime.parallel.signs import host_name
 from runtime.parallel.topology import Topology
 from runtime.parallel.watch import Watch
 
@@ -72,7 +72,7 @@ class Ranks:
         return cls(device, Traffic(), everyone=peers, control=peers, node=peers)
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this is the rank that encodes text, writes files and speaks to the user."""
         return self.rank == 0
 
@@ -112,7 +112,7 @@ class Ranks:
         if self.watch is not None:
             self.watch.before_transfer = confirm
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait for the accelerator's queue, but not for a rank that will not come."""
         if self.device.type == "cpu":
             return
@@ -135,7 +135,7 @@ class Ranks:
         Raises:
             RankFailedError: it is not; the message names the rank and the first field that differs.
         """
-        told = self.control.tell(content)
+        told = self.control.all_gather_object(content)
         odd = minority([repr(flatten(one)) for one in told])
         if odd is not None:
             usual = flatten(next(one for rank, one in enumerate(told) if rank not in odd))
@@ -144,13 +144,13 @@ class Ranks:
             reason = f"it has {field} = {own.get(field)!r} where other ranks have {usual.get(field)!r}"
             raise RankFailedError(odd[0], self.where, reason)
 
-    def hand_out(self, own: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    def broadcast_tensors(self, own: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
         """The first rank's tensors, all of `dtype`, on every rank's device.
 
         Args:
             own: on the first rank; on the others empty.
         """
-        shapes = self.control.tell([list(tensor.shape) for tensor in own])[0]
+        shapes = self.control.all_gather_object([list(tensor.shape) for tensor in own])[0]
         tensors = own or [torch.empty(shape, dtype=dtype, device=self.device) for shape in shapes]
         for tensor in tensors:
             self.everyone.broadcast(tensor)
@@ -267,7 +267,7 @@ def join(
         if backend == "nccl":
             watch.queue = DeviceQueue(device)
         control = Peers(groups.control(), _ControlGuard(watch), Traffic())
-        nodes = _nodes(control.tell(host or host_name()))
+        nodes = _nodes(control.all_gather_object(host or host_name()))
         node = Peers(groups.of(nodes, rank), watch, traffic)
         per_node = math.gcd(*(len(members) for members in nodes))
         yield Ranks(
@@ -286,13 +286,13 @@ def join(
         failure = watch.failure() if interrupted else None
         watch.end(failure or error)
         if rank == 0:
-            watch.outlive()
+            watch.wait_for_others()
         if failure is not None:
             raise failure from error
         raise
     watch.end()
     if rank == 0:
-        watch.outlive()
+        watch.wait_for_others()
     dist.destroy_process_group()
 
 

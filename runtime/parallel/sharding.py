@@ -106,7 +106,7 @@ class _CountedGather:
         group: dist.ProcessGroup,
         async_op: bool = False,
     ) -> dist.Work | None:
-        work = self._everyone.collect(output_tensor, input_tensor)
+        work = self._everyone.all_gather_into_tensor(output_tensor, input_tensor)
         if async_op:
             return work
         work.wait()

@@ -1,8 +1,8 @@
 """The watch: every rank shows signs of life in a shared store and looks at the others', so that nobody waits
 for a rank that will not come.
 
-A thread publishes this rank's sign a few times within the timeout and judges the others'. The main thread
-asks for the verdict whenever it waits for other ranks, so a dead, stalled, failed or cancelled rank ends the
+A thread publishes this rank's heartbeat a few times within the timeout and judges the others'. The main thread
+asks for the diagnosis whenever it waits for other ranks, so a dead, stalled, failed or cancelled rank ends the
 wait of all, with one error that names it.
 """
 
@@ -24,14 +24,25 @@ from typing import Any, NoReturn, Protocol
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from runtime.errors import LockstepError, RankFailedError
+from runtime.parallel.heartbeats import (
+    Bounds,
+    Diagnosis,
+    Heartbeat,
+    State,
+    Still,
+    Wait,
+    diagnose,
+    ending,
+    is_gone,
+    own_heartbeat,
+)
 from runtime.parallel.meeting import MEETING, in_background
-from runtime.parallel.signs import Bounds, Sign, State, Still, Verdict, Wait, ending, is_gone, judge, own_sign
 
 log = logging.getLogger(__name__)
 
-_TICKS = 10  # signs within one timeout, and at least one a second
+_TICKS = 10  # heartbeats within one timeout, and at least one a second
 _PATIENCE = 0.8  # part of the timeout after which silence is a failure; the rest is for telling everybody
-_GRACE = 20.0  # seconds, at most, in which the main thread should hear a verdict; agents kill after 30
+_GRACE = 20.0  # seconds, at most, in which the main thread should hear a diagnosis; agents kill after 30
 
 
 class Queue(Protocol):
@@ -80,20 +91,22 @@ class Watch:
         self._bounds, self._tick = Bounds(_PATIENCE * timeout, busy), min(1.0, timeout / _TICKS)
         store.set_timeout(timedelta(seconds=self._bounds.patience))
         self._give_up = give_up
-        self._sign, self._began = own_sign(), time.monotonic()
+        self._heartbeat, self._began = own_heartbeat(), time.monotonic()
         self._lock = threading.Lock()
-        self._verdict: Verdict | None = None
-        self._told = threading.Event()  # the main thread knows the verdict, or this rank has ended by itself
+        self._diagnosis: Diagnosis | None = None
+        self._told = (
+            threading.Event()
+        )  # the main thread knows the diagnosis, or this rank has ended by itself
         self._wake, self._closed = threading.Event(), threading.Event()
         self._waited, self._broken = 0.0, False
-        self._seen: dict[int, Sign] = {}
+        self._seen: dict[int, Heartbeat] = {}
         self._beaten: dict[int, float] = {}  # rank → when its beat was seen to change
         self._moved: dict[int, float] = {}  # and when its progress was
         self._swept = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="lockstep-watch", daemon=True)
 
     def start(self) -> None:
-        """Show the first sign and begin to look at the others', once they have all shown theirs."""
+        """Show the first heartbeat and begin to look at the others', once they have all shown theirs."""
         self._publish()
         keys = [_key(rank) for rank in range(self._size)]
         try:
@@ -107,7 +120,7 @@ class Watch:
     @property
     def where(self) -> str:
         """What this rank is doing."""
-        return self._sign.where
+        return self._heartbeat.where
 
     def at(self, where: str, *, busy: bool = False) -> None:
         """Say what this rank is doing, and whether it is something that others may wait long for."""
@@ -119,7 +132,7 @@ class Watch:
     def busy(self, where: str) -> Iterator[None]:
         """While the block runs, this rank is at something that others may wait long for; then at what it was
         before. If the block fails, it failed there."""
-        before = self._sign
+        before = self._heartbeat
         self.at(where, busy=True)
         yield
         self.at(before.where, busy=before.busy)
@@ -134,7 +147,7 @@ class Watch:
     def count(self) -> None:
         """This rank starts a transfer of any kind."""
         self._waited, self._began = 0.0, time.monotonic()
-        self._change(entered=self._sign.entered + 1)
+        self._change(entered=self._heartbeat.entered + 1)
 
     def check(self, waited: float) -> None:
         """Raise if waiting is in vain; called during a wait of `waited` seconds so far.
@@ -145,9 +158,11 @@ class Watch:
         """
         self._waited, self._began = waited, time.monotonic()
         silent = time.monotonic() - self._swept
-        if self._verdict is None and silent > 2 * self.timeout:
-            self._verdict = Verdict(None, self.where, f"the ranks' store has not answered for {silent:.0f} s")
-        self._raise_verdict()
+        if self._diagnosis is None and silent > 2 * self.timeout:
+            self._diagnosis = Diagnosis(
+                None, self.where, f"the ranks' store has not answered for {silent:.0f} s"
+            )
+        self._raise_diagnosis()
 
     def blame(self, error: Exception) -> NoReturn:
         """A transfer broke; name the rank that is the reason, once it is known.
@@ -158,7 +173,7 @@ class Watch:
         self._broken = True
         deadline = time.monotonic() + self.timeout
         while time.monotonic() < deadline:
-            self._raise_verdict()
+            self._raise_diagnosis()
             time.sleep(self._tick / 4)
         self._told.set()
         said = str(error).splitlines()[0]
@@ -166,12 +181,12 @@ class Watch:
 
     def failure(self) -> LockstepError | None:
         """Look now: the error that another rank's failure means for this one, if there is a failure."""
-        if self._verdict is None:
+        if self._diagnosis is None:
             try:
                 self._notice(self._read())
             except RuntimeError as error:
                 self._lose_store(error)
-        return None if self._verdict is None or self._verdict.cancelled else self._verdict.error()
+        return None if self._diagnosis is None or self._diagnosis.cancelled else self._diagnosis.error()
 
     def end(self, error: BaseException | None = None) -> None:
         """This rank leaves, because it is done or because of `error`; the others are told which."""
@@ -181,8 +196,8 @@ class Watch:
             self._publish()
         except RuntimeError:
             log.warning("could not tell the other ranks how this one ended: the store is gone")
-        if self._verdict is not None and self._verdict.silent:
-            self._fence(self._verdict.rank)
+        if self._diagnosis is not None and self._diagnosis.silent:
+            self._fence(self._diagnosis.rank)
         self._closed.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -190,45 +205,52 @@ class Watch:
 
     def _fence(self, rank: int | None) -> None:
         """End a process on this host that has been given up: should it ever wake, it must do no harm."""
-        sign = self._seen.get(rank) if rank is not None else None
-        if sign is not None and sign.host == self._sign.host and not is_gone(sign, self._sign):
-            log.warning("rank %s (process %s) shows no sign of life and is killed", rank, sign.pid)
+        heartbeat = self._seen.get(rank) if rank is not None else None
+        if (
+            heartbeat is not None
+            and heartbeat.host == self._heartbeat.host
+            and not is_gone(heartbeat, self._heartbeat)
+        ):
+            log.warning("rank %s (process %s) shows no sign of life and is killed", rank, heartbeat.pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(sign.pid, signal.SIGKILL)
+                os.kill(heartbeat.pid, signal.SIGKILL)
 
-    def outlive(self) -> None:
+    def wait_for_others(self) -> None:
         """Wait until every other rank has ended, or shows no sign of life. The store's host does so."""
         deadline = time.monotonic() + self.timeout
         others = [rank for rank in range(self._size) if rank != self._rank]
         while time.monotonic() < deadline:
             try:
-                signs = self._read()
+                heartbeats = self._read()
             except RuntimeError:
                 return
-            if all(signs[r].state is not State.RUNNING or is_gone(signs[r], self._sign) for r in others):
+            if all(
+                heartbeats[r].state is not State.RUNNING or is_gone(heartbeats[r], self._heartbeat)
+                for r in others
+            ):
                 return
             time.sleep(self._tick / 4)
 
-    def _raise_verdict(self) -> None:
-        if self._verdict is not None:
+    def _raise_diagnosis(self) -> None:
+        if self._diagnosis is not None:
             self._told.set()
-            raise self._verdict.error()
+            raise self._diagnosis.error()
 
     def _run(self) -> None:
         """Publish when something changes and at every tick; look at the others at every tick."""
-        while self._verdict is None:
+        while self._diagnosis is None:
             self._wake.wait(self._tick)
             self._wake.clear()
             if self._closed.is_set():
                 return
             try:
                 self._publish()
-                if self._verdict is None and time.monotonic() - self._swept >= self._tick:
+                if self._diagnosis is None and time.monotonic() - self._swept >= self._tick:
                     self._notice(self._read())
                     self._swept = time.monotonic()
             except RuntimeError as error:
                 self._lose_store(error)
-        self._act(self._verdict.error())
+        self._act(self._diagnosis.error())
 
     def _act(self, error: LockstepError) -> None:
         """The main thread hears of `error` when it asks next; help it there, or give it up."""
@@ -237,7 +259,9 @@ class Watch:
         except RuntimeError as trouble:
             log.warning("what the device waits for could not be ended: %s", trouble)
         deadline = time.monotonic() + min(self.timeout, _GRACE)
-        if not self._told.is_set():  # from now on it shows no more signs, and must not be taken for the cause
+        if (
+            not self._told.is_set()
+        ):  # from now on it shows no more heartbeats, and must not be taken for the cause
             self._change(**ending(error, self._rank))
             with contextlib.suppress(RuntimeError):  # the store may be what is gone
                 self._publish()
@@ -245,13 +269,13 @@ class Watch:
             self._give_up(error)
 
     def _change(self, **fields: Any) -> None:
-        with self._lock:  # both threads change the sign
-            self._sign = replace(self._sign, **fields)
+        with self._lock:  # both threads change the heartbeat
+            self._heartbeat = replace(self._heartbeat, **fields)
 
     def _publish(self) -> None:
         reached, since = self._reached(), time.monotonic() - self._began
-        self._change(beat=self._sign.beat + 1, reached=reached, since=since)
-        self._store.set(_key(self._rank), json.dumps(asdict(self._sign)))
+        self._change(beat=self._heartbeat.beat + 1, reached=reached, since=since)
+        self._store.set(_key(self._rank), json.dumps(asdict(self._heartbeat)))
 
     def _reached(self) -> int:
         """How far the accelerator has come. If it cannot say, it has failed, and this rank with it."""
@@ -259,39 +283,46 @@ class Watch:
             return 0 if self.queue is None else self.queue.reached()
         except RuntimeError as error:
             said = str(error).splitlines()[0]
-            self._verdict = self._verdict or Verdict(self._rank, self.where, f"its device failed: {said}")
-            return self._sign.reached
+            self._diagnosis = self._diagnosis or Diagnosis(
+                self._rank, self.where, f"its device failed: {said}"
+            )
+            return self._heartbeat.reached
 
-    def _read(self) -> dict[int, Sign]:
+    def _read(self) -> dict[int, Heartbeat]:
         values = self._store.multi_get([_key(rank) for rank in range(self._size)])
-        signs = [Sign(**json.loads(value)) for value in values]
-        return {rank: replace(sign, state=State(sign.state)) for rank, sign in enumerate(signs)}
+        heartbeats = [Heartbeat(**json.loads(value)) for value in values]
+        return {
+            rank: replace(heartbeat, state=State(heartbeat.state))
+            for rank, heartbeat in enumerate(heartbeats)
+        }
 
-    def _notice(self, signs: Mapping[int, Sign]) -> None:
+    def _notice(self, heartbeats: Mapping[int, Heartbeat]) -> None:
         now = time.monotonic()
-        for rank, sign in signs.items():
+        for rank, heartbeat in heartbeats.items():
             before = self._seen.get(rank)
-            if before is None or sign.beat != before.beat:
+            if before is None or heartbeat.beat != before.beat:
                 self._beaten[rank] = now
-            if before is None or sign.progress != before.progress:
+            if before is None or heartbeat.progress != before.progress:
                 self._moved[rank] = now
-        self._seen = dict(signs)
-        still = {rank: Still(now - self._beaten[rank], now - self._moved[rank]) for rank in signs}
+        self._seen = dict(heartbeats)
+        still = {rank: Still(now - self._beaten[rank], now - self._moved[rank]) for rank in heartbeats}
         wait = Wait(self._waited, self._broken)
-        verdict = judge(self._rank, self._sign, wait, signs, still, self._bounds)
-        if verdict is not None:  # a rank may have told why it ends since, and be gone now
-            verdict = judge(self._rank, self._sign, wait, self._read(), still, self._bounds) or verdict
-        self._verdict = verdict
+        diagnosis = diagnose(self._rank, self._heartbeat, wait, heartbeats, still, self._bounds)
+        if diagnosis is not None:  # a rank may have told why it ends since, and be gone now
+            diagnosis = (
+                diagnose(self._rank, self._heartbeat, wait, self._read(), still, self._bounds) or diagnosis
+            )
+        self._diagnosis = diagnosis
 
     def _lose_store(self, error: RuntimeError) -> None:
         """The store lives in the first rank, or in its launcher: one of them is gone or has stopped."""
         first = self._seen.get(0)
         if self._rank != 0 and first is not None and first.state is State.RUNNING:
-            reason = "it died" if is_gone(first, self._sign) else "it shows no sign of life"
+            reason = "it died" if is_gone(first, self._heartbeat) else "it shows no sign of life"
             said = str(error).splitlines()[0]
-            self._verdict = Verdict(0, self.where, f"{reason}, or the store beside it is gone ({said})")
+            self._diagnosis = Diagnosis(0, self.where, f"{reason}, or the store beside it is gone ({said})")
         else:
-            self._verdict = Verdict(None, self.where, f"the ranks' store is gone: {error}")
+            self._diagnosis = Diagnosis(None, self.where, f"the ranks' store is gone: {error}")
 
 
 def _nothing() -> None:
@@ -299,4 +330,4 @@ def _nothing() -> None:
 
 
 def _key(rank: int) -> str:
-    return f"sign/{rank}"
+    return f"heartbeat/{rank}"

@@ -82,12 +82,12 @@ def denoise(
             raise CancelledError(f"cancelled before step {index}")
         timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
         output = stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
-        ranks.settle()  # samplers read numbers back, and would wait there for ranks that will not come
+        ranks.synchronize()  # samplers read numbers back, and would wait there for ranks that will not come
         state.latents_BCFHW = sampler.step(
             output.velocity_BCFHW, timestep, state.latents_BCFHW, return_dict=False
         )[0]
         size = size_of(state.latents_BCFHW)
-        ranks.settle()
+        ranks.synchronize()
         check_finite(size, index, decision.kind, output.parts, ranks)
         if decision.kind is StepKind.COMPUTE:
             coordinator.observe(index, output.squares)

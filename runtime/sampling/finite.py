@@ -51,7 +51,7 @@ def check_finite(
     if torch.isfinite(size):
         return
     own = [name for name, part in parts.items() if not torch.isfinite(part).all()]
-    named = sorted({name for told in ranks.control.tell(own) for name in told})
+    named = sorted({name for told in ranks.control.all_gather_object(own) for name in told})
     if named:
         of = f"branch{'es' * (len(named) > 1)} {' and '.join(named)}"
     else:
@@ -62,7 +62,7 @@ def check_finite(
 def likely_cause(model: nn.Module, config: Config, ranks: Ranks) -> str:
     """Why a transformer gives what is not finite; to be asked on every rank."""
     own = [name for name, weight in model.named_parameters() if not torch.isfinite(own_share(weight)).all()]
-    broken = sorted({name for told in ranks.control.tell(own) for name in told})
+    broken = sorted({name for told in ranks.control.all_gather_object(own) for name in told})
     if broken:
         loras = ", ".join(lora.file for lora in config.lora)
         files = f"the LoRA {loras} or the model's files" if loras else "the model's files"

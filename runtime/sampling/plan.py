@@ -223,7 +223,7 @@ class Prepared:
             assert self.image is not None
             tail_BCFHW = before_BCFHW[:, :, own.start :]
             known = tail_BCFHW.shape[2]
-            condition = self.image.going_on_from(tail_BCFHW)
+            condition = self.image.continued_from(tail_BCFHW)
             network = replace(network, condition_BCFHW=condition.latents_BCFHW)
         return Segment(self.noise_BCFHW[:, :, own].contiguous(), self._open_one(network), known)
 

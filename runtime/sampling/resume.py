@@ -53,7 +53,7 @@ class Progress:
         self.state.latents_BCFHW = found.shared["latents"].to(device)
         restore_sampler(self.sampler, found.shared["sampler"], device)
         self.stream.restore(found.history, found.shared["stream"], sharded=found.sharded)
-        share = 1 if found.sharded or ranks.leads else 0
+        share = 1 if found.sharded or ranks.is_leader else 0
         self.coordinator.restore(found.shared["coordinator"], [one["sums"] for one in found.own], share)
         logs = [[_record(step) for step in one["steps"]] for one in found.own]
         for of_step in zip(*logs, strict=True):

@@ -106,5 +106,5 @@ def _denoise_one(
         "kept": segment.stream.kept,
         "digest": coordinator.digest,
     }
-    generation.add(done, coordinator, ranks.control.tell(own), start)
+    generation.add(done, coordinator, ranks.control.all_gather_object(own), start)
     return state.latents_BCFHW

@@ -59,7 +59,7 @@ def made(
     engine: Engine, request: VideoRequest, folder: Path, *, stop: bool, resume: bool
 ) -> tuple[bytes, int]:
     """The video's bytes, and the step at which it was resumed; none of one that was stopped."""
-    sinks = [Kept()] if engine.ranks.leads else []
+    sinks = [Kept()] if engine.ranks.is_leader else []
     kept = Checkpoints(folder, every=1, resume=resume)
 
     def on_step(record: StepRecord) -> None:

@@ -57,11 +57,11 @@ class ImageEncoder(ABC):
             noise_BCFHW: the window's.
         """
         encoded: list[torch.Tensor] = []
-        if self._ranks.leads:
+        if self._ranks.is_leader:
             assert vae is not None
             own = self._encode(self._config.windowed(request), image, vae, noise_BCFHW)
             encoded = [tensor.to(self._dtype).contiguous() for tensor in own]
-        latents_BCFHW, *tokens = self._ranks.hand_out(encoded, self._dtype)
+        latents_BCFHW, *tokens = self._ranks.broadcast_tensors(encoded, self._dtype)
         layout = self._layout(noise_BCFHW.shape[1], latents_BCFHW.shape[1])
         return ImageCondition(latents_BCFHW, layout, *tokens)
 

@@ -40,7 +40,7 @@ class PromptEncoder:
         self._pipeline: WanPipeline | None = None
         self._last: tuple[tuple[object, ...], Embeddings] | None = None
         self.warnings: list[str] = []
-        if ranks.leads and config.memory.text_encoder != "free":
+        if ranks.is_leader and config.memory.text_encoder != "free":
             self._pipeline = self._load(self._resting_place)
 
     @torch.no_grad()
@@ -54,8 +54,8 @@ class PromptEncoder:
             request.max_sequence_length,
         )
         if self._last is None or self._last[0] != key:
-            own = self._run(request) if self._ranks.leads else []
-            handed = self._ranks.hand_out(own, self._dtype)
+            own = self._run(request) if self._ranks.is_leader else []
+            handed = self._ranks.broadcast_tensors(own, self._dtype)
             prompts = 1 + len(request.travel)
             self._last = key, Embeddings(handed[:prompts], handed[prompts] if request.guided else None)
         return self._last[1]

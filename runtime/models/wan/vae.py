@@ -203,7 +203,7 @@ def _send_to_first(
     owned = [sum(s for s, owner in zip(sizes, owners, strict=True) if owner == r) for r in range(peers.size)]
     pieces = [outgoing if rank == 0 else nothing for rank in range(peers.size)]
     arriving = [(length,) if peers.rank == 0 else (0,) for length in owned]
-    arrived = peers.exchange(pieces, arriving)
+    arrived = peers.all_to_all(pieces, arriving)
     if peers.rank != 0:
         return []
     queues = [

@@ -152,11 +152,11 @@ def test_a_group_serves_many_jobs_and_a_refused_one_does_no_harm(
         refused = list(group.run(job))[-1]  # the video exists now
         assert isinstance(refused, Ended) and refused.end is End.REFUSED and "exists" in refused.reason
 
-        again = list(group.run(job.going_on()))[-1]
+        again = list(group.run(job.retried()))[-1]
         assert report_of(again).frames_sha256 == undisturbed("paper")
 
         slow = replace(
-            job.going_on(), request=job.request.model_copy(update={"steps": 200, "spectrum": "off"})
+            job.retried(), request=job.request.model_copy(update={"steps": 200, "spectrum": "off"})
         )
         stopped: list[Event | Ended] = []
         for event in group.run(slow):

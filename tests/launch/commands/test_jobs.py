@@ -14,18 +14,18 @@ from tests.jobs import make_job
 
 def test_a_retry_replaces_what_the_attempt_before_made_and_nothing_else(tmp_path: Path) -> None:
     job = make_job(tmp_path / "a.mp4")
-    assert not job.going_on().outputs.overwrite
+    assert not job.retried().outputs.overwrite
     (tmp_path / "a.mp4").write_text("somebody else's")
-    again = job.going_on()
+    again = job.retried()
     with pytest.raises(BadRequestError, match="exists"):
         again.outputs.check(1)
     report = {"request": job.request.model_dump(mode="json"), "videos": [str(tmp_path / "a.mp4")]}
     (tmp_path / "a.json").write_text(json.dumps(report))  # it appears before the video
-    assert job.going_on().outputs.overwrite
+    assert job.retried().outputs.overwrite
     (tmp_path / "a.json").write_text(json.dumps(report | {"request": {"prompt": "another"}}))
-    assert not job.going_on().outputs.overwrite
+    assert not job.retried().outputs.overwrite
     (tmp_path / "a.json").write_text("{}")
-    assert not job.going_on().outputs.overwrite
+    assert not job.retried().outputs.overwrite
 
 
 def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:

@@ -566,10 +566,10 @@ def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None, sp
             die()
 
     sink = FrameBuffer()
-    sinks = [sink] if ranks.leads else []
+    sinks = [sink] if ranks.is_leader else []
     checkpoints = Checkpoints(folder, every=1, resume=until is None)
     generation = engine.generate(request, sinks, after, checkpoints)
-    frames = sink.frames if ranks.leads else None
+    frames = sink.frames if ranks.is_leader else None
     return frames, generation.resumed_at, generation.digests, generation.sent, generation.errors
 
 
@@ -585,7 +585,7 @@ def on_slow_disks(ranks: Ranks, folder: Path) -> int:
         save(content, file)
 
     torch.save = slowly
-    sinks = [FrameBuffer()] if ranks.leads else []
+    sinks = [FrameBuffer()] if ranks.is_leader else []
     return engine.generate(request, sinks, checkpoints=Checkpoints(folder, every=100)).checkpoint_bytes
 
 
@@ -600,7 +600,7 @@ def from_slow_disks(ranks: Ranks, folder: Path) -> int:
     """The second rank takes longer to read its checkpoint than ranks are waited for."""
     engine = Engine(load_config("wan-tiny"), ranks, Degrees(ulysses=2))
     request = engine.config.request(PROMPT, **{**SMALL, "steps": 3})
-    sinks = [FrameBuffer()] if ranks.leads else []
+    sinks = [FrameBuffer()] if ranks.is_leader else []
     engine.generate(request, sinks, checkpoints=Checkpoints(folder, every=1))
     load = torch.load
 
@@ -610,7 +610,7 @@ def from_slow_disks(ranks: Ranks, folder: Path) -> int:
         return load(*arguments, **options)
 
     torch.load = slowly
-    sinks = [FrameBuffer()] if ranks.leads else []
+    sinks = [FrameBuffer()] if ranks.is_leader else []
     return engine.generate(request, sinks, checkpoints=Checkpoints(folder, every=1, resume=True)).resumed_at
 
 

@@ -176,14 +176,14 @@ def one_bad_image_in_the_middle(ranks: Ranks, config: Config, folder: str) -> li
         )
         out = Path(folder) / f"{number}.mp4"
         try:
-            if ranks.leads:
+            if ranks.is_leader:
                 run_job(engine, request, Outputs(out, out.with_suffix(".json")))
             else:
                 follow_job(engine, request, compared=False)
             told.append("done")
         except BadRequestError as error:
             told.append(str(error))
-        sinks = [FrameBuffer()] if ranks.leads else []
+        sinks = [FrameBuffer()] if ranks.is_leader else []
         try:  # without a job around it, as calibrations do
             engine.generate(request, sinks)
         except BadRequestError as error:

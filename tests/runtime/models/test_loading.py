@@ -45,7 +45,7 @@ def in_bfloat16() -> Config:
 
 def loaded(ranks: Ranks, config: Config, without_weights: ModelFolder) -> dict[str, torch.Tensor]:
     """The transformer's tensors; all ranks but the first are given a folder that has no weights."""
-    folder = find_model(config) if ranks.leads else without_weights
+    folder = find_model(config) if ranks.is_leader else without_weights
     model = load_transformer(folder, config, ranks).model
     tensors = dict(model.state_dict()) | dict(model.named_buffers())
     return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
@@ -96,9 +96,9 @@ class Made:
 def video(ranks: Ranks, config: Config) -> Made:
     engine = Engine(config, ranks, Degrees(cfg=1))
     sink, before = FrameBuffer(), share_held(engine._transformer)
-    generation = engine.generate(engine.config.request(PROMPT, **SMALL), [sink] if ranks.leads else [])
+    generation = engine.generate(engine.config.request(PROMPT, **SMALL), [sink] if ranks.is_leader else [])
     return Made(
-        sink.frames if ranks.leads else None,
+        sink.frames if ranks.is_leader else None,
         generation.frames_sha256,
         generation.sent,
         (before, share_held(engine._transformer)),
@@ -144,17 +144,17 @@ def visit(ranks: Ranks, config: Config) -> list[bool]:
     transformer, weights = load_transformer(find_model(config), config, ranks)
     assert isinstance(weights, ShardedWeights)
     blocks = list(transformer.blocks)[:3]
-    if ranks.leads:
+    if ranks.is_leader:
         whole = []
         for number, block in enumerate(weights.visit(blocks)):
             if number == 1:
-                ranks.control.tell("running the second")
+                ranks.control.all_gather_object("running the second")
             whole.append(all(not isinstance(parameter, DTensor) for parameter in block.parameters()))
     else:
         first, second, third = (weights._shares[block] for block in blocks)
         for share in (first, second):
             share.unshard()
-        ranks.control.tell("")
+        ranks.control.all_gather_object("")
         third.unshard()
         whole = [True] * 3
         for share in (first, second, third):
@@ -176,7 +176,7 @@ def compiled(
     for width in widths:
         sink = FrameBuffer()
         request = engine.config.request(PROMPT, **SMALL | {"width": width, "steps": 1})
-        digests.append(engine.generate(request, [sink] if ranks.leads else []).frames_sha256)
+        digests.append(engine.generate(request, [sink] if ranks.is_leader else []).frames_sha256)
         graphs.append(counters["stats"]["unique_graphs"])
     return digests, graphs
 

@@ -52,7 +52,7 @@ def make(
         if odd and record.index == STEP - 1:
             on_step(engine, record)
 
-    engine.generate(request, [FrameBuffer()] if ranks.leads else [], after)
+    engine.generate(request, [FrameBuffer()] if ranks.is_leader else [], after)
     return time.monotonic()
 
 
@@ -156,12 +156,12 @@ def host_dies(ranks: Ranks) -> None:
     """The first rank holds the store through which the others watch each other."""
 
     def after(record: StepRecord) -> None:
-        if ranks.leads and record.index == STEP - 1:
+        if ranks.is_leader and record.index == STEP - 1:
             die()
 
     engine = Engine(load_config("wan-tiny"), ranks)
     request = engine.config.request("a red circle", **SMALL, steps=6)
-    engine.generate(request, [FrameBuffer()] if ranks.leads else [], after)
+    engine.generate(request, [FrameBuffer()] if ranks.is_leader else [], after)
 
 
 @pytest.mark.timeout(120)
@@ -184,7 +184,7 @@ def full_disk(ranks: Ranks) -> None:
     engine = Engine(load_config("wan-tiny"), ranks)
     request = engine.config.request("a red circle", **SMALL, steps=2)
     for _ in range(2):
-        engine.generate(request, [_Full()] if ranks.leads else [])
+        engine.generate(request, [_Full()] if ranks.is_leader else [])
 
 
 @pytest.mark.timeout(120)
@@ -208,7 +208,7 @@ def commanded(ranks: Ranks, command: Command) -> list[int]:
         if ranks.rank == ODD and record.index == STEP - 1:
             engine.command(command)
 
-    generation = engine.generate(request, [FrameBuffer()] if ranks.leads else [], after)
+    generation = engine.generate(request, [FrameBuffer()] if ranks.is_leader else [], after)
     assert seen == list(range(8))
     return generation.computed["cond"]
 
@@ -242,12 +242,12 @@ def forced(ranks: Ranks) -> list[int]:
         if ranks.rank == ODD and record.index == 3:
             engine.command(Command.FORCE_COMPUTE)
 
-    return engine.generate(request, [FrameBuffer()] if ranks.leads else [], after).computed["cond"]
+    return engine.generate(request, [FrameBuffer()] if ranks.is_leader else [], after).computed["cond"]
 
 
 def blocked(ranks: Ranks, how: Callable[[], None]) -> None:
     """The odd rank fails while all others are in a call of their device's driver."""
-    ranks.control.tell("all are here")
+    ranks.control.all_gather_object("all are here")
     ranks.at("step 3")
     if ranks.rank == ODD:
         ranks.control.start([torch.zeros(1)] * WORLD, [(1,)] * WORLD)  # so that its place is known
@@ -277,7 +277,7 @@ def hanging(ranks: Ranks) -> None:
     if ranks.rank == ODD:
         with ranks.busy("loading"):
             block()
-    ranks.control.tell("loaded")
+    ranks.control.all_gather_object("loaded")
 
 
 @pytest.mark.timeout(120)
@@ -290,12 +290,12 @@ def test_long_work_has_an_end() -> None:
 
 def decoding(ranks: Ranks) -> str:
     """One rank works for long, and gets on; the others have nothing to do but wait."""
-    if ranks.leads:
+    if ranks.is_leader:
         with ranks.busy("decoding"):
             for _ in range(4):
                 time.sleep(1.0)
                 ranks.at("decoding", busy=True)
-    ranks.control.tell("decoded")
+    ranks.control.all_gather_object("decoded")
     return ranks.where
 
 
@@ -316,7 +316,7 @@ def twice(ranks: Ranks, folder: Path) -> list[str]:
         time.sleep(3 * BUSY)
         outputs = Outputs(folder / f"{name}.mp4", folder / f"{name}.json")
         with pytest.raises(BadRequestError) if refused else nullcontext():
-            if ranks.leads:
+            if ranks.is_leader:
                 run_job(engine, request, outputs)
             else:
                 follow_job(engine, request, compared=False)
@@ -389,13 +389,13 @@ class _BrokenDevice(_Device):
 
 def broken_device(ranks: Ranks) -> None:
     assert ranks.watch is not None
-    ranks.control.tell("all are here")
+    ranks.control.all_gather_object("all are here")
     ranks.at("step 3")
     if ranks.rank == ODD:
         ranks.watch.queue = _BrokenDevice(hangs=True)
         ranks.watch.at("step 3")
         block()
-    ranks.control.tell("step 3 is done")
+    ranks.control.all_gather_object("step 3 is done")
 
 
 @pytest.mark.timeout(120)

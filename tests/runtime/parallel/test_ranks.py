@@ -169,7 +169,7 @@ def hurried(ranks: Ranks, topology: Topology) -> tuple[list[int], list[int]]:
     for step in range(20):
         decision = coordinator.decide(step)
         seconds = 0.05 if decision.kind is StepKind.COMPUTE else 0.0
-        time.sleep(seconds * (1 if ranks.leads else 0.5))  # the others' clocks do not count
+        time.sleep(seconds * (1 if ranks.is_leader else 0.5))  # the others' clocks do not count
         coordinator.timed(seconds)
     coordinator.finish()
     assert len(set(coordinator.digests)) == 1

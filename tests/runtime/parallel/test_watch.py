@@ -1,4 +1,4 @@
-"""How a rank judges the signs of the others."""
+"""How a rank judges the heartbeats of the others."""
 
 from __future__ import annotations
 
@@ -13,38 +13,50 @@ import pytest
 from torch.distributed import HashStore
 
 from runtime.errors import CancelledError, RankFailedError
-from runtime.parallel.signs import Bounds, Sign, State, Still, Verdict, Wait, host_name, judge, own_sign
+from runtime.parallel.heartbeats import (
+    Bounds,
+    Diagnosis,
+    Heartbeat,
+    State,
+    Still,
+    Wait,
+    diagnose,
+    host_name,
+    own_heartbeat,
+)
 from runtime.parallel.watch import Watch
 
 PATIENCE, BUSY = 4.0, 60.0
 BOUNDS = Bounds(PATIENCE, BUSY)
 LONG = Still(stuck=PATIENCE)
-OWN = Sign("here", 1, 0.0, where="step 7", entered=20)
-FINE = Sign("there", 2, 0.0, where="step 7", entered=20)
+OWN = Heartbeat("here", 1, 0.0, where="step 7", entered=20)
+FINE = Heartbeat("there", 2, 0.0, where="step 7", entered=20)
 
 
-def verdict(*others: Sign, wait: Wait | None = None, still: dict[int, Still] | None = None) -> Verdict | None:
-    signs = dict(enumerate([OWN, *others]))
-    return judge(0, OWN, wait or Wait(), signs, still or {}, BOUNDS)
+def diagnosis(
+    *others: Heartbeat, wait: Wait | None = None, still: dict[int, Still] | None = None
+) -> Diagnosis | None:
+    heartbeats = dict(enumerate([OWN, *others]))
+    return diagnose(0, OWN, wait or Wait(), heartbeats, still or {}, BOUNDS)
 
 
 def test_all_is_well() -> None:
-    assert verdict(FINE, FINE, wait=Wait(PATIENCE)) is None
+    assert diagnosis(FINE, FINE, wait=Wait(PATIENCE)) is None
 
 
 def test_silence_is_a_failure_only_when_it_lasts() -> None:
-    assert verdict(FINE, still={1: Still(3.9)}) is None
-    assert verdict(FINE, still={1: Still(4.1)}) == Verdict(
+    assert diagnosis(FINE, still={1: Still(3.9)}) is None
+    assert diagnosis(FINE, still={1: Still(4.1)}) == Diagnosis(
         1, "step 7", "it has shown no sign of life for 4.1 s", silent=True
     )
-    assert verdict(replace(FINE, state=State.DONE), still={1: Still(99.0)}) is None
+    assert diagnosis(replace(FINE, state=State.DONE), still={1: Still(99.0)}) is None
 
 
 def test_whoever_is_furthest_behind_is_waited_for_in_vain() -> None:
     late, later = replace(FINE, entered=18, where="step 6"), replace(FINE, entered=17, where="step 5")
     stuck = {1: LONG, 2: LONG}
-    assert verdict(late, later, wait=Wait(3.9), still=stuck) is None
-    found = verdict(late, later, wait=Wait(4.0), still=stuck)
+    assert diagnosis(late, later, wait=Wait(3.9), still=stuck) is None
+    found = diagnosis(late, later, wait=Wait(4.0), still=stuck)
     assert found is not None and (found.rank, found.where) == (2, "step 5")
     assert "rank 0 has waited for 4.0 s at step 7" in found.reason
 
@@ -52,18 +64,18 @@ def test_whoever_is_furthest_behind_is_waited_for_in_vain() -> None:
 def test_a_rank_that_gets_further_is_waited_for() -> None:
     """It has just done something long, and comes now; this rank has waited for it all the while."""
     late = replace(FINE, entered=18)
-    assert verdict(late, wait=Wait(99.0), still={1: Still(stuck=3.9)}) is None
+    assert diagnosis(late, wait=Wait(99.0), still={1: Still(stuck=3.9)}) is None
 
 
 def test_long_work_is_waited_for_within_its_own_bound() -> None:
     busy = replace(FINE, entered=1, busy=True, where="loading", since=59.9)
-    assert verdict(busy, wait=Wait(99.0), still={1: Still(stuck=99.0)}) is None
-    assert verdict(busy, wait=Wait(99.0), still={1: Still(silent=99.0)}) is not None
-    found = verdict(replace(busy, since=60.0))  # whether anybody waits for it or not
+    assert diagnosis(busy, wait=Wait(99.0), still={1: Still(stuck=99.0)}) is None
+    assert diagnosis(busy, wait=Wait(99.0), still={1: Still(silent=99.0)}) is not None
+    found = diagnosis(replace(busy, since=60.0))  # whether anybody waits for it or not
     assert found is not None and (found.rank, found.where) == (1, "loading")
     assert found.reason == "it has been at this for 60 s, and --busy-timeout is 60 s"
     own = replace(OWN, busy=True, where="decoding", since=61.0)
-    found = judge(0, own, Wait(), {0: own, 1: FINE}, {}, BOUNDS)
+    found = diagnose(0, own, Wait(), {0: own, 1: FINE}, {}, BOUNDS)
     assert found is not None and (found.rank, found.where) == (0, "decoding")
 
 
@@ -72,70 +84,72 @@ def test_a_device_that_gets_no_further_is_named() -> None:
     ahead, hung = replace(FINE, reached=20), replace(FINE, reached=15, where="step 6")
     stuck = {0: LONG, 1: LONG, 2: LONG}
     own = replace(OWN, reached=20)
-    signs = {0: own, 1: ahead, 2: hung}
-    assert judge(0, own, Wait(3.9), signs, stuck, BOUNDS) is None
-    assert judge(0, own, Wait(4.0), signs, stuck | {2: Still(stuck=3.9)}, BOUNDS) is None
-    found = judge(0, own, Wait(4.0), signs, stuck, BOUNDS)
+    heartbeats = {0: own, 1: ahead, 2: hung}
+    assert diagnose(0, own, Wait(3.9), heartbeats, stuck, BOUNDS) is None
+    assert diagnose(0, own, Wait(4.0), heartbeats, stuck | {2: Still(stuck=3.9)}, BOUNDS) is None
+    found = diagnose(0, own, Wait(4.0), heartbeats, stuck, BOUNDS)
     assert found is not None and (found.rank, found.where) == (2, "step 6")
     assert "its device gets no further, and rank 0 has waited for 4.0 s at step 7" in found.reason
-    assert judge(2, hung, Wait(4.0), signs, stuck, BOUNDS) is not None  # the one that it is says the same
+    assert (
+        diagnose(2, hung, Wait(4.0), heartbeats, stuck, BOUNDS) is not None
+    )  # the one that it is says the same
 
 
 def test_a_rank_that_left_is_named_once_the_transfer_breaks() -> None:
     left = replace(FINE, entered=3, state=State.DONE, where="step 2")
-    assert verdict(left) is None
-    found = verdict(left, wait=Wait(0.1, broken=True))
+    assert diagnosis(left) is None
+    found = diagnosis(left, wait=Wait(0.1, broken=True))
     assert found is not None and (found.rank, found.where) == (1, "step 2")
 
 
 def test_the_cause_is_named_not_the_messenger() -> None:
     messenger = replace(FINE, state=State.FAILED, blames=2, reason="boom")
     cause = replace(FINE, state=State.FAILED, blames=2, reason="boom", where="step 3")
-    assert verdict(messenger, cause) == Verdict(2, "step 3", "boom")
-    explained = verdict(messenger, replace(cause, explains=True))
-    assert explained == Verdict(2, "step 3", "boom", told=True)
+    assert diagnosis(messenger, cause) == Diagnosis(2, "step 3", "boom")
+    explained = diagnosis(messenger, replace(cause, explains=True))
+    assert explained == Diagnosis(2, "step 3", "boom", told=True)
     still_there = replace(FINE, where="step 3")
-    assert verdict(messenger, still_there) == Verdict(2, "step 3", "boom")
+    assert diagnosis(messenger, still_there) == Diagnosis(2, "step 3", "boom")
 
 
 def test_a_failure_outweighs_the_cancellation_that_follows_it() -> None:
     cancelled = replace(FINE, state=State.CANCELLED, reason="interrupted")
     failed = replace(FINE, state=State.FAILED, blames=2, reason="boom")
-    found = verdict(cancelled, failed)
+    found = diagnosis(cancelled, failed)
     assert found is not None and isinstance(found.error(), RankFailedError)
-    found = verdict(cancelled, FINE)
+    found = diagnosis(cancelled, FINE)
     assert found is not None and isinstance(found.error(), CancelledError)
 
 
 @pytest.mark.parametrize("reaped", [False, True])
 def test_a_dead_process_on_this_host_is_seen_at_once(reaped: bool) -> None:
-    own = Sign(host_name(), os.getpid(), psutil.Process().create_time())
+    own = Heartbeat(host_name(), os.getpid(), psutil.Process().create_time())
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    sign = Sign(own.host, child.pid, psutil.Process(child.pid).create_time(), where="step 4")
-    assert judge(0, own, Wait(), {0: own, 1: sign}, {}, BOUNDS) is None
+    heartbeat = Heartbeat(own.host, child.pid, psutil.Process(child.pid).create_time(), where="step 4")
+    assert diagnose(0, own, Wait(), {0: own, 1: heartbeat}, {}, BOUNDS) is None
     child.kill()
     if reaped:
         child.wait()
     else:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but still a zombie
-    found = judge(0, own, Wait(), {0: own, 1: sign}, {}, BOUNDS)
-    assert found == Verdict(1, "step 4", f"its process {child.pid} died")
+    found = diagnose(0, own, Wait(), {0: own, 1: heartbeat}, {}, BOUNDS)
+    assert found == Diagnosis(1, "step 4", f"its process {child.pid} died")
     child.wait()
     assert child.stdin is not None
     child.stdin.close()
 
 
 def test_a_rank_that_tells_the_cause_and_ends_while_it_is_judged_is_not_the_cause() -> None:
-    """Its sign was read before it told, and its process looked for when it was gone."""
-    store, own = HashStore(), own_sign()
+    """Its heartbeat was read before it told, and its process looked for when it was gone."""
+    store, own = HashStore(), own_heartbeat()
     watch = Watch(store, 0, 3, timeout=5.0)
     child = subprocess.Popen([sys.executable, "-c", ""])
     before = replace(own, pid=child.pid, born=psutil.Process(child.pid).create_time(), where="step 3")
     child.wait()
     cause = replace(own, host="there", where="step 2")
     told = replace(before, state=State.FAILED, blames=1, reason="it has not arrived")
-    for rank, sign in enumerate((own, cause, told)):
-        store.set(f"sign/{rank}", json.dumps(asdict(sign)))
+    for rank, heartbeat in enumerate((own, cause, told)):
+        store.set(f"heartbeat/{rank}", json.dumps(asdict(heartbeat)))
     watch._notice({0: own, 1: cause, 2: before})
     found = watch.failure()
     assert isinstance(found, RankFailedError) and (found.rank, found.where) == (1, "step 2")

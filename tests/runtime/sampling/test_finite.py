@@ -50,7 +50,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def generate(ranks: Ranks, config: Config, spectrum: str, degrees: Degrees) -> None:
     engine = Engine(config, ranks, degrees)
     request = engine.config.request(PROMPT, **SMALL, spectrum=spectrum)
-    engine.generate(request, [FrameBuffer()] if ranks.leads else [])
+    engine.generate(request, [FrameBuffer()] if ranks.is_leader else [])
 
 
 def said(outcomes: list[Outcome]) -> str:

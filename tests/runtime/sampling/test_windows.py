@@ -135,8 +135,8 @@ def on_ranks(ranks: Ranks, degrees: Degrees) -> Frames | None:
     config = load_config("wan-tiny").model_copy(update={"window": WINDOW})
     engine = Engine(config, ranks, degrees)
     sink = FrameBuffer()
-    engine.generate(config.request(PROMPT, **SMALL, spectrum="paper"), [sink] if ranks.leads else [])
-    return sink.frames if ranks.leads else None
+    engine.generate(config.request(PROMPT, **SMALL, spectrum="paper"), [sink] if ranks.is_leader else [])
+    return sink.frames if ranks.is_leader else None
 
 
 @pytest.mark.timeout(120)

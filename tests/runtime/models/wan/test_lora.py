@@ -65,8 +65,8 @@ def on_ranks(ranks: Ranks, file: str) -> Frames | None:
     engine = Engine(config, ranks)
     sink = FrameBuffer()
     request = config.request("a red circle", width=64, height=48, frames=5, steps=3, spectrum="off")
-    engine.generate(request, [sink] if ranks.leads else [])
-    return sink.frames if ranks.leads else None
+    engine.generate(request, [sink] if ranks.is_leader else [])
+    return sink.frames if ranks.is_leader else None
 
 
 @pytest.mark.timeout(120)

@@ -26,12 +26,12 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class Heartbeat:
     """What a rank shows of itself.
 
     Attributes:
         host, pid, born: the process, so that others on the same host can see whether it still exists.
-        beat: grows with every sign.
+        beat: grows with every heartbeat.
         where: what it is doing, such as `step 7`.
         busy: it is at something long that others may wait for, such as loading weights.
         since: seconds for which it has been at that, by its own clock; waits for other ranks do not count.
@@ -62,7 +62,7 @@ class Sign:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Diagnosis:
     """Why waiting is in vain.
 
     Attributes:
@@ -91,10 +91,10 @@ class Wait(NamedTuple):
 
 
 class Still(NamedTuple):
-    """For how many seconds a rank's sign has been the same, as seen from here.
+    """For how many seconds a rank's heartbeat has been the same, as seen from here.
 
     Attributes:
-        silent: its beat: it shows no sign at all.
+        silent: its beat: it shows no heartbeat at all.
         stuck: its progress.
     """
 
@@ -114,95 +114,104 @@ class Bounds(NamedTuple):
     busy: float = math.inf
 
 
-def judge(
-    rank: int, own: Sign, wait: Wait, signs: Mapping[int, Sign], still: Mapping[int, Still], bounds: Bounds
-) -> Verdict | None:
+def diagnose(
+    rank: int,
+    own: Heartbeat,
+    wait: Wait,
+    heartbeats: Mapping[int, Heartbeat],
+    still: Mapping[int, Still],
+    bounds: Bounds,
+) -> Diagnosis | None:
     """Whether any rank makes waiting vain, and which is the reason.
 
     Args:
         rank, own: this rank, and what it shows now.
         wait: how it stands with this rank's transfer.
-        signs: the last sign of every rank.
+        heartbeats: the last heartbeat of every rank.
         still: for how long each has been as it is.
     """
-    others = {r: sign for r, sign in signs.items() if r != rank}
+    others = {r: heartbeat for r, heartbeat in heartbeats.items() if r != rank}
     return (
-        _judge_ends(rank, signs)
-        or _judge_life(own, others, still, bounds.patience)
-        or _judge_work(signs, bounds.busy)
-        or _judge_wait(rank, own, wait, signs, still, bounds.patience)
+        _diagnose_ends(rank, heartbeats)
+        or _diagnose_life(own, others, still, bounds.patience)
+        or _diagnose_work(heartbeats, bounds.busy)
+        or _diagnose_wait(rank, own, wait, heartbeats, still, bounds.patience)
     )
 
 
-def _judge_ends(rank: int, signs: Mapping[int, Sign]) -> Verdict | None:
+def _diagnose_ends(rank: int, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
     """Whether another rank says that it failed, or was cancelled; causes first."""
-    for r, sign in sorted(signs.items(), key=lambda item: item[1].blames != item[0]):
+    for r, heartbeat in sorted(heartbeats.items(), key=lambda item: item[1].blames != item[0]):
         if r == rank:
             continue
-        if sign.state is State.FAILED:
-            where = sign.where if sign.blames is None else signs[sign.blames].where
-            return Verdict(sign.blames, where, sign.reason, told=sign.explains)
-        if sign.state is State.CANCELLED:
-            return Verdict(r, sign.where, sign.reason, cancelled=True)
+        if heartbeat.state is State.FAILED:
+            where = heartbeat.where if heartbeat.blames is None else heartbeats[heartbeat.blames].where
+            return Diagnosis(heartbeat.blames, where, heartbeat.reason, told=heartbeat.explains)
+        if heartbeat.state is State.CANCELLED:
+            return Diagnosis(r, heartbeat.where, heartbeat.reason, cancelled=True)
     return None
 
 
-def _judge_life(
-    own: Sign, others: Mapping[int, Sign], still: Mapping[int, Still], patience: float
-) -> Verdict | None:
+def _diagnose_life(
+    own: Heartbeat, others: Mapping[int, Heartbeat], still: Mapping[int, Still], patience: float
+) -> Diagnosis | None:
     """Whether a rank is no more, or has stopped."""
-    for r, sign in others.items():
-        if sign.state is not State.RUNNING:
+    for r, heartbeat in others.items():
+        if heartbeat.state is not State.RUNNING:
             continue
-        if is_gone(sign, own):
-            return Verdict(r, sign.where, f"its process {sign.pid} died")
+        if is_gone(heartbeat, own):
+            return Diagnosis(r, heartbeat.where, f"its process {heartbeat.pid} died")
         silent = still.get(r, Still()).silent
         if silent >= patience:
-            return Verdict(r, sign.where, f"it has shown no sign of life for {silent:.1f} s", silent=True)
+            return Diagnosis(
+                r, heartbeat.where, f"it has shown no sign of life for {silent:.1f} s", silent=True
+            )
     return None
 
 
-def _judge_work(signs: Mapping[int, Sign], bound: float) -> Verdict | None:
+def _diagnose_work(heartbeats: Mapping[int, Heartbeat], bound: float) -> Diagnosis | None:
     """Whether a rank, this one or another, has been at one thing for too long."""
-    for r, sign in signs.items():
-        if sign.state is State.RUNNING and sign.busy and sign.since >= bound:
-            reason = f"it has been at this for {sign.since:.0f} s, and --busy-timeout is {bound:.0f} s"
-            return Verdict(r, sign.where, reason)
+    for r, heartbeat in heartbeats.items():
+        if heartbeat.state is State.RUNNING and heartbeat.busy and heartbeat.since >= bound:
+            reason = f"it has been at this for {heartbeat.since:.0f} s, and --busy-timeout is {bound:.0f} s"
+            return Diagnosis(r, heartbeat.where, reason)
     return None
 
 
-def _judge_wait(
+def _diagnose_wait(
     rank: int,
-    own: Sign,
+    own: Heartbeat,
     wait: Wait,
-    signs: Mapping[int, Sign],
+    heartbeats: Mapping[int, Heartbeat],
     still: Mapping[int, Still],
     patience: float,
-) -> Verdict | None:
+) -> Diagnosis | None:
     """Which rank will never join this one's transfer, now that it has waited long, or the transfer broke."""
     if wait.seconds < patience and not wait.broken:
         return None
-    behind = {r: sign for r, sign in signs.items() if r != rank and sign.entered < own.entered}
-    for r, sign in behind.items():
-        if sign.state is State.DONE:
-            return Verdict(r, sign.where, f"it has ended before rank {rank} ({own.where})")
+    behind = {
+        r: heartbeat for r, heartbeat in heartbeats.items() if r != rank and heartbeat.entered < own.entered
+    }
+    for r, heartbeat in behind.items():
+        if heartbeat.state is State.DONE:
+            return Diagnosis(r, heartbeat.where, f"it has ended before rank {rank} ({own.where})")
     if wait.seconds < patience:
         return None
     stuck = {
-        r: sign
-        for r, sign in signs.items()
-        if sign.state is State.RUNNING and not sign.busy and still.get(r, Still()).stuck >= patience
+        r: heartbeat
+        for r, heartbeat in heartbeats.items()
+        if heartbeat.state is State.RUNNING and not heartbeat.busy and still.get(r, Still()).stuck >= patience
     }
     waited = f"rank {rank} has waited for {wait.seconds:.1f} s at {own.where}"
-    slow = {r: sign.entered for r, sign in stuck.items() if r in behind}
+    slow = {r: heartbeat.entered for r, heartbeat in stuck.items() if r in behind}
     if slow:
         last = min(slow, key=lambda r: slow[r])
-        return Verdict(last, behind[last].where, f"it has not arrived, and {waited}")
-    furthest = max(sign.reached for sign in signs.values())
-    hung = {r: sign.reached for r, sign in stuck.items() if sign.reached < furthest}
+        return Diagnosis(last, behind[last].where, f"it has not arrived, and {waited}")
+    furthest = max(heartbeat.reached for heartbeat in heartbeats.values())
+    hung = {r: heartbeat.reached for r, heartbeat in stuck.items() if heartbeat.reached < furthest}
     if hung:
         last = min(hung, key=lambda r: hung[r])
-        return Verdict(last, signs[last].where, f"its device gets no further, and {waited}")
+        return Diagnosis(last, heartbeats[last].where, f"its device gets no further, and {waited}")
     return None
 
 
@@ -215,24 +224,24 @@ def host_name() -> str:
     return ":".join([socket.gethostname(), *marks])
 
 
-def own_sign() -> Sign:
-    """The first sign of this process."""
-    return Sign(host=host_name(), pid=os.getpid(), born=psutil.Process().create_time())
+def own_heartbeat() -> Heartbeat:
+    """The first heartbeat of this process."""
+    return Heartbeat(host=host_name(), pid=os.getpid(), born=psutil.Process().create_time())
 
 
-def is_gone(sign: Sign, own: Sign) -> bool:
+def is_gone(heartbeat: Heartbeat, own: Heartbeat) -> bool:
     """Whether a process on this host no longer runs; of other hosts this is not known."""
-    if sign.host != own.host:
+    if heartbeat.host != own.host:
         return False
     try:
-        process = psutil.Process(sign.pid)
-        return bool(process.create_time() != sign.born or process.status() == psutil.STATUS_ZOMBIE)
+        process = psutil.Process(heartbeat.pid)
+        return bool(process.create_time() != heartbeat.born or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
 
 def ending(error: BaseException | None, rank: int) -> dict[str, Any]:
-    """The fields of a sign that say how a rank ended."""
+    """The fields of a heartbeat that say how a rank ended."""
     match error:
         case None:
             return {"state": State.DONE}

@@ -1,9 +1,10 @@
-"""The house's rules: imports run one way, and only the right package knows Ray and torch.distributed."""
+"""The house's rules: imports run one way, rooms see only the rooms below, each library has one home."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,45 @@ FORBIDDEN = {
     "runtime": ("launch", "ray"),
     "launch": ("torch.distributed",),
 }
+# Library → the only folders that may import it.
+HOMES = {
+    "torch.distributed": ("runtime/parallel",),
+    "ray": ("launch/cluster", "launch/serve"),
+}
+GROUND = "errors"
+# Room of runtime/ → the rooms that it may import beside itself and the ground; a file of the root is a room.
+RUNTIME: Mapping[str, str] = {
+    "errors": "",
+    "files": "",
+    "versions": "",
+    "request": "files",
+    "parallel": "files",
+    "media": "files request",
+    "models": "files parallel request",
+    "forecasting": "files request",
+    "checkpoint": "files parallel",
+    "sampling": "checkpoint forecasting models parallel request",
+    "profile": "forecasting models request",
+    "engine": "checkpoint media models parallel profile request sampling versions",
+    "reports": "files forecasting media sampling versions",
+    "job": "checkpoint engine files media models parallel reports request sampling",
+    "measure": "checkpoint engine files forecasting media request sampling versions",
+    "film": "files media profile reports request versions",
+}
+# Room of launch/ → the rooms of launch/ that it may import.
+LAUNCH: Mapping[str, str] = {
+    "shell": "",
+    "cluster": "shell",
+    "serve": "cluster shell",
+    "film": "cluster serve shell",
+    "commands": "cluster serve shell",
+    "torchrun": "commands shell",
+    "ray_job": "cluster commands shell",
+    "cli": "cluster commands film shell",
+    "__main__": "cli shell",
+}
+ROOMS = {"runtime": RUNTIME, "launch": LAUNCH}
+SAMPLING_SEES = ("runtime.models.base", "runtime.models.sampler")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -23,6 +63,19 @@ def imported(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules(package: str) -> Iterator[tuple[Path, str]]:
+    """Every module of a package with its room."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        inside = path.relative_to(ROOT / package)
+        if inside != Path("__init__.py"):
+            yield path, inside.parts[0].removesuffix(".py")
+
+
+def below(path: Path, name: str) -> bool:
+    """Whether a module's path is in one of a library's homes."""
+    return any(path.is_relative_to(ROOT / home) for home in HOMES[name])
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -35,6 +88,50 @@ def test_imports_run_one_way(package: str) -> None:
         for name in imported(path)
         for banned in FORBIDDEN[package]
         if name == banned or name.startswith(banned + ".")
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_see_only_what_the_table_says(package: str) -> None:
+    table = ROOMS[package]
+    wrong, used = [], set()
+    for path, room in modules(package):
+        assert room in table, f"{path.relative_to(ROOT)} is in no room of the table"
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] != package or len(parts) < 2 or parts[1] in (room, GROUND):
+                continue
+            used.add((room, parts[1]))
+            if parts[1] not in table[room].split():
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+    assert used == {(room, other) for room, others in table.items() for other in others.split()}
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_table_has_no_circle(package: str) -> None:
+    TopologicalSorter({room: others.split() for room, others in ROOMS[package].items()}).prepare()
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_each_library_has_one_home(library: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for package in FORBIDDEN
+        for path in (ROOT / package).rglob("*.py")
+        for name in imported(path)
+        if (name == library or name.startswith(library + ".")) and not below(path, library)
+    ]
+    assert not wrong
+
+
+def test_sampling_knows_no_model() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "runtime" / "sampling").rglob("*.py")
+        for name in imported(path)
+        if name.startswith("runtime.models.") and not name.startswith(SAMPLING_SEES)
     ]
     assert not wrong
 

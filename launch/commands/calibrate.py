@@ -162,8 +162,8 @@ def _shipped_prompts(config: str) -> Path:
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Make a calibration as one rank of the group that torchrun started."""
+    from launch.shell.rank import check_world, joined, told_to_others
     from launch.shell.signals import stop_on_signals
-    from launch.torchrun import check_world, joined, told_to_others
 
     rendezvous = Rendezvous.from_environment()
     set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
@@ -207,6 +207,6 @@ class _Shown(Progress):
 
 
 if __name__ == "__main__":
-    from launch.torchrun import end_rank
+    from launch.shell.rank import end_rank
 
     end_rank(rank, "python -m launch.commands.calibrate")

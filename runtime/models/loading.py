@@ -24,7 +24,6 @@ from runtime.parallel.collectives import Peers
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights, is_sharded
 from runtime.request.config import Config
-from runtime.sampling.finite import is_finite
 
 log = logging.getLogger(__name__)
 
@@ -168,3 +167,10 @@ def refuse_missing(folder: ModelFolder, component: str, info: dict[str, Any]) ->
             f"model: {folder.name!r} cannot be used: {folder.path / component} lacks {len(missing)} weights, "
             f"the first is {missing[0]}"
         )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every element is a number; one pass, and nothing is allocated."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))

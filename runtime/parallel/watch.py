@@ -1,9 +1,9 @@
 """The watch: every rank shows signs of life in a shared store and looks at the others', so that nobody waits
 for a rank that will not come.
 
-A thread publishes this rank's heartbeat a few times within the timeout and judges the others'. The main thread
-asks for the diagnosis whenever it waits for other ranks, so a dead, stalled, failed or cancelled rank ends the
-wait of all, with one error that names it.
+A thread publishes this rank's heartbeat a few times within the timeout and looks at the others'. The main
+thread asks for the diagnosis whenever it waits for other ranks, so a dead, stalled, failed or cancelled rank
+ends the wait of all, with one error that names it.
 """
 
 from __future__ import annotations

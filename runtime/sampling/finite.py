@@ -23,13 +23,6 @@ from spectrum import StepKind
 _LARGEST_HALF = 65504
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is a number; one pass, and nothing is allocated."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
-
-
 def size_of(latents_BCFHW: torch.Tensor) -> torch.Tensor:
     """Norm of the latents, 0-dim, still on the device: not finite if one of them is not."""
     norm: torch.Tensor = torch.linalg.vector_norm(latents_BCFHW)

@@ -18,13 +18,14 @@ from runtime.engine import Engine
 from runtime.errors import NotFiniteError
 from runtime.media.mp4 import FrameBuffer
 from runtime.models.base import Embeddings
+from runtime.models.loading import is_finite
 from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, load_config
 from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.denoise import Denoising, denoise
-from runtime.sampling.finite import check_prompts, is_finite, likely_cause
+from runtime.sampling.finite import check_prompts, likely_cause
 from runtime.sampling.streams import STREAMS, Branch, Network
 from spectrum import ChebyshevRidge, FixedSchedule
 from tests.ranks import Outcome, watch_ranks

@@ -1,0 +1,120 @@
+"""What every rank command under torchrun does: it joins the others, and says why it leaves.
+
+The first rank speaks. When it ends badly, the first rank of every other node says why it leaves, too; the
+rest speak through their logs, in which every line names its rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import click
+
+from launch.shell.endings import ending_signals
+from launch.shell.exits import (
+    EXIT_BAD_REQUEST,
+    EXIT_FAILED,
+    check_arguments,
+    end_now,
+    exit_code,
+    explain,
+    give_up,
+    interrupt,
+    open_streams,
+)
+from launch.shell.signals import ignore_signals
+from runtime.errors import BadRequestError, LockstepError, RankFailedError
+from runtime.parallel.devices import pick_device
+from runtime.parallel.meeting import MEETING, Rendezvous, leave
+from runtime.parallel.ranks import Ranks, join
+from runtime.request.config import Config
+
+log = logging.getLogger("launch")
+
+
+@contextmanager
+def told_to_others(rendezvous: Rendezvous) -> Iterator[None]:
+    """What ends the block keeps this rank from the others, who are told."""
+    try:
+        yield
+    except Exception as error:
+        ignore_signals()  # whoever sees another rank leave for this may end the rest
+        leave(rendezvous, error)
+        raise
+
+
+def check_world(ranks: int | None, rendezvous: Rendezvous) -> None:
+    """Refuse another number of ranks than were started.
+
+    Raises:
+        BadRequestError: it is another.
+    """
+    if ranks not in (None, rendezvous.world):
+        raise BadRequestError(f"ranks: {ranks} given; torchrun started {rendezvous.world}")
+
+
+@contextmanager
+def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[Ranks]:
+    """This rank among the others that were started with it."""
+    with told_to_others(rendezvous):
+        device = pick_device(config.device, rendezvous.local_rank)
+    busy = config.busy_timeout
+    with join(rendezvous, device, timeout=timeout, busy=busy, give_up=give_up) as ranks:
+        try:
+            yield ranks
+        finally:
+            ignore_signals()  # the end has begun; the agent's must not cut it short
+
+
+def end_rank(command: click.Command, name: str) -> None:
+    """Run one rank's command and end the process, without waiting for transfers that will never be done."""
+    open_streams()
+    for number in ending_signals():
+        signal.signal(number, interrupt)
+    end_now(run(sys.argv[1:], command, name))
+
+
+def run(arguments: list[str], command: click.Command, name: str) -> int:
+    """Run one rank and return its exit code."""
+    try:
+        check_arguments(arguments)
+        command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        with suppress(BadRequestError):
+            leave(Rendezvous.from_environment(), BadRequestError(error.format_message()))
+        if _is("LOCAL_RANK", 0):
+            error.show()
+        return EXIT_BAD_REQUEST
+    except (Exception, KeyboardInterrupt) as error:
+        return _end(error)
+    return 0
+
+
+def _end(error: BaseException) -> int:
+    """The first rank explains, or the second if the first failed without a word, and the first of every other
+    node."""
+    failed = error if isinstance(error, RankFailedError) and error.rank == 0 else None
+    if _is("RANK", 0):
+        # At the meeting, perhaps nobody else is there.
+        speaks = failed is None or failed.where == MEETING or _is("LOCAL_WORLD_SIZE", 1)
+    else:
+        speaks = _is("LOCAL_RANK", 0) or (failed is not None and not failed.told and _is("RANK", 1))
+    if speaks:
+        return explain(error)
+    code = exit_code(error)
+    if code == EXIT_FAILED and not isinstance(error, LockstepError):
+        log.error("unexpected failure", exc_info=error)
+    else:
+        log.info("ends: %s", error)
+    return code
+
+
+def _is(variable: str, number: int) -> bool:
+    """Whether this process has that number; what has none, or what is none, counts as 0."""
+    text = os.environ.get(variable, "")
+    return (int(text) if text.isdecimal() else 0) == number

@@ -91,7 +91,7 @@ def parts(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     """A model and those that its fields are made of."""
     yield model
     for field in model.model_fields.values():
-        for found in re.findall(r"runtime\.\w+\.(\w+)", str(field.annotation)):
+        for found in re.findall(r"runtime\.[\w.]+\.(\w+)", str(field.annotation)):
             part = getattr(presets, found, None) or getattr(configs, found)
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from parts(part)

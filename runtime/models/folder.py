@@ -23,7 +23,7 @@ from runtime.models.settings import (
 )
 from runtime.models.wan.lora import read_lora
 from runtime.models.weight_files import WeightFiles
-from runtime.request.config import EMBEDDED_MODELS, Architecture, Config
+from runtime.request.config import EMBEDDED_MODELS, Architecture, Config, embedded_models, is_embedded
 from runtime.request.video_request import VideoRequest
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -109,7 +109,7 @@ def find_local(config: Config) -> Path | None:
         BadRequestError: it is a file, or a folder that may not be looked into.
     """
     name = config.model
-    embedded = [EMBEDDED_MODELS / name] if name == Path(name).name and name not in {"", ".."} else []
+    embedded = [EMBEDDED_MODELS / name] if is_embedded(name) else []
     for path in (*embedded, *([user_path(name)] if name else [])):
         try:
             if path.is_dir():
@@ -128,7 +128,7 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    embedded = ", ".join(sorted(p.name for p in EMBEDDED_MODELS.iterdir() if p.is_dir()))
+    embedded = ", ".join(embedded_models())
     if not _REPOSITORY.fullmatch(repository):
         raise BadRequestError(
             f"model: {repository!r} given; there is no such folder here, and it is neither embedded "

@@ -219,9 +219,14 @@ def _with_files_beside(config: Config, folder: Path) -> Config:
     return config.model_copy(update=changes)
 
 
+def embedded_models() -> list[str]:
+    """Names of the models that come with Lockstep."""
+    return sorted(path.parent.name for path in EMBEDDED_MODELS.glob("*/model_index.json"))
+
+
 def is_embedded(model: str) -> bool:
     """Whether a model comes with Lockstep."""
-    return model in [path.name for path in EMBEDDED_MODELS.iterdir() if path.is_dir()]
+    return model in embedded_models()
 
 
 def available(folder: str, kind: str = "yaml") -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import BadRequestError
-from runtime.files.atomic import check_writable
+from runtime.files.atomic import check_writable, refusing
 from runtime.files.locks import hold
 from runtime.files.text import read_json
 
@@ -42,13 +42,14 @@ def check_folder(out: Path) -> None:
 
 @contextmanager
 def held(out: Path) -> Iterator[None]:
-    """Hold the folder, which is made when it is missing, for this process.
+    """Hold the folder, which is made when it is missing and gets one for its shots, for this process.
 
     Raises:
         BadRequestError: another process makes a film in it, or see `check_folder` and `check_writable`.
     """
     check_folder(out)
-    check_writable(out / FILM, overwrite=True)
+    for name in _OWN:  # or one is found to be a folder when every shot is made
+        check_writable(out / name, overwrite=True)
     lock = hold(
         out / _LOCK,
         field="out",
@@ -57,6 +58,8 @@ def held(out: Path) -> Iterator[None]:
         ),
     )
     with lock:
+        with refusing("out", out / "shots"):
+            (out / "shots").mkdir(exist_ok=True)
         yield
 
 

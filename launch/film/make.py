@@ -45,7 +45,6 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
         CancelledError: it was told to stop; the same command goes on.
     """
     with held(film.out):
-        (film.out / "shots").mkdir(exist_ok=True)
         missing = film.missing
         console.print(f"{len(film.shots) - len(missing)} of {len(film.shots)} shots need no rendering")
         if missing:

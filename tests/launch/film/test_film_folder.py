@@ -81,7 +81,6 @@ def test_a_folder_in_use_is_refused_before_anything_in_it_changes(
         queue.submit(make_job(tmp_path / "other.mp4").absolute(), name="of-another-version")
     with held(out):
         pass
-    (out / "shots").mkdir()
     before = everything(out)
     with another_process_locks(out / lock):
         assert storyboard(board, out) == 2
@@ -215,3 +214,17 @@ def test_a_request_that_waits_is_made_as_it_is_asked_for_now(
             ("cancelled", 64), ("waiting", 1)
         ]  # fmt: skip
         assert after[0] != before[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("shots", "File exists"), *((name, "it is a folder") for name in OWN)]
+)
+def test_what_is_in_the_way_is_found_before_a_shot_is_made(name: str, said: str, tmp_path: Path) -> None:
+    out = tmp_path / "film"
+    with held(out):
+        pass
+    (out / "shots").rmdir()
+    (out / name).write_text("mine") if name == "shots" else (out / name).mkdir()
+    with pytest.raises(BadRequestError, match=rf"out: '.*{name}' given; {said}"), held(out):
+        pass
+    assert (out / name).exists()

@@ -42,6 +42,7 @@ def _in_driver(job: Job, console: Console, driver: Driver) -> Report:
         again=driver.again,
         pulse=driver.pulse,
         stopped_by=driver.stopped_by_signals,
+        on_done=driver.done,
     )
 
 
@@ -56,6 +57,7 @@ def run_on_ray(
     pulse: Pulse | None = None,
     again: bool = False,
     stopped_by: Callable[[Callable[[], bool]], AbstractContextManager[None]] = stopped_by_signals,
+    on_done: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Make the video on a group of actors, whatever happens to them.
 
@@ -65,6 +67,7 @@ def run_on_ray(
         pulse: see `RankGroup`.
         again: another driver was at it before and was lost, so the job was good enough to begin with.
         stopped_by: what stops it, given how.
+        on_done: told of the report before the ranks are ended, which a Ray that does not answer can keep up.
 
     Raises:
         BadRequestError: the request or the cluster does not fit.
@@ -74,7 +77,7 @@ def run_on_ray(
     """
     run = _Run(job.absolute(), console, on_event, attempts, pulse, again=again)
     with stopped_by(run.stop):
-        return run.until_done()
+        return run.until_done(on_done)
 
 
 class _Run:
@@ -106,14 +109,16 @@ class _Run:
             group.stop()
         return True
 
-    def until_done(self) -> Report:
+    def until_done(self, on_done: Callable[[Report], None]) -> Report:
         failures: list[str] = []
         try:
             while True:
                 ended = self._attempt(self._job.retried() if failures or self._again else self._job)
                 match ended.end:
                     case End.DONE:
-                        return Report.model_validate_json(ended.report)
+                        report = Report.model_validate_json(ended.report)
+                        on_done(report)
+                        return report
                     case End.REFUSED if failures:  # it was good enough to begin with
                         raise JobFailedError(f"{failures[-1]}; then {ended.reason}")
                     case End.REFUSED if self._again:

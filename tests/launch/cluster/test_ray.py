@@ -80,14 +80,20 @@ def run_with(
     attempts: int = ATTEMPTS,
 ) -> Report:
     """Run a job; the first thing in `plan` whose time has come happens, then the next."""
-    left = list(plan)
+    left, ranks, told = list(plan), list[int](), list[Report]()
 
     def on_event(event: Event, group: RankGroup) -> None:
+        ranks[:] = [place["pid"] for place in group.places]
         if left and left[0][0](event):
             left.pop(0)[1](group)
 
-    report = run_on_ray(job, Console(quiet=True), on_event, attempts)
-    assert not left
+    def on_done(report: Report) -> None:
+        """The job is done whether or not its ranks can be ended then."""
+        assert all(psutil.pid_exists(pid) for pid in ranks)
+        told.append(report)
+
+    report = run_on_ray(job, Console(quiet=True), on_event, attempts, on_done=on_done)
+    assert not left and told == [report]
     return report
 
 

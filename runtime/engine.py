@@ -6,14 +6,12 @@ Tensor legend: B batch, C latent channels, F latent frames, H, W latent height a
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -24,7 +22,6 @@ from runtime.errors import BadRequestError, NotFiniteError
 from runtime.media.mp4 import FrameSink, to_uint8
 from runtime.models.base import Embeddings, ImageCondition
 from runtime.models.loading import load_transformer, load_vae
-from runtime.models.sampler import sampler_settings
 from runtime.models.wan.adapter import open_adapter
 from runtime.models.wan.attention import SelfAttention
 from runtime.models.wan.image import open_image_encoder
@@ -36,6 +33,7 @@ from runtime.parallel.kernels import USP, find_kernel, resolve
 from runtime.parallel.ranks import RankGroup, Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.profile import ModelProfile
+from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.images import Picture, read_picture
 from runtime.request.video_request import BRANCHES, VideoRequest
@@ -47,7 +45,6 @@ from runtime.sampling.plan import Generation, Plan, Prepared
 from runtime.sampling.segments import denoise_segments
 from runtime.sampling.streams import Branch, Network
 from runtime.sampling.travel import window_embeddings
-from runtime.versions import code_version
 
 
 class Engine:
@@ -127,7 +124,7 @@ class Engine:
         with shortage_explained(self.ranks.device, _asked(request)), self.commanded() as commands:
             with generation.seconds.measure("encode"):
                 prepared = self.prepare(plan)
-            generation.warnings += prepared.warnings
+            generation.recipe, generation.warnings = prepared.recipe.digest, [*prepared.warnings]
             with generation.seconds.measure("denoise"):
                 latents_BCFHW = self._denoise(prepared, generation, on_step, checkpoints, commands)
             self.decode(latents_BCFHW, sinks, generation)
@@ -163,8 +160,8 @@ class Engine:
             "deadline": plan.request.deadline,
         }
         picture, digest = self._look(plan.request)
-        identity = self._identity(plan, digest)
-        self.ranks.agree(identity | agreed)
+        recipe = self.profile.recipe(plan.request, plan.preset, digest)
+        self.ranks.agree(recipe.parts | agreed)
         with self.ranks.busy("text encoding"):
             text = self._text.encode(plan.request)
         check_prompts(text, self.config)
@@ -176,11 +173,10 @@ class Engine:
                 image = self._image.encode(plan.request, seen, vae, window_BCFHW)
         networks = self._networks(plan, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
-        proof = json.dumps(identity, sort_keys=True)
         warnings = [*self._text.warnings]
         if picture is not None:
             warnings += picture.warnings(plan.request.width, plan.request.height)
-        return Prepared(plan, proof, networks, noise_BCFHW, image, storage, tuple(warnings))
+        return Prepared(plan, recipe, networks, noise_BCFHW, image, storage, tuple(warnings))
 
     def plan(self, request: VideoRequest) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.
@@ -300,29 +296,13 @@ class Engine:
         )
         return noise_BCFHW
 
-    def identity(self, plan: Plan) -> str:
-        """Everything that the result is a function of, as JSON; every rank asks at the same time.
+    def recipe(self, plan: Plan) -> Recipe:
+        """Everything that the result is a function of; every rank asks at the same time.
 
         Raises:
             BadRequestError: the image cannot be used; on every rank.
         """
-        return json.dumps(self._identity(plan, self._look(plan.request)[1]), sort_keys=True)
-
-    def _identity(self, plan: Plan, image: str) -> dict[str, Any]:
-        """Everything that the result is a function of, as JSON; `image` is the digest of its file."""
-        scheduler = self.profile.scheduler
-        identity = {
-            # A preset's name says nothing, what it stands for does; with more time it is the same request.
-            "request": plan.request.model_dump(exclude={"spectrum", "deadline", "image"}),
-            "image": image,
-            "preset": plan.preset.identity,
-            "model": self.model.revision,
-            "dtype": self.config.dtype.model_dump(),
-            "window": asdict(plan.windows),
-            "lockstep": code_version(),
-            "sampler": {"kind": type(scheduler).__name__, **sampler_settings(scheduler)},
-        }
-        return dict(json.loads(json.dumps(identity)))
+        return self.profile.recipe(plan.request, plan.preset, self._look(plan.request)[1])
 
     @contextmanager
     def image_held(self, request: VideoRequest) -> Iterator[None]:

@@ -21,15 +21,17 @@ from runtime.errors import BadRequestError, CancelledError
 from runtime.files.atomic import Outputs, flush, whole_files
 from runtime.files.problems import explain
 from runtime.files.text import read_json
+from runtime.forecasting.presets import load_preset
 from runtime.media.ffmpeg import SILENCE
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
-from runtime.models.folder import find_local
+from runtime.models.folder import find_local, local_revision
 from runtime.parallel.topology import Degrees
+from runtime.recipe import Recipe
 from runtime.reports.report import ModelPart, Report, add_comparison, build_report
 from runtime.request.config import Config, is_embedded, is_path
-from runtime.request.images import check_image
+from runtime.request.images import check_image, image_digest
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation, Plan
@@ -56,6 +58,7 @@ class Job:
         ranks: how many were asked for, or as many as the degrees take; None if nothing was said.
         checkpoints: where the state is kept while the job runs; None for nowhere.
         timeout: seconds within which the failure of one rank ends all.
+        recipe: what the video was to be made from when the job was planned; None asks for nothing.
     """
 
     config: Config
@@ -66,11 +69,28 @@ class Job:
     degrees: Degrees
     checkpoints: Checkpoints | None
     timeout: float
+    recipe: Recipe | None = None
 
     @property
     def world(self) -> int:
         """Ranks of the group that runs it."""
         return self.ranks or 1
+
+    def planned(self) -> Job:
+        """The same job with the recipe of its files as they are now, as far as this machine has them.
+
+        Raises:
+            BadRequestError: one of them cannot be read.
+        """
+        request, preset = self.request, load_preset(self.request.spectrum)
+        recipe = Recipe.of(
+            self.config,
+            request,
+            preset,
+            image=None if request.image is None else image_digest(request.image),
+            revision=local_revision(self.config),
+        )
+        return replace(self, recipe=recipe)
 
     def check_files(self) -> None:
         """Refuse files that cannot be written; for the rank that writes them.
@@ -180,17 +200,19 @@ def run_job(
     outputs: Outputs,
     progress: Progress = silent,
     checkpoints: Checkpoints | None = None,
+    planned: Recipe | None = None,
 ) -> Report:
     """Generate and write the videos, the report and the picture.
 
     Args:
         checkpoints: kept while it runs, and removed when all is written.
+        planned: what the video is to be made from; what has changed since is refused.
 
     Raises:
         BadRequestError: the request does not fit the model, or a file cannot be written; nothing was started.
         JobFailedError: a file could not be written to the end.
     """
-    with _begun(engine, [request], outputs, checkpoints), _files(outputs, request) as files:
+    with _begun(engine, [request], outputs, checkpoints, planned), _files(outputs, request) as files:
         _, report = _generate_files(engine, request, outputs, files, progress, checkpoints)
         return _write(report, files)
 
@@ -201,13 +223,14 @@ def run_compared_job(
     outputs: Outputs,
     progress: Progress = silent,
     checkpoints: Checkpoints | None = None,
+    planned: Recipe | None = None,
 ) -> Report:
     """As `run_job`, after running the full sampler on the same request, and measure against it.
 
     The transformer is run once beforehand, so that neither time holds what a process's first forward sets up.
     """
     with (
-        _begun(engine, [request.full, request], outputs, checkpoints),
+        _begun(engine, [request.full, request], outputs, checkpoints, planned),
         _files(outputs, request) as files,
         raw_videos(request, request.videos) as ours,
         raw_videos(request, request.videos) as theirs,
@@ -230,6 +253,7 @@ def _begun(
     requests: Sequence[VideoRequest],
     outputs: Outputs | None,
     checkpoints: Checkpoints | None,
+    planned: Recipe | None,
 ) -> Iterator[None]:
     """Begin on all ranks or on none, and end together. The rank with `outputs` holds the checkpoints
     meanwhile; when all went well, it removes them.
@@ -243,7 +267,7 @@ def _begun(
     ranks = engine.ranks
     ranks.at("the start of a job", busy=True)
     try:
-        with _held(engine, requests, outputs, checkpoints):
+        with _held(engine, requests, outputs, checkpoints, planned):
             yield
         # Nobody leaves before the files are written: a rank may fail until then.
         ranks.control.all_gather_object("done")
@@ -259,6 +283,7 @@ def _held(
     requests: Sequence[VideoRequest],
     outputs: Outputs | None,
     checkpoints: Checkpoints | None,
+    planned: Recipe | None,
 ) -> Iterator[None]:
     """The part of `_begun` that is left before all ranks end together: what a job holds while it runs."""
     with ExitStack() as stack:
@@ -273,14 +298,15 @@ def _held(
         except BadRequestError as error:
             problem = str(error)
         _refuse_together(engine, problem)
-        if checkpoints is not None:
-            identities = [engine.identity(plan) for plan in plans]
-            if outputs is not None:
-                try:
-                    stack.enter_context(checkpoints.locked(identities))
-                except BadRequestError as error:
-                    problem = str(error)
-            _refuse_together(engine, problem)
+        recipes = [engine.recipe(plan) for plan in plans]
+        try:
+            if planned is not None:
+                planned.check_same(recipes[-1])
+            if checkpoints is not None and outputs is not None:
+                stack.enter_context(checkpoints.locked([recipe.latents.text for recipe in recipes]))
+        except BadRequestError as error:
+            problem = str(error)
+        _refuse_together(engine, problem)
         stack.enter_context(engine.commanded())
         yield
         if outputs is not None and checkpoints is not None:
@@ -304,10 +330,11 @@ def follow_job(
     *,
     compared: bool,
     checkpoints: Checkpoints | None = None,
+    planned: Recipe | None = None,
 ) -> Generation:
     """The part of ranks that write no files: the same generations in the same order as on the first."""
     requests = [request.full, request] if compared else [request]
-    with _begun(engine, requests, None, checkpoints):
+    with _begun(engine, requests, None, checkpoints, planned):
         if compared:
             engine.warm_up(request)
             generate_shown(engine, request.full, [], progress, checkpoints)

@@ -9,8 +9,9 @@ from runtime.errors import BadRequestError
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.forecasting.validity import Conditions
 from runtime.models.folder import find_model
-from runtime.models.sampler import begin_sampler, load_scheduler
+from runtime.models.sampler import begin_sampler, load_scheduler, sampler_settings
 from runtime.models.wan.sizes import LatentSizes
+from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 
@@ -60,6 +61,21 @@ class ModelProfile:
         sampler = type(self.scheduler).from_config(self.scheduler.config)
         begin_sampler(sampler, steps, device)
         return sampler
+
+    def recipe(self, request: VideoRequest, preset: Preset, image: str | None) -> Recipe:
+        """Everything that a video of `request` is a function of.
+
+        Args:
+            image: digest of the request's image; None or empty if it has none.
+        """
+        return Recipe.of(
+            self.config,
+            request,
+            preset,
+            image=image,
+            revision=self.folder.revision,
+            sampler={"kind": type(self.scheduler).__name__, **sampler_settings(self.scheduler)},
+        )
 
     def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:
         """What a calibration for `request` would be made for."""

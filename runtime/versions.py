@@ -12,6 +12,18 @@ from pathlib import Path
 import runtime
 import spectrum
 
+# What of runtime/ has a part in a video's frames.
+_MAKE_FRAMES = (
+    "engine.py",
+    "forecasting",
+    "media",
+    "models",
+    "parallel",
+    "profile.py",
+    "recipe.py",
+    "request",
+    "sampling",
+)
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
@@ -25,17 +37,20 @@ def versions() -> dict[str, str]:
 def code_version() -> str:
     """Such as `0.1.0+1f0e9c2ab37d`: the version, and a digest of the code that makes frames.
 
-    The digest tells two checkouts of one version apart.
+    The digest tells two checkouts of one version apart. The code of films, reports and commands is not in it:
+    a change there makes no other frames.
     """
-    packages = [Path(package.__file__).parent for package in (runtime, spectrum) if package.__file__]
-    return f"{version('lockstep-video')}+{source_digest(packages)[:12]}"
+    assert runtime.__file__ is not None and spectrum.__file__ is not None
+    home = Path(runtime.__file__).parent
+    parts = [*(home / name for name in _MAKE_FRAMES), Path(spectrum.__file__).parent]
+    return f"{version('lockstep-video')}+{source_digest(parts)[:12]}"
 
 
-def source_digest(packages: Iterable[Path]) -> str:
-    """SHA-256 of the Python files in folders: of their names in them and of what they hold."""
+def source_digest(parts: Iterable[Path]) -> str:
+    """SHA-256 of Python files and those in folders: of their names there and of what they hold."""
     digest = hashlib.sha256()
-    for package in packages:
-        for path in sorted(package.rglob("*.py")):
-            for part in (path.relative_to(package.parent).as_posix().encode(), path.read_bytes()):
+    for place in parts:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            for part in (path.relative_to(place.parent).as_posix().encode(), path.read_bytes()):
                 digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()

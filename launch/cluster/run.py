@@ -75,7 +75,7 @@ def run_on_ray(
         JobFailedError: too many groups died, or another driver's job is refused to go on.
         NotFiniteError: a step gave NaN or infinity, as it would on any group.
     """
-    run = _Run(job.absolute(), console, on_event, attempts, pulse, again=again)
+    run = _Run(job.absolute().planned(), console, on_event, attempts, pulse, again=again)
     with stopped_by(run.stop):
         return run.until_done(on_done)
 

@@ -79,7 +79,7 @@ def add(
     job.check_files()
     owner = owner or _user()
     with _opened(folder) as opened:
-        click.echo(opened.submit(job.absolute(), name=name, owner=owner, priority=priority, seconds=expires))
+        click.echo(opened.submit(job, name=name, owner=owner, priority=priority, seconds=expires))
 
 
 def _user() -> str:

@@ -170,7 +170,9 @@ def _manifest(film: Film) -> dict[str, Any]:
                 "lora": [lora.model_dump() for lora in one.settings.lora],
                 "request": one.request.model_dump(),
             }
-            for one, part, digest, start in zip(film.shots, parts, film.digests, starts(parts), strict=True)
+            for one, part, digest, start in zip(
+                film.shots, parts, [shot.recipe.digest for shot in film.shots], starts(parts), strict=True
+            )
         ],
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),

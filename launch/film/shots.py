@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launch.film.folder import MANIFEST, own_files
 from launch.shell.defaults import CHECKPOINT_EVERY, usual_timeout
@@ -16,11 +13,9 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart, refusing
 from runtime.film.assemble import Part, check_audio, length
 from runtime.film.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
-from runtime.forecasting.presets import load_preset
 from runtime.job import Job
 from runtime.parallel.topology import Degrees
 from runtime.request.config import is_path
-from runtime.versions import code_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +24,6 @@ class Film:
 
     Attributes:
         shots: in order.
-        digests: of what each shot is made from.
         only: ids of the shots that are to be made now; empty for all.
         ranks: of the group that makes a shot.
         audio: a track for the film.
@@ -38,7 +32,6 @@ class Film:
 
     board: Storyboard
     shots: list[ShotRequest]
-    digests: list[str]
     out: Path
     only: tuple[str, ...] = ()
     ranks: int | None = None
@@ -52,7 +45,9 @@ class Film:
 
     def video(self, number: int) -> Path:
         """The mp4 of a shot."""
-        return self.out / "shots" / f"{self.shots[number].shot.id}-{self.digests[number][:12]}.mp4"
+        return (
+            self.out / "shots" / f"{self.shots[number].shot.id}-{self.shots[number].recipe.digest[:12]}.mp4"
+        )
 
     def checkpoints(self, number: int) -> Checkpoints:
         """What is kept of a shot's state while it is made."""
@@ -94,6 +89,7 @@ class Film:
             degrees=Degrees(),
             checkpoints=self.checkpoints(number),
             timeout=usual_timeout(one.settings.compile),
+            recipe=one.recipe,
         ).absolute()
 
 
@@ -120,9 +116,7 @@ def plan_film(
     with refusing("out", out):
         (out / MANIFEST).exists()
     check_apart(own_files(out), _inputs(storyboard, shots, audio))
-    presets = {name: load_preset(name).identity for name in {one.request.spectrum for one in shots}}
-    digests = [_digest(one, presets[one.request.spectrum]) for one in shots]
-    film = Film(board, shots, digests, out, tuple(only), ranks, audio, compare)
+    film = Film(board, shots, out, tuple(only), ranks, audio, compare)
     if audio is not None and (problem := check_audio(audio, length(film.parts) / shots[0].fps)):
         raise BadRequestError(f"audio: {str(audio)!r} given; {problem}")
     return film
@@ -139,18 +133,3 @@ def _inputs(storyboard: Path, shots: Sequence[ShotRequest], audio: Path | None) 
         files = {one.config: "config", one.request.spectrum: "spectrum"}
         named += [(name, field) for name, field in files.items() if is_path(name)]
     return {Path(name): field for name, field in named if name is not None}
-
-
-def _digest(one: ShotRequest, preset: Mapping[str, Any]) -> str:
-    """Of everything that a shot's frames and file depend on."""
-    content = {
-        "request": one.request.model_dump(exclude={"spectrum", "deadline", "image"}),
-        "image": one.image,
-        "preset": preset,
-        "config": one.settings.model_dump(
-            mode="json", exclude={"device", "defaults", "memory", "lora", "busy_timeout"}
-        ),
-        "model": one.revision,
-        "lockstep": code_version(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

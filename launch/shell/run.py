@@ -41,10 +41,17 @@ def run_job_shown(
 def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:
     """One rank's part of a job, shown by `progress`; the report on the first, on others what it did."""
     if not engine.ranks.is_leader:
-        return follow_job(engine, job.request, progress, compared=job.compare, checkpoints=job.checkpoints)
+        return follow_job(
+            engine,
+            job.request,
+            progress,
+            compared=job.compare,
+            checkpoints=job.checkpoints,
+            planned=job.recipe,
+        )
     run = run_compared_job if job.compare else run_job
     job = job.resumed()
-    return run(engine, job.request, job.outputs, progress, job.checkpoints)
+    return run(engine, job.request, job.outputs, progress, job.checkpoints, job.recipe)
 
 
 def _expected(report: Report) -> str:

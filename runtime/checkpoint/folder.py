@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,20 +24,19 @@ from typing import IO, Any
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_folder, check_outlives, reason, refusing, shortened
 from runtime.files.locks import hold
-from runtime.files.text import flatten, read_json
+from runtime.files.text import read_json
 from runtime.parallel.topology import Topology
+from runtime.recipe import differences, some_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # of what parts and manifests hold
+VERSION = 4  # of what parts and manifests hold
 _LOCK, IDENTITY = "lockstep.lock", "identity.json"
 _MANIFEST = re.compile(r"manifest-(\d{5,})-\d+\.json")
 _OWN = re.compile(r"(?:part-\d{5,}-\d+\.pt|manifest-\d{5,}-\d+\.json|identity\.json)")
 _HALF = re.compile(r"\.(?:part-\d{5,}-\d+|manifest-\d{5,}-\d+|identity)\..+\.part\.(?:pt|json)")
 _TRIES = 1000  # to hold a folder that others come to and leave meanwhile
 _DIGEST = re.compile(r"[0-9a-f]{16}")
-_SHOWN = 5  # differences that are told
-_LONGEST = 60  # characters of a value that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +191,9 @@ class Checkpoints:
         if not kept or known & kept.keys() or any(found in identities for found in kept.values()):
             return
         others = [json.loads(found) for found in kept.values() if found]
-        differing = [_differences(other, json.loads(one)) for other in others for one in identities]
+        differing = [differences(other, json.loads(one)) for other in others for one in identities]
         said = min(differing, key=len, default=["another version of Lockstep made them"])
-        more = f" and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
-        told = f"those in {str(self.root)!r} are of another request: {'; '.join(said[:_SHOWN])}{more}"
+        told = f"those in {str(self.root)!r} are of another request: {some_of(said)}"
         if self.overwrite:
             log.warning("checkpoints: %s; they are removed", told)
             self.discard()
@@ -313,28 +311,3 @@ def _identity_in(folder: Path) -> str | None:
         return json.dumps(found, sort_keys=True) if isinstance(found, dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, field by field, in words."""
-    old, new = _flat(before), _flat(now)
-    return [
-        f"{name} was {_shown(old.get(name), new.get(name))}, now it is {_shown(new.get(name), old.get(name))}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
-
-
-def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity as one level; a request's fields as users know them."""
-    return {name.removeprefix("request."): value for name, value in flatten(content).items()}
-
-
-def _shown(value: Any, other: Any) -> str:
-    """A value; if it is long, from a little before where it differs from another."""
-    text = repr(value)
-    pairs = enumerate(zip(text, repr(other), strict=False))
-    common = next((at for at, (one, two) in pairs if one != two), len(text))
-    begin = max(0, min(common - _LONGEST // 2, len(text) - _LONGEST))
-    cut = text[begin : begin + _LONGEST]
-    return f"{'…' if begin else ''}{cut}{'…' if begin + len(cut) < len(text) else ''}"

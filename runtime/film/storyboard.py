@@ -15,7 +15,9 @@ from runtime.errors import BadRequestError
 from runtime.files.problems import explain_one, shown
 from runtime.files.text import beside
 from runtime.files.yaml import YamlFile
+from runtime.forecasting.presets import Preset
 from runtime.profile import ModelProfile
+from runtime.recipe import Recipe
 from runtime.request.config import Config, Loras, is_path, load_config
 from runtime.request.images import image_digest
 from runtime.request.video_request import (
@@ -149,8 +151,7 @@ class ShotRequest(_Part):
     Attributes:
         config: name or absolute path.
         settings: what that is, with the shot's LoRA.
-        revision: of the model.
-        image: digest of the image that it begins with, if there is one.
+        recipe: everything that it is a function of.
         windows: that it is made in; one where it fits the model's.
     """
 
@@ -158,8 +159,7 @@ class ShotRequest(_Part):
     config: str
     settings: Config
     request: VideoRequest
-    revision: str
-    image: str | None
+    recipe: Recipe
     windows: int
 
     @property
@@ -232,14 +232,13 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
     request = config.request(shot.prompt, **{key: value for key, value in given.items() if value is not None})
-    model = models.check(config, request)
+    model, preset = models.check(config, request)
     return ShotRequest(
         shot=shot,
         config=name,
         settings=config,
         request=request,
-        revision=model.folder.revision,
-        image=image,
+        recipe=model.recipe(request, preset, image),
         windows=len(model.sizes.windows(request, config)),
     )
 
@@ -283,7 +282,7 @@ class _Models:
     def __init__(self) -> None:
         self._found: dict[Config, ModelProfile | BadRequestError] = {}
         self._configs: dict[str, Config] = {}
-        self._fitting: set[tuple[Config, VideoRequest]] = set()
+        self._fitting: dict[tuple[Config, VideoRequest], Preset] = {}
         self._images: dict[tuple[str, int], str] = {}
 
     def config(self, name: str) -> Config:
@@ -295,8 +294,10 @@ class _Models:
             self._configs[name] = load_config(name)
         return self._configs[name]
 
-    def check(self, config: Config, request: VideoRequest) -> ModelProfile:
-        """The model, which can serve the request. Shots that differ in words and seed alone are checked once.
+    def check(self, config: Config, request: VideoRequest) -> tuple[ModelProfile, Preset]:
+        """The model, which can serve the request, and the request's preset.
+
+        Shots that differ in words and seed alone are checked once.
 
         Raises:
             BadRequestError: see `ModelProfile` and its `check`.
@@ -304,9 +305,8 @@ class _Models:
         model = self.find(config)
         alike = request.model_copy(update={"prompt": "a", "negative": "", "seed": 0})
         if (config, alike) not in self._fitting:
-            model.check(request)
-            self._fitting.add((config, alike))
-        return model
+            self._fitting[config, alike] = model.check(request)
+        return model, self._fitting[config, alike]
 
     def image(self, path: str) -> str:
         """The digest of an image, which is decoded once for all shots that begin with it.

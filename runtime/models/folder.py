@@ -102,6 +102,20 @@ def find_model(config: Config) -> ModelFolder:
     return ModelFolder(config.model, path, revision, kind)
 
 
+def local_revision(config: Config) -> str | None:
+    """The revision of a model that lies on this machine, unchecked; None if it would be fetched.
+
+    Raises:
+        BadRequestError: a LoRA cannot be read.
+    """
+    path = find_local(config)
+    return (
+        None
+        if path is None
+        else "+".join([folder_digest(path), *(read_lora(lora).digest for lora in config.lora)])
+    )
+
+
 def find_local(config: Config) -> Path | None:
     """The folder of an embedded model, or of a model on disk; None if it has to be fetched.
 

@@ -113,6 +113,7 @@ class Report(_Part):
     request: dict[str, Any]
     spectrum: dict[str, Any]
     model: ModelPart
+    recipe: str
     topology: TopologyPart
     attention: str
     steps: int
@@ -163,6 +164,7 @@ def build_report(
         request=generation.request.model_dump(),
         spectrum=generation.preset.model_dump(),
         model=model,
+        recipe=generation.recipe,
         topology=TopologyPart(
             world=topology.world, cfg=topology.cfg, ring=topology.ring, ulysses=topology.ulysses
         ),

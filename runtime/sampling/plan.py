@@ -18,6 +18,7 @@ from runtime.forecasting.expectation import Expectation
 from runtime.forecasting.presets import Preset
 from runtime.models.base import ImageCondition
 from runtime.parallel.topology import Topology
+from runtime.recipe import Recipe
 from runtime.request.video_request import BRANCHES, VideoRequest
 from runtime.request.windows import Windows
 from runtime.sampling.coordinator import Coordinator
@@ -50,6 +51,7 @@ class Generation:
     """What one generation did; the frames themselves went to the sinks.
 
     Attributes:
+        recipe: digest of everything that the result is a function of.
         steps: in order; times are this rank's.
         computed: branch → its computed steps.
         errors: step → relative error that forecasts of a computed step would have had, over all ranks and
@@ -70,6 +72,7 @@ class Generation:
     preset: Preset
     topology: Topology
     attention: str
+    recipe: str = ""
     steps: list[StepRecord] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
     computed: dict[str, list[int]] = field(default_factory=dict)
@@ -189,7 +192,7 @@ class Prepared:
     """A plan that is ready to be denoised, on this rank.
 
     Attributes:
-        identity: everything that the result is a function of, as JSON.
+        recipe: everything that the result is a function of.
         networks: the transformer with the text of each window, conditioned as the first window is.
         noise_BCFHW: float32, of the whole video, the same on every rank.
         image: what the first window is conditioned on, beside its text.
@@ -198,7 +201,7 @@ class Prepared:
     """
 
     plan: Plan
-    identity: str
+    recipe: Recipe
     networks: list[Network]
     noise_BCFHW: torch.Tensor
     image: ImageCondition | None = None

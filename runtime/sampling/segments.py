@@ -45,7 +45,8 @@ def denoise_segments(
     Raises:
         CancelledError, JobFailedError, RankFailedError: see `Engine.generate`.
     """
-    plan, identity, commands = prepared.plan, prepared.identity, commands or Commands()
+    plan, commands = prepared.plan, commands or Commands()
+    identity = prepared.recipe.latents.text
     video_BCFHW: torch.Tensor | None = None
     for number in range(plan.segments):
         segment = prepared.segment(number, video_BCFHW)

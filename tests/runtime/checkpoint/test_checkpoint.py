@@ -450,16 +450,22 @@ def test_windows_cut_otherwise_and_other_code_are_another_request(
     engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = small(steps=STEPS, frames=25)
+
+    def use_window(window: Window) -> None:
+        changed = engine.config.model_copy(update={"window": window})
+        monkeypatch.setattr(engine, "config", changed)
+        monkeypatch.setattr(engine.profile, "config", changed)
+
     window = Window(frames=13, overlap=4)
-    monkeypatch.setattr(engine, "config", engine.config.model_copy(update={"window": window}))
-    first = engine.identity(engine.plan(request))
+    use_window(window)
+    first = engine.recipe(engine.plan(request))
     wider = Window(frames=13, overlap=8)
-    monkeypatch.setattr(engine, "config", engine.config.model_copy(update={"window": wider}))
-    assert engine.identity(engine.plan(request)) != first
-    monkeypatch.setattr(engine, "config", engine.config.model_copy(update={"window": window}))
-    assert engine.identity(engine.plan(request)) == first
-    monkeypatch.setattr("runtime.engine.code_version", lambda: "another")
-    assert engine.identity(engine.plan(request)) != first
+    use_window(wider)
+    assert engine.recipe(engine.plan(request)) != first
+    use_window(window)
+    assert engine.recipe(engine.plan(request)) == first
+    monkeypatch.setattr("runtime.recipe.code_version", lambda: "another")
+    assert engine.recipe(engine.plan(request)) != first
 
 
 def test_a_retry_of_a_job_that_may_overwrite_removes_what_is_another_s(

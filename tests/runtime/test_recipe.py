@@ -1,0 +1,113 @@
+"""Recipes: what a video is a function of is in them, what it is not is not, and changes are told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.files.atomic import Outputs
+from runtime.job import Job, run_job
+from runtime.profile import ModelProfile
+from runtime.recipe import Recipe
+from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, Scheduler, Tiles, Window
+from runtime.request.video_request import VideoRequest
+from tests.jobs import make_job
+from tests.places import ROOT
+
+Small = Callable[..., VideoRequest]
+
+
+def recipe_of(config: Config, request: VideoRequest) -> Recipe:
+    profile = ModelProfile(config)
+    return profile.recipe(request, profile.check(request), None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": Dtypes(transformer="bfloat16")},
+        {"scheduler": Scheduler(kind="euler")},
+        {"scheduler": Scheduler(shift=7.0)},
+        {"window": Window(frames=5, overlap=4)},
+        {"attention": "sdpa"},
+        {"compile": True},
+        {"tiles": Tiles()},
+        {"fps": 9},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_what_makes_another_video_makes_another_recipe(
+    config: Config, small: Small, change: dict[str, Any]
+) -> None:
+    request = small(frames=9)
+    assert recipe_of(config.model_copy(update=change), request).digest != recipe_of(config, request).digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device": "cpu"},
+        {"memory": Memory(transformer="shard", history="offload")},
+        {"busy_timeout": 7.0},
+        {"window": Window(frames=81, overlap=16)},  # the video fits the model
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_what_makes_the_same_video_keeps_the_recipe(
+    config: Config, small: Small, change: dict[str, Any]
+) -> None:
+    request = small()
+    assert recipe_of(config.model_copy(update=change), request) == recipe_of(config, request)
+
+
+def test_tiles_are_no_part_of_the_latents(config: Config, small: Small) -> None:
+    one, other = (recipe_of(config.model_copy(update={"tiles": t}), small()) for t in (None, Tiles()))
+    assert one.digest != other.digest and one.latents.digest == other.latents.digest
+
+
+def test_a_change_is_told_by_field_and_value(config: Config, small: Small) -> None:
+    before, now = (recipe_of(config, small(seed=seed)) for seed in (7, 8))
+    with pytest.raises(BadRequestError, match=r"seed was 7, now it is 8\. Give the request again"):
+        before.check_same(now)
+
+
+def test_what_one_side_does_not_know_is_not_compared(config: Config, small: Small) -> None:
+    whole = recipe_of(config, small())
+    part = Recipe({name: value for name, value in whole.parts.items() if name != "model"})
+    part.check_same(whole)
+    whole.check_same(part)
+
+
+def test_a_report_names_its_recipe(engine: Engine, small: Small, tmp_path: Path) -> None:
+    outputs = Outputs.named(tmp_path / "a.mp4", None, overwrite=False)
+    report = run_job(engine, small(steps=2, spectrum="off"), outputs)
+    assert report.recipe == recipe_of(engine.config, small(steps=2, spectrum="off")).digest
+
+
+def test_a_job_whose_model_has_changed_since_is_refused(small: Small, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED_MODELS / "wan-tiny", model)
+    job = _job(tmp_path, model).planned()
+    assert Job.from_json(job.to_json()).recipe == job.recipe
+    settings = model / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text().replace("}", "\n}"))
+    engine = Engine(job.config)
+    with pytest.raises(BadRequestError, match="planned with something else: model was 'sha256:"):
+        run_job(engine, job.request, job.outputs, planned=job.recipe)
+    assert not job.outputs.video.exists()
+    again = _job(tmp_path, model).planned()
+    run_job(engine, again.request, again.outputs, planned=again.recipe)
+    assert again.outputs.video.exists()
+
+
+def _job(tmp_path: Path, model: Path) -> Job:
+    file = tmp_path / "tiny.yaml"
+    tiny = (ROOT / "configs" / "wan-tiny.yaml").read_text(encoding="utf-8")
+    file.write_text(tiny.replace("model: wan-tiny", f"model: {model}"), encoding="utf-8")
+    return make_job(tmp_path / "video.mp4", config=str(file), steps=2, spectrum="off")

@@ -105,7 +105,7 @@ def test_what_many_shots_share_is_read_once(tmp_path: Path, monkeypatch: pytest.
 
     for where in (
         "runtime.film.storyboard.load_config",
-        "launch.film.shots.load_preset",
+        "runtime.profile.load_preset",
         "launch.film.dry_run.load_preset",
     ):
         module, _, name = where.rpartition(".")

@@ -15,7 +15,7 @@ from launch.shell.rank import check_world, end_rank, joined, told_to_others
 from launch.shell.run import run_job_shown
 from launch.shell.signals import stop_on_signals
 from launch.shell.terminal import Terminal
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.parallel.meeting import Rendezvous
 
 

@@ -32,7 +32,7 @@ from runtime.errors import BadRequestError
 from runtime.film.storyboard import load_storyboard
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.lora import merge_lora, read_lora
 from runtime.parallel.ranks import Ranks

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from launch.commands.build_job import build_job
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.request.config import EMBEDDED_MODELS, load_config
 
 PROMPT = "a red circle moving left on a black background"

@@ -8,7 +8,8 @@ from typing import Any
 
 from launch.shell.run import do_job
 from runtime.engine import Engine
-from runtime.job import Job, silent
+from runtime.jobs.job import Job
+from runtime.jobs.run import silent
 from runtime.parallel.ranks import Ranks
 from runtime.reports.report import Report
 from tests.ranks import die, watch_ranks

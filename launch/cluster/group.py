@@ -20,7 +20,7 @@ from launch.cluster.actor import Begun, End, Ended, Event, RankActor
 from launch.cluster.placement import Bundle, bundle_for
 from launch.shell.pulse import Pulse
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config

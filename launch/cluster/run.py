@@ -20,7 +20,7 @@ from launch.shell.run import print_result
 from launch.shell.signals import stopped_by_signals
 from launch.shell.terminal import say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.reports.report import Report
 
 log = logging.getLogger("launch")

@@ -11,7 +11,7 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart
 from runtime.forecasting.presets import load_preset
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.models.folder import find_local
 from runtime.models.wan.lora import check_loras
 from runtime.parallel.topology import Degrees, Topology

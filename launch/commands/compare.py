@@ -22,7 +22,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import check_apart, check_writable, whole_files
 from runtime.forecasting.presets import load_preset
-from runtime.job import Progress, generate_shown
+from runtime.jobs.run import Progress, generate_shown
 from runtime.media.mp4 import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import Quality, RawVideo, compare_videos
 from runtime.media.raw import check_room, raw_videos

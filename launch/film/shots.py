@@ -13,7 +13,7 @@ from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs, check_apart, refusing
 from runtime.film.assemble import Part, check_audio, length
 from runtime.film.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.parallel.topology import Degrees
 from runtime.request.config import is_path
 

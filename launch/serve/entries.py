@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from runtime.errors import BadRequestError
 from runtime.files.problems import explain
-from runtime.job import Job
+from runtime.jobs.job import Job
 
 
 class State(StrEnum):

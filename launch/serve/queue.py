@@ -24,7 +24,7 @@ from launch.serve.tables import NEXT, TABLES
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files.atomic import reason
 from runtime.files.locks import hold
-from runtime.job import Job
+from runtime.jobs.job import Job
 
 _Made = TypeVar("_Made")
 _PATIENCE = 20.0  # seconds to wait for another process that is writing

@@ -14,7 +14,7 @@ from launch.serve.entries import Entry, Progress, ReplicaEntry, State
 from launch.serve.queue import Queue, QueueError, kind_of
 from launch.shell.progress import TimeLeft
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
-from runtime.job import Job
+from runtime.jobs.job import Job
 
 if TYPE_CHECKING:
     from launch.serve.pool import ReplicaPool

@@ -10,7 +10,8 @@ from rich.console import Console
 from launch.shell.progress import StepProgress, timed
 from launch.shell.terminal import print_path
 from runtime.engine import Engine
-from runtime.job import Job, Progress, follow_job, run_compared_job, run_job
+from runtime.jobs.job import Job
+from runtime.jobs.run import Progress, follow_job, run_compared_job, run_job
 from runtime.parallel.ranks import Ranks
 from runtime.reports.report import Report
 from runtime.sampling.plan import Generation

@@ -20,7 +20,7 @@ from PIL import Image
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.job import OnStep, Outputs, run_compared_job, run_job
+from runtime.jobs.run import OnStep, Outputs, run_compared_job, run_job
 from runtime.media.mp4 import FrameBuffer
 from runtime.media.raw import check_room
 from runtime.reports.report import Report

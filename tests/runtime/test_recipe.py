@@ -12,7 +12,8 @@ import pytest
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs
-from runtime.job import Job, run_job
+from runtime.jobs.job import Job
+from runtime.jobs.run import run_job
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
 from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, Scheduler, Tiles, Window

@@ -24,7 +24,7 @@ from launch.cluster.group import Begun, End, Ended, Event, RankGroup, bundle_for
 from launch.cluster.run import ATTEMPTS, run_on_ray
 from launch.shell.exits import advising
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.reports.report import Report
 from runtime.request.config import load_config
 from runtime.sampling.denoise import StepRecord

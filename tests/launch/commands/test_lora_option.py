@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from launch import cli
 from launch.serve.queue import Queue
-from runtime.job import Job
+from runtime.jobs.job import Job
 from runtime.request.config import Lora
 from tests.jobs import make_job
 

@@ -20,7 +20,7 @@ from launch.shell.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.files.atomic import Outputs
-from runtime.job import run_job
+from runtime.jobs.run import run_job
 from runtime.media.ffmpeg import file_url, run_ffmpeg
 from tests.jobs import make_job
 

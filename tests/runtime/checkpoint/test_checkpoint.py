@@ -24,7 +24,7 @@ from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.files.atomic import Outputs
-from runtime.job import run_job
+from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology

@@ -16,7 +16,7 @@ from PIL import Image
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs
-from runtime.job import follow_job, run_job
+from runtime.jobs.run import follow_job, run_job
 from runtime.media.mp4 import FrameBuffer
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, load_config

@@ -15,7 +15,7 @@ import torch
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import Outputs
-from runtime.job import follow_job, run_job
+from runtime.jobs.run import follow_job, run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.wan.vae import _CausalDecoder
 from runtime.parallel.ranks import Ranks

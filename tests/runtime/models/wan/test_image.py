@@ -15,7 +15,7 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.files.atomic import Outputs
-from runtime.job import run_job
+from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config

@@ -305,7 +305,7 @@ def storyboard(
     if storyboard is None or out is None:
         raise BadRequestError("storyboard: give the file, and --out with the folder of the film")
     from launch.film.shots import plan_film
-    from runtime.files.atomic import check_outlives
+    from runtime.files.checks import check_outlives
 
     check_outlives(out, field="out")
     film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio, compare=compare)

@@ -31,14 +31,15 @@ RUNTIME: Mapping[str, str] = {
     "media": "files request",
     "models": "files parallel request",
     "forecasting": "files request",
-    "checkpoint": "files parallel",
-    "sampling": "checkpoint forecasting models parallel request",
-    "profile": "forecasting models request",
-    "engine": "checkpoint media models parallel profile request sampling versions",
+    "recipe": "files forecasting request versions",
+    "checkpoint": "files parallel recipe",
+    "sampling": "checkpoint forecasting models parallel recipe request",
+    "profile": "forecasting models recipe request",
+    "engine": "checkpoint media models parallel profile recipe request sampling",
     "reports": "files forecasting media sampling versions",
-    "job": "checkpoint engine files media models parallel reports request sampling",
+    "jobs": "checkpoint engine files forecasting media models parallel recipe reports request sampling",
     "measure": "checkpoint engine files forecasting media request sampling versions",
-    "film": "files media profile reports request versions",
+    "film": "files forecasting media profile recipe reports request versions",
 }
 # Room of launch/ → the rooms of launch/ that it may import.
 LAUNCH: Mapping[str, str] = {

@@ -9,13 +9,14 @@ from typing import Any
 from launch.shell.defaults import usual_timeout
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
-from runtime.files.atomic import Outputs, check_apart
+from runtime.files.checks import check_apart
 from runtime.forecasting.presets import load_preset
 from runtime.jobs.job import Job
 from runtime.models.folder import find_local
 from runtime.models.wan.lora import check_loras
 from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import Config, Lora, is_path, load_config
+from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 
 

@@ -24,7 +24,7 @@ from launch.shell.progress import timed
 from launch.shell.terminal import Terminal, print_path
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files.atomic import check_apart, check_writable
+from runtime.files.checks import check_apart, check_writable
 from runtime.files.text import read_text
 from runtime.forecasting.calibration import Calibration
 from runtime.measure.calibrate import Calibrator

@@ -20,7 +20,8 @@ from rich.table import Table
 from launch.commands.build_job import build_request, inputs_of
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files.atomic import check_apart, check_writable, whole_files
+from runtime.files.atomic import whole_files
+from runtime.files.checks import check_apart, check_writable
 from runtime.forecasting.presets import load_preset
 from runtime.jobs.run import Progress, generate_shown
 from runtime.media.mp4 import ColourWatch, Frames, FrameSink, Tee, mp4_encoder

@@ -9,7 +9,8 @@ import yaml
 from rich.table import Table
 
 from runtime.errors import BadRequestError
-from runtime.files.atomic import check_apart, check_writable, whole_file
+from runtime.files.atomic import whole_file
+from runtime.files.checks import check_apart, check_writable
 from runtime.files.text import read_json
 from runtime.forecasting.calibration import Calibration, Prediction, StepTimes, is_file_name, load_calibration
 from spectrum import CalibratedPredictor, PlannedSteps

@@ -232,7 +232,7 @@ def _content(text: str) -> Any:
 @contextmanager
 def _opened(folder: Path, *, must_exist: bool = False) -> Iterator[Any]:
     from launch.serve.queue import Queue
-    from runtime.files.atomic import check_outlives, refusing
+    from runtime.files.checks import check_outlives, refusing
 
     check_outlives(folder, field="queue")
     with refusing("queue", folder):

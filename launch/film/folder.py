@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import BadRequestError
-from runtime.files.atomic import check_writable, refusing
+from runtime.files.checks import check_writable, refusing
 from runtime.files.locks import hold
 from runtime.files.text import read_json
 

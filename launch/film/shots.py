@@ -10,12 +10,13 @@ from launch.film.folder import MANIFEST, own_files
 from launch.shell.defaults import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
-from runtime.files.atomic import Outputs, check_apart, refusing
+from runtime.files.checks import check_apart, refusing
 from runtime.film.assemble import Part, check_audio, length
 from runtime.film.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.jobs.job import Job
 from runtime.parallel.topology import Degrees
 from runtime.request.config import is_path
+from runtime.request.outputs import Outputs
 
 
 @dataclass(frozen=True, slots=True)

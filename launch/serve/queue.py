@@ -22,7 +22,7 @@ from typing import IO, TypeVar
 from launch.serve.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
 from launch.serve.tables import NEXT, TABLES
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.files.atomic import reason
+from runtime.files.checks import reason
 from runtime.files.locks import hold
 from runtime.jobs.job import Job
 

@@ -22,7 +22,7 @@ import click
 
 from launch.shell.terminal import forgive_encodings, visible
 from runtime.errors import BadRequestError, CancelledError, LockstepError, NotFiniteError
-from runtime.files.atomic import reason
+from runtime.files.checks import reason
 
 log = logging.getLogger("launch")
 

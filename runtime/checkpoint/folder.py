@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from runtime.errors import BadRequestError
-from runtime.files.atomic import check_folder, check_outlives, reason, refusing, shortened
+from runtime.files.atomic import shortened
+from runtime.files.checks import check_folder, check_outlives, reason, refusing
 from runtime.files.locks import hold
 from runtime.files.text import read_json
 from runtime.parallel.topology import Topology

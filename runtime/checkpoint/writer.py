@@ -22,7 +22,8 @@ import torch
 from runtime.checkpoint.folder import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
 from runtime.checkpoint.history import History
 from runtime.errors import JobFailedError
-from runtime.files.atomic import reason, whole_file
+from runtime.files.atomic import whole_file
+from runtime.files.checks import reason
 from runtime.files.tensors import save_tensors
 from runtime.files.text import read_json
 from runtime.parallel.topology import Topology

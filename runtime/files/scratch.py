@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import JobFailedError
-from runtime.files.atomic import PlainFile, reason
+from runtime.files.atomic import PlainFile
+from runtime.files.checks import reason
 
 REMEDY = "TMPDIR names another folder"
 

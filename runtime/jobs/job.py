@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
-from runtime.files.atomic import Outputs
 from runtime.files.problems import explain
 from runtime.files.text import read_json
 from runtime.forecasting.presets import load_preset
@@ -19,6 +18,7 @@ from runtime.parallel.topology import Degrees
 from runtime.recipe import Recipe
 from runtime.request.config import Config, is_embedded, is_path
 from runtime.request.images import check_image, image_digest
+from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 
 

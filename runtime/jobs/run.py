@@ -15,13 +15,14 @@ from pathlib import Path
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
-from runtime.files.atomic import Outputs, flush, whole_files
+from runtime.files.atomic import flush, whole_files
 from runtime.media.ffmpeg import SILENCE
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
 from runtime.recipe import Recipe
 from runtime.reports.report import ModelPart, Report, add_comparison, build_report
+from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation, Plan

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from runtime.errors import BadRequestError
-from runtime.files.atomic import reason
+from runtime.files.checks import reason
 from runtime.files.scratch import REMEDY, scratch_file
 from runtime.media.mp4 import FrameSink, RawFrames
 from runtime.media.quality import RawVideo

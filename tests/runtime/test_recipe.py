@@ -11,12 +11,12 @@ import pytest
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files.atomic import Outputs
 from runtime.jobs.job import Job
 from runtime.jobs.run import run_job
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
 from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, Scheduler, Tiles, Window
+from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from tests.jobs import make_job
 from tests.places import ROOT

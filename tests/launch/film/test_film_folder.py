@@ -19,9 +19,9 @@ from launch.shell.defaults import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from launch.shell.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.files.atomic import Outputs
 from runtime.jobs.run import run_job
 from runtime.media.ffmpeg import file_url, run_ffmpeg
+from runtime.request.outputs import Outputs
 from tests.jobs import make_job
 
 FILM = """\

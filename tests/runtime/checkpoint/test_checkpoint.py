@@ -23,12 +23,12 @@ from runtime.checkpoint.folder import VERSION, Checkpoints, complete_steps, mani
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
-from runtime.files.atomic import Outputs
 from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.request.config import Config, Scheduler, Window, load_config
+from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord

@@ -17,15 +17,9 @@ import pytest
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.files.atomic import (
-    Outputs,
-    check_apart,
-    check_outlives,
-    check_writable,
-    refusing,
-    whole_file,
-    whole_files,
-)
+from runtime.files.atomic import whole_file, whole_files
+from runtime.files.checks import check_apart, check_outlives, check_writable, refusing
+from runtime.request.outputs import Outputs
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from PIL import Image
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files.atomic import Outputs
 from runtime.jobs.run import follow_job, run_job
 from runtime.media.mp4 import FrameBuffer
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, load_config
 from runtime.request.images import Picture, check_image, image_digest, read_picture
+from runtime.request.outputs import Outputs
 from tests.conditioned import config_of, write_i2v, write_image
 from tests.ranks import run_ranks
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from runtime.engine import Engine
-from runtime.files.atomic import Outputs
 from runtime.film.assemble import Part
 from runtime.film.page import Scene, write_page
 from runtime.jobs.run import run_compared_job, run_job
+from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from tests.browser import look_at, needs_browser
 

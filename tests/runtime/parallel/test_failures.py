@@ -14,12 +14,12 @@ import torch
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files.atomic import Outputs
 from runtime.jobs.run import follow_job, run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.wan.vae import _CausalDecoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, Tiles, load_config
+from runtime.request.outputs import Outputs
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Plan, Prepared

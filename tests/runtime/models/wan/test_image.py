@@ -14,11 +14,11 @@ from PIL import Image
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
-from runtime.files.atomic import Outputs
 from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.topology import Degrees
 from runtime.request.config import Config
+from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord

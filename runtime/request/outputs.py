@@ -1,0 +1,70 @@
+"""Where the files of a job go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import BadRequestError
+from runtime.files.checks import check_writable
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the files of one job go.
+
+    Attributes:
+        video: the mp4; with several videos their numbers are put before the suffix.
+        report: the JSON; the picture lies beside it.
+        overwrite: whether files that exist may be replaced.
+    """
+
+    video: Path
+    report: Path
+    overwrite: bool = False
+
+    @classmethod
+    def named(cls, video: Path, report: Path | None, *, overwrite: bool) -> Outputs:
+        """The files of a job whose report lies beside its video if it is not named.
+
+        Raises:
+            BadRequestError: a name has the wrong suffix.
+        """
+        _check_suffix(video, ".mp4", field="out")
+        if report is not None:
+            _check_suffix(report, ".json", field="report")
+        return cls(video, report or video.with_suffix(".json"), overwrite)
+
+    @property
+    def picture(self) -> Path:
+        return self.report.with_suffix(".png")
+
+    def videos(self, count: int) -> list[Path]:
+        if count == 1:
+            return [self.video]
+        return [self.video.with_stem(f"{self.video.stem}-{number}") for number in range(1, count + 1)]
+
+    def all(self, count: int) -> dict[Path, str]:
+        """Every file that is written for `count` videos, and the option that names it.
+
+        They appear in this order: where the report is, the videos that it names are this job's.
+        """
+        named = "out" if self.report == self.video.with_suffix(".json") else "report"
+        return {self.report: named, self.picture: named, **dict.fromkeys(self.videos(count), "out")}
+
+    def check(self, count: int) -> None:
+        """Refuse names that cannot be written.
+
+        Raises:
+            BadRequestError: a name has the wrong suffix, or see `check_writable`.
+        """
+        _check_suffix(self.video, ".mp4", field="out")
+        _check_suffix(self.report, ".json", field="report")
+        fields = self.all(count)
+        for path in (*self.videos(count), self.report, self.picture):
+            check_writable(path, overwrite=self.overwrite, field=fields[path])
+
+
+def _check_suffix(path: Path, suffix: str, *, field: str) -> None:
+    if path.suffix != suffix:
+        raise BadRequestError(f"{field}: {str(path)!r} given; the name must end in {suffix}")

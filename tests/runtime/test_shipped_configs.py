@@ -99,7 +99,7 @@ def identities(folder: Path) -> None:
     """Print what each config's generation is a function of; the main part of a process of the test below."""
     for name in SHIPPED:
         engine = Engine(load_config(str(folder / f"{name}.yaml")))
-        print(json.dumps([name, engine.prepare(engine.plan(asked(name, folder))).identity]))
+        print(json.dumps([name, engine.prepare(engine.plan(asked(name, folder))).recipe.text]))
 
 
 @pytest.mark.timeout(120)

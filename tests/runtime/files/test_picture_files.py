@@ -213,7 +213,7 @@ def test_what_was_checked_is_what_is_used(own: Config, tmp_path: Path) -> None:
         sink = FrameBuffer()
         with engine.image_held(request):
             change()
-            assert digest in engine.prepare(engine.plan(request)).identity
+            assert engine.prepare(engine.plan(request)).recipe.parts["image"] == digest
             engine.generate(request, [sink])
         frames.append(sink.frames)
     assert np.array_equal(*frames)

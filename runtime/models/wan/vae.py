@@ -186,7 +186,7 @@ def _decode_tiles(
         decoded = _send_to_first(own, owners, shapes, frame, peers)
         at(busy=True)
         if peers.rank == 0:
-            yield _unfold(vae, _blend(vae, decoded, tiling))
+            yield _unfold(vae, _blend(decoded, tiling))
 
 
 def _send_to_first(
@@ -213,7 +213,7 @@ def _send_to_first(
     return [next(queues[owner]).view(shape) for owner, shape in zip(owners, shapes, strict=True)]
 
 
-def _blend(vae: AutoencoderKLWan, decoded: list[torch.Tensor], tiling: _Tiling) -> torch.Tensor:
+def _blend(decoded: list[torch.Tensor], tiling: _Tiling) -> torch.Tensor:
     """Tiles → the frame, in the order in which `AutoencoderKLWan.tiled_decode` blends them (in place)."""
     columns = len(tiling.columns)
     rows = [decoded[start : start + columns] for start in range(0, len(decoded), columns)]
@@ -222,9 +222,22 @@ def _blend(vae: AutoencoderKLWan, decoded: list[torch.Tensor], tiling: _Tiling) 
         parts: list[Any] = []
         for column, tile in enumerate(row):
             if above is not None:
-                tile = vae.blend_v(above[column], tile, tiling.overlap)  # noqa: PLW2901
+                tile = fade(above[column], tile, tiling.overlap, axis=-2)  # noqa: PLW2901
             if column > 0:
-                tile = vae.blend_h(row[column - 1], tile, tiling.overlap)  # noqa: PLW2901
+                tile = fade(row[column - 1], tile, tiling.overlap, axis=-1)  # noqa: PLW2901
             parts.append(tile[..., : tiling.stride, : tiling.stride])
         strips.append(torch.cat(parts, dim=-1))
     return torch.cat(strips, dim=3)[..., : tiling.height, : tiling.width]
+
+
+def fade(before: torch.Tensor, tile: torch.Tensor, overlap: int, axis: int) -> torch.Tensor:
+    """`tile` `[B, C, T, H, W]`, faded in from the end of the one `before` along H (−2) or W (−1), in place.
+
+    The bits are those of the VAE's own `blend_v` and `blend_h`, which take some launches for every row.
+    """
+    extent = min(before.shape[axis], tile.shape[axis], overlap)
+    shares = torch.arange(extent, dtype=torch.float64, device=tile.device) / extent
+    row, rest = (weights.float().view((-1, 1) if axis == -2 else (-1,)) for weights in (shares, 1 - shares))
+    old, new = before.narrow(axis, before.shape[axis] - extent, extent), tile.narrow(axis, 0, extent)
+    new.copy_((old * rest).to(tile.dtype) + (new * row).to(tile.dtype))  # products in float32, as with numbers
+    return tile

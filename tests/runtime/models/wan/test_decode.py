@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.video_processor import VideoProcessor
 
-from runtime.models.wan.vae import decode_frames
+from runtime.models.wan.vae import decode_frames, fade
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Tiles
 from tests.ranks import run_ranks
@@ -63,6 +63,16 @@ def test_tiles_are_those_of_the_vae_itself(vae: AutoencoderKLWan, size: tuple[in
     expected = tiled_in_one_piece(latents(*size))
     assert torch.equal(torch.cat(list(decode_frames(vae, latents(*size), TILES)), 1), expected)
     assert not torch.equal(expected, in_one_piece(vae, latents(*size)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tiles_fade_as_the_vae_blends_them(vae: AutoencoderKLWan, dtype: torch.dtype) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    for height, width in ((32, 32), (8, 24), (5, 32)):
+        sizes = ((32, width), (height, 32), (height, width))
+        above, left, tile = (torch.randn(2, 3, 4, *size, generator=numbers).to(dtype) for size in sizes)
+        expected = vae.blend_h(left, vae.blend_v(above, tile.clone(), 8), 8)
+        assert torch.equal(fade(left, fade(above, tile, 8, axis=-2), 8, axis=-1), expected)
 
 
 def test_a_frame_within_one_tile_is_decoded_whole(vae: AutoencoderKLWan) -> None:

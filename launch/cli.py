@@ -25,6 +25,7 @@ from launch.commands.options import (
     PathType,
     calibrate_options,
     generate_options,
+    rehearse_options,
     sampling_options,
 )
 from launch.commands.queue import queue, status
@@ -320,6 +321,35 @@ def storyboard(
         path = make_film(film, replicas, console)
     if path is not None:
         print_path(path)
+
+
+@cli.command(short_help="Say what a job would take on GPUs that are not here.")
+@rehearse_options
+@click.pass_obj
+def rehearse(console: Console, /, rank: str | None, as_json: bool, **options: Any) -> None:
+    """Say what a job would compute, hold, send and launch on GPUs that need not be here.
+
+    The engine itself runs, on tensors that do not exist: without weights, and in seconds. docs/rehearse.md
+    says what is counted and what is estimated.
+    """
+    import json
+
+    from launch.commands.rehearse import build_asked, chosen_ranks, notes, summary, tables
+    from runtime.rehearsal.account import told
+    from runtime.rehearsal.rehearse import rehearse as rehearsed
+
+    asked = build_asked(**options)
+    found = rehearsed(asked, chosen_ranks(rank, asked))
+    if as_json:
+        click.echo(json.dumps(told(found)))
+        return
+    shown = Terminal()
+    for line in summary(found, options["config"]):
+        shown.print(line, soft_wrap=True)
+    for table in tables(found, options["config"]):
+        shown.print(table)
+    for line in notes():
+        shown.print(line, soft_wrap=True)
 
 
 @cli.command(short_help="Show what this machine has and can run.")

@@ -283,3 +283,39 @@ def generate_options(command: _Command) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def rehearse_options(command: _Command) -> _Command:
+    """Everything that `rehearse` takes: what changes what a job computes, holds or sends."""
+    options = [
+        sampling_options,
+        click.option("--videos", type=int, help="Videos made as one batch."),
+        click.option(
+            "--spectrum",
+            type=FileNameType(),
+            help="Forecasting preset: off, a preset's name, or a YAML file.",
+        ),
+        click.option(
+            "--gpu",
+            type=FileNameType(),
+            default="h100",
+            show_default=True,
+            help="A GPU's name, or a YAML file.",
+        ),
+        click.option("--ranks", type=DEGREE, help="GPUs that make the video together.  [default: 1]"),
+        click.option("--ulysses", type=DEGREE, help="Ranks that split attention heads."),
+        click.option("--ring", type=DEGREE, help="Ranks that pass keys and values around."),
+        click.option("--cfg", type=DEGREE, help="2 gives each guidance branch its own ranks."),
+        click.option("--attention", help="Kernel of the self-attention, one of torch's."),
+        click.option(
+            "--shard/--replicate", default=None, help="Shard the transformer over the ranks (FSDP2)."
+        ),
+        click.option(
+            "--rank",
+            help="Rehearse this rank, or one of each kind: all.  [default: the first, and the usual other]",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -239,5 +239,7 @@ def fade(before: torch.Tensor, tile: torch.Tensor, overlap: int, axis: int) -> t
     shares = torch.arange(extent, dtype=torch.float64, device=tile.device) / extent
     row, rest = (weights.float().view((-1, 1) if axis == -2 else (-1,)) for weights in (shares, 1 - shares))
     old, new = before.narrow(axis, before.shape[axis] - extent, extent), tile.narrow(axis, 0, extent)
-    new.copy_((old * rest).to(tile.dtype) + (new * row).to(tile.dtype))  # products in float32, as with numbers
+    new.copy_(
+        (old * rest).to(tile.dtype) + (new * row).to(tile.dtype)
+    )  # products in float32, as with numbers
     return tile

@@ -1,0 +1,174 @@
+"""`lockstep rehearse`: what a job would compute, hold, send and launch on GPUs that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from runtime.errors import BadRequestError
+from runtime.parallel.topology import Degrees, Topology
+from runtime.rehearsal.account import COUNTED, ESTIMATED, UNMEASURED, seconds
+from runtime.rehearsal.estimate import estimate
+from runtime.rehearsal.machine import load_gpu
+from runtime.rehearsal.phases import Phase
+from runtime.rehearsal.rehearse import Asked, RankFindings, Rehearsal
+from runtime.request.config import Config, load_config
+
+_GIB = 2**30
+
+
+def build_asked(
+    *,
+    config: str,
+    gpu: str,
+    ranks: int | None,
+    ulysses: int | None,
+    ring: int | None,
+    cfg: int | None,
+    attention: str | None,
+    shard: bool | None,
+    size: tuple[int, int] | None,
+    **given: Any,
+) -> Asked:
+    """Options of the command line → what is to be rehearsed.
+
+    Raises:
+        BadRequestError: a name or value is not valid.
+    """
+    settings, degrees = load_config(config), Degrees(cfg, ring, ulysses)
+    settings = _changed(settings, attention, shard)
+    fields = {name: value for name, value in given.items() if value is not None}
+    if size is not None:
+        fields |= {"width": size[0], "height": size[1]}
+    world = degrees.product if ranks is None else ranks
+    return Asked(settings, settings.request("rehearsed", **fields), degrees, world, load_gpu(gpu))
+
+
+def _changed(config: Config, attention: str | None, shard: bool | None) -> Config:
+    changes: dict[str, Any] = {} if attention is None else {"attention": attention}
+    if shard is not None:
+        kept = "shard" if shard else "replicate"
+        changes["memory"] = config.memory.model_copy(update={"transformer": kept})
+    return config.model_copy(update=changes)
+
+
+def chosen_ranks(given: str | None, asked: Asked) -> list[int] | None:
+    """What `--rank` names: a rank, or one of each kind for `all`; None for the usual ones.
+
+    Raises:
+        BadRequestError: there is no such rank.
+    """
+    if given is None:
+        return None
+    if given == "all":
+        from runtime.rehearsal.rehearse import every_kind
+
+        return every_kind(asked)
+    if not given.isdecimal() or int(given) >= asked.ranks:
+        raise BadRequestError(f"rank: {given!r} given; it must be from 0 to {asked.ranks - 1}, or all")
+    return [int(given)]
+
+
+def tables(rehearsal: Rehearsal, name: str) -> Iterator[Table]:
+    """What was found, for people.
+
+    Args:
+        name: of the config.
+    """
+    for found in rehearsal.ranks:
+        yield _memory_table(found, rehearsal)
+        yield _steps_table(found, rehearsal)
+
+
+def summary(rehearsal: Rehearsal, name: str) -> list[str]:
+    """Sentences before and behind the tables: what was rehearsed, and what it comes to."""
+    asked, took = rehearsal.asked, seconds(rehearsal)
+    request, gpu = asked.request, asked.gpu
+    lost = "in" if rehearsal.fits else "NOT in"
+    guided = "both branches" if request.guided else "one branch"
+    return [
+        f"{name}: {request.width}x{request.height}, {request.frames} frames, {guided} of "
+        f"{rehearsal.tokens:,} tokens; {rehearsal.parameters / 1e9:.2f} billion parameters, settings from "
+        f"{_SOURCES[rehearsal.source]}",
+        f"{arrangement(rehearsal.topology)} on {rehearsal.topology.world} × {gpu.name}, attention "
+        f"{rehearsal.attention}; {request.spectrum}: {rehearsal.computed} steps computed, "
+        f"{rehearsal.forecast} forecast",
+        f"fits: {lost} {gpu.memory_gib:g} GiB; at most {rehearsal.peak / _GIB:.1f} GiB are held by tensors, "
+        f"{abs(rehearsal.room) / _GIB:.1f} GiB are {'left' if rehearsal.fits else 'lacking'} after what is "
+        "assumed to be lost",
+        f"estimate, not measured: denoising {_time(took['denoise'])} ({_time(took['computed_step'])} a "
+        f"computed step, {_time(took['forecast_step'])} a forecast one), encoding {_time(took['encode'])}, "
+        f"decoding {_time(took['decode'])}",
+    ]
+
+
+def notes() -> list[str]:
+    """What the numbers are worth."""
+    return [f"counted: {COUNTED}", f"estimated: {ESTIMATED}", f"unmeasured: {UNMEASURED}"]
+
+
+_SOURCES = {"folder": "its folder", "cache": "the cache of downloads", "published": "what is published of it"}
+
+
+def arrangement(topology: Topology) -> str:
+    return f"cfg {topology.cfg} × ring {topology.ring} × ulysses {topology.ulysses}"
+
+
+def _memory_table(found: RankFindings, rehearsal: Rehearsal) -> Table:
+    table = Table(title=f"{_called(found, rehearsal)}: most held, GiB")
+    table.add_column("")
+    for phase in found.peaks:
+        table.add_column(phase, justify="right")
+    for part in ("peak", "weights", "history", "activations"):
+        table.add_row(part, *(f"{getattr(one, part) / _GIB:.2f}" for one in found.peaks.values()))
+    return table
+
+
+def _steps_table(found: RankFindings, rehearsal: Rehearsal) -> Table:
+    steps = found.steps
+    columns = {"computed step": steps.last, "forecast step": steps.forecast, "decoding": found.decode}
+    if found.rank == 0:
+        columns = {"encoding": found.encode, **columns}
+    there = {name: phase for name, phase in columns.items() if phase is not None}
+    table = Table(title=f"{_called(found, rehearsal)}: work")
+    table.add_column("")
+    for name in there:
+        table.add_column(name, justify="right")
+    for kind in ("attention", "linear", "convolution"):
+        table.add_row(f"{kind}, TFLOP", *(_amount(p.work.flops.get(kind, 0) / 1e12) for p in there.values()))
+    table.add_row("launches", *(f"{phase.work.launches:,}" for phase in there.values()))
+    table.add_row("read and written, GB", *(_amount(p.work.moved / 1e9) for p in there.values()))
+    for axis, name in _AXES.items():
+        if any(phase.sent.get(axis) for phase in there.values()):
+            table.add_row(f"sent, {name}, MB", *(_amount(p.sent.get(axis, 0) / 1e6) for p in there.values()))
+    table.add_row("seconds, estimated", *(_estimated(phase, rehearsal) for phase in there.values()))
+    return table
+
+
+_AXES = {
+    "cfg": "cfg",
+    "ring": "ring",
+    "ulysses": "ulysses",
+    "sequence": "output",
+    "everyone": "all ranks",
+}
+
+
+def _called(found: RankFindings, rehearsal: Rehearsal) -> str:
+    share = f"{found.tokens:,} tokens, {found.heads} heads"
+    others = len(found.alike) - 1
+    return f"rank {found.rank} ({share}{f'; {others} more like it' if others else ''})"
+
+
+def _amount(value: float) -> str:
+    return "" if not value else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _estimated(phase: Phase, rehearsal: Rehearsal) -> str:
+    return f"{estimate(phase, rehearsal.topology, rehearsal.asked.gpu).total:.3g}"
+
+
+def _time(value: float) -> str:
+    return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s" if value >= 0.1 else f"{1000 * value:.1f} ms"

@@ -1,0 +1,183 @@
+"""The engine of one rank, with a model that is made up."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
+
+from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.models.base import Embeddings, ImageCondition
+from runtime.models.folder import ModelKind
+from runtime.models.wan.adapter import every_block, open_adapter
+from runtime.models.wan.attention import SelfAttention
+from runtime.models.wan.image import open_image_encoder
+from runtime.parallel.kernels import AUTO, GOOD_CUDNN, Card, choose, resolve
+from runtime.parallel.sharding import Weights, WholeWeights
+from runtime.parallel.topology import Degrees, Topology
+from runtime.rehearsal.machine import Gpu
+from runtime.rehearsal.made_up import DEVICE, MadeUp, diffusers_module
+from runtime.rehearsal.peers import MadeUpPeers, MadeUpRanks
+from runtime.rehearsal.repeats import RepeatedBlocks, RepeatedDecoder
+from runtime.rehearsal.settings import RehearsedProfile
+from runtime.rehearsal.shares import MadeUpShares
+from runtime.request.config import Config
+from runtime.request.video_request import VideoRequest
+from runtime.sampling.plan import Plan, Prepared
+
+_HOPPER = (9, 0)
+
+
+class RehearsedEngine(Engine):
+    """As `Engine`, of one rank among ranks that are not there.
+
+    Attributes:
+        made_up: what counts what it does.
+
+    Args:
+        gpu: that it would run on.
+        whole: run all blocks and tiles, also those that are like others; nothing is counted otherwise for it.
+    """
+
+    config: Config
+    ranks: MadeUpRanks
+    profile: RehearsedProfile
+
+    def __init__(
+        self,
+        config: Config,
+        profile: RehearsedProfile,
+        ranks: MadeUpRanks,
+        degrees: Degrees,
+        gpu: Gpu,
+        *,
+        whole: bool = False,
+    ):
+        self.config, self.ranks, self.profile = config, ranks, profile
+        self._degrees, self._gpu, self.made_up = degrees, gpu, MadeUp()
+        self.model, self.sizes = profile.folder, profile.sizes
+        vace = self.model.kind is ModelKind.VACE
+        kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
+        dtype = config.dtype.of("transformer")
+        self._transformer = diffusers_module(self.made_up, kind, self.model.path / "transformer", dtype)
+        self.parameters = sum(one.numel() for one in self._transformer.parameters())
+        self._hand_out_weights()
+        weights = self._share_out()
+        if not whole:
+            weights = RepeatedBlocks(weights, self.made_up.ledger, ranks)
+        self._adapter = open_adapter(self._transformer, weights)
+        self._attention = SelfAttention(self._transformer)
+        self._vae = self._make_vae()
+        if self._vae is not None and not whole:
+            self._vae.decoder = RepeatedDecoder(self._vae.decoder, self.made_up.ledger)
+        self._picture, self._commands = None, None
+        self._image = open_image_encoder(self.model, config, ranks, self._transformer, self._adapter.dtype)
+
+    def plan(self, request: VideoRequest) -> Plan:
+        """As of `Engine`, but for whether it fits, which is what a rehearsal is to find out."""
+        preset = self.profile.check(request)
+        tokens = self.sizes.tokens(self.config.windowed(request))
+        heads = self._transformer.config.num_attention_heads
+        topology = Topology.choose(
+            self.ranks.size,
+            heads=heads,
+            guided=request.guided,
+            wanted=self._degrees,
+            per_node=self.ranks.per_node,
+        )
+        topology.check(heads=heads, tokens=tokens, guided=request.guided)
+        attention = self._kernel(topology.ring)
+        sampler = partial(self.profile.fresh_sampler, request.steps)
+        windows = self.sizes.windows(request, self.config)
+        return Plan(request, preset, sampler, len(sampler().timesteps), topology, attention, windows)
+
+    def made_ready(self, plan: Plan) -> Prepared:
+        """As `prepare`, with made-up embeddings of the prompts; to be called where tensors are made up."""
+        noise_BCFHW = torch.empty(self.sizes.shape(plan.request), device=DEVICE)
+        window_BCFHW = noise_BCFHW[:, :, plan.windows.slice(0)]
+        text, image = self._embeddings(plan.request), self._condition(plan, window_BCFHW)
+        networks = self._networks(plan, window_BCFHW, text, image)
+        storage = torch.device("cpu") if self.config.memory.history == "offload" else None
+        recipe = self.profile.recipe(plan.request, plan.preset, None)
+        return Prepared(plan, recipe, networks, noise_BCFHW, image, storage)
+
+    @property
+    def heads(self) -> int:
+        """Of the transformer."""
+        return int(self._transformer.config.num_attention_heads)
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """In which the transformer computes."""
+        return self._adapter.dtype
+
+    @property
+    def vae(self) -> AutoencoderKLWan | None:
+        """The VAE, where this rank has one."""
+        return self._vae
+
+    def _kernel(self, ring: int) -> str:
+        """The name of the kernel that would run on the GPU in question."""
+        name, dtype = self.config.attention, self._adapter.dtype
+        if name == AUTO:
+            card = Card(_HOPPER, GOOD_CUDNN) if self._gpu.cudnn else None
+            return choose(DEVICE, dtype, ring, card)
+        if name.startswith("xfuser"):
+            raise BadRequestError(f"attention: {name!r} given; only torch's own kernels can be rehearsed")
+        return resolve(name, DEVICE, dtype, ring=ring)
+
+    def _hand_out_weights(self) -> None:
+        """Count what the first rank of a node sends to the others."""
+        for tensor in (*self._transformer.parameters(), *self._transformer.buffers()):
+            self.ranks.node.broadcast(tensor)
+
+    def _share_out(self) -> Weights:
+        if self.config.memory.transformer != "shard" or self.ranks.size == 1:
+            return WholeWeights()
+        assert isinstance(self.ranks.everyone, MadeUpPeers)
+        shares = MadeUpShares(self.ranks.everyone, self.made_up.ledger)
+        with self.made_up.running():
+            for block in every_block(self._transformer):
+                shares.share_out(block)
+        return shares
+
+    def _make_vae(self) -> AutoencoderKLWan | None:
+        if self.config.tiles is None and not self.ranks.is_leader:
+            return None
+        path, dtype = self.model.path / "vae", self.config.dtype.of("vae")
+        vae: AutoencoderKLWan = diffusers_module(self.made_up, AutoencoderKLWan, path, dtype)
+        return vae
+
+    def _embeddings(self, request: VideoRequest) -> Embeddings:
+        """Of the prompts, as the text encoder would give them."""
+        shape = (request.videos, request.max_sequence_length, self._transformer.config.text_dim)
+        made = [
+            torch.empty(shape, dtype=self._adapter.dtype, device=DEVICE)
+            for _ in range(1 + len(request.travel) + request.guided)
+        ]
+        count = 1 + len(request.travel)
+        return Embeddings(made[:count], made[count] if request.guided else None)
+
+    def _condition(self, plan: Plan, window_BCFHW: torch.Tensor) -> ImageCondition | None:
+        """What the window is conditioned on, as the image encoder would give it."""
+        if self._image is None:
+            return None
+        settings, (batch, channels, *rest) = self._transformer.config, window_BCFHW.shape
+        if self.model.kind is ModelKind.VACE:
+            total, tokens = settings.vace_in_channels, []
+        else:
+            total = settings.in_channels - channels
+            tokens = [(batch, self.image_tokens, settings.image_dim)]
+        shapes = [(batch, total, *rest), *tokens]
+        made = [torch.empty(shape, dtype=self._adapter.dtype, device=DEVICE) for shape in shapes]
+        return ImageCondition(made[0], self._image._layout(channels, total), *made[1:])
+
+    @property
+    def image_tokens(self) -> int:
+        """Of an image encoder: one for each patch, and one of the whole."""
+        from runtime.models.settings import ImageEncoderSettings
+
+        found = ImageEncoderSettings.read(self.model.path / "image_encoder" / "config.json")
+        return (found.image_size // found.patch_size) ** 2 + 1

@@ -1,0 +1,47 @@
+"""Indexing of tensors on a device for which torch is not built: `x[…]` asks for the device, views do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def get(tensor: torch.Tensor, index: Any) -> torch.Tensor:
+    """`tensor[index]` for integers, slices, `None`, an ellipsis, and tensors."""
+    entries = _entries(tensor, index)
+    picked: list[torch.Tensor | None] = []
+    axis = 0
+    for entry in entries:
+        if entry is None:
+            tensor = tensor.unsqueeze(axis)
+        elif isinstance(entry, slice):
+            if entry != slice(None):
+                start, stop = entry.start or 0, 2**63 - 1 if entry.stop is None else entry.stop
+                tensor = torch.ops.aten.slice.Tensor(tensor, axis, start, stop, entry.step or 1)
+        elif isinstance(entry, torch.Tensor) and entry.ndim:
+            picked += [None] * (axis - len(picked)) + [entry]
+        else:
+            tensor = tensor.select(axis, int(entry))
+            continue
+        axis += 1
+    return torch.ops.aten.index.Tensor(tensor, picked) if picked else tensor
+
+
+def put(tensor: torch.Tensor, index: Any, value: Any) -> None:
+    """`tensor[index] = value` where `index` holds no tensors."""
+    there = get(tensor, index)
+    if isinstance(value, torch.Tensor):
+        torch.ops.aten.copy_.default(there, value)
+    else:
+        there.fill_(value)
+
+
+def _entries(tensor: torch.Tensor, index: Any) -> list[Any]:
+    """One entry for each axis that is named, the ellipsis written out."""
+    given = list(index) if isinstance(index, tuple) else [index]
+    named = sum(entry is not None and entry is not Ellipsis for entry in given)
+    at = next((place for place, entry in enumerate(given) if entry is Ellipsis), None)
+    if at is not None:
+        given[at : at + 1] = [slice(None)] * (tensor.ndim - named)
+    return given

@@ -1,0 +1,67 @@
+"""What a GPU is said to be able to do: for judging whether a job fits, and for estimates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from runtime.request.config import open_yaml
+from runtime.request.video_request import NUMBER, Title
+
+_Speed = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), NUMBER]
+
+RESERVE = 2 * 2**30  # bytes, assumed: the CUDA context, communicators, and workspaces of kernels
+FRAGMENTED = 0.05  # of what is held, assumed: lost between blocks of the allocator
+
+
+class Gpu(BaseModel):
+    """A GPU by its makers' numbers: dense, and each way for links.
+
+    Attributes:
+        name: as it is shown.
+        memory_gib: as torch reports it, in GiB.
+        bfloat16_tflops, tf32_tflops, float32_tflops: 10¹² operations per second, without sparsity.
+        memory_gbps: 10⁹ bytes per second that it reads and writes.
+        link_gbps: 10⁹ bytes per second to a GPU of the same machine.
+        network_gbps: 10⁹ bytes per second to one of another machine.
+        per_node: GPUs in one machine.
+        cudnn: whether `attention: auto` takes cuDNN's kernel in a ring.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Title
+    memory_gib: _Speed
+    bfloat16_tflops: _Speed
+    tf32_tflops: _Speed
+    float32_tflops: _Speed
+    memory_gbps: _Speed
+    link_gbps: _Speed
+    network_gbps: _Speed
+    per_node: Annotated[int, Field(ge=1, le=1024), NUMBER] = 8
+    cudnn: bool = False
+
+    @model_validator(mode="after")
+    def _wider_is_slower(self) -> Self:
+        if self.float32_tflops > self.bfloat16_tflops:
+            raise ValueError("float32_tflops must not be above bfloat16_tflops")
+        return self
+
+    @property
+    def memory(self) -> int:
+        """Bytes."""
+        return int(self.memory_gib * 2**30)
+
+    def room(self, held: int) -> int:
+        """Bytes left where tensors take `held`, after what is assumed to be lost; below 0 it does not fit."""
+        return self.memory - RESERVE - int(held * (1 + FRAGMENTED))
+
+
+def load_gpu(name: str) -> Gpu:
+    """The GPU called `name` in `configs/gpus/`, or the one in the YAML file `name`.
+
+    Raises:
+        BadRequestError: there is none, or it is not valid; the message says what there is.
+    """
+    return open_yaml(name, folder="gpus", field="gpu").parse(Gpu)

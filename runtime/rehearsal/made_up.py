@@ -1,0 +1,164 @@
+"""A device that does not exist, tensors on it, and modules of such tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from runtime.rehearsal import indexing
+from runtime.rehearsal.ledger import Ledger
+
+DEVICE = torch.device("cuda", 0)
+
+
+class MadeUp:
+    """Everything that torch does while a `with` block of it runs is made up: shapes are right, and nothing is
+    computed or allocated. What would happen on the device is counted.
+
+    Attributes:
+        ledger: what counts it.
+    """
+
+    def __init__(self) -> None:
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.ledger = Ledger(DEVICE.type)
+
+    @contextmanager
+    def running(self) -> Iterator[Ledger]:
+        """Make up what the block does."""
+        with _no_streams(), self._fake, self.ledger, _Accelerator(), torch.no_grad():
+            yield self.ledger
+
+    def module(
+        self, make: Callable[[], nn.Module], dtype_of: Callable[[str, torch.Tensor], torch.dtype]
+    ) -> Any:
+        """A module whose parameters and buffers are made up, on the device, and count as weights.
+
+        Args:
+            make: builds it; runs where nothing is allocated.
+            dtype_of: name and tensor as they are made → the dtype in which it is loaded.
+        """
+        with torch.device("meta"):
+            module = make()
+        known: dict[int, torch.Tensor] = {}
+        with self.running() as ledger, ledger.of_weights():
+            for name, owner in module.named_modules():
+                for box in (owner._parameters, owner._buffers):
+                    for leaf, tensor in box.items():
+                        if tensor is None:
+                            continue
+                        if id(tensor) not in known:
+                            dtype = dtype_of(f"{name}.{leaf}".lstrip("."), tensor)
+                            known[id(tensor)] = torch.empty(tensor.shape, dtype=dtype, device=DEVICE)
+                        new = known[id(tensor)]
+                        box[leaf] = (
+                            nn.Parameter(new, requires_grad=False) if box is owner._parameters else new
+                        )
+        return module.eval()
+
+
+def diffusers_dtype(kind: Any, dtype: torch.dtype) -> Callable[[str, torch.Tensor], torch.dtype]:
+    """In which dtype diffusers loads each weight of a model class: some stay in float32."""
+    kept = kind._keep_in_fp32_modules or []
+
+    def dtype_of(name: str, tensor: torch.Tensor) -> torch.dtype:
+        if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
+            return tensor.dtype
+        return torch.float32 if any(part in name.split(".") for part in kept) else dtype
+
+    return dtype_of
+
+
+def diffusers_module(made_up: MadeUp, kind: Any, path: Path, dtype: torch.dtype) -> Any:
+    """A diffusers model as its settings in `path` describe it."""
+    return made_up.module(lambda: kind.from_config(kind.load_config(path)), diffusers_dtype(kind, dtype))
+
+
+class _Accelerator(TorchFunctionMode):
+    """What a build of torch for the CPU does otherwise: it indexes no tensors of other devices, and its
+    choice of a kernel for attention is the definition, with the whole matrix in memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        instead = _INSTEAD.get(func)
+        if instead is not None and (args or (kwargs["query"],))[0].device.type == DEVICE.type:
+            return instead(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Flash attention, or for float32 and masks the memory-efficient one."""
+    if attn_mask is None and query.element_size() == 2:
+        output, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, scale=scale
+        )
+    else:
+        output, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, attn_mask, False, dropout_p, is_causal, scale=scale
+        )
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+def _contiguous(
+    tensor: torch.Tensor, *, memory_format: torch.memory_format = torch.contiguous_format
+) -> torch.Tensor:
+    is_so = tensor.is_contiguous(memory_format=memory_format)
+    return tensor if is_so else tensor.clone(memory_format=memory_format)
+
+
+_INSTEAD: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: _attention,
+    torch.Tensor.__getitem__: indexing.get,
+    torch.Tensor.__setitem__: indexing.put,
+    torch.Tensor.contiguous: _contiguous,
+    torch.Tensor.copy_: torch.ops.aten.copy_.default,
+}
+"""What asks for the device → what does the same without."""
+
+
+class _Stream:
+    """A stream or an event of a device on which nothing takes time."""
+
+    def wait_stream(self, stream: Any) -> None: ...
+    def wait_event(self, event: Any) -> None: ...
+    def record(self, stream: Any = None) -> None: ...
+
+
+_STREAMS = SimpleNamespace(
+    current_stream=_Stream, Stream=_Stream, Event=_Stream, stream=lambda _: contextlib.nullcontext()
+)
+
+
+@contextmanager
+def _no_streams() -> Iterator[None]:
+    """While the block runs, accelerators have streams that do nothing, as a build for the CPU has none."""
+    module, index = torch.get_device_module, torch.accelerator.device_index
+    torch.get_device_module = lambda *_: _STREAMS  # type: ignore[assignment]
+    torch.accelerator.device_index = lambda _: contextlib.nullcontext()  # type: ignore[misc,assignment,return-value]
+    try:
+        yield
+    finally:
+        torch.get_device_module = module
+        torch.accelerator.device_index = index  # type: ignore[misc]

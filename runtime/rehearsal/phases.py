@@ -1,0 +1,285 @@
+"""The phases of a job as one rank goes through them, each in as few pieces as tell the whole.
+
+Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+
+from runtime.files.text import read_json
+from runtime.models.folder import ModelKind
+from runtime.models.wan.vae import decode_frames
+from runtime.rehearsal.engine import RehearsedEngine
+from runtime.rehearsal.ledger import Memory, Work
+from runtime.rehearsal.made_up import DEVICE
+from runtime.sampling.finite import size_of
+from runtime.sampling.plan import Plan, Prepared
+from runtime.sampling.streams import Stream
+from spectrum import StepKind
+
+_DECODED = 3  # latent frames: the first, the second, and one that is like all after it
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What one rank does in a phase, or in one step of it.
+
+    Attributes:
+        sent: axis → bytes that this rank sends.
+    """
+
+    work: Work
+    memory: Memory
+    sent: dict[str, int] = field(default_factory=dict)
+
+    def times(self, count: int) -> Phase:
+        """The same so often, one after the other."""
+        sent = {axis: count * size for axis, size in self.sent.items()}
+        return replace(self, work=Work().plus(self.work, count), sent=sent)
+
+    def then(self, other: Phase) -> Phase:
+        """Both, one after the other."""
+        axes = {**self.sent, **other.sent}
+        sent = {axis: self.sent.get(axis, 0) + other.sent.get(axis, 0) for axis in axes}
+        memory = max((self.memory, other.memory), key=lambda memory: memory.peak)
+        return Phase(self.work.plus(other.work), memory, sent)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Denoising on one rank.
+
+    Attributes:
+        first, last: computed steps, with nothing and with the most to forecast from.
+        forecast: with the most to forecast from; None where nothing is forecast.
+        history: bytes kept for forecasts when the last step is done.
+        kept: values of them.
+    """
+
+    first: Phase
+    last: Phase
+    forecast: Phase | None
+    history: int
+    kept: int
+
+    @property
+    def memory(self) -> Memory:
+        """The most of any step."""
+        steps = [self.first, self.last, *([self.forecast] if self.forecast else [])]
+        return max((step.memory for step in steps), key=lambda memory: memory.peak)
+
+
+class Rehearser:
+    """Goes through a job as one rank.
+
+    Args:
+        engine: of the rank.
+        plan: of the job.
+    """
+
+    def __init__(self, engine: RehearsedEngine, plan: Plan):
+        self._engine, self._plan, self._made_up = engine, plan, engine.made_up
+
+    def load(self) -> Phase:
+        """Weights that stay on the device, from when they are there."""
+        ledger = self._made_up.ledger
+        ledger.start()
+        self._kept_text = self._text_encoder() if self._keeps_text else None
+        work, memory = ledger.finish()
+        return Phase(work, memory, {"node": self._engine.ranks.node.traffic.sent})  # type: ignore[attr-defined]
+
+    def encode(self) -> Phase:
+        """Prompts, and what the model sees beside them; on the first rank, which then hands it on."""
+        engine, ledger = self._engine, self._made_up.ledger
+        ledger.start()
+        if engine.ranks.is_leader:
+            encoder: Any = self._kept_text if self._keeps_text else self._text_encoder()
+            with self._made_up.running():
+                shape = (1, self._plan.request.max_sequence_length)
+                ids = torch.ones(shape, dtype=torch.long, device=DEVICE)
+                encoder(ids, torch.ones_like(ids)).last_hidden_state.to(engine.adapter_dtype)
+                one = ledger.work.copy()
+                for _ in range(len(self._plan.request.travel) + self._plan.request.guided):
+                    ledger.add(one)  # texts are of one length
+                del ids
+            del encoder
+            self._see()
+        work, memory = ledger.finish()
+        return Phase(work, memory)
+
+    def denoise(self) -> tuple[Prepared, Steps]:
+        """The steps that tell of all: the first and the last that are computed, and the last forecast one."""
+        plan, kinds = self._plan, self._plan.preset.expected_kinds(self._plan.steps)
+        computed = [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
+        forecast = [step for step, kind in enumerate(kinds) if kind is StepKind.FORECAST]
+        sampler = plan.fresh_sampler()  # its tables are real
+        with self._made_up.running():
+            prepared = self._engine.made_ready(plan)
+            segment = prepared.segment(0, None)
+            run = _Run(self._engine, plan, segment.stream, sampler, segment.noise_BCFHW)
+            first = run.step(StepKind.COMPUTE, computed[0])
+            run.warm_up()
+            last, of_forecast = first, None
+            if len(computed) > 1:
+                run.remember(computed[:-1])
+                last = run.step(StepKind.COMPUTE, computed[-1])
+            history, kept = segment.stream.bytes, segment.stream.kept
+            if forecast and plan.preset.forecasts:
+                run.remember([step for step in computed if step < forecast[-1]])
+                of_forecast = run.step(StepKind.FORECAST, forecast[-1])
+            return prepared, Steps(first, last, of_forecast, history, kept)
+
+    def decode(self, prepared: Prepared) -> Phase:
+        """All frames; `prepared` is still held while they are decoded."""
+        engine, ledger = self._engine, self._made_up.ledger
+        frames = prepared.noise_BCFHW.shape[2]
+        with self._made_up.running():
+            latents_BCFHW = torch.empty_like(prepared.noise_BCFHW)
+            parts = list(_decoded(engine, latents_BCFHW, min(_DECODED, frames)))
+            ledger.start()
+            del latents_BCFHW
+        whole = parts[0]
+        for part in parts[1:-1]:
+            whole = whole.then(part)
+        return whole.then(parts[-1].times(frames - len(parts) + 1)) if len(parts) > 1 else whole
+
+    @property
+    def _keeps_text(self) -> bool:
+        return self._engine.ranks.is_leader and self._engine.config.memory.text_encoder == "keep"
+
+    def _text_encoder(self) -> Any:
+        from transformers import UMT5Config, UMT5EncoderModel
+
+        folder, dtype = self._engine.model.path, self._engine.config.dtype.of("text_encoder")
+        settings = UMT5Config.from_dict(read_json(folder / "text_encoder" / "config.json"))
+        return self._made_up.module(
+            lambda: UMT5EncoderModel(settings), lambda _, one: dtype if one.is_floating_point() else one.dtype
+        )
+
+    def _see(self) -> None:
+        """What an image encoder and the VAE do with an image, or with nothing in its place."""
+        engine, request = self._engine, self._engine.config.windowed(self._plan.request)
+        if engine.model.kind is ModelKind.TEXT:
+            return
+        if engine.model.kind is ModelKind.IMAGE:
+            self._see_image()
+        vae = engine.vae
+        assert vae is not None
+        times = 2 if engine.model.kind is ModelKind.VACE else 1  # what is known, and what is to be changed
+        shape = (1, vae.config.in_channels, request.frames, request.height, request.width)
+        with self._made_up.running():
+            for _ in range(times):
+                vae.encode(torch.empty(shape, dtype=vae.dtype, device=DEVICE))
+
+    def _see_image(self) -> None:
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        folder, dtype = self._engine.model.path, self._engine.config.dtype.of("image_encoder")
+        settings = CLIPVisionConfig.from_dict(read_json(folder / "image_encoder" / "config.json"))
+        encoder = self._made_up.module(
+            lambda: CLIPVisionModel(settings), lambda _, one: dtype if one.is_floating_point() else one.dtype
+        )
+        with self._made_up.running():
+            size = settings.image_size
+            encoder(torch.empty((1, 3, size, size), dtype=dtype, device=DEVICE), output_hidden_states=True)
+
+
+class _Run:
+    """The denoising loop's body, at steps that are chosen."""
+
+    def __init__(
+        self,
+        engine: RehearsedEngine,
+        plan: Plan,
+        stream: Stream,
+        sampler: SchedulerMixin,
+        noise_BCFHW: torch.Tensor,
+    ):
+        self._engine, self._plan, self._stream = engine, plan, stream
+        self._sampler, self._latents_BCFHW = sampler, noise_BCFHW
+
+    def step(self, kind: StepKind, index: int) -> Phase:
+        """One step of `runtime.denoise.denoise`, but for what reads numbers back."""
+        engine, stream, ledger = self._engine, self._stream, self._engine.made_up.ledger
+        kinds = dict.fromkeys(self._plan.request.branches, kind)
+        timestep_B = torch.empty(self._latents_BCFHW.shape[0], dtype=torch.float32, device=DEVICE)
+        sent, held = engine.ranks.sent(self._plan.topology), stream.bytes
+        ledger.start()
+        output = stream.advance(index, kinds, self._latents_BCFHW, timestep_B)
+        self._take(output.velocity_BCFHW)
+        size_of(self._latents_BCFHW)
+        del output
+        work, memory = ledger.finish(held if engine.config.memory.history == "keep" else 0)
+        now = engine.ranks.sent(self._plan.topology)
+        return Phase(work, memory, {axis: now[axis] - sent[axis] for axis in now if now[axis] > sent[axis]})
+
+    def warm_up(self) -> None:
+        """Let the sampler remember as much as it does in the middle of a run."""
+        for _ in range(min(2, self._plan.steps - 4)):
+            self._take(torch.empty_like(self._latents_BCFHW))
+
+    def remember(self, steps: list[int]) -> None:
+        """Fill what the stream forecasts from with made-up values of these computed steps."""
+        memory = self._plan.preset.build_predictor(self._plan.steps).memory
+        kept = steps if memory is None else steps[-memory:]
+
+        def filled(history: dict[str, dict[int, torch.Tensor]]) -> dict[str, dict[int, torch.Tensor]]:
+            return {
+                name: {step: torch.empty_like(next(iter(values.values()))) for step in kept}
+                for name, values in history.items()
+            }
+
+        if self._plan.preset.forecasts:
+            history, whole = filled(self._stream.history()), filled(self._stream.whole())
+            self._stream.restore(history, whole, sharded=True)
+
+    def _take(self, velocity_BCFHW: torch.Tensor) -> None:
+        timestep = torch.empty((), dtype=torch.float32)
+        step = self._sampler.step(velocity_BCFHW, timestep, self._latents_BCFHW, return_dict=False)
+        self._latents_BCFHW = step[0]
+
+
+class _EnoughError(Exception):
+    """A rank that only decodes for others has decoded enough."""
+
+
+def _decoded(engine: RehearsedEngine, latents_BCFHW: torch.Tensor, frames: int) -> Iterator[Phase]:
+    """The first latent frames, one by one."""
+    ledger, everyone = engine.made_up.ledger, engine.ranks.everyone
+    done: list[Phase] = []
+    sent = 0
+
+    def finish() -> None:
+        nonlocal sent
+        work, memory = ledger.finish()
+        now = engine.ranks.traffic.sent
+        done.append(Phase(work, memory, {"everyone": now - sent} if now > sent else {}))
+        sent = now
+        ledger.start()
+
+    def at(*, busy: bool) -> None:
+        if busy and not engine.ranks.is_leader:
+            finish()
+            if len(done) == frames:
+                raise _EnoughError
+
+    sent = engine.ranks.traffic.sent
+    ledger.start()
+    try:
+        for chunk in decode_frames(engine.vae, latents_BCFHW, engine.config.tiles, everyone, at):
+            chunk.mul(255).round().to(torch.uint8)  # as `to_uint8`
+            del chunk
+            finish()
+            if len(done) == frames:
+                break
+    except _EnoughError:
+        pass
+    if not done:
+        finish()
+    yield from done

@@ -1,0 +1,97 @@
+"""What is alike is run once or twice, and counted as often as there is of it: blocks, and tiles of frames.
+
+That changes no count: the tests run everything, and compare.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from runtime.parallel.sharding import Weights
+from runtime.rehearsal.ledger import Ledger, Work
+from runtime.rehearsal.peers import MadeUpRanks
+
+_RUN = 2  # blocks of each class: the first may find other memory than those after it
+
+
+class RepeatedBlocks:
+    """Visits the first blocks of each class, and counts the others as what the last of these took.
+
+    Args:
+        weights: where the blocks' weights are.
+        ranks: what blocks send to.
+    """
+
+    def __init__(self, weights: Weights, ledger: Ledger, ranks: MadeUpRanks):
+        self._weights, self._ledger, self._ranks = weights, ledger, ranks
+
+    def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
+        seen: dict[type[nn.Module], int] = defaultdict(int)
+        took: dict[type[nn.Module], tuple[Work, list[int]]] = {}
+        for block in self._weights.visit(blocks):
+            kind, peers = type(block), self._ranks.within_blocks
+            seen[kind] += 1
+            if seen[kind] > _RUN:
+                work, sent = took[kind]
+                self._ledger.add(work)
+                for one, count in zip(peers, sent, strict=True):
+                    one.traffic.sent += count
+                continue
+            done, before = self._ledger.work.copy(), [one.traffic.sent for one in peers]
+            yield block
+            sent = [one.traffic.sent - count for one, count in zip(peers, before, strict=True)]
+            took[kind] = self._ledger.work.minus(done), sent
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """What decoding one area of a latent frame took and left."""
+
+    work: Work
+    rise: int
+    pixels: torch.Size
+    cache: list[Any]
+    index: int
+
+
+class RepeatedDecoder(nn.Module):
+    """A VAE's decoder that runs areas of one size, at one place in the video, only once.
+
+    Source: the signature of `diffusers.models.autoencoders.autoencoder_kl_wan.WanDecoder3d`.
+    """
+
+    def __init__(self, decoder: nn.Module, ledger: Ledger):
+        super().__init__()
+        self._decoder, self._ledger = decoder, ledger
+        self._known: dict[Any, _Decoded] = {}
+
+    def forward(
+        self, x: torch.Tensor, feat_cache: list[Any], feat_idx: list[int], first_chunk: bool = False
+    ) -> torch.Tensor:
+        key = x.shape, first_chunk, tuple(_size(one) for one in feat_cache)
+        if key in self._known:
+            known = self._known[key]
+            self._ledger.add(known.work, known.rise)
+            feat_cache[:] = [x.new_empty(one) if isinstance(one, torch.Size) else one for one in known.cache]
+            feat_idx[0] = known.index
+            return x.new_empty(known.pixels)
+        done = self._ledger.work.copy()
+        with self._ledger.rise() as rise:
+            pixels: torch.Tensor = self._decoder(
+                x, feat_cache=feat_cache, feat_idx=feat_idx, first_chunk=first_chunk
+            )
+        left = [_size(one) for one in feat_cache]
+        work = self._ledger.work.minus(done)
+        self._known[key] = _Decoded(work, rise[0], pixels.shape, left, feat_idx[0])
+        return pixels
+
+
+def _size(one: Any) -> Any:
+    """A tensor's shape; what else is in a cache is itself."""
+    return one.shape if isinstance(one, torch.Tensor) else one

@@ -1,0 +1,108 @@
+"""What is known of a model without its weights: by its folder, the cache of downloads, or the tables here."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import SchedulerMixin
+
+from runtime.errors import BadRequestError
+from runtime.models.folder import ModelFolder, ModelKind, find_local, folder_digest
+from runtime.models.sampler import load_scheduler
+from runtime.models.settings import ModelIndex, TextEncoderSettings, TransformerSettings, VaeSettings
+from runtime.models.wan.sizes import LatentSizes
+from runtime.profile import ModelProfile
+from runtime.rehearsal.published import PUBLISHED, write_settings
+from runtime.request.config import Config
+
+Source = Literal["folder", "cache", "published"]
+
+
+class RehearsedProfile(ModelProfile):
+    """A model's settings, of which the files of weights need not be there.
+
+    Attributes:
+        source: where they are from: a folder, the cache of downloads, or what is published of the model.
+
+    Raises:
+        BadRequestError: nothing is known of the model, or it is none that is supported.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        path, self.source = find_settings(config)
+        try:
+            kind = _kind(ModelIndex.read(path / "model_index.json"))
+            TransformerSettings.read(path / "transformer" / "config.json")
+            VaeSettings.read(path / "vae" / "config.json")
+            TextEncoderSettings.read(path / "text_encoder" / "config.json")
+        except (OSError, ValueError) as error:
+            raise BadRequestError(f"model: {config.model!r} cannot be rehearsed: {error}") from None
+        revision = folder_digest(path) if self.source == "folder" else path.name
+        self.folder = ModelFolder(config.model, path, revision, kind)
+        self.sizes = LatentSizes.of_model(self.folder)
+        self.scheduler = load_scheduler(self.folder, config.scheduler)
+
+    def fresh_sampler(self, steps: int, device: torch.device | None = None) -> SchedulerMixin:
+        """As of the model; its tables are real, and so on the CPU."""
+        return super().fresh_sampler(steps, None)
+
+
+def _kind(index: ModelIndex) -> ModelKind:
+    if index.pipeline not in list(ModelKind):
+        raise ValueError(f"it is a {index.pipeline}; supported are {', '.join(ModelKind)}")
+    if index.has_two_transformers:
+        raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
+    return ModelKind(index.pipeline)
+
+
+def find_settings(config: Config) -> tuple[Path, Source]:
+    """A folder with the JSON files of the config's model, and where they are from. Nothing is fetched.
+
+    Raises:
+        BadRequestError: nothing is known of the model.
+    """
+    local = find_local(config)
+    if local is not None:
+        return local, "folder"
+    cached = _cached(config)
+    if cached is not None:
+        return cached, "cache"
+    if config.model in PUBLISHED:
+        return _written(config.model), "published"
+    raise BadRequestError(
+        f"model: {config.model!r} given; its settings are not here, and it is none of those that are known "
+        f"without them ({', '.join(PUBLISHED)}); give a folder in diffusers layout (its *.json files suffice)"
+    )
+
+
+def _cached(config: Config) -> Path | None:
+    """The model in the cache of downloads, with or without its weights."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(
+            config.model, "text_encoder/config.json", revision=config.revision or "main"
+        )
+    except HFValidationError:
+        return None
+    return Path(found).parent.parent if isinstance(found, str) else None
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="lockstep-rehearsal-")
+
+
+@cache
+def _written(repository: str) -> Path:
+    folder = Path(_temporary().name) / repository.replace("/", "--")
+    folder.mkdir()
+    write_settings(repository, folder)
+    return folder

@@ -10,6 +10,7 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any, NoReturn
 
 import click
 
+from launch.shell.endings import ending_signals
 from launch.shell.terminal import forgive_encodings, visible
 from runtime.errors import BadRequestError, CancelledError, LockstepError, NotFiniteError
 from runtime.files.checks import reason
@@ -100,7 +102,22 @@ def end_with(run: Callable[[list[str]], int]) -> NoReturn:
     code = EXIT_FAILED
     atexit.register(lambda: end_now(code))  # what is registered later runs before
     code = run(sys.argv[1:])
+    _let_clean_up(code)
     sys.exit(code)
+
+
+def _let_clean_up(code: int) -> None:
+    """What there was to do is done, and signals change nothing about it: the first is not minded, a second one
+    skips what is left of the cleaning."""
+    heard: list[float] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if heard and time.monotonic() - heard[0] > _SAME:
+            end_now(code)
+        heard.append(time.monotonic())
+
+    for number in ending_signals():
+        signal.signal(number, hear)
 
 
 def open_streams() -> None:

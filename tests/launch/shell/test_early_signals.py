@@ -1,4 +1,4 @@
-"""Signals that come while a command still imports its libraries end it in order, too."""
+"""Signals that come while a command still imports its libraries, or cleans up, find it in order, too."""
 
 from __future__ import annotations
 
@@ -62,3 +62,18 @@ def test_what_nohup_has_ignored_ends_nothing() -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert signal.SIGHUP in ending_signals()
+
+
+def test_a_signal_while_a_command_cleans_up_changes_nothing() -> None:
+    code = """
+import atexit, os, signal
+from launch.shell.exits import end_with, interrupt
+signal.signal(signal.SIGINT, interrupt)
+def run(arguments):
+    atexit.register(print, "cleaned up", flush=True)
+    atexit.register(os.kill, os.getpid(), signal.SIGINT)
+    return 0
+end_with(run)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "cleaned up\n", "")

@@ -107,8 +107,7 @@ def end_with(run: Callable[[list[str]], int]) -> NoReturn:
 
 
 def _let_clean_up(code: int) -> None:
-    """What there was to do is done, and signals change nothing about it: the first is not minded, a second one
-    skips what is left of the cleaning."""
+    """Let signals change nothing from here on: one is ignored, another skips the rest of the clean-up."""
     heard: list[float] = []
 
     def hear(number: int, frame: FrameType | None) -> None:

@@ -15,10 +15,12 @@ from spectrum.schedule import (
     StepKind,
     paper_schedule,
 )
+from spectrum.track import Advanced, Track
 
 __all__ = [
     "MAX_STEPS",
     "AdaptiveSchedule",
+    "Advanced",
     "Blend",
     "CalibratedPredictor",
     "ChebyshevRidge",
@@ -38,6 +40,7 @@ __all__ = [
     "StepKind",
     "Stopwatch",
     "Timing",
+    "Track",
     "chebyshev_basis",
     "mean_gram",
     "paper_schedule",

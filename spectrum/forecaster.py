@@ -84,11 +84,7 @@ class Forecaster:
         """
         if self._steps and step <= self._steps[-1]:
             raise ValueError(f"step {step} cannot follow step {self._steps[-1]}")
-        if self._values and (value.shape, value.dtype) != (self._values[-1].shape, self._values[-1].dtype):
-            raise ValueError(
-                f"step {step} has {list(value.shape)} {value.dtype}, but the stream is "
-                f"{list(self._values[-1].shape)} {self._values[-1].dtype}"
-            )
+        self._check_alike(step, value)
         self._device, self._newest = value.device, value.detach()
         self._steps.append(step)
         self._values.append(_kept(self._newest, self._storage))
@@ -118,8 +114,16 @@ class Forecaster:
 
     def squared_error(self, step: int, truth: torch.Tensor) -> Squares:
         """How far the forecast of step `step` would have been from the computed value `truth`."""
+        self._check_alike(step, truth)
         difference = self.predict(step).float().sub_(truth)
         return Squares(difference.square_().sum().double(), truth.float().square().sum().double())
+
+    def _check_alike(self, step: int, value: torch.Tensor) -> None:
+        if self._values and (value.shape, value.dtype) != (self._values[-1].shape, self._values[-1].dtype):
+            raise ValueError(
+                f"step {step} has {list(value.shape)} {value.dtype}, but the stream is "
+                f"{list(self._values[-1].shape)} {self._values[-1].dtype}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered; the values are not copied."""

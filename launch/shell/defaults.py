@@ -1,4 +1,4 @@
-"""What a job is given where nothing was said. Nothing here takes time to import."""
+"""Defaults of a job. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ DEFAULT_TIMEOUT, COMPILE_TIMEOUT = 30.0, 600.0  # seconds; ranks do not compile 
 
 
 def usual_timeout(compiles: bool) -> float:
-    """Seconds within which the failure of one rank ends all, where nothing was said."""
+    """Default of `--timeout`: seconds within which the failure of one rank ends all of them."""
     return COMPILE_TIMEOUT if compiles else DEFAULT_TIMEOUT

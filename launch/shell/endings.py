@@ -1,4 +1,4 @@
-"""Which signals end a command in order. Nothing else is imported here: they are heard first of all."""
+"""Signals that end a command in an orderly way. Imports nothing else: handlers are installed first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """SIGINT, SIGTERM, and SIGHUP, which a closed terminal sends; but not where `nohup` has it ignored."""
+    """SIGINT, SIGTERM, and SIGHUP (sent when a terminal closes) unless `nohup` has it ignored."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return signal.SIGINT, signal.SIGTERM
     return signal.SIGINT, signal.SIGTERM, signal.SIGHUP

@@ -1,4 +1,4 @@
-"""How a process ends: exit codes, and what is said about them.
+"""Ends a process: its exit code, and the explanation on stderr.
 
 0 done, 2 bad request (nothing was started), 3 the job failed, 130 cancelled.
 """
@@ -29,13 +29,13 @@ from runtime.files.checks import reason
 log = logging.getLogger("launch")
 
 EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
-_SAME = 1.0  # seconds within which two signals are one: a terminal and an agent may both send it
-_LOOK = 0.05  # seconds between two looks at what is being imported
-_waiting: list[float] = []  # since when a signal waits for imports; of the process, as its handlers are
+_SAME = 1.0  # seconds within which two signals count as one: a terminal and an agent may both send it
+_LOOK = 0.05  # seconds between two checks whether imports are over
+_waiting: list[float] = []  # when the signal that waits for imports came; per process, as signal handlers are
 
 
 def run_command(command: click.Command, arguments: list[str], name: str) -> int:
-    """Run a command and return its exit code; whatever ends it is explained on stderr."""
+    """Run a command and return its exit code; if it ends early, explain on stderr why."""
     forgive_encodings()
     try:
         check_arguments(arguments)
@@ -51,10 +51,10 @@ def run_command(command: click.Command, arguments: list[str], name: str) -> int:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse what is no text: bytes that are not UTF-8, or that the locale's encoding does not have.
+    """Refuse arguments that are not text.
 
     Raises:
-        BadRequestError: see above.
+        BadRequestError: one has bytes that are not UTF-8, or a character that the locale's encoding lacks.
     """
     for argument in arguments:
         try:
@@ -66,7 +66,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             except UnicodeDecodeError as error:
                 raise BadRequestError(
                     f"argument {visible(repr(content)[1:])} given; its byte 0x{content[error.start]:02x} is "
-                    "not UTF-8, which names and texts have to be"
+                    "not UTF-8; names and texts must be UTF-8"
                 ) from None
             raise BadRequestError(
                 f"argument {content.decode()!r} given; this locale's encoding is "
@@ -76,10 +76,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def advising(advice: Callable[[], str]) -> Iterator[None]:
-    """Say with whatever ends the block, unless it would again, what can be done now.
+    """Add advice on how to continue to the exception that ends the block, unless it would only recur.
 
     Args:
-        advice: asked when it ends; nothing if there is nothing to say.
+        advice: called when the block fails; returns "" if there is no advice.
     """
     try:
         yield
@@ -93,14 +93,14 @@ def advising(advice: Callable[[], str]) -> Iterator[None]:
 
 
 def end_with(run: Callable[[list[str]], int]) -> NoReturn:
-    """Run the process's arguments, and end it with the exit code; to be called before Ray is imported.
+    """Run the command line and end the process with its exit code. Call it before Ray is imported.
 
-    Python cleans up, libraries in C++ do not: threads that Ray 2.60 leaves behind (its exporter of metrics)
-    crash when its memory is freed under them, and now and then a job that was done would end with SIGSEGV.
+    Python cleans up at exit, C++ libraries do not: threads that Ray 2.60 leaves behind (its metrics exporter)
+    crash when memory is freed under them, so now and then a finished job would end with SIGSEGV.
     """
     open_streams()
     code = EXIT_FAILED
-    atexit.register(lambda: end_now(code))  # what is registered later runs before
+    atexit.register(lambda: end_now(code))  # runs last: handlers registered later run earlier
     code = run(sys.argv[1:])
     _let_clean_up(code)
     sys.exit(code)
@@ -120,10 +120,10 @@ def _let_clean_up(code: int) -> None:
 
 
 def open_streams() -> None:
-    """Give the process standard streams that never end it: a job goes on when nobody listens any more.
+    """Give the process standard streams that never end it: a job continues when its reader is gone.
 
-    A stream that it was started without is opened, too; else the next file gets its number, and what is
-    printed goes into that file.
+    A stream that the process was started without is opened as well; otherwise the next file that is opened
+    would get its number, and printed text would land in that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -135,7 +135,7 @@ def open_streams() -> None:
             sys.stdin = before or os.fdopen(number, encoding="utf-8", closefd=False)
         elif before is None or isinstance(before, io.TextIOWrapper):
             stream = io.TextIOWrapper(
-                _Patient(number, "w", closefd=False),  # a buffer would not let signal handlers speak
+                _Patient(number, "w", closefd=False),  # with a buffer, signal handlers could not print
                 encoding="utf-8" if before is None else before.encoding,
                 errors="backslashreplace",
                 write_through=True,
@@ -144,10 +144,10 @@ def open_streams() -> None:
 
 
 class _Patient(io.FileIO):
-    """A standard stream; what nobody can read any more is dropped, and so is what comes after it.
+    """A standard stream that drops its output once it cannot be written any more.
 
     Attributes:
-        patient: whether the process goes on when nobody listens on stdout any more.
+        patient: whether the process continues when the reader of stdout is gone.
     """
 
     patient = True
@@ -160,7 +160,7 @@ class _Patient(io.FileIO):
                 left = left[super().write(left) or 0 :]
         except OSError as error:
             if self.fileno() == 1 and (error.errno != errno.EPIPE or not _Patient.patient):
-                # A result's path is to arrive, or the caller to know that it did not.
+                # Either a result's path arrives, or the caller must learn that it did not.
                 raise OSError(error.errno, os.strerror(error.errno or 0), "standard output") from error
             _to_nowhere(self.fileno())
         return size
@@ -168,19 +168,19 @@ class _Patient(io.FileIO):
 
 @contextmanager
 def only_while_heard() -> Iterator[None]:
-    """End the block, and quietly, when nobody listens on stdout any more: it only shows something."""
+    """End the block quietly when the reader of stdout is gone: for commands that only display something."""
     _Patient.patient = False
     try:
         yield
     except BrokenPipeError:
         if isinstance(getattr(sys.stdout, "buffer", None), _Patient):
-            _to_nowhere(1)  # for what is left to be told
+            _to_nowhere(1)  # for whatever is still printed
     finally:
         _Patient.patient = True
 
 
 def _to_nowhere(number: int) -> None:
-    """Let the file of this number be the one that forgets everything."""
+    """Point the file descriptor `number` at /dev/null."""
     opened = os.open(os.devnull, os.O_RDWR)
     if opened != number:
         os.dup2(opened, number)
@@ -189,10 +189,10 @@ def _to_nowhere(number: int) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """End in order what this process is at: a signal handler that raises KeyboardInterrupt.
+    """Signal handler that raises KeyboardInterrupt, so that the process ends in an orderly way.
 
-    While modules are imported it waits until they are: libraries swallow the exception there, or stay half
-    imported and fail later with another. A second signal that comes meanwhile ends the process at once.
+    While modules are being imported it waits: libraries swallow the exception there, or stay half imported
+    and fail later with another one. A second signal meanwhile ends the process at once.
     """
     if not _importing(frame):
         raise KeyboardInterrupt
@@ -205,7 +205,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _again(number: int) -> None:
-    """Send the signal once more when the main thread imports nothing any more."""
+    """Send the signal again once the main thread has finished importing."""
     main = threading.main_thread().ident
     assert main is not None
     while _importing(sys._current_frames().get(main)):
@@ -215,7 +215,7 @@ def _again(number: int) -> None:
 
 
 def _importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported where this frame is."""
+    """Return whether this frame runs inside an import."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
             return True
@@ -224,21 +224,21 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def end_now(code: int) -> NoReturn:
-    """End this process without any clean-up; what was said is still told."""
+    """End the process without any clean-up but flushing its output."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # it may be closed, or there may be none
+        with suppress(OSError, ValueError, AttributeError):  # it may be closed or missing
             stream.flush()
     os._exit(code)
 
 
 def give_up(error: LockstepError) -> None:
-    """End this process although its main thread is stuck and cannot be told why."""
+    """End this process although its main thread is stuck and cannot raise `error`."""
     log.error("%s; this rank is stuck and ends now", error)
     end_now(EXIT_FAILED)
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code that stands for `error`."""
+    """Exit code for `error`."""
     if isinstance(error, BadRequestError):
         return EXIT_BAD_REQUEST
     if isinstance(error, CancelledError | KeyboardInterrupt | click.Abort):
@@ -247,7 +247,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def explain(error: BaseException) -> int:
-    """Say on stderr why the job ends, and what can be done, and return its exit code."""
+    """Explain on stderr why the job ended and what to do about it; return the exit code."""
     code = exit_code(error)
     if code == EXIT_CANCELLED:
         complain(f"cancelled ({error})" if isinstance(error, CancelledError) else "cancelled")
@@ -258,7 +258,7 @@ def explain(error: BaseException) -> int:
             os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)
         )
         complain(": ".join([*(repr(name) for name in dict.fromkeys(names)), reason(error)]))
-        log.debug("it was raised here", exc_info=error)
+        log.debug("raised here", exc_info=error)
     else:
         log.error("unexpected failure", exc_info=error)
         complain(f"{type(error).__name__}: {error}")
@@ -267,6 +267,6 @@ def explain(error: BaseException) -> int:
 
 
 def complain(message: str) -> None:
-    """One line on stderr for every line of `message`."""
+    """Print `message` on stderr, each line with the prefix `lockstep:`."""
     for line in visible(message).splitlines():
         click.echo(f"lockstep: {line}", err=True)

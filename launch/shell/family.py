@@ -1,9 +1,9 @@
-"""A process with all that it starts: whoever is killed, nothing of it is left.
+"""A process and all its descendants, ended together: whichever of them is killed, none is left behind.
 
-    command ── keeper ── main ── whatever it starts, and what that starts
+    command ── keeper ── main ── its children, and theirs
 
-The keeper begins a session of its own, adopts orphans, and ends everything in it when `main` ends or the
-command is no more. Should the keeper be what is killed, `main` ends with it and the command ends the rest.
+The keeper starts a session of its own, adopts orphans, and ends everything in the session when `main` or the
+command ends. If the keeper itself is killed, `main` dies with it and the command ends the rest.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from typing import NoReturn
 
 import psutil
 
-_LOOK = 0.1  # seconds between two looks at what has ended
-_PATIENCE = 10.0  # seconds that the keeper has to end everything, after which the command does
+_LOOK = 0.1  # seconds between two checks of what has ended
+_PATIENCE = 10.0  # seconds for the keeper to end everything, before the command does it
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # of prctl(2)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Family:
-    """`main` in a process of its own, forked from this one.
+    """Runs `main` in a process of its own, forked from this one.
 
-    This one should have one thread, and must not have used Ray: its libraries' threads are not there in the
-    fork, and what they held stays held.
+    This process should have a single thread and must not have used Ray: threads do not survive a fork, and
+    locks that they held stay held.
 
     Args:
-        main: never has to return; the process ends with it, and its session with the process.
+        main: need not return; its process ends with it, and the session with the process.
     """
 
     def __init__(self, main: Callable[[], None]):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
-                stream.flush()  # what is not told yet would be told twice
+                stream.flush()  # buffered output would be printed twice
         end, self._leash = os.pipe()
         self._over = False
         self._keeper = os.fork()
@@ -50,14 +50,14 @@ class Family:
 
     @property
     def over(self) -> bool:
-        """Whether everything has ended."""
+        """Whether the keeper, and with it everything else, has ended."""
         if not self._over:
             with suppress(ChildProcessError):
                 self._over = os.waitpid(self._keeper, os.WNOHANG)[0] != 0
         return self._over
 
     def end(self, patience: float = 0.0) -> None:
-        """End everything; `main` has `patience` seconds to end by itself."""
+        """End all processes, after giving `main` `patience` seconds to end by itself."""
         self._wait(patience)
         with suppress(OSError):
             os.close(self._leash)
@@ -74,7 +74,7 @@ class Family:
 
 
 def _keep(main: Callable[[], None], leash: int) -> NoReturn:
-    """The keeper's life."""
+    """Body of the keeper process: start `main`, wait for its end or the command's, then end everything."""
     try:
         os.setsid()
         _prctl(_SUBREAPER, 1)
@@ -95,23 +95,23 @@ def _keep(main: Callable[[], None], leash: int) -> NoReturn:
 
 
 def heed_no_signals() -> None:
-    """Leave them to the command; to be called again where a library has taken them."""
+    """Leave ending signals to the command. Call again after a library has installed its own handlers."""
     for number in _SIGNALS:
-        signal.signal(number, _nothing)  # but not ignored: that, programs inherit
+        signal.signal(number, _nothing)  # not SIG_IGN, which child programs would inherit
 
 
 def _nothing(number: int, frame: object) -> None:
-    """The command hears signals and tells `main`."""
+    """Signal handler that does nothing: the command gets the signal and tells `main`."""
 
 
 def _close_all_but(kept: int) -> None:
-    """What is open belongs to others, who go by its end."""
+    """Close all inherited files, whose other ends wait for them to be closed."""
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _reap() -> int:
-    """A child that has ended, its own or adopted; 0 if there is none."""
+    """Reap one child, own or adopted; return its process id, or 0 if none has ended."""
     try:
         return os.waitpid(-1, os.WNOHANG)[0]
     except ChildProcessError:
@@ -119,7 +119,7 @@ def _reap() -> int:
 
 
 def _of_session(session: int) -> Iterator[psutil.Process]:
-    """Processes of a session but its leader."""
+    """Yield the processes of a session except its leader."""
     for process in psutil.process_iter():
         with suppress(OSError, psutil.Error):
             if os.getsid(process.pid) == session and process.pid != session:
@@ -127,7 +127,7 @@ def _of_session(session: int) -> Iterator[psutil.Process]:
 
 
 def _end_all(members: Callable[[], set[psutil.Process]], reap: Callable[[], int] = lambda: 0) -> None:
-    """Kill processes until there are none; one that is killed may have started another just before."""
+    """Kill processes until none is left; a killed one may just have started another."""
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         left = 0
@@ -144,6 +144,6 @@ def _end_all(members: Callable[[], set[psutil.Process]], reap: Callable[[], int]
 
 
 def _prctl(option: int, value: int) -> None:
-    """Linux only; elsewhere the session is all that holds the family together."""
+    """Call prctl(2), on Linux only; elsewhere the session alone holds the family together."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

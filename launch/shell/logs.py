@@ -1,4 +1,4 @@
-"""Logging of every command: to stderr, with the rank where there are several."""
+"""Sets up logging for every command: to stderr, with the rank if there are several."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.logging import RichHandler
 
 
 def set_up_logging(console: Console, *, verbose: bool, rank: int | None = None) -> None:
-    """Log warnings, and with `verbose` more; third parties' warnings only then."""
+    """Log warnings; with `verbose`, also info messages and warnings of other libraries."""
     prefix = "" if rank is None else f"rank {rank} "
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

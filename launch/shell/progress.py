@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line now and then in a log."""
+"""Shows progress on stderr: a bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _VERBS = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "forecast"}
 
 
 class TimeLeft:
-    """How long the steps that are left will take, from those that are done.
+    """Estimates how long the remaining steps will take from the times of those done.
 
-    Computed and forecast steps count separately: with most computed steps at the start, one average over both
-    would promise far too long a wait.
+    Computed and forecast steps are averaged separately: most computed steps come first, so one average over
+    both would predict far too long a wait.
 
     Args:
         kinds: the expected kind of every step.
@@ -39,18 +39,18 @@ class TimeLeft:
         self._done = 0
 
     def add(self, record: StepRecord) -> None:
-        """A step is done."""
+        """Take account of a finished step."""
         self._seconds[record.kind].append(record.seconds)
         self._done = record.index + 1
 
     @property
     def nfe(self) -> int:
-        """Computed steps that were seen."""
+        """Number of computed steps so far."""
         return len(self._seconds[StepKind.COMPUTE])
 
     @property
     def seconds(self) -> float:
-        """Expected seconds for the steps that are left."""
+        """Expected seconds for the remaining steps."""
         medians = {kind: statistics.median(times) for kind, times in self._seconds.items() if times}
         fallback = max(medians.values(), default=0.0)
         return sum(medians.get(kind, fallback) for kind in self._kinds[self._done :])
@@ -60,8 +60,8 @@ class StepProgress:
     """Shows each step's kind, the evaluations so far, and the time left.
 
     Args:
-        console: where to write; a bar if it is a terminal.
-        label: what is being made.
+        console: where to print; a bar if it is a terminal.
+        label: name of the generation.
         kinds: the expected kind of every step.
     """
 
@@ -99,7 +99,7 @@ class StepProgress:
 
 @contextmanager
 def timed(console: Console, doing: str) -> Iterator[None]:
-    """Say what is being done, and afterwards how long it took."""
+    """Show what the block is doing, and afterwards how long it took."""
     started = time.perf_counter()
     with console.status(Text(doing)) if console.is_terminal else nullcontext():
         yield

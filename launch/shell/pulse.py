@@ -1,4 +1,4 @@
-"""The pulse of a process: whether what it waits for has answered in time."""
+"""Deadlines of calls that may hang, so that another thread can notice one that is overdue."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 
 class Pulse:
-    """Calls that should have returned by now; any thread may make one, and any may ask.
+    """Registers calls with the time by which they should return. Thread-safe.
 
-    A call into Ray can wait for a process that has stopped, whatever timeout it was given. Nothing in the
-    thread that made it can end it; somebody else has to know.
+    A call into Ray can wait for a stopped process whatever timeout it was given, and the thread that made it
+    cannot end it; another thread has to notice.
 
     Example:
         >>> pulse = Pulse()
@@ -27,7 +27,7 @@ class Pulse:
 
     @contextmanager
     def within(self, seconds: float, doing: str) -> Iterator[None]:
-        """What the block does takes at most so many seconds, or something is broken."""
+        """Expect the block, described by `doing`, to end within `seconds`."""
         number = next(self._numbers)
         with self._lock:
             self._due[number] = time.monotonic() + seconds, doing
@@ -38,7 +38,7 @@ class Pulse:
                 del self._due[number]
 
     def overdue(self) -> str | None:
-        """What should have been done by now; None if all is well."""
+        """Description of a block that should have ended by now; None if there is none."""
         now = time.monotonic()
         with self._lock:
             return next((doing for due, doing in self._due.values() if now > due), None)

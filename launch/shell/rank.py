@@ -1,7 +1,7 @@
-"""What every rank command under torchrun does: it joins the others, and says why it leaves.
+"""What every rank command under torchrun does: join the other ranks, and report why it leaves.
 
-The first rank speaks. When it ends badly, the first rank of every other node says why it leaves, too; the
-rest speak through their logs, in which every line names its rank.
+The first rank prints. When it fails, the first rank of every other node prints its reason as well; all others
+only log, and every line of a log names its rank.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ log = logging.getLogger("launch")
 
 @contextmanager
 def told_to_others(rendezvous: Rendezvous) -> Iterator[None]:
-    """What ends the block keeps this rank from the others, who are told."""
+    """Tell the other ranks when an exception in the block keeps this rank from joining them."""
     try:
         yield
     except Exception as error:
-        ignore_signals()  # whoever sees another rank leave for this may end the rest
+        ignore_signals()  # an agent that sees another rank leave because of this may end the rest
         leave(rendezvous, error)
         raise
 
 
 def check_world(ranks: int | None, rendezvous: Rendezvous) -> None:
-    """Refuse another number of ranks than were started.
+    """Refuse `--ranks` that differs from the number of ranks that torchrun started.
 
     Raises:
-        BadRequestError: it is another.
+        BadRequestError: they differ.
     """
     if ranks not in (None, rendezvous.world):
         raise BadRequestError(f"ranks: {ranks} given; torchrun started {rendezvous.world}")
@@ -60,7 +60,7 @@ def check_world(ranks: int | None, rendezvous: Rendezvous) -> None:
 
 @contextmanager
 def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[Ranks]:
-    """This rank among the others that were started with it."""
+    """Join the other ranks of the launch; the block runs with this rank's `Ranks`."""
     with told_to_others(rendezvous):
         device = pick_device(config.device, rendezvous.local_rank)
     busy = config.busy_timeout
@@ -68,11 +68,11 @@ def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[R
         try:
             yield ranks
         finally:
-            ignore_signals()  # the end has begun; the agent's must not cut it short
+            ignore_signals()  # the agent's signals must not cut the ending short
 
 
 def end_rank(command: click.Command, name: str) -> None:
-    """Run one rank's command and end the process, without waiting for transfers that will never be done."""
+    """Run one rank's command and end the process, without waiting for transfers that will never complete."""
     open_streams()
     for number in ending_signals():
         signal.signal(number, interrupt)
@@ -96,8 +96,8 @@ def run(arguments: list[str], command: click.Command, name: str) -> int:
 
 
 def _end(error: BaseException) -> int:
-    """The first rank explains, or the second if the first failed without a word, and the first of every other
-    node."""
+    """Return the exit code, and explain the failure on the first rank (on the second if the first died
+    silently) and on the first rank of every other node."""
     failed = error if isinstance(error, RankFailedError) and error.rank == 0 else None
     if _is("RANK", 0):
         # At the meeting, perhaps nobody else is there.
@@ -110,11 +110,11 @@ def _end(error: BaseException) -> int:
     if code == EXIT_FAILED and not isinstance(error, LockstepError):
         log.error("unexpected failure", exc_info=error)
     else:
-        log.info("ends: %s", error)
+        log.info("ending: %s", error)
     return code
 
 
 def _is(variable: str, number: int) -> bool:
-    """Whether this process has that number; what has none, or what is none, counts as 0."""
+    """Return whether the environment variable has this value; missing or malformed counts as 0."""
     text = os.environ.get(variable, "")
     return (int(text) if text.isdecimal() else 0) == number

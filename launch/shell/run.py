@@ -1,4 +1,4 @@
-"""Runs one job in this process and shows it: what every launcher ends in."""
+"""Runs one job in this process and shows its progress: the last stage of every launcher."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def run_job_shown(
     """Load the model, make the video, and print the path of the result.
 
     Args:
-        console: where progress goes; on ranks but the first it is quiet.
+        console: where progress is shown; quiet on all ranks but the first.
         ranks: the rank group; by default this process alone.
-        on_loaded: told the engine before it starts, so that it can be commanded.
+        on_loaded: called with the engine before the job starts, so that commands can be sent to it.
     """
     with timed(console, f"loading {job.config.model}"):
         engine = Engine(job.config, ranks, job.degrees)
     on_loaded(engine)
-    with engine.commanded():  # until its path is told, a command that is too late changes nothing
+    with engine.commanded():  # until the path is printed: a command that comes too late changes nothing
         done = do_job(engine, job, partial(StepProgress, console))
         if isinstance(done, Report):
             print_result(done, job, console)
 
 
 def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:
-    """One rank's part of a job, shown by `progress`; the report on the first, on others what it did."""
+    """Do one rank's part of a job, shown by `progress`; returns the first rank's report, else the generation."""
     if not engine.ranks.is_leader:
         return follow_job(
             engine,
@@ -56,13 +56,13 @@ def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:
 
 
 def _expected(report: Report) -> str:
-    """What was predicted of the PSNR, if anything was."""
+    """Format the predicted PSNR; empty without a prediction."""
     known = report.expectation
     return "" if known.psnr is None else f" (expected {known.psnr:.1f} ± {known.deviation:.1f})"
 
 
 def print_result(report: Report, job: Job, console: Console) -> None:
-    """What came of it on stderr, the path of the video on stdout."""
+    """Print a summary on stderr and the paths of the videos on stdout."""
     if report.comparison is not None and report.quality is not None:
         vmaf = "" if report.quality.vmaf is None else f", VMAF {report.quality.vmaf:.1f}"
         console.print(

@@ -1,4 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP do to what is running."""
+"""Lets SIGINT, SIGTERM and SIGHUP stop what is running."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _SAME = 1.0  # seconds: a terminal and an agent may both send one
 
 
 def stop_on_signals(engine: Engine) -> None:
-    """Let them stop what `engine` runs after a step, the same on all ranks, with a checkpoint; what has had
-    its last step is finished. When nothing runs, and at the second one, it stops at once."""
+    """Let a signal stop `engine` after a step, the same on all ranks, with a checkpoint; a video that has had
+    its last step is finished. A second signal, or one while nothing runs, stops at once."""
     _listen(lambda: engine.command(Command.STOP))
 
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], bool]) -> Iterator[None]:
-    """Let the first one call `stop`. The second one, and one that `stop` has no use for (it says so by
-    returning False), raise KeyboardInterrupt."""
+    """Let the first signal call `stop`. A second one raises KeyboardInterrupt; so does the first if `stop`
+    returns False, as there is nothing to stop."""
     before = {number: signal.getsignal(number) for number in ending_signals()}
     _listen(stop)
     try:
@@ -50,8 +50,8 @@ def _listen(stop: Callable[[], bool]) -> None:
             return
         asked.append(now)
         log.warning(
-            "stopping after a step, or when a video that has had its last one is written; "
-            "once more stops at once"
+            "stopping after this step, or once a video that has had its last step is written; "
+            "a second signal stops at once"
         )
 
     for number in ending_signals():
@@ -59,6 +59,6 @@ def _listen(stop: Callable[[], bool]) -> None:
 
 
 def ignore_signals() -> None:
-    """From now on they do nothing here; programs that are started later hear them."""
+    """Make ending signals do nothing in this process from now on; child programs still react to them."""
     for number in ending_signals():
         signal.signal(number, lambda number, frame: None)

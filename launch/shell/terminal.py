@@ -1,7 +1,7 @@
-"""What people read: text as it is, on any terminal.
+"""Prints text as it is, on any terminal.
 
-Names, titles and paths are users' own. None of them is taken for markup, none commands a terminal, and a
-character that the terminal's encoding lacks is spelled out.
+Names, titles and paths are the user's. None is interpreted as markup or as terminal control codes, and
+characters that the terminal's encoding lacks are escaped.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from rich.text import Text
 
 from runtime.errors import JobFailedError
 
-# Control characters but tab and line feed, those that turn the direction of text, and what no encoding has.
+# Control characters except tab and line feed, text direction marks, and surrogates, which no encoding has.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    r"""`text` with everything that a terminal would obey instead of showing spelled out, such as `\x1b`."""
+    r"""Escape everything that a terminal would obey instead of showing, such as `\x1b`."""
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Terminal(Console):
-    """A console whose strings are text: no markup, no emoji codes, no highlighting, no control characters.
+    """A console that prints strings as plain text: no markup, emoji, highlighting or control characters.
 
     Styles are given with `rich.text.Text`.
     """
@@ -40,7 +40,7 @@ class Terminal(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def on_broken_pipe(self) -> None:
-        """Let whoever prints know; rich would end the process."""
+        """Raise BrokenPipeError; rich itself would end the process."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -56,22 +56,22 @@ class Terminal(Console):
 
 
 def say(console: Console, message: str) -> None:
-    """Print a message as it is, on one line however long it is; on any console."""
+    """Print a message unchanged and unwrapped on any console."""
     console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def forgive_encodings() -> None:
-    """Let the process's streams spell out characters that their encoding lacks."""
+    """Let the standard streams escape characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # it is closed, or a test's
+        with suppress(AttributeError, ValueError):  # closed, or replaced by a test
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def print_path(path: str | os.PathLike[str]) -> None:
-    """A result's path alone on stdout: for programs exactly as the system has it.
+    """Print a result's path alone on stdout; to programs byte for byte as the file system has it.
 
     Raises:
-        JobFailedError: it cannot be written there; nobody listening any more is no failure.
+        JobFailedError: stdout cannot be written; a reader that is gone is no failure.
     """
     try:
         if sys.stdout is not None and sys.stdout.isatty():
@@ -79,5 +79,7 @@ def print_path(path: str | os.PathLike[str]) -> None:
         else:
             click.echo(os.fsencode(path))
     except OSError as error:
-        said = f"stdout: cannot tell the result's path, {os.fspath(path)!r}, which is there: {error.strerror}"
-        raise JobFailedError(said) from error
+        raise JobFailedError(
+            f"stdout: cannot print the path of the result, {os.fspath(path)!r}, which is written: "
+            f"{error.strerror}"
+        ) from error

@@ -114,7 +114,10 @@ end_with(lambda arguments: run_command(tell, arguments, "tell"))
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--path", "stdout: cannot tell the result's path, 'a.mp4', which is there: No space left on device"),
+        (
+            "--path",
+            "stdout: cannot print the path of the result, 'a.mp4', which is written: No space left on device",
+        ),
         ("--other", "'standard output': No space left on device"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One rank as an actor of Ray: the same engine inside as under torchrun."""
+"""One rank as a Ray actor, with the same engine inside as under torchrun."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ class Begun:
 
 
 Event = Begun | StepRecord
-"""What the first rank tells of its progress."""
+"""Progress of a job, as the first rank reports it."""
 
 
 class End(StrEnum):
     """How a job ended on a group."""
 
     DONE = "done"
-    REFUSED = "refused"  # the request cannot be served; the group is well
+    REFUSED = "refused"  # the request cannot be served; the group is fine
     CANCELLED = "cancelled"
-    FAILED = "failed"  # the job failed, the group is no more
-    HOPELESS = "failed for good"  # so it is with this one, and any other group would fail in the same way
+    FAILED = "failed"  # the job failed and the group is lost
+    HOPELESS = "failed for good"  # likewise, and any other group would fail in the same way
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end of a job, as a rank tells it.
+    """The end of a job, as a rank reports it.
 
     Attributes:
         reason: what went wrong.
-        report: the report's JSON; of the first rank, when done.
+        report: JSON of the report; on the first rank, when done.
     """
 
     end: End
@@ -79,18 +79,18 @@ def _end_of(error: BaseException) -> End:
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1})
 class RankActor:
-    """One rank. Jobs run one after another; the methods of the group `control` answer meanwhile."""
+    """One rank. Jobs run one after another; methods of the concurrency group `control` answer meanwhile."""
 
     def __init__(self) -> None:
         self._life = ExitStack()
         self._engine: Engine | None = None
         self._watch: Watch | None = None
         self._events: list[Event] = []
-        self._job, self._stopped = -1, -1  # numbers of the current job, and of the last that was told to stop
+        self._job, self._stopped = -1, -1  # numbers of the current job, and of the last one told to stop
 
     @ray.method(concurrency_group="control")
     def place(self) -> tuple[str, str, int]:
-        """This rank's node, its address, and a port that is free there."""
+        """Return this rank's node id, its address, and a free port there."""
         with closing(socket.socket()) as probe:
             probe.bind(("", 0))
             port = int(probe.getsockname()[1])
@@ -99,7 +99,7 @@ class RankActor:
     def start(
         self, rendezvous: Rendezvous, config: Config, degrees: Degrees, timeout: float
     ) -> dict[str, Any]:
-        """Meet the other ranks and load the model, once for many jobs; says where this rank is."""
+        """Meet the other ranks and load the model, once for many jobs; returns where this rank runs."""
         self._metrics = RankMetrics(rendezvous.rank, config.model)
         device = pick_device(config.device, 0 if ray.get_gpu_ids() else rendezvous.local_rank)
         busy = config.busy_timeout
@@ -116,7 +116,7 @@ class RankActor:
         }
 
     def run(self, number: int, job: Job) -> Ended:
-        """Do this rank's part of the group's job of this number; never raises."""
+        """Do this rank's part of job `number` of the group; never raises."""
         assert self._engine is not None
         self._events, self._job = [], number
         try:
@@ -132,7 +132,7 @@ class RankActor:
             return Ended(end, reason)
 
     def _leave(self, error: BaseException) -> None:
-        """Tell the other ranks, as the end of the block that `start` opened would."""
+        """Tell the other ranks, as leaving the `join` block that `start` entered would."""
         try:
             self._life.__exit__(type(error), error, error.__traceback__)
         except BaseException as again:
@@ -151,20 +151,20 @@ class RankActor:
 
     @ray.method(concurrency_group="control")
     def events(self, number: int, start: int) -> list[Event]:
-        """What happened in the job of this number, from event number `start` on; nothing if it has not begun.
-        Whoever is stuck does not answer."""
+        """Return events of job `number` from index `start` on; none if it has not begun. A stuck process
+        does not answer."""
         return self._events[start:] if number == self._job else []
 
     @ray.method(concurrency_group="control")
     def failure(self) -> str | None:
-        """Why this rank waits in vain for others, whether or not its main thread has heard of it yet."""
+        """Return why waiting for other ranks is hopeless, even if the main thread is unaware; else None."""
         error = None if self._watch is None else self._watch.failure()
         return None if error is None else str(error)
 
     @ray.method(concurrency_group="control")
     def stop(self, number: int) -> None:
-        """End the job of this number after a step, on all ranks the same, with a checkpoint. A job that has
-        not begun ends after its first step; one that is over is over."""
+        """End job `number` after a step, the same on all ranks, with a checkpoint. A job that has not begun
+        ends after its first step; one that has ended is not affected."""
         self._stopped = number
         if self._engine is not None and self._job == number:
             self._engine.command(Command.STOP)

@@ -1,4 +1,4 @@
-"""The Ray cluster that a driver works on: the one it is given, or its own."""
+"""The Ray cluster that a driver works on: a given one, or a local one of its own."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from runtime.parallel.devices import check_room
 
 log = logging.getLogger(__name__)
 
-_JOINING = 60.0  # seconds in which a cluster that is there takes a driver in
-_STARTING = 180.0  # seconds in which a local one starts; here it takes 4
-_LOOK = 0.5  # seconds between two looks at the processes of a local one
-_STOPPED = 10.0  # seconds for which one of them may be stopped
+_JOINING = 60.0  # seconds for an existing cluster to accept a driver
+_STARTING = 180.0  # seconds for a local cluster to start; it took 4 here
+_LOOK = 0.5  # seconds between two checks of a local cluster's processes
+_STOPPED = 10.0  # seconds for which one of them may stay stopped
 
 _Result = TypeVar("_Result")
 
@@ -36,24 +36,23 @@ _Result = TypeVar("_Result")
 def on_cluster(
     cpus: int, about: Mapping[str, str], work: Callable[[Driver], _Result], console: Console
 ) -> _Result:
-    """Do `work` in a driver of the cluster of RAY_ADDRESS, or of a local one that ends with it.
+    """Run `work` in a driver on the cluster of RAY_ADDRESS, or on a local one that ends with it.
 
-    When a local one ends before, the work is done again in another driver, with another cluster;
-    `Driver.again` tells it to go on. Nothing of a local one is left in the end, even if this process is
-    killed.
+    If a local cluster is lost, the work is repeated in a new driver on a new cluster, with `Driver.again` set
+    so that it resumes. Nothing of a local cluster is left behind, even if this process is killed.
 
     Args:
-        cpus: at least so many on a local one.
-        about: what the driver does, for `ray list jobs` and `ray job list`.
+        cpus: minimum number of CPUs of a local cluster.
+        about: description of the work, for `ray list jobs` and `ray job list`.
 
     Raises:
-        BadRequestError: there is no cluster at RAY_ADDRESS, or without one this machine is far too small.
+        BadRequestError: there is no cluster at RAY_ADDRESS; or it is unset and this machine is far too small.
         CancelledError: a signal came.
-        JobFailedError: the cluster is gone.
-        Exception: what `work` raised.
+        JobFailedError: the cluster was lost.
+        Exception: whatever `work` raised.
     """
     address = cluster_address()
-    crowded = check_room(cpus, "cpu") if address is None else ""  # each takes a core; GPUs are Ray's to count
+    crowded = check_room(cpus, "cpu") if address is None else ""  # each takes a core; Ray itself counts GPUs
     if crowded:
         log.warning(crowded)
     task: Callable[[Driver], None] = partial(_drive, address, cpus, about, work)
@@ -67,7 +66,7 @@ def _drive(
     work: Callable[[Driver], object],
     driver: Driver,
 ) -> None:
-    """The life of a driver."""
+    """Body of the driver process: connect to the cluster, do the work, report the result."""
     with cluster(address, cpus, about, driver) as guard:
         driver.look = guard.look_again
         try:
@@ -82,7 +81,7 @@ def _drive(
 def cluster(
     address: str | None, cpus: int, about: Mapping[str, str], driver: Driver
 ) -> Iterator[Guard | Unguarded]:
-    """Use the cluster at `address`, or without one a local one that ends with the block."""
+    """Connect to the cluster at `address`, or start a local one that ends with the block."""
     metadata = {f"lockstep_{key}": value for key, value in about.items()}
     shared: dict[str, Any] = {
         "job_config": JobConfig(metadata=metadata),
@@ -95,11 +94,11 @@ def cluster(
             _join(address, shared)
             _tell_submission(metadata)
     else:
-        os.environ.pop(VARIABLE, None)  # empty, perhaps
+        os.environ.pop(VARIABLE, None)  # it may be empty
         with driver.pulse.within(_STARTING, "it does not start"):
             _start(max(cpus, os.cpu_count() or 1), shared)
         guard = Guard(driver.lost)
-    heed_no_signals()  # Ray ends a driver at SIGTERM, which `ray job stop` sends to the whole family
+    heed_no_signals()  # Ray ends a driver on SIGTERM, which `ray job stop` sends to all processes
     try:
         yield guard
     finally:
@@ -109,7 +108,7 @@ def cluster(
 
 
 def _start(cpus: int, options: Mapping[str, Any]) -> None:
-    """Start a cluster of this machine alone.
+    """Start a cluster on this machine alone.
 
     Raises:
         JobFailedError: it cannot be started.
@@ -119,7 +118,7 @@ def _start(cpus: int, options: Mapping[str, Any]) -> None:
     except Exception as error:  # Ray has no class of its own for this
         said = " ".join(str(error).split())
         raise JobFailedError(
-            f"Ray could not be started here: {type(error).__name__}: {said[:300]}"
+            f"Ray could not be started on this machine: {type(error).__name__}: {said[:300]}"
         ) from error
 
 
@@ -127,24 +126,24 @@ def _join(address: str, options: Mapping[str, Any]) -> None:
     """Connect to the cluster at `address`.
 
     Raises:
-        BadRequestError: it does not take this driver, as it has another version of Ray or Python, or no node
-            on this machine.
+        BadRequestError: it rejects this driver: its version of Ray or Python differs, or this machine is not
+            one of its nodes.
     """
     try:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         said, given = " ".join(str(error).split()), os.environ.get(VARIABLE)
         raise BadRequestError(
-            f"{VARIABLE}: {given!r} given; Ray cannot use it: {said[:300]}; give HOST:PORT "
-            f"of a cluster that this machine is a node of, or unset {VARIABLE} to use a Ray of its own"
+            f"{VARIABLE}: {given!r} given; Ray cannot connect to it: {said[:300]}; give HOST:PORT "
+            f"of a cluster to which this machine belongs, or unset {VARIABLE} to start a local Ray"
         ) from error
 
 
 class Guard:
-    """Watches the processes of a local cluster, without which it will not answer for long.
+    """Watches the processes that a local cluster cannot live without.
 
     Args:
-        lost: told of the first that died or stopped.
+        lost: called with a message about the first that died or stopped.
     """
 
     def __init__(self, lost: Callable[[str], None]):
@@ -156,13 +155,13 @@ class Guard:
         self._thread.start()
 
     def end(self) -> None:
-        """They may end now."""
+        """Stop watching: the processes may end now."""
         self._over.set()
         self._thread.join()
 
     def look_again(self) -> None:
-        """Something has failed; see whether it is one of them that made it. Does not return then, as this
-        process is ended."""
+        """Check whether a failure comes from a lost process of the cluster. Does not return in that case, as
+        this process is ended."""
         for _ in range(3):
             self._over.wait(_LOOK)
             self._look()
@@ -178,12 +177,12 @@ class Guard:
             while not self._over.wait(_LOOK):
                 self._find()
                 self._look()
-        except Exception as error:  # without it, a driver could wait for a dead cluster for good
-            log.exception("nobody watches Ray any more")
+        except Exception as error:  # otherwise a driver could wait for a dead cluster for ever
+            log.exception("the watch over Ray's processes failed")
             self._lost(f"Ray's processes cannot be watched: {error!r}")
 
     def _find(self) -> None:
-        """Learn of them; the raylet's agents come a little later."""
+        """Find the processes; the raylet's agents start a little later."""
         if len(self._known) < len(_ROLES):
             with suppress(psutil.Error):
                 for process in psutil.Process().children(recursive=True):
@@ -192,7 +191,7 @@ class Guard:
                         self._known.setdefault(process.pid, (process, role))
 
     def _look(self) -> None:
-        for process, role in list(self._known.values()):  # the other thread may find more
+        for process, role in list(self._known.values()):  # the other thread may add to it
             try:
                 status = process.status() if process.is_running() else psutil.STATUS_ZOMBIE
             except psutil.Error:
@@ -206,13 +205,13 @@ class Guard:
 
 
 class Unguarded:
-    """Of a cluster of others."""
+    """Stands in for `Guard` on a cluster that this command did not start."""
 
     def end(self) -> None:
-        """Nothing is to be ended."""
+        """Do nothing."""
 
     def look_again(self) -> None:
-        """Nothing is known."""
+        """Do nothing: the processes of such a cluster are not watched."""
 
 
 _ROLES = {
@@ -224,7 +223,7 @@ _ROLES = {
 
 
 def _role(process: psutil.Process) -> str:
-    """What a process is to Ray; nothing for those that it can lose."""
+    """Role of a process in Ray; empty for those that it can lose."""
     try:
         name, title = process.name(), " ".join(process.cmdline()[:1])
     except psutil.Error:
@@ -233,10 +232,10 @@ def _role(process: psutil.Process) -> str:
 
 
 def _tell_submission(metadata: Mapping[str, str]) -> None:
-    """Add `metadata` to what `ray job list` shows of the submission that this driver is of, if it is of one.
+    """Add `metadata` to what `ray job list` shows of the submission that started this driver, if one did.
 
-    Ray takes it from `ray job submit --metadata-json` alone and has no call for it, so this writes where Ray
-    keeps it; what the user gave there stays. Nothing depends on it.
+    Ray accepts it from `ray job submit --metadata-json` only and has no call for it, so this writes to the
+    place where Ray keeps it; what the user gave is kept. Nothing depends on it.
     """
     injected = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     submission = json.loads(injected).get("metadata", {}).get("job_submission_id")
@@ -251,4 +250,4 @@ def _tell_submission(metadata: Mapping[str, str]) -> None:
         info["metadata"] = {**metadata, **(info.get("metadata") or {})}
         _internal_kv_put(key, json.dumps(info).encode(), overwrite=True, namespace="job")
     except Exception as error:
-        log.info("ray job list will not show what this job is: %s", error)
+        log.info("`ray job list` will not describe this job: %s", error)

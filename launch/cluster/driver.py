@@ -1,9 +1,8 @@
-"""A driver of Ray in a process of its own, and the command that waits for it.
+"""A Ray driver in a process of its own, and the command that waits for it.
 
-Ray ends its driver's process when one of its own dies, and can keep it in a call for good when one has
-stopped. The command has nothing to do with Ray, so it outlives that: it owns the terminal, the signals and
-the exit code, gives up a driver without a pulse, and goes on with a new one where the driver's Ray was its
-own.
+Ray ends its driver's process when one of its own processes dies, and can block it in a call for ever when one
+is stopped. The command itself does not use Ray, so it survives both: it owns the terminal, the signals and
+the exit code, abandons a driver that sends no heartbeat, and continues with a new one if Ray was its own.
 """
 
 from __future__ import annotations
@@ -32,29 +31,29 @@ from runtime.errors import CancelledError, JobFailedError, LockstepError
 
 log = logging.getLogger("launch")
 
-TRIES = 3  # drivers that a command may use up within an hour
-_MEMORY = 3600.0  # seconds after which the loss of one is forgotten
-_BEAT = 1.0  # seconds between two signs of life
-_SILENCE = 30.0  # seconds without any, after which a driver is given up
-_DEAF = 5.0  # seconds that a driver has to answer a signal
-_LEAVING = 10.0  # seconds that a driver has to leave Ray in order, when its work is done
+TRIES = 3  # drivers that a command may lose within an hour, the last one included
+_MEMORY = 3600.0  # seconds after which a loss no longer counts
+_BEAT = 1.0  # seconds between two heartbeats
+_SILENCE = 30.0  # seconds without a heartbeat after which a driver is abandoned
+_DEAF = 5.0  # seconds for a driver to answer a signal
+_LEAVING = 10.0  # seconds for a driver to leave Ray in order when its work is done
 _ENDED = "the process that drives Ray was ended"
-_SAME = 1.0  # seconds within which two signals are one
+_SAME = 1.0  # seconds within which two signals count as one
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A driver is alive."""
+    """Heartbeat: the driver is alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A driver was told to stop.
+    """A driver's answer to a signal.
 
     Attributes:
-        stops: it will, after a step; otherwise there is nothing to be kept and it can be ended.
+        stops: it will stop after a step; otherwise there is nothing to save and it can be killed.
     """
 
     stops: bool
@@ -62,32 +61,32 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[_Result]):
-    """A driver's work is done."""
+    """The driver's work is done."""
 
     value: _Result
 
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """A driver's work has ended with an error."""
+    """The driver's work raised an error."""
 
     error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A driver's Ray is gone, or the driver is."""
+    """The driver was lost, or its Ray was."""
 
     reason: str
 
 
 class Driver:
-    """What the work in a driver's process is given.
+    """The driver's side of the connection to the command; passed to the work.
 
     Attributes:
-        again: another driver was at it before and was lost; there is something to go on from.
-        pulse: what calls into Ray are to be announced to.
-        look: called where something has failed; does not return if Ray is gone.
+        again: an earlier driver worked on this and was lost, so there may be something to resume from.
+        pulse: registers calls into Ray, so that one that hangs is noticed.
+        look: to be called after a failure; does not return if Ray was lost.
     """
 
     def __init__(self, line: Connection, *, again: bool):
@@ -98,23 +97,23 @@ class Driver:
 
     @contextmanager
     def stopped_by_signals(self, stop: Callable[[], bool]) -> Iterator[None]:
-        """Let a signal that the command gets call `stop`, in another thread; see `launch.shell.signals`."""
+        """Call `stop` in another thread when the command gets a signal; see `launch.shell.signals`."""
         self._stop = stop
         try:
             yield
         finally:
-            self._stop = lambda: True  # the work is over, and what came of it is told at once
+            self._stop = lambda: True  # the work is over, and its result is reported at once
 
     def done(self, value: object) -> None:
-        """The work is done; what is still to come is not waited for long."""
+        """Report the result; what the driver still does afterwards is not waited for long."""
         self._tell(Done(value))
 
     def lost(self, reason: str) -> None:
-        """Ray is gone; this process will be ended."""
+        """Report that Ray was lost; the command will end this process."""
         self._tell(Lost(reason))
 
     def run(self, work: Callable[[Driver], None]) -> None:
-        """Do the work, and tell how it ended if the work itself has not."""
+        """Do the work, and report an error that it raises."""
         for talk in (self._beat, self._listen):
             threading.Thread(target=talk, daemon=True).start()
         try:
@@ -137,32 +136,32 @@ class Driver:
                 self._tell(Heard(self._stop()))
 
     def _tell(self, message: object) -> None:
-        with self._lock, suppress(OSError):  # a command that is gone needs to know nothing
+        with self._lock, suppress(OSError):  # the command may be gone
             self._line.send(message)
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error, or where it does not survive the way to another process, one that says the same."""
+    """Return the error, or a JobFailedError with its message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever others' classes raise then
+    except Exception:  # whatever other libraries' classes raise
         return JobFailedError(f"{type(error).__name__}: {error}")
     return error
 
 
 def drive(work: Callable[[Driver], None], console: Console, *, own: bool) -> Any:
-    """Do `work` in a process of its own, and in another one when that is lost; what it says to be done with.
+    """Run `work` in a driver process, and in a new one when that is lost; returns what it passes to `done`.
 
     Args:
         work: calls `Driver.done` once.
-        own: the Ray that it works on begins and ends with it, so another driver can have another one.
+        own: the driver starts its own Ray, so that a new driver can start a new one.
 
     Raises:
         CancelledError: a signal came, or the work raised it.
         JobFailedError: too many drivers were lost.
-        Exception: what the work raised.
+        Exception: whatever the work raised.
     """
-    lost: list[float] = []  # when
+    lost: list[float] = []  # times of losses
     again = False
     while True:
         ended = _Attempt(work, console, again=again).follow()
@@ -180,23 +179,23 @@ def drive(work: Callable[[Driver], None], console: Console, *, own: bool) -> Any
             raise JobFailedError(
                 f"{ended.reason} (Ray was started {TRIES} times within {_MEMORY / 60:.0f} min)"
             )
-        say(console, f"{ended.reason}; going on with a new Ray")
+        say(console, f"{ended.reason}; continuing with a new Ray")
 
 
 class _Attempt:
-    """One driver, as the command sees it."""
+    """One driver process, as the command sees it."""
 
     def __init__(self, work: Callable[[Driver], None], console: Console, *, again: bool):
         self._console = console
         self._line, theirs = Pipe()
         self._asked: list[float] = []  # when signals came
-        self._told = False  # the driver knows of the first
-        self._stops = False  # and will stop
+        self._told = False  # the driver was told of the first
+        self._stops = False  # it answered that it will stop
         self._family = Family(lambda: self._drive(work, theirs, again=again))
         theirs.close()
 
     def _drive(self, work: Callable[[Driver], None], line: Connection, *, again: bool) -> None:
-        """The driver's process. Standard output is the command's alone, whatever Ray has to say."""
+        """Body of the driver process. Its stdout goes to stderr; results are printed by the command."""
         self._line.close()
         with suppress(OSError):
             os.dup2(2, 1)
@@ -211,7 +210,7 @@ class _Attempt:
             os._exit(code)
 
     def follow(self) -> Done[Any] | Raised | Lost:
-        """Wait for its end, and see to it that nothing is left of it."""
+        """Wait for the driver to end, and clean up everything that it started."""
         before = {number: signal.signal(number, self._hear) for number in ending_signals()}
         ended: Done[Any] | Raised | Lost = Raised(CancelledError("ended at once"))
         try:
@@ -222,7 +221,7 @@ class _Attempt:
                 signal.signal(number, handler)
             self._line.close()
             if self._console.is_terminal:
-                self._console.show_cursor()  # a display that was killed has hidden it
+                self._console.show_cursor()  # a killed progress display leaves it hidden
         return ended
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -244,7 +243,7 @@ class _Attempt:
                 if isinstance(message, Heard):
                     self._note(message)
             elif time.monotonic() - heard > _SILENCE:
-                silent = f"the driver of Ray has shown no sign of life for {_SILENCE:.0f} s"
+                silent = f"the process that drives Ray sent no heartbeat for {_SILENCE:.0f} s"
                 return self._stopped(silent) or Lost(silent)
             if self._asked and not self._told:
                 self._told = True
@@ -256,15 +255,15 @@ class _Attempt:
     def _note(self, heard: Heard) -> None:
         self._stops = heard.stops
         if heard.stops:
-            log.warning("stopping at the end of a step; once more stops at once")
+            log.warning("stopping after this step; a second signal stops at once")
         else:
-            self._asked.append(0.0)  # there is nothing to be kept
+            self._asked.append(0.0)  # there is nothing to save
 
     def _gives_up(self) -> bool:
-        """Whether the driver is to be ended now: at a second signal, or when it does not hear the first."""
+        """Whether to kill the driver now: after a second signal, or if it does not answer the first."""
         deaf = bool(self._asked) and not self._stops and time.monotonic() - self._asked[0] > _DEAF
         return deaf or len(self._asked) > 1
 
     def _stopped(self, why: str) -> Raised | None:
-        """After a signal, whatever happens to the driver is the end."""
-        return Raised(CancelledError(f"while it stopped: {why}")) if self._asked else None
+        """Turn the loss of a driver after a signal into a cancellation; None if no signal came."""
+        return Raised(CancelledError(f"while stopping: {why}")) if self._asked else None

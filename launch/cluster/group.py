@@ -1,4 +1,4 @@
-"""A rank group on Ray as its driver holds it: one placement group, one actor per rank."""
+"""A rank group on Ray, as its driver sees it: one placement group, one actor per rank."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ __all__ = ["Begun", "Bundle", "End", "Ended", "Event", "RankGroup", "StartError"
 
 log = logging.getLogger(__name__)
 
-_POLL = 0.2  # seconds between two looks at a running job
-_ANSWER = 5.0  # seconds that a rank has to answer one of them
-_SILENCE = 10.0  # seconds beyond two timeouts, after which a group that does not answer is given up
+_POLL = 0.2  # seconds between two polls of a running job
+_ANSWER = 5.0  # seconds for a rank to answer a poll
+_SILENCE = 10.0  # seconds beyond two timeouts after which a group that does not answer is abandoned
 _ROOM = 120.0  # seconds to wait for a cluster to make room
-_APPEAR = 300.0  # seconds for the processes of ranks to be there; a cluster may have to fetch an image first
-_WITNESSES = 4  # ranks that are asked what they saw
-_CALL = 30.0  # seconds beyond its own timeout that a call into Ray may take, before Ray itself is given up
+_APPEAR = 300.0  # seconds for the ranks' processes to start; a cluster may have to pull an image first
+_WITNESSES = 4  # ranks that are asked for a diagnosis
+_CALL = 30.0  # seconds beyond its own timeout that a call into Ray may take before Ray is abandoned
 
 
 class StartError(JobFailedError):
-    """The ranks were there, and one of them failed or died while it loaded the model."""
+    """A rank failed or died while it loaded the model, after all had started."""
 
 
 class RankGroup:
-    """A group of `world` ranks with a loaded model, as a driver holds it.
+    """A group of `world` ranks with a loaded model, as its driver sees it.
 
     Args:
         config, degrees, timeout: see `runtime.engine.Engine` and `runtime.parallel.ranks.join`.
         world: number of ranks.
-        pulse: is told of calls into Ray; who watches it knows when Ray does not answer.
-        unwanted: whether the group is needed no more; asked while it starts.
+        pulse: registers calls into Ray, so that another thread notices when Ray does not answer.
+        unwanted: returns whether the group is no longer needed; polled while it starts.
 
     Raises:
         BadRequestError: the cluster will never have room for it, or the model cannot be loaded.
         CancelledError: it was `unwanted`.
-        JobFailedError: it did not come up.
+        JobFailedError: it could not be started.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RankGroup:
             raise
 
     def _place(self, bundle: Bundle, world: int) -> None:
-        """One actor on each place; ranks of one node are neighbours."""
+        """Start one actor in each bundle and number them so that ranks of one node are neighbours."""
         placement = self._placement = self._call(
             "placing the ranks", placement_group, [bundle.resources] * world, strategy=bundle.strategy
         )
@@ -117,8 +117,8 @@ class RankGroup:
             return self._results(starting)
 
     def _results(self, references: list[Any], within: float | None = None) -> list[Any]:
-        """What all ranks return. Loading takes as long as it takes, so without a limit it is enough that
-        every rank answers meanwhile."""
+        """Wait for what all ranks return. Without the limit `within` it is enough that all of them keep
+        answering, as loading takes as long as it takes."""
         started = answered = time.monotonic()
         while True:
             done = self._ready(references)
@@ -129,7 +129,9 @@ class RankGroup:
             self._check_wanted()
             now = time.monotonic()
             if within is not None and now - started > within:
-                raise JobFailedError(f"{len(references) - len(done)} ranks did not appear in {within:.0f} s")
+                raise JobFailedError(
+                    f"{len(references) - len(done)} ranks did not start within {within:.0f} s"
+                )
             if within is None and now - answered > _ANSWER:
                 silent = self._silent()
                 if not silent:
@@ -138,13 +140,13 @@ class RankGroup:
                     raise JobFailedError(f"rank {silent[0]} does not answer")
 
     def _raise_first(self, references: list[Any]) -> NoReturn:
-        """Raise what one of them has raised: a refusal, if any refuses; the others fail because of it."""
+        """Raise one rank's error: a refusal if there is one, as the others fail because of it."""
         wait = self._wait(references, _ANSWER)
         errors = [error for reference in wait[0] if (error := _error_of(reference))]
         raise next((error for error in errors if isinstance(error, BadRequestError)), errors[0])
 
     def _silent(self) -> list[int]:
-        """Ranks that do not answer just now."""
+        """Return the ranks that do not answer now."""
         asked = [actor.events.remote(0, 0) for actor in self._actors]
         answers = self._wait(asked, _ANSWER)[0]
         return [rank for rank, reference in enumerate(asked) if reference not in answers]
@@ -154,10 +156,9 @@ class RankGroup:
             raise CancelledError("stopped while the ranks were starting")
 
     def run(self, job: Job) -> Iterator[Event | Ended]:
-        """Do a job; yields what happens, the end last. After `FAILED` and `HOPELESS` the group must
-        be killed.
+        """Run a job; yields its events, `Ended` last. After `FAILED` and `HOPELESS` the group must be killed.
 
-        The iterator may be asked to `stop` from outside meanwhile.
+        `stop` may be called from another thread meanwhile.
         """
         self._jobs += 1
         running = [actor.run.remote(self._jobs, job) for actor in self._actors]
@@ -176,13 +177,13 @@ class RankGroup:
         yield ended
 
     def _failure(self, end: _Ends) -> str | None:
-        """What a rank that has not ended says of those that have; its main thread may be stuck."""
+        """Ask ranks that have not ended why others did; their main threads may be stuck."""
         asked = (self._ask(rank, "failure") for rank in end.missing[:_WITNESSES])
         return next((reason for reason in asked if reason), None)
 
     def _ask(self, rank: int, what: str, *arguments: Any) -> Any:
-        """What a rank answers; None if it does not, as it died or has stopped: the others will say so, or
-        else our own patience ends."""
+        """Return a rank's answer; None if it is dead or stopped: other ranks will report that, or a
+        timeout ends the wait."""
         try:
             asked = getattr(self._actors[rank], what).remote
             return self._call(f"asking rank {rank}", lambda: ray.get(asked(*arguments), timeout=_ANSWER))
@@ -190,7 +191,7 @@ class RankGroup:
             return None
 
     def _ready(self, references: list[Any]) -> list[Any]:
-        """Those that have ended, after waiting a moment for them all."""
+        """Return the references that are ready, after waiting briefly for all."""
         done: list[Any] = self._wait(references, _POLL)[0]
         return done
 
@@ -200,21 +201,21 @@ class RankGroup:
         )
 
     def _call(self, doing: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """A call into Ray, which may not answer; `doing` is what a message then names."""
+        """Make a call into Ray, which may not answer; a message then names `doing`."""
         with self._pulse.within(_ANSWER + _CALL, doing):
             return function(*arguments, **options)
 
     def stop(self) -> None:
-        """End the current job after a step, with a checkpoint; a later job is not touched."""
-        with contextlib.suppress(RayError, IndexError):  # dead, or not there yet
+        """Stop the current job after a step, with a checkpoint; later jobs are not affected."""
+        with contextlib.suppress(RayError, IndexError):  # dead, or not started yet
             self._actors[0].stop.remote(self._jobs)
 
     def kill(self) -> None:
-        """End all ranks and give their room back."""
+        """Kill all ranks and release their resources."""
         for actor in self._actors:
             with contextlib.suppress(RayError):
                 self._call("ending the ranks", ray.kill, actor, no_restart=True)
-        for place in self.places:  # a stopped process does not hear Ray
+        for place in self.places:  # a stopped process does not react to Ray
             with contextlib.suppress(psutil.Error):
                 if place["host"] == socket.gethostname() and _is_still(place):
                     psutil.Process(place["pid"]).kill()
@@ -224,31 +225,31 @@ class RankGroup:
 
 
 class _Ends:
-    """How the ranks of a job end, as it becomes known.
+    """Collects how the ranks of a job end and makes one result of it.
 
     Attributes:
         missing: ranks that have not ended.
-        bad: whether one has failed or died.
+        bad: whether a rank has failed or died.
     """
 
     def __init__(self, world: int):
         self.missing = list(range(world))
         self._ended: list[Ended] = []
-        self._died: list[str] = []  # in the order in which they were found dead
-        self._explained = ""  # by a rank that saw it happen
-        self._since: float | None = None  # the first failed
+        self._died: list[str] = []  # messages, in the order in which deaths were noticed
+        self._explained = ""  # diagnosis of a rank that saw it happen
+        self._since: float | None = None  # when the first failure was noticed
 
     @property
     def bad(self) -> bool:
         return self._since is not None
 
     def over(self, patience: float) -> bool:
-        """Whether all have ended, or one has failed so long ago that the others are stuck."""
+        """Return whether all ranks have ended, or one failed so long ago that the others must be stuck."""
         waited = 0.0 if self._since is None else time.monotonic() - self._since
         return not self.missing or waited > patience
 
     def note(self, running: list[Any], done: list[Any]) -> None:
-        """Take notice of ranks that have ended."""
+        """Record ranks that have ended."""
         for rank in [rank for rank in self.missing if running[rank] in done]:
             self.missing.remove(rank)
             try:
@@ -264,21 +265,20 @@ class _Ends:
                 self._since = time.monotonic()
 
     def explain(self, reason: str | None) -> None:
-        """A rank says what it saw."""
+        """Record a rank's diagnosis; the first one counts."""
         self._explained = self._explained or reason or ""
 
     def _reasons(self) -> list[str]:
-        """Why the group is lost, from the best known to the least. Where one alone has refused, the others
-        have failed because of it."""
+        """Reasons why the group was lost, best first. If one rank refused, others failed because of it."""
         if not self.bad:
             return []
         failed = [e.reason for end in (End.REFUSED, End.FAILED) for e in self._ended if e.end is end]
         return [reason for reason in (*failed, self._explained, *self._died) if reason]
 
     def told(self) -> Ended:
-        """One end from those of all ranks."""
+        """Return the end of the job, from the ends of all ranks."""
         hopeless = next((ended for ended in self._ended if ended.end is End.HOPELESS), None)
-        if hopeless is not None:  # whatever became of the others for it
+        if hopeless is not None:  # however the others ended because of it
             return hopeless
         reasons = self._reasons()
         if reasons:
@@ -289,16 +289,16 @@ class _Ends:
             for ended in self._ended:
                 if ended.end is end:
                     return ended
-        return next((ended for ended in self._ended if ended.report), self._ended[0])  # in any order
+        return next((ended for ended in self._ended if ended.report), self._ended[0])  # order does not matter
 
 
 def _is_still(place: dict[str, Any]) -> bool:
-    """Whether the process of this number is the one that it was."""
+    """Return whether the process with this id is still the same one."""
     return bool(psutil.Process(place["pid"]).create_time() == place["born"])
 
 
 def _error_of(reference: Any) -> Exception | None:
-    """What a call that has returned has raised, if it has."""
+    """Return the exception that a finished call raised, if any."""
     try:
         ray.get(reference)
     except RayTaskError as error:
@@ -313,11 +313,11 @@ def _error_of(reference: Any) -> Exception | None:
 
 @contextlib.contextmanager
 def _explained(doing: str, kind: type[JobFailedError] = JobFailedError) -> Iterator[None]:
-    """Errors of Ray as errors of Lockstep.
+    """Translate Ray's errors into Lockstep's.
 
     Raises:
-        BadRequestError: a rank said so.
-        JobFailedError: of this `kind` where a rank is what failed.
+        BadRequestError: a rank refused.
+        JobFailedError: Ray failed; of class `kind` if a rank did.
     """
     try:
         yield

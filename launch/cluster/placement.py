@@ -1,4 +1,4 @@
-"""What a rank takes of a cluster, and how ranks are placed on its nodes."""
+"""Resources of a rank, and placement of ranks on a cluster's nodes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from runtime.request.config import Config
 
 
 class NoRoomError(BadRequestError):
-    """All nodes of the cluster together are too small."""
+    """The cluster has too few resources, counting all its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What one rank takes, and how ranks are placed."""
+    """Resources of one rank, and the placement strategy of its group."""
 
     resources: dict[str, float]
     strategy: str
 
 
 def bundle_for(config: Config, world: int, nodes: list[dict[str, Any]]) -> Bundle:
-    """A GPU each where there are any, otherwise a CPU; within one node when it fits.
+    """Choose a CPU for each rank, and a GPU if the cluster has any; on a single node if all ranks fit there.
 
     Args:
-        nodes: as `ray.nodes()` gives them.
+        nodes: from `ray.nodes()`.
 
     Raises:
         NoRoomError: all nodes together are too small.
-        JobFailedError: there is none.
+        JobFailedError: no node is alive.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if not alive:

@@ -1,4 +1,4 @@
-"""One job on Ray: a group is placed, and placed again when it dies, until the job is done."""
+"""One job on Ray: places a rank group, and a new one when it dies, until the job is done."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from runtime.reports.report import Report
 
 log = logging.getLogger("launch")
 
-ATTEMPTS = 3  # groups that a job may use up
+ATTEMPTS = 3  # rank groups that a job may use
 BACKOFF = 1.0  # seconds before the second attempt; doubled before each further one
 
 
 def run_job_on_ray(job: Job, console: Console) -> None:
-    """The job on its cluster, from placing the ranks to printing the path of the result."""
+    """Run a job on its cluster, from placing the ranks to printing the path of the result."""
     about = {"prompt": job.request.prompt, "config": job.config.model, "out": str(job.outputs.video)}
     print_result(on_cluster(job.world, about, partial(_in_driver, job, console), console), job, console)
 
@@ -59,21 +59,21 @@ def run_on_ray(
     stopped_by: Callable[[Callable[[], bool]], AbstractContextManager[None]] = stopped_by_signals,
     on_done: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Make the video on a group of actors, whatever happens to them.
+    """Make the video on a group of actors, replacing the group when it is lost.
 
     Args:
-        attempts: groups that the job may use up.
-        on_event: told of every event, with the group that is at work.
+        attempts: rank groups that the job may use.
+        on_event: called with every event and the group at work.
         pulse: see `RankGroup`.
-        again: another driver was at it before and was lost, so the job was good enough to begin with.
-        stopped_by: what stops it, given how.
-        on_done: told of the report before the ranks are ended, which a Ray that does not answer can keep up.
+        again: an earlier driver ran this job and was lost, so the job itself is acceptable.
+        stopped_by: context manager that is given the function to stop the job.
+        on_done: called with the report before the ranks are ended, which may block if Ray does not answer.
 
     Raises:
         BadRequestError: the request or the cluster does not fit.
         CancelledError: a signal came.
-        JobFailedError: too many groups died, or another driver's job is refused to go on.
-        NotFiniteError: a step gave NaN or infinity, as it would on any group.
+        JobFailedError: too many groups died, or a job that had begun is refused when it is to resume.
+        NotFiniteError: a step produced NaN or infinity, as it would on any group.
     """
     run = _Run(job.absolute().planned(), console, on_event, attempts, pulse, again=again)
     with stopped_by(run.stop):
@@ -102,7 +102,7 @@ class _Run:
         self._metrics = DriverMetrics()
 
     def stop(self) -> bool:
-        """Stop after a step, or before the ranks have started; it can always."""
+        """Stop after a step, or before the ranks have started; always possible."""
         self._cancelled.set()
         group = self._group
         if group is not None:
@@ -119,10 +119,10 @@ class _Run:
                         report = Report.model_validate_json(ended.report)
                         on_done(report)
                         return report
-                    case End.REFUSED if failures:  # it was good enough to begin with
+                    case End.REFUSED if failures:  # it was accepted before
                         raise JobFailedError(f"{failures[-1]}; then {ended.reason}")
                     case End.REFUSED if self._again:
-                        raise JobFailedError(f"a driver of Ray was lost; then {ended.reason}")
+                        raise JobFailedError(f"the driver of Ray was lost; then {ended.reason}")
                     case End.REFUSED:
                         raise BadRequestError(ended.reason)
                     case End.CANCELLED:
@@ -137,7 +137,7 @@ class _Run:
             self._dismiss()
 
     def _attempt(self, job: Job) -> Ended:
-        """Run the job on a group, a new one if there is none."""
+        """Run the job on the group, starting one if there is none."""
         try:
             if self._group is None:
                 say(self._console, f"placing {job.world} ranks and loading {job.config.model}")
@@ -153,7 +153,7 @@ class _Run:
         except JobFailedError as error:
             return Ended(End.FAILED, str(error))
         for event in self._group.run(job):
-            if self._cancelled.is_set():  # before there was a job to stop
+            if self._cancelled.is_set():  # the signal came before there was a job to stop
                 self._group.stop()
             if isinstance(event, Ended):
                 self._show(None)
@@ -173,13 +173,13 @@ class _Run:
             progress.__enter__()
 
     def _pause(self, failures: list[str]) -> None:
-        """Wait a little before the next attempt, if there is to be one."""
+        """Wait before the next attempt; raise if there is to be none."""
         if self._cancelled.is_set():
             raise CancelledError(f"cancelled while the ranks were failing: {failures[-1]}")
         if len(failures) >= self._attempts:
             raise JobFailedError(f"{failures[-1]} (attempt {len(failures)} of {self._attempts})")
         seconds = BACKOFF * 2 ** (len(failures) - 1)
-        say(self._console, f"{failures[-1]}; going on with new ranks in {seconds:.0f} s")
+        say(self._console, f"{failures[-1]}; retrying with new ranks in {seconds:.0f} s")
         self._cancelled.wait(seconds)
 
     def _dismiss(self) -> None:

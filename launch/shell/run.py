@@ -40,7 +40,7 @@ def run_job_shown(
 
 
 def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:
-    """Do one rank's part of a job, shown by `progress`; returns the first rank's report, else the generation."""
+    """Do one rank's part of a job, shown by `progress`; its report on the first rank, else the generation."""
     if not engine.ranks.is_leader:
         return follow_job(
             engine,

@@ -197,7 +197,7 @@ def test_more_ranks_than_the_cluster_has_room_for_are_refused(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("local_ray")
 def test_what_was_begun_by_a_lost_driver_fails_and_is_no_bad_request(tmp_path: Path) -> None:
-    with pytest.raises(JobFailedError, match=r"a driver of Ray was lost; then ranks: 5 given"):
+    with pytest.raises(JobFailedError, match=r"the driver of Ray was lost; then ranks: 5 given"):
         run_on_ray(make_job(tmp_path, ranks=5), Console(quiet=True), again=True)
 
 

@@ -30,14 +30,14 @@ def test_without_an_address_ray_is_ones_own(value: str | None, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("garbage", "it is no address"),
-        ("127.0.0.1", "it is no address"),
-        (":6379", "it is no address"),
-        ("127.0.0.1:99999", "it is no address"),
-        ("ray://127.0.0.1:10001", "a scheme is for Ray's other clients"),
-        ("http://127.0.0.1:8265", "a scheme is for Ray's other clients"),
+        ("garbage", "it is not HOST:PORT"),
+        ("127.0.0.1", "it is not HOST:PORT"),
+        (":6379", "it is not HOST:PORT"),
+        ("127.0.0.1:99999", "it is not HOST:PORT"),
+        ("ray://127.0.0.1:10001", "an address with a scheme is for other Ray clients"),
+        ("http://127.0.0.1:8265", "an address with a scheme is for other Ray clients"),
         ("no-such-host.invalid:6379", "nothing answers at no-such-host.invalid:6379"),
-        ("auto", "no Ray runs on this machine"),
+        ("auto", "no Ray is running on this machine"),
     ],
 )
 def test_what_is_no_address_is_refused(

@@ -32,7 +32,7 @@ def test_a_ray_that_cannot_be_started_is_said_once(tmp_path: Path) -> None:
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (3, ""), ended.stderr
-    assert ended.stderr.count("Ray could not be started here: ") == 1, ended.stderr
+    assert ended.stderr.count("Ray could not be started on this machine: ") == 1, ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -49,7 +49,7 @@ def test_a_queue_whose_ray_is_gone_waits_and_says_how_it_goes_on(
         assert cli.run(["queue", "run", "--queue", str(tmp_path / "queue")]) == 3
         assert opened.entry(1).state is State.WAITING
     said = capsys.readouterr().err
-    assert "Ray could not be started here: " in said
+    assert "Ray could not be started on this machine: " in said
     assert "lockstep: the same command goes on with the requests that have not ended" in said
 
 

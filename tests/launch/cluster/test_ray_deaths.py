@@ -78,18 +78,26 @@ def check_nothing_is_left(members: dict[str, psutil.Process]) -> None:
 @pytest.mark.parametrize(
     ("victim", "number", "reason"),
     [
-        ("gcs_server", signal.SIGKILL, r"Ray's GCS server \(process \d+\) died; going on with a new Ray"),
+        ("gcs_server", signal.SIGKILL, r"Ray's GCS server \(process \d+\) died; continuing with a new Ray"),
         *(
             pytest.param(victim, number, reason, marks=pytest.mark.slow)
             for victim, number, reason in [
                 ("gcs_server", signal.SIGTERM, ""),  # it takes its time, and the job may be done by then
-                ("gcs_server", signal.SIGSTOP, "Ray's GCS server .* was stopped; going on with a new Ray"),
-                ("raylet", signal.SIGKILL, "Ray's raylet .* died; going on with a new Ray"),
-                ("ray::DashboardAgent", signal.SIGKILL, "Ray's .* died; going on with a new Ray"),
+                ("gcs_server", signal.SIGSTOP, "Ray's GCS server .* was stopped; continuing with a new Ray"),
+                ("raylet", signal.SIGKILL, "Ray's raylet .* died; continuing with a new Ray"),
+                ("ray::DashboardAgent", signal.SIGKILL, "Ray's .* died; continuing with a new Ray"),
                 ("ray::RuntimeEnvAgent", signal.SIGSTOP, ""),
-                ("driver", signal.SIGKILL, "the process that drives Ray was ended; going on with a new Ray"),
-                ("driver", signal.SIGSTOP, "no sign of life for 30 s; going on with a new Ray"),
-                ("keeper", signal.SIGKILL, "the process that drives Ray was ended; going on with a new Ray"),
+                (
+                    "driver",
+                    signal.SIGKILL,
+                    "the process that drives Ray was ended; continuing with a new Ray",
+                ),
+                ("driver", signal.SIGSTOP, "no heartbeat for 30 s; continuing with a new Ray"),
+                (
+                    "keeper",
+                    signal.SIGKILL,
+                    "the process that drives Ray was ended; continuing with a new Ray",
+                ),
                 ("keeper", signal.SIGSTOP, ""),
             ]
         ),

@@ -127,10 +127,10 @@ def test_errors_come_back_as_what_they_are(what: str, code: int, reason: str, tm
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("dies once", "the process that drives Ray was ended; going on with a new Ray"),
-        ("stops", "the driver of Ray has shown no sign of life"),
-        ("stuck", "Ray does not answer: ray.wait; going on with a new Ray"),
-        ("lost", "Ray's raylet died; going on with a new Ray"),
+        ("dies once", "the process that drives Ray was ended; continuing with a new Ray"),
+        ("stops", "the process that drives Ray sent no heartbeat"),
+        ("stuck", "Ray does not answer: ray.wait; continuing with a new Ray"),
+        ("lost", "Ray's raylet died; continuing with a new Ray"),
     ],
 )
 def test_a_lost_driver_is_replaced_by_one_that_goes_on(what: str, reason: str, tmp_path: Path) -> None:

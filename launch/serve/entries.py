@@ -1,4 +1,4 @@
-"""What a queue holds: requests with their state, and the replicas that serve it."""
+"""Contents of a queue: requests with their states, and the replicas that serve it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.jobs.job import Job
 
 
 class State(StrEnum):
-    """Of a request."""
+    """State of a queued request."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -27,12 +27,12 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a running request is.
+    """Progress of a running request.
 
     Attributes:
-        label: of the generation; a compared job has two.
-        nfe: evaluations since it was begun or resumed.
-        seconds_left: expected, for its denoising.
+        label: name of the current generation; a compared job has two.
+        nfe: evaluations since it was started or resumed.
+        seconds_left: expected seconds until denoising ends.
     """
 
     label: str = ""
@@ -47,13 +47,13 @@ class Entry:
     """A request in the queue. Times are seconds since the epoch.
 
     Attributes:
-        text: the job, as it was written down; `job` reads it.
+        text: the job as JSON; `job` parses it.
         reason: why it failed, was cancelled, or waits again.
-        kills: rank groups that ended while they worked at it.
-        tries: how often it was begun.
-        unwanted: somebody cancelled it.
-        deadline: when it is to be given up.
-        replica: that is, or was last, at work on it.
+        kills: rank groups that crashed while running it.
+        tries: number of attempts so far.
+        unwanted: it was cancelled by a user.
+        deadline: when it expires.
+        replica: number of the replica that runs it, or ran it last.
     """
 
     id: int
@@ -75,7 +75,7 @@ class Entry:
 
     @property
     def job(self) -> Job:
-        """What to do.
+        """The job to run.
 
         Raises:
             BadRequestError: another version of Lockstep wrote it; the message names the request.
@@ -88,11 +88,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaEntry:
-    """What a replica of the pool that serves the queue is at.
+    """State of one replica of the pool that serves the queue.
 
     Attributes:
-        places: of each rank: its number, host and device.
-        restarts: groups that it had to replace.
+        places: number, host, device and process id of each rank.
+        restarts: number of rank groups that it had to replace.
     """
 
     number: int
@@ -102,15 +102,15 @@ class ReplicaEntry:
 
 
 def read_replica(row: sqlite3.Row) -> ReplicaEntry:
-    """The replica of a row of the queue."""
+    """Parse a row of the table `replicas`."""
     return ReplicaEntry(row["number"], row["state"], json.loads(row["places"]), row["restarts"])
 
 
 def read_entry(row: sqlite3.Row) -> Entry:
-    """The request of a row of the queue; columns of other versions are left out.
+    """Parse a row of the table `requests`, ignoring columns of other versions.
 
     Raises:
-        ValueError, TypeError, KeyError: no queue wrote it.
+        ValueError, TypeError, KeyError: Lockstep did not write the row.
     """
     told = dict(row)
     progress = json.loads(told["progress"])
@@ -122,7 +122,7 @@ def read_entry(row: sqlite3.Row) -> Entry:
     }
     try:
         return _ENTRY.validate_python({field.name: told[field.name] for field in fields(Entry)})
-    except ValidationError as error:  # SQLite holds anything in any column
+    except ValidationError as error:  # SQLite stores any type in any column
         raise ValueError(explain(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""What a pool says while it serves a queue: a line for each thing that happens to a request."""
+"""Prints what happens while a pool serves a queue, one line per event."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from launch.shell.terminal import say
 
 
 def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
-    """A line where a generation begins, and where a request ends, with one for each of its warnings."""
+    """Print a line when a generation begins or a request ends, and one for each warning of its report."""
     warnings: list[str] = []
     if isinstance(event, Begun):
         what = f"begins ({event.label}), try {entry.tries}"
     elif isinstance(event, Ended):
-        what = f"{event.end} {event.reason}"
+        what = f"{event.end} {event.reason}".rstrip()
         warnings = json.loads(event.report)["warnings"] if event.report else []
     else:
         return

@@ -1,7 +1,7 @@
-"""Replicas that serve a queue: K rank groups, each at one request at a time, replaced when they die.
+"""Replicas that serve a queue: K rank groups, each running one request at a time, replaced when they die.
 
-What a storyboard, a server or `lockstep queue run` stands on. The queue is on disk: a pool may be killed, and
-another one goes on where it was.
+Storyboards and `lockstep queue run` are built on it. The queue is on disk: a pool may be killed, and the next
+one resumes where it was.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ log = logging.getLogger("launch")
 
 
 class ReplicaPool:
-    """K replicas that do what is in a queue.
+    """K replicas that run the requests of a queue.
 
     Args:
-        queue: served by nobody else meanwhile.
-        replicas: how many; each takes the ranks of the request that it is at.
-        on_event: told of what happens, in the replica's thread, with the request and the group at work on it.
+        queue: served by no other pool meanwhile.
+        replicas: number of replicas; each takes as many ranks as its current request needs.
+        on_event: called in the replica's thread with the request, the event and the rank group.
         pulse: see `RankGroup`.
-        advice: how a request whose checkpoints are kept goes on; told with the reason for which it ended.
-        look: called when ranks have died, before their request is blamed. Does not return where it was Ray.
+        advice: returns how to resume a request whose checkpoints are kept; added to the reason for its end.
+        look: called when ranks have died, before the request is blamed. Does not return if Ray was lost.
 
     Example:
         >>> ray.init()
@@ -50,7 +50,7 @@ class ReplicaPool:
     ) -> None:
         self._queue, self._ending, self.metrics = queue, threading.Event(), DriverMetrics()
         self.pulse, self.look, self.advice, self._problem = pulse, look, advice, ""
-        self.largest = 0  # ranks of the largest group that has come up
+        self.largest = 0  # ranks of the largest group that has started
         self._replicas = [Replica(number, queue, self, on_event) for number in range(replicas)]
         self._keep = False
 
@@ -59,12 +59,11 @@ class ReplicaPool:
 
         Args:
             keep: wait for more when it is empty.
-            again: another driver served it before and its Ray was lost, perhaps for one of its requests.
+            again: an earlier driver served it and its Ray was lost, perhaps because of one of its requests.
 
         Raises:
             BadRequestError: another pool serves the queue.
-            JobFailedError: no replica is left, or the queue cannot be used any more; requests that wait still
-                wait.
+            JobFailedError: no replica is left, or the queue became unusable; waiting requests keep waiting.
         """
         self._keep = keep
         with self._queue.served(lost=again), self._watched():
@@ -76,7 +75,7 @@ class ReplicaPool:
                 thread.start()
             try:
                 for thread in threads:
-                    while thread.is_alive():  # a join without a timeout would not let signals through
+                    while thread.is_alive():  # a join without a timeout would block signals
                         thread.join(LOOK)
             except BaseException:
                 self._ending.set()
@@ -86,18 +85,18 @@ class ReplicaPool:
                     thread.join(2 * LOOK)
                 raise
         if self._problem:
-            raise JobFailedError(f"{self._problem}; the requests that are left wait in the queue")
+            raise JobFailedError(f"{self._problem}; the remaining requests wait in the queue")
         gone = [replica.problem for replica in self._replicas if replica.problem]
         if len(gone) == len(self._replicas):
-            raise JobFailedError(f"no replica is left: {gone[0]}; the requests that wait are kept")
+            raise JobFailedError(f"no replica is left: {gone[0]}; waiting requests stay in the queue")
 
     def fail(self, problem: str) -> None:
-        """End it all: nothing that a replica could do would be written down."""
+        """Stop because of a problem with the queue: no further result could be recorded."""
         self._problem = self._problem or problem
         self.stop()
 
     def stop(self) -> bool:
-        """End after a step: running requests wait again, with checkpoints to go on from. True: it can."""
+        """Stop after a step; running requests wait again, with checkpoints to resume from. Returns True."""
         self._ending.set()
         for replica in self._replicas:
             replica.stop()
@@ -105,22 +104,22 @@ class ReplicaPool:
 
     @property
     def ending(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether the pool was told to stop."""
         return self._ending.is_set()
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless it ends."""
+        """Sleep, but wake up when the pool is told to stop."""
         self._ending.wait(seconds)
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing more to come: nothing waits, and nobody works at what may wait again."""
-        at_work = any(replica.busy for replica in self._replicas)  # before the look at the queue
+        """Whether no work is left: no request waits, and none is running that might wait again."""
+        at_work = any(replica.busy for replica in self._replicas)  # read before the queue is
         return not self._keep and not at_work and not self._queue.count()[State.WAITING]
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Deadlines and cancelled requests are seen to meanwhile."""
+        """Enforce deadlines and cancellations in a thread while the block runs."""
         over = threading.Event()
 
         def watch() -> None:
@@ -128,10 +127,10 @@ class ReplicaPool:
                 try:
                     self._look()
                 except QueueError as error:
-                    log.warning("deadlines and cancellations wait: %s", error)
+                    log.warning("deadlines and cancellations are delayed: %s", error)
                 except Exception as error:
-                    log.exception("the pool ends")
-                    self.fail(f"deadlines and cancellations cannot be seen to: {error!r}")
+                    log.exception("the pool stops")
+                    self.fail(f"deadlines and cancellations cannot be enforced: {error!r}")
                     return
 
         thread = threading.Thread(target=watch, name="pool-watch", daemon=True)

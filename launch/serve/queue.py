@@ -1,8 +1,8 @@
-"""A queue of requests in a folder: it outlives every process that looks at it.
+"""A queue of requests in a folder, which outlives every process that uses it.
 
-One SQLite file. Whoever serves the queue holds its lock; anybody may add, cancel and look meanwhile. A
-request is waiting, then running (and waiting again, if its rank group died), and ends once: done, failed or
-cancelled.
+It is one SQLite file. The pool that serves the queue holds its lock; any process may add, cancel and list
+requests meanwhile. A request waits, then runs (and waits again if its rank group died), and ends once: done,
+failed or cancelled.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from runtime.files.locks import hold
 from runtime.jobs.job import Job
 
 _Made = TypeVar("_Made")
-_PATIENCE = 20.0  # seconds to wait for another process that is writing
-_LARGEST = 2**63 - 1  # of a number in SQLite
-_LONGEST = 10 * 365 * 86400.0  # seconds that a request may be told to wait
-_MEMORY = 3600.0  # seconds for which what an owner used counts against them
+_PATIENCE = 20.0  # seconds to wait for another process that writes
+_LARGEST = 2**63 - 1  # largest integer in SQLite
+_LONGEST = 10 * 365 * 86400.0  # seconds; upper bound of `expires`
+_MEMORY = 3600.0  # seconds for which an owner's use counts against them
 
 
 class QueueError(JobFailedError):
-    """The queue's file cannot be read or written just now: the disk is full, or somebody holds it. What was
-    begun is undone, and the queue can be used again."""
+    """The queue's file cannot be read or written now: the disk is full, or another process holds it. The
+    transaction is rolled back, and the queue can be used again."""
 
 
 class Queue:
-    """The queue in `folder`, which is made when it is not there. May be used by several threads.
+    """The queue in `folder`, created if need be. Thread-safe.
 
-    SQLite's journal is the plain one: its write-ahead log does not work on a disk that machines share.
+    It uses SQLite's rollback journal: the write-ahead log does not work on a disk that machines share.
 
     Raises:
-        BadRequestError: there is something else in its place, or it cannot be written.
-        QueueError: by every method, when the file cannot be read or written.
+        BadRequestError: another file is in its place, or the folder cannot be written.
+        QueueError: by every method, if the file cannot be read or written.
     """
 
     def __init__(self, folder: Path):
@@ -56,7 +56,7 @@ class Queue:
             self._base = sqlite3.connect(
                 folder / "queue.sqlite",
                 timeout=_PATIENCE,
-                isolation_level=None,  # transactions are begun below
+                isolation_level=None,  # transactions are explicit, see `_transaction`
                 check_same_thread=False,
             )
             self._base.row_factory = sqlite3.Row
@@ -66,7 +66,7 @@ class Queue:
             raise BadRequestError(f"queue: cannot use {str(folder)!r}: {error}") from None
 
     def _check_own(self) -> None:
-        """Refuse a database of somebody else's, before anything is written into it."""
+        """Refuse a database that is not a queue, before anything is written to it."""
         tables = self._base.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall()
         columns = {row["name"] for row in self._base.execute("PRAGMA table_info(requests)")}
         if tables and not {"owner", "job", "kind", "state"} <= columns:
@@ -75,17 +75,17 @@ class Queue:
             raise BadRequestError(f"queue: {file!r} is not a queue's; choose another folder")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._base.close()
 
     @contextmanager
     def served(self, *, lost: bool = False) -> Iterator[None]:
-        """Serve it: nobody else does meanwhile. What was running when its server died waits again.
+        """Hold the queue's lock while it is served. Requests that ran when an earlier server died wait again.
 
         Args:
-            lost: that server's Ray was lost, which counts against a request that was running on it alone.
-                Of several, one may be to blame: each runs alone from then on, and when Ray is lost again
-                while it does, both losses are its own.
+            lost: the earlier server's Ray was lost, which counts against a request that ran on it alone. Of
+                several, any may be to blame: each runs alone from then on, and if Ray is lost again while one
+                does, both losses count against it.
 
         Raises:
             BadRequestError: another process serves it, or the file `lock` is not the queue's.
@@ -95,10 +95,10 @@ class Queue:
             try:
                 yield
             finally:
-                self._release("the pool has ended", killed=False)
+                self._release("the pool has stopped", killed=False)
 
     def _held(self) -> IO[str]:
-        """The lock file, held until it is closed. A file of this name that no queue has written stays."""
+        """Open the lock file and hold it until it is closed. A foreign file of this name is left alone."""
         path = self.folder / "lock"
         try:
             return hold(
@@ -107,7 +107,7 @@ class Queue:
                 said=lambda who: f"queue: another pool serves {str(self.folder)!r} ({who})",
             )
         except OSError as error:
-            raise QueueError(f"queue: cannot hold {str(path)!r}: {reason(error)}") from error
+            raise QueueError(f"queue: cannot lock {str(path)!r}: {reason(error)}") from error
 
     def _release(self, reason: str, *, killed: bool) -> None:
         with self._transaction() as base:
@@ -127,23 +127,23 @@ class Queue:
         priority: int = 0,
         seconds: float | None = None,
     ) -> int:
-        """Add a request; its number.
+        """Add a request and return its number.
 
         Args:
-            job: checked, and with absolute paths.
+            job: checked, with absolute paths.
             name: unique, one line of text; by default made from its number.
-            owner: shares the replicas fairly with other owners of the same priority.
-            priority: higher ones go first.
-            seconds: after which it is given up, waiting or not.
+            owner: owners of the same priority share the replicas fairly.
+            priority: requests of higher priority run first.
+            seconds: time after which the request expires, waiting or running.
 
         Raises:
-            BadRequestError: a request of this name is there already, one that has not ended writes one of the
-                same files, or a value is out of its bounds.
+            BadRequestError: the queue has a request of this name, one that has not ended will write one of
+                the same files, or a value is out of bounds.
         """
         check_line("name", name)
         if not -_LARGEST <= priority <= _LARGEST:
             raise BadRequestError(f"priority: {priority} given; it must fit into 64 bits")
-        if seconds is not None and not 0 < seconds <= _LONGEST:  # not a number is neither
+        if seconds is not None and not 0 < seconds <= _LONGEST:  # NaN fails both
             raise BadRequestError(f"expires: {seconds} given; it must be above 0 and at most ten years")
         now = time.time()
         deadline = None if seconds is None else now + seconds
@@ -167,7 +167,7 @@ class Queue:
         return id
 
     def _check_free(self, base: sqlite3.Connection, files: list[str]) -> None:
-        """Refuse files that a request which has not ended will write, whatever they are called there."""
+        """Refuse files that a request which has not ended will write, by whatever path they are named."""
         query = (
             "SELECT name FROM outputs JOIN requests ON id = request "
             "WHERE path = ? AND state IN ('waiting', 'running')"
@@ -178,32 +178,32 @@ class Queue:
                 raise BadRequestError(f"out: {path!r} given; {row['name']} will write it")
 
     def cancel(self, id: int) -> None:
-        """A waiting request ends now, a running one after a step; one that has ended stays as it is.
+        """Cancel a request: a waiting one ends now, a running one after a step, an ended one is unchanged.
 
         Raises:
-            BadRequestError: there is none of this number.
+            BadRequestError: there is no request of this number.
         """
         with self._transaction() as base:
             known = -_LARGEST <= id <= _LARGEST
             row = base.execute("SELECT state FROM requests WHERE id = ?", (id if known else -1,)).fetchone()
             if row is None:
-                raise BadRequestError(f"request: {id} given; the queue has none of this number")
+                raise BadRequestError(f"request: {id} given; the queue has no request of this number")
             base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
             if row["state"] == State.WAITING:
                 _change(base, id, State.CANCELLED, "cancelled while it waited")
 
     def expire(self) -> None:
-        """End waiting requests whose deadline has passed."""
+        """Cancel waiting requests whose deadline has passed."""
         with self._transaction() as base:
             late = "SELECT id FROM requests WHERE state = 'waiting' AND deadline < ?"
             for (id,) in base.execute(late, (time.time(),)).fetchall():
                 _change(base, id, State.CANCELLED, "its deadline passed while it waited")
 
     def take(self, replica: int, loaded: str = "") -> Entry | None:
-        """The next request to do, now running on `replica`; None if none waits.
+        """Return the next request, now running on `replica`; None if none can start.
 
         Args:
-            loaded: `kind_of` jobs that the replica can do as it is.
+            loaded: the `kind_of` jobs that the replica's group can run.
         """
         with self._transaction() as base:
             given = {"now": time.time(), "memory": _MEMORY, "loaded": loaded}
@@ -219,54 +219,54 @@ class Queue:
             return read_entry(base.execute("SELECT * FROM requests WHERE id = ?", (row["id"],)).fetchone())
 
     def report(self, id: int, progress: Progress) -> None:
-        """A running request has come so far."""
+        """Record the progress of a running request."""
         with self._transaction() as base:
             told = json.dumps(asdict(progress))
             base.execute("UPDATE requests SET progress = ? WHERE id = ?", (told, id))
 
     def put_back(self, id: int, reason: str, *, killed: bool) -> None:
-        """A running request waits again.
+        """Let a running request wait again.
 
         Args:
-            killed: whether it has cost a rank group.
+            killed: whether its rank group crashed.
         """
         with self._transaction() as base:
             base.execute("UPDATE requests SET kills = kills + ? WHERE id = ?", (killed, id))
             _change(base, id, State.WAITING, reason)
 
     def end(self, id: int, state: State, reason: str = "") -> None:
-        """A running request has ended: done, failed or cancelled."""
+        """End a running request as done, failed or cancelled."""
         with self._transaction() as base:
             _change(base, id, state, reason)
 
     def entry(self, id: int) -> Entry:
-        """The request of this number."""
+        """Return the request with this number."""
         return self._read(read_entry, "SELECT * FROM requests WHERE id = ?", id)[0]
 
     def entries(self, *states: State) -> list[Entry]:
-        """All requests in the order in which they came, or those in one of `states`."""
+        """Return requests in the order of submission; all, or those in one of `states`."""
         wanted = states or tuple(State)
         query = f"SELECT * FROM requests WHERE state IN ({', '.join('?' * len(wanted))}) ORDER BY id"
         return self._read(read_entry, query, *wanted)
 
     def count(self) -> dict[State, int]:
-        """How many requests are in each state."""
+        """Return the number of requests in each state."""
         query = "SELECT state, COUNT(*) FROM requests GROUP BY state"
         return dict.fromkeys(State, 0) | dict(self._read(lambda row: (State(row[0]), row[1]), query))
 
     def history(self, id: int) -> list[tuple[State, str, float]]:
-        """Every state that a request was in, why, and since when."""
+        """Return each state that a request has been in, with the reason and the time."""
         query = "SELECT state, reason, at FROM history WHERE request = ? ORDER BY rowid"
         return self._read(lambda row: (State(row[0]), row[1], row[2]), query, id)
 
     def show_replica(self, replica: ReplicaEntry) -> None:
-        """Say what a replica is at, for `replicas`."""
+        """Record the state of a replica, for `replicas`."""
         row = (replica.number, replica.state, json.dumps(replica.places), replica.restarts)
         with self._transaction() as base:
             base.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?)", row)
 
     def replicas(self) -> list[ReplicaEntry]:
-        """The replicas that serve the queue now."""
+        """Return the replicas that serve the queue now."""
         return self._read(read_replica, "SELECT * FROM replicas ORDER BY number")
 
     def _read(self, make: Callable[[sqlite3.Row], _Made], query: str, *values: object) -> list[_Made]:
@@ -275,15 +275,15 @@ class Queue:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing, and no other writer meanwhile."""
+        """Run the block as one transaction, with no other writer meanwhile."""
         with self._lock, self._explained("write"):
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield self._base
-                self._base.execute("COMMIT")  # may fail, too: the disk is full, or a reader does not let go
+                self._base.execute("COMMIT")  # may fail, too: disk full, or a reader that holds its lock
             except BaseException:
                 if self._base.in_transaction:
-                    with suppress(sqlite3.Error):  # what made it fail is what is told
+                    with suppress(sqlite3.Error):  # report the original error
                         self._base.execute("ROLLBACK")
                 raise
 
@@ -294,34 +294,39 @@ class Queue:
             yield
         except sqlite3.Error as error:
             raise QueueError(f"queue: cannot {what} {file!r}: {error}") from error
-        except (ValueError, TypeError, KeyError, RecursionError) as error:  # of a row that no queue wrote
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+        ) as error:  # a row that Lockstep did not write
             raise QueueError(f"queue: {file!r} is damaged ({error}); give another folder") from error
 
 
 def check_line(field: str, text: str | None) -> None:
-    """Refuse what cannot be shown as a name.
+    """Refuse a text that cannot be shown as a name.
 
     Raises:
-        BadRequestError: it is empty, too long, or has characters that are no text.
+        BadRequestError: it is empty, too long, or has unprintable characters.
     """
     if text is not None and not (text.strip() and len(text) <= 200 and text.isprintable()):
         raise BadRequestError(f"{field}: {text!r} given; it must be one line of at most 200 characters")
 
 
 def written_by(job: Job) -> list[Path]:
-    """Every file that a job writes where its user wants it."""
+    """Return all result files of a job: videos, report, picture."""
     outputs = job.outputs
     return [*outputs.videos(job.request.videos), outputs.report, outputs.picture]
 
 
 def kind_of(job: Job) -> str:
-    """Equal for jobs that one rank group can do one after another."""
+    """Return a key that is equal for jobs that the same rank group can run one after another."""
     group = [job.config.model_dump(mode="json"), job.world, asdict(job.degrees), job.timeout]
     return hashlib.sha256(json.dumps(group, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _suspect(base: sqlite3.Connection, id: int, *, alone: bool) -> None:
-    """Ray was lost while it ran: `alone`, that counts, and so does what it was suspected of before."""
+    """Record that Ray was lost while a request ran; if it ran `alone`, this and earlier losses count."""
     known = base.execute("SELECT uncounted FROM suspects WHERE request = ?", (id,)).fetchone()
     losses = 1 + (known["uncounted"] if known else 0)
     base.execute("INSERT OR REPLACE INTO suspects VALUES (?, ?)", (id, 0 if alone else losses))

@@ -1,4 +1,4 @@
-"""A replica of a pool: one rank group after another, and what becomes of the requests that it is at."""
+"""A replica of a pool: holds one rank group at a time and runs requests on it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("launch")
 
-KILLS = 2  # rank groups that a request may cost
-BACKOFF = 1.0  # seconds before a group is replaced; doubled each time in a row, to 64 times as much
-LOOK = 0.3  # seconds between two looks at the queue
-_RETIRE = 3  # groups in a row that did not come up, after which a replica is given up
-_PATIENCE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds between attempts to write to the queue
+KILLS = 2  # crashed rank groups after which a request is set aside
+BACKOFF = 1.0  # seconds before a group is replaced; doubled with each failure in a row, up to 64 times
+LOOK = 0.3  # seconds between two polls of the queue
+_RETIRE = 3  # groups in a row that did not start, after which a replica is retired
+_PATIENCE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds between attempts to access the queue
 _TELL = 0.5  # seconds between two progress reports of a request
 
 _Kept = TypeVar("_Kept")
@@ -33,30 +33,30 @@ OnEvent = Callable[[Entry, Event | Ended, RankGroup], None]
 
 
 class Replica:
-    """One rank group after another, and the request that it is at.
+    """Runs requests of a queue on a rank group, which it replaces when needed.
 
     Attributes:
-        problem: why it was given up; empty while it serves.
-        busy: it is at a request, or taking one.
+        problem: why it was retired; empty while it serves.
+        busy: it runs a request, or is taking one.
     """
 
     def __init__(self, number: int, queue: Queue, pool: ReplicaPool, on_event: OnEvent):
         self.number, self.problem, self.busy = number, "", False
         self._queue, self._pool, self._on_event = queue, pool, on_event
         self._group: RankGroup | None = None
-        self._loaded = ""  # what kind of jobs the group can do
+        self._loaded = ""  # `kind_of` the jobs that the group can run
         self._entry: Entry | None = None
-        self._unwanted = ""  # why the request that it is at is to end
-        self._at = threading.Lock()  # held where the two change, or one is acted on for the sake of the other
-        self._failures = 0  # groups in a row that came to a bad end
-        self._stillborn = 0  # groups in a row that did not come up
+        self._unwanted = ""  # why the current request is to end early
+        self._at = threading.Lock()  # guards the two fields above together
+        self._failures = 0  # groups in a row that were lost
+        self._failed_starts = 0  # groups in a row that did not start
         self._restarts = 0
         self._mute = False
 
     def serve(self) -> None:
-        """Do what is in the queue, one request after another."""
+        """Run requests of the queue, one after another, until it is empty or the pool stops."""
         try:
-            while not self._pool.ending and self._stillborn < _RETIRE:
+            while not self._pool.ending and self._failed_starts < _RETIRE:
                 self.busy = True
                 entry = self._kept(lambda: self._queue.take(self.number, self._loaded))
                 self._turn_to(entry)
@@ -68,9 +68,9 @@ class Replica:
                 if self._pool.idle:
                     break
                 self._pool.pause(LOOK)
-        except Exception as error:  # the queue cannot be read or written: nothing that another could mend
+        except Exception as error:  # the queue is unusable, for other replicas as well
             self.dismiss()
-            log.exception("replica %d ends", self.number)
+            log.exception("replica %d stops", self.number)
             self.problem = f"replica {self.number}: {error}"
             self._pool.fail(self.problem)
         finally:
@@ -79,16 +79,16 @@ class Replica:
             self._show("gone")
 
     def _kept(self, write: Callable[[], _Kept]) -> _Kept:
-        """Write to the queue, more than once if need be: what is not written down is lost or done twice.
+        """Access the queue, retrying for a minute: a result that is not recorded is lost, or made twice.
 
         Raises:
-            QueueError: it could not be written in a minute.
+            QueueError: every attempt failed.
         """
         for seconds in _PATIENCE:
             try:
                 return write()
             except QueueError as error:
-                log.warning("%s; trying again", error)
+                log.warning("%s; retrying", error)
                 time.sleep(seconds)
         return write()
 
@@ -97,7 +97,7 @@ class Replica:
             self._entry, self._unwanted = entry, ""
 
     def look(self) -> None:
-        """See whether the request that it is at is still wanted; called by another thread."""
+        """Check whether the current request was cancelled or has expired; called by another thread."""
         entry = self._entry
         if entry is None:
             return
@@ -107,31 +107,31 @@ class Replica:
         elif now.deadline is not None and time.time() > now.deadline:
             why = "its deadline passed"
         with self._at:
-            if why and self._entry is entry:  # the queue may have answered late
+            if why and self._entry is entry:  # unless the request has ended meanwhile
                 self._unwanted = why
                 self.stop()
 
     def stop(self) -> None:
-        """End the request that it is at after a step; called by another thread."""
+        """Stop the current request after a step; called by another thread."""
         group = self._group
         if group is not None:
             group.stop()
 
     def dismiss(self) -> None:
-        """End the ranks."""
+        """End the rank group."""
         group, self._group, self._loaded = self._group, None, ""
         if group is not None:
             group.kill()
 
     def _do(self, entry: Entry) -> None:
-        """One request, whatever it does to the group or to this replica."""
-        if entry.kills >= KILLS:  # or else it was set aside already
+        """Run one request and record its end, whatever happens to the group."""
+        if entry.kills >= KILLS:  # losses that were counted when the queue was taken over
             self._set_aside(entry, entry.kills, "Ray was lost while it ran")
             return
         try:
             job = entry.job if entry.tries == 1 else entry.job.retried()
             group = self._group_for(job)
-            self._stillborn = 0
+            self._failed_starts = 0
             self._show("working")
             ended = self._run(entry, job, group)
         except QueueError:
@@ -142,9 +142,9 @@ class Replica:
             self._end(entry, State.FAILED, str(error))
         except CancelledError as error:  # while its ranks were starting
             self._finish(entry, Ended(End.CANCELLED, str(error)))
-        except StartError as error:  # its own fault or its ranks': another may do better on the same replica
+        except StartError as error:  # the request's fault or the ranks': the replica may still serve another
             self._lose(entry, str(error))
-        except JobFailedError as error:  # Ray's
+        except JobFailedError as error:  # Ray failed
             self._wait_for_ray(entry, str(error))
         except Exception as error:
             log.exception("%s: unexpected failure", entry.name)
@@ -153,21 +153,21 @@ class Replica:
             self._finish(entry, ended)
 
     def _no_room(self, entry: Entry, world: int, reason: str) -> None:
-        """The nodes are too small for a request, and it fails; unless they were not when it, or another of
-        as many ranks, had its group: then some are lost."""
+        """Fail a request for which the cluster is too small; or let it wait if it, or one with as many
+        ranks, has fitted before: then nodes were lost."""
         if world <= self._pool.largest or entry.tries > 1:
             self._wait_for_ray(entry, f"nodes of the cluster are lost: {reason}")
         else:
             self._end(entry, State.FAILED, reason)
 
     def _wait_for_ray(self, entry: Entry, reason: str) -> None:
-        """There is no group to be had now; after some attempts the replica is given up."""
-        self._stillborn += 1
-        self.problem = f"replica {self.number}: {reason}" if self._stillborn >= _RETIRE else ""
+        """Let a request wait as no group can be started now; after some attempts, retire the replica."""
+        self._failed_starts += 1
+        self.problem = f"replica {self.number}: {reason}" if self._failed_starts >= _RETIRE else ""
         self._lose(entry, reason, killed=False)
 
     def _group_for(self, job: Job) -> RankGroup:
-        """The group that it has, if that can do the job; otherwise a new one."""
+        """Return the current group if it can run the job, otherwise a new one."""
         if self._group is not None and self._loaded == kind_of(job):
             return self._group
         self.dismiss()
@@ -202,28 +202,28 @@ class Replica:
         raise RuntimeError("a job ended without an end")
 
     def _say(self, entry: Entry, event: Event | Ended, group: RankGroup) -> None:
-        """To whoever listens; who has gone, such as the reader of a pipe, costs nobody a video."""
+        """Call `on_event`; an output without a reader, such as a closed pipe, must not cost a video."""
         try:
             self._on_event(entry, event, group)
         except OSError as error:
             if not self._mute:
-                log.warning("nobody is told of replica %d any more: %s", self.number, error)
+                log.warning("events of replica %d are no longer shown: %s", self.number, error)
             self._mute = True
 
     def _tell(self, entry: Entry, progress: Progress) -> None:
         try:
             self._queue.report(entry.id, progress)
-        except QueueError as error:  # how far it is, it will say again
+        except QueueError as error:  # the next report makes up for it
             log.warning("%s", error)
         seconds_left = progress.seconds_left or 0.0
         self._pool.metrics.progress(self.number, progress.step, seconds_left)
 
     def _finish(self, entry: Entry, ended: Ended) -> None:
-        """Write down how it ended."""
+        """Record how a request ended."""
         match ended.end:
             case End.DONE:
                 self._end(entry, State.DONE)
-            case End.REFUSED if entry.tries == 1:  # it has kept nothing
+            case End.REFUSED if entry.tries == 1:  # there are no checkpoints to name
                 self._end(entry, State.FAILED, ended.reason)
             case End.REFUSED:
                 self._leave(entry, State.FAILED, ended.reason)
@@ -241,30 +241,30 @@ class Replica:
         self._show("waiting")
 
     def _lose(self, entry: Entry, reason: str, *, killed: bool = True) -> None:
-        """A request has cost its group (`killed`), or got none."""
+        """Put back or end a request whose group crashed (`killed`) or could not be started."""
         if killed:
             self._pool.look()
         self.dismiss()
         self._restarts += 1
         self._pool.metrics.restarted()
-        killed = killed and not self._pool.ending  # the end of the pool is no request's fault
+        killed = killed and not self._pool.ending  # the end of the pool is not the request's fault
         kills = entry.kills + killed
         if self._unwanted:
             self._leave(entry, State.CANCELLED, f"{self._unwanted}; {reason}")
         elif kills >= KILLS:
             self._set_aside(entry, kills, reason)
         else:
-            log.warning("%s: %s; it goes on with new ranks", entry.name, reason)
+            log.warning("%s: %s; it will be retried with new ranks", entry.name, reason)
             self._put_back(entry, reason, killed=killed)
         self._show("waiting for a new group")
         self._pool.pause(BACKOFF * 2 ** min(self._failures, 6))
         self._failures += 1
 
     def _set_aside(self, entry: Entry, kills: int, reason: str) -> None:
-        self._leave(entry, State.FAILED, f"set aside, as it has cost {kills} rank groups; the last: {reason}")
+        self._leave(entry, State.FAILED, f"set aside after crashing {kills} rank groups; the last: {reason}")
 
     def _leave(self, entry: Entry, state: State, reason: str) -> None:
-        """End what could go on from its checkpoints, and say how."""
+        """End a request whose checkpoints are kept; the reason says how to resume it."""
         advice = self._pool.advice(entry)
         self._end(entry, state, f"{reason}; {advice}" if advice else reason)
 
@@ -274,10 +274,10 @@ class Replica:
     def _end(self, entry: Entry, state: State, reason: str = "") -> None:
         self._kept(lambda: self._queue.end(entry.id, state, reason))
         self._pool.metrics.ended(state)
-        log.info("%s: %s %s", entry.name, state, reason)
+        log.info("%s: %s", entry.name, f"{state} {reason}".rstrip())
 
     def _show(self, state: str) -> None:
-        """For `lockstep status`."""
+        """Record this replica's state for `lockstep status`."""
         places = [] if self._group is None else self._group.places
         told = [{key: place[key] for key in ("rank", "host", "device", "pid")} for place in places]
         try:

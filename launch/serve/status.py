@@ -1,4 +1,4 @@
-"""What `lockstep status` shows of a queue."""
+"""Tables that `lockstep status` shows of a queue."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ COLOURS = {
     State.FAILED: "red",
     State.CANCELLED: "magenta",
 }
-_LONG = ("why", "ranks")  # columns that may take several lines
+_LONG = ("why", "ranks")  # columns whose cells may wrap
 
 
 def tables(queue: Queue, states: Sequence[str]) -> Iterator[Table]:
-    """The requests in these states, and the replicas."""
+    """Yield the table of the requests in these states, and the table of replicas."""
     title = ", ".join(f"{number} {state}" for state, number in queue.count().items())
     yield _table(title, [_row(entry) for entry in queue.entries(*map(State, states))])
     yield _table("replicas", [_replica_row(replica) for replica in queue.replicas()])
 
 
 def _table(title: str, rows: Sequence[Mapping[str, str | Text]]) -> Table:
-    """A column for every key that has something to say in any row."""
+    """Make a table with a column for every key that has a value in some row."""
     names = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in names:
@@ -70,7 +70,7 @@ def _replica_row(replica: ReplicaEntry) -> dict[str, str | Text]:
 
 
 def _time(entry: Entry) -> str:
-    """What there is to say of time beside an ETA: how long it took, or when it will be given up."""
+    """Format how long an ended request took, or the time until it expires; else empty."""
     if entry.started is not None and entry.ended is not None:
         return f"took {written_seconds(entry.ended - entry.started)}"
     if entry.deadline is not None and entry.ended is None:
@@ -79,7 +79,7 @@ def _time(entry: Entry) -> str:
 
 
 def written_seconds(seconds: float) -> str:
-    """`12 s`, or `1:40 min`; nothing for what is no time."""
+    """Format seconds as `12 s` or `1:40 min`; `?` for NaN and infinity."""
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -87,7 +87,7 @@ def written_seconds(seconds: float) -> str:
 
 
 def _places(replica: ReplicaEntry) -> str:
-    """`0, 1 on host-a (cuda)`, a line for each host."""
+    """Format the ranks of a replica, one line per host: `0 (cuda:0), 1 (cuda:1) on host-a`."""
     by_host: dict[str, list[str]] = defaultdict(list)
     for place in replica.places:
         by_host[place["host"]].append(f"{place['rank']} ({place['device']})")

@@ -1,7 +1,7 @@
-"""What a queue's SQLite file holds, and which request is the next.
+"""Tables of a queue's SQLite file, and the query for the next request.
 
-A request in `suspects` was running when Ray was lost, and may be to blame; `uncounted` losses have not been
-counted against it yet, as others were running, too.
+A request in `suspects` was running when Ray was lost and may be to blame; its `uncounted` losses do not count
+against it yet, as other requests were running, too.
 """
 
 TABLES = """
@@ -68,6 +68,6 @@ SELECT next.* FROM next
 WHERE NOT EXISTS (SELECT 1 FROM at_work JOIN suspects ON request = at_work.id)
     AND NOT (EXISTS (SELECT 1 FROM at_work) AND EXISTS (SELECT 1 FROM suspects WHERE request = next.id))
 """
-"""The highest priority first; then the owner who has least running, then who has used least of late; then
-what the replica has loaded already; then who came first. A suspect runs alone: while it does nothing is next,
-and when it is next it waits until nothing runs."""
+"""Selects the next request: highest priority; then the owner with the fewest running requests, then the least
+recent use; then what the replica has already loaded; then submission order. A suspect runs alone: nothing is
+selected while one runs, and it is selected only when nothing runs."""

@@ -331,14 +331,12 @@ class Calibrator:
 
     @property
     def _identity(self) -> str:
-        """What finished runs are of; the first rank knows."""
-        content = {
-            "conditions": self._conditions.model_dump(mode="json"),
-            "requests": [request.model_dump(mode="json") for request in self._requests],
-            "image": image_digest(self._requests[0].image) if self._requests[0].image else None,
-            "version": 1,
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """Digest of what finished runs are a function of; for the first rank, which has the image."""
+        image = self._requests[0].image
+        digest = None if image is None else image_digest(image)
+        profile, preset = self._engine.profile, self._plan.preset
+        recipes = [profile.recipe(request, preset, digest).latents.digest for request in self._requests]
+        return hashlib.sha256(json.dumps(recipes).encode()).hexdigest()
 
     def _keep(self) -> None:
         if self._kept is not None:

@@ -1,3 +1,3 @@
-"""Lockstep's runtime: one video from one request, on one rank group. Knows torch.distributed, but no Ray."""
+"""Lockstep's runtime: makes a video from a request, on one rank group. Uses torch.distributed, not Ray."""
 
 __version__ = "0.1.0"

@@ -12,21 +12,21 @@ class BadRequestError(LockstepError):
 
 
 class JobFailedError(LockstepError):
-    """A generation that was started could not be finished. Exit code 3."""
+    """A job that was started could not be finished. Exit code 3."""
 
 
 class NotFiniteError(JobFailedError):
-    """A step gave numbers that are not finite. It would again, so the same job is not to be tried again."""
+    """A step produced NaN or infinity. It would do so again, so the job is not retried."""
 
 
 class RankFailedError(JobFailedError):
-    """One rank died, stalled, raised or disagreed, so its whole group ends.
+    """A rank died, stalled, raised or disagreed, so its whole group ends.
 
     Attributes:
-        rank: which one; None if no single rank can be named.
+        rank: the rank; None if no single rank can be named.
         where: what it was doing, such as `step 7`.
-        reason: what is known about it.
-        told: that rank itself explains it to the user.
+        reason: why it failed, as far as is known.
+        told: whether that rank itself explains the failure to the user.
     """
 
     def __init__(self, rank: int | None, where: str, reason: str, told: bool = False):
@@ -35,9 +35,9 @@ class RankFailedError(JobFailedError):
         super().__init__(f"{named} failed at {where}: {reason}")
 
     def __reduce__(self) -> tuple[type[RankFailedError], tuple[int | None, str, str, bool]]:
-        """Pickle by what it was made of: errors travel between processes."""
+        """Pickle the constructor's arguments, as errors travel between processes."""
         return type(self), (self.rank, self.where, self.reason, self.told)
 
 
 class CancelledError(LockstepError):
-    """The generation was ended on request, at the same step on every rank. Exit code 130."""
+    """The job was cancelled, at the same step on every rank. Exit code 130."""

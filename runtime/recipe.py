@@ -1,4 +1,4 @@
-"""Recipes: everything that a video is a function of, with one digest, and in words how two of them differ."""
+"""Recipes: everything that a video is a function of, with one digest, and how two of them differ."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.versions import code_version
 
-_AFTER_LATENTS = ("tiles", "fps")  # what only decoding and writing depend on
-_SHOWN = 5  # differences that are told
+_AFTER_LATENTS = ("tiles", "fps")  # parts on which only decoding and writing depend
+_SHOWN = 5  # differences that are listed
 _LONGEST = 60  # characters of a value that are shown
 
 
@@ -24,11 +24,11 @@ _LONGEST = 60  # characters of a value that are shown
 class Recipe:
     """Everything that a video is a function of.
 
-    Ranks and their arrangement are not among it: they change a result by rounding alone, and a job may be
-    resumed on others. Nor is what says how long a job may take, or where its weights and histories are.
+    Ranks and their arrangement are not part of it: they change a result by rounding alone, and a job may be
+    resumed on others. Nor are time limits, or where weights and histories are kept.
 
     Attributes:
-        parts: JSON, by name; what is not known is left out.
+        parts: parts of the recipe, as JSON, by name; unknown ones are left out.
     """
 
     parts: dict[str, Any]
@@ -44,15 +44,16 @@ class Recipe:
         revision: str | None = None,
         sampler: Mapping[str, str] | None = None,
     ) -> Self:
-        """The recipe of a request.
+        """Make the recipe of a request.
 
         Args:
-            image: digest of its image; None if it has none.
-            revision: of the model with its LoRA files; None if the model is not here.
-            sampler: class and settings of the sampler, where the model's are known.
+            config, request, preset: the model, the request, and its preset.
+            image: digest of the request's image; None without one.
+            revision: revision of the model with its LoRA files; None if the model is not on this machine.
+            sampler: class and settings of the sampler; None if the model is not on this machine.
         """
         parts = {
-            # A preset's name says nothing, what it stands for does; with more time it is the same request.
+            # A preset counts by its content, not its name; with another deadline it is the same request.
             "request": request.model_dump(mode="json", exclude={"spectrum", "deadline", "image"}),
             "image": image or "",
             "preset": preset.identity,
@@ -82,36 +83,37 @@ class Recipe:
 
     @property
     def latents(self) -> Recipe:
-        """The part that the denoised latents are a function of: a job may be resumed with other tiles."""
+        """Recipe of the denoised latents alone: a job may be resumed with other tiles."""
         return Recipe({name: value for name, value in self.parts.items() if name not in _AFTER_LATENTS})
 
     def check_same(self, now: Recipe) -> None:
-        """Refuse to make a video from something else than was planned. What one of the two does not know is
-        not compared.
+        """Refuse a job whose recipe has changed since it was planned.
+
+        Parts that one of the two recipes lacks are not compared.
 
         Args:
-            now: the recipe as files and code are now.
+            now: the recipe of the current files and code.
 
         Raises:
-            BadRequestError: it has changed; the message says what.
+            BadRequestError: the recipe has changed; the message says how.
         """
         both = self.parts.keys() & now.parts.keys()
         before, after = ({name: recipe.parts[name] for name in both} for recipe in (self, now))
         if changed := differences(before, after):
             raise BadRequestError(
-                f"the job was planned with something else: {some_of(changed)}. Give the request again"
+                f"the job has changed since it was planned: {some_of(changed)}. Submit the request again"
             )
 
 
 def _window(config: Config, request: VideoRequest) -> dict[str, int] | None:
-    """How a video is made in windows; None if the model sees it whole."""
+    """Window settings that a request uses; None if the model sees the video as a whole."""
     if config.window is None or config.windowed(request) is request:
         return None
     return config.window.model_dump()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the parts of two recipes, field by field, in words."""
+    """Describe the differences between the parts of two recipes, field by field."""
     old, new = _flat(before), _flat(now)
     return [
         f"{name} was {_shown(old.get(name), new.get(name))}, now it is {_shown(new.get(name), old.get(name))}"
@@ -121,18 +123,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def some_of(differing: list[str]) -> str:
-    """The first differences as one line, and how many there are more."""
+    """Join the first few differences into one line, with the number of the others."""
     more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     return f"{'; '.join(differing[:_SHOWN])}{more}"
 
 
 def _flat(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as one level; a request's fields as users know them."""
+    """Flatten a recipe to one level, with a request's fields named as users know them."""
     return {name.removeprefix("request."): value for name, value in flatten(parts).items()}
 
 
 def _shown(value: Any, other: Any) -> str:
-    """A value; if it is long, from a little before where it differs from another."""
+    """Show a value; a long one from a little before the point where it differs from `other`."""
     text = repr(value)
     pairs = enumerate(zip(text, repr(other), strict=False))
     common = next((at for at, (one, two) in pairs if one != two), len(text))

@@ -1,4 +1,4 @@
-"""What a result depends on beside its request: versions of Lockstep's code and of the libraries it uses."""
+"""Versions of Lockstep's code and of the libraries it uses, on which a result depends beside its request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import runtime
 import spectrum
 
-# What of runtime/ has a part in a video's frames.
+# The parts of runtime/ that affect a video's frames.
 _MAKE_FRAMES = (
     "engine.py",
     "forecasting",
@@ -28,17 +28,17 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Name → version, of Lockstep, Python and the libraries."""
+    """Versions of Lockstep, Python and the libraries, by name."""
     libraries = {name: version(name) for name in _LIBRARIES}
     return {"lockstep": code_version(), "python": platform.python_version(), **libraries}
 
 
 @cache
 def code_version() -> str:
-    """Such as `0.1.0+1f0e9c2ab37d`: the version, and a digest of the code that makes frames.
+    """Lockstep's version and a digest of the code that makes frames, such as `0.1.0+1f0e9c2ab37d`.
 
-    The digest tells two checkouts of one version apart. The code of films, reports and commands is not in it:
-    a change there makes no other frames.
+    The digest tells two checkouts of one version apart. The code of films, reports and commands is not part
+    of it: a change there does not affect frames.
     """
     assert runtime.__file__ is not None and spectrum.__file__ is not None
     home = Path(runtime.__file__).parent
@@ -47,7 +47,7 @@ def code_version() -> str:
 
 
 def source_digest(parts: Iterable[Path]) -> str:
-    """SHA-256 of Python files and those in folders: of their names there and of what they hold."""
+    """SHA-256 of the names and contents of Python files, given by themselves or by their folder."""
     digest = hashlib.sha256()
     for place in parts:
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:

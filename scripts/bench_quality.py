@@ -36,7 +36,7 @@ from runtime.engine import Engine
 from runtime.forecasting.calibration import load_calibration, to_triangle
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.media.quality import Quality, RawVideo, compare_videos
-from runtime.request.config import Config, Scheduler, load_config
+from runtime.request.config import Config, SamplerConfig, load_config
 from runtime.request.video_request import VideoRequest
 from spectrum import paper_schedule
 
@@ -62,7 +62,7 @@ class Setting:
     name: str
     steps: int
     guidance: float
-    scheduler: Scheduler
+    scheduler: SamplerConfig
     budgets: tuple[int, ...]
     peers: bool
     prompts: int = PROMPTS
@@ -86,12 +86,12 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("50 UniPC steps, shift 3, guidance 5", 50, 5.0, Scheduler(), BUDGETS, True),
+    Setting("50 UniPC steps, shift 3, guidance 5", 50, 5.0, SamplerConfig(), BUDGETS, True),
     Setting(
         "30 UniPC steps, shift 5, guidance 3",
         30,
         3.0,
-        Scheduler(kind="unipc", shift=5.0),
+        SamplerConfig(kind="unipc", shift=5.0),
         FEW_BUDGETS,
         False,
         8,
@@ -100,7 +100,7 @@ SETTINGS = (
         "50 Euler steps, shift 3, guidance 5",
         50,
         5.0,
-        Scheduler(kind="euler", shift=3.0),
+        SamplerConfig(kind="euler", shift=3.0),
         FEW_BUDGETS,
         False,
         8,

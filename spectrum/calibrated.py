@@ -1,9 +1,9 @@
-"""Weights from how a stream is known to move: two remembered values, extrapolated as far as it pays.
+"""Calibrated prediction: two remembered values, extrapolated with the slope of least expected error.
 
-From the Gram matrix G[i, j] = E⟨f_i, f_j⟩ of a stream over the steps of a sampler follow, without another
-look at a tensor, the best weights for any two remembered steps and the error that they leave. The straight
-line through two values overshoots where the stream bends or is noisy; the slope here has the
-least expected error: it is damped just as much as the stream needs.
+The Gram matrix G[i, j] = E⟨f_i, f_j⟩ of a stream over the steps of a sampler gives the best weights for any
+two remembered steps, and the error that they leave, without reading another tensor. The straight line through
+two values overshoots where the stream bends or is noisy; the slope used here is damped exactly as much as the
+stream requires.
 
 Legend: n sampler steps; a < b the two latest computed steps; t the target.
 """
@@ -24,7 +24,7 @@ def mean_gram(grams: Iterable[Gram]) -> Gram:
     """Mean of Gram matrices `[n, n]`, each scaled to trace n, so that every video counts the same.
 
     Raises:
-        ValueError: there is none, they differ in shape, or one is not a Gram matrix of anything but zeros.
+        ValueError: `grams` is empty, the shapes differ, or a matrix is not finite or has no positive trace.
     """
     scaled: list[Gram] = []
     for gram in grams:
@@ -42,10 +42,10 @@ def mean_gram(grams: Iterable[Gram]) -> Gram:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibratedPredictor:
-    """f_t ≈ f_b + s (f_b − f_a), with the slope s that is best on average; f_b while it is alone.
+    """Predictor f_t ≈ f_b + s (f_b − f_a), with the slope s that is best on average; f_b if it is alone.
 
     Attributes:
-        gram: `[n, n]`, symmetric.
+        gram: the stream's Gram matrix, `[n, n]`, symmetric.
         ridge: relative damping of the slope, ≥ 0, for pairs of steps that hardly differ.
     """
 
@@ -70,7 +70,7 @@ class CalibratedPredictor:
         return weights
 
     def slopes(self, a: int, b: int) -> NDArray[np.float64]:
-        """The slope towards every step `[n]`, from steps a and b."""
+        """Slopes `[n]` towards every step, from steps a and b."""
         step = moved(self.gram, b)  # ⟨f_t − f_b, f_u − f_b⟩
         length = step[a, a] * (1.0 + self.ridge)
         return -step[:, a] / length if length > 0.0 else np.zeros(len(step))
@@ -97,8 +97,10 @@ def moved(gram: Gram, origin: int) -> Gram:
 
 
 def surprise(measured: dict[int, float], expected: dict[int, float]) -> float:
-    """How much worse forecasts were than expected: the mean of log₁₀(measured / expected), 0 where nothing is
-    known. Both map steps to relative errors."""
+    """Mean of log₁₀(measured / expected): how much worse forecasts were than expected.
+
+    It is taken over the steps that both know, and 0 if there are none. Both map steps to relative errors.
+    """
     ratios = [
         math.log10(measured[step] / expected[step])
         for step in sorted(measured.keys() & expected.keys())

@@ -1,8 +1,8 @@
 """Chebyshev ridge regression over denoising time, as one weight per remembered feature.
 
 The fit C = (ΦᵀΦ + λI)⁻¹ ΦᵀH followed by the evaluation φ(τ*)ᵀC is linear in the features H, so the forecast
-is the weighted sum Σ a_k H_k with a = Φ (ΦᵀΦ + λI)⁻¹ φ(τ*): K numbers, solved in float64, whatever the size
-of a feature.
+is the weighted sum Σ a_k H_k with a = Φ (ΦᵀΦ + λI)⁻¹ φ(τ*): K numbers, solved in float64, regardless of the
+size of a feature.
 
 Legend: K remembered steps, P = degree + 1 basis functions.
 Source: Spectrum (arXiv 2603.01623), section 3.
@@ -41,14 +41,14 @@ def chebyshev_basis(tau: ArrayLike, degree: int) -> NDArray[np.float64]:
 def ridge_weights(
     history: Sequence[int], target: int, *, degree: int, ridge: float, horizon: float
 ) -> NDArray[np.float64]:
-    """Weights of the ridge regression's forecast at step `target` from the features of `history`.
+    """Weights that forecast step `target` from the features of `history` by ridge regression.
 
     The regularised problem is solved as the least-squares problem of the stacked matrix [Φ; √λ I] by QR,
     which keeps the full accuracy of float64 for small λ; forming ΦᵀΦ would square the condition number.
 
     Args:
         history: K distinct step indices, K ≥ 1.
-        target: step index to forecast; it may lie between or beyond those of `history`.
+        target: step index to forecast; it may lie between or beyond the steps of `history`.
         degree: highest degree M of the basis.
         ridge: λ ≥ 0. With λ = 0 and fewer points than basis functions the minimum-norm fit is used.
         horizon: H > 0; step t stands at τ = 2t/H − 1.

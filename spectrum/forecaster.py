@@ -1,4 +1,4 @@
-"""The history of one stream and the forecasts made from it."""
+"""Forecaster: the history of one stream, and the forecasts made from it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from spectrum.weighted import weighted_sum
 
 
 class SquaredError(NamedTuple):
-    """Two sums of squares over a shard. They add up over ranks; √(error / truth) is the relative error."""
+    """Sums of squares of a forecast's error and of the true value, over one shard.
+
+    They add up over ranks; √(error / truth) is the relative error.
+    """
 
     error: float
     truth: float
 
 
 class Squares(NamedTuple):
-    """A squared error that is still where it was computed: two 0-dim tensors of float64.
+    """A squared error still on its device: two 0-dim float64 tensors.
 
-    An accelerator has only queued them, so whoever reads waits for it: read where that was waited for anyway.
+    An accelerator has only queued them, so reading waits for it: read after a synchronisation.
     """
 
     error: torch.Tensor
@@ -29,27 +32,27 @@ class Squares(NamedTuple):
 
     @classmethod
     def total(cls, several: Sequence[Squares]) -> Squares:
-        """Added up in order, at least one."""
+        """Sum of at least one squared error, added in order."""
         first, *others = several
         for one in others:
             first = cls(first.error + one.error, first.truth + one.truth)
         return first
 
     def read(self) -> SquaredError:
-        """The numbers."""
+        """Read the two numbers; waits for the accelerator."""
         return SquaredError(float(self.error), float(self.truth))
 
 
 class Forecaster:
     """Remembers computed values of one stream and predicts it at other steps.
 
-    A stream is any tensor of one shape that is known at computed steps. Nothing is copied when a value is
-    recorded: the tensor itself is kept, in its own dtype, so the caller must not write to it afterwards.
+    A stream is a tensor of fixed shape that is known at computed steps. Recording copies nothing: the tensor
+    itself is kept, in its own dtype, so the caller must not write to it afterwards.
 
     Args:
         predictor: turns remembered steps into weights.
-        storage: where values are kept instead of where they come from; forecasts are still made there, out
-            of pieces that are fetched. The newest value stays there, too.
+        storage: device on which values are kept; by default the one on which they are computed. Forecasts are
+            made on the latter in any case, from pieces that are fetched. The newest value stays on it, too.
 
     Example:
         >>> forecaster = Forecaster(LinearExtrapolation())
@@ -73,11 +76,11 @@ class Forecaster:
 
     @property
     def bytes(self) -> int:
-        """Memory held by the remembered values."""
+        """Memory held by the remembered values, in bytes."""
         return sum(v.numel() * v.element_size() for v in self._values)
 
     def record(self, step: int, value: torch.Tensor) -> None:
-        """Remember the computed `value` of step `step`, and forget what the predictor will not look at again.
+        """Remember the computed `value` of step `step`, and forget values that the predictor no longer needs.
 
         Raises:
             ValueError: `step` is not later than the last one, or `value` differs from it in shape or dtype.
@@ -107,13 +110,13 @@ class Forecaster:
         return weighted_sum(self._predictor.weights(self._steps, step).tolist(), self._values, self._device)
 
     def at(self, step: int) -> torch.Tensor:
-        """The value of step `step`: as recorded if it is the last recorded step, otherwise its forecast."""
+        """Value of step `step`: the recorded one if it is the last recorded step, otherwise its forecast."""
         if self._steps and step == self._steps[-1]:
             return self._values[-1].to(device=self._device) if self._newest is None else self._newest
         return self.predict(step)
 
     def squared_error(self, step: int, truth: torch.Tensor) -> Squares:
-        """How far the forecast of step `step` would have been from the computed value `truth`."""
+        """Squared error that the forecast of step `step` has against the computed value `truth`."""
         self._check_alike(step, truth)
         difference = self.predict(step).float().sub_(truth)
         return Squares(difference.square_().sum().double(), truth.float().square().sum().double())
@@ -126,23 +129,24 @@ class Forecaster:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered; the values are not copied."""
+        """Remembered steps and values; the values are not copied."""
         if self._storage is not None and self._device is not None and self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)  # values may still be on their way to the host
+            torch.accelerator.synchronize(self._device)  # copies to the host may still be running
         return {"steps": list(self._steps), "values": list(self._values)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
-        """Replace what is remembered by a `state_dict`.
+        """Replace the history by a `state_dict`.
 
         Args:
-            device: where forecasts are to be made, by default where values are kept.
+            state: what `state_dict` returned.
+            device: device on which forecasts are made; by default the one on which values are kept.
         """
         self._device, self._newest, self._steps = device, None, list(state["steps"])
         self._values = [_placed(value, self._storage, device) for value in state["values"]]
 
 
 def _kept(value: torch.Tensor, storage: torch.device | None) -> torch.Tensor:
-    """`value` where it is to be kept; nobody waits for the copy of an accelerator's value."""
+    """Move `value` to `storage`; a copy from an accelerator is not waited for."""
     if storage is None or storage == value.device:
         return value
     if storage.type != "cpu" or value.device.type == "cpu":
@@ -151,7 +155,7 @@ def _kept(value: torch.Tensor, storage: torch.device | None) -> torch.Tensor:
 
 
 def _placed(value: torch.Tensor, storage: torch.device | None, device: torch.device | None) -> torch.Tensor:
-    """A restored `value` where it is to be kept: pinned if an accelerator fetches it from there."""
+    """Move a restored `value` to `storage`, or to `device`; pinned if an accelerator will fetch it."""
     if storage is None or storage.type != "cpu" or device is None or device.type == "cpu":
         return value.to(device=storage or device)
     return value.to(storage).pin_memory()

@@ -1,4 +1,4 @@
-"""A plan that is watched: where forecasts turn out worse than planned, more steps are computed."""
+"""Guarded schedule: where forecasts turn out worse than planned, more steps are computed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from spectrum.schedule import StepKind
 
 @dataclass(slots=True)
 class GuardedSchedule:
-    """Follows `plan`, and splits the next gap in two where the plan's bound is broken.
+    """A schedule that follows `plan`, and splits the next gap in two when an error exceeds the expected one.
 
-    At a computed step the error of the forecast that was not needed is compared with what the plan expected;
-    if it is more than `factor` times that, the middle of the gap that follows is computed, too.
+    At a computed step, the error that a forecast would have had is compared with what the plan expected; if
+    it is more than `factor` times that, the middle of the following gap is computed, too.
 
     Attributes:
-        plan: steps and expected errors.
-        factor: > 0.
-        most: extra steps, at most.
+        plan: planned steps and expected errors.
+        factor: tolerated ratio of measured to expected error, > 0.
+        most: largest number of extra steps.
         added: extra steps so far.
     """
 

@@ -1,4 +1,4 @@
-"""A schedule against the clock: which of the steps that a schedule wants there is time for."""
+"""Pacing against a deadline: which of the steps that a schedule wants to compute there is time for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from spectrum.schedule import StepKind
 
 
 class Timing(NamedTuple):
-    """What is known of time before a step, in seconds.
+    """Time left and time per step, in seconds, as known before a step.
 
     Attributes:
-        left: until the deadline; infinite where there is none.
-        computed, forecast: of one step of the kind; 0 where none was seen yet.
+        left: time until the deadline; infinite without one.
+        computed, forecast: duration of one step of that kind; 0 until one was seen.
     """
 
     left: float = math.inf
@@ -25,39 +25,40 @@ class Timing(NamedTuple):
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Times steps. The median counts: a first step also sets things up."""
+    """Durations of steps by kind. The median counts, as the first step also sets things up."""
 
     _seconds: dict[StepKind, list[float]] = field(default_factory=lambda: {kind: [] for kind in StepKind})
 
     def add(self, kind: StepKind, seconds: float) -> None:
-        """A step of `kind` has taken `seconds`."""
+        """Add a step of `kind` that took `seconds`."""
         self._seconds[kind].append(seconds)
 
     def timing(self, left: float) -> Timing:
-        """What is known now, `left` seconds before the deadline."""
+        """Timing as known now, `left` seconds before the deadline."""
         typical = {kind: statistics.median(taken or [0.0]) for kind, taken in self._seconds.items()}
         return Timing(left, typical[StepKind.COMPUTE], typical[StepKind.FORECAST])
 
 
 @dataclass(slots=True)
 class Pace:
-    """Spreads the computed steps that there is time for evenly over those that are wanted.
+    """Spreads the computed steps that there is time for evenly over the wanted ones.
 
-    Where the time suffices for all of them nothing changes. Otherwise every wanted step earns the share of it
-    that can be afforded, and one is computed whenever the shares add up to a whole step; the share is worked
-    out anew at each step, so steps that take longer or shorter than before change what follows.
+    If there is time for all of them, nothing changes. Otherwise every wanted step earns the share of it that
+    is affordable, and one is computed whenever the shares add up to a whole step. The share is recomputed at
+    each step, so it follows steps that take longer or shorter than before.
 
     Attributes:
-        credit: shares that were earned and not spent.
+        credit: shares earned and not yet spent.
     """
 
     credit: float = 0.0
 
     def allows(self, timing: Timing, wanted: int, steps_left: int) -> bool:
-        """Whether a step that the schedule wants to compute is computed; asked once for each.
+        """Decide whether there is time to compute a wanted step; called once for each wanted step.
 
         Args:
-            wanted: steps that are to be computed from this one on, this one included.
+            timing: time left and time per step.
+            wanted: wanted computed steps from this one on, this one included.
             steps_left: all steps from this one on.
         """
         extra = timing.computed - timing.forecast

@@ -1,4 +1,4 @@
-"""Which steps to compute, planned: the exact optimum of the expected error of the result.
+"""Planner: which steps to compute, as the exact optimum of the result's expected error.
 
 A run of forecast steps between the computed steps b and c leaves the error Σ_t Δσ_t (f_t − forecast_t) in the
 latent; the sampler carries the error of step t to its end A_t times its size. With the Gram matrix of the
@@ -25,14 +25,14 @@ MAX_STEPS = 200
 
 @dataclass(frozen=True, slots=True)
 class PlannedSteps:
-    """A schedule and what is expected of it.
+    """A planned schedule and the errors expected of it.
 
     Attributes:
         steps: number of sampler steps n.
-        computed: ascending.
-        error: expected size of the result's error, in the unit of the stream's root mean square.
-        errors: expected relative error of a forecast at every step: of the one that is made, or at a
-            computed step of the one that was not needed. None at the first.
+        computed: computed steps, ascending.
+        error: expected size of the result's error, in units of the stream's root mean square.
+        errors: expected relative error of a forecast at every step: of the forecast that is made, or at a
+            computed step of the one that would have been. None at step 0.
     """
 
     steps: int
@@ -47,7 +47,7 @@ class PlannedSteps:
 
     @property
     def expected(self) -> dict[int, float]:
-        """Computed step → expected error of the forecast that was not needed."""
+        """Expected error of the forecast that each computed step replaces, by step."""
         return {step: error for step in self.computed if (error := self.errors[step]) is not None}
 
 
@@ -55,8 +55,8 @@ class Planner:
     """Plans schedules for one stream and one sampler.
 
     Args:
-        predictor: how steps are forecast, with the stream's Gram matrix of trace n.
-        weights: what an error of the stream at each step does to the result, A_t Δσ_t: `[n]`.
+        predictor: predictor with the stream's Gram matrix, of trace n.
+        weights: effect on the result of an error of the stream at each step, A_t Δσ_t: `[n]`.
 
     Raises:
         ValueError: the shapes do not fit, or there are more than 200 steps.
@@ -72,7 +72,7 @@ class Planner:
             raise ValueError(f"plans are made for at most {MAX_STEPS} steps, got {self._steps}")
 
     def plan(self, nfe: int) -> PlannedSteps:
-        """The best schedule with `nfe` computed steps; of several equal ones always the same.
+        """Best schedule with `nfe` computed steps; ties are broken deterministically.
 
         Raises:
             ValueError: `nfe` is not within 1 … n.
@@ -82,7 +82,7 @@ class Planner:
         return self.price(self._path(nfe))
 
     def price(self, computed: Sequence[int]) -> PlannedSteps:
-        """What is expected of any schedule that begins with step 0."""
+        """Expected errors of any schedule that begins with step 0."""
         squares = [self._first[computed[1] if len(computed) > 1 else self._steps]]
         ends = [*computed[2:], self._steps]
         squares += [self._costs[a, b, c] for a, b, c in zip(computed, computed[1:], ends, strict=False)]
@@ -98,7 +98,7 @@ class Planner:
         return errors
 
     def _path(self, nfe: int) -> list[int]:
-        """Dynamic programme over (a, b): `best[a, b]` is the least cost of the gaps up to b."""
+        """Shortest path over pairs (a, b): `best[a, b]` is the least cost of the gaps up to b."""
         n = self._steps
         if nfe == 1:
             return [0]
@@ -123,7 +123,7 @@ class Planner:
 
     @cached_property
     def _costs(self) -> NDArray[np.float64]:
-        """Cost of every gap (a, b, c), c = n being the end; infinite where a < b < c does not hold."""
+        """Cost of every gap (a, b, c), where c = n is the end; infinite unless a < b < c."""
         n = self._steps
         costs = np.full((n, n, n + 1), np.inf)
         for b in range(1, n):
@@ -136,7 +136,7 @@ class Planner:
         return costs
 
     def _gap_costs(self, residual: NDArray[np.float64], b: int) -> NDArray[np.float64]:
-        """‖Σ_t weight_t r_t‖² over b < t < c, for c = 0 … n, from ⟨r_t, r_u⟩."""
+        """Costs ‖Σ_t weight_t r_t‖² over b < t < c, for c = 0 … n, from ⟨r_t, r_u⟩."""
         weights = np.where(np.arange(self._steps) > b, self._weights, 0.0)
         sums = (residual * np.outer(weights, weights)).cumsum(axis=0).cumsum(axis=1)
         costs: NDArray[np.float64] = np.maximum(np.concatenate([[0.0], sums.diagonal()]), 0.0)

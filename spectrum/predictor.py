@@ -1,7 +1,7 @@
-"""Predictors: which weight every remembered feature gets in a forecast.
+"""Predictors: the weight that every remembered feature gets in a forecast.
 
-A predictor maps step indices to K numbers and knows nothing of features, so a forecast is linear in what is
-remembered, and predictors are compared, blended and calibrated without touching a tensor.
+A predictor maps step indices to K numbers and knows nothing of features. A forecast is therefore linear in
+the remembered features, and predictors are compared, blended and calibrated without touching a tensor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Predictor(Protocol):
 
     @property
     def memory(self) -> int | None:
-        """How many of the latest computed features are used; None for all of them."""
+        """Number of latest computed features that are used; None for all of them."""
         ...
 
     def weights(self, history: Sequence[int], target: int) -> NDArray[np.float64]:
@@ -42,7 +42,7 @@ class ChebyshevRidge:
     Attributes:
         horizon: number of sampler steps that spans τ ∈ [−1, 1].
         degree: highest polynomial degree M.
-        ridge: λ.
+        ridge: regularisation λ.
     """
 
     horizon: float
@@ -59,7 +59,7 @@ class ChebyshevRidge:
 
 @dataclass(frozen=True, slots=True)
 class LinearExtrapolation:
-    """The straight line through the last two computed features; the last feature while there is only one."""
+    """Straight line through the last two computed features; the last feature while there is only one."""
 
     @property
     def memory(self) -> int:
@@ -77,7 +77,7 @@ class LinearExtrapolation:
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """`share · first + (1 − share) · second`, folded into the weights."""
+    """Mixture `share · first + (1 − share) · second` of two predictors, folded into the weights."""
 
     first: Predictor
     second: Predictor
@@ -95,7 +95,7 @@ class Blend:
 
 
 def _latest(predictor: Predictor, history: Sequence[int], target: int) -> NDArray[np.float64]:
-    """The predictor's weights on its own share of `history`, zero on what is older."""
+    """Weights of `predictor` on the steps that it remembers, zero on older ones."""
     kept = len(history) if predictor.memory is None else min(predictor.memory, len(history))
     weights = np.zeros(len(history))
     weights[len(history) - kept :] = predictor.weights(history[len(history) - kept :], target)

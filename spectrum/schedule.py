@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 
 class StepKind(StrEnum):
-    """What happens to the transformer's blocks at one step."""
+    """Kind of a step: the transformer's blocks run, or their output is forecast."""
 
     COMPUTE = "compute"
     FORECAST = "forecast"
@@ -26,16 +26,16 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class AdaptiveSchedule(Schedule, Protocol):
-    """A schedule that goes by how good the forecasts were."""
+    """A schedule that reacts to the errors of its forecasts."""
 
     def observe(self, step: int, error: float) -> None:
-        """At the computed step `step`, a forecast would have had this relative error."""
+        """Take note of the relative error that a forecast would have had at the computed step `step`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FixedSchedule:
-    """A schedule that is known before the first step.
+    """A schedule known before the first step.
 
     Attributes:
         steps: number of sampler steps n.
@@ -60,12 +60,12 @@ class FixedSchedule:
 
     @classmethod
     def full(cls, steps: int) -> FixedSchedule:
-        """Every step computed."""
+        """Schedule that computes every step."""
         return cls(steps, tuple(range(steps)))
 
     @classmethod
     def explicit(cls, steps: int, computed: Iterable[int]) -> FixedSchedule:
-        """The steps of `computed`, in any order."""
+        """Schedule that computes the steps of `computed`, given in any order."""
         return cls(steps, tuple(sorted(set(computed))))
 
     @property
@@ -78,7 +78,7 @@ class FixedSchedule:
 
 
 def paper_schedule(steps: int, *, warmup: int = 5, window: float = 2.0, alpha: float = 0.75) -> FixedSchedule:
-    """Spectrum's growing-window schedule.
+    """Spectrum's schedule with a growing window.
 
     The first `warmup` steps are computed. Then a step is computed when (consecutive forecasts + 1) is a
     multiple of ⌊window⌋, and every such step adds `alpha` to the window, rounded to three decimals.
@@ -107,7 +107,7 @@ def paper_schedule(steps: int, *, warmup: int = 5, window: float = 2.0, alpha: f
 
 @dataclass(slots=True)
 class ErrorSchedule:
-    """Computes when the forecasts are expected to have become too bad, going by how bad they were before.
+    """A schedule that computes once forecasts are expected to be too bad, judging by their past errors.
 
     After the first `warmup` steps, the gap to the next computed step grows or shrinks with the ratio of
     `tolerance` to the error that was observed, by at most a factor of two at a time.
@@ -115,9 +115,10 @@ class ErrorSchedule:
     Attributes:
         steps: number of sampler steps n.
         tolerance: relative forecast error to aim for, > 0.
-        warmup: leading computed steps, ≥ 2: the second is the first whose forecast can be judged.
-        longest: most steps from one computed step to the next, ≥ 1.
-        budget: most computed steps, ≥ warmup; None for no bound. The gaps grow in time so that it lasts.
+        warmup: leading computed steps, ≥ 2: the second is the first whose forecast error is known.
+        longest: largest distance from one computed step to the next, ≥ 1.
+        budget: largest number of computed steps, ≥ warmup; None for no bound. Gaps grow early enough for it
+            to last to the end.
 
     Source: step size control of ODE solvers (Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations
     I, II.4), for an error that grows with the square of the gap, as a linear forecast's does.
@@ -151,7 +152,7 @@ class ErrorSchedule:
 
     @property
     def _least(self) -> int:
-        """The shortest gap with which the budget lasts to the end."""
+        """Shortest gap with which the budget lasts to the end."""
         if self.budget is None:
             return 1
         affordable, left = self.budget - self._computed, self.steps - self._last

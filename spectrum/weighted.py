@@ -18,8 +18,8 @@ def weighted_sum(
     float32 weights matter: rounded to bfloat16, weights of opposite sign no longer cancel.
 
     Args:
-        device: where the sum is made, by default where the values are. An accelerator does not wait for the
-            host, nor the host for it.
+        device: device of the sum, by default that of the values. Neither an accelerator nor the host waits
+            for the other.
     """
     first = values[0]
     device = first.device if device is None else device
@@ -30,8 +30,7 @@ def weighted_sum(
 
 
 def _sum_on_cpu(result: torch.Tensor, weights: list[float], flat: list[torch.Tensor]) -> None:
-    """Works through the values in chunks that stay in cache, so each value is read from memory once and no
-    K-fold temporary is made."""
+    """Sum in chunks that stay in cache: each value is read from memory once, with no K-fold temporary."""
     wide = torch.promote_types(result.dtype, torch.float32)
     size = result.numel()
     chunk = min(size, _CHUNK_CPU)
@@ -47,12 +46,13 @@ def _sum_on_cpu(result: torch.Tensor, weights: list[float], flat: list[torch.Ten
 def sum_on_accelerator(
     result: torch.Tensor, weights: list[float], flat: list[torch.Tensor], chunk: int = _CHUNK_ACCELERATOR
 ) -> None:
-    """One launch for each value; weights are arguments of launches, so nothing is copied to the device.
+    """Sum with one launch per value; weights are arguments of launches, so nothing is copied to the device.
 
     Args:
-        result: filled; 1-dim, on the device.
-        flat: 1-dim, on the device or in the host's memory.
-        chunk: elements that are summed at a time.
+        result: output, 1-dim, on the device.
+        weights: one for each value.
+        flat: values, 1-dim, on the device or in host memory.
+        chunk: elements summed at a time.
     """
     wide = torch.promote_types(result.dtype, torch.float32)
     size = result.numel()
@@ -67,10 +67,10 @@ def sum_on_accelerator(
 
 
 def fetched(pieces: list[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
-    """Each of `pieces`, all of one size and dtype, on `device`: on its way while the one before is in use.
+    """Yield each of `pieces`, all of one size and dtype, on `device`, copied while the one before is in use.
 
-    A piece may be used until the next one is asked for. Copies run on a stream of their own, at the speed of
-    the bus if `pieces` lie in pinned memory; the caller's current stream waits for them, the host does not.
+    A piece is valid until the next one is requested. Copies run on a stream of their own, at bus speed if
+    `pieces` lie in pinned memory; the caller's current stream waits for them, the host does not.
     """
     module = torch.get_device_module(device)
     with torch.accelerator.device_index(device.index):  # which need not be the process's current one

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, under a temporary name until they are done."""
+"""Atomic writes: files appear whole or not at all, and have a temporary name until they are done."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from runtime.errors import JobFailedError
 from runtime.files.locks import is_at
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LONGEST = 100  # bytes of a name that its temporary name repeats; the file system's limit is 255
+_LONGEST = 100  # bytes of a file's name that its temporary name repeats; the file system's limit is 255
 
 
 @contextmanager
 def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary name beside `path`; when the block ends well, it is flushed to disk and renamed to `path`.
+    """Yield a temporary file beside `path`; when the block succeeds, flush it to disk and rename it.
 
-    When the block raises, whatever was written is removed and `path` stays as it was; if the process is
-    killed, the next one that writes `path` removes it. The temporary name keeps the suffix of `path`, which
-    ffmpeg goes by.
+    When the block raises, the temporary file is removed and `path` stays as it was; if the process is killed,
+    the next process that writes `path` removes it. The temporary name keeps the suffix of `path`, from which
+    ffmpeg infers the format.
 
     Args:
-        overwrite: whether a file that is at `path` by then may be replaced.
+        path: final name.
+        overwrite: whether a file that has appeared at `path` by then may be replaced.
 
     Raises:
         JobFailedError: the disk is full, or see `_keep_both`.
@@ -43,7 +44,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(paths: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path]]:
-    """As `whole_file` for several that belong together: they appear one right after the other, in order."""
+    """Write several files that belong together, as `whole_file` does; they appear in order, at the end."""
     temporaries: list[Path] = []
     with ExitStack() as held:
         try:
@@ -68,10 +69,10 @@ def whole_files(paths: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path
 
 
 class PlainFile(io.FileIO):
-    """A file that is written as it comes, so that what is wrong is said at once, and remembered.
+    """An unbuffered file, which reports a failed write at once and remembers it.
 
     Attributes:
-        error: what was wrong, for writers that say something else of it.
+        error: the failure, for callers whose writer reports a less helpful one.
     """
 
     error: OSError | None = None
@@ -90,10 +91,10 @@ class PlainFile(io.FileIO):
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A new, empty file beside `path`, with the rights that any new file has; removed if it is still there.
+    """Create an empty temporary file beside `path`, with default permissions; remove it if it is left over.
 
-    It is locked meanwhile, so that whoever finds it knows whether it is still being written, in whatever
-    container and on whatever machine; its name says so to people only.
+    The file is locked while the block runs, so that other processes can tell whether it is still being
+    written, across containers and machines; its name tells only people.
     """
     _remove_orphans(path)
     who = f"{socket.gethostname()}.{os.getpid()}"
@@ -110,7 +111,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _claimed(temporary: Path) -> int | None:
-    """Make a file and lock it; its descriptor, or None if somebody was there before."""
+    """Create a file and lock it; return its descriptor, or None if another process was faster."""
     try:
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     except FileExistsError:
@@ -120,16 +121,16 @@ def _claimed(temporary: Path) -> int | None:
         lost = not os.path.lexists(temporary)
     except BlockingIOError:
         lost = True
-    except OSError:  # a file system without locks: nobody there takes it for an orphan
+    except OSError:  # a file system without locks, where no process removes orphans
         lost = False
-    if lost:  # somebody took it for one before it was locked, and removes it
+    if lost:  # another process took it for an orphan before it was locked, and is removing it
         os.close(descriptor)
         return None
     return descriptor
 
 
 def shortened(name: str) -> str:
-    """`name`, or if it is long its beginning and a digest: something can be added to it."""
+    """Shorten a long name to its beginning and a digest, so that a suffix can be appended."""
     encoded = name.encode(errors="surrogateescape")
     if len(encoded) <= _LONGEST:
         return name
@@ -138,7 +139,7 @@ def shortened(name: str) -> str:
 
 
 def _put(temporary: Path, path: Path) -> bool:
-    """Give a file its name, unless another has it; whether it was free."""
+    """Rename a file unless the name is taken; return whether it was free."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -151,7 +152,7 @@ def _put(temporary: Path, path: Path) -> bool:
 
 
 def _keep_both(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
-    """Put files under names that are free.
+    """Rename files to numbered names that are free.
 
     Raises:
         JobFailedError: always, with the names.
@@ -164,7 +165,7 @@ def _keep_both(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
     taken = next((path for path in paths if os.path.lexists(path)), paths[0])
     kept = ", ".join(repr(str(_numbered(path, number))) for path in paths)
     raise JobFailedError(
-        f"{str(taken)!r} was made by somebody else meanwhile, and stays; what this job made is {kept}"
+        f"{str(taken)!r} was created by another process meanwhile and was kept; this job's output is {kept}"
     )
 
 
@@ -173,10 +174,10 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def _remove_orphans(path: Path) -> None:
-    """Remove temporary files of `path` that nobody is writing any more."""
+    """Remove temporary files of `path` that no process is writing any more."""
     stem, suffix = re.escape(f".{shortened(path.stem)}."), re.escape(f".part{path.suffix}")
     own = re.compile(rf"{stem}[^/]+\.\d+\.[0-9a-f]{{8}}{suffix}")
-    with suppress(OSError):  # the folder cannot be read: who writes in it will hear of it
+    with suppress(OSError):  # an unreadable folder: the write itself will report it
         for orphan in [found for found in path.parent.iterdir() if own.fullmatch(found.name)]:
             with suppress(OSError):  # another user's, locked, or on a file system without locks
                 _remove_unlocked(orphan)
@@ -193,7 +194,7 @@ def _remove_unlocked(orphan: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on disk."""
+    """Wait until a file, or a folder's list of entries, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

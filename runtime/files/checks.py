@@ -1,4 +1,4 @@
-"""Which of a user's paths are refused: what cannot be written, would not last, or is made from itself."""
+"""Checks of a user's paths: refuse those that cannot be written, would not last, or overwrite an input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKED = "runtime_resources"  # where Ray unpacks a job's working directory, an
 
 @contextmanager
 def refusing(field: str, path: Path | str) -> Iterator[None]:
-    """Turn what the file system says against a path that a user gave into a refusal of `field`.
+    """Turn an error of the file system about a user's path into a refusal of `field`.
 
     Raises:
         BadRequestError: the block raised an `OSError`.
@@ -31,38 +31,38 @@ def refusing(field: str, path: Path | str) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """What the system says of an error, in words."""
+    """Describe a system error in words."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def check_writable(path: Path, *, overwrite: bool, field: str = "out") -> None:
-    """Refuse an output that cannot be written, before any work is done for it. Makes missing folders.
+    """Refuse an output that cannot be written, before any work is done for it. Creates missing folders.
 
     Raises:
-        BadRequestError: there is something that is no file; or a file, and `overwrite` is false; or the
-            folder cannot be written to, is full, or is deleted with a Ray job.
+        BadRequestError: `path` is not a regular file; or it exists and `overwrite` is false; or its folder
+            cannot be written to, is full, or is deleted with a Ray job.
     """
     check_outlives(path, field=field)
     with refusing(field, path):
         kind = _kind(path)
     if path.name in ("", "..") or (kind is not None and stat.S_ISDIR(kind)):
-        raise BadRequestError(f"{field}: {str(path)!r} given; it is a folder, a file name is needed")
+        raise BadRequestError(f"{field}: {str(path)!r} given; it is a folder; give the name of a file")
     if kind is not None and not overwrite:
         raise BadRequestError(f"{field}: {str(path)!r} exists; give another name or --overwrite")
     if kind is not None and stat.S_ISLNK(kind):
         raise BadRequestError(
-            f"{field}: {str(path)!r} given; it is a link, give the name of the file itself: "
-            f"{os.path.realpath(path)!r}"  # which takes links in a circle, too
+            f"{field}: {str(path)!r} given; it is a symbolic link; give the name of the file itself: "
+            f"{os.path.realpath(path)!r}"  # which accepts circular links, too
         )
     if kind is not None and not stat.S_ISREG(kind):
-        raise BadRequestError(f"{field}: {str(path)!r} given; it is no regular file and is not replaced")
+        raise BadRequestError(f"{field}: {str(path)!r} given; it is not a regular file and is not replaced")
     check_folder(path.parent, field=field)
     with refusing(field, path):
-        _kind(path)  # its name may be too long for a folder that is there only now
+        _kind(path)  # the name may be too long for the folder, which may exist only now
 
 
 def _kind(path: Path) -> int | None:
-    """The mode of what is at `path` itself; None if nothing is."""
+    """Mode of the entry at `path`, links not followed; None if there is none."""
     try:
         return path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -70,10 +70,10 @@ def _kind(path: Path) -> int | None:
 
 
 def check_folder(folder: Path, *, field: str) -> None:
-    """Refuse a folder that files cannot be written in. Makes it if it is missing.
+    """Refuse a folder in which files cannot be written. Creates it if it is missing.
 
     Raises:
-        BadRequestError: it cannot be made or written to, or there is no room.
+        BadRequestError: it cannot be created or written to, or there is no room.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,23 +86,23 @@ def check_folder(folder: Path, *, field: str) -> None:
 
 
 def check_outlives(path: Path, *, field: str) -> None:
-    """Refuse a place that is deleted with the working directory of a Ray job.
+    """Refuse a path that is deleted with the working directory of a Ray job.
 
     Raises:
         BadRequestError: `path` is in it.
     """
     if _PACKED in Path(os.path.normpath(path.absolute())).parts:
         raise BadRequestError(
-            f"{field}: {str(path)!r} given; the job's working directory is deleted with it, "
+            f"{field}: {str(path)!r} given; the job's working directory is deleted when it ends; "
             "give an absolute path on a disk that the nodes share"
         )
 
 
 def check_apart(outputs: Mapping[Path, str], inputs: Mapping[Path, str]) -> None:
-    """Refuse outputs that would replace an input, whatever they are called and even if they may overwrite.
+    """Refuse outputs that would replace an input, under any name and even with `--overwrite`.
 
     Args:
-        outputs, inputs: path → the field that it is of. An input may be a folder.
+        outputs, inputs: path → the field that names it. An input may be a folder.
 
     Raises:
         BadRequestError: an output is an input, or a file in one.
@@ -111,18 +111,18 @@ def check_apart(outputs: Mapping[Path, str], inputs: Mapping[Path, str]) -> None
         for given, other in inputs.items():
             if _is_in(output, given):
                 raise BadRequestError(
-                    f"{field}: {str(output)!r} given; it is {other}'s {str(given)!r}, which would be "
-                    "replaced: give another name"
+                    f"{field}: {str(output)!r} given; it would replace {str(given)!r}, given for {other}: "
+                    "give another name"
                 )
 
 
 def _is_in(output: Path, given: Path) -> bool:
-    """Whether a file that is there is `given`, or lies in it."""
+    """Return whether the existing file `output` is `given`, or lies in it."""
     try:
         if not output.exists() or not given.exists():
             return False
         if given.is_dir():
             return output.resolve().is_relative_to(given.resolve())
         return output.samefile(given)
-    except OSError:  # what cannot be seen is refused where it is opened
+    except OSError:  # an unreadable path is refused where it is opened
         return False

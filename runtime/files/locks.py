@@ -1,7 +1,7 @@
 """Lock files that Lockstep leaves in a user's folders, and locks on files that are being written.
 
-A lock is the system's: it ends with the process that holds it, whatever ends that, and no number of a process
-or name of a machine says more. What is called as a lock file and is not Lockstep's stays.
+The operating system holds the locks: a lock ends with the process that holds it, however that ends, and is
+more reliable than a process number or host name. A file with a lock's name that is not Lockstep's is kept.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from typing import IO
 
 from runtime.errors import BadRequestError
 
-_MARK = "process "  # what a lock file of ours begins with; before anybody holds it, it is empty
-_TRIES = 1000  # to hold a file that others come to and leave meanwhile
+_MARK = "process "  # beginning of our lock files; before the first holder, they are empty
+_TRIES = 1000  # attempts to lock a file that others create and remove meanwhile
 
 
 def hold(path: Path, *, field: str, said: Callable[[str], str]) -> IO[str]:
-    """The lock file, made when it is missing, held by this process until it is closed.
+    """Lock the file at `path` until it is closed; create it if it is missing.
 
     Args:
-        field: what the user named the folder with.
-        said: what is said when another holds it, given who that is.
+        path: the lock file.
+        field: field that names the folder.
+        said: makes the message for a lock that another process holds, from the name of that process.
 
     Raises:
-        BadRequestError: another holds it; or it is a link, no file, or says something that no lock of ours
-            does, or it does not stay.
-        OSError: it cannot be opened, or its folder is not there.
+        BadRequestError: another process holds it; or it is not a regular file, or not one of our lock files,
+            or is removed again and again.
+        OSError: it cannot be opened, or its folder does not exist.
     """
     for _ in range(_TRIES):
         lock = _open(path, field)
@@ -48,8 +49,8 @@ def hold(path: Path, *, field: str, said: Callable[[str], str]) -> IO[str]:
             lock.write(f"{_MARK}{os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
             return lock
-        lock.close()  # it was removed by who held it before; another may hold its successor
-    raise BadRequestError(f"{field}: {str(path)!r} does not stay; choose another folder")
+        lock.close()  # the former holder removed it; another process may hold the new one
+    raise BadRequestError(f"{field}: {str(path)!r} is removed again and again; choose another folder")
 
 
 def _open(path: Path, field: str) -> IO[str]:
@@ -65,7 +66,7 @@ def _open(path: Path, field: str) -> IO[str]:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` is still the open file."""
+    """Return whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What is wrong with what a user gave: one line per bad field, with its value and what is allowed."""
+"""Explanations of invalid input: one line per bad field, with its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _ADVICE = {
 
 
 def explain(error: ValidationError, source: str = "", model: type[BaseModel] | None = None) -> str:
-    """One line per bad field of a pydantic error: where it is, what was given, what is allowed.
+    """Explain a pydantic error, one line per bad field: where it is, what was given, what is allowed.
 
     Args:
-        source: said before each line.
-        model: whose fields are suggested for unknown ones.
+        error: the error.
+        source: prefix of each line.
+        model: model whose fields are suggested for unknown ones.
     """
     prefix = f"{source}: " if source else ""
     problems = error.errors(include_url=False)
@@ -32,10 +33,11 @@ def explain(error: ValidationError, source: str = "", model: type[BaseModel] | N
 def explain_one(
     problem: Mapping[str, Any], way: Sequence[int | str], model: type[BaseModel] | None = None
 ) -> str:
-    """A line for one of a pydantic error's problems.
+    """Explain one problem of a pydantic error, in one line.
 
     Args:
-        way: to the field, as it is to be called.
+        problem: from the error.
+        way: path of the field, as the user knows it.
         model: as in `explain`.
     """
     field = ".".join(str(part)[:_SHOWN] for part in way) or "value"
@@ -46,18 +48,18 @@ def explain_one(
     message = problem["msg"].removeprefix("Value error, ")
     message = _ADVICE.get(problem["type"], message[:1].lower() + message[1:]).removeprefix("input ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
-        return f"{field}: {message}" if way else message  # of several of its fields, which it names
+        return f"{field}: {message}" if way else message  # of several fields, which it names
     return f"{field}: {shown(problem['input'])} given; {message}"
 
 
 def shown(value: Any) -> str:
-    """A value as it is shown in a message: on one line, and short."""
+    """Show a value in a message: on one line, and short."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
         return "a list"
     if isinstance(value, int) and abs(value) >= 10**_SHOWN:
-        return "a number of very many digits"
+        return "a number with very many digits"
     text = repr(value[: 2 * _SHOWN]) if isinstance(value, str) else repr(value)
     if len(text) <= _SHOWN:
         return text
@@ -74,7 +76,7 @@ def _suggested(way: Sequence[int | str], model: type[BaseModel] | None) -> str:
 
 
 def _parts_at(model: type[BaseModel], way: Sequence[int | str]) -> list[type[BaseModel]]:
-    """The models that may be at the end of `way`; a tag of a union chooses among them."""
+    """Models that may be at the end of the path `way`; a tag of a union chooses among them."""
     found = [model]
     for part in way:
         if isinstance(part, int):

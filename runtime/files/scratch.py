@@ -1,4 +1,4 @@
-"""Temporary files without a name: whatever ends the process, nothing of them is left."""
+"""Temporary files without a name: nothing is left of them, however the process ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REMEDY = "TMPDIR names another folder"
 
 
 class ScratchFile(PlainFile):
-    """A file in the folder of temporary files that only this process and its children can find."""
+    """An unnamed file in the temporary folder, which only this process and its children can open."""
 
     def __init__(self) -> None:
         descriptor, name = tempfile.mkstemp(prefix="lockstep-")
@@ -27,7 +27,7 @@ class ScratchFile(PlainFile):
 
     @property
     def path(self) -> Path:
-        """For as long as it is open; children may use it, too."""
+        """Path of the file while it is open; valid in child processes, too."""
         return Path(f"/proc/{os.getpid()}/fd/{self.fileno()}")
 
     def write(self, content: Any, /) -> int:
@@ -41,10 +41,10 @@ class ScratchFile(PlainFile):
 
 @contextmanager
 def scratch_file() -> Iterator[ScratchFile]:
-    """A new one.
+    """Open a new scratch file.
 
     Raises:
-        JobFailedError: it cannot be made; as in `write`, the message names TMPDIR, which says where it is.
+        JobFailedError: it cannot be created; as in `write`, the message names TMPDIR, which sets its folder.
     """
     try:
         file = ScratchFile()

@@ -1,4 +1,4 @@
-"""Writes tensors to files, and says of a full disk that it is full."""
+"""Writing tensors to files, with a clear error for a full disk."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from runtime.files.atomic import PlainFile
 
 
 def save_tensors(content: Any, path: Path) -> None:
-    """As `torch.save`, which says something else of a full disk than that it is full.
+    """Save tensors as `torch.save` does, but report a full disk as such.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with PlainFile(path, "w") as file:
         try:

@@ -1,4 +1,4 @@
-"""Text that users give: files read with a bound, and characters that are no text named with their line."""
+"""User text: files are read up to a size limit, and invalid characters are reported with their line."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from typing import Any
 
 from runtime.errors import BadRequestError
 
-_MOST_BYTES = 8 * 2**20  # of a file that somebody wrote by hand, or `lockstep calibrate`
+_MOST_BYTES = 8 * 2**20  # of a file written by hand, or by `lockstep calibrate`
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def read_text(path: Path, field: str) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark.
+    """Read a UTF-8 file, with or without a byte order mark.
 
     Args:
-        field: what the file was given as, for the message.
+        path: the file.
+        field: field that names it, for the message.
 
     Raises:
-        BadRequestError: there is no such file, it is no regular one (a pipe may never end), it is larger than
-            8 MiB, it may not be read, or it is not UTF-8; the message names the line.
+        BadRequestError: there is no such file, or it is not a regular one (a pipe may never end), is larger
+            than 8 MiB, is unreadable, or is not UTF-8; the message names the line.
     """
     said = f"{field}: {str(path)!r} given; "
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             kind = "a folder" if path.is_dir() else "a pipe or a device"
-            raise BadRequestError(f"{said}it is {kind}, a file is needed")
+            raise BadRequestError(f"{said}it is {kind}; give the name of a file")
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadRequestError(f"{said}it cannot be read: {reason}") from None
     if len(content) > _MOST_BYTES:
-        raise BadRequestError(f"{said}it is larger than {_MOST_BYTES // 2**20} MiB, which no such file is")
+        raise BadRequestError(f"{said}it is larger than {_MOST_BYTES // 2**20} MiB, the limit for such files")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -48,10 +49,10 @@ def read_text(path: Path, field: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        OSError, ValueError: there is none, or it is damaged.
+        OSError, ValueError: the file is missing, or does not hold a JSON object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
@@ -66,23 +67,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def no_text(text: str) -> tuple[int, str] | None:
-    """The first place with a control character, or with a byte that was not UTF-8, and what is there."""
+    """Index and description of the first control character or byte that was not UTF-8, or None."""
     found = _NO_TEXT.search(text)
     if found is None:
         return None
     code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # how Python hands on bytes that it could not decode
+    if 0xDC80 <= code <= 0xDCFF:  # Python's escape for a byte that it could not decode
         return found.start(), f"the byte 0x{code - 0xDC00:02x}, which is not UTF-8"
-    return found.start(), f"the character U+{code:04X}, which is no text"
+    return found.start(), f"the character U+{code:04X}, which is not text"
 
 
 def line_of(text: str, place: int) -> int:
-    """The line of a place in a text, counted from 1."""
+    """Line number, counted from 1, of the index `place` in a text."""
     return text.count("\n", 0, place) + 1
 
 
 def user_path(name: str) -> Path:
-    """The path that a user's words name; `~` is a home."""
+    """Path that a user named; a leading `~` is expanded."""
     path = Path(name)
     if name.startswith("~"):
         with suppress(RuntimeError):  # no such user: then it is a file of this name
@@ -91,12 +92,12 @@ def user_path(name: str) -> Path:
 
 
 def beside(name: str, folder: Path) -> str:
-    """The absolute path of a file that is named in a file of `folder`; `~` is the user's home."""
+    """Absolute path of a file that is named relative to `folder`; a leading `~` is expanded."""
     return os.path.normpath(folder.absolute() / user_path(name))
 
 
 def flatten(content: Any, path: str = "") -> dict[str, Any]:
-    """Nested JSON as one level: `{"request.seed": 7, …}`."""
+    """Flatten nested JSON to one level: `{"request.seed": 7, …}`."""
     if not isinstance(content, dict):
         return {path: content}
     flat: dict[str, Any] = {}

@@ -1,10 +1,9 @@
-"""YAML files of users: configs, presets and storyboards. All are read here, and nowhere else.
+"""Users' YAML files: configs, presets and storyboards. All are read here, and nowhere else.
 
-What is written is taken as it is meant: of the plain words only `true`, `false` and `null` are more than
+Values are read as their authors mean them: of the plain words only `true`, `false` and `null` are more than
 text, and only decimal numbers are numbers (YAML 1.2), so `off`, `no`, `12:30` and `2024-05-01` stay text;
-where text is wanted, a number is its text as it stands, too (`title: 2001`, `id: 007`). What may be meant
-otherwise is refused with its line: keys given twice, tags, several documents. Depth and size are bounded,
-aliases included.
+where text is expected, a number is kept as written, too (`title: 2001`, `id: 007`). Anything ambiguous is
+refused with its line: duplicate keys, tags, several documents. Depth and size are bounded, aliases included.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from runtime.files.problems import explain_one
 from runtime.files.text import line_of, no_text, read_text
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is ten times faster; alike otherwise
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is ten times faster, and otherwise equal
 
 _DEEPEST = 50
-_MOST_VALUES = 500_000  # what aliases stand for included
+_MOST_VALUES = 500_000  # with aliases expanded
 _TAG = "tag:yaml.org,2002:"
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,99})")  # not 021, which some take as octal
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,99})")  # not 021, which some parsers read as octal
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, float | bool | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -42,13 +41,13 @@ _WORDS: dict[str, float | bool | None] = {
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value of the file and where it stands.
+    """A value in a YAML file, and its line.
 
     Attributes:
-        value: text; a list of nodes; or names and nodes, in order.
-        line: counted from 1.
-        plain: whether it is text without quotes, which may stand for something else.
-        size, height: values in it, and how deep they lie.
+        value: text; a list of nodes; or key → line and node, in order.
+        line: line number, counted from 1.
+        plain: whether it is unquoted text, which may be a number or a word such as `true`.
+        size, height: number of values in it, and depth of their nesting.
     """
 
     value: str | list[Node] | dict[str, tuple[int, Node]]
@@ -59,7 +58,7 @@ class Node:
 
     @property
     def content(self) -> Any:
-        """What it stands for, in Python's types."""
+        """Value in Python's types."""
         if isinstance(self.value, dict):
             return {name: node.content for name, (_, node) in self.value.items()}
         if isinstance(self.value, list):
@@ -75,11 +74,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class YamlFile:
-    """A file that is YAML.
+    """A parsed YAML file.
 
     Attributes:
-        path: as the user gave it.
-        field: what it was given as.
+        path: path as the user gave it.
+        field: field that names the file.
+        root: its content.
     """
 
     path: Path
@@ -88,9 +88,10 @@ class YamlFile:
 
     @classmethod
     def read(cls, path: Path, field: str) -> YamlFile:
-        """
+        """Read and parse a file.
+
         Raises:
-            BadRequestError: it cannot be read, or is not YAML; the message has the line.
+            BadRequestError: it cannot be read, or is not valid YAML; the message names the line.
         """
         text = read_text(path, field)
         try:
@@ -101,11 +102,11 @@ class YamlFile:
 
     @property
     def folder(self) -> Path:
-        """Where the files lie that it names."""
+        """Folder of the file, to which paths in it are relative."""
         return self.path.absolute().parent
 
     def parse(self, model: type[_Model]) -> _Model:
-        """Its content as a model.
+        """Parse the content as a pydantic model.
 
         Raises:
             BadRequestError: one line per bad field, with its line in the file.
@@ -121,7 +122,7 @@ class YamlFile:
             raise BadRequestError("\n".join(said)) from None
 
     def validate(self, model: type[_Model]) -> _Model:
-        """As `parse`, with pydantic's own error."""
+        """Parse the content as `parse` does, but raise pydantic's own error."""
         content = self.root.content
         try:
             return model.model_validate(content)
@@ -131,7 +132,7 @@ class YamlFile:
         return model.model_validate(content)
 
     def _as_text(self, content: Any, error: ValidationError) -> bool:
-        """Put text where it is wanted and a number or a truth value was read; whether there was any."""
+        """Replace numbers and booleans by their text where text is expected; return whether there was one."""
         changed = False
         for problem in error.errors(include_url=False):
             way = [part for part, _, _ in self._steps(problem["loc"])]
@@ -148,18 +149,18 @@ class YamlFile:
         return changed
 
     def line(self, way: Sequence[int | str]) -> int:
-        """Of the deepest part of the way that the file has."""
+        """Line of a field, given by its path; of its deepest parent in the file if it is missing."""
         line = self.root.line
         for _, line, _ in self._steps(way):  # noqa: B007
             pass
         return line
 
     def has(self, way: Sequence[int | str]) -> bool:
-        """Whether there is something at the end of a way."""
+        """Return whether the file has a value at the path `way`."""
         return len(list(self._steps(way))) == len(way)
 
     def _steps(self, way: Sequence[int | str]) -> Iterator[tuple[int | str, int, Node]]:
-        """The parts of a way that the file has, each with its line and node; tags of unions are not there."""
+        """Yield the parts of a path that the file has, with line and node; tags of unions are left out."""
         node = self.root
         for part in way:
             if isinstance(node.value, dict) and str(part) in node.value:
@@ -171,7 +172,7 @@ class YamlFile:
 
 
 class _WrongError(Exception):
-    """What is not acceptable in a line."""
+    """A line is not acceptable."""
 
     def __init__(self, line: int, reason: str):
         self.line = line
@@ -179,10 +180,10 @@ class _WrongError(Exception):
 
 
 def _compose(text: str) -> Node:
-    """The nodes of a text.
+    """Parse a text into nodes.
 
     Raises:
-        _WrongError: it is not YAML, or not what is taken here.
+        _WrongError: it is not YAML, or not the subset that is accepted here.
     """
     found = no_text(text)
     if found is not None:
@@ -204,7 +205,7 @@ def _compose(text: str) -> Node:
 
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
-    said = ", ".join(part for part in (error.context, error.problem) if part) or "it cannot be understood"
+    said = ", ".join(part for part in (error.context, error.problem) if part) or "it cannot be parsed"
     if "mapping values are not allowed" in said:
         said += '; text with ": " in it needs quotes'
     return said
@@ -212,7 +213,7 @@ def _reason(error: yaml.MarkedYAMLError) -> str:
 
 @dataclass(slots=True)
 class _Open:
-    """A list or mapping that has not ended."""
+    """A list or mapping whose end was not yet reached."""
 
     line: int
     anchor: str | None
@@ -221,8 +222,7 @@ class _Open:
 
 
 class _Composer:
-    """Makes the nodes of one document from the parser's events. Without recursion: depth is checked before
-    it can do harm."""
+    """Makes the nodes of one document from the parser's events, without recursion: depth is checked first."""
 
     def __init__(self) -> None:
         self.root: Node | None = None
@@ -230,11 +230,11 @@ class _Composer:
         self._anchors: dict[str, Node] = {}
 
     def take(self, event: yaml.Event) -> None:
-        """The next event."""
+        """Take the next event."""
         line = event.start_mark.line + 1 if event.start_mark else 1
         match event:
             case yaml.DocumentStartEvent() if self.root is not None:
-                raise _WrongError(line, "a second document begins here (---); there may be one")
+                raise _WrongError(line, "a second document begins here (---); only one is allowed")
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                 mapping = isinstance(event, yaml.MappingStartEvent)
                 _check_tag(event.tag, line, "map" if mapping else "seq")
@@ -249,11 +249,11 @@ class _Composer:
                 self._place(Node(event.value, line, plain=plain), event.anchor)
             case yaml.AliasEvent():
                 if event.anchor not in self._anchors:
-                    raise _WrongError(line, f"*{event.anchor} stands for nothing that ended before it")
+                    raise _WrongError(line, f"*{event.anchor} refers to no anchor that ended before it")
                 self._place(self._anchors[event.anchor], None)
 
     def _place(self, node: Node, anchor: str | None) -> None:
-        """A node is complete."""
+        """Add a complete node to its parent."""
         _check_depth(len(self._stack) + node.height, node.line)
         if anchor is not None:
             self._anchors[anchor] = node
@@ -265,7 +265,7 @@ class _Composer:
 
 def _check_depth(depth: int, line: int) -> None:
     if depth > _DEEPEST:
-        raise _WrongError(line, f"it is nested more than {_DEEPEST} deep")
+        raise _WrongError(line, f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _check_tag(tag: str | None, line: int, known: str) -> None:
@@ -276,7 +276,7 @@ def _check_tag(tag: str | None, line: int, known: str) -> None:
 
 
 def _closed(done: _Open) -> Node:
-    """The node of a list or mapping that has ended."""
+    """Make the node of a list or mapping that has ended."""
     size = 1 + sum(node.size for node in done.items)
     height = 1 + max((node.height for node in done.items), default=0)
     if size > _MOST_VALUES:

@@ -23,7 +23,7 @@ from diffusers import (
 from runtime.errors import BadRequestError
 from runtime.files.text import read_json
 from runtime.models.folder import ModelFolder
-from runtime.request.config import Scheduler
+from runtime.request.config import SamplerConfig
 
 _PROBED_STEPS = 10
 _MOST_TIMESTEPS = 100_000  # of training; samplers make tables of them
@@ -37,7 +37,7 @@ _CLASSES: dict[Any, str] = {
 _REMEDY = "name another in the config, such as `scheduler: {kind: unipc, shift: 3.0}`"
 
 
-def load_scheduler(folder: ModelFolder, choice: Scheduler) -> SchedulerMixin:
+def load_scheduler(folder: ModelFolder, choice: SamplerConfig) -> SchedulerMixin:
     """The sampler of `choice`, configured for flow matching from the model's own settings.
 
     Raises:
@@ -63,7 +63,7 @@ def load_scheduler(folder: ModelFolder, choice: Scheduler) -> SchedulerMixin:
 
 
 def _wanted(
-    settings: dict[str, Any], choice: Scheduler
+    settings: dict[str, Any], choice: SamplerConfig
 ) -> tuple[type[SchedulerMixin] | None, dict[str, Any]]:
     """The class and its settings; None if the model names none."""
     own = settings.get("flow_shift", settings.get("shift"))

@@ -1,4 +1,4 @@
-"""Configs: one YAML per model and resolution, and where the shipped YAML files lie."""
+"""Configs: one YAML file per model and resolution, and the location of the shipped ones."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Dtypes(_Part):
         return dtype
 
 
-class Scheduler(_Part):
-    """The sampler. `model` keeps the one in the model's folder, whatever it is."""
+class SamplerConfig(_Part):
+    """The sampler; `kind: model` uses the one in the model's folder."""
 
     kind: Literal["model", "unipc", "euler", "dpm++"] = "model"
     shift: Annotated[float, Field(ge=0.001, le=1000, allow_inf_nan=False), NUMBER] | None = None
 
 
 class Defaults(_Part):
-    """What a request asks for when it does not say; fields as in `VideoRequest`."""
+    """Default values of a request's fields; see `VideoRequest`."""
 
     width: Pixels
     height: Pixels
@@ -68,7 +68,7 @@ class Defaults(_Part):
 
 
 class Architecture(_Part):
-    """The transformer's shape, stated so that topologies and costs can be told before weights are there."""
+    """Shape of the transformer, stated so that topologies and costs are known without its weights."""
 
     layers: Annotated[int, Field(ge=1, le=10_000), NUMBER]
     heads: Annotated[int, Field(ge=1, le=10_000), NUMBER]
@@ -77,15 +77,15 @@ class Architecture(_Part):
 
 
 class Memory(_Part):
-    """Where weights, and what forecasts are made from, are while they are not in use.
+    """Location of weights and forecast histories while they are not in use.
 
     Attributes:
-        text_encoder: `keep` it on the device of the first rank, `offload` it to the host's memory after each
+        text_encoder: `keep` it on the device of the first rank, `offload` it to host memory after each
             prompt, or `free` it and load it again for the next prompt.
         transformer: `replicate` it on every rank, or `shard` its blocks over the ranks (FSDP2).
-        vae: `keep` it on the device, or `offload` it between videos.
-        history: `keep` what forecasts are made from on the device, or `offload` it to the host's memory, as
-            for videos of many windows.
+        vae: `keep` it on the device, or `offload` it to host memory between videos.
+        history: `keep` the features that forecasts are made from on the device, or `offload` them to host
+            memory, as for videos of many windows.
     """
 
     text_encoder: Literal["keep", "offload", "free"] = "keep"
@@ -95,7 +95,7 @@ class Memory(_Part):
 
 
 class Tiles(_Part):
-    """Spatial tiles that ranks share when the VAE decodes; in pixels, of overlap size − stride."""
+    """Spatial tiles of VAE decoding, in pixels, shared by the ranks; they overlap by size − stride."""
 
     size: Annotated[int, Field(ge=16, le=8192, multiple_of=8), NUMBER] = 256
     stride: Annotated[int, Field(ge=8, le=8192, multiple_of=8), NUMBER] = 192
@@ -108,7 +108,7 @@ class Tiles(_Part):
 
 
 class Window(_Part):
-    """What the model sees at a time, in frames: a longer video is made of windows that overlap."""
+    """Number of frames that the model sees at a time: a longer video is made of overlapping windows."""
 
     frames: Annotated[int, Field(ge=5, le=4001), NUMBER]
     overlap: Annotated[int, Field(ge=4, le=4000, multiple_of=4), NUMBER]
@@ -121,14 +121,14 @@ class Window(_Part):
 
 
 class Lora(_Part):
-    """Weights that are added to the transformer's: a safetensors file, and how much of it counts."""
+    """LoRA weights that are merged into the transformer: a safetensors file, and their scale."""
 
     file: FileName
     scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False), NUMBER] = 1.0
 
 
 def _many(given: Any) -> Any:
-    """One of something, or none, as a list."""
+    """Convert a single value, or null, to a list."""
     if given is None:
         return ()
     return given if isinstance(given, list | tuple) else (given,)
@@ -138,23 +138,26 @@ Loras = Annotated[tuple[Lora, ...], BeforeValidator(_many)]
 
 
 class Config(_Part):
-    """A model and how it is used.
+    """A model and the settings that it is run with.
 
     Attributes:
         model: an embedded model's name, a folder in diffusers layout, or a Hugging Face repository. Files and
-            folders that the config names are looked for beside it, and `~` is the user's home.
+            folders that the config names are relative to its own folder, and `~` is the user's home.
         revision: commit or tag of the repository; None for a folder.
-        lora: one or a list, merged into the transformer in this order when it is loaded.
-        architecture: what the model is expected to be; a model that differs is refused.
-        device: `auto` takes the accelerator if there is one.
-        fps: frames per second of the mp4.
-        window: how longer videos are made; None evaluates any video as a whole.
+        lora: one LoRA or a list, merged into the transformer in this order when it is loaded.
+        architecture: expected shape of the transformer; a model that differs is refused.
+        dtype: precision of each component.
+        scheduler: the sampler.
+        device: `auto` is the accelerator if there is one.
         attention: kernel of the self-attention; see `runtime.parallel.kernels.resolve`.
         compile: compile each transformer block with `torch.compile`; results differ by rounding.
-        memory: where weights and histories are while they are not in use.
-        tiles: how the VAE decodes; None decodes whole frames, on the first rank.
-        busy_timeout: seconds that a rank may be at one thing that the others may wait long for: loading,
+        memory: location of weights and histories while they are not in use.
+        tiles: tiles of VAE decoding; None decodes whole frames, on the first rank.
+        window: window of longer videos; None evaluates any video as a whole.
+        busy_timeout: limit in seconds for a single long task of a rank that the others wait for: loading,
             encoding, decoding a part of the frames, writing.
+        fps: frames per second of the mp4.
+        defaults: default values of a request's fields.
     """
 
     model: FileName
@@ -162,7 +165,7 @@ class Config(_Part):
     lora: Loras = ()
     architecture: Architecture | None = None
     dtype: Dtypes = Dtypes()
-    scheduler: Scheduler = Scheduler()
+    scheduler: SamplerConfig = SamplerConfig()
     device: FileName = "auto"
     attention: FileName = "auto"
     compile: bool = False
@@ -174,13 +177,13 @@ class Config(_Part):
     defaults: Defaults
 
     def windowed(self, request: VideoRequest) -> VideoRequest:
-        """What the model sees of a request at a time."""
+        """Request for one window: the part of a request that the model sees at a time."""
         if self.window is None or request.frames <= self.window.frames:
             return request
         return request.model_copy(update={"frames": self.window.frames})
 
     def request(self, prompt: str, **given: Any) -> VideoRequest:
-        """A request for `prompt`: the fields given, over this config's defaults.
+        """Make a request for `prompt` from the fields given and this config's defaults.
 
         Raises:
             BadRequestError: a field is unknown or out of its bounds, or prompts change within one window.
@@ -196,10 +199,10 @@ class Config(_Part):
 
 
 def load_config(name: str) -> Config:
-    """The config called `name` in `configs/`, or the one in the YAML file `name`.
+    """Load the config called `name` in `configs/`, or the one in the YAML file `name`.
 
     Raises:
-        BadRequestError: there is none, or it is not valid; the message says what there is.
+        BadRequestError: there is none, or it is not valid; the message lists the configs that exist.
     """
     file = open_yaml(name, folder=".", field="config")
     config = file.parse(Config)
@@ -207,7 +210,7 @@ def load_config(name: str) -> Config:
 
 
 def _with_files_beside(config: Config, folder: Path) -> Config:
-    """The config with absolute paths for what it names in `folder`."""
+    """Make the paths of a config absolute, relative to `folder`."""
     changes: dict[str, Any] = {}
     named = config.model.startswith((".", "/", "~"))
     if named or (not is_embedded(config.model) and Path(beside(config.model, folder)).is_dir()):
@@ -225,28 +228,28 @@ def embedded_models() -> list[str]:
 
 
 def is_embedded(model: str) -> bool:
-    """Whether a model comes with Lockstep."""
+    """Return whether a model comes with Lockstep."""
     return model in embedded_models()
 
 
 def available(folder: str, kind: str = "yaml") -> list[str]:
-    """Names of the shipped files of a kind in `configs/<folder>`."""
+    """Names of the shipped files with suffix `kind` in `configs/<folder>`."""
     return sorted(path.stem for path in shipped(folder).glob(f"*.{kind}"))
 
 
 def shipped(*parts: str) -> Path:
-    """Something in `configs/`, which lies inside the package in a wheel, and beside it in a checkout."""
+    """Path in `configs/`, which lies inside the package in a wheel, and beside it in a checkout."""
     packaged = _HERE / "_configs"
     return (packaged if packaged.is_dir() else _HERE.parent / "configs").joinpath(*parts)
 
 
 def is_path(name: str) -> bool:
-    """Whether a config or preset is named by its file, not by the name of a shipped one."""
+    """Return whether a config or preset is given as a path, not as the name of a shipped one."""
     return name.endswith((".yaml", ".yml")) or "/" in name
 
 
 def open_yaml(name: str, *, folder: str, field: str) -> YamlFile:
-    """A shipped YAML file (by name) or a user's (by path).
+    """Read a shipped YAML file, given by name, or a user's, given by path.
 
     Raises:
         BadRequestError: no such file, or not YAML.

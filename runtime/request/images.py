@@ -1,6 +1,6 @@
-"""Images that videos begin with: read once, decoded whole, and upright.
+"""Images that videos start from: read once, decoded completely, and turned upright.
 
-What is checked is what is used: digest and pixels come from the same bytes.
+Digest and pixels come from the same bytes, so the image that was checked is the one that is used.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from runtime.errors import BadRequestError
 
 MOST_BYTES = 512 * 2**20
-# Decoded by Pillow itself: its others (EPS) start programs, or are read by nobody.
+# Decoded by Pillow itself: others (EPS) start external programs, or are not in use.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
-_STRETCHED = 0.03  # relative difference of aspect ratios that is worth a word
+_STRETCHED = 0.03  # relative difference of aspect ratios above which a warning is given
 _SIXTEEN_BITS = 65535
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image, decoded.
+    """A decoded image.
 
     Attributes:
-        path: what the user called it.
-        digest: SHA-256 of its file.
-        image: its pixels as RGB, turned as its EXIF orientation says, as diffusers' `load_image` gives them.
-        notes: sentences about what of the file does not count.
+        path: path as the user gave it.
+        digest: SHA-256 of the file.
+        image: pixels as RGB, rotated by the EXIF orientation, as from diffusers' `load_image`.
+        notes: sentences about parts of the file that are ignored.
     """
 
     path: str
@@ -42,28 +42,28 @@ class Picture:
     notes: tuple[str, ...] = ()
 
     def warnings(self, width: int, height: int) -> list[str]:
-        """Sentences about what may not be meant, where it is used at this size in pixels."""
+        """Warnings for its use at this size in pixels, as sentences."""
         notes = [f"image: {self.path!r}: {note}" for note in self.notes]
         own, wanted = self.image.width / self.image.height, width / height
         if abs(own / wanted - 1) > _STRETCHED:
             notes.append(
                 f"image: {self.path!r} is {self.image.width}×{self.image.height} and was stretched to "
-                f"{width}×{height}; crop it to that aspect ratio, or ask for its own"
+                f"{width}×{height}; crop it to that aspect ratio, or request a video with its own"
             )
         return notes
 
 
 def read_picture(path: str) -> Picture:
-    """The image in a file; the first of several.
+    """Read and decode an image file; only the first frame of several is used.
 
     Raises:
-        BadRequestError: there is none, or it cannot be decoded to its end; it is too large, or of a kind that
-            is not read.
+        BadRequestError: there is no such file, or it cannot be decoded completely, is too large, or has a
+            format that is not supported.
     """
     try:
         found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-            raise _refusal(path, "it cannot be read: it is no file")
+        if not stat.S_ISREG(found.st_mode):  # a pipe may block
+            raise _refusal(path, "it cannot be read: it is not a regular file")
         if found.st_size > MOST_BYTES:
             raise _refusal(path, f"it has {found.st_size} bytes, the limit is {MOST_BYTES}")
         content = Path(path).read_bytes()
@@ -74,7 +74,7 @@ def read_picture(path: str) -> Picture:
 
 
 def image_digest(path: str) -> str:
-    """SHA-256 of an image's file, which is decoded whole.
+    """SHA-256 of an image file, after decoding it completely.
 
     Raises:
         BadRequestError: see `read_picture`.
@@ -93,22 +93,22 @@ def check_image(path: str | None) -> None:
 
 
 def _decoded(path: str, content: bytes) -> tuple[Image.Image, list[str]]:
-    """Its pixels as RGB, and notes on what was left out."""
+    """Decode an image to RGB, with notes about parts that are ignored."""
     Image.init()
     formats = [one for one in _FORMATS if one in Image.OPEN]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our limit is Pillow's upper one
+            warnings.simplefilter("ignore")  # our limit is Pillow's upper one, an error
             with Image.open(BytesIO(content), formats=formats) as file:
                 notes = []
                 if getattr(file, "n_frames", 1) > 1 and file.format != "MPO":  # a phone's second view
-                    notes.append("it is animated, and only its first frame counts")
+                    notes.append("it is animated; only its first frame is used")
                 file.load()
                 return _rgb(path, ImageOps.exif_transpose(file), notes), notes
     except BadRequestError:
         raise
     except UnidentifiedImageError:
-        raise _refusal(path, f"it is no image of a kind that is read ({', '.join(formats)})") from None
+        raise _refusal(path, f"it is not an image of a supported format ({', '.join(formats)})") from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         raise _refusal(
@@ -116,29 +116,29 @@ def _decoded(path: str, content: bytes) -> tuple[Image.Image, list[str]]:
             f"it has {pixels[0] if pixels else 'too many'} pixels, the limit is {_most_pixels()}",
         ) from None
     except MemoryError:
-        raise _refusal(path, "it needs more memory than there is") from None
-    except Exception as error:  # decoders raise anything at broken files
+        raise _refusal(path, "it needs more memory than is available") from None
+    except Exception as error:  # decoders raise anything for broken files
         raise _refusal(path, f"it cannot be read: {error or type(error).__name__}") from None
 
 
 def _rgb(path: str, image: Image.Image, notes: list[str]) -> Image.Image:
-    """Any mode as RGB. Where a mode holds more than 8 bits it is scaled, which Pillow itself does not do."""
+    """Convert any mode to RGB; modes of more than 8 bits are scaled, which Pillow itself does not do."""
     if image.mode.startswith("I;16"):
         return _scaled(np.asarray(image, np.float64) / _SIXTEEN_BITS)
     if image.mode == "I":
         values = np.asarray(image, np.float64)
         if values.min() < 0 or values.max() > _SIXTEEN_BITS:
             raise _refusal(
-                path, f"its values reach from {values.min():g} to {values.max():g}; save it with 8 or 16 bits"
+                path, f"its values range from {values.min():g} to {values.max():g}; save it with 8 or 16 bits"
             )
         return _scaled(values / _SIXTEEN_BITS)
     if image.mode == "F":
         values = np.asarray(image, np.float64)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-            raise _refusal(path, "it holds floats that are not all from 0 to 1; save it with 8 or 16 bits")
+            raise _refusal(path, "it has float values outside 0 … 1; save it with 8 or 16 bits")
         return _scaled(values)
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-        notes.append("its transparency does not count")
+        notes.append("its transparency is ignored")
     return image.convert("RGB")
 
 

@@ -1,4 +1,4 @@
-"""Where the files of a job go."""
+"""Output files of a job."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from runtime.files.checks import check_writable
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where the files of one job go.
+    """Paths of a job's output files.
 
     Attributes:
-        video: the mp4; with several videos their numbers are put before the suffix.
-        report: the JSON; the picture lies beside it.
-        overwrite: whether files that exist may be replaced.
+        video: the mp4; with several videos, a number is put before the suffix.
+        report: the JSON report; the picture lies beside it.
+        overwrite: whether existing files may be replaced.
     """
 
     video: Path
@@ -25,7 +25,7 @@ class Outputs:
 
     @classmethod
     def named(cls, video: Path, report: Path | None, *, overwrite: bool) -> Outputs:
-        """The files of a job whose report lies beside its video if it is not named.
+        """Name a job's output files; the report lies beside the video unless it is named.
 
         Raises:
             BadRequestError: a name has the wrong suffix.
@@ -45,9 +45,9 @@ class Outputs:
         return [self.video.with_stem(f"{self.video.stem}-{number}") for number in range(1, count + 1)]
 
     def all(self, count: int) -> dict[Path, str]:
-        """Every file that is written for `count` videos, and the option that names it.
+        """Every file that is written for `count` videos → the option that names it.
 
-        They appear in this order: where the report is, the videos that it names are this job's.
+        They are replaced in this order, the report first.
         """
         named = "out" if self.report == self.video.with_suffix(".json") else "report"
         return {self.report: named, self.picture: named, **dict.fromkeys(self.videos(count), "out")}
@@ -56,7 +56,7 @@ class Outputs:
         """Refuse names that cannot be written.
 
         Raises:
-            BadRequestError: a name has the wrong suffix, or see `check_writable`.
+            BadRequestError: a name has the wrong suffix, or cannot be written (see `check_writable`).
         """
         _check_suffix(self.video, ".mp4", field="out")
         _check_suffix(self.report, ".json", field="report")

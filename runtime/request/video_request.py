@@ -1,4 +1,4 @@
-"""What a user asks for: typed, bounded, refused at the door with one clear line per bad field."""
+"""Video requests: typed and bounded; a bad one is refused with one clear line per bad field."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MOST_TEXT, MOST_TITLE, MOST_PATH = 20_000, 500, 4096  # characters
 
 
 def _is_text(most: int) -> AfterValidator:
-    """Refuses text of more than `most` characters, and what no report could hold."""
+    """Validator that refuses text of more than `most` characters, or with ones that no report can hold."""
 
     def check(text: str) -> str:
         if len(text) > most:
-            raise ValueError(f"must be of at most {most} characters, it has {len(text)}")
+            raise ValueError(f"must have at most {most} characters, it has {len(text)}")
         found = no_text(text)
         if found is not None:
-            raise ValueError(f"must be text; at place {found[0] + 1} it has {found[1]}")
+            raise ValueError(f"must be text; at character {found[0] + 1} it has {found[1]}")
         return text
 
     return AfterValidator(check)
@@ -41,7 +41,7 @@ def _not_blank(text: str) -> str:
 def _one_line(text: str) -> str:
     text = text.strip()
     if "\n" in text or "\r" in text:
-        raise ValueError("must be of one line")
+        raise ValueError("must be a single line")
     return text
 
 
@@ -61,11 +61,11 @@ def _latent_frames(frames: int) -> int:
 
 def _no_truth_value(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("must be a number")  # noqa: TRY004 pydantic takes no TypeError
+        raise ValueError("must be a number")  # noqa: TRY004 pydantic does not handle TypeError
     return value
 
 
-NUMBER = BeforeValidator(_no_truth_value)  # Python takes true for 1
+NUMBER = BeforeValidator(_no_truth_value)  # in Python, true is 1
 Text = Annotated[str, _is_text(MOST_TEXT)]
 Prompt = Annotated[str, _is_text(MOST_TEXT), AfterValidator(_not_blank)]
 Title = Annotated[str, _is_text(MOST_TITLE), AfterValidator(_one_line), AfterValidator(_not_blank)]
@@ -78,11 +78,11 @@ TextTokens = Annotated[int, Field(ge=1, le=4096), NUMBER]
 
 
 class Waypoint(BaseModel):
-    """A later prompt of a video whose prompt changes along the way.
+    """A later prompt of a video whose prompt changes over time.
 
     Attributes:
-        at: where it is reached: 1 is the end of the video.
-        prompt: what is shown there.
+        at: time at which the prompt is reached, as a fraction of the video: 1 is its end.
+        prompt: what the video shows there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,27 +93,27 @@ class Waypoint(BaseModel):
 
 def _ascending(points: tuple[Waypoint, ...]) -> tuple[Waypoint, ...]:
     if any(b.at <= a.at for a, b in pairwise(points)):
-        raise ValueError("the places (at) must ascend")
+        raise ValueError("the times (at) must ascend")
     return points
 
 
 class VideoRequest(BaseModel):
-    """One generation: what to show, how large, how long, and how it is sampled.
+    """A request for videos: their content, size and length, and how they are sampled.
 
     Attributes:
         prompt: what the video shows.
-        image: path of the image that it begins with, for models that make videos from one.
+        image: path of the image that the video starts from, for image-to-video models.
         travel: later prompts of a video that is longer than the model's window; see `sampling.travel`.
-        negative: what it should not show; used only with guidance above 1.
+        negative: what the video should not show; used only with guidance above 1.
         width, height: pixels, multiples of 16.
         frames: pixel frames, 4k + 1.
         steps: sampler steps.
         guidance: classifier-free guidance scale; at most 1 means no guidance and no unconditional branch.
         seed: noise is drawn for the whole batch of videos from a CPU generator with this seed.
-        max_sequence_length: text tokens. Wan attends to padding, so this is part of what is asked for.
-        videos: how many videos to make from this prompt as one batch.
+        max_sequence_length: text tokens. Wan attends to padding, so this affects the result.
+        videos: number of videos to make from this prompt, as one batch.
         spectrum: name of the forecasting preset, or path of a preset file.
-        deadline: seconds that denoising may take; steps that do not fit are forecast. None: no bound.
+        deadline: seconds that denoising may take; steps that do not fit are forecast. None for no bound.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -135,17 +135,17 @@ class VideoRequest(BaseModel):
 
     @property
     def guided(self) -> bool:
-        """Whether there is an unconditional branch (as `WanPipeline` decides it)."""
+        """True if there is an unconditional branch, as `WanPipeline` decides it."""
         return self.guidance > 1.0
 
     @property
     def full(self) -> Self:
-        """The same with nothing forecast: what it is compared with."""
+        """Same request without forecasting, as the reference of comparisons."""
         return self.model_copy(update={"spectrum": "off", "deadline": None})
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Names of the guidance branches that there are."""
+        """Names of the guidance branches that are computed."""
         return BRANCHES if self.guided else BRANCHES[:1]
 
     @classmethod
@@ -153,7 +153,7 @@ class VideoRequest(BaseModel):
         """Validate `fields`.
 
         Raises:
-            BadRequestError: one line per bad field: its name, what was given, what is allowed.
+            BadRequestError: one line per invalid field: its name, the value given, what is allowed.
         """
         try:
             return cls(**fields)

@@ -1,4 +1,4 @@
-"""Windows: what of a long video a model sees at a time.
+"""Windows: the parts of a long video that a model sees at a time.
 
 Source: MultiDiffusion (Bar-Tal et al., 2023), along time.
 """
@@ -13,12 +13,12 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Windows of one length that cover a video; the last one overlaps more where the length does not fit.
+    """Windows of one length that cover a video; the last one overlaps more if the length does not fit.
 
     Attributes:
         total: latent frames of the video.
-        length: of a window.
-        starts: ascending.
+        length: latent frames of a window.
+        starts: first frame of each window, ascending.
     """
 
     total: int
@@ -27,7 +27,7 @@ class Windows:
 
     @classmethod
     def over(cls, total: int, length: int, overlap: int) -> Windows:
-        """As few windows as cover `total` frames with neighbours that share at least `overlap`.
+        """Cover `total` frames with the fewest windows whose neighbours share at least `overlap` frames.
 
         Raises:
             ValueError: the overlap is not within 1 … length − 1.
@@ -45,11 +45,11 @@ class Windows:
         return len(self.starts)
 
     def slice(self, number: int) -> slice:
-        """Frames of a window."""
+        """Frames of window `number`."""
         return slice(self.starts[number], self.starts[number] + self.length)
 
     def weights(self) -> list[torch.Tensor]:
-        """Of each window's frames, `[length]`: smooth, and adding up to 1 at every frame of the video."""
+        """Weights of each window's frames, `[length]`: smooth, with sum 1 at every frame of the video."""
         ramps = torch.zeros(len(self), self.total, dtype=torch.float64)
         for number, start in enumerate(self.starts):
             own = ramps[number, self.slice(number)]
@@ -65,6 +65,6 @@ class Windows:
 
 
 def _ramp(length: int) -> torch.Tensor:
-    """From 0 to 1, smooth; with its mirror image it adds up to 1."""
+    """Smooth ramp from 0 to 1, `[length]`, which adds up to 1 with its mirror image."""
     middles = (torch.arange(length, dtype=torch.float64) + 0.5) / length
     return torch.sin(middles * (math.pi / 2)).square()

@@ -60,10 +60,10 @@ def test_an_input_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture
     config, video = ["--config", str(tmp_path / "mine.json")], str(tmp_path / "mine.mp4")
     prompts, calibration = str(tmp_path / "prompts.json"), str(tmp_path / "cal.json")
     for arguments, said in (
-        (["generate", PROMPT, *config, "--out", video], "it is config's"),
-        (["compare", PROMPT, *config, "--out", video], "it is config's"),
-        (["calibrate", "--prompts", prompts, "--out", prompts], "it is prompts's"),
-        (["plan", calibration, "--nfe", "9", "--preset", calibration], "it is calibration's"),
+        (["generate", PROMPT, *config, "--out", video], "given for config: give another name"),
+        (["compare", PROMPT, *config, "--out", video], "given for config: give another name"),
+        (["calibrate", "--prompts", prompts, "--out", prompts], "given for prompts: give another name"),
+        (["plan", calibration, "--nfe", "9", "--preset", calibration], "given for calibration: give another name"),
         (["plan", "wan-tiny", "--nfe", "9", "--preset", "x", "--picture", "x"], "also the name of the"),
     ):
         assert run(*arguments, "--overwrite") == 2

@@ -14,7 +14,7 @@ from diffusers import WanPipeline
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.media.mp4 import FrameBuffer, Frames
-from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Scheduler
+from runtime.request.config import EMBEDDED_MODELS, Config, Memory, SamplerConfig
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
@@ -73,7 +73,7 @@ def test_the_whole_default_clip_is_the_pipelines(engine: Engine, peer: WanPipeli
 def test_every_sampler_is_the_pipelines_to_the_bit(
     engine: Engine, peer: WanPipeline, small: Make, config: Config, kind: str
 ) -> None:
-    choice = Scheduler(kind=kind, shift=5.0)  # type: ignore[arg-type]
+    choice = SamplerConfig(kind=kind, shift=5.0)  # type: ignore[arg-type]
     other = Engine(config.model_copy(update={"scheduler": choice}))
     pipeline = WanPipeline(**{**peer.components, "scheduler": other.profile.scheduler})
     pipeline.set_progress_bar_config(disable=True)

@@ -15,7 +15,7 @@ from runtime.jobs.job import Job
 from runtime.jobs.run import run_job
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
-from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, Scheduler, Tiles, Window
+from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, SamplerConfig, Tiles, Window
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from tests.jobs import make_job
@@ -33,8 +33,8 @@ def recipe_of(config: Config, request: VideoRequest) -> Recipe:
     "change",
     [
         {"dtype": Dtypes(transformer="bfloat16")},
-        {"scheduler": Scheduler(kind="euler")},
-        {"scheduler": Scheduler(shift=7.0)},
+        {"scheduler": SamplerConfig(kind="euler")},
+        {"scheduler": SamplerConfig(shift=7.0)},
         {"window": Window(frames=9, overlap=4)},
         {"attention": "sdpa"},
         {"compile": True},
@@ -74,7 +74,7 @@ def test_tiles_are_no_part_of_the_latents(config: Config, small: Small) -> None:
 
 def test_a_change_is_told_by_field_and_value(config: Config, small: Small) -> None:
     before, now = (recipe_of(config, small(seed=seed)) for seed in (7, 8))
-    with pytest.raises(BadRequestError, match=r"seed was 7, now it is 8\. Give the request again"):
+    with pytest.raises(BadRequestError, match=r"seed was 7, now it is 8\. Submit the request again"):
         before.check_same(now)
 
 
@@ -99,7 +99,7 @@ def test_a_job_whose_model_has_changed_since_is_refused(small: Small, tmp_path: 
     settings = model / "scheduler" / "scheduler_config.json"
     settings.write_text(settings.read_text().replace("}", "\n}"))
     engine = Engine(job.config)
-    with pytest.raises(BadRequestError, match="planned with something else: model was 'sha256:"):
+    with pytest.raises(BadRequestError, match="changed since it was planned: model was 'sha256:"):
         run_job(engine, job.request, job.outputs, planned=job.recipe)
     assert not job.outputs.video.exists()
     again = _job(tmp_path, model).planned()

@@ -154,7 +154,7 @@ def test_prompts_are_read_as_they_are_meant(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"one\ntwo \xff\n", "line 2: it is not UTF-8 (byte 0xff)"),
-        (b"one\n\ntwo \0\n", "line 3: prompt: 'two \\x00' given; must be text; at place 5"),
+        (b"one\n\ntwo \0\n", "line 3: prompt: 'two \\x00' given; must be text; at character 5"),
         (b"one\n" + b"a" * 20_001, "line 2: prompt: 'aaaa"),
         (b"one\n\xe2\x80\x8b", "line 2: prompt: '\\u200b' given; must not be empty"),
     ],
@@ -214,6 +214,6 @@ def test_what_is_found_is_kept_until_it_is_written(tmp_path: Path, engine: Engin
 def test_a_picture_that_somebody_made_meanwhile_stays(tmp_path: Path) -> None:
     chosen, path = make_plan("wan-tiny", nfe=5, psnr=None, seconds=None, report=None), tmp_path / "a.png"
     path.write_text("mine")
-    with pytest.raises(JobFailedError, match="made by somebody else meanwhile"):
+    with pytest.raises(JobFailedError, match="created by another process meanwhile"):
         write_plan_picture(chosen.calibration, chosen.plan, path, overwrite=False)
     assert path.read_text() == "mine"

@@ -27,7 +27,7 @@ from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
-from runtime.request.config import Config, Scheduler, Window, load_config
+from runtime.request.config import Config, SamplerConfig, Window, load_config
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
@@ -86,7 +86,7 @@ def schedule(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 def test_every_sampler_goes_on_in_the_same_bits(
     small: Make, config: Config, kind: str, tmp_path: Path
 ) -> None:
-    scheduler = Scheduler(kind=kind, shift=5.0)  # type: ignore[arg-type]
+    scheduler = SamplerConfig(kind=kind, shift=5.0)  # type: ignore[arg-type]
     engine = Engine(config.model_copy(update={"scheduler": scheduler}))
     request = small(steps=STEPS, spectrum="paper")
     expected = run(engine, request)[1]

@@ -143,7 +143,9 @@ def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest
 def test_what_appears_meanwhile_is_kept_and_so_is_what_was_made(tmp_path: Path) -> None:
     paths = [tmp_path / "a.json", tmp_path / "a.mp4"]
     (tmp_path / "a.2.json").write_text("mine")
-    said = r"'.*a\.mp4' was made by somebody else meanwhile, and stays; .*'.*a\.3\.json', '.*a\.3\.mp4'"
+    said = (
+        r"'.*a\.mp4' was created by another process meanwhile and was kept; .*'.*a\.3\.json', '.*a\.3\.mp4'"
+    )
     with pytest.raises(JobFailedError, match=said), whole_files(paths, overwrite=False) as temporaries:
         for temporary in temporaries:
             temporary.write_text("ours")
@@ -167,7 +169,7 @@ def test_the_one_who_is_second_by_a_hair_replaces_nothing(
         link(source, target)
 
     monkeypatch.setattr(os, "link", late)
-    with pytest.raises(JobFailedError, match="and stays"), whole_file(path, overwrite=False) as temporary:
+    with pytest.raises(JobFailedError, match="and was kept"), whole_file(path, overwrite=False) as temporary:
         temporary.write_text("ours")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.json": "theirs", "a.2.json": "ours"}
 
@@ -182,7 +184,7 @@ def test_files_that_belong_together_stay_together(tmp_path: Path, monkeypatch: p
         link(source, target)
 
     monkeypatch.setattr(os, "link", late)
-    said = r"'.*a\.mp4' was made by somebody else"
+    said = r"'.*a\.mp4' was created by another process"
     with pytest.raises(JobFailedError, match=said), whole_files(paths, overwrite=False) as temporaries:
         for temporary in temporaries:
             temporary.write_text("ours")
@@ -229,11 +231,11 @@ def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "circle.mp4").symlink_to("circle.mp4")
     os.mkfifo(tmp_path / "pipe.mp4")
     for name, said in {
-        "link.mp4": "it is a link, give the name of the file itself: '.*there.mp4'",
-        "nowhere.mp4": "it is a link",
-        "circle.mp4": "it is a link",
-        "pipe.mp4": "it is no regular file",
-        "/dev/null": "it is no regular file",
+        "link.mp4": "it is a symbolic link; give the name of the file itself: '.*there.mp4'",
+        "nowhere.mp4": "it is a symbolic link",
+        "circle.mp4": "it is a symbolic link",
+        "pipe.mp4": "it is not a regular file",
+        "/dev/null": "it is not a regular file",
         "": "it is a folder",
         "..": "it is a folder",
     }.items():
@@ -292,12 +294,12 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
     start.write_bytes(b"a picture")
     outputs = Outputs(tmp_path / "link" / "start.mp4", tmp_path / "link" / "start.json", overwrite=True)
     for given in (start, tmp_path / "real", tmp_path / "link" / ".." / "real" / "start.png"):
-        with pytest.raises(BadRequestError, match=r"out: .*start\.png' given; it is image's"):
+        with pytest.raises(BadRequestError, match=r"out: .*start\.png' given; .* given for image"):
             check_apart(outputs.all(1), {given: "image"})
     check_apart(outputs.all(1), {tmp_path / "other.png": "image"})
     (tmp_path / "real" / "start.json").touch()
     named = Outputs.named(tmp_path / "a.mp4", tmp_path / "link" / "start.json", overwrite=True)
-    with pytest.raises(BadRequestError, match=r"report: .*start\.json' given; it is lora's"):
+    with pytest.raises(BadRequestError, match=r"report: .*start\.json' given; .* given for lora"):
         check_apart(named.all(1), {tmp_path / "real" / "start.json": "lora"})
 
 

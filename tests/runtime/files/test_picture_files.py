@@ -107,19 +107,19 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
         (lambda path: half(path, "PNG"), "it cannot be read: "),
         (lambda path: path.write_bytes(huge(14000)), "it has 196000000 pixels, the limit is 178956970"),
         (lambda path: path.write_bytes(huge(50)), "it cannot be read: "),
-        (lambda path: path.write_bytes(EPS), "it is no image of a kind that is read (PNG, JPEG"),
-        (lambda path: path.write_text("hello"), "it is no image of a kind that is read"),
-        (lambda path: path.touch(), "it is no image of a kind that is read"),
-        (lambda path: path.mkdir(), "it is no file"),
-        (os.mkfifo, "it is no file"),
+        (lambda path: path.write_bytes(EPS), "it is not an image of a supported format (PNG, JPEG"),
+        (lambda path: path.write_text("hello"), "it is not an image of a supported format"),
+        (lambda path: path.touch(), "it is not an image of a supported format"),
+        (lambda path: path.mkdir(), "it is not a regular file"),
+        (os.mkfifo, "it is not a regular file"),
         (lambda path: None, "it cannot be read: No such file"),
         (
             lambda path: Image.fromarray(np.full((8, 8), 7.5, np.float32)).save(path, "TIFF"),
-            "floats that are not all from 0 to 1",
+            "float values outside 0 … 1",
         ),
         (
             lambda path: Image.fromarray(np.full((8, 8), 10**6, np.int32)).save(path, "TIFF"),
-            "its values reach from 1e+06 to 1e+06",
+            "its values range from 1e+06 to 1e+06",
         ),
     ],
 )
@@ -153,10 +153,10 @@ def test_what_does_not_count_is_said(tmp_path: Path) -> None:
     gradient().convert("RGBA").rotate(45, expand=True).save(tmp_path / "alpha.png")
     gradient().save(tmp_path / "moving.gif", save_all=True, append_images=[gradient().rotate(180)])
     alpha, moving = (read_picture(str(tmp_path / name)) for name in ("alpha.png", "moving.gif"))
-    assert "transparency does not count" in alpha.warnings(*alpha.image.size)[0]
-    assert "only its first frame counts" in moving.warnings(96, 64)[0]
+    assert "transparency is ignored" in alpha.warnings(*alpha.image.size)[0]
+    assert "only its first frame is used" in moving.warnings(96, 64)[0]
     assert moving.warnings(64, 64)[1].endswith(
-        "is 96×64 and was stretched to 64×64; crop it to that aspect ratio, or ask for its own"
+        "is 96×64 and was stretched to 64×64; crop it to that aspect ratio, or request a video with its own"
     )
     gradient().save(tmp_path / "plain.png")
     assert read_picture(str(tmp_path / "plain.png")).warnings(480, 320) == []

@@ -94,8 +94,8 @@ def parse(folder: Path, text: str | bytes) -> Outer:
         ("title: a: b", None, "line 1: it is not valid YAML: mapping values are not allowed in this"),
         ("title: 'a", None, "line 1: it is not valid YAML"),
         ("? [a]\n: b", None, "line 1: it is not valid YAML: a key must be a word"),
-        ("title: x\ninner: *nothing", None, "line 2: it is not valid YAML: *nothing stands for nothing"),
-        ("inner: &a {name: *a}", None, "*a stands for nothing that ended before it"),
+        ("title: x\ninner: *nothing", None, "line 2: it is not valid YAML: *nothing refers to no anchor"),
+        ("inner: &a {name: *a}", None, "*a refers to no anchor that ended before it"),
         ("inner: {<<: x}", None, "<< needs a mapping"),
         ("", None, "it is empty"),
         ("# nothing\n", None, "it is empty"),
@@ -107,7 +107,7 @@ def parse(folder: Path, text: str | bytes) -> Outer:
         (b"title: x\nother: a\0b", None, "line 2: it is not valid YAML: it has the character U+0000"),
         ("title: x\nother: a\x1bb", None, "line 2: it is not valid YAML: it has the character U+001B"),
         ("count: " + "9" * 5000, None, "count: '9999"),
-        ("count: 1" + "0" * 90, None, "count: a number of very many digits given"),
+        ("count: 1" + "0" * 90, None, "count: a number with very many digits given"),
         ("%YAML 9.9\n---\ntitle: x", None, "line 1: it is not valid YAML"),
     ],
 )  # fmt: skip
@@ -129,7 +129,7 @@ def test_it_is_taken_as_meant_or_refused_with_its_line(
 )])  # fmt: skip
 def test_what_is_nested_too_deep_is_refused_at_once(tmp_path: Path, text: str) -> None:
     began = time.perf_counter()
-    with pytest.raises(BadRequestError, match="nested more than 50 deep"):
+    with pytest.raises(BadRequestError, match="nested more than 50 levels deep"):
         parse(tmp_path, text)
     assert time.perf_counter() - began < 5
 
@@ -138,7 +138,7 @@ def test_aliases_do_not_multiply_without_bound(tmp_path: Path) -> None:
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     with pytest.raises(BadRequestError, match="more than 500000 values"):
         parse(tmp_path, "\n".join(["a0: &a0 x", *levels]))
-    with pytest.raises(BadRequestError, match="nested more than 50 deep"):
+    with pytest.raises(BadRequestError, match="nested more than 50 levels deep"):
         deep = [f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 60)]
         parse(tmp_path, "\n".join(["a0: &a0 x", *deep]))
 
@@ -225,9 +225,13 @@ def test_errors_of_configs_and_presets_have_their_line(tmp_path: Path) -> None:
         ("prompt: x", "prompt: x, spectrum: no", "line 5, shot 'a': spectrum: 'no' given"),
         ("id: a", "id: A", "line 5, shot 'A': id: 'A' given; must be of at most 60 lower case letters"),
         ("prompt: x", "prompt: ''", "line 5, shot 'a': prompt: '' given; must not be empty"),
-        ("prompt: x", 'prompt: "\\0"', "line 5, shot 'a': prompt: '\\x00' given; must be text; at place 1"),
+        (
+            "prompt: x",
+            'prompt: "\\0"',
+            "line 5, shot 'a': prompt: '\\x00' given; must be text; at character 1",
+        ),
         ("title: T", "title: [a]", "line 1: title: a list given; should be text"),
-        ("title: T", 'title: "a\\nb"', "line 1: title: 'a\\nb' given; must be of one line"),
+        ("title: T", 'title: "a\\nb"', "line 1: title: 'a\\nb' given; must be a single line"),
         ("title: T", "title: T\nno: x", "line 2: no: unknown field"),
         ("width: 64", "width: 65", "line 2: width: 65 given; must be a multiple of 16"),
         ("height: 48", "height: 48\ndefaults: {steps: 0}", "line 4: defaults.steps: 0 given"),

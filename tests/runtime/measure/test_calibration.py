@@ -29,7 +29,7 @@ from runtime.media.quality import psnr
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.reports.report import ModelPart, build_report
-from runtime.request.config import Config, Scheduler, load_config
+from runtime.request.config import Config, SamplerConfig, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation
@@ -96,7 +96,7 @@ def test_it_says_what_it_is_for(made: Made, engine: Engine) -> None:
 def test_gram_matrices_are_of_the_streams(made: Made, engine: Engine) -> None:
     """The mean of ⟨v_i, v_j⟩ over videos, each scaled to trace n, from the latents' own path: Euler's step is
     x − Δσ v, so its velocities can be had from outside."""
-    config = engine.config.model_copy(update={"scheduler": Scheduler(kind="euler", shift=3.0)})
+    config = engine.config.model_copy(update={"scheduler": SamplerConfig(kind="euler", shift=3.0)})
     other = Engine(config)
     velocities: list[torch.Tensor] = []
     prepared = other.prepare(other.plan(requests(config)[0]))
@@ -352,7 +352,7 @@ def test_another_scheduler_or_model_is_refused(made: Made, engine: Engine, tmp_p
     calibration, path, _ = made
     preset = planned(tmp_path, path, 5)
     request = engine.config.request(PROMPTS[0], **{**SIZE, "spectrum": preset})
-    shifted = Engine(engine.config.model_copy(update={"scheduler": Scheduler(kind="unipc", shift=5.0)}))
+    shifted = Engine(engine.config.model_copy(update={"scheduler": SamplerConfig(kind="unipc", shift=5.0)}))
     with pytest.raises(BadRequestError, match=r"sampler\.flow_shift 3\.0, not 5\.0"):
         shifted.plan(request)
     other = calibration.conditions.model_copy(update={"revision": "another"})

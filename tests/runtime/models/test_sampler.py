@@ -16,7 +16,7 @@ from runtime.errors import BadRequestError
 from runtime.models.folder import find_model
 from runtime.models.sampler import begin_sampler, load_scheduler
 from runtime.profile import ModelProfile
-from runtime.request.config import EMBEDDED_MODELS, Config, Scheduler
+from runtime.request.config import EMBEDDED_MODELS, Config, SamplerConfig
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}
 
@@ -25,7 +25,7 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shi
     ("kind", "name"), [("unipc", "UniPC"), ("euler", "FlowMatchEuler"), ("dpm++", "DPMSolver")]
 )
 def test_samplers_of_one_shift_share_their_sigmas(config: Config, kind: str, name: str) -> None:
-    sampler = load_scheduler(find_model(config), Scheduler(kind=kind, shift=5.0))  # type: ignore[arg-type]
+    sampler = load_scheduler(find_model(config), SamplerConfig(kind=kind, shift=5.0))  # type: ignore[arg-type]
     assert type(sampler).__name__.startswith(name)
     sampler.set_timesteps(10)
     assert len(sampler.timesteps) == 10
@@ -37,7 +37,7 @@ def named(config: Config, tmp_path: Path, **settings: Any) -> SchedulerMixin:
     """The sampler of a model whose settings are these."""
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
-    return load_scheduler(replace(find_model(config), path=tmp_path), Scheduler())
+    return load_scheduler(replace(find_model(config), path=tmp_path), SamplerConfig())
 
 
 OLD_PUBLIC = {  # as diffusers 0.33 wrote it beside Wan2.1: five keys are newer

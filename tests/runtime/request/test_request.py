@@ -62,9 +62,9 @@ def test_a_bad_field_is_named_with_what_was_given_and_what_is_allowed(
     ("text", "said"),
     [
         ("caf\udce9", "place 4 it has the byte 0xe9, which is not UTF-8"),
-        ("\ud800", "place 1 it has the character U\\+D800"),
-        ("a\0b", "place 2 it has the character U\\+0000"),
-        ("\x1b[31m", "place 1 it has the character U\\+001B"),
+        ("\ud800", "character 1 it has the character U\\+D800"),
+        ("a\0b", "character 2 it has the character U\\+0000"),
+        ("\x1b[31m", "character 1 it has the character U\\+001B"),
         ("a" * 20_001, "it has 20001"),
     ],
 )

@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_refused(i2v: Engine, engine: Engine, ask: Ask, tmp
         (i2v, ask(image=None), "image: missing"),
         (i2v, ask(max_sequence_length=64), "max_sequence_length: 64 given"),
         (engine, ask(), "makes videos from text alone"),
-        (i2v, ask(image=str(tmp_path / "no.png")), "it is no image"),
+        (i2v, ask(image=str(tmp_path / "no.png")), "it is not an image"),
         (i2v, ask(image=str(tmp_path / "none.png")), "cannot be read"),
     ):
         with pytest.raises(BadRequestError, match=said):

@@ -338,7 +338,7 @@ def test_metadata_needs_only_what_counts(config: Config, tmp_path: Path) -> None
         (metadata_of(r="4"), "r: '4' given; should be a valid integer"),
         (metadata_of(r=0), "r: 0 given; should be greater than or equal to 1"),
         (metadata_of(lora_alpha=float("nan")), "lora_alpha: nan given; should be a finite number"),
-        (metadata_of(lora_alpha=10**400), "lora_alpha: a number of very many digits given"),
+        (metadata_of(lora_alpha=10**400), "lora_alpha: a number with very many digits given"),
         (metadata_of(rank_pattern=[1]), "rank_pattern: a list given; should be a mapping"),
         (metadata_of(alpha_pattern={"(": 4}), "'(' is no regular expression"),
         (metadata_of(use_dora=True), "has use_dora: True, which is not supported"),

@@ -1,4 +1,4 @@
-"""Starts the ranks of one job on this machine, with torchrun's own agent, and sees them end."""
+"""Starts the ranks of one job on this machine, with torchrun's own agent, and waits for their end."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ _EXPLAINED = (
     2,
     130,
 )  # exit codes of the command line's contract; the first that occurs is the job's
-_LOOK = 0.1  # seconds between two looks at the ranks
+_LOOK = 0.1  # seconds between two polls of the ranks
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME = 1.0  # seconds within which two signals are one: a terminal and a supervisor may both send it
 _SHUTDOWN = (
-    600  # seconds that ranks have to end a step and keep a checkpoint, when this process is told to end
+    600  # seconds that ranks have to end a step and save a checkpoint, when this process is told to end
 )
 
 
 def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> int:
-    """Run `python -m module arguments` as `ranks` processes; as torchrun would, at a free port.
+    """Run `python -m module arguments` as `ranks` processes, as torchrun would, at a free port.
 
-    From the first rank's start on, SIGINT, SIGTERM and SIGHUP are passed on to the ranks, and how those end
-    decides: the first rank has written the result, or has said why there is none.
+    From the first rank's start on, SIGINT, SIGTERM and SIGHUP are passed on to the ranks, whose exit codes
+    decide: the first rank has written the result, or explained why there is none.
 
     Returns:
-        0, or the exit code of the rank that has said why it is another.
+        0, or the exit code of the rank that explained its failure.
 
     Raises:
-        CancelledError: this process was told to end, and the ranks have ended without a word.
-        JobFailedError: a rank was killed, or ended before it could say anything.
+        CancelledError: this process was told to end, and the ranks ended without an explanation.
+        JobFailedError: a rank was killed, or ended before it could explain anything.
     """
     threads = max(1, (os.cpu_count() or 1) // ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # more threads than cores stall each other
@@ -82,7 +82,7 @@ def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> in
         return next(code for code in _EXPLAINED if code in codes)
     if codes[0] == 0:  # the first rank is the last to leave: all is written
         for failure in failures:
-            log.warning("when the job was done, %s", _ended(failure))
+            log.warning("after the job was done, %s", _ended(failure))
         return 0
     if agent.told is not None:
         raise CancelledError(f"ended by {agent.told.name}")
@@ -96,23 +96,23 @@ def _ended(failure: ProcessFailure) -> str:
 
 
 class _Agent(LocalElasticAgent):
-    """Torchrun's agent, which passes signals on and waits for how the ranks end.
+    """torchrun's agent, which also passes signals on to the ranks and waits until they have ended.
 
     Attributes:
-        told: the last signal that was passed on; None if there was none.
+        told: last signal that was passed on; None if there was none.
     """
 
     def __init__(self, spec: WorkerSpec, logs_specs: DefaultLogsSpecs):
         super().__init__(spec, logs_specs, shutdown_timeout=_SHUTDOWN)
         self.told: signal.Signals | None = None
-        self._heard: list[float] = []  # when
+        self._heard: list[float] = []  # times of the signals received
         self._started = False
 
     @property
     def codes(self) -> list[int]:
         """Exit codes of the ranks, negative for a signal, once all have ended."""
         codes = [handler.proc.poll() for handler in self._processes()]
-        return [-signal.SIGKILL if code is None else code for code in codes]  # it is stuck in the kernel
+        return [-signal.SIGKILL if code is None else code for code in codes]  # stuck in the kernel
 
     def _processes(self) -> list[SubprocessHandler]:
         handlers: dict[int, SubprocessHandler] = getattr(self._pcontext, "subprocess_handlers", {})
@@ -120,7 +120,7 @@ class _Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         for number in _PASSED_ON:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
                 signal.signal(number, self._hear)
         started: dict[int, Any] = super()._start_workers(worker_group)
         self._started = True
@@ -129,7 +129,7 @@ class _Agent(LocalElasticAgent):
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        """As torch's, which ends all ranks once one has failed; told to end, they have longer."""
+        """Monitor as torch does, which ends all ranks once one has failed; after a signal, wait longer."""
         if self._heard and any(handler.proc.poll() is None for handler in self._processes()):
             if time.monotonic() - self._heard[0] > _SHUTDOWN:
                 self._send(signal.SIGKILL)
@@ -147,8 +147,10 @@ class _Agent(LocalElasticAgent):
             self._pass_on()
 
     def _pass_on(self) -> None:
-        """The first ends ranks after a step, the second at once, the third whatever they are at. It is
-        SIGTERM in any case: a Python that does not listen yet dies of it without a traceback."""
+        """Pass a signal on: the first ends ranks after a step, the second at once, the third kills them.
+
+        The first two are sent as SIGTERM: a Python without a handler yet dies of it without a traceback.
+        """
         self._send(signal.SIGTERM if len(self._heard) < 3 else signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:

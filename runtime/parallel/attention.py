@@ -1,8 +1,8 @@
 """Attention over a sequence split over ranks: Ulysses all-to-all, ring with log-sum-exp merge, or both.
 
 Ulysses trades a token shard with all heads for all tokens of the Ulysses group with a share of the heads; the
-ring then passes keys and values around and merges partial results. Token counts and heads need not divide:
-every transfer carries exactly what there is, and nothing is padded.
+ring then passes keys and values around and merges partial results. Token counts and heads need not divide
+evenly: pieces may differ in size, and nothing is padded.
 
 Tensor legend: B batch, S tokens on this rank, U tokens of its Ulysses group, H heads, h heads on this rank, D
 channels of a head.
@@ -24,12 +24,12 @@ from runtime.parallel.sequence import Split
 
 @dataclass(frozen=True, slots=True)
 class SequenceGroup:
-    """This rank's place among the ranks that share a sequence.
+    """Ranks that share a sequence, and how it is split over them.
 
     Attributes:
-        ulysses, ring: the ranks along the two axes.
-        tokens: the split of the sequence over all its ranks, ring-major.
-        heads: the split of the heads over the Ulysses axis.
+        ulysses, ring: ranks along the two axes.
+        tokens: split of the sequence over all its ranks, ring-major.
+        heads: split of the heads over the Ulysses axis.
     """
 
     ulysses: Peers
@@ -50,12 +50,12 @@ class SequenceGroup:
 
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Query, key and value of this rank's tokens `[B, S, H, D]` → what they see in the whole sequence."""
+"""Query, key and value of this rank's tokens → attention output, all `[B, S, H, D]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitAttention:
-    """Self-attention over a split sequence, equal to another of the same split and kernel."""
+    """Self-attention over a split sequence; compares equal to another of the same split and kernel."""
 
     group: SequenceGroup
     kernel: Kernel
@@ -74,15 +74,16 @@ def attend(
     group: SequenceGroup,
     kernel: Kernel,
 ) -> torch.Tensor:
-    """Full self-attention over the whole sequence, for this rank's tokens: `[B, S, H, D]`."""
+    """Compute full self-attention over the whole sequence for this rank's tokens, `[B, S, H, D]`."""
     query, key, value = _heads_from_tokens((query_BSHD, key_BSHD, value_BSHD), group)
     return _tokens_from_heads(_ring(query, key, value, group, kernel), group)
 
 
 def _heads_from_tokens(inputs_BSHD: Sequence[torch.Tensor], group: SequenceGroup) -> list[torch.Tensor]:
-    """All heads of its own tokens → its own heads of the Ulysses group's tokens, `[B, h, U, D]` each.
+    """Exchange all heads of this rank's tokens for its heads of the group's tokens, `[B, h, U, D]` each.
 
-    What goes to a rank is written where it is sent from, token by token: what arrives is the whole sequence.
+    Outgoing pieces are written into one send buffer, token-major, so that the received ones form the sequence
+    of the Ulysses group without another copy.
     """
     if group.ulysses.size == 1:
         return [x_BSHD.transpose(1, 2) for x_BSHD in inputs_BSHD]
@@ -100,7 +101,7 @@ def _heads_from_tokens(inputs_BSHD: Sequence[torch.Tensor], group: SequenceGroup
 
 
 def _tokens_from_heads(output_BhUD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
-    """The inverse of `_heads_from_tokens`: `[B, S, H, D]`."""
+    """Invert `_heads_from_tokens`, to `[B, S, H, D]`."""
     if group.ulysses.size == 1:
         return output_BhUD.transpose(1, 2)
     batch, heads, _, channels = output_BhUD.shape
@@ -119,7 +120,7 @@ def _ring(
     group: SequenceGroup,
     kernel: Kernel,
 ) -> torch.Tensor:
-    """Attention to the keys and values of every ring position, while the next ones are on their way."""
+    """Compute attention to each ring position's keys and values, while the next ones are in transfer."""
     ring = group.ring
     if ring.size == 1:
         return kernel(query_BhUD, key_BhUD, value_BhUD)[0]
@@ -141,7 +142,7 @@ def _ring(
 
 
 def _pass_on(block_2BhUD: torch.Tensor, ring: Peers, tokens: int) -> Transfer:
-    """Send a block to the next ring position, and take the previous one's of `tokens` tokens."""
+    """Send a block to the next ring position, and receive the previous one's, of `tokens` tokens."""
     following, previous = (ring.rank + 1) % ring.size, (ring.rank - 1) % ring.size
     nothing = block_2BhUD.new_empty(0)
     two, batch, heads, _, channels = block_2BhUD.shape
@@ -154,13 +155,13 @@ def _pass_on(block_2BhUD: torch.Tensor, ring: Peers, tokens: int) -> Transfer:
 
 @dataclass(frozen=True, slots=True)
 class _Partial:
-    """Attention to some of the keys: its output, and the log-sum-exp that says how much it weighs."""
+    """Attention to some of the keys: the output, and the log-sum-exp that gives its weight."""
 
     output_BhUD: torch.Tensor
     log_sum_BhU: torch.Tensor
 
     def merge(self, other: _Partial) -> _Partial:
-        """Attention to the keys of both."""
+        """Combine to attention to the keys of both."""
         log_sum = torch.logaddexp(self.log_sum_BhU, other.log_sum_BhU)
         mine, theirs = (
             partial.output_BhUD * (partial.log_sum_BhU - log_sum).exp().unsqueeze(-1)

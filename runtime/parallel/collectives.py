@@ -1,8 +1,7 @@
-"""Transfers between ranks: exact, counted, and never waiting for a rank that will not come.
+"""Transfers between ranks: exact, counted, and never waiting for a rank that has failed.
 
-Everything that ranks exchange while a video is made is an all-to-all of unequal pieces: the Ulysses exchange,
-a ring pass (every piece empty but the next rank's), a gather (the same piece for everybody). What is sent is
-what there is; nothing is padded.
+Every exchange during denoising is an all-to-all of unequal pieces: the Ulysses exchange, a ring pass (every
+piece is empty but the next rank's), a gather (the same piece for every rank). Nothing is padded.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch.distributed as dist
 Shape = tuple[int, ...]
 
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-_POLL = timedelta(milliseconds=50)  # how long a wait may go on before the guard is asked again
+_POLL = timedelta(milliseconds=50)  # time between two calls of the guard during a wait
 
 
 @dataclass(slots=True)
@@ -31,23 +30,23 @@ class Traffic:
 
 
 class Guard(Protocol):
-    """Knows whether a transfer can still succeed."""
+    """Check whether a transfer can still succeed."""
 
     def enter(self) -> None:
-        """This rank starts a transfer; raises if it should not."""
+        """Note that this rank starts a transfer; raise if it must not."""
         ...
 
     def check(self, waited: float) -> None:
-        """Asked again and again during a wait of `waited` seconds so far; raises if it is in vain."""
+        """Raise if a wait, of `waited` seconds so far, cannot succeed; called repeatedly during it."""
         ...
 
     def blame(self, error: Exception) -> NoReturn:
-        """A transfer broke: raise an error that names the rank which is the reason."""
+        """Raise an error that names the rank because of which a transfer broke."""
         ...
 
 
 class Unguarded:
-    """The guard of a rank that is alone."""
+    """Guard of a single rank, which lets everything pass."""
 
     def enter(self) -> None:
         pass
@@ -60,12 +59,12 @@ class Unguarded:
 
 
 class Transfer:
-    """An all-to-all that is under way.
+    """A running all-to-all.
 
     Args:
-        work: what torch calls it; None if there was nothing to move.
+        work: torch's handle; None if there was nothing to move.
         incoming: buffer that it fills.
-        shapes: of the pieces in it, in rank order.
+        shapes: shapes of the pieces in the buffer, in rank order.
         guard: asked while waiting.
         polls: whether waiting blocks this thread; with NCCL the device's stream waits instead.
     """
@@ -83,28 +82,28 @@ class Transfer:
         self._guard, self._polls = guard, polls
 
     def wait(self) -> list[torch.Tensor]:
-        """What every rank sent to this one, in rank order.
+        """Wait for the tensors that every rank sent to this one, in rank order.
 
         Raises:
-            RankFailedError: it will not come.
+            RankFailedError: they cannot arrive, because a rank has failed.
         """
         incoming = self.wait_joined()
         pieces = incoming.split_with_sizes([numel(shape) for shape in self._shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
     def wait_joined(self) -> torch.Tensor:
-        """As `wait`: all pieces one after the other, 1-dim."""
+        """Wait as `wait` does; return all pieces one after the other, 1-dim."""
         if self._work is not None:
             finish(self._work, self._guard, polls=self._polls)
         return self._incoming
 
 
 def finish(work: dist.Work, guard: Guard, *, polls: bool) -> None:
-    """Wait for `work` while `guard` sees hope for it."""
+    """Wait for `work` for as long as `guard` does not raise."""
     try:
         waited = 0.0
         while polls and not work.is_completed():
-            with contextlib.suppress(RuntimeError):  # raised when the wait was too short; looked at below
+            with contextlib.suppress(RuntimeError):  # raised when this poll timed out; see below
                 work.wait(_POLL)
             waited += _POLL.total_seconds()
             if not work.is_completed():
@@ -115,7 +114,7 @@ def finish(work: dist.Work, guard: Guard, *, polls: bool) -> None:
 
 
 class _WatchedWork(dist.Work):
-    """torch's handle of a transfer, for code that waits by itself; the guard is asked while it waits."""
+    """torch's handle of a transfer, for code that waits by itself; the guard is asked during the wait."""
 
     def __init__(self, work: dist.Work, guard: Guard, *, polls: bool):
         super().__init__()
@@ -130,9 +129,9 @@ class Peers:
     """Ranks that exchange tensors.
 
     Args:
-        group: their process group; None for a rank that is alone.
-        guard: watches over every wait.
-        traffic: takes in what this rank sends.
+        group: their process group; None for a single rank.
+        guard: asked during every wait.
+        traffic: counts the bytes that this rank sends.
     """
 
     def __init__(self, group: dist.ProcessGroup | None, guard: Guard, traffic: Traffic):
@@ -143,7 +142,7 @@ class Peers:
 
     @classmethod
     def alone(cls) -> Peers:
-        """The peers of a rank that has none."""
+        """Make the peers of a single rank, which has none."""
         return cls(None, Unguarded(), Traffic())
 
     def start(self, pieces: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> Transfer:
@@ -156,7 +155,7 @@ class Peers:
         return self.start_joined(outgoing, [piece.numel() for piece in pieces], shapes)
 
     def start_joined(self, outgoing: torch.Tensor, sizes: Sequence[int], shapes: Sequence[Shape]) -> Transfer:
-        """As `start`, for pieces that lie one after the other already, of `sizes[r]` elements each."""
+        """Start a transfer as `start` does, of adjacent pieces of `sizes[r]` elements in one tensor."""
         if self.group is None:
             return Transfer(None, outgoing, shapes, self._guard, polls=False)
         received = [numel(shape) for shape in shapes]
@@ -171,27 +170,27 @@ class Peers:
         return Transfer(work, incoming, shapes, self._guard, polls=self._blocks(incoming))
 
     def all_to_all(self, pieces: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> list[torch.Tensor]:
-        """As `start`, and wait."""
+        """Send and receive as `start` does, and wait."""
         return self.start(pieces, shapes).wait()
 
     def gather(self, piece: torch.Tensor, shapes: Sequence[Shape]) -> list[torch.Tensor]:
-        """Every rank's piece, on every rank."""
+        """Gather every rank's piece on every rank."""
         return self.all_to_all([piece] * self.size, shapes)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over the ranks, added up in rank order: the same bits on every rank."""
+        """Sum values over the ranks, in rank order: the same bits on every rank."""
         piece = torch.tensor(values, dtype=torch.float64)
         return torch.stack(self.gather(piece, [(len(values),)] * self.size)).sum(0).tolist()
 
     def all_gather_object(self, content: Any) -> list[Any]:
-        """Every rank's `content`, which must be JSON, on every rank."""
+        """Gather every rank's `content`, which must be JSON, on every rank."""
         message = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
         lengths = self.gather(torch.tensor([message.numel()]), [(1,)] * self.size)
         messages = self.gather(message, [(int(length),) for length in lengths])
         return [json.loads(bytes(message.tolist())) for message in messages]
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        """Fill `tensor` with what it is on the first rank."""
+        """Fill `tensor` with its value on the first rank."""
         if self.group is None:
             return
         self._enter(tensor.numel() * tensor.element_size() * (self.size - 1) if self.rank == 0 else 0)
@@ -203,7 +202,7 @@ class Peers:
         finish(work, self._guard, polls=self._blocks(tensor))
 
     def all_gather_into_tensor(self, output: torch.Tensor, piece: torch.Tensor) -> dist.Work:
-        """Start to fill `output` with every rank's `piece`, all of one size: what FSDP asks for."""
+        """Start to fill `output` with every rank's `piece`, all of one size, as FSDP requests it."""
         assert self.group is not None
         self._enter(piece.numel() * piece.element_size() * (self.size - 1))
         try:
@@ -213,7 +212,7 @@ class Peers:
         return _WatchedWork(work, self._guard, polls=self._blocks(output))
 
     def _blocks(self, tensor: torch.Tensor) -> bool:
-        """Whether waiting for `tensor` blocks this thread: always on the CPU, and with gloo."""
+        """Return whether waiting for `tensor` blocks this thread: on the CPU, and with gloo."""
         return self._gloo or tensor.device.type == "cpu"
 
     def _enter(self, sent: int) -> None:
@@ -222,5 +221,5 @@ class Peers:
 
 
 def numel(shape: Shape) -> int:
-    """Elements of a tensor of this shape."""
+    """Number of elements of a tensor of this shape."""
     return int(torch.Size(shape).numel())

@@ -1,4 +1,4 @@
-"""Which device a rank uses."""
+"""Devices: choosing the one that a rank uses, and following its work queue."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 
 from runtime.errors import BadRequestError
 
-_CROWD = 8  # ranks on one core or accelerator, above which nothing would ever come of them
+_CROWD = 8  # limit of ranks on one core or accelerator, above which they would make no progress
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`; `auto` is the accelerator, or the CPU where there is none.
+    """Pick the device called `name`; `auto` is the accelerator, or the CPU if there is none.
 
     Args:
-        local_rank: number of this rank on its node. A name without a number means one accelerator per rank,
-            as far as there are enough; after that they are shared.
+        name: such as `auto`, `cpu`, `cuda` or `cuda:1`. A name without a number means one accelerator per
+            rank; ranks share them if there are too few.
+        local_rank: number of this rank on its node.
 
     Raises:
-        BadRequestError: there is no such device on this machine.
+        BadRequestError: this machine has no such device.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     try:
@@ -38,13 +39,14 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def check_room(ranks: int, device: str) -> str:
-    """A warning where this machine has fewer cores or accelerators than `ranks`; empty where it has enough.
+    """Make a warning if this machine has fewer cores or accelerators than `ranks`; an empty one if not.
 
     Args:
+        ranks: number of ranks on this machine.
         device: as in the config.
 
     Raises:
-        BadRequestError: it has so few that they would hardly get anywhere.
+        BadRequestError: it has so few that the ranks would hardly make progress.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True) if device != "cpu" else None
     if accelerator is None:
@@ -54,11 +56,11 @@ def check_room(ranks: int, device: str) -> str:
     has = f"ranks: {ranks} given; this machine has {room} {thing}{'s' if room != 1 else ''}"
     if ranks > _CROWD * room:
         raise BadRequestError(f"{has}, and {_CROWD * room} ranks at most may share them")
-    return f"{has}, which they take turns on" if ranks > room else ""
+    return f"{has}, which they share in turns" if ranks > room else ""
 
 
 class DeviceQueue:
-    """How far an accelerator has come with what it was given to do."""
+    """Progress of an accelerator through its work queue."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -66,13 +68,13 @@ class DeviceQueue:
         self._reached = 0
 
     def mark(self) -> None:
-        """Something that other ranks wait for begins here, in this thread's stream."""
+        """Mark the end of this thread's stream, where a transfer that others wait for begins."""
         event = torch.Event(self._device)
         event.record()
         self._marks.append(event)
 
     def reached(self) -> int:
-        """How many of these the accelerator has come to. For one thread, which need not be the one above."""
+        """Number of marks that the accelerator has reached; called from one thread, maybe not `mark`'s."""
         while self._marks and self._marks[0].query():
             self._marks.popleft()
             self._reached += 1

@@ -1,4 +1,4 @@
-"""Process groups: one for each set of ranks that exchange anything, and never more than these."""
+"""Process groups: one for each set of ranks that exchange data, and no others."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from runtime.parallel.meeting import in_background
 
 Backend = Literal["gloo", "nccl"]
 
-_GLOO = timedelta(days=2)  # the watch ends waits on the CPU; what it lets go on is meant to
-_NCCL_LEAST, _NCCL_TIMES = 120.0, 4  # seconds, and timeouts: the second line, where a device waits
+_GLOO = timedelta(days=2)  # practically none: the watch ends waits on the CPU
+_NCCL_LEAST, _NCCL_TIMES = 120.0, 4  # seconds, and multiples of the timeout: a fallback for device waits
 
 
 class ProcessGroups:
-    """The process groups of one job, as one of its ranks sees them.
+    """Process groups of one job, as one of its ranks sees them.
 
-    Every rank asks for the same ones in the same order. Members that have one already get that; a rank that
-    is alone gets none.
+    All ranks must request the same groups in the same order. A group is made once for the same members; a
+    single rank needs none.
 
     Args:
-        backend: nccl for tensors on the device and gloo for those on the CPU, or gloo for all.
-        device: where this rank's tensors live.
+        backend: nccl for device tensors and gloo for CPU tensors, or gloo for both.
+        device: device of this rank's tensors.
         guard: asked while the ranks of a new group meet.
         timeout: see `runtime.parallel.ranks.join`.
     """
@@ -41,7 +41,7 @@ class ProcessGroups:
         self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
     def open(self, store: Store, rank: int, world: int) -> dist.ProcessGroup:
-        """That of all ranks; the first to be asked for."""
+        """Open the group of all ranks, which is the first."""
 
         def make() -> dist.ProcessGroup:
             dist.init_process_group(
@@ -59,14 +59,15 @@ class ProcessGroups:
         return self._keep(tuple(range(world)), make)
 
     def control(self) -> dist.ProcessGroup:
-        """Another one of all ranks, for small messages on the CPU beside the tensors."""
+        """Make another group of all ranks, for small CPU messages beside the tensors."""
         return self._in_background(lambda: dist.new_group(timeout=_GLOO, backend="gloo"))
 
     def of(self, rows: Sequence[Sequence[int]], rank: int) -> dist.ProcessGroup | None:
-        """That of the row that `rank` is in; None if it is alone there.
+        """Group of the row that contains `rank`; None if it is alone there.
 
         Args:
-            rows: every rank is in one of them.
+            rows: disjoint sets of ranks, which together hold every rank.
+            rank: this rank.
         """
         own: dist.ProcessGroup | None = None
         for row in map(tuple, rows):
@@ -79,10 +80,10 @@ class ProcessGroups:
         return own
 
     def abort(self) -> None:
-        """End what devices wait for in vain; for another thread, when the job has failed."""
+        """Abort the transfers that devices still wait for, from another thread, after the job has failed."""
         if self._nccl:
             for group in reversed(self._made.values()):
-                if isinstance(group, dist.ProcessGroup):  # and not the sign that this rank is no member
+                if isinstance(group, dist.ProcessGroup):  # and not the marker of a group without this rank
                     group.abort()
 
     def _keep(self, members: tuple[int, ...], make: Callable[[], dist.ProcessGroup]) -> dist.ProcessGroup:

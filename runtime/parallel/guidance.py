@@ -1,6 +1,6 @@
-"""Classifier-free guidance: how the conditional and the unconditional branch become one.
+"""Classifier-free guidance: joins the conditional and the unconditional branch.
 
-Tensors may have any shape; guidance acts on each element alone.
+Tensors may have any shape; guidance is element-wise.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from runtime.parallel.collectives import Peers
 
 
 class Guidance(Protocol):
-    """Joins what this rank's branches gave."""
+    """Rule that joins the outputs of this rank's branches."""
 
     def join(self, branches: list[torch.Tensor]) -> torch.Tensor:
-        """The guided value, on every rank."""
+        """Compute the guided output, on every rank."""
         ...
 
 
 class NoGuidance:
-    """There is only the conditional branch."""
+    """No guidance: there is only the conditional branch."""
 
     def join(self, branches: list[torch.Tensor]) -> torch.Tensor:
         (conditional,) = branches
@@ -31,7 +31,7 @@ class NoGuidance:
 
 @dataclass(frozen=True, slots=True)
 class LocalGuidance:
-    """Both branches are on this rank: u + scale (c − u)."""
+    """Guidance u + scale (c − u), with both branches on this rank."""
 
     scale: float
 
@@ -42,7 +42,7 @@ class LocalGuidance:
 
 @dataclass(frozen=True, slots=True)
 class SplitGuidance:
-    """Each of the two ranks of `peers` has one branch, the conditional on its first rank."""
+    """Guidance with one branch on each of the two ranks of `peers`, the conditional one on the first."""
 
     scale: float
     peers: Peers

@@ -1,4 +1,4 @@
-"""Signs: what ranks show of themselves in a shared store, and how one judges those of the others."""
+"""Heartbeats that ranks publish in a shared store, and the diagnosis that a rank draws from the others'."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import psutil
 from runtime.errors import CancelledError, LockstepError, RankFailedError
 
 
-class State(StrEnum):
-    """How a rank is doing, by its own account."""
+class RankState(StrEnum):
+    """RankState of a rank, as it reports it itself."""
 
     RUNNING = "running"
     DONE = "done"
@@ -27,18 +27,20 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a rank shows of itself.
+    """A rank's heartbeat: its state and progress.
 
     Attributes:
         host, pid, born: the process, so that others on the same host can see whether it still exists.
-        beat: grows with every heartbeat.
-        where: what it is doing, such as `step 7`.
-        busy: it is at something long that others may wait for, such as loading weights.
-        since: seconds for which it has been at that, by its own clock; waits for other ranks do not count.
-        entered: transfers it has started. Ranks run one program, so whoever has started fewer is behind.
-        reached: of these, those that its accelerator's queue has come to.
-        blames: the rank whose failure it reports, itself if it is its own; None if it cannot tell.
-        explains: it failed by an error of its own, and says so to the user, too.
+        beat: number of the heartbeat.
+        where: current activity, such as `step 7`.
+        busy: whether the activity may take long, such as loading weights.
+        since: seconds of that activity, by the rank's own clock, without waits for other ranks.
+        entered: transfers started. Ranks run the same program, so one that has started fewer is behind.
+        reached: transfers that its accelerator's queue has reached.
+        state: whether it is running, or how it ended.
+        reason: why it failed or was cancelled.
+        blames: the rank whose failure it reports, itself if it is its own; None if unknown.
+        explains: whether it failed with an error of its own, which it also explains to the user.
     """
 
     host: str
@@ -50,24 +52,28 @@ class Heartbeat:
     since: float = 0.0
     entered: int = 0
     reached: int = 0
-    state: State = State.RUNNING
+    state: RankState = RankState.RUNNING
     reason: str = ""
     blames: int | None = None
     explains: bool = False
 
     @property
     def progress(self) -> tuple[str, bool, int, int]:
-        """What stays the same while it gets no further."""
+        """Fields that stay the same while the rank makes no progress."""
         return self.where, self.busy, self.entered, self.reached
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Why waiting is in vain.
+    """Reason why waiting for other ranks cannot succeed.
 
     Attributes:
-        silent: the rank's process exists, but shows no sign of life: it will not end by itself.
-        told: the rank itself explains it to the user.
+        rank: the rank that has failed or was cancelled; None if unknown.
+        where: its activity.
+        reason: why.
+        cancelled: whether it was cancelled.
+        silent: whether its process exists without a heartbeat, so that it will not end by itself.
+        told: whether the rank itself explains the failure to the user.
     """
 
     rank: int | None
@@ -84,18 +90,18 @@ class Diagnosis:
 
 
 class Wait(NamedTuple):
-    """A rank's wait in a transfer: for how many seconds, and whether the transfer has broken meanwhile."""
+    """A rank's wait in a transfer: its seconds so far, and whether the transfer has broken."""
 
     seconds: float = 0.0
     broken: bool = False
 
 
 class Still(NamedTuple):
-    """For how many seconds a rank's heartbeat has been the same, as seen from here.
+    """Seconds since a rank's last heartbeat and its last progress, by this rank's clock.
 
     Attributes:
-        silent: its beat: it shows no heartbeat at all.
-        stuck: its progress.
+        silent: seconds since its last heartbeat.
+        stuck: seconds since its last progress.
     """
 
     silent: float = 0.0
@@ -103,11 +109,11 @@ class Still(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Seconds that things may take.
+    """Time limits, in seconds.
 
     Attributes:
-        patience: silence, and a wait for a rank that gets no further.
-        busy: what others may wait long for.
+        patience: limit of silence, and of a wait for a rank that makes no progress.
+        busy: limit of an activity that may take long.
     """
 
     patience: float
@@ -122,13 +128,14 @@ def diagnose(
     still: Mapping[int, Still],
     bounds: Bounds,
 ) -> Diagnosis | None:
-    """Whether any rank makes waiting vain, and which is the reason.
+    """Diagnose which rank, if any, makes waiting pointless.
 
     Args:
-        rank, own: this rank, and what it shows now.
-        wait: how it stands with this rank's transfer.
+        rank, own: this rank, and its current heartbeat.
+        wait: this rank's wait in a transfer.
         heartbeats: the last heartbeat of every rank.
-        still: for how long each has been as it is.
+        still: seconds since each rank's last heartbeat and progress.
+        bounds: time limits.
     """
     others = {r: heartbeat for r, heartbeat in heartbeats.items() if r != rank}
     return (
@@ -140,14 +147,14 @@ def diagnose(
 
 
 def _diagnose_ends(rank: int, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
-    """Whether another rank says that it failed, or was cancelled; causes first."""
+    """Diagnose a rank that reports that it failed or was cancelled; causes before consequences."""
     for r, heartbeat in sorted(heartbeats.items(), key=lambda item: item[1].blames != item[0]):
         if r == rank:
             continue
-        if heartbeat.state is State.FAILED:
+        if heartbeat.state is RankState.FAILED:
             where = heartbeat.where if heartbeat.blames is None else heartbeats[heartbeat.blames].where
             return Diagnosis(heartbeat.blames, where, heartbeat.reason, told=heartbeat.explains)
-        if heartbeat.state is State.CANCELLED:
+        if heartbeat.state is RankState.CANCELLED:
             return Diagnosis(r, heartbeat.where, heartbeat.reason, cancelled=True)
     return None
 
@@ -155,9 +162,9 @@ def _diagnose_ends(rank: int, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis 
 def _diagnose_life(
     own: Heartbeat, others: Mapping[int, Heartbeat], still: Mapping[int, Still], patience: float
 ) -> Diagnosis | None:
-    """Whether a rank is no more, or has stopped."""
+    """Diagnose a rank whose process has died, or has stopped."""
     for r, heartbeat in others.items():
-        if heartbeat.state is not State.RUNNING:
+        if heartbeat.state is not RankState.RUNNING:
             continue
         if is_gone(heartbeat, own):
             return Diagnosis(r, heartbeat.where, f"its process {heartbeat.pid} died")
@@ -170,9 +177,9 @@ def _diagnose_life(
 
 
 def _diagnose_work(heartbeats: Mapping[int, Heartbeat], bound: float) -> Diagnosis | None:
-    """Whether a rank, this one or another, has been at one thing for too long."""
+    """Diagnose a rank, possibly this one, whose current activity has taken too long."""
     for r, heartbeat in heartbeats.items():
-        if heartbeat.state is State.RUNNING and heartbeat.busy and heartbeat.since >= bound:
+        if heartbeat.state is RankState.RUNNING and heartbeat.busy and heartbeat.since >= bound:
             reason = f"it has been at this for {heartbeat.since:.0f} s, and --busy-timeout is {bound:.0f} s"
             return Diagnosis(r, heartbeat.where, reason)
     return None
@@ -186,21 +193,23 @@ def _diagnose_wait(
     still: Mapping[int, Still],
     patience: float,
 ) -> Diagnosis | None:
-    """Which rank will never join this one's transfer, now that it has waited long, or the transfer broke."""
+    """Diagnose the rank that cannot join this one's transfer, which has waited too long or has broken."""
     if wait.seconds < patience and not wait.broken:
         return None
     behind = {
         r: heartbeat for r, heartbeat in heartbeats.items() if r != rank and heartbeat.entered < own.entered
     }
     for r, heartbeat in behind.items():
-        if heartbeat.state is State.DONE:
+        if heartbeat.state is RankState.DONE:
             return Diagnosis(r, heartbeat.where, f"it has ended before rank {rank} ({own.where})")
     if wait.seconds < patience:
         return None
     stuck = {
         r: heartbeat
         for r, heartbeat in heartbeats.items()
-        if heartbeat.state is State.RUNNING and not heartbeat.busy and still.get(r, Still()).stuck >= patience
+        if heartbeat.state is RankState.RUNNING
+        and not heartbeat.busy
+        and still.get(r, Still()).stuck >= patience
     }
     waited = f"rank {rank} has waited for {wait.seconds:.1f} s at {own.where}"
     slow = {r: heartbeat.entered for r, heartbeat in stuck.items() if r in behind}
@@ -216,7 +225,7 @@ def _diagnose_wait(
 
 
 def host_name() -> str:
-    """A name of this machine and process namespace, within which process numbers mean the same."""
+    """Name of this machine and process namespace, within which a process number is unique."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     marks = [boot.read_text().strip()] if boot.is_file() else []
@@ -225,12 +234,12 @@ def host_name() -> str:
 
 
 def own_heartbeat() -> Heartbeat:
-    """The first heartbeat of this process."""
+    """Make the first heartbeat of this process."""
     return Heartbeat(host=host_name(), pid=os.getpid(), born=psutil.Process().create_time())
 
 
 def is_gone(heartbeat: Heartbeat, own: Heartbeat) -> bool:
-    """Whether a process on this host no longer runs; of other hosts this is not known."""
+    """Return whether a process no longer runs; False on another host, where this is unknown."""
     if heartbeat.host != own.host:
         return False
     try:
@@ -241,14 +250,14 @@ def is_gone(heartbeat: Heartbeat, own: Heartbeat) -> bool:
 
 
 def ending(error: BaseException | None, rank: int) -> dict[str, Any]:
-    """The fields of a heartbeat that say how a rank ended."""
+    """Fields of a heartbeat that say how a rank ended."""
     match error:
         case None:
-            return {"state": State.DONE}
+            return {"state": RankState.DONE}
         case RankFailedError():
-            return {"state": State.FAILED, "reason": error.reason, "blames": error.rank}
+            return {"state": RankState.FAILED, "reason": error.reason, "blames": error.rank}
         case CancelledError() | KeyboardInterrupt():
-            return {"state": State.CANCELLED, "reason": str(error) or f"rank {rank} was interrupted"}
+            return {"state": RankState.CANCELLED, "reason": str(error) or f"rank {rank} was interrupted"}
         case _:
             reason = f"{type(error).__name__}: {error}"
-            return {"state": State.FAILED, "reason": reason, "blames": rank, "explains": True}
+            return {"state": RankState.FAILED, "reason": reason, "blames": rank, "explains": True}

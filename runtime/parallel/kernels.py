@@ -1,4 +1,4 @@
-"""Attention kernels by name. A ring needs the log-sum-exp beside the output; not every kernel has it.
+"""Attention kernels by name. A ring needs the log-sum-exp beside the output; not every kernel returns it.
 
 Tensor legend: B batch, h heads on this rank, U query tokens, V key tokens, D channels of a head.
 """
@@ -23,7 +23,7 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor
 AUTO, USP = "auto", "xfuser"
 _XFUSER_KERNEL = "xfuser:"
 
-GOOD_CUDNN = 91501  # 9.15.1: before it attention to a number of tokens that 128 does not divide was wrong
+GOOD_CUDNN = 91501  # 9.15.1; older ones are wrong for numbers of tokens that 128 does not divide
 _CUDNN_IS_FASTEST = ((9, 0), (10, 0))  # H100, B200
 
 
@@ -36,7 +36,7 @@ class Card(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Torch:
-    """A kernel of torch and where it runs."""
+    """A kernel of torch, with the devices and dtypes that it supports."""
 
     kernel: Kernel
     devices: tuple[str, ...]
@@ -45,7 +45,7 @@ class _Torch:
 
 
 def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, None]:
-    """torch's own choice among its kernels, which does not tell the log-sum-exp."""
+    """torch's own choice among its kernels, without the log-sum-exp."""
     return F.scaled_dot_product_attention(query, key, value), None
 
 
@@ -78,7 +78,7 @@ def cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[
 
 
 def math_(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition, in float32 and with the whole matrix in memory: for checking the others."""
+    """Attention by its definition, in float32 with the whole matrix in memory: a reference for the others."""
     scores_BhUV = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
     log_sum = scores_BhUV.logsumexp(-1)
     output = (scores_BhUV - log_sum.unsqueeze(-1)).exp() @ value.float()
@@ -97,15 +97,16 @@ _KERNELS = {
 
 
 def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> str:
-    """The name of the kernel that will run; only `auto` is ever turned into another.
+    """Resolve the name of the kernel that will run; only `auto` is replaced by another.
 
     Args:
         name: `auto`, a kernel of torch (`sdpa`, `flash`, `efficient`, `cudnn`, `math`), `xfuser` for its USP,
             or `xfuser:KERNEL` for one of its kernels within Lockstep's own sequence parallelism.
-        ring: ring degree; above 1 the kernel must tell its log-sum-exp.
+        device, dtype: device and dtype of query, key and value.
+        ring: ring degree; above 1 the kernel must return its log-sum-exp.
 
     Raises:
-        BadRequestError: there is no such kernel, or it does not run here: it is tried on a few numbers.
+        BadRequestError: there is no such kernel, or it failed on a small tensor on this machine.
     """
     card = card_of(device)
     if name == AUTO:
@@ -127,7 +128,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
 
 
 def choose(device: torch.device, dtype: torch.dtype, ring: int, card: Card | None) -> str:
-    """What `auto` stands for: torch's own choice, and in a ring the fastest that tells its log-sum-exp."""
+    """Choose the kernel for `auto`: torch's choice, or in a ring the fastest that returns a log-sum-exp."""
     if ring == 1:
         return "sdpa"
     if _needs_efficient(device, dtype):
@@ -137,7 +138,7 @@ def choose(device: torch.device, dtype: torch.dtype, ring: int, card: Card | Non
 
 
 def card_of(device: torch.device) -> Card | None:
-    """What is known of this machine's GPU; None where there is none."""
+    """Compute capability and cuDNN version of this machine's GPU; None if there is none."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
@@ -145,33 +146,33 @@ def card_of(device: torch.device) -> Card | None:
 
 
 def refuse_old_cudnn(name: str, card: Card | None) -> None:
-    """Make sure that cuDNN's attention is right where it is asked for.
+    """Refuse cuDNN's attention if this version computes it wrongly.
 
     Raises:
-        BadRequestError: this cuDNN's is not, or there is no cuDNN.
+        BadRequestError: this cuDNN is too old, or there is no cuDNN.
     """
     if name == "cudnn" and card is not None and card.cudnn < GOOD_CUDNN:
         raise BadRequestError(
-            f"attention: 'cudnn' given; cuDNN here is version {card.cudnn}, and attention to any number of "
-            f"tokens is right from 9.15.1 ({GOOD_CUDNN}) on; use flash, or a newer torch"
+            f"attention: 'cudnn' given; cuDNN {card.cudnn} computes attention wrongly for some numbers of "
+            f"tokens, 9.15.1 ({GOOD_CUDNN}) is needed; use flash, or a newer torch"
         )
 
 
 @functools.cache
 def why_not(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> str | None:
-    """Why a kernel cannot be used on this device, found by using it once; None if it can."""
+    """Reason why a kernel does not run on this device, found by running it once; None if it does."""
     few = torch.zeros(1, 1, 32, 64, dtype=dtype, device=device)
     try:
         output, log_sum = find_kernel(name)(few, few, few)
     except BadRequestError:
         raise
-    except Exception as error:  # whatever a kernel that is not there raises
+    except Exception as error:  # missing kernels raise anything
         said = str(error).strip().partition("\n")[0]
         return f"it does not run on {device} with {dtype} ({type(error).__name__}: {said})"
     if output.shape != few.shape:
-        return f"it gives {list(output.shape)} for {list(few.shape)}"
+        return f"it returns {list(output.shape)} for {list(few.shape)}"
     if ring > 1 and log_sum is None:
-        return "it does not tell its log-sum-exp, as ring > 1 needs"
+        return "it does not return its log-sum-exp, which ring > 1 needs"
     return None
 
 
@@ -186,19 +187,19 @@ def _check_torch(name: str, device: torch.device, dtype: torch.dtype, *, ring: i
         raise BadRequestError(f"attention: {name!r} given; it does not take {dtype} on {device.type}")
     if ring > 1 and not found.rings:
         raise BadRequestError(
-            f"attention: {name!r} given; it does not tell its log-sum-exp, as ring > 1 needs"
+            f"attention: {name!r} given; it does not return its log-sum-exp, which ring > 1 needs"
         )
 
 
 def find_kernel(name: str) -> Kernel:
-    """The kernel of a resolved name (not `xfuser`, whose USP is more than a kernel)."""
-    if name.startswith(_XFUSER_KERNEL):  # the same one each time, so what uses it can be compared
+    """Find the kernel of a resolved name (not `xfuser`, whose USP is more than a kernel)."""
+    if name.startswith(_XFUSER_KERNEL):  # the same object each time, so that its users compare equal
         return _xfuser_kernel(name.removeprefix(_XFUSER_KERNEL))
     return _KERNELS[name].kernel
 
 
 def _needs_efficient(device: torch.device, dtype: torch.dtype) -> bool:
-    """CUDA's flash attention takes half precision only."""
+    """Return whether flash attention does not support the dtype: on CUDA it takes half precision only."""
     return device.type == "cuda" and dtype not in _HALVES
 
 
@@ -207,7 +208,7 @@ def _import_xfuser(device: torch.device) -> None:
         raise BadRequestError(f"attention: xfuser needs CUDA, this rank is on {device.type}")
     try:
         importlib.import_module("xfuser")
-    except Exception as error:  # whatever a CUDA package raises on a machine that it does not like
+    except Exception as error:  # CUDA packages raise anything on machines that they do not support
         raise BadRequestError(
             f"attention: xfuser cannot be imported ({type(error).__name__}: {error}); "
             "pip install 'lockstep-video[gpu]'"
@@ -216,7 +217,7 @@ def _import_xfuser(device: torch.device) -> None:
 
 @functools.cache
 def _xfuser_kernel(name: str) -> Kernel:
-    """One of xfuser's kernels, such as FLASH_3 or SAGE; untested here, for want of a GPU."""
+    """Make a kernel of xfuser's, such as FLASH_3 or SAGE, which tests without a GPU cannot run."""
     from xfuser.core.distributed.attention_backend import ATTENTION_FUNCTION_REGISTRY, AttentionBackendType
 
     if name.upper() not in AttentionBackendType.__members__:
@@ -231,7 +232,7 @@ def _xfuser_kernel(name: str) -> Kernel:
         if log_sum is not None and log_sum.ndim == 4 and log_sum.shape[-1] == 1:
             log_sum = log_sum.squeeze(-1)
         if log_sum is None or log_sum.ndim != 3 or log_sum.shape[-1] < query.shape[2]:
-            return output, None  # SDPA_MATH's second output is the matrix of attention
+            return output, None  # SDPA_MATH's second output is the attention matrix
         return output, log_sum[..., : query.shape[2]]
 
     return kernel

@@ -1,6 +1,6 @@
-"""The meeting: how the ranks of one job find each other's store, and what ends their waiting for each other.
+"""Meeting: how the ranks of one job find their shared store, and what ends their wait for each other.
 
-What torch does here blocks in C++, deaf to signals and to time, so a thread does it and the caller waits.
+torch's calls block in C++ and ignore signals and time limits, so a thread makes them and the caller waits.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from runtime.errors import BadRequestError, LockstepError, RankFailedError
 
 MEETING = "the meeting of the ranks"
 
-_GLANCE = 0.05  # seconds between two looks at what a thread does
-_RETRY = 0.2  # seconds between two tries to reach the store
-_TRY = 2.0  # seconds that one try may take
+_GLANCE = 0.05  # seconds between two polls of a thread
+_RETRY = 0.2  # seconds between two attempts to reach the store
+_TRY = 2.0  # seconds that one attempt may take
 _FAREWELL = 1.0  # seconds that the store's host stays, so that others can read why it leaves
 _OFF = "off"
 
@@ -35,14 +35,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where ranks meet.
+    """Place where ranks meet.
 
     Attributes:
-        rank, world: which of how many.
-        local_rank: its number on its node.
-        host, port: of the store that they share.
-        hosted: whether whoever started the ranks holds the store; otherwise the first rank does.
-        attempt: tells one start of the ranks from another with the same store.
+        rank, world: number of this rank, and of ranks.
+        local_rank: number of this rank on its node.
+        host, port: address of the shared store.
+        hosted: whether the launcher of the ranks hosts the store; otherwise the first rank does.
+        attempt: distinguishes several starts of the ranks with the same store.
     """
 
     rank: int
@@ -55,10 +55,10 @@ class Rendezvous:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """As torchrun sets it.
+        """Read the rendezvous from the variables that torchrun sets.
 
         Raises:
-            BadRequestError: a variable means nothing, or is missing: torchrun did not start this process.
+            BadRequestError: a variable is invalid or missing: torchrun did not start this process.
         """
         missing = [name for name in _VARIABLES if not os.environ.get(name)]
         if missing:
@@ -76,17 +76,17 @@ class Rendezvous:
 
     @classmethod
     def at(cls, address: str, port: int, *, rank: int, world: int, local_rank: int | None = None) -> Self:
-        """At a port that rank 0 opens on `address`."""
+        """Make a rendezvous at a port that rank 0 opens on `address`."""
         return cls(rank, world, rank if local_rank is None else local_rank, address, port)
 
     @property
     def address(self) -> str:
-        """The store's, as people write it."""
+        """Address of the store, as people write it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def _number(name: str, least: int, most: int) -> int:
-    """The number in an environment variable."""
+    """Parse the number in an environment variable."""
     text = os.environ[name]
     if not text.isdecimal() or not text.isascii() or not least <= int(text) <= most:
         raise BadRequestError(
@@ -96,7 +96,7 @@ def _number(name: str, least: int, most: int) -> int:
 
 
 class Background(Generic[_T]):
-    """A call that blocks in C++, made by a thread, which ends with the process at the latest."""
+    """A call that blocks in C++, run by a daemon thread."""
 
     def __init__(self, call: Callable[[], _T]):
         self._call, self._done = call, threading.Event()
@@ -107,23 +107,23 @@ class Background(Generic[_T]):
     def _run(self) -> None:
         try:
             self._result.append(self._call())
-        except BaseException as error:  # raised again where it is waited for
+        except BaseException as error:  # raised again by `result`
             self._error = error
         self._done.set()
 
     def ended(self, within: float) -> bool:
-        """Wait so long at most; interrupted by signals. Whether the call has returned or raised."""
+        """Wait for at most `within` seconds, or a signal; return whether the call has ended."""
         return self._done.wait(within)
 
     def result(self) -> _T:
-        """What an ended call returned; raises what it raised."""
+        """Return what the ended call returned, or raise what it raised."""
         if self._error is not None:
             raise self._error
         return self._result[0]
 
 
 def in_background(call: Callable[[], _T], check: Callable[[float], None]) -> _T:
-    """The result of a call that blocks in C++; `check` is asked meanwhile and may raise to end the wait."""
+    """Run a call that blocks in C++ in a thread; `check` is called meanwhile, and raises to end the wait."""
     running, started = Background(call), time.monotonic()
     while not running.ended(_GLANCE):
         check(time.monotonic() - started)
@@ -131,18 +131,18 @@ def in_background(call: Callable[[], _T], check: Callable[[float], None]) -> _T:
 
 
 def meet(rendezvous: Rendezvous, timeout: float) -> Store:
-    """The store that the ranks share, once all of them are there.
+    """Wait for all ranks, and return the store that they share.
 
     Raises:
-        BadRequestError: another rank refuses what it was given.
-        RankFailedError: the store was not reached, or a rank did not come, within `timeout` seconds.
+        BadRequestError: another rank refuses its request.
+        RankFailedError: the store was not reached, or a rank did not arrive, within `timeout` seconds.
     """
     running = Background(lambda: _meet(rendezvous, timeout))
     deadline = time.monotonic() + timeout + _TRY + _FAREWELL
     try:
         while not running.ended(_GLANCE):
             if time.monotonic() > deadline:
-                raise _unreached(rendezvous, timeout, "what answers there is no store of torch")
+                raise _unreached(rendezvous, timeout, "the server at this address is not a torch store")
     except KeyboardInterrupt:
         # A launcher that sees a rank refuse interrupts the others, who are about to read why.
         if running.ended(_TRY / 4):
@@ -152,7 +152,7 @@ def meet(rendezvous: Rendezvous, timeout: float) -> Store:
 
 
 def leave(rendezvous: Rendezvous, error: Exception) -> None:
-    """Tell the ranks that are meeting that this one will not come, and why; a try, and a short one."""
+    """Try, for a few seconds, to tell the ranks that are meeting that this one will not come, and why."""
     if rendezvous.rank == 0 and not rendezvous.hosted:
         return  # nobody can reach a store that was never there
 
@@ -191,10 +191,10 @@ def _meet(rendezvous: Rendezvous, timeout: float) -> Store:
 
 
 def _await_all(rendezvous: Rendezvous, store: Store, deadline: float) -> set[int]:
-    """Wait until all ranks are there; those that are not when the time is over.
+    """Wait for all ranks until the deadline; return the missing ones.
 
     Raises:
-        BadRequestError, RankFailedError: there will be no meeting.
+        BadRequestError, RankFailedError: a rank called the meeting off.
     """
     store.set(_here(rendezvous.rank), "")
     missing = set(range(rendezvous.world))
@@ -208,12 +208,12 @@ def _await_all(rendezvous: Rendezvous, store: Store, deadline: float) -> set[int
 
 
 def _write_off(store: Store, rank: int, reason: str, *, refused: bool = False, told: bool = False) -> None:
-    """There will be no meeting, for this reason; `told` by that rank itself."""
+    """Call the meeting off because of `rank`; `told` if that rank itself explains it to the user."""
     store.set(_OFF, json.dumps({"rank": rank, "reason": reason, "refused": refused, "told": told}))
 
 
 def _read_off(store: Store) -> LockstepError:
-    """Why there will be no meeting."""
+    """Make the error that says why the meeting was called off."""
     told = json.loads(store.get(_OFF))
     if told["refused"]:
         return BadRequestError(f"rank {told['rank']} refuses: {told['reason']}")
@@ -221,7 +221,7 @@ def _read_off(store: Store) -> LockstepError:
 
 
 def _open(rendezvous: Rendezvous) -> Store:
-    """The store, in this process. Whatever the address, this process reaches it on its own machine."""
+    """Host the store in this process, which reaches it locally, whatever its address."""
     try:
         return TCPStore(
             "localhost",
@@ -240,7 +240,7 @@ def _open(rendezvous: Rendezvous) -> Store:
 
 
 def _reach(rendezvous: Rendezvous, timeout: float) -> Store:
-    """The store that another process holds. It is asked for politely first: torch's own tries are loud."""
+    """Connect to the store of another process; probe the port first, as torch logs its failed attempts."""
     deadline, said = time.monotonic() + timeout, ""
     while time.monotonic() < deadline:
         try:
@@ -263,7 +263,7 @@ def _reach(rendezvous: Rendezvous, timeout: float) -> Store:
 def _unreached(rendezvous: Rendezvous, timeout: float, said: str) -> RankFailedError:
     reason = (
         f"rank {rendezvous.rank} found no store at {rendezvous.address} within {timeout:.0f} s ({said}); "
-        "rank 0 does not run, or the address is wrong: --master-addr and --master-port of torchrun, "
+        "rank 0 is not running, or the address is wrong: --master-addr and --master-port of torchrun, "
         "MASTER_ADDR and MASTER_PORT"
     )
     return RankFailedError(0, MEETING, reason)

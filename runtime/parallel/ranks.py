@@ -1,4 +1,4 @@
-"""The ranks of one job as one of them sees them: how they meet, their process groups, and its own share."""
+"""Ranks of one job, as one of them sees them: their meeting, their process groups, and its own share."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from runtime.parallel.groups import Backend, ProcessGroups
 from runtime.parallel.guidance import Guidance, LocalGuidance, NoGuidance, SplitGuidance
 from runtime.parallel.heartbeats import host_name
 from runtime.parallel.meeting import Rendezvous, meet
-from runtime.parallel.sequence import Sequence, Split, SplitSequence, WholeSequence
+from runtime.parallel.sequence import Split, SplitSequence, TokenSequence, WholeSequence
 from runtime.parallel.topology import Topology
 from runtime.parallel.watch import Watch
 
-_GLANCE = 0.0005  # seconds between two looks at the accelerator's queue
+_GLANCE = 0.0005  # seconds between two polls of the accelerator's queue
 
 _Branch = TypeVar("_Branch")
 
 
 class Ranks:
-    """All ranks of one job, from one of them.
+    """All ranks of one job, seen from one of them.
 
     Attributes:
-        rank, size: this rank, and how many there are.
-        everyone: transfers between all of them, of tensors on the device.
-        control: the same for small messages on the CPU.
+        rank, size: number of this rank, and of ranks.
+        device: device of this rank's tensors.
+        everyone: transfers of device tensors between all ranks.
+        control: transfers of small CPU messages between all ranks.
         node: transfers within this rank's machine.
-        traffic: bytes that this rank has sent, but for `control`.
+        traffic: bytes that this rank has sent, except through `control`.
         per_node: the largest number of neighbours that never spans two machines, the same on every rank.
-        watch: sees when another rank fails; None for a rank that is alone.
-        groups: makes process groups; None for a rank that is alone.
+        watch: detects failures of other ranks; None on a single rank.
+        groups: creates process groups; None on a single rank.
     """
 
     def __init__(
@@ -67,20 +68,20 @@ class Ranks:
 
     @classmethod
     def alone(cls, device: torch.device) -> Self:
-        """One rank, which needs no process group."""
+        """Make a single rank, which needs no process group."""
         peers = Peers.alone()
         return cls(device, Traffic(), everyone=peers, control=peers, node=peers)
 
     @property
     def is_leader(self) -> bool:
-        """Whether this is the rank that encodes text, writes files and speaks to the user."""
+        """True on the rank that encodes text, writes files and talks to the user."""
         return self.rank == 0
 
     def group(self, topology: Topology) -> RankGroup:
-        """The ranks arranged as `topology`; every rank asks for the same ones in the same order.
+        """Arrange the ranks as `topology`; all ranks must request the same topologies in the same order.
 
         Raises:
-            ValueError: the topology is of another size.
+            ValueError: the topology has another number of ranks.
         """
         if topology.world != self.size:
             raise ValueError(f"{topology} needs {topology.world} ranks, there are {self.size}")
@@ -90,17 +91,17 @@ class Ranks:
 
     @property
     def where(self) -> str:
-        """What this rank is doing."""
+        """Current activity of this rank."""
         return "start" if self.watch is None else self.watch.where
 
     def at(self, where: str, *, busy: bool = False) -> None:
-        """Say what this rank is doing, for errors that name it, and whether others may wait long for it."""
+        """Set this rank's current activity, for errors that name it, and whether it may take long."""
         if self.watch is not None:
             self.watch.at(where, busy=busy)
 
     @contextmanager
     def busy(self, where: str) -> Iterator[None]:
-        """While the block runs, others may wait long for this rank; see `Watch.busy`."""
+        """Mark the block as an activity that may take long; see `Watch.busy`."""
         if self.watch is None:
             yield
             return
@@ -108,12 +109,12 @@ class Ranks:
             yield
 
     def before_transfer(self, confirm: Callable[[], None]) -> None:
-        """Call `confirm` before every transfer of tensors from now on; it raises if there must be none."""
+        """Call `confirm` before every later transfer of tensors; it raises if the transfer must not start."""
         if self.watch is not None:
             self.watch.before_transfer = confirm
 
     def synchronize(self) -> None:
-        """Wait for the accelerator's queue, but not for a rank that will not come."""
+        """Wait for the accelerator's queue, or raise if it waits for a rank that has failed."""
         if self.device.type == "cpu":
             return
         if self.watch is None:
@@ -124,16 +125,16 @@ class Ranks:
         while not event.query():
             self.watch.check(time.monotonic() - started)
             time.sleep(_GLANCE)
-        self.watch.check(0.0)  # what the watch has aborted has not been done
+        self.watch.check(0.0)  # work that the watch aborted is not done
 
     def agree(self, content: dict[str, Any]) -> None:
-        """Make sure that all ranks are about to do the same.
+        """Check that all ranks are about to do the same.
 
         Args:
             content: JSON that must be equal on every rank.
 
         Raises:
-            RankFailedError: it is not; the message names the rank and the first field that differs.
+            RankFailedError: `content` differs; the message names the rank and the first field that differs.
         """
         told = self.control.all_gather_object(content)
         odd = minority([repr(flatten(one)) for one in told])
@@ -145,10 +146,11 @@ class Ranks:
             raise RankFailedError(odd[0], self.where, reason)
 
     def broadcast_tensors(self, own: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-        """The first rank's tensors, all of `dtype`, on every rank's device.
+        """Broadcast the first rank's tensors, all of `dtype`, to every rank's device.
 
         Args:
-            own: on the first rank; on the others empty.
+            own: the tensors on the first rank, empty on the others.
+            dtype: their dtype.
         """
         shapes = self.control.all_gather_object([list(tensor.shape) for tensor in own])[0]
         tensors = own or [torch.empty(shape, dtype=dtype, device=self.device) for shape in shapes]
@@ -157,16 +159,16 @@ class Ranks:
         return tensors
 
     def mesh(self) -> DeviceMesh:
-        """All ranks in one row, for sharding weights."""
+        """Device mesh of all ranks in one dimension, for sharding weights."""
         return init_device_mesh(self.device.type, (self.size,))
 
 
 class RankGroup:
-    """All ranks arranged along the axes of a topology.
+    """All ranks, arranged along the axes of a topology.
 
     Args:
-        topology: of `ranks.size` ranks.
-        ranks: all of them.
+        topology: arrangement of `ranks.size` ranks.
+        ranks: all ranks.
     """
 
     def __init__(self, topology: Topology, ranks: Ranks):
@@ -181,14 +183,14 @@ class RankGroup:
         self._cfg, self._ring, self._ulysses = (peers(topology.rows(axis)) for axis in range(3))
         self._sequence = peers(topology.rows(1, 2))
 
-    def sequence(self, tokens: int) -> Sequence:
-        """How `tokens` tokens are split over this rank's branch."""
+    def sequence(self, tokens: int) -> TokenSequence:
+        """Split `tokens` tokens over the ranks of this rank's branch."""
         if self.topology.sequence == 1:
             return WholeSequence()
         return SplitSequence(self._split(tokens), self._sequence)
 
     def attention(self, tokens: int, heads: int) -> SequenceGroup:
-        """How attention over `tokens` tokens and `heads` heads is split."""
+        """Split attention over `tokens` tokens and `heads` heads."""
         return SequenceGroup(
             ulysses=self._ulysses,
             ring=self._ring,
@@ -197,11 +199,11 @@ class RankGroup:
         )
 
     def branches(self, all_branches: tuple[_Branch, ...]) -> tuple[_Branch, ...]:
-        """Those of the guidance branches that this rank computes."""
+        """Guidance branches that this rank computes."""
         return all_branches if self.topology.cfg == 1 else (all_branches[self.place.cfg],)
 
     def guidance(self, scale: float | None) -> Guidance:
-        """What joins the branches; without a scale there is one."""
+        """Guidance that joins the branches; without a scale there is only one branch."""
         if scale is None:
             return NoGuidance()
         return LocalGuidance(scale) if self.topology.cfg == 1 else SplitGuidance(scale, self._cfg)
@@ -211,7 +213,7 @@ class RankGroup:
 
 
 class _ControlGuard:
-    """Watches over small messages, among them those that say whether tensors may be transferred."""
+    """Guard of small messages, including those that decide whether tensors may be transferred."""
 
     def __init__(self, watch: Watch):
         self._watch = watch
@@ -240,17 +242,18 @@ def join(
     """Meet the other ranks. While the block runs, a failure of any of them ends every wait of this one.
 
     Args:
-        device: where this rank's tensors live.
-        timeout: seconds within which all ranks come, and a failure anywhere ends every other rank.
-        busy: seconds that a rank may be at one thing that others may wait long for, such as loading; by
-            default any time.
-        backend: gloo or nccl; by default nccl where every rank of a node has a GPU of its own.
+        rendezvous: where the ranks meet.
+        device: device of this rank's tensors.
+        timeout: seconds within which all ranks must arrive, and within which a failure anywhere ends every
+            other rank.
+        busy: limit in seconds for a single long activity of a rank, such as loading; by default none.
+        backend: gloo or nccl; by default nccl if every rank of a node has a GPU of its own.
         give_up: see `Watch`.
-        host: name of this machine; ranks of one name share its files. By default its own.
+        host: name of this machine; ranks with the same name share its files. By default its own name.
 
     Raises:
-        BadRequestError: another rank refuses what it was given.
-        RankFailedError: another rank did not come, or failed.
+        BadRequestError: another rank refuses its request.
+        RankFailedError: another rank did not arrive, or failed.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -281,7 +284,7 @@ def join(
             groups=groups,
         )
     except BaseException as error:
-        # A launcher that sees a rank die interrupts the others: to them that is a failure, no cancellation.
+        # A launcher that sees a rank die interrupts the others: to them it is a failure, not a cancellation.
         interrupted = isinstance(error, KeyboardInterrupt | CancelledError)
         failure = watch.failure() if interrupted else None
         watch.end(failure or error)
@@ -297,7 +300,7 @@ def join(
 
 
 def minority(values: list[str]) -> list[int] | None:
-    """Ranks whose value is not that of most (of a tie, that of rank 0); None if all agree."""
+    """Ranks whose value differs from the most frequent one (in a tie, rank 0's); None if all agree."""
     if len(set(values)) == 1:
         return None
     usual = max(values, key=lambda value: (values.count(value), value == values[0]))
@@ -305,10 +308,10 @@ def minority(values: list[str]) -> list[int] | None:
 
 
 def _nodes(hosts: list[str]) -> list[list[int]]:
-    """The ranks of each machine, from the name that each rank has for its own."""
+    """Ranks of each machine, from the host name of every rank."""
     return [[r for r, other in enumerate(hosts) if other == host] for host in dict.fromkeys(hosts)]
 
 
 def _shares_gpu() -> bool:
-    """Whether a node has more ranks than GPUs; NCCL refuses two ranks on one."""
+    """Return whether this node has more ranks than GPUs; NCCL refuses two ranks on one GPU."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count()

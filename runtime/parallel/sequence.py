@@ -26,13 +26,13 @@ class Split:
 
     @classmethod
     def even(cls, total: int, parts: int) -> Split:
-        """Parts that differ by at most one, the longer ones first.
+        """Split into parts that differ by at most one, the longer ones first.
 
         Raises:
-            ValueError: there would be a part with nothing in it.
+            ValueError: a part would be empty.
         """
         if parts < 1 or total < parts:
-            raise ValueError(f"{total} cannot be split into {parts} parts with something in each")
+            raise ValueError(f"{total} cannot be split into {parts} parts that are not empty")
         whole, rest = divmod(total, parts)
         return cls(tuple(whole + (index < rest) for index in range(parts)))
 
@@ -41,29 +41,29 @@ class Split:
         return sum(self.sizes)
 
     def slice(self, part: int) -> slice:
-        """Where part `part` lies."""
+        """Slice of part `part`."""
         end = list(accumulate(self.sizes))[part]
         return slice(end - self.sizes[part], end)
 
     def merge(self, group: int) -> Split:
-        """The split whose parts are `group` consecutive parts of this one."""
+        """Merge each `group` consecutive parts into one."""
         return Split(tuple(sum(self.sizes[i : i + group]) for i in range(0, len(self.sizes), group)))
 
 
-class Sequence(Protocol):
-    """How this rank holds a sequence of tokens."""
+class TokenSequence(Protocol):
+    """A sequence of tokens as this rank holds it."""
 
     def shard(self, whole_BLD: torch.Tensor) -> torch.Tensor:
-        """This rank's tokens `[B, S, D]` of a tensor that every rank has whole."""
+        """Take this rank's tokens `[B, S, D]` from a tensor that every rank has whole."""
         ...
 
     def gather(self, part_BSD: torch.Tensor) -> torch.Tensor:
-        """All tokens `[B, L, D]` from every rank's own."""
+        """Gather all tokens `[B, L, D]` from every rank's."""
         ...
 
 
 class WholeSequence:
-    """One rank holds everything."""
+    """A sequence that one rank holds as a whole."""
 
     def shard(self, whole_BLD: torch.Tensor) -> torch.Tensor:
         return whole_BLD
@@ -73,11 +73,11 @@ class WholeSequence:
 
 
 class SplitSequence:
-    """The ranks of `peers` hold consecutive parts, in rank order.
+    """A sequence of which the ranks of `peers` hold consecutive parts, in rank order.
 
     Args:
-        split: the parts' sizes.
-        peers: the ranks that share the sequence.
+        split: sizes of the parts.
+        peers: ranks that share the sequence.
     """
 
     def __init__(self, split: Split, peers: Peers):

@@ -1,8 +1,8 @@
-"""Where a transformer's blocks are while they do not run: whole on every rank, or shared out over all ranks.
+"""Sharding of a transformer's blocks: while not running, they are whole on every rank, or sharded over all.
 
-Whoever runs blocks visits them, so that each is whole just while it runs. FSDP2 keeps the shares and collects
-them; its hooks are not used, as they would collect a block's weights once for each guidance branch, and, for
-blocks that are run one by one, keep them.
+Blocks are visited in order to run them, so that each is whole just while it runs. FSDP2 keeps the shards and
+gathers them. Its hooks are not used, as they would gather a block's weights once for each guidance branch,
+and, for blocks that run one by one, keep them.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ from runtime.parallel.collectives import Peers
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether a weight is shared out over the ranks."""
+    """Return whether a weight is sharded over the ranks."""
     return isinstance(tensor, DTensor)
 
 
 def own_share(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a weight: all of it, unless it is shared out."""
+    """This rank's shard of a weight, or all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Weights(Protocol):
-    """Where the blocks' weights are."""
+    """Storage of the blocks' weights."""
 
     def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
-        """Each of `blocks` in turn; until the next one is asked for its weights are whole on the device."""
+        """Yield each of `blocks`, whose weights are whole on the device until the next one is requested."""
         ...
 
 
 class WholeWeights:
-    """Every rank keeps every block."""
+    """Weights of which every rank keeps every block."""
 
     def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
         yield from blocks
 
 
 class ShardedWeights:
-    """Every rank keeps an equal share of each block, and collects the rest while the block before it runs.
+    """Weights of which every rank keeps an equal shard of each block.
 
-    So at most two blocks are whole at a time, and a visit moves each block's weights once.
+    The rest is gathered while the block before runs, so at most two blocks are whole at a time, and a visit
+    moves each block's weights once.
 
     Args:
-        mesh: all ranks in one row.
+        mesh: all ranks, in one dimension.
         everyone: transfers between them.
     """
 
@@ -61,7 +62,7 @@ class ShardedWeights:
         self._shares: dict[nn.Module, FSDPModule] = {}
 
     def share_out(self, block: nn.Module) -> None:
-        """Keep this rank's share of a block that is whole on every rank."""
+        """Shard a block that is whole on every rank, and keep this rank's shard."""
         share = fully_shard(_Share(block), mesh=self._mesh, reshard_after_forward=True)
         share.set_custom_all_gather(self._gather)  # type: ignore[arg-type]
         self._shares[block] = share
@@ -80,7 +81,7 @@ class ShardedWeights:
 
 
 class _Share(nn.Module):
-    """What FSDP keeps of one block. Never called: FSDP would hang its hooks, and its class, on the block."""
+    """Module that FSDP wraps instead of the block, to which it would add hooks. Never called."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -88,7 +89,7 @@ class _Share(nn.Module):
 
 
 class _CountedGather:
-    """FSDP's all-gather as one of our transfers: counted, and watched over.
+    """FSDP's all-gather as one of our transfers, counted and watched.
 
     Source: the interface `torch.distributed.fsdp._fully_shard._fsdp_api.AllGather`.
     """

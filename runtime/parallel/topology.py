@@ -1,4 +1,4 @@
-"""Topology: how the ranks of one group are arranged, and every rank's place.
+"""Topology: the arrangement of the ranks of one group, and every rank's place in it.
 
 Axes, outermost first: `cfg` (guidance branches) × `ring` × `ulysses`. Ranks that differ only in `ulysses` are
 neighbours, so that the all-to-all stays inside a node.
@@ -18,7 +18,8 @@ class Place:
     """A rank's coordinates.
 
     Attributes:
-        sequence: its part of the token sequence, ring · ulysses degree + ulysses.
+        cfg, ring, ulysses: coordinates along the axes.
+        sequence: number of its part of the token sequence, ring · ulysses degree + ulysses.
     """
 
     cfg: int
@@ -29,7 +30,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Degrees:
-    """Degrees that a user asks for; None leaves the choice."""
+    """Degrees of parallelism that a user requests; None leaves the choice to `Topology.choose`."""
 
     cfg: int | None = None
     ring: int | None = None
@@ -41,7 +42,7 @@ class Degrees:
 
     @property
     def product(self) -> int:
-        """The fewest ranks that these degrees take."""
+        """Smallest number of ranks with these degrees."""
         return (self.cfg or 1) * (self.ring or 1) * (self.ulysses or 1)
 
 
@@ -55,7 +56,7 @@ class Topology:
 
     @property
     def sequence(self) -> int:
-        """Ranks that share one branch's tokens."""
+        """Number of ranks that share one branch's tokens."""
         return self.ring * self.ulysses
 
     @property
@@ -69,7 +70,7 @@ class Topology:
         return Place(cfg, ring, ulysses, sequence)
 
     def rows(self, *axes: int) -> list[list[int]]:
-        """Ranks that differ only along `axes` (0 cfg, 1 ring, 2 ulysses), in order; each is in one row."""
+        """Group ranks that differ only along `axes` (0 cfg, 1 ring, 2 ulysses); each is in one row."""
         degrees = (self.cfg, self.ring, self.ulysses)
         rows: dict[tuple[int, ...], list[int]] = {}
         for rank, place in enumerate(product(*map(range, degrees))):
@@ -78,13 +79,15 @@ class Topology:
         return list(rows.values())
 
     def check(self, *, heads: int, tokens: int | None, guided: bool) -> None:
-        """Refuse degrees that a model and request cannot use. Nothing has to divide anything.
+        """Refuse degrees that a model and request cannot use. No number has to divide another.
 
         Args:
-            tokens: None while they are not known.
+            heads: attention heads of the model.
+            tokens: tokens of the sequence; None if unknown.
+            guided: whether there are two branches.
 
         Raises:
-            BadRequestError: one line per degree that does not fit, with what would.
+            BadRequestError: one line per degree that does not fit, with one that would.
         """
         problems = [
             f"{axis}: {getattr(self, axis)} given; must be at least 1"
@@ -96,7 +99,7 @@ class Topology:
             problems.append(f"cfg: {self.cfg} given; {why}, so it must be at most {most}")
         if self.ulysses > heads:
             problems.append(
-                f"ulysses: {self.ulysses} given; the model has {heads} heads to split, use more ring"
+                f"ulysses: {self.ulysses} given; the model has {heads} heads to split, use a larger ring"
             )
         if tokens is not None and self.sequence > tokens:
             problems.append(f"ranks: {self.sequence} would share {tokens} tokens; each needs at least one")
@@ -113,21 +116,22 @@ class Topology:
         wanted: Degrees = Degrees(),
         per_node: int | None = None,
     ) -> Topology:
-        """The arrangement of `world` ranks that moves the fewest bytes, among those that are `wanted`.
+        """Choose the arrangement of `world` ranks that moves the fewest bytes and has the `wanted` degrees.
 
         Guidance branches exchange only the output, so they are split first. Ulysses moves less than a ring of
         the same degree, so it gets the largest degree that divides the heads and stays within a node, and the
         ring takes the rest.
 
         Args:
-            heads: of the model.
+            world: number of ranks.
+            heads: attention heads of the model.
             guided: whether there are two branches.
             wanted: degrees that the user gave.
-            per_node: neighbours that never span two nodes, if there are several: the greatest common divisor
-                of their sizes.
+            per_node: number of neighbours that never span two nodes, if there are several: the greatest
+                common divisor of the nodes' sizes.
 
         Raises:
-            BadRequestError: the wanted degrees do not make `world` ranks.
+            BadRequestError: the product of the wanted degrees does not fit `world`.
         """
         cfgs = [wanted.cfg] if wanted.cfg else [2, 1] if guided else [1]
         found = [
@@ -139,13 +143,13 @@ class Topology:
         ]
         if not found:
             raise BadRequestError(
-                f"ranks: {world} given; {wanted} does not multiply to that (cfg × ring × ulysses = ranks)"
+                f"ranks: {world} given; {wanted} cannot make that number (cfg × ring × ulysses = ranks)"
             )
         node = per_node or world
         return max(found, key=lambda t: (node % t.ulysses == 0, heads % t.ulysses == 0, t.cfg, t.ulysses))
 
 
 def _divisors(number: int) -> set[int]:
-    """All of them; of the largest number that options allow (2^33) in milliseconds."""
+    """All divisors of a number; takes milliseconds for the largest that options allow (2^33)."""
     small = [one for one in range(1, isqrt(number) + 1) if number % one == 0]
     return {*small, *(number // one for one in small)}

@@ -1,9 +1,9 @@
 """xfuser's own sequence parallelism (USP) as an attention backend, on CUDA through the extra `gpu`.
 
-xfuser would make process groups of its own, about ten, for a pipeline that there is not; USP only looks some
-things up in its modules, so it is given Lockstep's groups there, for each call those of its own topology. USP
-splits evenly only, so what does not divide is refused; Lockstep's own backends take it. Its transfers are not
-counted, nor watched over.
+xfuser would create about ten process groups of its own, for a pipeline that does not exist here. USP only
+looks them up in its modules, so Lockstep puts its own groups there, at each call the ones of the call's
+topology. USP splits evenly only, so sizes that do not divide are refused; Lockstep's own backends take them.
+Its transfers are neither counted nor watched.
 
 Tensor legend: B batch, S tokens on this rank, H heads, D channels of a head.
 
@@ -26,38 +26,38 @@ from runtime.parallel.kernels import GOOD_CUDNN, card_of, why_not
 
 log = logging.getLogger(__name__)
 
-_BY_SPEED = ("FLASH_3", "CUDNN", "SDPA_FLASH")  # all tell their log-sum-exp, so a ring may have any of them
+_BY_SPEED = ("FLASH_3", "CUDNN", "SDPA_FLASH")  # all return their log-sum-exp, which a ring needs
 
 
 @functools.cache
 def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """The fastest of xfuser's kernels that runs here: tried, not guessed.
+    """Choose the fastest of xfuser's kernels that runs on this machine, by running each once.
 
     Raises:
-        BadRequestError: none does.
+        BadRequestError: none of them runs.
     """
     reasons, card = {}, card_of(device)
     for name in _BY_SPEED:
         old = name == "CUDNN" and card is not None and card.cudnn < GOOD_CUDNN
         reason = "its cuDNN is too old" if old else why_not(f"xfuser:{name}", device, dtype, ring=2)
         if reason is None:
-            log.info("xfuser's USP takes %s", name)
+            log.info("xfuser's USP uses %s", name)
             return name
         reasons[name] = reason
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise BadRequestError(f"attention: 'xfuser' given; none of its kernels runs here: {told}")
+    raise BadRequestError(f"attention: 'xfuser' given; none of its kernels runs on this machine: {told}")
 
 
 @dataclass(frozen=True)
 class UspAttention:
-    """Self-attention through xfuser's USP, equal to another of the same split and kernel.
+    """Self-attention through xfuser's USP; compares equal to another of the same split and kernel.
 
     Args:
-        group: how tokens and heads are split.
+        group: split of tokens and heads.
         backend: name of xfuser's kernel.
 
     Raises:
-        BadRequestError: tokens or heads do not divide.
+        BadRequestError: tokens or heads do not divide evenly.
     """
 
     group: SequenceGroup

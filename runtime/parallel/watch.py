@@ -1,9 +1,9 @@
-"""The watch: every rank shows signs of life in a shared store and looks at the others', so that nobody waits
-for a rank that will not come.
+"""Watch: every rank publishes heartbeats in a shared store and reads the others', so that no rank waits for
+one that has failed.
 
-A thread publishes this rank's heartbeat a few times within the timeout and looks at the others'. The main
-thread asks for the diagnosis whenever it waits for other ranks, so a dead, stalled, failed or cancelled rank
-ends the wait of all, with one error that names it.
+A thread publishes this rank's heartbeat a few times within the timeout and reads the others'. The main thread
+asks for the diagnosis whenever it waits for other ranks, so a dead, stalled, failed or cancelled rank ends
+the wait of all of them, with one error that names it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from runtime.parallel.heartbeats import (
     Bounds,
     Diagnosis,
     Heartbeat,
-    State,
+    RankState,
     Still,
     Wait,
     diagnose,
@@ -41,19 +41,19 @@ from runtime.parallel.meeting import MEETING, in_background
 log = logging.getLogger(__name__)
 
 _TICKS = 10  # heartbeats within one timeout, and at least one a second
-_PATIENCE = 0.8  # part of the timeout after which silence is a failure; the rest is for telling everybody
-_GRACE = 20.0  # seconds, at most, in which the main thread should hear a diagnosis; agents kill after 30
+_PATIENCE = 0.8  # part of the timeout after which silence is a failure; the rest is for telling all ranks
+_GRACE = 20.0  # limit in seconds until the main thread takes a diagnosis; agents kill after 30
 
 
 class Queue(Protocol):
-    """What an accelerator has been given to do."""
+    """Work queue of an accelerator."""
 
     def mark(self) -> None:
-        """Something that others wait for begins here."""
+        """Mark the queue's end, where a transfer that others wait for begins."""
         ...
 
     def reached(self) -> int:
-        """How many of these the accelerator has come to; asked from another thread."""
+        """Number of marks that the accelerator has reached; called from another thread."""
         ...
 
 
@@ -61,17 +61,17 @@ class Watch:
     """Watches over the ranks of one job, from one of them.
 
     Args:
-        store: shared by all ranks; this object's own connection.
-        rank, size: this rank, and how many there are.
+        store: store that all ranks share, through a connection of the watch's own.
+        rank, size: number of this rank, and of ranks.
         timeout: seconds within which a failure anywhere ends every wait here.
-        busy: seconds that any rank may be at one thing that others may wait long for.
-        give_up: called with the error when the main thread has not taken notice of it within another
-            `timeout`, at most 20 s: it is stuck where it cannot ask. None leaves it there.
+        busy: limit in seconds for a single activity of a rank that may take long.
+        give_up: called with the error if the main thread has not noticed it within another `timeout`, at most
+            20 s, because it is stuck where it cannot ask. None leaves it there.
 
     Attributes:
-        before_transfer: raises if this rank should not start one.
-        queue: of this rank's accelerator, where ranks wait for each other there.
-        abort: ends what the accelerator waits for in vain; called from the watch's thread.
+        before_transfer: raises if this rank must not start a transfer.
+        queue: work queue of this rank's accelerator, if ranks wait for each other there.
+        abort: aborts the transfers that the accelerator waits for; called from the watch's thread.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Watch:
         self._wake, self._closed = threading.Event(), threading.Event()
         self._waited, self._broken = 0.0, False
         self._seen: dict[int, Heartbeat] = {}
-        self._beaten: dict[int, float] = {}  # rank → when its beat was seen to change
-        self._moved: dict[int, float] = {}  # and when its progress was
+        self._beaten: dict[int, float] = {}  # rank → time of its last heartbeat
+        self._moved: dict[int, float] = {}  # rank → time of its last progress
         self._swept = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="lockstep-watch", daemon=True)
 
     def start(self) -> None:
-        """Show the first heartbeat and begin to look at the others', once they have all shown theirs."""
+        """Publish the first heartbeat, wait for every rank's, and start to watch them."""
         self._publish()
         keys = [_key(rank) for rank in range(self._size)]
         try:
@@ -119,41 +119,43 @@ class Watch:
 
     @property
     def where(self) -> str:
-        """What this rank is doing."""
+        """Current activity of this rank."""
         return self._heartbeat.where
 
     def at(self, where: str, *, busy: bool = False) -> None:
-        """Say what this rank is doing, and whether it is something that others may wait long for."""
+        """Set this rank's current activity, and whether it may take long while others wait."""
         self._began = time.monotonic()
         self._change(where=where, busy=busy)
         self._wake.set()
 
     @contextlib.contextmanager
     def busy(self, where: str) -> Iterator[None]:
-        """While the block runs, this rank is at something that others may wait long for; then at what it was
-        before. If the block fails, it failed there."""
+        """Set this rank's activity to one that may take long, and back to the former after the block.
+
+        If the block raises, the activity stays, so that the error names it.
+        """
         before = self._heartbeat
         self.at(where, busy=True)
         yield
         self.at(before.where, busy=before.busy)
 
     def enter(self) -> None:
-        """This rank starts a transfer of tensors."""
+        """Note that this rank starts a transfer of tensors."""
         self.before_transfer()
         self.count()
         if self.queue is not None:
             self.queue.mark()
 
     def count(self) -> None:
-        """This rank starts a transfer of any kind."""
+        """Note that this rank starts a transfer of any kind."""
         self._waited, self._began = 0.0, time.monotonic()
         self._change(entered=self._heartbeat.entered + 1)
 
     def check(self, waited: float) -> None:
-        """Raise if waiting is in vain; called during a wait of `waited` seconds so far.
+        """Raise if a wait, of `waited` seconds so far, cannot succeed.
 
         Raises:
-            RankFailedError: a rank is dead, stalled or has failed.
+            RankFailedError: a rank has died, stalled or failed.
             CancelledError: a rank was cancelled.
         """
         self._waited, self._began = waited, time.monotonic()
@@ -165,10 +167,11 @@ class Watch:
         self._raise_diagnosis()
 
     def blame(self, error: Exception) -> NoReturn:
-        """A transfer broke; name the rank that is the reason, once it is known.
+        """Raise an error for a broken transfer, naming the rank that caused it once it is known.
 
         Raises:
-            RankFailedError: always.
+            RankFailedError: always, unless a rank was cancelled.
+            CancelledError: a rank was cancelled.
         """
         self._broken = True
         deadline = time.monotonic() + self.timeout
@@ -180,7 +183,7 @@ class Watch:
         raise RankFailedError(None, self.where, f"a transfer between ranks broke: {said}") from error
 
     def failure(self) -> LockstepError | None:
-        """Look now: the error that another rank's failure means for this one, if there is a failure."""
+        """Read the heartbeats now; return the error that another rank's failure causes here, if any."""
         if self._diagnosis is None:
             try:
                 self._notice(self._read())
@@ -189,7 +192,7 @@ class Watch:
         return None if self._diagnosis is None or self._diagnosis.cancelled else self._diagnosis.error()
 
     def end(self, error: BaseException | None = None) -> None:
-        """This rank leaves, because it is done or because of `error`; the others are told which."""
+        """Leave the watch, telling the other ranks that this one is done or ends because of `error`."""
         self._told.set()
         self._change(**ending(error, self._rank))
         try:
@@ -204,7 +207,7 @@ class Watch:
             self._thread.join(self.timeout)
 
     def _fence(self, rank: int | None) -> None:
-        """End a process on this host that has been given up: should it ever wake, it must do no harm."""
+        """Kill a silent process on this host: should it ever wake up, it must do no harm."""
         heartbeat = self._seen.get(rank) if rank is not None else None
         if (
             heartbeat is not None
@@ -216,7 +219,7 @@ class Watch:
                 os.kill(heartbeat.pid, signal.SIGKILL)
 
     def wait_for_others(self) -> None:
-        """Wait until every other rank has ended, or shows no sign of life. The store's host does so."""
+        """Wait until every other rank has ended or died, as the rank that hosts the store must."""
         deadline = time.monotonic() + self.timeout
         others = [rank for rank in range(self._size) if rank != self._rank]
         while time.monotonic() < deadline:
@@ -225,7 +228,7 @@ class Watch:
             except RuntimeError:
                 return
             if all(
-                heartbeats[r].state is not State.RUNNING or is_gone(heartbeats[r], self._heartbeat)
+                heartbeats[r].state is not RankState.RUNNING or is_gone(heartbeats[r], self._heartbeat)
                 for r in others
             ):
                 return
@@ -237,7 +240,7 @@ class Watch:
             raise self._diagnosis.error()
 
     def _run(self) -> None:
-        """Publish when something changes and at every tick; look at the others at every tick."""
+        """Publish at every tick and every change; read the others' heartbeats at every tick."""
         while self._diagnosis is None:
             self._wake.wait(self._tick)
             self._wake.clear()
@@ -253,11 +256,11 @@ class Watch:
         self._act(self._diagnosis.error())
 
     def _act(self, error: LockstepError) -> None:
-        """The main thread hears of `error` when it asks next; help it there, or give it up."""
+        """Bring `error` to the main thread, which takes it when it asks next, or give it up."""
         try:
             self.abort()
         except RuntimeError as trouble:
-            log.warning("what the device waits for could not be ended: %s", trouble)
+            log.warning("the device's transfers could not be aborted: %s", trouble)
         deadline = time.monotonic() + min(self.timeout, _GRACE)
         if (
             not self._told.is_set()
@@ -278,7 +281,7 @@ class Watch:
         self._store.set(_key(self._rank), json.dumps(asdict(self._heartbeat)))
 
     def _reached(self) -> int:
-        """How far the accelerator has come. If it cannot say, it has failed, and this rank with it."""
+        """Number of marks that the accelerator has reached; if it raises, this rank has failed."""
         try:
             return 0 if self.queue is None else self.queue.reached()
         except RuntimeError as error:
@@ -292,7 +295,7 @@ class Watch:
         values = self._store.multi_get([_key(rank) for rank in range(self._size)])
         heartbeats = [Heartbeat(**json.loads(value)) for value in values]
         return {
-            rank: replace(heartbeat, state=State(heartbeat.state))
+            rank: replace(heartbeat, state=RankState(heartbeat.state))
             for rank, heartbeat in enumerate(heartbeats)
         }
 
@@ -308,16 +311,16 @@ class Watch:
         still = {rank: Still(now - self._beaten[rank], now - self._moved[rank]) for rank in heartbeats}
         wait = Wait(self._waited, self._broken)
         diagnosis = diagnose(self._rank, self._heartbeat, wait, heartbeats, still, self._bounds)
-        if diagnosis is not None:  # a rank may have told why it ends since, and be gone now
+        if diagnosis is not None:  # the rank may have published a reason since
             diagnosis = (
                 diagnose(self._rank, self._heartbeat, wait, self._read(), still, self._bounds) or diagnosis
             )
         self._diagnosis = diagnosis
 
     def _lose_store(self, error: RuntimeError) -> None:
-        """The store lives in the first rank, or in its launcher: one of them is gone or has stopped."""
+        """Diagnose a lost store: its host, the first rank or its launcher, has died or stopped."""
         first = self._seen.get(0)
-        if self._rank != 0 and first is not None and first.state is State.RUNNING:
+        if self._rank != 0 and first is not None and first.state is RankState.RUNNING:
             reason = "it died" if is_gone(first, self._heartbeat) else "it shows no sign of life"
             said = str(error).splitlines()[0]
             self._diagnosis = Diagnosis(0, self.where, f"{reason}, or the store beside it is gone ({said})")

@@ -21,7 +21,7 @@ import torch
 from runtime.checkpoint.history import History
 from runtime.models.base import Adapter, Geometry, Time
 from runtime.parallel.guidance import Guidance
-from runtime.parallel.sequence import Sequence, WholeSequence
+from runtime.parallel.sequence import TokenSequence, WholeSequence
 from spectrum import Forecaster, Predictor, Squares, StepKind
 
 Kinds = Mapping[str, StepKind]
@@ -106,7 +106,7 @@ class Network:
     geometry: Geometry
     branches: tuple[Branch, ...]
     guidance: Guidance
-    sequence: Sequence = field(default_factory=WholeSequence)
+    sequence: TokenSequence = field(default_factory=WholeSequence)
     condition_BCFHW: torch.Tensor | None = None
 
     def features(

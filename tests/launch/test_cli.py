@@ -63,7 +63,10 @@ def test_an_input_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture
         (["generate", PROMPT, *config, "--out", video], "given for config: give another name"),
         (["compare", PROMPT, *config, "--out", video], "given for config: give another name"),
         (["calibrate", "--prompts", prompts, "--out", prompts], "given for prompts: give another name"),
-        (["plan", calibration, "--nfe", "9", "--preset", calibration], "given for calibration: give another name"),
+        (
+            ["plan", calibration, "--nfe", "9", "--preset", calibration],
+            "given for calibration: give another name",
+        ),
         (["plan", "wan-tiny", "--nfe", "9", "--preset", "x", "--picture", "x"], "also the name of the"),
     ):
         assert run(*arguments, "--overwrite") == 2
@@ -164,7 +167,7 @@ def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.Captu
         (["--ranks", "0"], "0 is not in the range 1<=x<=65536"),
         (["--ranks", "2", "--launcher", "inline"], "it runs one rank, 2 need ray or torchrun"),
         (["--ulysses", "7"], "ulysses: 7 given; the model has 6 heads"),
-        (["--ranks", "4", "--ring", "3"], "ranks: 4 given; ring 3 does not multiply to that"),
+        (["--ranks", "4", "--ring", "3"], "ranks: 4 given; ring 3 cannot make that number"),
         (["--cfg", "2", "--guidance", "1"], "cfg: 2 given; without guidance there is one branch"),
         (["--timeout", "0"], "'0' given; a number from 1 to 604800 is needed"),
         (["--launcher", "ssh"], "'ssh' is not one of"),

@@ -48,7 +48,7 @@ def test_a_kernel_on_a_gpu(name: str) -> None:
         ("cudnn", CPU, torch.float32, 1, "runs on cuda only"),
         ("flash", CUDA, torch.float32, 1, "does not take torch.float32 on cuda"),
         ("cudnn", CUDA, torch.float32, 1, "does not take torch.float32 on cuda"),
-        ("sdpa", CPU, torch.float32, 2, "log-sum-exp, as ring > 1 needs"),
+        ("sdpa", CPU, torch.float32, 2, "log-sum-exp, which ring > 1 needs"),
         ("xfuser", CPU, torch.float32, 1, "xfuser needs CUDA"),
         ("xfuser:FLASH_3", CPU, torch.float32, 2, "xfuser needs CUDA"),
     ],
@@ -105,5 +105,6 @@ def test_a_kernel_that_is_not_there_is_found_at_the_door() -> None:
     assert why_not("flash", CPU, torch.bfloat16, ring=2) is None
     assert why_not("sdpa", CPU, torch.float32, ring=1) is None
     assert (
-        why_not("sdpa", CPU, torch.float32, ring=2) == "it does not tell its log-sum-exp, as ring > 1 needs"
+        why_not("sdpa", CPU, torch.float32, ring=2)
+        == "it does not return its log-sum-exp, which ring > 1 needs"
     )

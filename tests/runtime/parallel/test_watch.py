@@ -17,7 +17,7 @@ from runtime.parallel.heartbeats import (
     Bounds,
     Diagnosis,
     Heartbeat,
-    State,
+    RankState,
     Still,
     Wait,
     diagnose,
@@ -49,7 +49,7 @@ def test_silence_is_a_failure_only_when_it_lasts() -> None:
     assert diagnosis(FINE, still={1: Still(4.1)}) == Diagnosis(
         1, "step 7", "it has shown no sign of life for 4.1 s", silent=True
     )
-    assert diagnosis(replace(FINE, state=State.DONE), still={1: Still(99.0)}) is None
+    assert diagnosis(replace(FINE, state=RankState.DONE), still={1: Still(99.0)}) is None
 
 
 def test_whoever_is_furthest_behind_is_waited_for_in_vain() -> None:
@@ -96,15 +96,15 @@ def test_a_device_that_gets_no_further_is_named() -> None:
 
 
 def test_a_rank_that_left_is_named_once_the_transfer_breaks() -> None:
-    left = replace(FINE, entered=3, state=State.DONE, where="step 2")
+    left = replace(FINE, entered=3, state=RankState.DONE, where="step 2")
     assert diagnosis(left) is None
     found = diagnosis(left, wait=Wait(0.1, broken=True))
     assert found is not None and (found.rank, found.where) == (1, "step 2")
 
 
 def test_the_cause_is_named_not_the_messenger() -> None:
-    messenger = replace(FINE, state=State.FAILED, blames=2, reason="boom")
-    cause = replace(FINE, state=State.FAILED, blames=2, reason="boom", where="step 3")
+    messenger = replace(FINE, state=RankState.FAILED, blames=2, reason="boom")
+    cause = replace(FINE, state=RankState.FAILED, blames=2, reason="boom", where="step 3")
     assert diagnosis(messenger, cause) == Diagnosis(2, "step 3", "boom")
     explained = diagnosis(messenger, replace(cause, explains=True))
     assert explained == Diagnosis(2, "step 3", "boom", told=True)
@@ -113,8 +113,8 @@ def test_the_cause_is_named_not_the_messenger() -> None:
 
 
 def test_a_failure_outweighs_the_cancellation_that_follows_it() -> None:
-    cancelled = replace(FINE, state=State.CANCELLED, reason="interrupted")
-    failed = replace(FINE, state=State.FAILED, blames=2, reason="boom")
+    cancelled = replace(FINE, state=RankState.CANCELLED, reason="interrupted")
+    failed = replace(FINE, state=RankState.FAILED, blames=2, reason="boom")
     found = diagnosis(cancelled, failed)
     assert found is not None and isinstance(found.error(), RankFailedError)
     found = diagnosis(cancelled, FINE)
@@ -147,7 +147,7 @@ def test_a_rank_that_tells_the_cause_and_ends_while_it_is_judged_is_not_the_caus
     before = replace(own, pid=child.pid, born=psutil.Process(child.pid).create_time(), where="step 3")
     child.wait()
     cause = replace(own, host="there", where="step 2")
-    told = replace(before, state=State.FAILED, blames=1, reason="it has not arrived")
+    told = replace(before, state=RankState.FAILED, blames=1, reason="it has not arrived")
     for rank, heartbeat in enumerate((own, cause, told)):
         store.set(f"heartbeat/{rank}", json.dumps(asdict(heartbeat)))
     watch._notice({0: own, 1: cause, 2: before})

@@ -1,4 +1,4 @@
-"""One tensor of a generation, driven step by step: computed and remembered, or forecast."""
+"""Track: one tensor of a generation, driven step by step, computed and recorded or forecast."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from spectrum.schedule import StepKind
 
 
 class Advanced(NamedTuple):
-    """What a `Track` gives for one step.
+    """Result of one step of a `Track`.
 
     Attributes:
-        value: computed or forecast.
-        squares: error that a forecast of a computed step would have had; None at forecast steps, and where
+        value: the computed or forecast value.
+        squares: error that a forecast of a computed step would have had; None at forecast steps, and if
             nothing was remembered to forecast from.
     """
 
@@ -55,13 +55,14 @@ class Track:
         return self._forecaster.bytes
 
     def advance(self, step: int, kind: StepKind, compute: Callable[[], torch.Tensor]) -> Advanced:
-        """The value of step `step`; steps come in ascending order.
+        """Compute and record, or forecast, the value of step `step`; steps ascend.
 
         Args:
+            step: index of the step.
             kind: whether the step is computed or forecast.
-            compute: gives the value, of the same shape and dtype at every step. It is called once at a
-                computed step and never at a forecast one. Its result is kept without a copy, so nobody may
-                write to it afterwards.
+            compute: computes the value, of the same shape and dtype at every step. It is called once at a
+                computed step and never at a forecast one. Its result is kept without a copy, so it must not
+                be written to afterwards.
 
         Raises:
             ValueError: the first step is a forecast, a step is not later than the last computed one, or a
@@ -75,13 +76,14 @@ class Track:
         return Advanced(value, squares)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered, for a checkpoint; the values are not copied."""
+        """Remembered steps and values, for a checkpoint; the values are not copied."""
         return self._forecaster.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
-        """Replace what is remembered by a `state_dict`, to resume a generation.
+        """Replace the history by a `state_dict`, to resume a generation.
 
         Args:
-            device: where forecasts are to be made, by default where values are kept.
+            state: what `state_dict` returned.
+            device: device on which forecasts are made; by default the one on which values are kept.
         """
         self._forecaster.load_state_dict(state, device)

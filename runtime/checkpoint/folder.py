@@ -1,11 +1,11 @@
-"""Checkpoints: a generation's state on disk, whole or not at all, so that it can go on where it was.
+"""Checkpoints: a generation's state on disk, whole or not at all, from which it can be resumed.
 
     <root>/lockstep.lock                            held by the job that uses the folder
-    <root>/<digest>/identity.json                   what this generation is a function of, for people
-    <root>/<digest>/part-<step>-<rank>.pt           what this rank had to add after this step
-    <root>/<digest>/manifest-<step>-<rank>.json     what this rank needs to go on after this step
+    <root>/<digest>/identity.json                   recipe of the generation, for people to read
+    <root>/<digest>/part-<step>-<rank>.pt           this rank's new data after this step
+    <root>/<digest>/manifest-<step>-<rank>.json     parts that this rank needs to resume after this step
 
-Nothing that is called otherwise is ever touched, whatever folder it is that a user names.
+Files with other names are never touched, whichever folder a user names.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from runtime.recipe import differences, some_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 4  # of what parts and manifests hold
+VERSION = 4  # format of parts and manifests
 _LOCK, IDENTITY = "lockstep.lock", "identity.json"
 _MANIFEST = re.compile(r"manifest-(\d{5,})-\d+\.json")
 _OWN = re.compile(r"(?:part-\d{5,}-\d+\.pt|manifest-\d{5,}-\d+\.json|identity\.json)")
 _HALF = re.compile(r"\.(?:part-\d{5,}-\d+|manifest-\d{5,}-\d+|identity)\..+\.part\.(?:pt|json)")
-_TRIES = 1000  # to hold a folder that others come to and leave meanwhile
+_TRIES = 1000  # attempts to lock a folder that others create and remove meanwhile
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one job, in a folder of their own.
+    """Checkpoints of one job, in a folder of their own.
 
     Attributes:
-        root: made when it is needed; on several machines, on a disk that they share.
-        every: a checkpoint after this many computed steps.
-        resume: whether to go on from what is there.
-        overwrite: whether what another job or request left there may be removed.
+        root: the folder, created when needed; for several machines, on a disk that they share.
+        every: number of computed steps from one checkpoint to the next.
+        resume: whether to resume from existing checkpoints.
+        overwrite: whether checkpoints of another job or request may be removed.
     """
 
     root: Path
@@ -58,7 +58,7 @@ class Checkpoints:
 
     @classmethod
     def folder_of(cls, out: Path, within: Path | None) -> Path:
-        """The folder of the job that writes `out`: beside it, or `within` one that jobs may share."""
+        """Folder of the job that writes `out`: beside it, or in `within`, which jobs may share."""
         if within is None:
             return out.with_suffix(".checkpoints")
         whole = hashlib.sha256(os.path.normpath(out.absolute()).encode(errors="surrogateescape")).hexdigest()
@@ -68,31 +68,31 @@ class Checkpoints:
         """Refuse a folder that cannot be used, or that holds another job's checkpoints.
 
         Raises:
-            BadRequestError: see above; the message says what to do.
+            BadRequestError: the folder is refused; the message says what to do.
         """
         check_outlives(self.root, field="checkpoints")
         self._check_leave()
         if self.resume and self.newest is None:
             self._check_of_use()
-            told = "there is no whole checkpoint" if self.left else "there is no checkpoint"
+            told = "there is no complete checkpoint" if self.left else "there is no checkpoint"
             log.warning("resume: %s in %r; starting at the first step", told, str(self.root))
         with refusing("checkpoints", self.root):
             missing = not self.root.exists()
         check_folder(self.root, field="checkpoints")
-        if missing:  # made again when there is something to keep
+        if missing:  # created again with the first checkpoint
             with suppress(OSError):
                 self.root.rmdir()
 
     @contextmanager
     def locked(self, identities: Sequence[str] = ()) -> Iterator[None]:
-        """Hold the folder for this process; what is not to be resumed is cleared first.
+        """Lock the folder for this process; checkpoints that are not to be resumed are removed first.
 
         Args:
-            identities: of the job's generations, as JSON. There must be something of one of them to resume
-                if there is anything.
+            identities: recipes of the job's generations, as JSON. If the folder holds checkpoints to resume
+                from, one of them must match.
 
         Raises:
-            BadRequestError: another process holds it, or what is there is another job's or another request's.
+            BadRequestError: another process holds the folder, or another job or request left checkpoints.
         """
         lock = self._hold()
         try:
@@ -112,7 +112,7 @@ class Checkpoints:
             lock.close()
 
     def remove(self) -> None:
-        """Leave nothing of a job that is done; if another process holds the folder, it stays as it is."""
+        """Remove everything of a finished job, unless another process holds the folder."""
         if not self.root.is_dir():
             return
         try:
@@ -125,27 +125,29 @@ class Checkpoints:
         lock.close()
 
     def discard(self) -> None:
-        """Remove all checkpoints; for the process that holds the folder.
+        """Remove all checkpoints; only for the process that holds the folder.
 
         Raises:
-            OSError: some could not be removed.
+            OSError: a file could not be removed.
         """
         for folder in self._folders():
             _clear(folder)
 
     def of(self, identity: str) -> Path:
-        """The folder of one generation."""
+        """Folder of the generation with this identity."""
         return self.root / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property
     def newest(self) -> int | None:
-        """The newest step that every rank has a checkpoint of."""
+        """Newest step of which every rank has a checkpoint; None if there is none."""
         return max((step for folder in self._folders() for step in complete_steps(folder)), default=None)
 
     @property
     def left(self) -> bool:
-        """Whether a job that did not end has left something, whole or not: it stays until the user says what
-        is to become of it. Whether it can be gone on from is what `newest` says."""
+        """True if an unfinished job left checkpoints, complete or not.
+
+        They are kept until the user decides about them. `newest` says whether they can be resumed from.
+        """
         return bool(self._manifests())
 
     def _manifests(self) -> list[Path]:
@@ -157,22 +159,24 @@ class Checkpoints:
         ]
 
     def _folders(self) -> list[Path]:
-        """Folders of generations."""
+        """List the folders of generations."""
         inside = [self.root / name for name in _names(self.root) if _DIGEST.fullmatch(name)]
         return [path for path in inside if path.is_dir() and not path.is_symlink()]
 
     def _check_leave(self) -> None:
         if self.left and not (self.resume or self.overwrite):
-            none = "starts at the first step (none of them is whole)"
-            does = none if self.newest is None else "goes on from them"
+            none = "starts at the first step (none of them is complete)"
+            does = none if self.newest is None else "resumes from them"
             raise BadRequestError(
-                f"checkpoints: {str(self.root)!r} holds those of a job that did not end; --resume {does}, "
+                f"checkpoints: {str(self.root)!r} holds checkpoints of an unfinished job; --resume {does}, "
                 "--overwrite starts again"
             )
 
     def _check_of_use(self) -> None:
-        """Refuse, or if that is wanted remove, what nothing here can go on from, but others could: another
-        version of Lockstep, or this one once the files can be read. What is damaged is of use to nobody."""
+        """Refuse checkpoints that only another version can resume from, or that are unreadable now.
+
+        With `overwrite` they are removed instead. Damaged ones are not kept.
+        """
         told = "" if self.newest is not None else next(filter(None, map(_of_others, self._manifests())), "")
         if not told:
             return
@@ -186,26 +190,26 @@ class Checkpoints:
         )
 
     def _check_identities(self, identities: Sequence[str]) -> None:
-        """Refuse, or if that is wanted remove, what is of other generations than these alone."""
+        """Refuse checkpoints of other generations alone; with `overwrite`, remove them."""
         kept = {folder: _identity_in(folder) for folder in self._folders()}
         known = {self.of(identity) for identity in identities}
         if not kept or known & kept.keys() or any(found in identities for found in kept.values()):
             return
         others = [json.loads(found) for found in kept.values() if found]
         differing = [differences(other, json.loads(one)) for other in others for one in identities]
-        said = min(differing, key=len, default=["another version of Lockstep made them"])
-        told = f"those in {str(self.root)!r} are of another request: {some_of(said)}"
+        said = min(differing, key=len, default=["another version of Lockstep wrote them"])
+        told = f"the ones in {str(self.root)!r} belong to another request: {some_of(said)}"
         if self.overwrite:
             log.warning("checkpoints: %s; they are removed", told)
             self.discard()
             return
         raise BadRequestError(
-            f"resume: the checkpoints do not fit, {told}. They are kept: resume with what they were made "
-            "with, give another --out, or start again with --overwrite instead of --resume"
+            f"resume: the checkpoints do not match: {told}. They are kept: resume with the request that they "
+            "were written for, give another --out, or start again with --overwrite instead of --resume"
         )
 
     def _hold(self) -> IO[str]:
-        """The open lock of the folder, which is made when it is missing."""
+        """Lock the folder, which is created if it is missing, and return the open lock file."""
         for _ in range(_TRIES):
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -215,21 +219,23 @@ class Checkpoints:
                     said=lambda who: f"checkpoints: another job is using {str(self.root)!r} ({who})",
                 )
             except FileNotFoundError:
-                continue  # who held it has just removed the folder
+                continue  # the former holder has just removed the folder
             except OSError as error:
                 said = f"checkpoints: cannot write in {str(self.root)!r}: {reason(error)}"
                 raise BadRequestError(said) from None
-        raise BadRequestError(f"checkpoints: {str(self.root)!r} does not stay; choose another folder")
+        raise BadRequestError(
+            f"checkpoints: {str(self.root)!r} is removed again and again; choose another folder"
+        )
 
     def _leave(self) -> None:
-        """Remove what the folder was used with; the folder, too, if nothing else is in it."""
+        """Remove the lock file, and the folder if it is empty then."""
         with suppress(OSError):
             (self.root / _LOCK).unlink(missing_ok=True)
             self.root.rmdir()
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps that every rank of the group that wrote them has a manifest of, the newest first."""
+    """Steps of which every rank of the group that wrote them has a manifest, newest first."""
     found = (_MANIFEST.fullmatch(name) for name in _names(folder))
     steps = sorted({int(match[1]) for match in found if match}, reverse=True)
     return [step for step in steps if _is_complete(folder, step)]
@@ -248,10 +254,10 @@ def _is_complete(folder: Path, step: int) -> bool:
 
 
 def read_manifest(folder: Path, step: int, rank: int) -> dict[str, Any]:
-    """What a rank needs to go on after a step.
+    """Read a rank's manifest of a step.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: there is none, or it is damaged or of another version.
+        OSError, ValueError, KeyError, TypeError: it is missing, damaged, or of another version.
     """
     manifest = read_json(folder / manifest_name(step, rank))
     if manifest["version"] != VERSION:
@@ -260,7 +266,7 @@ def read_manifest(folder: Path, step: int, rank: int) -> dict[str, Any]:
 
 
 def _of_others(manifest: Path) -> str:
-    """Why a manifest is of no use here but may be elsewhere; empty if it is of use, damaged, or gone."""
+    """Reason why a manifest cannot be used here but may be elsewhere; empty if usable, damaged or missing."""
     try:
         version = read_json(manifest)["version"]
     except FileNotFoundError:
@@ -274,12 +280,12 @@ def _of_others(manifest: Path) -> str:
 
 
 def manifest_name(step: int, rank: int) -> str:
-    """The name of a rank's manifest of a step."""
+    """File name of a rank's manifest of a step."""
     return f"manifest-{step:05d}-{rank}.json"
 
 
 def _names(folder: Path) -> list[str]:
-    """What is in a folder that may not be there."""
+    """List the names in a folder, which may be missing."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except OSError:
@@ -296,17 +302,17 @@ def _clear(folder: Path) -> None:
 
 
 def identity_text(identity: str) -> str:
-    """What `identity.json` holds.
+    """Content of `identity.json`.
 
     Args:
-        identity: JSON, and in further lines which segments are before this one.
+        identity: a recipe as JSON, followed by lines that name the segments before this one.
     """
     whole, *after = identity.splitlines()
     return json.dumps({"identity": json.loads(whole), "after": after}, indent=2) + "\n"
 
 
 def _identity_in(folder: Path) -> str | None:
-    """The identity of a generation without what is before it, as JSON; None if it is not known."""
+    """Read the recipe of a generation, without earlier segments, as JSON; None if unknown."""
     try:
         found = read_json(folder / IDENTITY)["identity"]
         return json.dumps(found, sort_keys=True) if isinstance(found, dict) else None

@@ -1,8 +1,8 @@
-"""The history of a generation: the values that its forecasts are made from."""
+"""History of a generation: the values from which its forecasts are made."""
 
 from __future__ import annotations
 
 import torch
 
 History = dict[str, dict[int, torch.Tensor]]
-"""What is forecast (a branch, or `guided`) → step → remembered value."""
+"""Forecast stream (a branch, or `guided`) → step → remembered value."""

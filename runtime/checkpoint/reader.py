@@ -1,4 +1,4 @@
-"""Reads checkpoints: the newest that is whole on every rank, for the same ranks or for others."""
+"""Reading checkpoints: the newest that is complete on every rank, for the same topology or another."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A checkpoint as read.
+    """A checkpoint that was read.
 
     Attributes:
+        step: the last step that is done.
+        shared: state that is the same on every rank.
+        own: state of single ranks.
+        history: remembered values.
         sharded: whether the topology is the one that wrote it; `own` and `history` are then this rank's.
-            Otherwise they are of all ranks: `own` one by one, `history` put together.
+            Otherwise they cover all ranks: `own` one by one, `history` concatenated.
     """
 
     step: int
@@ -36,12 +40,14 @@ class Restored:
 
 
 def restore(folder: Path, topology: Topology, ranks: Ranks, branches: tuple[str, ...]) -> Restored | None:
-    """Read the newest checkpoint in `folder` that is whole on every rank; None if there is none.
+    """Read the newest checkpoint in `folder` that is complete on every rank; None if there is none.
 
     Args:
-        topology: of the ranks that go on. If it is the one that wrote, each rank reads its own part;
-            otherwise the parts are put together.
-        branches: those that this rank computes.
+        folder: folder of the generation.
+        topology: topology that resumes. If it is the one that wrote, each rank reads its own part; otherwise
+            the parts are concatenated.
+        ranks: all ranks of the group.
+        branches: branches that this rank computes.
     """
     found: list[int] = ranks.control.all_gather_object(complete_steps(folder) if ranks.is_leader else [])[0]
     for step in found:
@@ -49,7 +55,7 @@ def restore(folder: Path, topology: Topology, ranks: Ranks, branches: tuple[str,
         with ranks.busy("reading its checkpoint"):
             try:
                 restored = _read(folder, step, topology, ranks.rank, branches)
-            except Exception as error:  # whatever torch and pickle make of what is there
+            except Exception as error:  # torch and pickle raise anything for damaged files
                 problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         problems = [told for told in ranks.control.all_gather_object(problem) if told]
         if not problems:
@@ -80,7 +86,7 @@ def _read(folder: Path, step: int, topology: Topology, rank: int, branches: tupl
 
 
 def _holders(topology: Topology, branch: str) -> list[int]:
-    """Ranks that hold the shards of `branch`, which may be one window's, in the order of the tokens."""
+    """Ranks that hold the shards of `branch`, possibly of one window, in the order of the tokens."""
     half = 1 if branch.rpartition("/")[2] == "uncond" and topology.cfg == 2 else 0
     places = {rank: topology.place(rank) for rank in range(topology.world)}
     return sorted((r for r, p in places.items() if p.cfg == half), key=lambda r: places[r].sequence)
@@ -97,7 +103,7 @@ class _Parts:
         if name not in self._read:
             path = self._folder / name
             if file_digest(path) != manifest["parts"][name]:
-                raise ValueError(f"{path} is damaged: its checksum is not the manifest's")
+                raise ValueError(f"{path} is damaged: its checksum differs from the manifest's")
             self._read[name] = torch.load(path, weights_only=True)
         return self._read[name]
 

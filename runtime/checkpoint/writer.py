@@ -1,7 +1,7 @@
-"""Writes checkpoints: every rank its own part in the background, then a manifest that names the parts a
-resume needs, with their checksums.
+"""Writing checkpoints: every rank writes its own part in the background, then a manifest that names the parts
+needed to resume, with their checksums.
 
-A checkpoint counts once every rank's manifest is there. Remembered features are written once, with the first
+A checkpoint counts once every rank's manifest exists. Remembered features are written once, with the first
 checkpoint after them; later manifests refer to that part again.
 """
 
@@ -28,7 +28,7 @@ from runtime.files.tensors import save_tensors
 from runtime.files.text import read_json
 from runtime.parallel.topology import Topology
 
-_KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
+_KEPT = 2  # checkpoints, so that there is another one if the newest is damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Snapshot:
 
     Attributes:
         step: the last step that is done.
-        shared: the same on every rank (latents, sampler, decisions); the first rank's is kept.
+        shared: state that is the same on every rank (latents, sampler, decisions); the first rank's is kept.
         own: numbers of this rank alone, as JSON.
-        history: what its stream remembers.
+        history: values that its stream remembers.
     """
 
     step: int
@@ -52,10 +52,10 @@ class CheckpointWriter:
     """Writes one rank's parts of one generation, in a thread of its own.
 
     Args:
-        folder: of the generation.
-        identity: of the generation, which people can read beside its parts.
-        topology, rank: which part this is.
-        every: a checkpoint after this many computed steps.
+        folder: folder of the generation.
+        identity: recipe of the generation, as text; written beside the parts for people to read.
+        topology, rank: arrangement of the ranks, and this rank.
+        every: number of computed steps from one checkpoint to the next.
     """
 
     def __init__(self, folder: Path, identity: str, topology: Topology, rank: int, every: int):
@@ -69,11 +69,13 @@ class CheckpointWriter:
         self.bytes = 0
 
     def offer(self, computed: bool, snapshot: Callable[[], Snapshot]) -> None:
-        """After every step: write in the background, if one is due. Waits only where the last is not written
-        yet: all ranks write after the same steps, however slow one of their disks is.
+        """Write a checkpoint in the background if one is due; called after every step.
+
+        It waits only if the last one is not yet written: all ranks write after the same steps, even if one of
+        their disks is slow.
 
         Raises:
-            JobFailedError: an earlier one could not be written.
+            JobFailedError: an earlier checkpoint could not be written.
         """
         if self.due(computed):
             self.wait()
@@ -81,16 +83,16 @@ class CheckpointWriter:
         self._computed += computed
 
     def due(self, computed: bool) -> bool:
-        """Whether there is something to write after this step."""
+        """Return whether a checkpoint is due after this step."""
         return computed and (self._computed + 1) % self._every == 0
 
     @property
     def busy(self) -> bool:
-        """Whether it is still writing."""
+        """True while a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
     def finish(self, snapshot: Snapshot) -> None:
-        """Write this one, unless it is there already, and wait until it is.
+        """Write this snapshot, unless it was written already, and wait for it.
 
         Raises:
             JobFailedError: it could not be written.
@@ -101,10 +103,10 @@ class CheckpointWriter:
         self.wait()
 
     def wait(self) -> None:
-        """Wait for what is being written.
+        """Wait for the checkpoint that is being written.
 
         Raises:
-            JobFailedError: it could not be.
+            JobFailedError: it could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -112,11 +114,11 @@ class CheckpointWriter:
         if self._error is not None:
             raise JobFailedError(
                 f"checkpoints: cannot write in {str(self._folder)!r}: {_why(self._error)} "
-                "(--checkpoint-every 0 goes without)"
+                "(--checkpoint-every 0 turns checkpoints off)"
             ) from self._error
 
     def let_go(self, within: float) -> None:
-        """Wait so many seconds at most for what is being written, whether or not it can be."""
+        """Wait at most `within` seconds for the checkpoint that is being written; ignore failures."""
         if self._thread is not None:
             self._thread.join(within)
 
@@ -133,11 +135,11 @@ class CheckpointWriter:
                 self._write_identity()
             self._write_manifest(snapshot)
             self._prune()
-        except Exception as error:  # whatever it is, `wait` raises it where it can be told
+        except Exception as error:  # raised by `wait`, in the main thread
             self._error = error
 
     def _write_part(self, snapshot: Snapshot) -> None:
-        """What no earlier part has."""
+        """Write the data that no earlier part holds."""
         name = f"part-{snapshot.step:05d}-{self._rank}.pt"
         new = {
             branch: {step: value.cpu() for step, value in values.items() if step not in self._steps(branch)}
@@ -182,12 +184,12 @@ class CheckpointWriter:
             temporary.write_text(json.dumps(manifest), encoding="utf-8")
 
     def _prune(self) -> None:
-        """Remove this rank's files that are older than the newest checkpoints that all ranks have."""
+        """Remove this rank's files that are older than the newest complete checkpoints."""
         newest = complete_steps(self._folder)[:_KEPT]
         oldest = manifest_name(newest[-1], self._rank) if len(newest) == _KEPT else ""
         needed: set[str] = set()
         names = [path.name for path in self._folder.iterdir()]
-        own = rf"-\d{{5,}}-{self._rank}"  # what is called otherwise is another's
+        own = rf"-\d{{5,}}-{self._rank}"  # other names belong to other ranks
         for path in [self._folder / name for name in names if re.fullmatch(rf"manifest{own}\.json", name)]:
             if path.name < oldest:
                 path.unlink()
@@ -208,7 +210,7 @@ def file_digest(path: Path) -> str:
 
 
 def _on_cpu(content: Any) -> Any:
-    """The same nest of dicts, lists and values, with its tensors on the CPU."""
+    """Copy nested dicts and lists, with their tensors moved to the CPU."""
     if isinstance(content, torch.Tensor):
         return content.cpu()
     if isinstance(content, dict):
@@ -219,7 +221,7 @@ def _on_cpu(content: Any) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """What to say of it in a line."""
+    """Describe an error in one line."""
     cause = error.__cause__ if isinstance(error, JobFailedError) else error
     if isinstance(cause, OSError):
         return reason(cause)

@@ -1,4 +1,4 @@
-"""Commands: what is asked of a running job from outside, and the box that they lie in."""
+"""Commands to a running job, and the mailbox that holds them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Command(IntEnum):
-    """What can be asked of a running generation; of several, the greatest counts."""
+    """Command to a running generation; of several, the greatest counts."""
 
     NONE = 0
     FORCE_COMPUTE = 1
@@ -16,11 +16,11 @@ class Command(IntEnum):
 
 
 class Commands:
-    """What has been asked of one job on this rank; given from any thread or signal handler.
+    """Mailbox of one job's commands on this rank, which any thread or signal handler may fill.
 
-    `STOP` and `CANCEL` stay: whoever coordinates a step of the job, now or later, sees them. `FORCE_COMPUTE`
-    is for the next step. There is no lock, which a signal handler could wait for in vain: each command is one
-    assignment or one append, and only the coordinator takes anything out.
+    `STOP` and `CANCEL` stay in it: every later step of the job sees them. `FORCE_COMPUTE` is for the next
+    step. There is no lock, on which a signal handler could deadlock: each command is one assignment or one
+    append, and only the coordinator takes commands out.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Commands:
         self._forced: deque[Command] = deque()
 
     def give(self, command: Command) -> None:
-        """Ask for `command`."""
+        """Put `command` into the mailbox."""
         match command:
             case Command.CANCEL:
                 self._cancel = True
@@ -38,7 +38,7 @@ class Commands:
                 self._forced.append(command)
 
     def take(self) -> Command:
-        """The greatest command, to be told to all ranks with the next step."""
+        """Take the greatest command, which is sent to all ranks with the next step."""
         forced = False
         while self._forced:
             forced = bool(self._forced.popleft())

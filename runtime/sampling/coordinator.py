@@ -1,10 +1,10 @@
-"""The coordinator: decisions that all ranks share, and the proof that they did.
+"""Coordinator: decisions that all ranks share, and the proof that they do.
 
-Every rank takes each decision by itself, from the same schedule and the same numbers, so nobody waits for it.
-As the step begins, the ranks exchange a digest of all decisions so far, with their commands. The digests are
+Every rank makes each decision by itself, from the same schedule and numbers, so no rank waits for it. As the
+step begins, the ranks exchange a digest of all decisions so far, with their commands. The digests are
 compared before the step's first transfer, which comes after a block's first projections, so the exchange
-hides behind work; ranks that disagree never start transfers that do not fit. A command given on any rank
-takes effect at the same step on all.
+overlaps with computation; ranks that disagree never start transfers that do not match. A command given on
+any rank takes effect at the same step on all.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, Squares, St
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the rank group does at one step.
+    """Decision of the rank group for one step.
 
     Attributes:
+        step: index of the step.
         kinds: branch → compute or forecast.
         command: agreed by all ranks. `FORCE_COMPUTE` is already in `kinds`; `STOP` ends the generation after
             this step, `CANCEL` before it.
@@ -42,12 +43,12 @@ class Decision:
 
     @property
     def kind(self) -> StepKind:
-        """Computed if any branch is."""
+        """Kind of the step: computed if any branch is."""
         return StepKind.COMPUTE if StepKind.COMPUTE in self.kinds.values() else StepKind.FORECAST
 
 
 class _Record(NamedTuple):
-    """What ranks tell each other about a step."""
+    """Record that ranks exchange at a step."""
 
     step: int
     digest: bytes
@@ -58,7 +59,7 @@ class _Record(NamedTuple):
 
     @property
     def timing(self) -> Timing:
-        """What the rank expects to know of time before the next step."""
+        """Timing that the rank expects before the next step."""
         return Timing(self.left, self.computed, self.forecast)
 
     def pack(self) -> torch.Tensor:
@@ -70,36 +71,42 @@ class _Record(NamedTuple):
 
 
 _LAYOUT = ">q32sBddd"
-RECORD_BYTES = struct.calcsize(_LAYOUT)  # what every rank tells every other at each step
+RECORD_BYTES = struct.calcsize(_LAYOUT)  # sent by every rank to every other at each step
 _SHAPE = (RECORD_BYTES,)
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When denoising should be done.
+    """Deadline of denoising.
 
     Attributes:
-        seconds: from the coordinator's making.
-        kinds: expected of every step.
+        seconds: time limit, counted from the creation of the coordinator.
+        kinds: expected kind of every step.
     """
 
     seconds: float
     kinds: Sequence[StepKind]
 
     def wanted(self, step: int) -> int:
-        """Computed steps from `step` on."""
+        """Number of computed steps from `step` on."""
         return sum(kind is StepKind.COMPUTE for kind in self.kinds[step:])
 
 
 class Coordinator:
-    """Decides for one generation, as one rank of the group.
+    """Decides the steps of one generation, as one rank of the group.
 
     Args:
-        schedules: branch → which steps are computed. Branches may share one.
-        identity: what the generation is a function of (request, model revision); the digest starts from it.
-        ranks: all that take part.
-        deadline: computed steps that there is no time for are forecast instead, by the first rank's clock.
-        commands: what this rank is asked for meanwhile; the ranks agree on it. By default nothing.
+        schedules: branch → its schedule. Branches may share one.
+        identity: recipe of the generation, as text; the digest of decisions starts from it.
+        ranks: all ranks of the group.
+        deadline: computed steps for which there is no time are forecast instead, by the first rank's clock.
+        commands: commands given on this rank; the ranks agree on them. None by default.
+
+    Attributes:
+        decisions: decisions so far, in order.
+        digests: digests of the decisions, one per rank, as last compared.
+        errors: step → relative error of a forecast, over all ranks and branches.
+        dropped: steps that were forecast for lack of time.
     """
 
     def __init__(
@@ -126,7 +133,7 @@ class Coordinator:
         self.dropped: list[int] = []
 
     def computed(self, branch: str) -> list[int]:
-        """Steps decided to be computed so far; none of a branch that there is not."""
+        """Computed steps of a branch so far; none for an unknown branch."""
         return [d.step for d in self.decisions if d.kinds.get(branch) is StepKind.COMPUTE]
 
     @property
@@ -135,7 +142,7 @@ class Coordinator:
         return self._digest.hexdigest()
 
     def decide(self, step: int) -> Decision:
-        """The decision for `step`; asked once per step, in ascending order, by every rank.
+        """Decide `step`; called once per step, in ascending order, on every rank.
 
         Raises:
             RankFailedError: a rank disagreed about an earlier step, or has failed.
@@ -157,13 +164,13 @@ class Coordinator:
         return decision
 
     def _in_time(self, step: int) -> bool:
-        """Whether there is time to compute this step, which is wanted; all ranks know the same of it."""
+        """Return whether there is time to compute this wanted step, equally on all ranks."""
         if self._deadline is None or not self.decisions:
             return True
         return self._pace.allows(self._timing, self._deadline.wanted(step), len(self._deadline.kinds) - step)
 
     def timed(self, seconds: float) -> None:
-        """The step that was decided last took `seconds` on this rank."""
+        """Note that the step decided last took `seconds` on this rank."""
         self._stopwatch.add(self.decisions[-1].kind, seconds)
 
     def _take(self, decision: Decision) -> None:
@@ -172,11 +179,10 @@ class Coordinator:
         self._digest.update(f"{decision.step}:{chosen}:{decision.command:d}\n".encode())
 
     def observe(self, step: int, squares: Squares | None) -> None:
-        """Take in how far forecasts of a computed step would have been off, on this rank's shard.
+        """Take the error that forecasts of a computed step would have had on this rank's shard.
 
-        Reads the numbers, so an accelerator should have been waited for.
-
-        Only schedules that depend on it make the ranks add it up now; otherwise that waits until the end.
+        It reads the numbers, so call it after a synchronisation of the accelerator. The ranks add the errors
+        up at once only for adaptive schedules; otherwise at the end.
         """
         self._squares[step] = SquaredError(0.0, 0.0) if squares is None else squares.read()
         if not self._adaptive:
@@ -187,7 +193,7 @@ class Coordinator:
                 schedule.observe(step, self.errors[step])
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What was decided, the same on every rank; and this rank's sums that are not added up yet."""
+        """State for a checkpoint: decisions, equal on every rank; and this rank's sums not yet added up."""
         decisions = [
             [d.step, {branch: str(kind) for branch, kind in d.kinds.items()}, int(d.command)]
             for d in self.decisions
@@ -202,16 +208,17 @@ class Coordinator:
         return shared, {"squares": squares}
 
     def restore(self, shared: dict[str, Any], own: list[dict[str, Any]], share: float) -> None:
-        """Go on from a `state`.
+        """Resume from a `state`.
 
         Args:
-            own: the sums of one or several former ranks, which are added up.
-            share: how much of them falls to this rank: 1, or 0 where another takes them over.
+            shared: decisions.
+            own: sums of one or several former ranks, which are added up.
+            share: this rank's share of the sums: 1, or 0 where another rank takes them over.
         """
         for step, kinds, command in shared["decisions"]:
             named = {branch: StepKind(kind) for branch, kind in kinds.items()}
             given = Command(command)
-            # That it was stopped there is no decision about the video: it is the same with and without.
+            # An earlier stop is not a decision about the video, which is the same with and without it.
             self._take(Decision(step, named, Command.NONE if given >= Command.STOP else given))
         self.errors, self.dropped = dict(shared["errors"]), list(shared["dropped"])
         self._pace.credit = shared["credit"]
@@ -224,7 +231,7 @@ class Coordinator:
                 self._squares[step] = SquaredError(before.error + share * error, before.truth + share * truth)
 
     def finish(self) -> None:
-        """Compare the last digests and add up the errors: `digests` and `errors` are then of all ranks.
+        """Compare the last digests and add up the errors, so that `digests` and `errors` cover all ranks.
 
         Raises:
             RankFailedError: a rank disagreed, or has failed.
@@ -239,7 +246,7 @@ class Coordinator:
         self._ranks.before_transfer(self.confirm)
 
     def _time_after_this(self) -> Timing:
-        """What should be known of time when the step that begins now is done."""
+        """Timing expected at the end of the step that begins now."""
         if self._deadline is None:
             return Timing()
         left = self._deadline.seconds - (time.perf_counter() - self._began)
@@ -248,10 +255,10 @@ class Coordinator:
         return timing._replace(left=left - this)
 
     def confirm(self) -> None:
-        """Make sure that all ranks have decided the same so far.
+        """Check that all ranks have made the same decisions so far.
 
         Raises:
-            RankFailedError: a rank has not, or has failed.
+            RankFailedError: a rank disagreed, or has failed.
         """
         if self._exchange is None:
             return
@@ -264,7 +271,7 @@ class Coordinator:
             reason = (
                 f"it is at step {own.step}, the other ranks are at step {usual.step}"
                 if own.step != usual.step
-                else "it decided otherwise than the other ranks"
+                else "its decisions differ from the other ranks'"
             )
             raise RankFailedError(odd[0], f"step {own.step}", reason)
         self.digests = [record.digest.hex() for record in records]
@@ -272,7 +279,7 @@ class Coordinator:
         self._agreed = Command(max(record.command for record in records))
 
     def _sum_errors(self) -> None:
-        """Sums of squares over ranks and branches → relative errors, the same bits on every rank."""
+        """Turn sums of squares over ranks and branches into relative errors, the same bits on every rank."""
         flat = [value for squares in self._squares.values() for value in squares]
         sums = iter(self._ranks.control.sum(flat)) if flat else iter(())
         for step, error, truth in zip(self._squares, sums, sums, strict=True):

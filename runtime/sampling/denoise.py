@@ -23,21 +23,21 @@ from spectrum import StepKind
 
 @dataclass(slots=True)
 class Denoising:
-    """What changes from step to step, beside the stream's and the sampler's own state."""
+    """Latents, which change from step to step; the stream and the sampler have state of their own."""
 
     latents_BCFHW: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What happened at one step.
+    """Record of one step.
 
     Attributes:
         index: step i, 0 ≤ i < n.
         kind: computed (any branch) or forecast.
         timestep: the sampler's timestep, 1000 … 0.
-        seconds: wall time of the step on this rank, the accelerator's work included.
-        sent: bytes that this rank sent to others.
+        seconds: wall time of the step on this rank, including the accelerator's work.
+        sent: bytes that this rank sent to other ranks.
     """
 
     index: int
@@ -56,22 +56,22 @@ def denoise(
     ranks: Ranks,
     start: int = 0,
 ) -> Iterator[StepRecord]:
-    """Take `state.latents_BCFHW` from noise to a clean latent, yielding after every step.
+    """Denoise `state.latents_BCFHW` from noise to clean latents, yielding after every step.
 
-    The caller owns the pace: it may stop iterating after any step, and `state` is then complete up to that
+    The caller sets the pace: it may stop iterating after any step, and `state` is then complete up to that
     step.
 
     Args:
         state: latents in float32, the same on every rank; replaced at every step.
         sampler: a diffusers scheduler for flow models with its timesteps set, at its beginning.
-        stream: gives the guided velocity.
-        coordinator: says which steps are computed.
-        ranks: all that take part.
-        start: first step to take; what is before it has been restored.
+        stream: computes or forecasts the guided velocity.
+        coordinator: decides which steps are computed.
+        ranks: all ranks of the group.
+        start: first step to take; earlier ones were restored from a checkpoint.
 
     Raises:
-        CancelledError: the coordinator was told to end.
-        NotFiniteError: a step gave NaN or infinity.
+        CancelledError: the generation was stopped or cancelled.
+        NotFiniteError: a step produced NaN or infinity.
         RankFailedError: another rank failed.
     """
     for index in range(start, len(sampler.timesteps)):
@@ -82,7 +82,7 @@ def denoise(
             raise CancelledError(f"cancelled before step {index}")
         timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
         output = stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
-        ranks.synchronize()  # samplers read numbers back, and would wait there for ranks that will not come
+        ranks.synchronize()  # samplers read numbers back, and would wait there even if a rank has failed
         state.latents_BCFHW = sampler.step(
             output.velocity_BCFHW, timestep, state.latents_BCFHW, return_dict=False
         )[0]

@@ -1,7 +1,7 @@
-"""Not a number is not a video: a job ends at the first step whose latents are not finite.
+"""Checks for NaN and infinity: a job ends at the first step whose latents are not finite.
 
-Every rank has all latents, so all of them see it at the same step, without an exchange. What it costs at each
-step is one norm; which branch it came from, and why, is looked into only then.
+Every rank has all latents, so all of them see it at the same step, without an exchange. The check costs one
+norm per step; the branch and the cause are looked for only when it fails.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
 """
@@ -24,7 +24,7 @@ _LARGEST_HALF = 65504
 
 
 def size_of(latents_BCFHW: torch.Tensor) -> torch.Tensor:
-    """Norm of the latents, 0-dim, still on the device: not finite if one of them is not."""
+    """Norm of the latents, 0-dim, still on the device; not finite if any element is not."""
     norm: torch.Tensor = torch.linalg.vector_norm(latents_BCFHW)
     return norm
 
@@ -32,14 +32,16 @@ def size_of(latents_BCFHW: torch.Tensor) -> torch.Tensor:
 def check_finite(
     size: torch.Tensor, step: int, kind: StepKind, parts: Mapping[str, torch.Tensor], ranks: Ranks
 ) -> None:
-    """Make sure that a step has given numbers; to be asked on every rank, where the device was waited for.
+    """Refuse latents with NaN or infinity; called on every rank, after a synchronisation of the device.
 
     Args:
         size: `size_of` the step's latents.
-        parts: what this rank has of each branch's output.
+        step, kind: the step.
+        parts: branch → this rank's part of its output.
+        ranks: all ranks of the group.
 
     Raises:
-        NotFiniteError: it has not; the message names the step and the branches, the same on every rank.
+        NotFiniteError: latents are not finite; the message names the step and branches, equally on all ranks.
     """
     if torch.isfinite(size):
         return
@@ -49,11 +51,11 @@ def check_finite(
         of = f"branch{'es' * (len(named) > 1)} {' and '.join(named)}"
     else:
         of = "the forecast" if kind is StepKind.FORECAST else "the sampler"
-    raise NotFiniteError(f"step {step}: {of} gave NaN or infinity, which is no video")
+    raise NotFiniteError(f"step {step}: {of} produced NaN or infinity")
 
 
 def likely_cause(model: nn.Module, config: Config, ranks: Ranks) -> str:
-    """Why a transformer gives what is not finite; to be asked on every rank."""
+    """Explain why a transformer produces NaN or infinity; called on every rank."""
     own = [name for name, weight in model.named_parameters() if not torch.isfinite(own_share(weight)).all()]
     broken = sorted({name for told in ranks.control.all_gather_object(own) for name in told})
     if broken:
@@ -62,16 +64,16 @@ def likely_cause(model: nn.Module, config: Config, ranks: Ranks) -> str:
         others = f", nor are {len(broken) - 1} others" if len(broken) > 1 else ""
         return f"the transformer's weight {broken[0]} is not finite{others}: check {files}"
     if config.dtype.transformer == "float16":
-        return f"the weights are, but float16 ends at {_LARGEST_HALF}: try dtype.transformer: bfloat16"
+        return f"the weights are finite, but float16 ends at {_LARGEST_HALF}: try dtype.transformer: bfloat16"
     scales = "the scales of its LoRA files, " if config.lora else ""
     return f"the weights are finite: check {scales}dtype.transformer, the sampler and its shift"
 
 
 def check_prompts(text: Embeddings, config: Config) -> None:
-    """Make sure that the text encoder has given numbers.
+    """Refuse text embeddings with NaN or infinity.
 
     Raises:
-        NotFiniteError: it has not.
+        NotFiniteError: an embedding is not finite.
     """
     negative = [] if text.negative is None else [text.negative]
     if all(bool(torch.isfinite(embedding).all()) for embedding in (*text.prompts, *negative)):
@@ -80,4 +82,4 @@ def check_prompts(text: Embeddings, config: Config) -> None:
     why = (
         f"float16 ends at {_LARGEST_HALF}: use bfloat16" if dtype == "float16" else "check the model's files"
     )
-    raise NotFiniteError(f"the text encoder, in {dtype}, gave NaN or infinity for the prompt; {why}")
+    raise NotFiniteError(f"the text encoder, in {dtype}, produced NaN or infinity for the prompt; {why}")

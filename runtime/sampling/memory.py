@@ -1,4 +1,4 @@
-"""Memory: what a request takes at least, and what is said when there is none left."""
+"""Memory: the least that a request needs, and an explanation when there is none left."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a rank cannot do without, in bytes; less than it takes.
+    """Lower bound of the memory that a rank needs, in bytes.
 
     Attributes:
-        latents: of the whole video.
-        activations: of one transformer block, for this rank's tokens of one window.
+        latents: bytes for latents of the whole video.
+        activations: bytes for activations of one transformer block, for this rank's tokens of one window.
     """
 
     latents: int
@@ -31,32 +31,37 @@ class Need:
 
     @classmethod
     def of(cls, latents: int, tokens: int, width: int, ffn_dim: int, itemsize: int) -> Need:
-        """Args:
-        latents: numbers in the latents of all videos.
-        tokens: of all videos' windows, on this rank.
-        width: channels of a token.
+        """Compute the need of a request.
+
+        Args:
+            latents: number of elements in the latents of all videos.
+            tokens: tokens of one window of all videos, on this rank.
+            width: channels of a token.
+            ffn_dim: channels of the block's feed-forward layer.
+            itemsize: bytes of an activation.
         """
         return cls(_LATENTS * 4 * latents, tokens * (4 * width + ffn_dim) * itemsize)
 
     def check(self, device: torch.device, asked: str) -> None:
-        """Refuse what plainly does not fit the device.
+        """Refuse a request that cannot fit the device.
 
         Args:
-            asked: what for, for the message.
+            device: this rank's device.
+            asked: description of the request, for the message.
 
         Raises:
-            BadRequestError: it does not.
+            BadRequestError: it needs more memory than the device has.
         """
         there = memory_of(device)
         if self.latents + self.activations > there:
             raise BadRequestError(
-                f"{asked}: takes at least {_gb(self.latents)} for latents and {_gb(self.activations)} for "
+                f"{asked}: needs at least {_gb(self.latents)} for latents and {_gb(self.activations)} for "
                 f"one block's activations on each rank, and {device} has {_gb(there)}; {_REMEDY}"
             )
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory of a device, used or not."""
+    """Total memory of a device in bytes, used or not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)
@@ -65,6 +70,10 @@ def memory_of(device: torch.device) -> int:
 @contextmanager
 def shortage_explained(device: torch.device, what: str) -> Iterator[None]:
     """Turn a failed allocation into an error that says what to do.
+
+    Args:
+        device: this rank's device.
+        what: description of the work, for the message.
 
     Raises:
         JobFailedError: memory ran out while the block ran.

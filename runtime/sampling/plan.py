@@ -1,4 +1,4 @@
-"""What a generation is before, while and after it runs.
+"""Plan of a generation, its segments, and its result.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
 """
@@ -30,7 +30,7 @@ from spectrum import Schedule, StepKind
 
 @dataclass(slots=True)
 class Seconds:
-    """Wall time of each phase on this rank."""
+    """Wall time of each phase on this rank, in seconds."""
 
     encode: float = 0.0
     denoise: float = 0.0
@@ -48,24 +48,26 @@ class Seconds:
 
 @dataclass(slots=True)
 class Generation:
-    """What one generation did; the frames themselves went to the sinks.
+    """Record of one generation, without the frames, which went to the sinks.
 
     Attributes:
+        request, preset, topology: the request, its preset, and the arrangement of the ranks.
+        attention: resolved name of the attention kernel.
         recipe: digest of everything that the result is a function of.
-        steps: in order; times are this rank's.
+        steps: records of all steps, in order; times are this rank's.
+        seconds: wall time of each phase.
         computed: branch → its computed steps.
-        errors: step → relative error that forecasts of a computed step would have had, over all ranks and
-            branches.
-        expectation: what was expected of it.
-        digests: of the decisions, one per rank.
-        sent: bytes that all ranks together moved at each step.
+        errors: computed step → relative error that a forecast would have had, over all ranks and branches.
+        expectation: errors that were expected.
+        digests: digests of the decisions, one per rank.
+        sent: bytes sent by all ranks together, at each step.
         resumed_at: first step that was not taken from a checkpoint.
-        checkpoint_bytes: written by this rank.
-        forecaster_bytes: the most that any rank held for forecasting.
-        features_kept: values remembered of each thing that is forecast.
-        windows: that were evaluated, at every computed step or one after the other.
-        frames_sha256: of each video's frames, on the first rank.
-        warnings: sentences about what is done but may not be what was meant.
+        checkpoint_bytes: bytes of checkpoints written by this rank.
+        forecaster_bytes: largest number of bytes that a rank held for forecasting.
+        features_kept: number of values remembered of each forecast stream.
+        windows: number of windows, evaluated together at every computed step, or one after the other.
+        frames_sha256: digest of each video's frames, on the first rank.
+        warnings: sentences about parts of the request that may have unintended effects.
     """
 
     request: VideoRequest
@@ -95,11 +97,13 @@ class Generation:
         told: Sequence[dict[str, Any]],
         start: int,
     ) -> None:
-        """Take in a segment that is done; its steps are counted on from those before.
+        """Add a finished segment; its steps are numbered after the earlier ones.
 
         Args:
-            told: what each rank tells: bytes `sent` at each step, what its stream has `bytes` and `kept`, and
-                the `digest` of its decisions.
+            steps: records of the segment's steps.
+            coordinator: coordinator of the segment.
+            told: each rank's bytes `sent` at each step, its stream's `bytes` and `kept`, and the `digest` of
+                its decisions.
             start: first step that was not taken from a checkpoint.
         """
         before = len(self.steps)
@@ -117,19 +121,21 @@ class Generation:
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the branch that has the most."""
+        """Largest number of computed transformer evaluations of a branch."""
         return max(len(steps) for steps in self.computed.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A request with everything about it decided that can be decided before it runs.
+    """A request with all decisions that can be made before it runs.
 
     Attributes:
-        fresh_sampler: makes the sampler, with its timesteps set, at its beginning.
-        steps: of the sampler.
-        attention: resolved name of the self-attention's kernel.
-        windows: what is evaluated at a time; one where the video fits the model.
+        request, preset: the request and its preset.
+        fresh_sampler: makes a sampler at its first step, with its timesteps set.
+        steps: number of sampler steps.
+        topology: arrangement of the ranks.
+        attention: resolved name of the attention kernel.
+        windows: windows of the video; a single one if the video fits the model.
     """
 
     request: VideoRequest
@@ -142,17 +148,20 @@ class Plan:
 
     @property
     def segments(self) -> int:
-        """How often there is something to denoise: windows are one thing, but with an image, where each goes
-        on from the one before."""
+        """Number of segments that are denoised one after the other.
+
+        It is 1 without an image, however many windows there are; with an image each window is a segment,
+        which continues the one before.
+        """
         return len(self.windows) if self.request.image is not None else 1
 
     @property
     def kinds(self) -> list[StepKind]:
-        """The kind of every step of all segments, as far as it is known beforehand."""
+        """Expected kind of every step of all segments."""
         return self.preset.expected_kinds(self.steps) * self.segments
 
     def expectation(self, coordinator: Coordinator) -> Expectation:
-        """What is to be expected of a generation of one segment, now that it is done."""
+        """Expected errors of a finished generation of one segment."""
         return self.preset.expectation(
             self.steps,
             coordinator.computed("cond"),
@@ -162,18 +171,18 @@ class Plan:
         )
 
     def fresh_schedules(self) -> dict[str, Schedule]:
-        """Branch → which of its steps are computed; they remember, so each segment has its own."""
+        """Make the schedule of each branch; schedules have state, so each segment needs new ones."""
         return self.preset.schedules_of(self.steps, self.request.branches)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What is denoised in one go.
+    """Part of a video that is denoised in one pass.
 
     Attributes:
-        noise_BCFHW: float32, the same on every rank.
-        stream: with nothing remembered.
-        known: latent frames at its beginning that the segment before has.
+        noise_BCFHW: initial noise, float32, the same on every rank.
+        stream: its stream, with an empty history.
+        known: number of latent frames at its beginning that belong to the segment before.
     """
 
     noise_BCFHW: torch.Tensor
@@ -181,7 +190,7 @@ class Segment:
     known: int = 0
 
     def follow(self, before_BCFHW: torch.Tensor | None, latents_BCFHW: torch.Tensor) -> torch.Tensor:
-        """All latents so far, with its own."""
+        """Append this segment's latents to all earlier ones."""
         if before_BCFHW is None:
             return latents_BCFHW
         return torch.cat([before_BCFHW, latents_BCFHW[:, :, self.known :]], dim=2)
@@ -189,15 +198,16 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A plan that is ready to be denoised, on this rank.
+    """A plan that is ready to be denoised on this rank.
 
     Attributes:
+        plan: the plan.
         recipe: everything that the result is a function of.
-        networks: the transformer with the text of each window, conditioned as the first window is.
-        noise_BCFHW: float32, of the whole video, the same on every rank.
-        image: what the first window is conditioned on, beside its text.
-        storage: where what forecasts are made from is kept; None leaves it where it is computed.
-        warnings: sentences about what is done but may not be what was meant; on the first rank.
+        networks: the transformer with the text of each window, and the first window's image conditioning.
+        noise_BCFHW: noise of the whole video, float32, the same on every rank.
+        image: image conditioning of the first window; None for a video from text alone.
+        storage: device on which histories are kept; None for the one on which they are computed.
+        warnings: sentences about parts of the request that may have unintended effects, on the first rank.
     """
 
     plan: Plan
@@ -210,14 +220,15 @@ class Prepared:
 
     @property
     def network(self) -> Network:
-        """That of the first window, which is the only one where the video fits the model."""
+        """Network of the first window, which is the only one if the video fits the model."""
         return self.networks[0]
 
     def segment(self, number: int, before_BCFHW: torch.Tensor | None) -> Segment:
-        """The segment of this number.
+        """Make segment `number`.
 
         Args:
-            before_BCFHW: clean latents of all segments before it.
+            number: index of the segment.
+            before_BCFHW: clean latents of all earlier segments; None for the first.
         """
         if self.plan.segments == 1:
             return Segment(self.noise_BCFHW, self.open_stream())
@@ -231,7 +242,7 @@ class Prepared:
         return Segment(self.noise_BCFHW[:, :, own].contiguous(), self._open_one(network), known)
 
     def open_stream(self) -> Stream:
-        """The stream of the plan's preset for all windows together, with nothing remembered."""
+        """Make the preset's stream for all windows together, with an empty history."""
         windows = self.plan.windows
         if len(windows) == 1:
             return self._open_one(self.network)

@@ -1,4 +1,4 @@
-"""One generation's denoising as something that can be interrupted and gone on with."""
+"""Resuming: denoising that can be interrupted, checkpointed and resumed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from runtime.sampling.denoise import Denoising, StepRecord
 from runtime.sampling.streams import Stream
 from spectrum import StepKind
 
-_PATIENCE = 60.0  # seconds that a job which has failed waits for its disk
+_PATIENCE = 60.0  # seconds that a failed job waits for its checkpoint to be written
 
 
 @dataclass(slots=True)
 class Progress:
-    """All that changes while one rank denoises, and how it is taken to disk and back.
+    """State of one rank's denoising, and its conversion to a checkpoint and back.
 
     Attributes:
-        steps: records of this rank, in order.
+        state: latents.
+        sampler, stream, coordinator: the other parts, with state of their own.
+        steps: records of this rank's steps, in order.
     """
 
     state: Denoising
@@ -36,7 +38,7 @@ class Progress:
     steps: list[StepRecord] = field(default_factory=list)
 
     def snapshot(self) -> Snapshot:
-        """The state after the last step."""
+        """Snapshot of the state after the last step."""
         decided, sums = self.coordinator.state()
         shared = {
             "latents": self.state.latents_BCFHW,
@@ -48,7 +50,7 @@ class Progress:
         return Snapshot(self.steps[-1].index, shared, own, self.stream.history())
 
     def restore(self, found: Restored, ranks: Ranks) -> None:
-        """Become what `found` was. The first rank takes over the sums of ranks that are no more."""
+        """Restore a checkpoint's state; on another topology, the first rank takes over all ranks' sums."""
         device = self.state.latents_BCFHW.device
         self.state.latents_BCFHW = found.shared["latents"].to(device)
         restore_sampler(self.sampler, found.shared["sampler"], device)
@@ -62,10 +64,13 @@ class Progress:
 
 
 class Resumable:
-    """Takes `progress` to checkpoints as it goes; without `checkpoints` it does nothing.
+    """Writes checkpoints of `progress` and resumes from them; does nothing without `checkpoints`.
 
     Args:
-        identity: of the generation; checkpoints of another are not looked at.
+        progress: state to save and restore.
+        checkpoints: folder and options; None for no checkpoints.
+        identity: recipe of the generation, as text; checkpoints of others are ignored.
+        topology, ranks: arrangement of the ranks, and the ranks.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class Resumable:
         self._writer: CheckpointWriter | None = None
 
     def begin(self) -> int:
-        """Go on from the newest checkpoint if that is wanted; the first step that is left to do."""
+        """Resume from the newest checkpoint if that is requested; return the first step left to do."""
         if self._checkpoints is None:
             return 0
         folder, found = self._checkpoints.of(self._identity), None
@@ -95,7 +100,7 @@ class Resumable:
         return 0 if found is None else found.step + 1
 
     def after(self, record: StepRecord) -> None:
-        """A step is done."""
+        """Note that a step is done, and write a checkpoint if one is due."""
         if self._writer is None:
             return
         computed = record.kind is StepKind.COMPUTE
@@ -104,7 +109,7 @@ class Resumable:
         self._writer.offer(computed, self._progress.snapshot)
 
     def finish(self) -> int:
-        """Keep where it is now, and wait until it is on disk; bytes that this rank has written in all."""
+        """Write a last checkpoint and wait for it; return the bytes that this rank has written in all."""
         if self._writer is None:
             return 0
         if self._progress.steps:
@@ -113,7 +118,7 @@ class Resumable:
         return self._writer.bytes
 
     def abandon(self) -> None:
-        """Let what is being written end before anybody clears up, unless it takes long."""
+        """Wait a limited time for a running write, so that it ends before the folder is cleaned up."""
         if self._writer is not None and self._writer.busy:
             with self._ranks.busy("writing its last checkpoint"):
                 self._writer.let_go(_PATIENCE)

@@ -1,7 +1,7 @@
-"""The denoising of one generation, segment by segment, each of which can be interrupted and gone on with.
+"""Denoising of one generation, segment by segment, each of which can be interrupted and resumed.
 
-A video from text is one segment, however many windows it has. With an image each window is one, as it begins
-with the clean latents of the one before.
+A video from text is one segment, however many windows it has. With an image each window is a segment, as it
+begins with the clean latents of the one before.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
 """
@@ -33,14 +33,17 @@ def denoise_segments(
     checkpoints: Checkpoints | None = None,
     commands: Commands | None = None,
 ) -> torch.Tensor:
-    """Clean latents `[B, C, F, H, W]`, float32, normalised per channel, the same on every rank.
+    """Denoise all segments to clean latents `[B, C, F, H, W]`.
+
+    The latents are float32, normalised per channel, the same on every rank.
 
     Args:
-        ranks: all that take part.
-        generation: takes in what happened.
-        on_step: told of every step; they are counted through all segments.
-        commands: what this rank is asked for meanwhile, by default nothing. What comes between two segments
-            is seen to by the next.
+        ranks: all ranks of the group.
+        prepared: the plan, ready on this rank.
+        generation: record to which steps and errors are added.
+        on_step: called after every step; steps are numbered through all segments.
+        checkpoints: folder and options of checkpoints; None for none.
+        commands: commands given on this rank. One that arrives between two segments is seen by the next.
 
     Raises:
         CancelledError, JobFailedError, RankFailedError: see `Engine.generate`.
@@ -65,7 +68,7 @@ def denoise_segments(
 
 
 def _coordinate(plan: Plan, identity: str, ranks: Ranks, commands: Commands) -> Coordinator:
-    """Who decides for one segment; segments share the time that there is equally."""
+    """Make the coordinator of one segment; segments share the time until the deadline equally."""
     deadline = None
     if plan.request.deadline is not None:
         deadline = Deadline(plan.request.deadline / plan.segments, plan.kinds[: plan.steps])
@@ -82,7 +85,7 @@ def _denoise_one(
     on_step: OnStep,
     checkpoints: Checkpoints | None,
 ) -> torch.Tensor:
-    """The segment's latents."""
+    """Denoise one segment, and return its latents."""
     state, sampler = Denoising(segment.noise_BCFHW), plan.fresh_sampler()
     done: list[StepRecord] = []
     progress = Progress(state, sampler, segment.stream, coordinator, done)

@@ -1,7 +1,7 @@
-"""Prompt travel: a long video whose prompt changes along the way.
+"""Prompt travel: a long video whose prompt changes over time.
 
-Each window is conditioned on the text embeddings of its own place: those of the two prompts around it, joined
-linearly. So a change takes as long as windows take from one prompt to the next, and there is no cut.
+Each window is conditioned on text embeddings interpolated linearly between the two prompts around its place
+in the video. A change is therefore gradual, over the windows between two prompts, and there is no cut.
 
 Tensor legend: B batch, T text tokens, E text encoder channels.
 Source: interpolation of text embeddings along time, as in "prompt travel" for AnimateDiff.
@@ -20,9 +20,9 @@ from runtime.request.windows import Windows
 
 
 def window_embeddings(request: VideoRequest, windows: Windows, text: Embeddings) -> list[list[torch.Tensor]]:
-    """Each window's embeddings of its branches, the conditional first.
+    """Interpolate the embeddings of each window's branches, the conditional branch first.
 
-    The first window lies at 0, the last at 1. Where prompts do not change, all windows share one tensor.
+    The first window lies at 0, the last at 1. Without travel, all windows share one tensor.
     """
     places = [0.0, *(point.at for point in request.travel)]
     negative = [] if text.negative is None else [text.negative]
@@ -31,10 +31,12 @@ def window_embeddings(request: VideoRequest, windows: Windows, text: Embeddings)
 
 
 def _between(values: Sequence[torch.Tensor], places: Sequence[float], at: float) -> torch.Tensor:
-    """The straight line from value to value; before the first place and after the last it is level.
+    """Interpolate linearly between values; constant after the last.
 
     Args:
-        places: of the values, strictly ascending, the first at most `at`.
+        values: values at `places`.
+        places: strictly ascending, the first at most `at`.
+        at: place to interpolate at.
     """
     after = bisect_right(places, at)
     if after == len(places) or places[after - 1] == at:

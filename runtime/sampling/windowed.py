@@ -1,8 +1,8 @@
 """Videos longer than the model's window: overlapping windows, denoised together.
 
 At every step each window of latent frames is evaluated as if it were a whole video, and the velocities are
-blended where windows overlap. So neighbours agree on the frames they share at every step, there are no joins
-to decode and encode again, and activations take the memory of one window, whatever the length.
+blended where windows overlap. Neighbours therefore agree on shared frames at every step, nothing is decoded
+and encoded again at joints, and activations take the memory of one window, regardless of the length.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
 Source: MultiDiffusion (Bar-Tal et al., 2023), along time.
@@ -21,11 +21,11 @@ from spectrum import Squares
 
 
 class WindowedStream:
-    """Each window has a stream of its own, with its own forecasters; all follow the same decisions.
+    """A stream of overlapping windows, each with a stream and forecasters of its own, under shared decisions.
 
     Args:
-        streams: one for each window.
-        windows: where they lie.
+        streams: one stream for each window.
+        windows: the windows' places in the video.
     """
 
     def __init__(self, streams: Sequence[Stream], windows: Windows):
@@ -50,7 +50,7 @@ class WindowedStream:
         blended_BCFHW: torch.Tensor | None = None
         squares: list[Squares] = []
         parts: dict[str, torch.Tensor] = {}
-        if self._weights[0].device != latents_BCFHW.device:  # once: copies to a device wait for it
+        if self._weights[0].device != latents_BCFHW.device:  # once, as copies to a device block
             self._weights = [share.to(latents_BCFHW.device) for share in self._weights]
         for number, (stream, share) in enumerate(zip(self._streams, self._weights, strict=True)):
             own = self._windows.slice(number)

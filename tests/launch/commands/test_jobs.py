@@ -41,7 +41,9 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     (folder / manifest_name(7, 0)).write_text(json.dumps(manifest))
     resume = "no whole checkpoint is there: the same command with --resume starts again at the first step"
     assert job.advice() == resume  # the second rank's is missing
-    with pytest.raises(BadRequestError, match=r"--resume starts at the first step \(none of them is whole\)"):
+    with pytest.raises(
+        BadRequestError, match=r"--resume starts at the first step \(none of them is complete\)"
+    ):
         job.check_files()
     make_job(tmp_path / "a.mp4", resume=True).check_files()
     (folder / manifest_name(7, 1)).write_text(json.dumps(manifest))
@@ -72,7 +74,7 @@ def test_checkpoints_of_jobs_in_one_folder_are_apart(tmp_path: Path) -> None:
         (roots[-1] / "0123456789abcdef").mkdir(parents=True)
         (roots[-1] / "0123456789abcdef" / manifest_name(1, 0)).touch()
     assert roots[0] != roots[1]
-    with pytest.raises(BadRequestError, match="holds those of a job that did not end"):
+    with pytest.raises(BadRequestError, match="holds checkpoints of an unfinished job"):
         make_job(tmp_path / "two" / "a.mp4", checkpoints=tmp_path / "all").check_files()
     Checkpoints(roots[1], every=1).remove()
     assert [path.name for path in (tmp_path / "all").iterdir()] == [roots[0].name]

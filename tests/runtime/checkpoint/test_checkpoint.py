@@ -270,7 +270,7 @@ def test_what_cannot_be_kept_is_said_and_not_lost(
 ) -> None:
     """Whatever goes wrong in the writing thread ends the job in its own."""
     monkeypatch.setattr("runtime.sampling.resume.sampler_state", lambda sampler: {"state": lambda: sampler})
-    said = r"checkpoints: cannot write in .*local.*\(--checkpoint-every 0 goes without\)"
+    said = r"checkpoints: cannot write in .*local.*\(--checkpoint-every 0 turns checkpoints off\)"
     with pytest.raises(JobFailedError, match=said) as raised:
         run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
     assert len(str(raised.value).splitlines()) == 1
@@ -301,9 +301,9 @@ def test_a_folder_that_cannot_be_written_to_is_refused() -> None:
 def test_what_another_job_left_is_not_lost_by_accident(engine: Engine, small: Make, tmp_path: Path) -> None:
     interrupt(engine, small(steps=STEPS), tmp_path, until=5)
     fresh, again = Checkpoints(tmp_path, every=4), Checkpoints(tmp_path, every=4, overwrite=True)
-    with pytest.raises(BadRequestError, match="--resume goes on from them, --overwrite starts again"):
+    with pytest.raises(BadRequestError, match="--resume resumes from them, --overwrite starts again"):
         fresh.check()
-    with pytest.raises(BadRequestError, match="--resume goes on from them"), fresh.locked():
+    with pytest.raises(BadRequestError, match="--resume resumes from them"), fresh.locked():
         pass  # they may have come after the check
     Checkpoints(tmp_path, every=4, resume=True).check()
     again.check()
@@ -439,7 +439,7 @@ def test_checkpoints_of_an_edited_request_are_kept_and_what_differs_is_said(
         "seed was 7, now it is 9; steps was 10, now it is 9": {"seed": 9, "steps": 9},
     }
     for said, edit in edits.items():
-        with pytest.raises(BadRequestError, match=f"are of another request: .*{said}.*They are kept"):
+        with pytest.raises(BadRequestError, match=f"belong to another request: .*{said}.*They are kept"):
             run_job(engine, request.model_copy(update=edit), outputs, checkpoints=resume)
     assert {path: path.read_bytes() for path in root.glob("*/*")} == before
     assert run_job(engine, request, outputs, checkpoints=resume).resumed_at == 7
@@ -557,7 +557,7 @@ def test_checkpoints_whose_request_is_not_known_are_refused(content: str, tmp_pa
     folder.mkdir(parents=True)
     (folder / "identity.json").write_text(content)
     (folder / manifest_name(0, 0)).write_text("{}")
-    with pytest.raises(BadRequestError, match="do not fit"), kept.locked(['{"request": {}}']):
+    with pytest.raises(BadRequestError, match="do not match"), kept.locked(['{"request": {}}']):
         pass
     assert (folder / "identity.json").read_text() == content
 

@@ -133,7 +133,7 @@ def check(outcomes: list[Outcome], where: str, reason: str) -> None:
         (other_seed, "the start of a generation", "request.seed = 8 where other ranks have 7", 3),
         (other_config, "loading", "dtype.vae = 'bfloat16' where other ranks have 'float32'", 3),
         (other_preset, "the start of a generation", "preset.schedule.alpha = 3.0", 3),
-        (other_schedule, f"step {STEP}", "it decided otherwise than the other ranks", 3),
+        (other_schedule, f"step {STEP}", "its decisions differ from the other ranks'", 3),
         (killed, f"step {STEP - 1}", "died", -9),
         (stopped, f"step {STEP - 1}", "no sign of life", -9),
         (stalled, f"step {STEP - 1}", "it has not arrived", 3),

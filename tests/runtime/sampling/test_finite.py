@@ -69,7 +69,7 @@ def test_what_overflows_fails_the_first_step(broken: Config, spectrum: str) -> N
     with pytest.raises(NotFiniteError) as caught:
         generate(Ranks.alone(torch.device("cpu")), broken, spectrum, Degrees())
     message = str(caught.value)
-    assert message.startswith("step 0: branches cond and uncond gave NaN or infinity")
+    assert message.startswith("step 0: branches cond and uncond produced NaN or infinity")
     assert message.endswith("the weights are finite: check dtype.transformer, the sampler and its shift")
     assert "\n" not in message
 
@@ -79,7 +79,7 @@ def test_what_overflows_fails_the_first_step(broken: Config, spectrum: str) -> N
 def test_all_ranks_fail_alike(broken: Config, degrees: Degrees, memory: str) -> None:
     config = broken.model_copy(update={"memory": broken.memory.model_copy(update={"transformer": memory})})
     message = said(watch_ranks(2, generate, config, "paper", degrees, timeout=60))
-    assert message.startswith("step 0: branches cond and uncond gave NaN or infinity")
+    assert message.startswith("step 0: branches cond and uncond produced NaN or infinity")
 
 
 def test_weights_that_are_no_numbers_are_the_cause(engine: Engine) -> None:
@@ -136,7 +136,7 @@ def denoise_far(ranks: Ranks, topology: Topology, stream: str) -> None:
 
 def test_the_branch_is_named_by_ranks_that_do_not_have_it() -> None:
     message = said(watch_ranks(2, denoise_nan, Topology(cfg=2), timeout=60))
-    assert message.startswith("step 0: branch uncond gave NaN or infinity")
+    assert message.startswith("step 0: branch uncond produced NaN or infinity")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_the_branch_is_named_by_ranks_that_do_not_have_it() -> None:
     ],
 )
 def test_forecasts_are_looked_at_as_well(stream: str, named: str) -> None:
-    with pytest.raises(NotFiniteError, match=f"^step 3: {named} gave NaN or infinity"):
+    with pytest.raises(NotFiniteError, match=f"^step 3: {named} produced NaN or infinity"):
         denoise_far(Ranks.alone(torch.device("cpu")), Topology(), stream)
     assert said(watch_ranks(2, denoise_far, Topology(cfg=2), stream, timeout=60)).startswith(
         f"step 3: {named}"
@@ -159,7 +159,7 @@ def test_a_text_encoder_that_gives_no_numbers_is_named() -> None:
     config = load_config("wan-tiny").model_copy(update={"dtype": Dtypes(text_encoder="float16")})
     good, bad = torch.zeros(1, 3, 4), torch.full((1, 3, 4), float("inf"))
     check_prompts(Embeddings([good], None), config)
-    with pytest.raises(NotFiniteError, match=r"the text encoder, in float16, gave .* use bfloat16"):
+    with pytest.raises(NotFiniteError, match=r"the text encoder, in float16, produced .* use bfloat16"):
         check_prompts(Embeddings([good], bad), config)
 
 
@@ -174,7 +174,7 @@ def test_the_command_fails_with_one_line(
     told = capfd.readouterr()
     assert told.out == ""
     assert told.err.count("NaN or infinity") == 1
-    assert "lockstep: step 0: branches cond and uncond gave NaN or infinity" in told.err
+    assert "lockstep: step 0: branches cond and uncond produced NaN or infinity" in told.err
     assert "Traceback" not in told.err
     assert not out.exists()
 

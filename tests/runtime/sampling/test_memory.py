@@ -21,7 +21,7 @@ def test_a_request_that_no_memory_holds_is_refused_with_bytes(
 ) -> None:
     largest = small(width=8192, height=8192, frames=4001, videos=64)
     with pytest.raises(
-        BadRequestError, match=r"size 8192x8192, 4001 frames, 64 videos: takes at least"
+        BadRequestError, match=r"size 8192x8192, 4001 frames, 64 videos: needs at least"
     ) as caught:
         engine.generate(largest, [FrameBuffer()] * 64)
     assert "GB for latents" in str(caught.value) and "\n" not in str(caught.value)

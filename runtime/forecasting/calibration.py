@@ -1,7 +1,7 @@
-"""A calibration: how a model's streams move under one sampler, and what errors at each step do to a video.
+"""Calibration: how a model's streams move under one sampler, and how errors at each step affect a video.
 
-One small JSON file. From it follow the weights of forecasts, schedules for any budget, and how good the
-result will be; `runtime.measure.calibrate` makes it.
+It is one small JSON file, from which the weights of forecasts, schedules for any budget, and the expected
+quality are computed; `runtime.measure.calibrate` makes it.
 
 Legend: n sampler steps.
 """
@@ -36,13 +36,13 @@ _Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False), NUMBER]
 _Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False), NUMBER]
 _Share = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False), NUMBER]
 _Count = Annotated[int, Field(ge=0, le=10**9), NUMBER]
-_LEAST_TRIALS = 6  # with fewer, nothing is said of the uncertainty
+_LEAST_TRIALS = 6  # with fewer, the uncertainty is unknown
 
 
 def _of_few_steps(conditions: Conditions) -> Conditions:
-    """Plans are made for so many; requests may have more."""
+    """Refuse more steps than the planner supports; requests may have more."""
     if conditions.steps > MAX_STEPS:
-        raise ValueError(f"{conditions.steps} steps; a calibration is of {MAX_STEPS} at most")
+        raise ValueError(f"{conditions.steps} steps; a calibration has at most {MAX_STEPS}")
     return conditions
 
 
@@ -51,14 +51,15 @@ class _Part(BaseModel):
 
 
 class Trial(_Part):
-    """A calibration video made with a plan from the other calibration videos.
+    """A calibration video, made again with a schedule planned from the other calibration videos.
 
     Attributes:
-        video: its number.
-        expected: planned relative error of the latent.
-        surprise: how much worse its forecasts were than expected (`spectrum.surprise`).
-        measured: relative error of the latent.
-        psnr: of the frames, dB.
+        video: number of the video.
+        nfe: number of computed steps.
+        expected: expected relative error of the latent.
+        surprise: how much worse the forecasts were than expected (`spectrum.surprise`).
+        measured: measured relative error of the latent.
+        psnr: PSNR of the frames, dB.
     """
 
     video: _Count
@@ -70,7 +71,7 @@ class Trial(_Part):
 
 
 class StepTimes(_Part):
-    """Seconds of one step where the calibration was made."""
+    """Seconds of one step on the machine and ranks that made the calibration."""
 
     computed: _Positive
     forecast: _Positive
@@ -79,25 +80,25 @@ class StepTimes(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """PSNR against the full sampler, dB; `deviation` is one standard deviation over the trials."""
+    """Predicted PSNR against the full sampler, dB; `deviation` is one standard deviation over the trials."""
 
     psnr: float
     deviation: float
 
 
 class Calibration(_Part):
-    """The file, schema 1.
+    """Content of a calibration file, schema 1.
 
     Attributes:
-        conditions: what it was made for.
-        prompts, seeds: of the videos that it was made from.
+        conditions: conditions under which it is valid.
+        prompts, seeds: prompts and seeds of the videos that it was made from.
         noise_levels: σ of the sampler, `[n + 1]`.
         grams: stream → lower triangle of its mean Gram matrix, row by row; its trace is n.
-        sensitivity: what the relative size of an error of the velocity at a step is in the end, `[n]`.
+        sensitivity: size of an error in the final latent, relative to its size at each step, `[n]`.
         scale: root mean square of the guided velocity over that of the final latent.
-        trials: how well plans held.
-        seconds: of a step.
-        made: when, and with which versions.
+        trials: videos made with planned schedules.
+        seconds: duration of a step.
+        made, versions: date, and versions of the software.
     """
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
@@ -120,7 +121,7 @@ class Calibration(_Part):
         if any(length != n * (n + 1) // 2 for length in lengths.values()):
             raise ValueError(f"Gram matrices of {n} steps need {n * (n + 1) // 2} numbers, got {lengths}")
         if len(self.sensitivity) != n or len(self.noise_levels) != n + 1:
-            raise ValueError(f"sensitivity and noise levels must be of {n} steps")
+            raise ValueError(f"sensitivity and noise levels must have {n} steps")
         for name, values in self.grams.items():
             sizes = from_triangle(values, n).diagonal()
             if (sizes < 0.0).any() or not sizes.any():
@@ -132,7 +133,7 @@ class Calibration(_Part):
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of all that results depend on."""
+        """SHA-256, hexadecimal, of everything that affects results."""
         content = {"grams": self.grams, "sensitivity": self.sensitivity, "noise": self.noise_levels}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -144,22 +145,22 @@ class Calibration(_Part):
         """
         if stream not in self.grams:
             raise BadRequestError(
-                f"spectrum: this calibration knows the streams {', '.join(self.grams)}, not {stream}"
+                f"spectrum: this calibration has the streams {', '.join(self.grams)}, not {stream}"
             )
         return from_triangle(self.grams[stream], self.conditions.steps)
 
     def predictor(self, stream: StreamName) -> CalibratedPredictor:
-        """The calibrated weights of a stream."""
+        """Make the calibrated predictor of a stream."""
         return CalibratedPredictor(self.gram(stream))
 
     def planner(self, stream: StreamName) -> Planner:
-        """Plans for a stream. Expected errors are relative to the final latent."""
+        """Make the planner of a stream, whose expected errors are relative to the final latent."""
         return make_planner(self.predictor(stream), self.noise_levels, self.sensitivity, self.scale)
 
     def predict(self, expected: float, surprise: float | None = None) -> Prediction | None:
-        """The PSNR that comes of an expected relative error of the latent; None with too few trials.
+        """Predict the PSNR from an expected relative error of the latent; None with too few trials.
 
-        A line through the trials, with `surprise` as a second variable once it is known.
+        It is a linear fit to the trials, with `surprise` as a second variable once that is known.
         """
         if expected <= 0.0 or len(self.trials) < _LEAST_TRIALS:
             return None
@@ -173,10 +174,10 @@ class Calibration(_Part):
         return Prediction(float(point[:used] @ line), deviation)
 
     def plan_for_psnr(self, target: float, stream: StreamName = "guided") -> PlannedSteps:
-        """The plan with the fewest computed steps whose predicted PSNR reaches `target`.
+        """Plan the fewest computed steps whose predicted PSNR reaches `target`.
 
         Raises:
-            BadRequestError: none does, or there were too few trials to predict it.
+            BadRequestError: no plan reaches it, or there are too few trials to predict the PSNR.
         """
         planner = self.planner(stream)
         best = 0.0
@@ -185,20 +186,20 @@ class Calibration(_Part):
             prediction = self.predict(plan.error)
             if prediction is None:
                 raise BadRequestError(
-                    f"psnr: this calibration has {len(self.trials)} trials; too few to predict it"
+                    f"psnr: this calibration has {len(self.trials)} trials, too few to predict the PSNR"
                 )
             best = max(best, prediction.psnr)
             if prediction.psnr >= target:
                 return plan
-        raise BadRequestError(f"psnr: {target:g} given; the best that can be predicted is {best:.1f} dB")
+        raise BadRequestError(f"psnr: {target:g} given; the best predicted value is {best:.1f} dB")
 
     def plan_for_seconds(
         self, seconds: float, times: StepTimes | None = None, stream: StreamName = "guided"
     ) -> PlannedSteps:
-        """The plan with the most computed steps that denoises within `seconds`.
+        """Plan the most computed steps that can be denoised within `seconds`.
 
         Raises:
-            BadRequestError: not even forecasting all steps but the first does.
+            BadRequestError: even a single computed step takes longer.
         """
         times, steps = times or self.seconds, self.conditions.steps
         extra = max(times.computed - times.forecast, 1e-9)
@@ -209,7 +210,7 @@ class Calibration(_Part):
         return self.planner(stream).plan(nfe)
 
     def write(self, path: Path, *, overwrite: bool = True) -> None:
-        """Write the file, whole or not at all; see `whole_file`."""
+        """Write the calibration, whole or not at all; see `whole_file`."""
         with whole_file(path, overwrite=overwrite) as temporary:
             temporary.write_text(self.model_dump_json(by_alias=True) + "\n", encoding="utf-8")
 
@@ -220,18 +221,18 @@ def make_planner(
     sensitivity: Sequence[float],
     scale: float,
 ) -> Planner:
-    """A planner whose errors are relative to the final latent."""
+    """Make a planner whose errors are relative to the final latent."""
     moves = -np.diff(np.asarray(noise_levels))
     return Planner(predictor, (moves * np.asarray(sensitivity) * scale).tolist())
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a calibration is named by its file, not by the name of a shipped one."""
+    """Return whether a calibration is given as a path, not as the name of a shipped one."""
     return name.endswith(".json") or "/" in name
 
 
 def load_calibration(name: str) -> Calibration:
-    """The calibration called `name` in `configs/calibrations/`, or the one in the JSON file `name`.
+    """Load the calibration called `name` in `configs/calibrations/`, or the one in the JSON file `name`.
 
     Raises:
         BadRequestError: there is none, or it is not valid.
@@ -244,7 +245,7 @@ def load_calibration(name: str) -> Calibration:
     else:
         raise BadRequestError(
             f"calibration: {name!r} given; there is no such calibration. Shipped: {', '.join(known)}; "
-            "or give the path of a JSON file that `lockstep calibrate` has written"
+            "or give the path of a JSON file written by `lockstep calibrate`"
         )
     try:
         return _read(path, path.stat().st_mtime_ns)
@@ -252,7 +253,7 @@ def load_calibration(name: str) -> Calibration:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadRequestError(
             f"calibration: {name!r} given; it cannot be read: {reason}; "
-            "a JSON file that `lockstep calibrate` has written is needed"
+            "give a JSON file written by `lockstep calibrate`"
         ) from None
 
 
@@ -263,8 +264,8 @@ def _read(path: Path, modified: int) -> Calibration:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadRequestError(
-            f"calibration: {str(path)!r} is not JSON: {error}; one that `lockstep calibrate` has written is "
-            "needed (presets and configs are YAML, and name a calibration)"
+            f"calibration: {str(path)!r} is not JSON: {error}; give a file written by `lockstep calibrate` "
+            "(presets and configs are YAML, and name a calibration)"
         ) from None
     if not isinstance(content, dict) or "grams" not in content:
         raise BadRequestError(f"calibration: {str(path)!r} is {_kind_of(content)}, not a calibration")
@@ -279,25 +280,29 @@ def _read(path: Path, modified: int) -> Calibration:
 
 
 def _refuse_constant(word: str) -> None:
-    raise ValueError(f"it has {word}, which is no number")
+    raise ValueError(f"it has {word}, which is not a number in JSON")
 
 
 def _kind_of(content: object) -> str:
-    """What a JSON file is that is no calibration."""
+    """Describe a JSON file that is not a calibration."""
     if not isinstance(content, dict):
         return shown(content)
-    known = {"decision_digest": "a report", "shots": "the manifest of a film", "parts": "a checkpoint's"}
+    known = {
+        "decision_digest": "a report",
+        "shots": "the manifest of a film",
+        "parts": "the manifest of a checkpoint",
+    }
     kinds = [kind for name, kind in known.items() if name in content]
-    return kinds[0] if kinds else "JSON of something else"
+    return kinds[0] if kinds else "some other JSON"
 
 
 def to_triangle(gram: NDArray[np.float64]) -> list[float]:
-    """The lower triangle, row by row, to 12 digits: differences of neighbouring steps need most of them."""
+    """Lower triangle, row by row, to 12 digits: differences of neighbouring steps need most of them."""
     return [float(f"{value:.12g}") for value in gram[np.tril_indices(len(gram))]]
 
 
 def from_triangle(values: list[float], size: int) -> Gram:
-    """The symmetric matrix of a lower triangle."""
+    """Symmetric matrix `[size, size]` of a lower triangle."""
     lower: Gram = np.zeros((size, size))
     lower[np.tril_indices(size)] = values
     return lower + np.tril(lower, -1).T

@@ -1,4 +1,4 @@
-"""What is expected of a generation, beside what was measured."""
+"""Expected quality of a generation, beside what was measured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """How good the result should be, going by the calibration and the errors that were seen.
+    """Expected quality of the result, from the calibration and the measured forecast errors.
 
     Attributes:
-        psnr: against the full sampler, dB; None where nothing was calibrated for it.
-        deviation: of that PSNR, dB: one standard deviation over the calibration's videos.
-        errors: step → expected relative error of its forecast; at computed steps, of the one not needed.
-        added: steps computed beyond the plan, as forecasts were worse than it allows.
-        dropped: steps of the schedule that there was no time for.
+        psnr: expected PSNR against the full sampler, dB; None without a calibration for it.
+        deviation: one standard deviation of that PSNR over the calibration's videos, dB.
+        errors: step → expected relative error of a forecast, also at computed steps, which need none.
+        added: steps computed beyond the plan, because forecasts were worse than planned.
+        dropped: steps of the schedule for which there was no time.
     """
 
     psnr: float | None = None

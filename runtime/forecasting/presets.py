@@ -38,7 +38,7 @@ class _Part(BaseModel):
 
 
 class FullSchedulePart(_Part):
-    """Every step is computed."""
+    """Schedule that computes every step."""
 
     kind: Literal["full"]
 
@@ -47,7 +47,7 @@ class FullSchedulePart(_Part):
 
 
 class PaperSchedulePart(_Part):
-    """Spectrum's growing window: see `spectrum.schedule.paper_schedule`."""
+    """Spectrum's schedule with a growing window; see `spectrum.schedule.paper_schedule`."""
 
     kind: Literal["paper"]
     warmup: Annotated[int, Field(ge=1, le=1000), NUMBER] = 5
@@ -59,7 +59,7 @@ class PaperSchedulePart(_Part):
 
 
 class ExplicitSchedulePart(_Part):
-    """A list of computed steps."""
+    """Schedule given as a list of computed steps."""
 
     kind: Literal["explicit"]
     computed: Annotated[
@@ -71,7 +71,7 @@ class ExplicitSchedulePart(_Part):
 
 
 class ErrorSchedulePart(_Part):
-    """Steps are computed when forecasts get bad: see `spectrum.schedule.ErrorSchedule`."""
+    """Schedule that computes steps when forecasts get bad; see `spectrum.schedule.ErrorSchedule`."""
 
     kind: Literal["error"]
     tolerance: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False), NUMBER] = 0.1
@@ -84,12 +84,12 @@ class ErrorSchedulePart(_Part):
 
 
 class PlannedSchedulePart(_Part):
-    """The best steps for a budget, from the preset's calibration, which also gives the weights.
+    """Planned schedule: the best steps for a budget, from the preset's calibration.
 
     Attributes:
-        nfe: computed steps.
-        guard: more are computed where a forecast error is so many times what was planned; None for never.
-        most: steps that the guard may add.
+        nfe: number of computed steps.
+        guard: ratio of measured to expected forecast error above which a step is added; None for never.
+        most: largest number of steps that the guard may add.
     """
 
     kind: Literal["planned"]
@@ -103,9 +103,12 @@ _SchedulePart = Annotated[_FreeSchedulePart | PlannedSchedulePart, Field(discrim
 
 
 class ChebyshevPart(_Part):
-    """Ridge regression on Chebyshev polynomials, blended with linear extrapolation (blend = 1: none of it).
+    """Ridge regression on Chebyshev polynomials, blended with linear extrapolation.
 
-    `horizon` is the number of steps that spans the basis; by default the request's own number of steps.
+    Attributes:
+        degree, ridge: highest degree, and regularisation.
+        blend: share of the regression; 1 for no linear extrapolation.
+        horizon: number of steps that spans the basis; by default the request's number of steps.
     """
 
     kind: Literal["chebyshev"]
@@ -120,7 +123,7 @@ class ChebyshevPart(_Part):
 
 
 class LinearPart(_Part):
-    """The straight line through the last two computed values."""
+    """Linear extrapolation from the last two computed values."""
 
     kind: Literal["linear"]
 
@@ -129,7 +132,7 @@ class LinearPart(_Part):
 
 
 class CalibratedPart(_Part):
-    """The calibrated weights of two remembered values: see `spectrum.calibrated`."""
+    """Calibrated extrapolation from two remembered values; see `spectrum.calibrated`."""
 
     kind: Literal["calibrated"]
 
@@ -138,16 +141,16 @@ _FreePredictorPart = ChebyshevPart | LinearPart
 
 
 class Preset(_Part):
-    """How a generation skips evaluations.
+    """Forecasting preset: which steps are computed, and how the others are forecast.
 
     Attributes:
-        stream: what is forecast: each branch's `feature` (the output of the last transformer block) or
-            `velocity` (the model's output), or both branches' `guided` velocity as one.
-        schedule: which steps are computed.
-        uncond: the same for the unconditional branch alone; by default it follows `schedule`.
-        predictor: how the others are forecast.
-        calibration: name of the calibration, or its path (looked for beside the preset), for what is planned
-            or calibrated.
+        stream: forecast quantity: each branch's `feature` (the output of the last transformer block) or
+            `velocity` (the model's output), or the `guided` velocity of both branches.
+        schedule: rule that says which steps are computed.
+        uncond: schedule of the unconditional branch, if it has its own.
+        predictor: rule by which the other steps are forecast.
+        calibration: name or path (relative to the preset) of the calibration that planned schedules and
+            calibrated predictors need.
     """
 
     stream: StreamName = "feature"
@@ -163,51 +166,51 @@ class Preset(_Part):
         planned = isinstance(self.schedule, PlannedSchedulePart)
         calibrated = isinstance(self.predictor, CalibratedPart)
         if (planned or calibrated) != (self.calibration is not None):
-            raise ValueError("what is planned or calibrated, and only that, needs a calibration")
+            raise ValueError("planned schedules and calibrated predictors, and only they, need a calibration")
         if planned and not calibrated:
-            raise ValueError("a planned schedule is made for the calibrated predictor, and needs it")
+            raise ValueError("a planned schedule needs the calibrated predictor")
         if self.uncond is not None and (planned or self.stream == "guided"):
-            raise ValueError("uncond: a guided stream and a plan are of both branches together")
+            raise ValueError("uncond: a guided stream or a planned schedule covers both branches together")
         return self
 
     @property
     def forecasts(self) -> bool:
-        """Whether any step can be forecast."""
+        """True if any step can be forecast."""
         return any(not isinstance(s, FullSchedulePart) for s in (self.schedule, self.uncond or self.schedule))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What results depend on: a calibration by its content, not by its name."""
+        """Everything that affects results; a calibration counts by its content, not its name."""
         content = self.model_dump(mode="json", exclude={"calibration"})
         return content | {"calibration": None if self.calibrated is None else self.calibrated.digest}
 
     def check_fit(self, conditions: Conditions) -> None:
-        """Refuse what the calibration was not made for.
+        """Refuse conditions for which the calibration is not valid.
 
         Raises:
-            BadRequestError: what differs.
+            BadRequestError: conditions differ; the message says which.
         """
         if self.calibrated is not None:
             self.calibrated.conditions.check_fit(conditions, self.calibration or "")
 
     def check_request(self, request: VideoRequest) -> None:
-        """As `check_fit` and `schedules_of`, with what is known before the model is loaded."""
+        """Check as `check_fit` and `schedules_of` do, as far as is possible before the model is loaded."""
         if self.calibrated is not None:
             self.calibrated.conditions.check_request(request, self.calibration or "")
         self.schedules_of(request.steps, request.branches)
 
     def build_predictor(self, steps: int) -> Predictor:
-        """How a stream of `steps` steps is forecast."""
+        """Make the predictor of a stream with `steps` steps."""
         if isinstance(self.predictor, CalibratedPart):
             assert self.calibrated is not None
             return self.calibrated.predictor(self.stream)
         return self.predictor.build(steps)
 
     def schedules_of(self, steps: int, branches: Sequence[str]) -> dict[str, Schedule]:
-        """Each branch's schedule for a sampler with `steps` steps; branches that follow one share it.
+        """Make each branch's schedule for a sampler with `steps` steps; branches may share one.
 
         Raises:
-            BadRequestError: the preset's schedule does not fit that many.
+            BadRequestError: the preset's schedule does not fit that number of steps.
         """
         try:
             shared = self._build(self.schedule, steps)
@@ -217,7 +220,7 @@ class Preset(_Part):
         return {branch: own.get(branch, shared) for branch in branches}
 
     def expected_kinds(self, steps: int) -> list[StepKind]:
-        """The kind of every step: computed if a branch is, and where it depends on what happens."""
+        """Expected kind of every step: computed if any branch is, or if it depends on measured errors."""
         schedules = [self._build(part, steps) for part in (self.schedule, self.uncond or self.schedule)]
         if any(isinstance(schedule, ErrorSchedule) for schedule in schedules):
             return [StepKind.COMPUTE] * steps
@@ -232,7 +235,7 @@ class Preset(_Part):
         schedules: Mapping[str, Schedule],
         dropped: list[int],
     ) -> Expectation:
-        """What is to be expected of a generation, now that its computed steps and their errors are known."""
+        """Expected quality of a generation whose computed steps and errors are known."""
         added = [s.added for s in schedules.values() if isinstance(s, GuardedSchedule)]
         known = Expectation(added=sorted(added[0]) if added else [], dropped=dropped)
         if self.calibrated is None or not isinstance(self.predictor, CalibratedPart):
@@ -252,14 +255,14 @@ class Preset(_Part):
         assert self.calibrated is not None
         plan = _plan(self.calibrated, self.stream, part.nfe)
         if plan.steps != steps:
-            raise ValueError(f"it is planned for {plan.steps}")
+            raise ValueError(f"it is planned for {plan.steps} steps")
         if part.guard is None:
             return FixedSchedule(plan.steps, plan.computed)
         return GuardedSchedule(plan, part.guard, part.most)
 
     @property
     def calibrated(self) -> Calibration | None:
-        """What it stands on; None for presets that need none."""
+        """Calibration of the preset; None if it needs none."""
         return None if self.calibration is None else load_calibration(self.calibration)
 
 
@@ -270,15 +273,15 @@ def _plan(calibration: Calibration, stream: StreamName, nfe: int) -> PlannedStep
 
 @lru_cache(maxsize=16)
 def _planner(calibration: Calibration, stream: StreamName) -> Planner:
-    """Its table of costs takes a moment, and it is asked several times for each generation."""
+    """Cache planners: their cost tables take a moment, and each generation needs them several times."""
     return calibration.planner(stream)
 
 
 def load_preset(name: str) -> Preset:
-    """The preset called `name` in `configs/spectrum/`, or the one in the YAML file `name`.
+    """Load the preset called `name` in `configs/spectrum/`, or the one in the YAML file `name`.
 
     Raises:
-        BadRequestError: there is none, or it is not valid; the message says what there is.
+        BadRequestError: there is none, or it is not valid; the message lists the presets that exist.
     """
     file = open_yaml(name, folder="spectrum", field="spectrum")
     preset = file.parse(Preset)

@@ -1,4 +1,4 @@
-"""What a calibration was made for, and whether something else is near enough to use it."""
+"""Validity of a calibration: the conditions it was made for, and whether a request is near enough to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from runtime.errors import BadRequestError
 from runtime.request.video_request import NUMBER, Guidance, StepCount, VideoRequest
 
-_RESOLUTION = 2.0  # a video of up to so many times more or fewer pixels is of the same class
+_RESOLUTION = 2.0  # factor of pixels up to which two videos are of the same class
 
 _Size = Annotated[int, Field(ge=1, le=10**6), NUMBER]
 
@@ -18,12 +18,12 @@ class Conditions(BaseModel):
     """Everything that a calibration depends on, beside the prompts.
 
     Attributes:
-        model, revision: its name, and the digest of its weights; a model of this revision may have any name.
+        model, revision: name of the model, and digest of its weights; the name may differ if the digest fits.
         sampler: class of the sampler.
-        settings: of the sampler, as text; what only another version of it knows does not count.
-        steps: of the sampler.
-        guidance: scale; 1 for none.
-        width, height, frames: pixels; others of the same class are near enough.
+        settings: settings of the sampler, as text; ones that only one of two versions has are not compared.
+        steps: number of sampler steps.
+        guidance: guidance scale; 1 for none.
+        width, height, frames: size in pixels and frames; sizes of the same class are near enough.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,13 +39,14 @@ class Conditions(BaseModel):
     frames: _Size
 
     def check_fit(self, request: Conditions, source: str) -> None:
-        """Refuse conditions that these do not stand for.
+        """Refuse a request whose conditions differ from these.
 
         Args:
-            source: name of the calibration that was made under these.
+            request: conditions of the request.
+            source: name of the calibration that was made under these conditions.
 
         Raises:
-            BadRequestError: what differs.
+            BadRequestError: conditions differ; the message says which.
         """
         names = ["revision", "sampler", "steps", "guidance"]
         if self.revision != request.revision:
@@ -64,7 +65,7 @@ class Conditions(BaseModel):
         _refuse(differences + self._resolution(request.width, request.height, request.frames), source)
 
     def check_request(self, request: VideoRequest, source: str) -> None:
-        """As `check_fit`, with what is known before a model is loaded."""
+        """Check a request as `check_fit` does, as far as is possible before a model is loaded."""
         guidance = request.guidance if request.guided else 1.0
         given = {"steps": request.steps, "guidance": guidance}
         differences = [
@@ -79,7 +80,7 @@ class Conditions(BaseModel):
         if max(own, other) <= _RESOLUTION * min(own, other):
             return []
         size, given = f"{self.width}×{self.height}×{self.frames}", f"{width}×{height}×{frames}"
-        return [f"videos about as large as {size}, not {given}"]
+        return [f"videos of about {size}, not {given}"]
 
 
 def _refuse(differences: list[str], source: str) -> None:

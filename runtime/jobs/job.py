@@ -1,4 +1,4 @@
-"""Jobs: one request with everything that is needed to carry it out, for any process that may do so."""
+"""Jobs: one request with everything needed to carry it out, in any process."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ from runtime.request.video_request import VideoRequest
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What `generate` was asked to do, checked as far as it can be before the model loads.
+    """A job of `generate`, checked as far as is possible before the model loads.
 
     Attributes:
-        ranks: how many were asked for, or as many as the degrees take; None if nothing was said.
-        checkpoints: where the state is kept while the job runs; None for nowhere.
+        config, request, outputs: the model and settings, the request, and the output files.
+        compare: whether to run the full sampler as well and measure the quality.
+        ranks: number of ranks requested, or the product of the degrees; None if unspecified.
+        degrees: degrees of parallelism requested.
+        checkpoints: folder of checkpoints while the job runs; None for no checkpoints.
         timeout: seconds within which the failure of one rank ends all.
-        recipe: what the video was to be made from when the job was planned; None asks for nothing.
+        recipe: recipe of the video when the job was planned, which must not change; None for no such check.
     """
 
     config: Config
@@ -45,14 +48,14 @@ class Job:
 
     @property
     def world(self) -> int:
-        """Ranks of the group that runs it."""
+        """Number of ranks of the group that runs the job."""
         return self.ranks or 1
 
     def planned(self) -> Job:
-        """The same job with the recipe of its files as they are now, as far as this machine has them.
+        """Copy the job with the recipe of its current files, as far as this machine has them.
 
         Raises:
-            BadRequestError: one of them cannot be read.
+            BadRequestError: a file cannot be read.
         """
         request, preset = self.request, load_preset(self.request.spectrum)
         recipe = Recipe.of(
@@ -65,7 +68,7 @@ class Job:
         return replace(self, recipe=recipe)
 
     def check_files(self) -> None:
-        """Refuse files that cannot be written; for the rank that writes them.
+        """Refuse files that cannot be read or written; called by the rank that writes.
 
         Raises:
             BadRequestError: see `Outputs.check`, `Checkpoints.check` and `check_image`.
@@ -76,7 +79,7 @@ class Job:
             self.checkpoints.check()
 
     def absolute(self) -> Job:
-        """The same job for processes that run in other folders."""
+        """Copy the job with absolute paths, for processes that run in other folders."""
         outputs, kept, request = self.outputs, self.checkpoints, self.request
         if is_path(request.spectrum):
             request = request.model_copy(update={"spectrum": str(Path(request.spectrum).absolute())})
@@ -97,7 +100,7 @@ class Job:
         )
 
     def retried(self) -> Job:
-        """The same job, to be gone on with; it may replace a video that the attempt before made."""
+        """Copy the job so that it resumes; it may then replace a video that an earlier attempt made."""
         kept, overwrite = self.checkpoints, self.outputs.overwrite or self._is_made()
         return replace(
             self,
@@ -106,13 +109,15 @@ class Job:
         )
 
     def resumed(self) -> Job:
-        """The same job; where it goes on from what an attempt before left, it may replace the files that this
-        attempt made: it may have been killed between its report and its videos."""
+        """Return the job, as `retried` if it resumes from the checkpoints of an earlier attempt.
+
+        That attempt may have been killed after it wrote its report and before its videos, which are replaced.
+        """
         kept = self.checkpoints
         return self.retried() if kept is not None and kept.resume and kept.left else self
 
     def _is_made(self) -> bool:
-        """Whether there is a report of this very request; it appears before the videos that it names."""
+        """Return whether a report of this very request exists; it appears before the videos that it names."""
         own = self.absolute()
         try:
             report = read_json(own.outputs.report)
@@ -123,21 +128,21 @@ class Job:
         return bool(made == (own.request.model_dump(mode="json"), videos))
 
     def advice(self) -> str:
-        """What makes the job go on after it was interrupted, as things are now."""
+        """Advise the user how to resume or restart the interrupted job."""
         kept, options = self.checkpoints, self._options_now()
         command = f"the same command{' with ' if options else ''}{' '.join(options)}"
         if kept is not None and kept.newest is not None:
-            return f"{command} goes on from the last checkpoint"
-        whole = "whole " if options else ""
-        return f"no {whole}checkpoint is there: {command} starts again at the first step"
+            return f"{command} resumes from the last checkpoint"
+        whole = "complete " if options else ""
+        return f"there is no {whole}checkpoint: {command} starts again at the first step"
 
     def options_to_go_on(self) -> list[str] | None:
-        """What its own options lack to go on from its checkpoints; None where there are none."""
+        """Options to add to the job's own to resume from its checkpoints; None if there are none."""
         kept = self.checkpoints
         return None if kept is None or kept.newest is None else self._options_now()
 
     def _options_now(self) -> list[str]:
-        """What its own options lack to be taken with what is there now."""
+        """Options to add to the job's own so that its existing files are accepted."""
         kept = self.checkpoints
         left = kept is not None and kept.left
         options = ["--resume"] if kept is not None and left and not kept.resume else []
@@ -147,15 +152,15 @@ class Job:
         return options
 
     def to_json(self) -> str:
-        """Everything about it, for `from_json`."""
+        """Serialise the job for `from_json`."""
         return _JOB.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Job:
-        """The job that `to_json` was asked of.
+        """Read a job that `to_json` wrote.
 
         Raises:
-            BadRequestError: another version of Lockstep wrote it, and it means nothing to this one.
+            BadRequestError: another version of Lockstep wrote it, in a form that this one cannot read.
         """
         try:
             return _JOB.validate_json(text)

@@ -1,4 +1,4 @@
-"""One request from start to files: videos, report and picture, with a comparison when it is wanted.
+"""Running a job: from a request to videos, report and picture, with a comparison if requested.
 
 The first rank runs a job; the others follow it.
 """
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 OnStep = Callable[[StepRecord], None]
 Progress = Callable[[str, Sequence[StepKind]], AbstractContextManager[OnStep]]
-"""Opens a display for one generation, given its name and the kind of each of its steps."""
+"""Opens a progress display for one generation, given its name and the kind of each of its steps."""
 
 
 @contextmanager
 def silent(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
-    """The `Progress` that shows nothing."""
+    """Progress display that shows nothing."""
     yield lambda _: None
 
 
@@ -52,12 +52,16 @@ def run_job(
     """Generate and write the videos, the report and the picture.
 
     Args:
-        checkpoints: kept while it runs, and removed when all is written.
-        planned: what the video is to be made from; what has changed since is refused.
+        engine: the loaded model.
+        request: the request.
+        outputs: paths of the files.
+        progress: display of the steps.
+        checkpoints: folder of checkpoints, which are removed when all files are written.
+        planned: recipe with which the job was planned; another one is refused.
 
     Raises:
         BadRequestError: the request does not fit the model, or a file cannot be written; nothing was started.
-        JobFailedError: a file could not be written to the end.
+        JobFailedError: writing a file failed.
     """
     with _begun(engine, [request], outputs, checkpoints, planned), _files(outputs, request) as files:
         _, report = _generate_files(engine, request, outputs, files, progress, checkpoints)
@@ -72,9 +76,9 @@ def run_compared_job(
     checkpoints: Checkpoints | None = None,
     planned: Recipe | None = None,
 ) -> Report:
-    """As `run_job`, after running the full sampler on the same request, and measure against it.
+    """Run a job as `run_job` does, after the full sampler on the same request, and compare with it.
 
-    The transformer is run once beforehand, so that neither time holds what a process's first forward sets up.
+    The transformer runs once beforehand, so that neither time includes the setup of a first forward.
     """
     with (
         _begun(engine, [request.full, request], outputs, checkpoints, planned),
@@ -102,24 +106,28 @@ def _begun(
     checkpoints: Checkpoints | None,
     planned: Recipe | None,
 ) -> Iterator[None]:
-    """Begin on all ranks or on none, and end together. The rank with `outputs` holds the checkpoints
-    meanwhile; when all went well, it removes them.
+    """Begin a job on all ranks or on none, and end it on all together.
+
+    The rank with `outputs` locks the checkpoints meanwhile, and removes them when the job succeeds.
 
     Args:
-        requests: those of the job's generations, the one that is written last.
+        engine: the loaded model.
+        requests: requests of the job's generations; the videos of the last are written.
+        outputs: paths of the files; None on ranks that write none.
+        checkpoints, planned: as in `run_job`.
 
     Raises:
-        BadRequestError: on all ranks, if any of them refuses.
+        BadRequestError: a rank refuses the job; raised on all ranks.
     """
     ranks = engine.ranks
     ranks.at("the start of a job", busy=True)
     try:
         with _held(engine, requests, outputs, checkpoints, planned):
             yield
-        # Nobody leaves before the files are written: a rank may fail until then.
+        # No rank leaves before the files are written, as any may fail until then.
         ranks.control.all_gather_object("done")
     except (BadRequestError, CancelledError):
-        ranks.at("idle")  # they end the job, not its ranks
+        ranks.at("idle")  # these errors end the job, not its ranks
         raise
     ranks.at("idle")
 
@@ -132,7 +140,7 @@ def _held(
     checkpoints: Checkpoints | None,
     planned: Recipe | None,
 ) -> Iterator[None]:
-    """The part of `_begun` that is left before all ranks end together: what a job holds while it runs."""
+    """Check a job on all ranks, and hold its image, locks and mailbox while the block runs."""
     with ExitStack() as stack:
         problem, plans = "", list[Plan]()
         try:
@@ -160,7 +168,7 @@ def _held(
             try:
                 checkpoints.discard()
             except OSError as error:
-                log.warning("checkpoints: cannot remove those in %r: %s", str(checkpoints.root), error)
+                log.warning("checkpoints: cannot remove them from %r: %s", str(checkpoints.root), error)
 
 
 def _refuse_together(engine: Engine, problem: str) -> None:
@@ -179,7 +187,7 @@ def follow_job(
     checkpoints: Checkpoints | None = None,
     planned: Recipe | None = None,
 ) -> Generation:
-    """The part of ranks that write no files: the same generations in the same order as on the first."""
+    """Follow a job on a rank that writes no files: make the same generations as the first, in its order."""
     requests = [request.full, request] if compared else [request]
     with _begun(engine, requests, None, checkpoints, planned):
         if compared:
@@ -195,7 +203,7 @@ def generate_shown(
     progress: Progress,
     checkpoints: Checkpoints | None = None,
 ) -> Generation:
-    """Generate into `sinks` while `progress` shows it."""
+    """Generate videos into `sinks`, shown by `progress`."""
     label = f"{request.spectrum}, seed {request.seed}"
     with progress(label, engine.plan(request).kinds) as on_step:
         return engine.generate(request, sinks, on_step, checkpoints)
@@ -203,7 +211,7 @@ def generate_shown(
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Where the files of a job are until all of them are done and get their names."""
+    """Temporary files of a job, which get their names when all of them are done."""
 
     report: Path
     picture: Path
@@ -212,7 +220,7 @@ class _Files:
 
 @contextmanager
 def _files(outputs: Outputs, request: VideoRequest) -> Iterator[_Files]:
-    """The job's files; they get their names, one right after the other, when the block ends well."""
+    """Open the job's files, which get their names together when the block succeeds."""
     with whole_files(list(outputs.all(request.videos)), overwrite=outputs.overwrite) as temporaries:
         report, picture, *videos = temporaries
         yield _Files(report, picture, videos)
@@ -227,7 +235,7 @@ def _generate_files(
     checkpoints: Checkpoints | None,
     also: Sequence[FrameSink] = (),
 ) -> tuple[Generation, Report]:
-    """Generate into mp4 files and into the sinks `also`, one per video where there are any."""
+    """Generate into mp4 files, and into the sinks `also`, one per video, if given."""
     videos, config = outputs.videos(request.videos), engine.config
     bound = min(SILENCE, config.busy_timeout)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""ffmpeg as a child: a path that it is given is a file, its end has a reason, and it outlives nobody."""
+"""ffmpeg as a child process: paths are always files, failures have a reason, and it ends with its parent."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import imageio_ffmpeg
 
 from runtime.errors import JobFailedError
 
-ALIVE = ("-progress", "pipe:1", "-stats_period", "5")  # it tells how far it is, and so that it works
-SILENCE = 600.0  # seconds without a sign of life, after which it is given up
-_REMEMBERED, _TOLD = 40, 5  # lines of what it said: kept, and put into an error
+ALIVE = ("-progress", "pipe:1", "-stats_period", "5")  # it reports its progress, and so that it is alive
+SILENCE = 600.0  # seconds without a sign of life, after which it is killed
+_REMEMBERED, _TOLD = 40, 5  # lines of its output that are kept, and that are put into an error
 _READ = 1 << 20  # bytes
-# Linux ends it with the thread that started it, so that a killed job leaves none behind.
+# Linux kills it with the thread that started it, so that a killed job leaves none behind.
 _BOUND = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
     "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
@@ -30,19 +30,22 @@ _BOUND = (
 
 
 def file_url(path: Path) -> str:
-    """`path` for ffmpeg: never an option or another protocol, whatever it is called."""
+    """Write `path` for ffmpeg, so that no name is taken for an option or another protocol."""
     return f"file:{path}"
 
 
 class Ffmpeg:
-    """A running ffmpeg; when the block is left it has ended, of itself or killed.
+    """A running ffmpeg; at the end of the block it has ended, or is killed.
 
     Args:
-        arguments: without those that are always the same; paths as `file_url`.
+        arguments: arguments besides the common ones; paths as `file_url`.
         doing: completes "ffmpeg could not …".
-        loglevel: of what it says, which goes into errors and to `said`.
-        folder: where it runs.
-        silence: seconds without reading, writing or ending.
+        loglevel: level of its output, which goes into errors and to `said`.
+        folder: its working directory.
+        silence: limit in seconds for a time without reading, writing or ending.
+
+    Raises:
+        JobFailedError: ffmpeg could not be started.
     """
 
     def __init__(
@@ -90,17 +93,17 @@ class Ffmpeg:
 
     @property
     def said(self) -> str:
-        """The end of what it said, once it has ended."""
+        """Last lines of its output, once it has ended."""
         return "\n".join(self._lines)
 
     def write(self, data: memoryview) -> None:
-        """Feed its standard input.
+        """Write to its standard input.
 
         Args:
-            data: of bytes.
+            data: a view of bytes.
 
         Raises:
-            JobFailedError: it has ended, or takes nothing any more.
+            JobFailedError: it has ended, or reads no more.
         """
         while data:
             self._await(self._stdin.fileno(), select.POLLOUT)
@@ -110,22 +113,22 @@ class Ffmpeg:
                 continue
             except BrokenPipeError:
                 self.finish()  # raises with ffmpeg's own words
-                raise self._failed("it did not take all that it was to") from None
+                raise self._failed("it did not read all of its input") from None
 
     def read(self, most: int = _READ) -> bytes:
-        """The next of its standard output; nothing at its end.
+        """Read from its standard output; return an empty result at the end.
 
         Raises:
-            JobFailedError: it says nothing any more.
+            JobFailedError: it neither writes nor ends.
         """
         self._await(self._stdout.fileno(), select.POLLIN)
         return os.read(self._stdout.fileno(), most)
 
     def finish(self) -> bytes:
-        """Wait for its end; what is left of its standard output.
+        """Wait for its end; return the rest of its standard output.
 
         Raises:
-            JobFailedError: it failed, with the end of what it said.
+            JobFailedError: it failed; the message has the last lines of its output.
         """
         with suppress(BrokenPipeError):
             self._stdin.close()
@@ -160,10 +163,10 @@ class Ffmpeg:
 
 
 def run_ffmpeg(*arguments: str, doing: str, loglevel: str = "error", folder: Path | None = None) -> str:
-    """Let ffmpeg do something, and return the end of what it said.
+    """Run ffmpeg, and return the last lines of its output.
 
     Raises:
-        JobFailedError: it failed, or showed no progress.
+        JobFailedError: it failed, or made no progress.
     """
     with Ffmpeg(*ALIVE, *arguments, doing=doing, loglevel=loglevel, folder=folder) as ffmpeg:
         ffmpeg.finish()

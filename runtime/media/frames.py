@@ -1,4 +1,4 @@
-"""Frames of a video's file, only those that are wanted: memory for these, however long the video is."""
+"""Reading frames of a video file: only the requested ones are held in memory."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from runtime.media.mp4 import Frames
 
 
 def pick_frames(video: Path, wanted: Sequence[int]) -> list[Frames]:
-    """Some frames, each `[H, W, 3]`.
+    """Read some frames of a video, each `[H, W, 3]`.
 
     Args:
-        wanted: their numbers, from 0, in any order.
+        video: the file.
+        wanted: numbers of the frames, from 0, in any order.
 
     Raises:
-        JobFailedError: ffmpeg could not read them.
+        JobFailedError: ffmpeg could not read them, or the video is too short.
     """
     numbers = sorted(set(wanted))
     picked = "+".join(f"eq(n,{number})" for number in numbers)
     found = list(_read(video, "-vf", f"select='{picked}'", "-frames:v", str(len(numbers))))
     if len(found) != len(numbers):
-        raise JobFailedError(
-            f"{str(video)!r} is shorter than it was made: it has no frame {numbers[len(found)]}"
-        )
+        raise JobFailedError(f"{str(video)!r} is truncated: it has no frame {numbers[len(found)]}")
     return [found[numbers.index(number)] for number in wanted]
 
 
 def read_frames(video: Path) -> Frames:
-    """All frames, `[T, H, W, 3]`.
+    """Read all frames of a video, `[T, H, W, 3]`.
 
     Raises:
         JobFailedError: ffmpeg could not read them.
@@ -41,7 +40,7 @@ def read_frames(video: Path) -> Frames:
 
 
 def _read(video: Path, *which: str) -> Iterator[Frames]:
-    """Frames as ffmpeg sends them: portable pixmaps, one after another, each with its size."""
+    """Yield frames as ffmpeg sends them: portable pixmaps, one after another, each with its size."""
     sent = ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
     doing = f"read {str(video)!r}"
     with Ffmpeg("-i", file_url(video), "-map", "0:v:0", *which, *sent, doing=doing) as ffmpeg:
@@ -54,7 +53,7 @@ def _read(video: Path, *which: str) -> Iterator[Frames]:
 
 
 def _take(held: bytearray) -> Frames | None:
-    """The first picture of `held`, which is removed from it; None if it is not there as a whole."""
+    """Take the first pixmap out of `held`; None if it is not yet complete."""
     begin, head = 0, []
     for _ in ("P6", "width height", "255"):
         line, begin = begin, held.find(b"\n", begin) + 1

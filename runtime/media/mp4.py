@@ -1,4 +1,4 @@
-"""Frames → mp4 while they arrive.
+"""Encoding frames to mp4 while they arrive.
 
 Tensor legend: T frames, H, W height and width in pixels. Frames are uint8 RGB.
 """
@@ -25,7 +25,7 @@ CODEC = (
 
 
 class FrameSink(Protocol):
-    """Where the frames of one video go."""
+    """Receiver of the frames of one video."""
 
     def write(self, frames_THW3: Frames) -> None:
         """Take the next frames, in temporal order."""
@@ -33,12 +33,12 @@ class FrameSink(Protocol):
 
 
 def to_uint8(frames_THW3: torch.Tensor) -> Frames:
-    """Frames in [0, 1] → uint8, rounded to nearest."""
+    """Convert frames in [0, 1] to uint8, rounded to nearest."""
     return frames_THW3.float().mul(255.0).round_().to(torch.uint8).cpu().numpy()
 
 
 class Tee:
-    """One video to several sinks."""
+    """Sink that passes one video on to several sinks."""
 
     def __init__(self, *sinks: FrameSink):
         self._sinks = sinks
@@ -49,7 +49,7 @@ class Tee:
 
 
 class ColourWatch:
-    """Looks whether all frames of a video are of one colour: what a model that went wrong shows."""
+    """Sink that detects a video of a single colour, the usual output of a broken model."""
 
     def __init__(self) -> None:
         self._first: Frames | None = None
@@ -64,27 +64,27 @@ class ColourWatch:
 
     @property
     def colour(self) -> str | None:
-        """The one colour, such as `#000000`; None if there are several, or no frames."""
+        """Single colour of the video, such as `#000000`; None if there are several, or no frames."""
         if self._first is None or self._varied:
             return None
         return "#" + bytes(self._first).hex()
 
     def warning(self, what: str) -> list[str]:
-        """What is to be said of it, if anything.
+        """Make a warning about a video of a single colour, or none.
 
         Args:
-            what: was looked at, as the subject of a sentence.
+            what: name of the video, as the subject of a sentence.
         """
         if self.colour is None:
             return []
         return [
             f"{what} shows nothing: every pixel of every frame is {self.colour}, so its PSNR, SSIM and VMAF "
-            "mean nothing, either; look at the model's weights, the LoRA and the dtypes"
+            "are meaningless, too; check the model's weights, the LoRA and the dtypes"
         ]
 
 
 class FrameBuffer:
-    """Keeps the whole video in memory, for callers that want an array."""
+    """Sink that keeps the whole video in memory."""
 
     def __init__(self) -> None:
         self._chunks: list[Frames] = []
@@ -99,7 +99,7 @@ class FrameBuffer:
 
 
 class RawFrames:
-    """Frames as bytes, one after another: what ffmpeg calls rawvideo rgb24."""
+    """Sink that writes frames as raw bytes, one after another (ffmpeg's rawvideo rgb24)."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -108,12 +108,12 @@ class RawFrames:
         self._file.write(_bytes(frames_THW3))
 
     def flush(self) -> None:
-        """Hand everything written so far to readers of the file."""
+        """Make everything written so far visible to readers of the file."""
         self._file.flush()
 
 
 class _Encoder:
-    """Frames to an ffmpeg that reads them on its standard input."""
+    """Sink that sends frames to the standard input of an ffmpeg."""
 
     def __init__(self, ffmpeg: Ffmpeg):
         self._ffmpeg = ffmpeg
@@ -128,7 +128,7 @@ def _bytes(frames_THW3: Frames) -> memoryview:
 
 @contextmanager
 def mp4_writer(path: Path, *, width: int, height: int, fps: int) -> Iterator[FrameSink]:
-    """Write H.264 in yuv420p, limited range, BT.709: what browsers play. `path` appears whole or not at all.
+    """Write H.264 in yuv420p, limited range, BT.709, which browsers play; `path` appears whole or not at all.
 
     Args:
         path: the mp4; its folder exists.
@@ -146,10 +146,11 @@ def mp4_writer(path: Path, *, width: int, height: int, fps: int) -> Iterator[Fra
 def mp4_encoder(
     path: Path, *, width: int, height: int, fps: int, silence: float = SILENCE
 ) -> Iterator[FrameSink]:
-    """As `mp4_writer`, but straight to `path`, for callers who give it its name when all is done.
+    """Write as `mp4_writer` does, but directly to `path`, for callers that rename it themselves.
 
     Args:
-        silence: seconds after which an ffmpeg that does nothing is given up.
+        path, width, height, fps: as in `mp4_writer`.
+        silence: limit in seconds for a time in which ffmpeg does nothing.
     """
     arguments = [
         "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0",

@@ -1,4 +1,4 @@
-"""How close two videos are: PSNR, SSIM and VMAF of raw frames, before any lossy encoding.
+"""Quality of a video against a reference: PSNR, SSIM and VMAF of raw frames, before any lossy encoding.
 
 Tensor legend: T frames, H, W height and width in pixels.
 """
@@ -19,7 +19,7 @@ from runtime.errors import JobFailedError
 from runtime.media.ffmpeg import file_url, run_ffmpeg
 from runtime.media.mp4 import Frames
 
-PSNR_OF_EQUALS = 100.0  # dB, reported where the videos are equal and the PSNR has no bound
+PSNR_OF_EQUALS = 100.0  # dB, reported for equal videos, whose PSNR is infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +31,19 @@ class RawVideo:
     height: int
 
     def frames(self) -> np.memmap[tuple[int, int, int, int], np.dtype[np.uint8]]:
-        """The frames `[T, H, W, 3]`, mapped from the file."""
+        """Map the frames `[T, H, W, 3]` from the file."""
         frames = self.path.stat().st_size // (self.width * self.height * 3)
         return np.memmap(self.path, np.uint8, "r", shape=(frames, self.height, self.width, 3))
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """A video against its reference.
+    """Quality of a video against its reference.
 
     Attributes:
         psnr: dB over all RGB samples of all frames; 100 for equal videos.
         ssim: ffmpeg's `ssim` filter on yuv444p, all planes.
-        vmaf: ffmpeg's `libvmaf` filter, model v0.6.1, mean over frames; None where this ffmpeg has none.
+        vmaf: ffmpeg's `libvmaf` filter, model v0.6.1, mean over frames; None if this ffmpeg lacks the filter.
     """
 
     psnr: float
@@ -52,7 +52,7 @@ class Quality:
 
 
 def psnr(frames: Frames, truth: Frames) -> float:
-    """PSNR in dB of frames `[T, H, W, 3]` over all samples: 10 log₁₀(255² / mean squared error)."""
+    """PSNR in dB of frames `[T, H, W, 3]`, over all samples: 10 log₁₀(255² / mean squared error)."""
     if frames.shape != truth.shape:
         raise ValueError(f"videos of {frames.shape} and {truth.shape} cannot be compared")
     squares = sum(
@@ -75,13 +75,13 @@ def compare_videos(video: RawVideo, reference: RawVideo) -> Quality:
 
 
 def has_filter(name: str) -> bool:
-    """Whether the bundled ffmpeg has the filter `name`."""
+    """Return whether the bundled ffmpeg has the filter `name`."""
     return re.search(rf"\s{re.escape(name)}\s", _filter_listing()) is not None
 
 
 @cache
 def _filter_listing() -> str:
-    """What ffmpeg says of its filters; the binary does not change under a running process."""
+    """ffmpeg's list of filters, cached, as the binary does not change under a running process."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

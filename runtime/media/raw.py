@@ -18,7 +18,7 @@ from runtime.request.video_request import VideoRequest
 
 @dataclass(frozen=True, slots=True)
 class RawSet:
-    """Raw files of one request's videos, and the sinks that fill them."""
+    """Raw files of a request's videos, and the sinks that fill them."""
 
     videos: list[RawVideo]
     files: list[RawFrames]
@@ -34,10 +34,10 @@ class RawSet:
 
 @contextmanager
 def raw_videos(request: VideoRequest, count: int) -> Iterator[RawSet]:
-    """Raw files for `count` videos of the size of `request`, removed at the end.
+    """Open raw files for `count` videos of the size of `request`, removed at the end.
 
     Raises:
-        JobFailedError: they cannot be written; the message names TMPDIR, which says where they are.
+        JobFailedError: they cannot be created or written; the message names TMPDIR, which sets their folder.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(scratch_file()) for _ in range(count)]
@@ -46,13 +46,14 @@ def raw_videos(request: VideoRequest, count: int) -> Iterator[RawSet]:
 
 
 def check_room(request: VideoRequest, count: int) -> None:
-    """Refuse a comparison that there is no room for.
+    """Refuse a comparison for which there is no room on disk.
 
     Args:
-        count: raw videos of the size of `request` that there are at a time.
+        request: a request of the videos' size.
+        count: number of raw videos that exist at the same time.
 
     Raises:
-        BadRequestError: see above.
+        BadRequestError: there is too little room, or no folder for temporary files.
     """
     needed = count * request.frames * request.height * request.width * 3
     try:

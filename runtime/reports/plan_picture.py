@@ -1,4 +1,4 @@
-"""The picture of a plan: which steps are computed, the expected errors, and what they do to the result."""
+"""Picture of a planned schedule: computed steps, expected errors, and the sensitivity of the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened, as JSON. Other programs read it, so its shape is versioned."""
+"""Report of a run, as JSON. Other programs read it, so its schema is versioned."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class ForecasterPart(_Part):
 
 
 class CollectiveBytes(_Part):
-    """Bytes that all ranks together send at one step: the most of any step of the kind."""
+    """Bytes that all ranks together send at one step: the maximum over the steps of the kind."""
 
     computed_step: int
     forecast_step: int
 
 
 class QualityPart(_Part):
-    """Against the full sampler; the mean over the videos. See `runtime.media.quality.Quality`."""
+    """Quality against the full sampler, mean over the videos; see `runtime.media.quality.Quality`."""
 
     psnr: float
     ssim: float
@@ -76,7 +76,7 @@ class QualityPart(_Part):
 
 
 class ComparisonPart(_Part):
-    """The full sampler's run that the quality was measured against, just before on the same machine."""
+    """Comparison with the full sampler, which ran just before on the same machine."""
 
     denoise_seconds: float
     speedup: float
@@ -84,8 +84,10 @@ class ComparisonPart(_Part):
 
 
 class ExpectationPart(_Part):
-    """What was to be expected, from the calibration and the errors that were seen. See
-    `runtime.forecasting.expectation.Expectation`."""
+    """Expected quality, from the calibration and the measured forecast errors.
+
+    See `runtime.forecasting.expectation.Expectation`.
+    """
 
     psnr: float | None
     deviation: float | None
@@ -94,8 +96,13 @@ class ExpectationPart(_Part):
 
 
 class StepPart(_Part):
-    """One step. `sent` are the bytes that all ranks sent; `error` is the relative error of the forecast that
-    a computed step made unnecessary, `expected` what it should be, or that of the forecast that was made."""
+    """One step.
+
+    Attributes:
+        sent: bytes that all ranks sent.
+        error: relative error that a forecast of a computed step would have had; None if unknown.
+        expected: expected relative error of that forecast, or of the one that was made; None if unknown.
+    """
 
     index: int
     kind: StepKind
@@ -107,7 +114,7 @@ class StepPart(_Part):
 
 
 class Report(_Part):
-    """`report.json`, schema 1. Times are seconds of wall clock."""
+    """Content of `report.json`, schema 1. Times are seconds of wall clock."""
 
     schema_: Literal[1] = 1
     request: dict[str, Any]
@@ -149,11 +156,12 @@ class Report(_Part):
 def build_report(
     model: ModelPart, generation: Generation, videos: list[Path], *, load_seconds: float, write_seconds: float
 ) -> Report:
-    """The report of one generation.
+    """Build the report of one generation.
 
     Args:
-        model: which one made it.
-        videos: the files written.
+        model: model that made it.
+        generation: record of the generation.
+        videos: video files that were written.
         load_seconds: time spent loading the model.
         write_seconds: time spent finishing the files after their last frame.
     """
@@ -210,7 +218,7 @@ def build_report(
 
 
 def add_comparison(report: Report, generation: Generation, full: Generation, measured: list[Quality]) -> None:
-    """Fill in how the generation compares with the full sampler's."""
+    """Add the comparison with the full sampler's generation to the report."""
     vmafs = [q.vmaf for q in measured if q.vmaf is not None]
     report.quality = QualityPart(
         psnr=statistics.fmean(q.psnr for q in measured),
@@ -225,7 +233,7 @@ def add_comparison(report: Report, generation: Generation, full: Generation, mea
 
 
 def _step_seconds(generation: Generation) -> float:
-    """Seconds of all steps, those that were taken from a checkpoint included."""
+    """Total seconds of all steps, including steps restored from a checkpoint."""
     return sum(step.seconds for step in generation.steps)
 
 

@@ -1,4 +1,4 @@
-"""The picture of a run: which steps were computed, how long each took, and the error where it is known."""
+"""Picture of a run: the kind and duration of every step, and its forecast error where known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.reports.report import Report, StepPart
 from spectrum import StepKind
 
 COLOURS = {StepKind.COMPUTE: "#1f4e79", StepKind.FORECAST: "#f0a030"}
-_DIGITS = (  # labels of an axis that spans so many decades
+_DIGITS = (  # number of decades that an axis spans → its labels
     (0.4, range(1, 10)),
     (0.7, (1, 2, 3, 5, 7)),
     (2.0, (1, 2, 5)),
@@ -56,8 +56,7 @@ def _draw_times(axes: Axes, steps: list[StepPart]) -> None:
 
 
 def _draw_errors(axes: Axes, steps: list[StepPart]) -> None:
-    """The error is known where a step was computed and a forecast of it was possible; elsewhere it may be
-    expected, from a calibration."""
+    """Draw forecast errors: measured ones at computed steps, and expected ones from a calibration."""
     known = [(s.index, s.error) for s in steps if s.error is not None]
     expected = [(s.index, s.expected) for s in steps if s.expected]
     for step in steps:
@@ -83,8 +82,8 @@ def _draw_errors(axes: Axes, steps: list[StepPart]) -> None:
 
 
 def scale_errors(axes: Axes, errors: list[float]) -> None:
-    """Scale the y axis for `errors`, in per cent: logarithmic, with as many labels as have room; linear where
-    they are nearly alike."""
+    """Scale the y axis for `errors`, in per cent: linear if they are nearly alike, otherwise logarithmic with
+    as many labels as have room."""
     percent = FuncFormatter(lambda error, _: f"{100 * error:.4g}%")
     axes.yaxis.set_major_formatter(percent)
     positive = [error for error in errors if error > 0]

@@ -110,7 +110,7 @@ def test_advice_is_given_where_it_is_true(tmp_path: Path, capfd: pytest.CaptureF
         ]
         assert run(*nothing_kept) == 3
     said = capfd.readouterr().err
-    assert "no checkpoint is there: the same command starts again at the first step" in said
+    assert "there is no checkpoint: the same command starts again at the first step" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,7 +227,7 @@ def test_a_failure_in_the_middle_exits_3_and_leaves_nothing(
     assert run("generate", PROMPT, *SMALL, "--out", str(tmp_path / "a.mp4")) == 3
     said = capfd.readouterr().err
     assert "ffmpeg could not write the video" in said
-    assert "the same command with --resume goes on from the last checkpoint" in said
+    assert "the same command with --resume resumes from the last checkpoint" in said
     assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
 
 

@@ -102,7 +102,7 @@ def test_plan_shows_budgets_and_refuses_nonsense(tmp_path: Path, capfd: pytest.C
     for arguments, said in (
         (["wan-tiny", "--nfe", "51"], "nfe: 51 given"),
         (["wan-tiny", "--nfe", "5", "--psnr", "40"], "give one of"),
-        (["wan-tiny", "--psnr", "200"], "the best that can be predicted"),
+        (["wan-tiny", "--psnr", "200"], "the best predicted value"),
         (["wan-tiny", "--seconds", "0.001"], "one computed step alone needs"),
         (["nope", "--nfe", "5"], "there is no such calibration"),
         (["wan-tiny", "--picture", str(tmp_path / "a.png")], "nfe: not given"),

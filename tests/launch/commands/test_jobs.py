@@ -30,7 +30,7 @@ def test_a_retry_replaces_what_the_attempt_before_made_and_nothing_else(tmp_path
 
 def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     job = make_job(tmp_path / "a.mp4")
-    nothing = "no checkpoint is there: the same command starts again at the first step"
+    nothing = "there is no checkpoint: the same command starts again at the first step"
     assert job.advice() == nothing == make_job(tmp_path / "a.mp4", checkpoint_every=0).advice()
     (tmp_path / "b.json").touch()
     assert "the same command with --overwrite starts again" in make_job(tmp_path / "b.mp4").advice()
@@ -39,7 +39,7 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     topology = {"cfg": 1, "ring": 1, "ulysses": 2}
     manifest = {"version": VERSION, "step": 7, "topology": topology}
     (folder / manifest_name(7, 0)).write_text(json.dumps(manifest))
-    resume = "no whole checkpoint is there: the same command with --resume starts again at the first step"
+    resume = "there is no complete checkpoint: the same command with --resume starts again at the first step"
     assert job.advice() == resume  # the second rank's is missing
     with pytest.raises(
         BadRequestError, match=r"--resume starts at the first step \(none of them is complete\)"
@@ -47,16 +47,16 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
         job.check_files()
     make_job(tmp_path / "a.mp4", resume=True).check_files()
     (folder / manifest_name(7, 1)).write_text(json.dumps(manifest))
-    goes_on = "goes on from the last checkpoint"
-    assert job.advice() == f"the same command with --resume {goes_on}"
-    assert make_job(tmp_path / "a.mp4", resume=True).advice() == f"the same command {goes_on}"
+    resumes = "resumes from the last checkpoint"
+    assert job.advice() == f"the same command with --resume {resumes}"
+    assert make_job(tmp_path / "a.mp4", resume=True).advice() == f"the same command {resumes}"
     (tmp_path / "a.mp4").touch()
-    assert job.advice() == f"the same command with --resume --overwrite {goes_on}"
-    assert make_job(tmp_path / "a.mp4", resume=True, overwrite=True).advice() == f"the same command {goes_on}"
+    assert job.advice() == f"the same command with --resume --overwrite {resumes}"
+    assert make_job(tmp_path / "a.mp4", resume=True, overwrite=True).advice() == f"the same command {resumes}"
     (tmp_path / "a.mp4").unlink()
     report = {"request": job.request.model_dump(mode="json"), "videos": [str(tmp_path / "a.mp4")]}
     (tmp_path / "a.json").write_text(json.dumps(report))  # killed before the video had its name
-    assert job.advice() == f"the same command with --resume {goes_on}"
+    assert job.advice() == f"the same command with --resume {resumes}"
     make_job(tmp_path / "a.mp4", resume=True).check_files()
     for path in folder.iterdir():
         path.unlink()

@@ -42,7 +42,7 @@ def test_a_compared_video_of_one_colour_is_no_success(
     assert "warning: a.mp4 shows nothing: every pixel of every frame is #000000" in capfd.readouterr().err
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["quality"]["psnr"] == 100.0
-    assert len(report["warnings"]) == 1 and "PSNR, SSIM and VMAF mean nothing" in report["warnings"][0]
+    assert len(report["warnings"]) == 1 and "PSNR, SSIM and VMAF are meaningless" in report["warnings"][0]
 
     options = [*SMALL, "--config", str(blind), "--out", str(tmp_path / "b.mp4"), "--preset", "paper-fast"]
     assert cli.run(["compare", "a red circle", *options]) == 0

@@ -258,7 +258,7 @@ def test_a_foreign_file_in_the_place_of_the_partial_one_is_left_alone(engine: En
     [
         (lambda c: c["grams"]["guided"].pop(), "need 78 numbers, got"),
         (lambda c: c["grams"]["guided"].__setitem__(0, -1.0), "grams.guided: the squared size of a step"),
-        (lambda c: c["grams"]["guided"].__setitem__(0, float("nan")), "NaN, which is no number"),
+        (lambda c: c["grams"]["guided"].__setitem__(0, float("nan")), "NaN, which is not a number in JSON"),
         (lambda c: c["grams"].clear(), "grams: a mapping given"),
         (lambda c: c["noise_levels"].__setitem__(1, 1e300), "noise_levels.1: 1e+300 given"),
         (lambda c: c["noise_levels"].pop(), "must be of 12 steps"),
@@ -271,7 +271,7 @@ def test_a_foreign_file_in_the_place_of_the_partial_one_is_left_alone(engine: En
         (lambda c: c.__setitem__("schema", [2]), "schema a list; this version reads schema 1"),
         (lambda c: (c.pop("grams"), c.__setitem__("decision_digest", [])), "is a report, not a calibration"),
         (lambda c: (c.pop("grams"), c.__setitem__("shots", [])), "is the manifest of a film, not a"),
-        (lambda c: c.pop("grams"), "is JSON of something else, not a calibration"),
+        (lambda c: c.pop("grams"), "is some other JSON, not a calibration"),
     ],
 )
 def test_a_calibration_that_is_none_is_named_for_what_it_is(
@@ -331,7 +331,7 @@ def test_many_ranks_find_what_one_does(engine: Engine, tmp_path: Path) -> None:
     [
         ({"steps": 10}, "steps 12, not 10"),
         ({"guidance": 3.0}, "guidance 5.0, not 3.0"),
-        ({"width": 128, "height": 96}, "videos about as large as 64×48×5, not 128×96×5"),
+        ({"width": 128, "height": 96}, "videos of about 64×48×5, not 128×96×5"),
     ],
 )
 def test_another_request_is_refused_with_what_differs(
@@ -411,7 +411,7 @@ def test_plans_meet_their_budget(made: Made) -> None:
     assert prediction is not None
     hard = calibration.plan_for_psnr(prediction.psnr)
     assert easy.nfe < hard.nfe <= 6
-    with pytest.raises(BadRequestError, match="the best that can be predicted"):
+    with pytest.raises(BadRequestError, match="the best predicted value"):
         calibration.plan_for_psnr(99.0)
 
 

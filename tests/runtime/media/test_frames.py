@@ -69,7 +69,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 
 def test_a_video_that_is_too_short_or_none_is_said_to_be(tmp_path: Path) -> None:
     video = moving(tmp_path / "a.mp4", 5)
-    with pytest.raises(JobFailedError, match=r"a\.mp4' is shorter than it was made: it has no frame 7"):
+    with pytest.raises(JobFailedError, match=r"a\.mp4' is truncated: it has no frame 7"):
         pick_frames(video, [4, 7])
     (tmp_path / "b.mp4").write_bytes(b"half")
     with pytest.raises(JobFailedError, match=r"could not read '.*b\.mp4' \(exit .*Invalid data"):

@@ -312,6 +312,9 @@ def storyboard(
     film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio, compare=compare)
     if dry_run:
         from launch.film.dry_run import dry_run_table
+        from launch.film.folder import check_out
+
+        check_out(out)
 
         Terminal().print(dry_run_table(film, replicas, price))
         return

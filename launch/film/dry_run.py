@@ -1,4 +1,4 @@
-"""What a film will take: evaluations, time and cost of every shot, before anything runs."""
+"""Estimates the evaluations, time and cost of a film's shots before anything runs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,19 @@ from runtime.forecasting.presets import load_preset
 from runtime.request.video_request import VideoRequest
 from spectrum import StepKind
 
-_TIMED = ("width", "height", "guidance")  # what the time of a step depends on, beside model and ranks
+_TIMED = ("width", "height", "guidance")  # what the time of a step depends on, besides model and ranks
 _HOUR = 3600.0
-_ROWS = (
-    500  # shots that are shown; a terminal table of thousands takes longer than finding out what they take
-)
+_ROWS = 500  # most shots shown; printing thousands would take longer than estimating them
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a shot takes.
+    """Expected cost of a shot.
 
     Attributes:
         nfe: evaluations of each window.
-        seconds: of denoising, with the full sampler's where the film is compared with it; None where no step
-            was timed yet.
-        rank_seconds: the same, for all ranks that make it.
+        seconds: denoising time, including the full sampler's with `--compare`; None if no step was timed yet.
+        rank_seconds: `seconds` times the number of ranks.
     """
 
     nfe: int
@@ -42,14 +39,14 @@ class Estimate:
 
 
 def estimate(film: Film, number: int) -> Estimate:
-    """Evaluations of a shot, and the time by the reports of other shots or its preset's calibration."""
+    """Estimate a shot from reports of other shots, or from its preset's calibration."""
     return _Estimates(film).of(number)
 
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """What a preset does with so many steps: how many are computed, and how long steps of each kind took when
-    it was calibrated."""
+    """A preset at a number of steps: how many are computed, and the seconds of a computed and a forecast step
+    from its calibration."""
 
     nfe: int
     total: int
@@ -57,7 +54,7 @@ class _Steps:
 
 
 class _Estimates:
-    """What is expected of the shots of a film; files that many of them share are read once."""
+    """Estimates the shots of a film; reads files that several shots share once."""
 
     def __init__(self, film: Film):
         self._film = film
@@ -65,7 +62,7 @@ class _Estimates:
         self._times: dict[tuple[object, ...], tuple[float, float] | None] = {}
 
     def of(self, number: int) -> Estimate:
-        """See `estimate`."""
+        """Estimate one shot; see `estimate`."""
         one = self._film.shots[number]
         steps = self._steps_of(one.request)
         times = self._step_times(one) or steps.seconds
@@ -90,7 +87,7 @@ class _Estimates:
         return self._steps[key]
 
     def _step_times(self, one: ShotRequest) -> tuple[float, float] | None:
-        """Seconds of a computed and a forecast step of one window, from a report of a shot of this kind."""
+        """Seconds of a computed and a forecast step of one window, from a report of a similar shot."""
         timed = tuple(getattr(one.request, name) for name in _TIMED)
         key = (*timed, one.settings.model, self._film.world)
         if not self._times:
@@ -99,8 +96,8 @@ class _Estimates:
 
 
 def reported_times(folder: Path) -> dict[tuple[object, ...], tuple[float, float] | None]:
-    """What a shot is timed by → seconds of a computed and a forecast step of one window, by the newest of its
-    reports. Never empty."""
+    """Map what the time of a step depends on to seconds of a computed and a forecast step of one window, from
+    the newest report of each kind. Never empty."""
     found: dict[tuple[object, ...], tuple[float, float] | None] = {(): None}
     for path in sorted(folder.glob("[!.]*.json"), key=_modified):
         try:
@@ -122,16 +119,16 @@ def reported_times(folder: Path) -> dict[tuple[object, ...], tuple[float, float]
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # gone meanwhile
+    except OSError:  # removed meanwhile
         return 0.0
 
 
 def dry_run_table(film: Film, replicas: int = 1, price: float | None = None) -> Table:
-    """Shots, what they take, and which of them are there.
+    """Make the table of `--dry-run`: shots, their expected cost, and which are done.
 
     Args:
-        replicas: that make them at a time.
-        price: of an hour of one rank, in any currency.
+        replicas: number of shots made at a time.
+        price: price of one rank for an hour, in any currency.
     """
     table = Table(title=f"{film.board.title}: {len(film.shots)} shots, {length(film.parts)} frames")
     priced = [] if price is None else ["cost"]
@@ -165,7 +162,7 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None) -> 
 
 
 def _amounts(seconds: float | None, rank_seconds: float | None, price: float | None) -> list[str]:
-    """As they are shown, the cost only where there is a price."""
+    """Format seconds, rank-seconds and, if there is a price, the cost."""
     if seconds is None or rank_seconds is None:
         return ["unknown"] * (2 if price is None else 3)
     cost = [] if price is None else [f"{rank_seconds / _HOUR * price:.4f}"]
@@ -173,7 +170,7 @@ def _amounts(seconds: float | None, rank_seconds: float | None, price: float | N
 
 
 def _on_replicas(seconds: Iterable[float], replicas: int) -> float:
-    """How long shots take when each goes, in order, to the replica that is free first."""
+    """Total seconds if each shot in turn goes to the replica that is free first."""
     free = [0.0] * replicas
     for lasts in seconds:
         heapreplace(free, free[0] + lasts)

@@ -1,12 +1,12 @@
-"""`lockstep storyboard`: a storyboard file → shots on replicas → one film.
+"""`lockstep storyboard`: makes the shots of a storyboard on replicas, and joins them into one film.
 
-Everything lies in one folder, and a shot's files are named after what they were made from, so what is there
-already is not made again:
+Everything lies in one folder, and a shot's files are named after the digest of what they were made from, so
+existing shots are not made again:
 
     shots/<id>-<digest>.mp4, .json, .png    one shot, its report and its picture
-    queue/                                  shots that are not done yet, and their checkpoints are beside them
+    queue/                                  requests for the missing shots
     film.mp4, film.html, poster.png, contact-sheet.png, manifest.json
-    lockstep.lock                           held by the process that makes a film here
+    lockstep.lock                           held by the process that makes the film
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ _OPEN = (State.WAITING, State.RUNNING)
 
 
 def make_film(film: Film, replicas: int, console: Console) -> Path | None:
-    """Render what is missing and join the film; its path, or None if shots that were not wanted are missing.
+    """Make the missing shots and join the film; returns its path, or None if other shots are missing.
 
     Raises:
-        BadRequestError: the folder cannot be written to, or another process makes films in it.
+        BadRequestError: the folder cannot be written, or another process makes a film in it.
         JobFailedError: a shot could not be made; the others were.
-        CancelledError: it was told to stop; the same command goes on.
+        CancelledError: stopped by a signal; the same command makes the remaining shots.
     """
     with held(film.out):
         missing = film.missing
-        console.print(f"{len(film.shots) - len(missing)} of {len(film.shots)} shots need no rendering")
+        console.print(f"{len(missing)} of {len(film.shots)} shots to make")
         if missing:
             _render(film, replicas, console)
         _remove_checkpoints(film)
-        for number in missing if console.is_terminal else ():  # elsewhere they stand with the shots' ends
+        for number in missing if console.is_terminal else ():  # else they were printed as the shots ended
             for warning in _report(film, number).warnings:
                 console.print(f"warning: shot {film.shots[number].shot.id!r}: {warning}", soft_wrap=True)
         if not film.complete:
-            console.print("not joined: other shots of the film are missing")
+            console.print("the film is not joined: shots outside --only are missing")
             return None
         return assemble(film)
 
 
 def _render(film: Film, replicas: int, console: Console) -> None:
-    """Make the missing shots, and say which could not be made."""
+    """Make the missing shots; raise for those that could not be made."""
     from launch.cluster.address import cluster_address
     from launch.cluster.cluster import on_cluster
     from runtime.parallel.devices import check_room
 
-    if cluster_address() is None:  # what there is no room for is not asked for
+    if cluster_address() is None:  # refuse before anything is submitted
         check_room(min(replicas, len(film.missing)) * film.world, "cpu")
     with closing(Queue(film.out / "queue")) as queue, queue.served():
-        submitted = _submit(film, queue)  # where no other pool serves the queue
+        submitted = _submit(film, queue)  # only if no other pool serves the queue
     count = min(replicas, len(submitted))
     about = {"storyboard": film.board.title, "replicas": str(count)}
     if on_cluster(count * film.world, about, partial(_serve, film, submitted, count, console), console):
-        raise CancelledError("stopped; the same command goes on with the shots that are left")
+        raise CancelledError("stopped; the same command makes the remaining shots")
     with closing(Queue(film.out / "queue")) as queue:
         entries = [queue.entry(id) for id in submitted.values()]
     failed = [f"{entry.name}: {entry.reason}" for entry in entries if entry.state is not State.DONE]
@@ -81,7 +81,7 @@ def _render(film: Film, replicas: int, console: Console) -> None:
 
 
 def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Console, driver: Any) -> bool:
-    """Make the shots in a driver's process; whether it was told to stop."""
+    """Make the shots, in a driver process; returns whether it was told to stop."""
     from launch.serve.events import print_event
     from launch.serve.pool import ReplicaPool
 
@@ -94,21 +94,21 @@ def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Consol
 
 
 def _remove_checkpoints(film: Film) -> None:
-    """Those of shots that are done: a driver that is killed just then leaves them."""
+    """Remove checkpoints of finished shots, which a driver that was killed in between leaves behind."""
     for number in range(len(film.shots)):
         if film.done(number):
             film.checkpoints(number).remove()
 
 
 def _submit(film: Film, queue: Queue) -> dict[int, int]:
-    """Missing shots and the numbers of their requests; those that wait already are not asked for twice."""
+    """Submit the missing shots, unless they are in the queue; returns shot → number of its request."""
     jobs = {number: film.job(number) for number in film.missing}
     wanted = {job.to_json(): number for number, job in jobs.items()}
     submitted = {}
     for entry in queue.entries(*_OPEN):
         number = wanted.get(entry.text)
         if number is None or number in submitted or entry.unwanted:
-            queue.cancel(entry.id)  # of an older version of the storyboard, or of other options
+            queue.cancel(entry.id)  # from an older storyboard, or other options
         else:
             submitted[number] = entry.id
     tries = len(queue.entries())
@@ -120,7 +120,7 @@ def _submit(film: Film, queue: Queue) -> dict[int, int]:
 
 
 def assemble(film: Film) -> Path:
-    """Join the shots, all of which are there, and write what goes with the film."""
+    """Join the shots, all of which exist, and write the film's page, pictures and manifest."""
     parts, path = film.parts, film.out / FILM
     join_film(parts, path, title=film.board.title, fps=film.shots[0].fps, audio=film.audio)
     write_poster(parts, film.out / POSTER)
@@ -145,12 +145,12 @@ def _report(film: Film, number: int) -> Report:
     except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise JobFailedError(
-            f"{str(path)!r} is no report ({said}); remove it, and the shot is made again"
+            f"{str(path)!r} is no report ({said}); remove it to have the shot made again"
         ) from None
 
 
 def _manifest(film: Film) -> dict[str, Any]:
-    """What made every file."""
+    """Content of the manifest: what every file was made from."""
     parts = film.parts
     return {
         "schema": 1,

@@ -1,4 +1,4 @@
-"""A storyboard with everything decided: what each shot is made from, and where its files go."""
+"""A storyboard with all options resolved: what each shot is made from, and where its files go."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from runtime.request.outputs import Outputs
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A storyboard with everything decided, and where its files go.
+    """A storyboard with all options resolved, and the folder of its film.
 
     Attributes:
-        shots: in order.
-        only: ids of the shots that are to be made now; empty for all.
-        ranks: of the group that makes a shot.
-        audio: a track for the film.
-        compare: whether shots that are made are measured against the full sampler, too.
+        shots: resolved shots, in order.
+        out: folder of the film.
+        only: ids of the shots to make now; empty for all.
+        ranks: number of ranks that make a shot together; None for one.
+        audio: sound track of the film.
+        compare: also measure the shots against the full sampler.
     """
 
     board: Storyboard
@@ -41,27 +42,27 @@ class Film:
 
     @property
     def world(self) -> int:
-        """Ranks that make a shot together."""
+        """Number of ranks that make a shot together."""
         return self.ranks or 1
 
     def video(self, number: int) -> Path:
-        """The mp4 of a shot."""
+        """Path of a shot's mp4."""
         return (
             self.out / "shots" / f"{self.shots[number].shot.id}-{self.shots[number].recipe.digest[:12]}.mp4"
         )
 
     def checkpoints(self, number: int) -> Checkpoints:
-        """What is kept of a shot's state while it is made."""
+        """Checkpoints of a shot while it is made."""
         folder = self.video(number).with_suffix(".checkpoints")
         return Checkpoints(folder, every=CHECKPOINT_EVERY, resume=True)
 
     def done(self, number: int) -> bool:
-        """Whether a shot is there. They appear one right after the other."""
+        """Return whether all files of a shot exist. They appear right after one another."""
         return all(self.video(number).with_suffix(kind).is_file() for kind in (".mp4", ".json", ".png"))
 
     @property
     def missing(self) -> list[int]:
-        """Shots that are not there yet, of those that are wanted."""
+        """Numbers of the wanted shots that are not done."""
         wanted = [n for n, one in enumerate(self.shots) if not self.only or one.shot.id in self.only]
         return [number for number in wanted if not self.done(number)]
 
@@ -71,14 +72,14 @@ class Film:
 
     @property
     def parts(self) -> list[Part]:
-        """What the film is joined from."""
+        """Parts that the film is joined from, in order."""
         return [
             Part(one.shot.chapter, self.video(number), one.request.frames, fade_of(one.shot))
             for number, one in enumerate(self.shots)
         ]
 
     def job(self, number: int) -> Job:
-        """What makes a shot."""
+        """Job that makes a shot."""
         one, video = self.shots[number], self.video(number)
         outputs = Outputs(video, video.with_suffix(".json"), overwrite=True)
         return Job(
@@ -103,11 +104,11 @@ def plan_film(
     audio: Path | None = None,
     compare: bool = False,
 ) -> Film:
-    """Check a whole storyboard and find out what each shot would be made from.
+    """Check a whole storyboard and resolve what each shot is made from.
 
     Raises:
-        BadRequestError: see `load_storyboard`; or an id is not there, the track has no sound, or the film
-            would replace what it is made from.
+        BadRequestError: see `load_storyboard`; or an id is unknown, the track has no sound, or the film would
+            replace one of its own inputs.
     """
     board, shots = load_storyboard(storyboard)
     known = [one.shot.id for one in shots]
@@ -124,7 +125,7 @@ def plan_film(
 
 
 def _inputs(storyboard: Path, shots: Sequence[ShotRequest], audio: Path | None) -> dict[Path, str]:
-    """Files that a film is made from → the field that each is of."""
+    """Input files of a film → the field that names each."""
     named: list[tuple[str | None, str]] = [
         (str(storyboard), "storyboard"),
         (None if audio is None else str(audio), "audio"),

@@ -1,4 +1,4 @@
-"""What is seen of a film while it is made: shots × state × step × replica."""
+"""Shows a film while it is made: a row for each shot with state, steps and replica."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from launch.serve.entries import Entry, State
 from launch.serve.queue import Queue, QueueError
 from launch.serve.status import COLOURS, written_seconds
 
-_WIDTH, _RATE = 24, 4  # of a bar, in characters; refreshes per second
+_WIDTH, _RATE = 24, 4  # width of a bar in characters; refreshes per second
 _MOST = 40  # rows
 
 
 def film_table(film: Film, entries: Mapping[int, Entry], made: Collection[int]) -> Table:
-    """The film as it stands; of a long one the shots around those that are being made.
+    """Make the table of a film's shots; of a long film, those around the shots being made.
 
     Args:
-        entries: number of a shot → its request, for shots that are asked for.
-        made: shots that were there before.
+        entries: number of a shot → its request, for shots in the queue.
+        made: shots that were done before.
     """
     table = Table(title=film.board.title)
     for column in ("shot", "state", "steps", "NFE", "left", "replica"):
@@ -58,7 +58,7 @@ def _cells(state: State | None, entry: Entry | None) -> tuple[Text | str | Progr
 
 @contextmanager
 def shown_live(console: Console, film: Film, queue: Queue, requests: Mapping[int, int]) -> Iterator[None]:
-    """Show the film while the block runs, on a terminal.
+    """Show the table while the block runs, if the console is a terminal.
 
     Args:
         requests: number of a shot → its number in the queue.
@@ -71,7 +71,7 @@ def shown_live(console: Console, film: Film, queue: Queue, requests: Mapping[int
 
     def table() -> Table:
         nonlocal shown
-        with suppress(QueueError):  # then what was known before is shown; whoever needs the queue will tell
+        with suppress(QueueError):  # keep the last table; the pool reports such errors
             entries = {entry.id: entry for entry in queue.entries()}
             shown = film_table(film, {number: entries[id] for number, id in requests.items()}, made)
         return shown

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -206,13 +207,15 @@ def sheet_size(shots: int, height: int, width: int) -> tuple[int, int]:
 
 
 def check_audio(path: Path, seconds: float) -> str:
-    """What keeps a track from being put under a film of so many seconds; nothing if it can be.
+    """Say why a file cannot be the sound track of a film of so many seconds; empty if it can.
 
-    It is decoded, as far as it is to be heard.
+    It is decoded as far as it will be heard.
     """
     try:
-        if not path.is_file():
-            return "there is no such file"
+        if not stat.S_ISREG(path.stat().st_mode):
+            return f"it is {'a folder' if path.is_dir() else 'a pipe or a device'}, a file is needed"
+    except FileNotFoundError:
+        return "there is no such file"
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     source = ["-protocol_whitelist", "file", "-i", file_url(path.resolve())]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.film.folder import held
+from launch.film.folder import check_out, held
 from launch.film.make import _submit, make_film
 from launch.film.shots import Film, plan_film
 from launch.serve.queue import Queue
@@ -227,4 +227,22 @@ def test_what_is_in_the_way_is_found_before_a_shot_is_made(name: str, said: str,
     (out / name).write_text("mine") if name == "shots" else (out / name).mkdir()
     with pytest.raises(BadRequestError, match=rf"out: '.*{name}' given; {said}"), held(out):
         pass
+    with pytest.raises(BadRequestError, match=rf"out: '.*{name}' given; {said}"):
+        check_out(out)
     assert (out / name).exists()
+
+
+def test_a_dry_run_looks_at_the_folder_as_the_film_would_and_makes_nothing(
+    board: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "foreign"
+    out.mkdir()
+    (out / "film.mp4").write_text("mine")
+    assert storyboard(board, out, "--dry-run") == 2
+    assert "film.mp4 in it would be replaced and are not Lockstep's" in capfd.readouterr().err
+    for name in ("film.yaml", "film.yaml/in/it"):
+        assert storyboard(board, tmp_path / name, "--dry-run") == 2
+        assert "out: " in capfd.readouterr().err
+    assert storyboard(board, tmp_path / "new" / "film", "--dry-run") == 0
+    assert everything(tmp_path) == {"film.yaml": FILM.encode(), "foreign/film.mp4": b"mine"}
+    assert not (tmp_path / "new").exists()

@@ -63,7 +63,7 @@ def test_a_film_is_made_and_made_again_where_it_changed(
     assert make(str(board), "--out", str(out), "--replicas", "2") == 0
     stdout, stderr = capfd.readouterr()
     assert stdout == f"{out / 'film.mp4'}\n"
-    assert "0 of 3 shots need no rendering" in stderr
+    assert "3 of 3 shots to make" in stderr
     made = videos(out)
     assert made.keys() == set(IDS)
     assert len(read_frames(out / "film.mp4")) == 9 + 25 + 9 - 3
@@ -83,7 +83,7 @@ def test_a_film_is_made_and_made_again_where_it_changed(
     stdout, stderr = capfd.readouterr()
     assert stdout == "" and "not joined" in stderr
     assert make(str(board), "--out", str(out)) == 0
-    assert "2 of 3 shots need no rendering" in capfd.readouterr().err
+    assert "1 of 3 shots to make" in capfd.readouterr().err
     again = videos(out)
     assert (again["one"], again["two"]) == (made["one"], made["two"])
     assert again["three"] != made["three"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import resource
 import subprocess
@@ -185,7 +186,10 @@ def test_a_track_without_sound_is_found_out(tmp_path: Path) -> None:
     ):
         assert "no sound" in check_audio(path, 2.0), path
     assert check_audio(tmp_path / "none.mp3", 2.0) == "there is no such file"
-    assert check_audio(tmp_path, 2.0) == "there is no such file"
+    assert check_audio(tmp_path / "notes.txt" / "a.mp3", 2.0) == "it cannot be read: Not a directory"
+    assert check_audio(tmp_path, 2.0) == "it is a folder, a file is needed"
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert check_audio(tmp_path / "pipe.wav", 2.0) == "it is a pipe or a device, a file is needed"
 
 
 def many(folder: Path, count: int, frames: int, fade: int) -> list[Part]:

@@ -1,1 +1,1 @@
-"""What starts Lockstep: the command line, torchrun, Ray, and queues and films on Ray."""
+"""Starts Lockstep: the command line, torchrun, Ray, and queues and films on Ray."""

@@ -1,6 +1,6 @@
-"""`lockstep`, and `python -m launch`, which is the same.
+"""Entry point of `lockstep` and `python -m launch`.
 
-Signals are heard before anything else is imported: whoever presses Ctrl-C at once gets no traceback.
+Installs signal handlers before anything else is imported, so that an early Ctrl-C gives no traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CANCELLED = 130
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     for number in ending_signals():
         signal.signal(number, _end)
     from launch.cli import main as run
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Nothing has begun yet."""
+    """End at once: nothing has begun yet."""
     os.write(2, b"lockstep: cancelled\n")
     os._exit(_CANCELLED)
 

@@ -1,7 +1,7 @@
 """The command `lockstep`.
 
 Exit codes: 0 done, 2 bad request (nothing was started), 3 the job failed, 130 cancelled. Progress goes to
-stderr; the path of the result alone goes to stdout.
+stderr; only the path of the result goes to stdout.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from launch.commands.options import (
     sampling_options,
 )
 from launch.commands.queue import queue, status
+from launch.commands.sections import Sections
 from launch.shell.endings import ending_signals
 from launch.shell.exits import advising, end_with, interrupt, run_command
 from launch.shell.logs import set_up_logging
@@ -39,13 +40,15 @@ log = logging.getLogger("launch")
 
 _ARGUMENTS = "lockstep.arguments"
 _EPILOG = """\b
-Begin with:  lockstep generate "a red circle moving left on a black background"
+Start with:  lockstep generate "a red circle moving left on a black background"
 Exit codes:  0 done, 2 bad request (nothing was started), 3 the job failed, 130 cancelled.
-Progress goes to stderr, the path of the result alone to stdout. More: README.md and docs/."""
+Progress goes to stderr, only the path of the result to stdout. More: README.md and docs/."""
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EPILOG
+    cls=Sections,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=_EPILOG,
 )
 @click.version_option(package_name="lockstep-video")
 @click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
@@ -57,25 +60,25 @@ def cli(context: click.Context, verbose: bool) -> None:
 
 
 class _KeepsArguments(click.Command):
-    """Remembers its arguments as they were given, to hand them to other processes."""
+    """A command that keeps its raw arguments, to pass them on to other processes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
 
-@cli.command(cls=_KeepsArguments, short_help="Make a video of a prompt.")
+@cli.command(cls=_KeepsArguments, short_help="Make a video from a prompt.")
 @generate_options
 @click.option(
     "--launcher",
     type=click.Choice(["inline", "torchrun", "ray"]),
-    help="What starts the ranks.  [default: inline for one, ray for more]",
+    help="How to start the ranks.  [default: inline for one rank, ray for more]",
 )
 @click.pass_context
 def generate(context: click.Context, /, launcher: str | None, **options: Any) -> None:
-    """Make a video of PROMPT and write an mp4, a report and a picture of the run.
+    """Make a video from PROMPT; write an mp4, a report and a picture of the run.
 
-    With --ranks N, N processes on this machine make it together. On several machines, start
+    With --ranks N, N processes on this machine make it together. To use several machines, start
     `python -m launch.torchrun` with torchrun: docs/ranks.md.
     """
     from launch.commands.build_job import build_job
@@ -95,14 +98,16 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
         _run_on_ranks(job.world, job.config.device, "launch.torchrun", context)
         return
     if job.ranks not in (None, 1):
-        raise BadRequestError(f"launcher: 'inline' given; it runs one rank, {job.ranks} need ray or torchrun")
+        raise BadRequestError(
+            f"launcher: 'inline' given; it runs a single rank, {job.ranks} need ray or torchrun"
+        )
     with advising(job.advice):
         run_job_shown(job, context.obj, on_loaded=stop_on_signals)
-        ignore_signals()  # all is done and told
+        ignore_signals()  # the job is done and reported
 
 
 def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) -> None:
-    """Start the ranks on this machine, and end as they do."""
+    """Start the ranks on this machine and exit with their exit code."""
     from runtime.parallel.agent import run_on_this_machine
     from runtime.parallel.devices import check_room
 
@@ -116,7 +121,7 @@ def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) 
 
 
 def without_launcher(arguments: list[str]) -> list[str]:
-    """`--launcher NAME` means nothing to a rank that was started."""
+    """Remove `--launcher NAME`, which ranks do not take."""
     kept = list(arguments)
     while "--launcher" in kept:
         at = kept.index("--launcher")
@@ -135,7 +140,7 @@ def without_launcher(arguments: list[str]) -> list[str]:
     default=("paper", "paper-fast"),
     show_default=True,
     metavar="NAME|FILE",
-    help="Forecasting preset to compare; may be repeated.",
+    help="Forecasting preset to compare; may be given several times.",
 )
 @click.option(
     "--seed",
@@ -144,14 +149,14 @@ def without_launcher(arguments: list[str]) -> list[str]:
     multiple=True,
     default=(0,),
     show_default=True,
-    help="Seed of the noise; may be repeated.",
+    help="Seed of the noise; may be given several times.",
 )
 @click.option(
     "--out",
     type=PathType(),
     default=Path("compare.mp4"),
     show_default=True,
-    help="The mp4; the numbers lie beside it as JSON.",
+    help="The mp4; the numbers are written beside it as JSON.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.pass_obj
@@ -168,7 +173,7 @@ def compare(
 ) -> None:
     """Compare presets with the full sampler on the same PROMPTS and seeds.
 
-    Writes a side-by-side mp4 (full sampler first) and a JSON beside it with every number of the table.
+    Writes a side-by-side mp4 (full sampler first), and a JSON file beside it with every number of the table.
     """
     from launch.commands.compare import Comparison, plan_comparison
     from launch.shell.progress import StepProgress, timed
@@ -189,10 +194,10 @@ def compare(
 @calibrate_options
 @click.pass_context
 def calibrate(context: click.Context, /, ranks: int | None, timeout: float | None, **options: Any) -> None:
-    """Measure how a model moves under a sampler, so that steps can be planned and forecasts weighted.
+    """Measure a model under its sampler, so that steps can be planned and forecasts weighted.
 
-    Runs the full sampler on some prompts and writes one small JSON file. What an interrupted calibration had
-    finished is kept beside it; the same command goes on from there.
+    Runs the full sampler on some prompts and writes one small JSON file. Finished runs of an interrupted
+    calibration are kept beside it; the same command resumes from them.
     """
     from launch.commands.calibrate import plan_calibration, run_calibration
     from launch.shell.signals import ignore_signals, stop_on_signals
@@ -208,29 +213,29 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
 
 @cli.command(short_help="Show the best steps to compute for a budget.")
 @click.argument("calibration", type=FileNameType())
-@click.option("--nfe", type=int, metavar="N", help="Budget: so many computed steps.")
+@click.option("--nfe", type=int, metavar="N", help="Budget: this many computed steps.")
 @click.option(
     "--psnr",
     type=NumberType(0.0, 1000.0),
     metavar="DB",
-    help="Budget: the fewest steps that should reach this PSNR against the full sampler.",
+    help="Budget: the fewest steps expected to reach this PSNR against the full sampler.",
 )
 @click.option(
     "--seconds",
     type=NumberType(0.0, 3650 * DAY),
     metavar="SECONDS",
-    help="Budget: as many steps as denoise within this time.",
+    help="Budget: as many steps as can be denoised within this time.",
 )
 @click.option(
     "--report",
     type=PathType(),
-    help="Report whose step times count.  [default: the calibration's step times]",
+    help="Report to take step times from.  [default: the calibration's step times]",
 )
-@click.option("--picture", type=PathType(), help="PNG file to draw the plan in.")
+@click.option("--picture", type=PathType(), help="PNG file for a picture of the plan.")
 @click.option(
     "--preset",
     type=PathType(),
-    help="YAML file to write as a preset that runs the plan: --spectrum of `generate`.",
+    help="YAML file for a preset that runs the plan, for --spectrum of `generate`.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def plan(
@@ -243,9 +248,9 @@ def plan(
     preset: Path | None,
     overwrite: bool,
 ) -> None:
-    """Show the best steps to compute for a budget, from CALIBRATION (a shipped name, or a JSON file).
+    """Show the best steps to compute for a budget, from CALIBRATION (a shipped name or a JSON file).
 
-    Give one budget, or none for an overview with a row for each of several numbers of steps.
+    Give one budget, or none for an overview of several numbers of steps.
     """
     from launch.commands.plan import make_plan, overview, steps_table, write_plan
 
@@ -261,16 +266,19 @@ def plan(
 
 @cli.command(short_help="Make a film from a file of shots.")
 @click.argument("storyboard", required=False, type=PathType())
-@click.option("--out", type=PathType(), help="Folder to make the film in; it is created if need be.")
+@click.option("--out", type=PathType(), help="Folder of the film; created if need be.")
 @click.option(
-    "--replicas", type=REPLICAS, default=1, show_default=True, metavar="N", help="Shots made at a time."
+    "--replicas",
+    type=REPLICAS,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Shots made at the same time.",
 )
 @click.option("--ranks", type=DEGREE, metavar="N", help="Processes that make a shot together.  [default: 1]")
-@click.option("--only", multiple=True, metavar="ID", help="Make this shot only; may be repeated.")
-@click.option("--dry-run", is_flag=True, help="Show what each shot takes, and make nothing.")
-@click.option(
-    "--price", type=PRICE, help="What an hour of one rank costs, for the costs that --dry-run states."
-)
+@click.option("--only", multiple=True, metavar="ID", help="Make only this shot; may be given several times.")
+@click.option("--dry-run", is_flag=True, help="Show what each shot will cost, and make nothing.")
+@click.option("--price", type=PRICE, help="Price of one rank for an hour, for the costs shown by --dry-run.")
 @click.option("--audio", type=PathType(), help="Sound track of the film, in any format that ffmpeg reads.")
 @click.option(
     "--compare", is_flag=True, help="Also measure the shots that are made against the full sampler."
@@ -291,10 +299,10 @@ def storyboard(
     compare: bool,
     schema: bool,
 ) -> None:
-    """Make one film from the shots of the YAML file STORYBOARD, on replicas on Ray.
+    """Make one film from the shots of the YAML file STORYBOARD, with replicas on Ray.
 
-    Shots whose request, model and version are unchanged are not made again, and an interrupted film goes on:
-    give the same command. How to write the file: docs/storyboards.md.
+    Shots whose request, model and version are unchanged are not made again. After an interruption, the same
+    command makes the remaining shots. How to write the file: docs/storyboards.md.
     """
     import json
 
@@ -320,7 +328,7 @@ def storyboard(
         return
     from launch.film.make import make_film
 
-    with advising(lambda: "the same command goes on with the shots that are left"):
+    with advising(lambda: "the same command makes the remaining shots"):
         path = make_film(film, replicas, console)
     if path is not None:
         print_path(path)
@@ -370,9 +378,9 @@ cli.add_command(status)
 
 
 def main() -> None:
-    """Entry point; turns every outcome into one of the exit codes of the contract."""
+    """Run the command line and end the process with one of the exit codes of the contract."""
     for number in ending_signals():
-        signal.signal(number, interrupt)  # the job ends in order, with nothing half-written
+        signal.signal(number, interrupt)  # ends the job in order, with nothing half-written
     end_with(run)
 
 

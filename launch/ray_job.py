@@ -1,6 +1,6 @@
 """The driver of a Ray job: `ray job submit --working-dir . -- python -m launch.ray_job PROMPT …`.
 
-Options are those of `lockstep generate`. It runs on the cluster that it is submitted to.
+Takes the options of `lockstep generate` and runs on the cluster to which it is submitted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launch.shell.terminal import Terminal
 
 @click.command()
 @generate_options
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
 def job(verbose: bool, **options: Any) -> None:
     """Make a video of PROMPT on a Ray cluster."""
     console = Terminal(stderr=True)

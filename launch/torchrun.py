@@ -1,4 +1,4 @@
-"""One rank under torchrun: `torchrun --nproc-per-node N -m launch.torchrun PROMPT …`, as `generate`."""
+"""One rank under torchrun: `torchrun --nproc-per-node N -m launch.torchrun PROMPT …`, like `generate`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runtime.parallel.meeting import Rendezvous
 
 @click.command()
 @generate_options
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
 def rank(verbose: bool, **options: Any) -> None:
     """Make a video of PROMPT as one rank of the group that torchrun started."""
     rendezvous = Rendezvous.from_environment()

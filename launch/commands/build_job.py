@@ -1,4 +1,4 @@
-"""Command-line options → what is to be done, checked before anything is started."""
+"""Builds a job from command-line options, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def build_job(
     resume: bool,
     **given: Any,
 ) -> Job:
-    """The job of the given options.
+    """Build the job that the options describe.
 
     Raises:
-        BadRequestError: a field is out of its bounds, or the options do not fit each other.
+        BadRequestError: a field is out of bounds, or options contradict each other.
     """
     settings = _override(
         load_config(config),
@@ -73,13 +73,13 @@ def build_job(
         kept = Checkpoints(folder, every=checkpoint_every, resume=resume, overwrite=overwrite and not resume)
     if resume and kept is None:
         raise BadRequestError(
-            "resume: without checkpoints (--checkpoint-every 0) there is nothing to go on from"
+            "resume: without checkpoints (--checkpoint-every 0) there is nothing to resume from"
         )
     return Job(settings, request, outputs, compare, world, degrees, kept, timeout or default)
 
 
 def inputs_of(config: str, settings: Config, request: VideoRequest) -> dict[Path, str]:
-    """Files and folders on this machine that a request is made from → the field that each is of."""
+    """Input files and folders of a request on this machine → the field that names each."""
     model = find_local(settings)
     named = {
         "config": config if is_path(config) else None,
@@ -100,7 +100,7 @@ def _override(
     lora: Sequence[tuple[str, float]],
     busy_timeout: float | None,
 ) -> Config:
-    """The config with what the command line says instead."""
+    """Return the config with the fields that the command line overrides."""
     changes: dict[str, Any] = {}
     if lora:
         changes["lora"] = tuple(Lora(file=str(Path(file).absolute()), scale=scale) for file, scale in lora)
@@ -120,10 +120,10 @@ def _override(
 
 
 def build_request(config: Config, prompt: str, **given: Any) -> VideoRequest:
-    """The request of the given options over the config's defaults; `None` means not given.
+    """Build a request from options over the config's defaults; `None` means not given.
 
     Raises:
-        BadRequestError: a field is out of its bounds.
+        BadRequestError: a field is out of bounds.
     """
     size = given.pop("size", None)
     if size is not None:

@@ -1,4 +1,4 @@
-"""`lockstep calibrate`: from a config and prompts to a calibration file, on one rank or many.
+"""`lockstep calibrate`: measures a model on some prompts and writes a calibration file, on one rank or many.
 
 One rank under torchrun: `torchrun --nproc-per-node N -m launch.commands.calibrate --out FILE.json …`.
 """
@@ -41,7 +41,7 @@ from spectrum import StepKind
 
 @dataclass(frozen=True, slots=True)
 class CalibrationJob:
-    """What `calibrate` was asked to do, checked as far as it can be before the model loads."""
+    """Options of a calibration, checked as far as possible before the model loads."""
 
     config: Config
     requests: list[VideoRequest]
@@ -50,12 +50,12 @@ class CalibrationJob:
 
     @property
     def partial(self) -> Path:
-        """Where finished runs are kept."""
+        """File that keeps finished runs until the calibration is done."""
         return self.out.with_name(self.out.name + ".partial")
 
     def advice(self) -> str:
-        """What makes it go on after it was interrupted, as things are now."""
-        return f"the same command goes on from {str(self.partial)!r}" if self.partial.is_file() else ""
+        """Return how to resume after an interruption; empty if nothing was kept."""
+        return f"the same command resumes from {str(self.partial)!r}" if self.partial.is_file() else ""
 
 
 def plan_calibration(
@@ -68,11 +68,11 @@ def plan_calibration(
     is_leader: bool = True,
     **given: Any,
 ) -> CalibrationJob:
-    """Check everything that can be checked before the model loads.
+    """Build a calibration job from options, checking everything that can be checked before the model loads.
 
     Args:
-        prompts: a file with one prompt per line; by default the one that is shipped for the config.
-        seed: of the first video; the others follow.
+        prompts: a file with one prompt per line; by default the one shipped for the config.
+        seed: seed of the first video; each further video takes the next one.
         is_leader: whether this rank writes the file.
 
     Raises:
@@ -95,9 +95,11 @@ def plan_calibration(
 
 
 def _requests(config: Config, prompts: Path, seed: int, **given: Any) -> list[VideoRequest]:
-    """The videos of a file of prompts."""
+    """Build one request for each prompt of a file."""
     lines = read_prompts(prompts)
-    build_request(config, "any", seed=seed, spectrum="off", **given)  # what is wrong for all is told once
+    build_request(
+        config, "any", seed=seed, spectrum="off", **given
+    )  # report once what is wrong for all prompts
     requests = []
     for number, (line, prompt) in enumerate(lines.items()):
         try:
@@ -117,8 +119,8 @@ def run_calibration(
     """Make the calibration and, on the first rank, write it.
 
     Args:
-        engine: one that is loaded already, on `ranks`.
-        on_loaded: told the engine before it starts, so that it can be commanded.
+        engine: an engine already loaded on `ranks`; by default one is loaded.
+        on_loaded: called with the engine before the runs start, so that commands can be sent to it.
     """
     if engine is None:
         with timed(console, f"loading {job.config.model}"):
@@ -139,27 +141,27 @@ def run_calibration(
 
 
 def read_prompts(path: Path) -> dict[int, str]:
-    """One prompt per line, by the numbers of the lines; blank ones and those that begin with # are left out.
+    """Read one prompt per line: line number → prompt. Blank lines and lines that begin with # are skipped.
 
     Raises:
-        BadRequestError: there is none, or the file is not text.
+        BadRequestError: there is no prompt, or the file is not text.
     """
     lines = [line.strip() for line in re.split(r"\r\n|\n|\r", read_text(path, "prompts"))]
     prompts = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
     if not prompts:
-        raise BadRequestError(f"prompts: {str(path)!r} has none; one prompt per line")
+        raise BadRequestError(f"prompts: {str(path)!r} given; it has no prompts, write one per line")
     return prompts
 
 
 def _shipped_prompts(config: str) -> Path:
-    """The prompts that are shipped for a config, or those for any."""
+    """Return the shipped file of prompts for a config, or the general one."""
     own = shipped("prompts", f"{Path(config).stem}.txt")
     return own if own.is_file() else shipped("prompts", "general.txt")
 
 
 @click.command()
 @calibrate_options
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
 def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Make a calibration as one rank of the group that torchrun started."""
     from launch.shell.rank import check_world, joined, told_to_others
@@ -178,7 +180,7 @@ def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any
 
 
 class _Shown(Progress):
-    """Shows runs and evaluations: a bar on a terminal, a line now and then in a log."""
+    """Shows runs and evaluations: a bar on a terminal, one line per run in a log."""
 
     def __init__(self, console: Console):
         super().__init__(
@@ -191,7 +193,7 @@ class _Shown(Progress):
         self._task = self.add_task("")
 
     def of(self, evaluations: int) -> Progress:
-        """As many evaluations are to be done."""
+        """Set the total number of evaluations."""
         self.update(self._task, total=evaluations)
         return self
 

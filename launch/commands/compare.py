@@ -1,4 +1,4 @@
-"""`lockstep compare`: presets against the full sampler on the same prompts and seeds.
+"""`lockstep compare`: compares presets with the full sampler on the same prompts and seeds.
 
 Tensor legend: T frames, H, W height and width in pixels.
 """
@@ -40,8 +40,8 @@ _LABEL_HEIGHT = 16  # pixels above each video
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One preset on one prompt and seed. `quality` is None for the full sampler itself; `predicted` is the
-    PSNR that a calibration promised."""
+    """Result of one preset on one prompt and seed. `quality` is None for the full sampler itself; `predicted`
+    is the PSNR that the calibration predicts, `deviation` its standard deviation, both in dB."""
 
     prompt: str
     seed: int
@@ -56,7 +56,7 @@ class Result:
 
 @dataclass(slots=True)
 class Comparison:
-    """Presets × prompts × seeds, run in that nesting from the inside out."""
+    """A comparison of presets over prompts and seeds: for each prompt, each seed, all presets."""
 
     config: Config
     presets: tuple[str, ...]
@@ -71,7 +71,7 @@ class Comparison:
         """Load the model.
 
         Raises:
-            BadRequestError: the model is not whole, or a request does not fit it.
+            BadRequestError: the model is incomplete, or a request does not fit it.
         """
         self._engine = Engine(self.config)
         for request in self.requests:
@@ -97,7 +97,7 @@ class Comparison:
     def _run_one(
         self, request: VideoRequest, columns: Sequence[str], sink: FrameSink, progress: Progress
     ) -> None:
-        """One prompt and seed: all columns, measured against the first, written beside each other."""
+        """Make all columns of one prompt and seed, compare them with the first, write them side by side."""
         assert self._engine is not None
         with raw_videos(request, count=len(columns)) as raw:
             for column, video, file in zip(columns, raw.videos, raw.files, strict=True):
@@ -112,7 +112,7 @@ class Comparison:
             sink.write(side_by_side(raw.videos, columns))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per preset: means over prompts and seeds."""
+        """Return one row per preset, with means over prompts and seeds."""
         full_seconds = _mean(r.denoise_seconds for r in self.results if r.preset == FULL)
         rows = []
         for preset in (FULL, *self.presets):
@@ -135,7 +135,7 @@ class Comparison:
         return rows
 
     def table(self) -> Table:
-        """The rows, for a terminal."""
+        """Return the rows as a table for a terminal."""
         count = len(self.requests)
         title = (
             f"{self.config.model}: means of {count} videos"
@@ -187,7 +187,7 @@ def plan_comparison(
     overwrite: bool,
     **given: Any,
 ) -> Comparison:
-    """Check everything that can be checked before the model loads.
+    """Build a comparison from options, checking everything that can be checked before the model loads.
 
     Raises:
         BadRequestError: a preset, a request or an output file is not acceptable.
@@ -216,7 +216,7 @@ def plan_comparison(
 
 
 def side_by_side(videos: Sequence[RawVideo], labels: Sequence[str]) -> Frames:
-    """The videos next to each other under their labels: `[T, H + label, W · columns, 3]`."""
+    """Join videos side by side under their labels: `[T, H + label, W · columns, 3]`, uint8."""
     body = np.concatenate([video.frames() for video in videos], axis=2)
     strip = np.concatenate(
         [_label(text, video.width) for text, video in zip(labels, videos, strict=True)], axis=1

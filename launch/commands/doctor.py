@@ -1,4 +1,4 @@
-"""`lockstep doctor`: what this machine has, and which models and topologies it can run."""
+"""`lockstep doctor`: shows what this machine has, and which models and topologies it can run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILTERS = ("psnr", "ssim", "libvmaf", "xfade", "concat")
 
 
 def examine() -> Iterator[Table]:
-    """Tables of findings, cheapest first."""
+    """Yield tables of findings, the cheapest first."""
     yield _machine()
     yield _models()
 
@@ -55,14 +55,14 @@ def _accelerators() -> str:
 
 
 def _importable(package: str) -> str:
-    """The package's version, or why it cannot be used; importing is the only way to know."""
+    """Return a package's version, or why it cannot be used; only importing it can tell."""
     try:
         found = version(package)
     except PackageNotFoundError:
         return "not installed; pip install 'lockstep-video[gpu]' on a machine with CUDA"
     try:
         importlib.import_module(package)
-    except Exception as error:  # whatever a CUDA package raises on a machine without CUDA is the finding
+    except Exception as error:  # a CUDA package may raise anything on a machine without CUDA
         return f"{found} is installed but cannot be imported: {type(error).__name__}: {error}"
     return found
 
@@ -84,7 +84,7 @@ def _ffmpeg() -> str:
 
 
 def _models() -> Table:
-    table = Table(title="Configs, and how 1, 2, 4 and 8 ranks may split heads and tokens: ulysses × ring")
+    table = Table(title="Configs, and how 1, 2, 4 and 8 ranks can split heads and tokens: ulysses × ring")
     table.add_column("config", no_wrap=True)
     table.add_column("heads")
     table.add_column("weights", no_wrap=True)
@@ -95,12 +95,14 @@ def _models() -> Table:
         heads = config.architecture.heads if config.architecture else None
         splits = [_splits(heads, world) for world in _WORLDS]
         table.add_row(name, str(heads or "?"), _weights(config), *splits)
-    table.caption = "With guidance above 1, cfg = 2 takes twice the ranks. Others work, too, if less evenly."
+    table.caption = (
+        "With guidance above 1, cfg = 2 takes twice the ranks. Other splits work, too, less evenly."
+    )
     return table
 
 
 def _splits(heads: int | None, world: int) -> str:
-    """Ulysses degrees that divide both the ranks and the heads, with the ring taking the rest."""
+    """Format the even splits: Ulysses degrees that divide ranks and heads, the ring taking the rest."""
     if heads is None:
         return "?"
     return ", ".join(f"{u}×{world // u}" for u in range(world, 0, -1) if world % u == 0 and heads % u == 0)

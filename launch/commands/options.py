@@ -1,4 +1,4 @@
-"""Command-line options that several commands share. Nothing here takes time to import."""
+"""Command-line options that several commands share. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.shell.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIM
 from runtime.files.text import user_path
 
 _TIMEOUT_HELP = (
-    "Time within which the failure of one rank ends all.  "
+    "Time within which the failure of one rank ends all of them.  "
     f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]"
 )
 _CONFIGS = "[default: the config's]"
@@ -23,7 +23,7 @@ DEGREE = click.IntRange(min=1, max=65536)
 
 
 class NumberType(click.ParamType[float]):
-    """A finite number within bounds, both included; what is not is refused with its value and the bounds."""
+    """A finite number within bounds, both inclusive; others are refused with their value and the bounds."""
 
     name = "number"
 
@@ -35,7 +35,7 @@ class NumberType(click.ParamType[float]):
             number = float(value)
         except (ValueError, OverflowError):
             number = math.nan
-        if not self._least <= number <= self._most:  # nan is within no bounds
+        if not self._least <= number <= self._most:  # NaN fails both comparisons
             self.fail(
                 f"{str(value)[:60]!r} given; a number from {self._least:g} to {self._most:g} is needed",
                 param,
@@ -45,7 +45,7 @@ class NumberType(click.ParamType[float]):
 
 
 class PathType(click.ParamType[Path]):
-    """The name of a file or folder; an empty one is most often a variable that was not set."""
+    """Path of a file or folder; empty ones are refused, as they mostly come from unset variables."""
 
     name = "path"
 
@@ -56,7 +56,7 @@ class PathType(click.ParamType[Path]):
 
 
 class FileNameType(click.ParamType[str]):
-    """The name of something that is shipped, or of a file; the `~` of `--option=~/file` is the home, too."""
+    """Name of something shipped, or path of a file; expands the `~` of `--option=~/file`, too."""
 
     name = "text"
 
@@ -65,17 +65,17 @@ class FileNameType(click.ParamType[str]):
 
 
 DAY = 86400.0  # seconds
-SCALE = NumberType(-1000.0, 1000.0)  # of a LoRA
-TIMEOUT = NumberType(1.0, 7 * DAY)  # seconds within which the failure of a rank is to be known
-EXPIRY = NumberType(0.001, 3650 * DAY)  # seconds after which a request is given up
-PRICE = NumberType(0.0, 1e9)  # of an hour of a rank
+SCALE = NumberType(-1000.0, 1000.0)  # scale of a LoRA
+TIMEOUT = NumberType(1.0, 7 * DAY)  # seconds for `--timeout`
+EXPIRY = NumberType(0.001, 3650 * DAY)  # seconds after which a request expires
+PRICE = NumberType(0.0, 1e9)  # price of a rank for an hour
 REPLICAS = click.IntRange(min=1, max=4096)
 PRIORITY = click.IntRange(min=-1_000_000, max=1_000_000)
-ID = click.IntRange(min=1, max=2**63 - 1)  # of a request in a queue; what SQLite can hold
+ID = click.IntRange(min=1, max=2**63 - 1)  # number of a request in a queue; SQLite's range
 
 
 class SizeType(click.ParamType[tuple[int, int]]):
-    """WIDTHxHEIGHT in pixels."""
+    """A size given as WIDTHxHEIGHT, in pixels."""
 
     name = "WIDTHxHEIGHT"
 
@@ -91,7 +91,7 @@ class SizeType(click.ParamType[tuple[int, int]]):
 
 
 def sampling_options(command: _Command) -> _Command:
-    """What to make and how to sample it; every option left out takes the config's default."""
+    """Add the options of what to make and how to sample it; each defaults to the config's value."""
     options = [
         click.option(
             "--config",
@@ -99,14 +99,14 @@ def sampling_options(command: _Command) -> _Command:
             default="wan-tiny",
             show_default=True,
             metavar="NAME|FILE",
-            help="Model and defaults: a shipped config (`lockstep doctor` lists them), or a YAML file.",
+            help="Model and defaults: a shipped config (`lockstep doctor` lists them) or a YAML file.",
         ),
         click.option("--steps", type=int, help=f"Steps of the sampler.  {_CONFIGS}"),
         click.option(
             "--size",
             type=SizeType(),
             metavar="WIDTHxHEIGHT",
-            help=f"In pixels; both are multiples of 16.  {_CONFIGS}",
+            help=f"Size in pixels; both are multiples of 16.  {_CONFIGS}",
         ),
         click.option(
             "--frames", type=int, help=f"Length of the video: 4k + 1 frames, such as 17 or 81.  {_CONFIGS}"
@@ -120,7 +120,7 @@ def sampling_options(command: _Command) -> _Command:
         click.option(
             "--image",
             type=FileNameType(),
-            help="Image that the video begins with, for models that make videos from one.",
+            help="Image that the video starts with, for models that make videos from images.",
         ),
         click.option(
             "--max-sequence-length", type=int, help=f"Tokens of the prompt, padding included.  {_CONFIGS}"
@@ -132,13 +132,13 @@ def sampling_options(command: _Command) -> _Command:
 
 
 def calibrate_options(command: _Command) -> _Command:
-    """Everything that `calibrate` takes, on one rank or many."""
+    """Add the argument and options of `calibrate`, on one rank or many."""
     options = [
         sampling_options,
         click.option(
             "--prompts",
             type=PathType(),
-            help="Text file with one prompt per line.  [default: those that are shipped]",
+            help="Text file with one prompt per line.  [default: the shipped ones]",
         ),
         click.option("--seed", type=int, default=1000, show_default=True, help="Seed of the first video."),
         click.option("--out", type=PathType(), required=True, help="JSON file to write the calibration to."),
@@ -154,7 +154,7 @@ def calibrate_options(command: _Command) -> _Command:
 
 
 def generate_options(command: _Command) -> _Command:
-    """Everything that `generate` takes, on one rank or many."""
+    """Add the argument and options of `generate`, on one rank or many."""
     options = [
         click.argument("prompt"),
         sampling_options,
@@ -170,7 +170,7 @@ def generate_options(command: _Command) -> _Command:
             type=int,
             default=1,
             show_default=True,
-            help="Videos to make of the prompt, as one batch.",
+            help="Number of videos to make from the prompt, as one batch.",
         ),
         click.option(
             "--spectrum",
@@ -183,19 +183,19 @@ def generate_options(command: _Command) -> _Command:
             "--deadline",
             type=float,
             metavar="SECONDS",
-            help="Time for denoising; steps that do not fit are forecast instead of computed.",
+            help="Time limit for denoising; steps that do not fit are forecast instead of computed.",
         ),
         click.option(
             "--out",
             type=PathType(),
             default=Path("video.mp4"),
             show_default=True,
-            help="The mp4; with several videos their numbers are added to its name.",
+            help="The mp4; several videos get numbers added to its name.",
         ),
         click.option(
             "--report",
             type=PathType(),
-            help="JSON file of the report; the picture lies beside it.  [default: --out with .json]",
+            help="JSON file for the report; the picture is written beside it.  [default: --out with .json]",
         ),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
         click.option(
@@ -232,12 +232,12 @@ def generate_options(command: _Command) -> _Command:
             type=(FileNameType(), SCALE),
             multiple=True,
             metavar="FILE SCALE",
-            help="LoRA weights to add to the transformer's, times SCALE; may be repeated.",
+            help="LoRA weights to add to the transformer's, times SCALE; may be given several times.",
         ),
         click.option(
             "--attention",
             metavar="NAME",
-            help="Kernel of the self-attention: auto, sdpa, flash, efficient, cudnn, math, xfuser or "
+            help="Self-attention kernel: auto, sdpa, flash, efficient, cudnn, math, xfuser or "
             f"xfuser:KERNEL.  {_CONFIGS}",
         ),
         click.option(
@@ -267,8 +267,7 @@ def generate_options(command: _Command) -> _Command:
         click.option(
             "--checkpoints",
             type=PathType(),
-            help="Folder in which the job's checkpoints get one of their own.  "
-            "[default: --out with .checkpoints]",
+            help="Folder in which the job's checkpoints get a subfolder.  [default: --out with .checkpoints]",
         ),
         click.option(
             "--checkpoint-every",
@@ -276,9 +275,9 @@ def generate_options(command: _Command) -> _Command:
             metavar="N",
             default=CHECKPOINT_EVERY,
             show_default=True,
-            help="Computed steps from one checkpoint to the next; 0 keeps none.",
+            help="Computed steps between checkpoints; 0 for none.",
         ),
-        click.option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one."),
+        click.option("--resume", is_flag=True, help="Resume from the last checkpoint, if there is one."),
     ]
     for option in reversed(options):
         command = option(command)

@@ -1,4 +1,4 @@
-"""`lockstep plan`: what a calibration says of a budget, as a table, a picture and a preset."""
+"""`lockstep plan`: finds the best steps to compute for a budget; writes a table, a picture and a preset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 2
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A plan and what it was made from; `times` are those by which its seconds are told."""
+    """A plan, its calibration, and the step times from which its seconds are predicted."""
 
     name: str
     calibration: Calibration
@@ -40,7 +40,7 @@ def make_plan(
     seconds: float | None = None,
     report: Path | None = None,
 ) -> Chosen:
-    """The best plan of the calibration called `name` for one kind of budget.
+    """Find the best plan of the calibration `name` for one budget.
 
     Raises:
         BadRequestError: not exactly one budget, or one that cannot be met.
@@ -65,7 +65,7 @@ def make_plan(
 
 
 def step_times(report: Path | None) -> StepTimes | None:
-    """The step times of a report; None if there is no report."""
+    """Read the step times of a report; None without a report."""
     if report is None:
         return None
     try:
@@ -83,7 +83,7 @@ def step_times(report: Path | None) -> StepTimes | None:
 
 
 def overview(name: str, report: Path | None = None) -> Table:
-    """One row for each of several budgets; step times are those of `report`, or else the calibration's."""
+    """Make a table with a row for each of several budgets; step times from `report` or the calibration."""
     calibration = load_calibration(name)
     times = step_times(report) or calibration.seconds
     planner, steps = calibration.planner("guided"), calibration.conditions.steps
@@ -98,12 +98,12 @@ def overview(name: str, report: Path | None = None) -> Table:
 
 
 def steps_table(chosen: Chosen) -> Table:
-    """One row for each step."""
+    """Make a table with a row for each step."""
     plan, calibration = chosen.plan, chosen.calibration
     table = Table(
         title=f"{chosen.name}: {plan.nfe} of {plan.steps} steps, "
         f"predicted PSNR {_told(chosen.prediction)} dB, denoising {_seconds(chosen.times, plan):.3g} s",
-        caption="error: of the forecast that is made, or at a computed step of one that is not needed",
+        caption="error: expected error of the forecast; at a computed step, of the forecast that is not used",
     )
     for column in ("step", "", "weights", "noise level", "expected error", "sensitivity"):
         table.add_column(column, justify="left" if not column else "right")
@@ -128,13 +128,13 @@ def write_plan(
     overwrite: bool,
     report: Path | None = None,
 ) -> None:
-    """Write what is wanted, each whole or not at all.
+    """Write the picture and the preset that are asked for, each whole or not at all.
 
     Args:
-        report: that the plan was made with.
+        report: the report that the plan was made with; an output must not replace it.
 
     Raises:
-        BadRequestError: a file exists or cannot be written, or is what the plan is made from; nothing was.
+        BadRequestError: an output exists, cannot be written, or is an input of the plan; nothing was written.
     """
     if picture is not None and picture == preset:
         raise BadRequestError(f"picture: {str(picture)!r} given; it is also the name of the preset")
@@ -159,7 +159,7 @@ def write_plan(
 
 
 def _weights(predictor: CalibratedPredictor, plan: PlannedSteps, step: int) -> str:
-    """Of the two remembered steps, the earlier first."""
+    """Format the weights of the two remembered steps, the earlier first."""
     history = [computed for computed in plan.computed if computed < step][-2:]
     return " ".join(f"{weight:+.2f}" for weight in predictor.weights(history, step))
 

@@ -1,4 +1,4 @@
-"""`lockstep queue add | cancel | run` and `lockstep status`. Nothing here takes time to import."""
+"""`lockstep queue add | cancel | run` and `lockstep status`. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def queue_option(command: _Command) -> _Command:
-    """Which queue is meant."""
+    """Add the option `--queue`."""
     return click.option(
         "--queue",
         "folder",
@@ -40,7 +40,7 @@ def queue_option(command: _Command) -> _Command:
 
 @click.group(short_help="Add, cancel and serve requests.")
 def queue() -> None:
-    """Keep requests in a queue that replicas on Ray serve; it lies in a folder and outlives them.
+    """Keep requests in a queue, which replicas on Ray serve. A queue is a folder and outlives its replicas.
 
     `lockstep status` shows it.
     """
@@ -51,7 +51,7 @@ def queue() -> None:
 @queue_option
 @click.option("--name", help="Name of the request, unique in the queue.  [default: made from its number]")
 @click.option(
-    "--owner", help="Whose request it is: owners share the replicas fairly.  [default: your user name]"
+    "--owner", help="Owner of the request; owners share the replicas fairly.  [default: your user name]"
 )
 @click.option(
     "--priority",
@@ -61,7 +61,7 @@ def queue() -> None:
     metavar="N",
     help="Requests of higher priority go first.",
 )
-@click.option("--expires", type=EXPIRY, metavar="SECONDS", help="Give the request up after so long.")
+@click.option("--expires", type=EXPIRY, metavar="SECONDS", help="Give up the request after this time.")
 def add(
     folder: Path,
     name: str | None,
@@ -70,7 +70,7 @@ def add(
     expires: float | None,
     **options: Any,
 ) -> None:
-    """Add a request for a video of PROMPT, and print its number. Options are those of `generate`."""
+    """Add a request for a video of PROMPT and print its number. Takes the options of `generate`."""
     from launch.commands.build_job import build_job
     from launch.serve.queue import check_line
 
@@ -83,7 +83,7 @@ def add(
 
 
 def _user() -> str:
-    """Name of this process's user, or its number where it has no name, as in many a container."""
+    """Return the name of this process's user, or `uid-N` if it has none, as in some containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -94,7 +94,7 @@ def _user() -> str:
 @queue_option
 @click.argument("requests", nargs=-1, required=True, type=ID)
 def cancel(folder: Path, requests: tuple[int, ...]) -> None:
-    """Cancel REQUESTS, given by their numbers: waiting ones end at once, running ones after their step."""
+    """Cancel REQUESTS, given by their numbers: waiting ones end at once, running ones after a step."""
     with _opened(folder, must_exist=True) as opened:
         for request in requests:
             opened.cancel(request)
@@ -103,12 +103,17 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
 @queue.command("run", short_help="Serve the queue.")
 @queue_option
 @click.option(
-    "--replicas", type=REPLICAS, default=1, show_default=True, metavar="N", help="Requests served at a time."
+    "--replicas",
+    type=REPLICAS,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Requests served at the same time.",
 )
-@click.option("--keep", is_flag=True, help="Go on waiting for requests when the queue is empty.")
+@click.option("--keep", is_flag=True, help="Keep waiting for requests when the queue is empty.")
 @click.pass_obj
 def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
-    """Serve the queue until it is empty, on the Ray cluster of RAY_ADDRESS or on one of this machine."""
+    """Serve the queue until it is empty, on the Ray cluster of RAY_ADDRESS or on a local one."""
     from launch.cluster.cluster import on_cluster
     from launch.serve.entries import State
 
@@ -124,7 +129,7 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
         ", ".join(f"{ended[state]} {state}" for state in (State.DONE, State.FAILED, State.CANCELLED))
     )
     if stopped:
-        raise CancelledError("stopped; requests that were running wait in the queue")
+        raise CancelledError("stopped; requests that were running wait in the queue again")
     if ended[State.FAILED]:
         raise JobFailedError(
             f"{ended[State.FAILED]} requests failed: see `lockstep status --all --queue {folder}`"
@@ -132,16 +137,16 @@ def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
 
 
 def _release(folder: Path) -> str:
-    """Let what a driver that is lost was running wait again; says how it goes on."""
+    """Let requests that a lost driver was running wait again; returns how to continue."""
     with suppress(BadRequestError, JobFailedError), _opened(folder, must_exist=True) as opened:
-        with opened.served():  # not where another pool does
+        with opened.served():  # fails if another pool serves the queue
             left = len(opened.entries(*_OPEN))
-        return "the same command goes on with the requests that have not ended" if left else ""
+        return "the same command serves the requests that have not ended" if left else ""
     return ""
 
 
 def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: Any) -> bool:
-    """Serve the queue in a driver's process; whether it was told to stop."""
+    """Serve the queue, in a driver process; returns whether it was told to stop."""
     from launch.serve.events import print_event
     from launch.serve.pool import ReplicaPool
 
@@ -153,7 +158,7 @@ def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: An
 
 
 def way_on(entry: Any) -> str:
-    """How a request that has ended too early can go on, where its checkpoints are kept."""
+    """Return how to resume a request that ended early and whose checkpoints are kept; else empty."""
     try:
         job = entry.job
         options = job.options_to_go_on()
@@ -166,13 +171,13 @@ def way_on(entry: Any) -> str:
     also = f" with {' and '.join(options)}" if options else ""
     return (
         f"its checkpoints are kept in {str(job.checkpoints.root)!r}: the same `lockstep queue add`{also} "
-        "goes on from the last"
+        "resumes from the last"
     )
 
 
 def _cores(worlds: list[int], replicas: int) -> int:
-    """Cores that a Ray of this machine is to have. A request with too many ranks for the machine counts for
-    nothing: it will fail when its turn comes, and the others will not."""
+    """Return the number of cores that a local Ray gets. Requests with too many ranks for this machine are
+    ignored: they will fail when their turn comes, and the others will not."""
     from runtime.parallel.devices import check_room
 
     cores = replicas
@@ -184,7 +189,7 @@ def _cores(worlds: list[int], replicas: int) -> int:
 
 
 def _world(entry: Any) -> int:
-    """Ranks that a request takes; one that cannot be read will fail when its turn comes, and take none."""
+    """Return the ranks that a request needs; 1 if it cannot be read, as it will fail when its turn comes."""
     try:
         return int(entry.job.world)
     except BadRequestError:
@@ -193,11 +198,11 @@ def _world(entry: Any) -> int:
 
 @click.command(short_help="Show a queue.")
 @queue_option
-@click.option("--watch", is_flag=True, help="Go on showing it, once a second; Ctrl-C ends it.")
+@click.option("--watch", is_flag=True, help="Refresh once a second until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@click.option("--all", "ended", is_flag=True, help="Show requests that have ended, too.")
+@click.option("--all", "ended", is_flag=True, help="Also show requests that have ended.")
 def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
-    """Show a queue: requests, their steps and time left, and which ranks are on which nodes."""
+    """Show a queue: requests, their steps and time left, and which ranks run on which nodes."""
     from launch.serve.entries import State
     from launch.serve.status import tables
 
@@ -222,7 +227,7 @@ def status(folder: Path, watch: bool, as_json: bool, ended: bool) -> None:
 
 
 def _content(text: str) -> Any:
-    """JSON's content; what is none will fail when its turn comes, and is shown as it is."""
+    """Parse JSON; a text that is not JSON is shown as it is, and will fail when its turn comes."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -290,7 +291,7 @@ def test_as_many_steps_as_are_allowed_are_made(tmp_path: Path, capfd: pytest.Cap
 def test_resume_needs_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "a.mp4")]
     assert run("generate", PROMPT, *out, "--resume", "--checkpoint-every", "0") == 2
-    assert "there is nothing to go on from" in capfd.readouterr().err
+    assert "there is nothing to resume from" in capfd.readouterr().err
 
 
 def commands(group: click.Group, *names: str) -> Iterator[tuple[list[str], click.Command]]:
@@ -301,6 +302,15 @@ def commands(group: click.Group, *names: str) -> Iterator[tuple[list[str], click
             yield from commands(command, *names, name)
         else:
             yield [*names, name], command
+
+
+def test_the_list_of_commands_is_by_purpose(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    said = capfd.readouterr().out
+    titles = re.findall(r"^(\w.*):$", said, re.MULTILINE)
+    assert titles == ["Options", "Make videos", "Serve many requests", "Measure and plan", "This machine"]
+    listed = re.findall(r"^  (\w+) +[A-Z]", said.partition("Make videos:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted(cli.cli.commands)
 
 
 def test_help_is_helpful(capfd: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def test_a_queue_whose_ray_is_gone_waits_and_says_how_it_goes_on(
         assert opened.entry(1).state is State.WAITING
     said = capsys.readouterr().err
     assert "Ray could not be started on this machine: " in said
-    assert "lockstep: the same command goes on with the requests that have not ended" in said
+    assert "lockstep: the same command serves the requests that have not ended" in said
 
 
 class Blind(Guard):

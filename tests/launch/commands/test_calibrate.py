@@ -203,7 +203,7 @@ def test_what_is_found_is_kept_until_it_is_written(tmp_path: Path, engine: Engin
     quiet = Terminal(quiet=True)
     with pytest.raises(OSError) as caught:  # a folder comes in the way
         run_calibration(job, quiet, engine=engine, on_loaded=lambda _: out.mkdir())
-    assert caught.value.__notes__ == [f"the same command goes on from {str(job.partial)!r}"]
+    assert caught.value.__notes__ == [f"the same command resumes from {str(job.partial)!r}"]
     kept = job.partial.stat().st_mtime_ns
     out.rmdir()
     run_calibration(job, quiet, engine=engine)

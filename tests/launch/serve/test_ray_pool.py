@@ -142,7 +142,7 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
     kept = str(tmp_path / "poisoned.checkpoints")
     assert set_aside.reason.endswith(
         f"; its checkpoints are kept in {kept!r}: the same `lockstep queue add` with --resume and another "
-        "--name goes on from the last"
+        "--name resumes from the last"
     )
     assert "checkpoints are kept" not in refused.reason
     again = make_job(tmp_path / "poisoned.mp4", **TINY | {"steps": 200, "spectrum": "off"}, resume=True)

@@ -1,6 +1,6 @@
-"""Shots → one film: joined, with chapters, a poster and a contact sheet. ffmpeg does the work.
+"""Assembling shots into a film with chapters, a poster and a contact sheet, by ffmpeg.
 
-Cuts alone are joined without encoding anything again; with a crossfade the film is encoded once more.
+With cuts alone nothing is encoded again; with a crossfade the film is encoded once more.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from runtime.media.ffmpeg import ALIVE, Ffmpeg, file_url
 from runtime.media.frames import pick_frames
 from runtime.media.mp4 import CODEC
 
-_TOLD = 3  # lines of what ffmpeg said, in an error
+_TOLD = 3  # lines of ffmpeg's output in an error
 _SHOWN, _LABEL, _GAP = 5, 18, 6  # frames of each shot on the contact sheet; pixels
-_LARGEST = 1 << 25  # pixels of a contact sheet; frames are shown smaller where they would make more
+_LARGEST = 1 << 25  # pixels of a contact sheet; frames are shrunk to stay below
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One shot of a film.
+    """One shot as a part of a film.
 
     Attributes:
+        title: title of its chapter.
         video: its mp4.
-        frames: its length.
-        fade: frames that fade over from the part before; 0 for a cut.
+        frames: its length in frames.
+        fade: frames of the crossfade from the part before; 0 for a cut.
     """
 
     title: str
@@ -47,7 +48,7 @@ class Part:
 
 
 def starts(parts: Sequence[Part]) -> list[int]:
-    """The film's frame at which each part begins."""
+    """Frame of the film at which each part begins."""
     found, at = [], 0
     for part in parts:
         at -= part.fade
@@ -57,16 +58,19 @@ def starts(parts: Sequence[Part]) -> list[int]:
 
 
 def length(parts: Sequence[Part]) -> int:
-    """Frames of the film."""
+    """Length of the film, in frames."""
     return sum(part.frames - part.fade for part in parts)
 
 
 def join_film(parts: Sequence[Part], path: Path, *, title: str, fps: int, audio: Path | None = None) -> None:
-    """Write the film, whole or not at all.
+    """Join parts into a film, which appears whole or not at all.
 
     Args:
-        parts: of one size and rate.
-        audio: a track; what is longer than the film is cut off.
+        parts: parts of one size and frame rate.
+        path: the film.
+        title: its title.
+        fps: frames per second.
+        audio: soundtrack; it is cut off at the end of the film.
 
     Raises:
         JobFailedError: ffmpeg failed, or a part is damaged.
@@ -80,7 +84,7 @@ def join_film(parts: Sequence[Part], path: Path, *, title: str, fps: int, audio:
         sources = [*concat, "-i", file_url(listing.path)]
         if any(part.fade for part in parts):
             filters = stack.enter_context(scratch_file())
-            filters.write(_crossfades(parts, fps).encode())  # of many parts, they are too long an argument
+            filters.write(_crossfades(parts, fps).encode())  # too long for an argument with many parts
             film, made = "[film]", ["-/filter_complex", str(filters.path), *CODEC, "-r", str(fps)]
         else:
             film, made = "0:v", ["-c:v", "copy"]
@@ -96,25 +100,25 @@ def join_film(parts: Sequence[Part], path: Path, *, title: str, fps: int, audio:
         arguments = [*ALIVE, *inputs, *made, *streams, *output]
         with Ffmpeg(*arguments, doing="join the film", folder=folder) as ffmpeg:
             there = int((re.findall(rb"(?m)^frame=\s*(\d+)", ffmpeg.finish()) or [0])[-1])
-        if there != length(parts):  # a shot that cannot be read is the end for ffmpeg, and no failure
+        if there != length(parts):  # at an unreadable shot ffmpeg stops without a failure
             said = " / ".join(ffmpeg.said.splitlines()[-_TOLD:])
             raise JobFailedError(
                 f"ffmpeg could not join the film: its shots have {there} frames, not {length(parts)}; remove "
-                f"the one that is damaged from {str(folder)!r}, and it is made again{said and ': '}{said}"
+                f"the damaged shot from {str(folder)!r} to have it made again{said and ': '}{said}"
             )
 
 
 def _listed(video: Path, folder: Path) -> bytes:
-    """A line of ffmpeg's list of files, which are found from `folder`."""
+    """Line of ffmpeg's list of files, relative to `folder`."""
     name = os.fsencode(os.path.relpath(video.resolve(), folder)).replace(b"'", b"'\\''")
     return b"file 'file:" + name + b"'\n"
 
 
 def _crossfades(parts: Sequence[Part], fps: int) -> str:
-    """ffmpeg's filters from the parts, one after the other, to `[film]`.
+    """Make ffmpeg's filters from the parts, one after the other, to `[film]`.
 
-    They are cut into what fades in, what stays and what fades out, and joined again in this order, so that
-    each frame passes few filters and none waits for long, however many parts there are.
+    Parts are cut into a beginning that fades in, a middle, and an end that fades out, and joined again in
+    this order, so that each frame passes few filters and none is buffered for long, with any number of parts.
     """
     pieces: dict[str, int] = {}
     joined, mixed = [], []
@@ -139,7 +143,7 @@ def _crossfades(parts: Sequence[Part], fps: int) -> str:
 
 
 def _chapters(parts: Sequence[Part], title: str, fps: int) -> str:
-    """ffmpeg's metadata file."""
+    """Make ffmpeg's metadata file, with a chapter for each part."""
     lines = [";FFMETADATA1", f"title={_escaped(title)}"]
     begins = starts(parts)
     for part, start, end in zip(parts, begins, [*begins[1:], length(parts)], strict=True):
@@ -161,12 +165,12 @@ def _escaped(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A title as players and pictures show it: no line breaks, no control characters."""
+    """Put a title on one line for players and pictures, without control characters."""
     return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
 
 def write_poster(parts: Sequence[Part], path: Path) -> None:
-    """The middle frame of the first shot as a PNG."""
+    """Write the middle frame of the first shot as a PNG."""
     first = parts[0]
     (frame,) = pick_frames(first.video, [first.frames // 2])
     with whole_file(path) as temporary:
@@ -174,13 +178,13 @@ def write_poster(parts: Sequence[Part], path: Path) -> None:
 
 
 def strip(part: Part) -> NDArray[np.uint8]:
-    """Five frames of a shot, from its first to its last, beside each other: `[H, 5 W, 3]`."""
+    """Read five frames of a shot, from its first to its last, side by side: `[H, 5 W, 3]`."""
     wanted = np.linspace(0, part.frames - 1, _SHOWN).round().astype(int).tolist()
     return np.concatenate(pick_frames(part.video, wanted), axis=1)
 
 
 def write_contact_sheet(parts: Sequence[Part], path: Path) -> None:
-    """Five frames of every shot under its title, as a PNG."""
+    """Write five frames of every shot under its title, as a PNG."""
     first = strip(parts[0])
     height, width = sheet_size(len(parts), *first.shape[:2])
     row = height + _LABEL + _GAP
@@ -199,7 +203,7 @@ def write_contact_sheet(parts: Sequence[Part], path: Path) -> None:
 
 
 def sheet_size(shots: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width of a shot's frames on a contact sheet of so many shots."""
+    """Height and width of a shot's frames on a contact sheet of `shots` shots."""
     scale = 1.0
     while shots * (scale * height + _LABEL + _GAP) * scale * width > _LARGEST and scale * height > 1:
         scale *= 0.95
@@ -224,5 +228,5 @@ def check_audio(path: Path, seconds: float) -> str:
         with Ffmpeg(*source, *heard, doing="read it") as ffmpeg:
             packets = [line for line in ffmpeg.finish().splitlines() if not line.startswith(b"#")]
     except JobFailedError as error:
-        return f"it has no sound that can be read: {error}"
+        return f"it has no readable sound: {error}"
     return "" if packets else "it has no sound"

@@ -1,4 +1,4 @@
-"""The page of a film: one HTML file that holds everything it shows."""
+"""Page of a film: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _WIDEST = 1920  # pixels of a shot's frames; the page shows them half as wide
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One shot as the page shows it.
+    """A shot on the page.
 
     Attributes:
-        id: of the shot.
-        part: its place in the film.
-        report: of the run that made it.
+        id: id of the shot.
+        part: the shot as a part of the film.
+        report: report of the run that made it.
     """
 
     id: str
@@ -36,13 +36,13 @@ class Scene:
 
     @property
     def prompts(self) -> list[str]:
-        """In the order in which they come."""
+        """Prompts of the shot, in order."""
         request = self.report.request
         return [request["prompt"], *(point["prompt"] for point in request["travel"])]
 
     @property
     def strip(self) -> str:
-        """Some of its frames beside each other, as a data URL."""
+        """Some frames of the shot side by side, as a data URL."""
         buffer, image = io.BytesIO(), Image.fromarray(strip(self.part))
         image.thumbnail((_WIDEST, image.height))
         image.save(buffer, format="png", optimize=True)
@@ -54,6 +54,9 @@ def write_page(scenes: Sequence[Scene], path: Path, *, title: str, fps: int) -> 
 
     Args:
         scenes: the shots, in order.
+        path: the HTML file.
+        title: title of the film.
+        fps: frames per second.
     """
     parts = [scene.part for scene in scenes]
     page = _TEMPLATES.get_template("film_page.html").stream(
@@ -66,7 +69,7 @@ def write_page(scenes: Sequence[Scene], path: Path, *, title: str, fps: int) -> 
         versions=versions(),
     )
     with whole_file(path) as temporary:
-        page.dump(str(temporary), encoding="utf-8", errors="backslashreplace")  # a shot after the other
+        page.dump(str(temporary), encoding="utf-8", errors="backslashreplace")  # one shot after the other
 
 
 _TEMPLATES = Environment(

@@ -46,18 +46,18 @@ class _Part(BaseModel):
 
 def _is_id(text: str) -> str:
     if re.fullmatch(_ID, text) is None:
-        raise ValueError("must be of at most 60 lower case letters, digits, - and _; it names files")
+        raise ValueError("must have at most 60 lower case letters, digits, - and _, as it names files")
     return text
 
 
 class Cut(_Part):
-    """The shot begins where the one before ends."""
+    """Cut: the shot begins where the one before ends."""
 
     kind: Literal["cut"]
 
 
 class Crossfade(_Part):
-    """The last frames of the shot before fade into the first of this one."""
+    """Crossfade: the last frames of the shot before fade into the first of this one."""
 
     kind: Literal["crossfade"]
     frames: Annotated[int, Field(ge=1, le=999), NUMBER]
@@ -67,15 +67,15 @@ Transition = Annotated[Cut | Crossfade, Field(discriminator="kind")]
 
 
 class Settings(_Part):
-    """How a shot is made; what is left out is the storyboard's `defaults`, and then the config's.
+    """Settings of a shot; a missing one is taken from the storyboard's `defaults`, and then from the config.
 
     Attributes:
-        config: name of a config, or path of a YAML file; relative to the storyboard.
-        negative: what it should not show.
-        seconds, frames: how long it is, one of the two; seconds become the nearest 4k + 1 frames.
-        seed: by default made from the shot's id.
+        config: name of a config, or path of a YAML file, relative to the storyboard.
+        negative: what the shot should not show.
+        seconds, frames: length of the shot, one of the two; seconds become the nearest 4k + 1 frames.
+        seed: by default derived from the shot's id.
         steps, guidance, spectrum: as in a request.
-        lora: weights to add to the model's, one or a list; files are relative to the storyboard.
+        lora: one LoRA or a list, merged into the model; files are relative to the storyboard.
     """
 
     config: FileName | None = None
@@ -96,16 +96,15 @@ class Settings(_Part):
 
 
 class Shot(Settings):
-    """One prompt with a duration.
+    """A shot: one prompt with a duration.
 
     Attributes:
         id: lower case letters, digits, - and _; names the files.
-        prompt: what it shows.
-        image: what it begins with, for models that make videos from an image; relative to the storyboard.
-        travel: prompts that it changes to along the way, `at` 0 … 1 of its length; for shots longer than the
-            model's window.
-        title: of its chapter; by default the id.
-        transition: from the shot before.
+        prompt: what the shot shows.
+        image: image that it starts from, for image-to-video models; relative to the storyboard.
+        travel: later prompts, `at` 0 … 1 of its length; for shots longer than the model's window.
+        title: title of its chapter; by default the id.
+        transition: transition from the shot before.
     """
 
     id: Annotated[str, AfterValidator(_is_id), Field(json_schema_extra={"pattern": f"^{_ID}$"})]
@@ -121,13 +120,13 @@ class Shot(Settings):
 
 
 class Storyboard(_Part):
-    """A film.
+    """A storyboard: the shots of a film, in order.
 
     Attributes:
-        title: of the film.
+        title: title of the film.
         width, height: pixels of every shot; by default the config's.
-        defaults: for shots that do not say.
-        shots: in order.
+        defaults: default settings of the shots.
+        shots: the shots, in order.
     """
 
     title: Title
@@ -146,13 +145,15 @@ class Storyboard(_Part):
 
 
 class ShotRequest(_Part):
-    """A shot with everything decided.
+    """A shot with all decisions made.
 
     Attributes:
-        config: name or absolute path.
-        settings: what that is, with the shot's LoRA.
-        recipe: everything that it is a function of.
-        windows: that it is made in; one where it fits the model's.
+        shot: the shot.
+        config: name or absolute path of its config.
+        settings: the config itself, with the shot's LoRA.
+        request: its request.
+        recipe: everything that its video is a function of.
+        windows: number of its windows; 1 if it fits the model's.
     """
 
     shot: Shot
@@ -183,7 +184,7 @@ def load_storyboard(path: Path) -> tuple[Storyboard, list[ShotRequest]]:
 
 
 def _decided(board: Storyboard, where: _Where) -> list[ShotRequest]:
-    """The requests of all shots; every problem of any is told."""
+    """Make the requests of all shots, or report the problems of all of them."""
     decided: list[ShotRequest] = []
     problems: list[str] = []
     models = _Models()
@@ -200,7 +201,7 @@ def _decided(board: Storyboard, where: _Where) -> list[ShotRequest]:
 
 
 def _told(problems: Sequence[str]) -> str:
-    """The first of many, each once."""
+    """Join the first problems into lines, without duplicates."""
     distinct = list(dict.fromkeys(problems))
     left = len(distinct) - _MOST_TOLD
     return "\n".join(distinct[:_MOST_TOLD] + ([f"and {left} more"] if left > 0 else []))
@@ -244,11 +245,11 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
 
 
 def _joins(board: Storyboard, decided: Sequence[ShotRequest], where: _Where) -> list[str]:
-    """What keeps the shots from becoming one film."""
+    """List problems that keep the shots from forming one film."""
     problems = []
     usual = _format(decided[0])
     if not isinstance(decided[0].shot.transition, Cut):
-        said = "transition: nothing comes before the first shot"
+        said = "transition: there is nothing before the first shot"
         problems.append(where.explain(("shots", 0, "transition"), said))
     for number, one in enumerate(decided):
         if _format(one) != usual:
@@ -263,7 +264,7 @@ def _joins(board: Storyboard, decided: Sequence[ShotRequest], where: _Where) -> 
 
 
 def fade_of(shot: Shot) -> int:
-    """Frames that fade over from the shot before; 0 for a cut."""
+    """Frames of the crossfade from the shot before; 0 for a cut."""
     return shot.transition.frames if isinstance(shot.transition, Crossfade) else 0
 
 
@@ -272,12 +273,12 @@ def _format(one: ShotRequest) -> str:
 
 
 def _beside(name: str, folder: Path) -> str:
-    """A file that is named from the storyboard; a name without one stays."""
+    """Make a path absolute, relative to the storyboard; keep the name of a shipped file."""
     return beside(name, folder) if is_path(name) else name
 
 
 class _Models:
-    """The models that shots ask for, and images. Each is looked for once, whether it is found or not."""
+    """Cache of the models, configs and images of the shots; each is looked up once, found or not."""
 
     def __init__(self) -> None:
         self._found: dict[Config, ModelProfile | BadRequestError] = {}
@@ -286,7 +287,8 @@ class _Models:
         self._images: dict[tuple[str, int], str] = {}
 
     def config(self, name: str) -> Config:
-        """
+        """Load a config, once.
+
         Raises:
             BadRequestError: see `load_config`.
         """
@@ -295,9 +297,9 @@ class _Models:
         return self._configs[name]
 
     def check(self, config: Config, request: VideoRequest) -> tuple[ModelProfile, Preset]:
-        """The model, which can serve the request, and the request's preset.
+        """Check that a model can serve a request; return the model and the request's preset.
 
-        Shots that differ in words and seed alone are checked once.
+        Shots that differ only in prompts and seed are checked once.
 
         Raises:
             BadRequestError: see `ModelProfile` and its `check`.
@@ -309,7 +311,7 @@ class _Models:
         return model, self._fitting[config, alike]
 
     def image(self, path: str) -> str:
-        """The digest of an image, which is decoded once for all shots that begin with it.
+        """Digest of an image, which is decoded once for all shots that start from it.
 
         Raises:
             BadRequestError: see `image_digest`.
@@ -317,13 +319,14 @@ class _Models:
         try:
             key = path, Path(path).stat().st_mtime_ns
         except (OSError, ValueError):
-            return image_digest(path)  # which says what is wrong
+            return image_digest(path)  # which explains the problem
         if key not in self._images:
             self._images[key] = image_digest(path)
         return self._images[key]
 
     def find(self, config: Config) -> ModelProfile:
-        """
+        """Find the model of a config, once.
+
         Raises:
             BadRequestError: see `ModelProfile`.
         """
@@ -339,18 +342,18 @@ class _Models:
 
 
 class _Where:
-    """Says where in the storyboard something is wrong."""
+    """Adds the place in the storyboard to messages about problems."""
 
     def __init__(self, file: YamlFile):
         self.file = file
         self._content = file.root.content
 
     def explain(self, way: Sequence[int | str], message: str) -> str:
-        """`film.yaml, line 12, shot 'garden': frames: 16 given; …`"""
+        """Add the place of a field: `film.yaml, line 12, shot 'garden': frames: 16 given; …`."""
         return f"{self.file.path}, line {self.file.line(way)}{self._shot(way)}: {message}"
 
     def explain_of_shot(self, number: int, message: str) -> str:
-        """As `explain`, of a field of a shot, which it may have from the defaults or the film."""
+        """Add the place of a shot's field, which may stand in the defaults or the film's own fields."""
         field = message.partition(":")[0].partition(" ")[0]
         for way in (("shots", number, field), ("defaults", field), (field,)):
             if self.file.has(way):
@@ -358,10 +361,10 @@ class _Where:
         return self.explain(("shots", number), message)
 
     def explain_wrong(self, problem: Mapping[str, Any]) -> str:
-        """As `explain`, of one of a pydantic error's problems."""
+        """Explain one problem of a pydantic error, with its place."""
         way = problem["loc"]
         if way == () and problem["type"] == "value_error":
-            way = ("shots",)  # their ids: the one rule for the whole
+            way = ("shots",)  # distinct ids, the only rule for the whole film
         inner = way[2:] if self._shot(way) else way
         return self.explain(way, explain_one({**problem, "loc": way}, inner, Storyboard))
 

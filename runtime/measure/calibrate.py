@@ -1,14 +1,14 @@
-"""Makes a calibration: full runs, nudged runs, and trials of what was learnt.
+"""Making a calibration: full runs, nudged runs, and trials of planned schedules.
 
-1. Every video is made by the full sampler, once, and the Gram matrices of its streams are added up: over the
+1. Every video is made once by the full sampler, and the Gram matrices of its streams are summed over the
    ranks' shards, in one reduction per video. A step's stream is remembered until the run ends, sampled to at
-   most 2²³ numbers per branch and rank, so that memory is bounded for any model: the Gram matrix of so many
+   most 2²³ numbers per branch and rank, so that memory is bounded for any model. The Gram matrix of that many
    numbers is known far more precisely than videos differ, and nothing is spilled or computed twice.
 2. Some of the videos are run again from a few steps on, with the velocity of that step nudged along its own
-   change, as a forecast would be off: how much of the nudge is left at the end is the step's sensitivity.
-3. Every video is planned for from all the others, and made so: what comes of an expected error.
+   change, as a forecast would be off. The part of the nudge left at the end is the step's sensitivity.
+3. Every video is made again with schedules planned from all the others, to relate expected to actual errors.
 
-Each finished run is kept in a file beside the result, and is not done again after an interruption.
+Each finished run is kept in a file beside the result, and is not repeated after an interruption.
 
 Tensor legend: n sampler steps; C, F, H, W latent channels, frames, height and width.
 """
@@ -64,19 +64,19 @@ from spectrum import (
     surprise,
 )
 
-_NUDGED_EARLY = (0.02, 0.06, 0.12, 0.25)  # shares of the last step; what is left of errors here varies much,
-_NUDGED_LATE = (0.45, 0.72, 1.0)  # and here little
-_EVERY, _LATE_VIDEOS = 2, 3  # every second video is nudged early, and three of those late, too
-_NUDGE = 0.5  # of the velocity's change since the step before
-_TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as shares of all
+_NUDGED_EARLY = (0.02, 0.06, 0.12, 0.25)  # fractions of the last step; sensitivities vary much here,
+_NUDGED_LATE = (0.45, 0.72, 1.0)  # and little here
+_EVERY, _LATE_VIDEOS = 2, 3  # every second video is nudged early, and three of them late, too
+_NUDGE = 0.5  # size, relative to the velocity's change since the step before
+_TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as fractions of all
 
 OnStep = Callable[[str, StepRecord], None]
-"""Told the name of the run and each of its steps."""
+"""Called with the name of the run and the record of each of its steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """A full run just before one of its steps."""
+    """State of a full run just before one of its steps."""
 
     step: int
     latents_BCFHW: torch.Tensor
@@ -88,14 +88,14 @@ class Calibrator:
     """Makes one calibration, as one rank of the engine's group.
 
     Args:
-        engine: the model; its scheduler is what is calibrated for.
-        requests: the videos: alike but for prompt and seed.
-        partial: where finished runs are kept until all are; only the first rank looks there.
+        engine: the model, with the sampler to calibrate for.
+        requests: the videos, which may differ only in prompt and seed.
+        partial: file that keeps finished runs until all are done; only the first rank uses it.
         on_step: shows progress.
-        overwrite: whether what is kept there of another calibration may be replaced.
+        overwrite: whether finished runs of another calibration in `partial` may be replaced.
 
     Raises:
-        BadRequestError: the requests cannot be calibrated for.
+        BadRequestError: no calibration can be made from the requests.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class Calibrator:
         self._steps = self._plan.steps
         if len(self._plan.windows) > 1:
             raise BadRequestError(
-                f"frames: {self._requests[0].frames} given; calibrate with what the model sees at a time, "
+                f"frames: {self._requests[0].frames} given; calibrate with the length of one window, "
                 f"{engine.config.windowed(self._requests[0]).frames}"
             )
         if self._steps > MAX_STEPS or self._steps < 4:
-            raise BadRequestError(f"steps: {self._steps} given; calibrations are of 4 to {MAX_STEPS} steps")
+            raise BadRequestError(f"steps: {self._steps} given; calibrations have 4 to {MAX_STEPS} steps")
         sampler = self._plan.fresh_sampler()
         self._conditions = engine.profile.conditions(self._requests[0], sampler)
         self._levels = [float(level) for level in sampler.sigmas]
@@ -131,7 +131,7 @@ class Calibrator:
             self._kept = PartialFile(partial, self._identity, self._steps, shape)
 
     def nudged_steps(self, video: int) -> list[int]:
-        """Steps at which a video is nudged."""
+        """Steps at which `video` is nudged."""
         if video % _EVERY:
             return []
         shares = _NUDGED_EARLY + (_NUDGED_LATE if video < _EVERY * _LATE_VIDEOS else ())
@@ -139,21 +139,21 @@ class Calibrator:
 
     @property
     def budgets(self) -> list[int]:
-        """Computed steps of the trials."""
+        """Numbers of computed steps of the trials."""
         return sorted({max(2, round(share * self._steps)) for share in _TRIALS})
 
     @property
     def evaluations(self) -> int:
-        """Computed steps that the whole calibration takes."""
+        """Number of computed steps of the whole calibration."""
         videos = len(self._requests)
         nudged = sum(self._steps - step for video in range(videos) for step in self.nudged_steps(video))
         return videos * self._steps + nudged + videos * sum(self.budgets)
 
     def run(self) -> Calibration:
-        """All that is left to do. What is kept stays until `forget`.
+        """Make everything that is left to do. Finished runs are kept until `forget`.
 
         Raises:
-            CancelledError: the engine was told to end, within `Engine.commanded`.
+            CancelledError: the calibration was stopped or cancelled, within `Engine.commanded`.
             RankFailedError: another rank failed.
         """
         self._resume()
@@ -166,12 +166,12 @@ class Calibrator:
         return self._finish()
 
     def forget(self) -> None:
-        """Remove what is kept: the calibration is written."""
+        """Remove the file of finished runs, after the calibration was written."""
         if self._kept is not None:
             self._kept.remove()
 
     def _full(self, video: int) -> None:
-        """One full run, and the nudged runs that branch off it."""
+        """Make one full run, and the nudged runs that branch off it."""
         prepared = self._engine.prepare(self._engine.plan(self._requests[video]))
         stream = GramStream(prepared.network, is_leader=self._engine.ranks.is_leader)
         nudged = self.nudged_steps(video)
@@ -198,7 +198,7 @@ class Calibrator:
             self._found.gains.setdefault(step, []).append(gain)
 
     def _nudge(self, prepared: Prepared, before: _Before, final_BCFHW: torch.Tensor, name: str) -> float:
-        """How large an error of one step is in the end, over what it was in the latent after that step."""
+        """Size of an error of one step at the end, relative to its size in the latent after that step."""
         state = Denoising(before.latents_BCFHW)
         stream = NudgedStream(prepared.open_stream(), before.step, before.velocity_BCFHW, _NUDGE)
         for _ in self._walk(prepared, state, before.sampler, stream, name, start=before.step):
@@ -208,7 +208,7 @@ class Calibrator:
         return left / max(moved * stream.size, 1e-30)
 
     def _try(self, video: int) -> None:
-        """One video with plans for several budgets, made from all the other videos."""
+        """Make one video with schedules for several budgets, planned from all the other videos."""
         others = [grams for index, grams in enumerate(self._found.grams) if index != video]
         gram = mean_gram(from_triangle(grams["guided"], self._steps) for grams in others)
         predictor = CalibratedPredictor(gram)
@@ -257,7 +257,7 @@ class Calibrator:
         schedule: PlannedSteps | None = None,
         errors: dict[int, float] | None = None,
     ) -> Iterator[StepRecord]:
-        """Denoise; forecast errors of a finished walk are put in `errors`."""
+        """Denoise, yielding every step; at the end, add the forecast errors to `errors`."""
         fixed: Schedule = FixedSchedule.full(self._steps)
         if schedule is not None:
             fixed = FixedSchedule(schedule.steps, schedule.computed)
@@ -270,7 +270,7 @@ class Calibrator:
             errors |= coordinator.errors
 
     def _full_latents(self, video: int) -> torch.Tensor:
-        """The final latents of a full run, on every rank."""
+        """Broadcast the final latents of a full run to every rank."""
         latents_BCFHW = torch.empty(
             self._engine.sizes.shape(self._requests[video]), device=self._engine.ranks.device
         )
@@ -280,7 +280,7 @@ class Calibrator:
         return latents_BCFHW
 
     def _frames(self, latents_BCFHW: torch.Tensor) -> Frames:
-        """Decoded frames of all videos `[T, H, W, 3]`, on the first rank; on others nothing."""
+        """Decode the frames of all videos, `[T, H, W, 3]` on the first rank, empty on the others."""
         is_leader, plan = self._engine.ranks.is_leader, self._plan
         sinks = [FrameBuffer() for _ in range(latents_BCFHW.shape[0])] if is_leader else []
         generation = Generation(plan.request, plan.preset, plan.topology, plan.attention)
@@ -288,14 +288,14 @@ class Calibrator:
         return np.concatenate([sink.frames for sink in sinks]) if sinks else np.empty((0, 0, 0, 3), np.uint8)
 
     def _sum(self, grams: dict[StreamName, Gram]) -> dict[StreamName, Gram]:
-        """Sums over the ranks: one reduction."""
+        """Sum Gram matrices over the ranks, in one reduction."""
         flat = np.concatenate([gram.ravel() for gram in grams.values()])
         summed = np.asarray(self._engine.ranks.control.sum(flat.tolist()))
         parts = np.split(summed, len(grams))
         return {name: part.reshape(self._steps, self._steps) for name, part in zip(grams, parts, strict=True)}
 
     def _sensitivity(self) -> list[float]:
-        """For every step: the root mean square of the gains; their logarithms are interpolated."""
+        """Sensitivity of every step: root mean square of the gains, interpolated in the logarithm."""
         steps = sorted(int(step) for step in self._found.gains)
         sizes = [math.sqrt(statistics.fmean(g * g for g in self._found.gains[str(step)])) for step in steps]
         logs = np.interp(np.arange(self._steps), steps, np.log(np.maximum(sizes, 1e-6)))
@@ -331,7 +331,7 @@ class Calibrator:
 
     @property
     def _identity(self) -> str:
-        """Digest of what finished runs are a function of; for the first rank, which has the image."""
+        """Digest of the recipes of all runs; on the first rank only, which has the image."""
         image = self._requests[0].image
         digest = None if image is None else image_digest(image)
         profile, preset = self._engine.profile, self._plan.preset
@@ -343,7 +343,7 @@ class Calibrator:
             self._kept.write(self._found)
 
     def _resume(self) -> None:
-        """Take up what an interrupted calibration had finished."""
+        """Resume from the finished runs of an interrupted calibration."""
         found, problem = None, ""
         if self._kept is not None:
             try:
@@ -360,15 +360,15 @@ class Calibrator:
 
 
 def check_requests(requests: Sequence[VideoRequest]) -> None:
-    """Refuse what a calibration cannot be made from.
+    """Refuse requests from which no calibration can be made.
 
     Raises:
-        BadRequestError: too few videos, or they differ in more than prompt and seed.
+        BadRequestError: there are too few videos, or they differ in more than prompt and seed.
     """
     if len(requests) < 2:
         raise BadRequestError(
-            f"prompts: {len(requests)} given; a calibration needs at least 2, better 8 or more"
+            f"prompts: {len(requests)} given; a calibration needs at least 2, preferably 8 or more"
         )
     alike = {r.model_copy(update={"prompt": "", "seed": 0}).model_dump_json() for r in requests}
     if len(alike) > 1:
-        raise BadRequestError("prompts: the videos of a calibration may differ in prompt and seed alone")
+        raise BadRequestError("prompts: the videos of a calibration may differ only in prompt and seed")

@@ -1,4 +1,4 @@
-"""What a calibration has found so far, and the file in which it outlives an interruption."""
+"""Findings of a calibration so far, and the file that keeps them over an interruption."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _Numbers = list[Annotated[float, Field(allow_inf_nan=False)]]
 
 @dataclass(slots=True)
 class Findings:
-    """What is known so far; as JSON, but for the latents, which the first rank has.
+    """Findings so far, as JSON values, except for the latents, which only the first rank has.
 
     Attributes:
-        grams: of each video, stream → its lower triangle.
-        scales: of each video, root mean square of the guided velocity over that of the final latent.
-        gains: step → what was left of nudges at it.
-        trials: as in the calibration.
-        computed, forecast: seconds of steps.
-        latents: final ones of each video.
+        grams: for each video, stream → lower triangle of its Gram matrix.
+        scales: for each video, root mean square of the guided velocity over that of the final latent.
+        gains: step → sizes of nudges at the end, relative to their sizes at the step.
+        trials: trials, as in the calibration.
+        computed, forecast: seconds of steps of each kind.
+        latents: final latents of each video.
     """
 
     grams: list[dict[str, list[float]]] = field(default_factory=list)
@@ -47,12 +47,12 @@ class Findings:
     latents: list[torch.Tensor] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """All but the latents."""
+        """Everything but the latents, as JSON values."""
         return {name: getattr(self, name) for name in self.__slots__ if name != "latents"}
 
 
 class _Plain(BaseModel):
-    """What the file has to hold beside the latents."""
+    """Content of the file, beside the latents."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,13 +66,13 @@ class _Plain(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class PartialFile:
-    """Where the findings of one calibration are kept until it is done. A foreign file is left alone.
+    """File that keeps the findings of one calibration until it is done. A foreign file is left alone.
 
     Attributes:
-        path: of the file.
-        identity: of the calibration.
-        steps: of its sampler.
-        shape: of a video's latents.
+        path: path of the file.
+        identity: identity of the calibration.
+        steps: number of sampler steps.
+        shape: shape of a video's latents.
     """
 
     path: Path
@@ -81,7 +81,7 @@ class PartialFile:
     shape: Sequence[int]
 
     def write(self, findings: Findings) -> None:
-        """Keep what is known.
+        """Write the findings to the file.
 
         Raises:
             JobFailedError: the disk is full.
@@ -93,27 +93,27 @@ class PartialFile:
             save_tensors(content | {"latents": findings.latents}, temporary)
 
     def remove(self) -> None:
-        """The calibration is done."""
+        """Remove the file, as the calibration is done."""
         if not is_foreign(self.path):
             self.path.unlink(missing_ok=True)
 
     def read(self) -> Findings | None:
-        """What was kept; None if there is nothing, or nothing that can be used, which is said.
+        """Read the findings; None if there is no file, or no usable one, which is logged.
 
         Raises:
-            BadRequestError: it is of another calibration.
+            BadRequestError: the findings belong to another calibration.
         """
         if not self.path.is_file():
             return None
         if is_foreign(self.path):
-            log.warning("%s is no calibration that was begun; it is left alone, nothing is kept", self.path)
+            log.warning("%s is not an unfinished calibration; it is left alone, nothing is kept", self.path)
             return None
         try:
             kept = torch.load(io.BytesIO(self.path.read_bytes()), weights_only=True)
             identity = kept["identity"]
             if identity == self.identity:
                 return self._checked(kept["found"], kept["latents"])
-        except Exception as error:  # whatever torch makes of a damaged file
+        except Exception as error:  # torch raises anything for damaged files
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             log.warning("%s cannot be read (%s); starting again", self.path, reason)
             return None
@@ -123,9 +123,10 @@ class PartialFile:
         )
 
     def _checked(self, text: str, latents: list[torch.Tensor]) -> Findings:
-        """
+        """Check the content of the file.
+
         Raises:
-            ValueError: it does not hold what it should.
+            ValueError: it is incomplete or inconsistent.
         """
         try:
             plain = _Plain.model_validate_json(text)
@@ -140,12 +141,12 @@ class PartialFile:
             and (not videos or bool(plain.gains and plain.computed))
         )
         if not whole:
-            raise ValueError("it does not hold what it should")
+            raise ValueError("its content is incomplete or inconsistent")
         return Findings(**plain.model_dump(), latents=latents)
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether there is something that no calibration has written; one that is damaged is not foreign."""
+    """Return whether something at `path` was not written by a calibration; damaged files are not foreign."""
     if not path.is_file():
         return path.exists() or path.is_symlink()
     with path.open("rb") as file:
@@ -159,10 +160,10 @@ def is_foreign(path: Path) -> bool:
 
 
 def check_partial(path: Path) -> None:
-    """Refuse a place that is taken, before anything runs.
+    """Refuse a path for finished runs that is in use by another file, before anything runs.
 
     Raises:
-        BadRequestError: what lies there is no calibration that was begun, or cannot be read.
+        BadRequestError: a file at `path` is not an unfinished calibration, or cannot be read.
     """
     try:
         foreign = is_foreign(path)
@@ -170,6 +171,6 @@ def check_partial(path: Path) -> None:
         raise BadRequestError(f"out: {str(path)!r} cannot be read: {error.strerror}") from None
     if foreign:
         raise BadRequestError(
-            f"out: {str(path)!r} is in the way: finished runs are kept there, and it is no calibration that "
-            "was begun; move it, or name another file"
+            f"out: {str(path)!r} is in the way: finished runs are kept there, and it is not an unfinished "
+            "calibration; move it, or name another file"
         )

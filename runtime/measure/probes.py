@@ -1,4 +1,4 @@
-"""Streams that forecast nothing and learn something: what a calibration is made with.
+"""Probes: streams that compute every step and measure, from which a calibration is made.
 
 Tensor legend: n sampler steps; B batch, S tokens on this rank, D channels, P values of a token's patch; C, F,
 H, W latent channels, frames, height and width.
@@ -19,7 +19,7 @@ _CHUNK = 2**18  # numbers per step that are multiplied at a time, in float64
 
 
 class _Probe:
-    """What is not there to be gone on with in the middle."""
+    """A stream that cannot be checkpointed."""
 
     bytes = 0
     kept = 0
@@ -32,11 +32,11 @@ class _Probe:
         return {}
 
     def restore(self, history: History, whole: History, *, sharded: bool) -> None:
-        raise RuntimeError("a calibration run cannot be gone on with in the middle")
+        raise RuntimeError("a calibration run cannot be resumed in the middle")
 
 
 class GramStream(_Probe):
-    """Computes every step, and remembers what its streams were, to multiply them in the end."""
+    """Stream that computes every step and remembers samples of its values, for their Gram matrices."""
 
     def __init__(self, network: Network, *, is_leader: bool):
         self._network, self._is_leader = network, is_leader
@@ -65,7 +65,7 @@ class GramStream(_Probe):
         return StreamOutput(self.last_BCFHW)
 
     def grams(self) -> dict[StreamName, Gram]:
-        """This rank's part of each stream's Gram matrix `[n, n]`."""
+        """Gram matrices `[n, n]` of this rank's part of each stream."""
         steps = len(next(iter(self._values["feature"].values())))
         return {
             name: sum((_multiply(values) for values in parts.values()), start=np.zeros((steps, steps)))
@@ -74,16 +74,16 @@ class GramStream(_Probe):
 
 
 class NudgedStream(_Probe):
-    """Another stream, whose velocity is off at one step, along its own change since the step before.
+    """Stream whose velocity is nudged at one step, along its own change since the step before.
 
     Args:
-        stream: computes every step.
-        step: where it is off.
-        before_BCFHW: the velocity of the step before.
-        share: of the change, that it is off.
+        stream: stream that computes every step.
+        step: step of the nudge.
+        before_BCFHW: velocity of the step before.
+        share: size of the nudge, relative to the change.
 
     Attributes:
-        size: norm of the error, once it was made.
+        size: norm of the nudge, once it was made.
     """
 
     def __init__(self, stream: Stream, step: int, before_BCFHW: torch.Tensor, share: float):
@@ -102,14 +102,14 @@ class NudgedStream(_Probe):
 
 
 def sample(value: torch.Tensor) -> torch.Tensor:
-    """At most 2²³ numbers of a tensor, evenly spread, on the host."""
+    """Sample at most 2²³ numbers of a tensor, evenly spread, on the host."""
     flat = value.reshape(-1)
     stride = -(-flat.numel() // _SAMPLED)
     return flat[::stride].to("cpu", copy=True)
 
 
 def _multiply(values: list[torch.Tensor]) -> Gram:
-    """Gram matrix `[n, n]` of n vectors, in float64."""
+    """Compute the Gram matrix `[n, n]` of n vectors, in float64."""
     gram = np.zeros((len(values), len(values)))
     for start in range(0, values[0].numel(), _CHUNK):
         part = torch.stack([value[start : start + _CHUNK] for value in values]).double()

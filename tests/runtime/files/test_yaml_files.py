@@ -223,7 +223,7 @@ def test_errors_of_configs_and_presets_have_their_line(tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         ("prompt: x", "prompt: x, spectrum: no", "line 5, shot 'a': spectrum: 'no' given"),
-        ("id: a", "id: A", "line 5, shot 'A': id: 'A' given; must be of at most 60 lower case letters"),
+        ("id: a", "id: A", "line 5, shot 'A': id: 'A' given; must have at most 60 lower case letters"),
         ("prompt: x", "prompt: ''", "line 5, shot 'a': prompt: '' given; must not be empty"),
         (
             "prompt: x",

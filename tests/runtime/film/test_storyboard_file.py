@@ -86,7 +86,7 @@ def test_a_lora_and_prompts_that_change_are_the_shots_own(tmp_path: Path) -> Non
         ("seed: 5", "sead: 5", "line 13, shot 'two': sead: unknown field; did you mean seed?"),
         ("frames: 9", "frames: 10", "line 8, shot 'one': frames: 10 given; must be 4k + 1"),
         ("id: two", "id: one", "the ids one are used more than once"),
-        ("id: two", "id: Two!", "line 9, shot 'Two!': id: 'Two!' given; must be of at most 60 lower"),
+        ("id: two", "id: Two!", "line 9, shot 'Two!': id: 'Two!' given; must have at most 60 lower"),
         ("frames: 4}", "frames: 40}", "line 9, shot 'two': transition: 40 frames fade, and the shot has 33"),
         ("seconds: 4", "seconds: 4\n    frames: 5", "shot 'two': give seconds or frames, not both"),
         ("seed: 5", "config: nope", "line 13, shot 'two': config: 'nope' given"),
@@ -133,7 +133,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
 
 def test_the_first_shot_fades_from_nothing(tmp_path: Path) -> None:
     text = FILM.replace("    frames: 9", "    frames: 9\n    transition: {kind: crossfade, frames: 2}")
-    with pytest.raises(BadRequestError, match="line 9, shot 'one': transition: nothing comes before"):
+    with pytest.raises(BadRequestError, match="line 9, shot 'one': transition: there is nothing before"):
         load_storyboard(write(tmp_path, text))
 
 

@@ -366,7 +366,7 @@ def test_what_cannot_be_calibrated_is_refused(engine: Engine, tmp_path: Path) ->
     alike = requests(engine.config)
     with pytest.raises(BadRequestError, match="at least 2"):
         check_requests(alike[:1])
-    with pytest.raises(BadRequestError, match="prompt and seed alone"):
+    with pytest.raises(BadRequestError, match="only in prompt and seed"):
         check_requests([alike[0], alike[1].model_copy(update={"guidance": 2.0})])
     short = [request.model_copy(update={"steps": 3}) for request in alike]
     with pytest.raises(BadRequestError, match="steps: 3 given"):

@@ -20,6 +20,7 @@ from runtime.request import config as configs
 from runtime.request.config import Config, load_config
 from runtime.sampling.coordinator import RECORD_BYTES
 from tests.places import ROOT
+from tests.test_architecture import GROUND, ROOMS
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("runtime/models/*/README.md")])
 ENTRIES = {
@@ -116,3 +117,25 @@ def test_the_examples_of_configs_are_valid(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["scaling.md", "report.md"])
 def test_pages_know_how_large_a_digest_message_is(page: str) -> None:
     assert f"{RECORD_BYTES} bytes" in (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
+def floors(package: str) -> list[set[str]]:
+    """Rooms of a package on each floor of the picture in docs/design.md, from the top."""
+    picture = blocks(ROOT / "docs" / "design.md")[0]
+    part = re.split(r"^(\w+)/.*\n", picture, flags=re.MULTILINE)
+    drawn = dict(zip(part[1::2], part[2::2], strict=True))[package]
+    return [set(re.findall(r"^  (\w+)", floor, re.MULTILINE)) for floor in drawn.split("↓") if floor.strip()]
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_picture_of_the_rooms_is_the_table_of_imports(package: str) -> None:
+    drawn = floors(package)
+    assert sorted(room for floor in drawn for room in floor) == sorted(ROOMS[package])
+    height = {room: -number for number, floor in enumerate(drawn) for room in floor}
+    upwards = [
+        f"{room} imports {other}"
+        for room, others in ROOMS[package].items()
+        for other in others.split()
+        if other != GROUND and height[other] >= height[room]
+    ]
+    assert not upwards

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 _CHUNK_CPU = 65_536  # elements per value: 14 values in float32 are 3.7 MB
-_CHUNK_ACCELERATOR = 2**26  # of float32: 256 MiB beside the result
+_CHUNK_ACCELERATOR = 2**26  # elements: 256 MiB of float32 beside the result
 
 
 def weighted_sum(

@@ -175,7 +175,7 @@ class Checkpoints:
     def _check_of_use(self) -> None:
         """Refuse checkpoints that only another version can resume from, or that are unreadable now.
 
-        With `overwrite` they are removed instead. Damaged ones are not kept.
+        With `overwrite` they are removed instead. Damaged ones, which nothing can read, are not refused.
         """
         told = "" if self.newest is not None else next(filter(None, map(_of_others, self._manifests())), "")
         if not told:
@@ -185,12 +185,12 @@ class Checkpoints:
             self.discard()
             return
         raise BadRequestError(
-            f"resume: {told}. The checkpoints are kept: resume with what can read them, give another --out, "
+            f"resume: {told}. The checkpoints are kept: resume where they can be read, give another --out, "
             "or start again with --overwrite instead of --resume"
         )
 
     def _check_identities(self, identities: Sequence[str]) -> None:
-        """Refuse checkpoints of other generations alone; with `overwrite`, remove them."""
+        """Refuse checkpoints if all of them belong to other requests; with `overwrite`, remove them."""
         kept = {folder: _identity_in(folder) for folder in self._folders()}
         known = {self.of(identity) for identity in identities}
         if not kept or known & kept.keys() or any(found in identities for found in kept.values()):

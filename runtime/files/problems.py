@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-_SHOWN = 80  # characters of a value
+_SHOWN = 80  # characters of a value that are shown
 _ADVICE = {
     "model_type": "should be a mapping, such as key: value",
     "dict_type": "should be a mapping, such as key: value",

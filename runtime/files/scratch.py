@@ -13,7 +13,7 @@ from runtime.errors import JobFailedError
 from runtime.files.atomic import PlainFile
 from runtime.files.checks import reason
 
-REMEDY = "TMPDIR names another folder"
+REMEDY = "set TMPDIR to use another folder"
 
 
 class ScratchFile(PlainFile):

@@ -12,7 +12,7 @@ from typing import Any
 
 from runtime.errors import BadRequestError
 
-_MOST_BYTES = 8 * 2**20  # of a file written by hand, or by `lockstep calibrate`
+_MOST_BYTES = 8 * 2**20  # limit of files written by hand, or by `lockstep calibrate`
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 

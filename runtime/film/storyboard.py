@@ -37,7 +37,7 @@ from runtime.request.video_request import (
 
 _ID = "[a-z0-9][a-z0-9_-]{0,59}"
 _MOST_SHOTS = 9999
-_MOST_TOLD = 40  # problems
+_MOST_TOLD = 40  # problems that are listed
 
 
 class _Part(BaseModel):

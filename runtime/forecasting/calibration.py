@@ -94,7 +94,7 @@ class Calibration(_Part):
         prompts, seeds: prompts and seeds of the videos that it was made from.
         noise_levels: σ of the sampler, `[n + 1]`.
         grams: stream → lower triangle of its mean Gram matrix, row by row; its trace is n.
-        sensitivity: size of an error in the final latent, relative to its size at each step, `[n]`.
+        sensitivity: size of an error in the final latent, relative to its size after each step, `[n]`.
         scale: root mean square of the guided velocity over that of the final latent.
         trials: videos made with planned schedules.
         seconds: duration of a step.

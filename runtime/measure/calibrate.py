@@ -81,7 +81,7 @@ class _Before:
     step: int
     latents_BCFHW: torch.Tensor
     sampler: SchedulerMixin
-    velocity_BCFHW: torch.Tensor  # of the step before
+    velocity_BCFHW: torch.Tensor  # velocity of the step before
 
 
 class Calibrator:

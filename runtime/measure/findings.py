@@ -32,7 +32,7 @@ class Findings:
     Attributes:
         grams: for each video, stream → lower triangle of its Gram matrix.
         scales: for each video, root mean square of the guided velocity over that of the final latent.
-        gains: step → sizes of nudges at the end, relative to their sizes at the step.
+        gains: step → sizes of nudges in the final latent, relative to their sizes after the step.
         trials: trials, as in the calibration.
         computed, forecast: seconds of steps of each kind.
         latents: final latents of each video.

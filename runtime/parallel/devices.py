@@ -28,7 +28,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         device = (accelerator or torch.device("cpu")) if name == "auto" else torch.device(name)
     except RuntimeError:
         raise BadRequestError(
-            f"device: {name!r} given; it must be auto, cpu, or such as cuda or cuda:1"
+            f"device: {name!r} given; it must be auto, cpu, or a device such as cuda:1"
         ) from None
     if device.type == "cpu":
         return device

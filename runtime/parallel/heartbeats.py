@@ -220,7 +220,7 @@ def _diagnose_wait(
     hung = {r: heartbeat.reached for r, heartbeat in stuck.items() if heartbeat.reached < furthest}
     if hung:
         last = min(hung, key=lambda r: hung[r])
-        return Diagnosis(last, heartbeats[last].where, f"its device gets no further, and {waited}")
+        return Diagnosis(last, heartbeats[last].where, f"its device makes no progress, and {waited}")
     return None
 
 

@@ -177,7 +177,7 @@ def _meet(rendezvous: Rendezvous, timeout: float) -> Store:
         if not missing:
             return store
         reason = (
-            f"it did not come to {rendezvous.address} within {timeout:.0f} s; "
+            f"it did not arrive at {rendezvous.address} within {timeout:.0f} s; "
             f"{rendezvous.world - len(missing)} of {rendezvous.world} ranks are there "
             "(a longer --timeout waits longer)"
         )

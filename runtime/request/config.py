@@ -192,8 +192,8 @@ class Config(_Part):
         if request.travel and self.windowed(request) is request:
             seen = "any length" if self.window is None else f"{self.window.frames} frames"
             raise BadRequestError(
-                f"travel: {len(request.travel)} later prompts given; the model sees {seen} at a time, with "
-                f"one prompt, and the video has {request.frames} frames: make it longer, or two shots"
+                f"travel: {len(request.travel)} later prompts given; the model takes one prompt for {seen}, "
+                f"and the video has {request.frames} frames: make it longer, or make two shots"
             )
         return request
 

@@ -47,7 +47,7 @@ class Outputs:
     def all(self, count: int) -> dict[Path, str]:
         """Every file that is written for `count` videos → the option that names it.
 
-        They are replaced in this order, the report first.
+        They appear in this order: the videos that an existing report names belong to its job.
         """
         named = "out" if self.report == self.video.with_suffix(".json") else "report"
         return {self.report: named, self.picture: named, **dict.fromkeys(self.videos(count), "out")}

@@ -12,7 +12,7 @@ from runtime.files.problems import explain
 from runtime.files.text import no_text
 
 MAX_SEED = 2**63 - 1
-BRANCHES = ("cond", "uncond")  # of classifier-free guidance
+BRANCHES = ("cond", "uncond")  # branches of classifier-free guidance
 
 
 MOST_TEXT, MOST_TITLE, MOST_PATH = 20_000, 500, 4096  # characters

@@ -12,9 +12,7 @@ import torch
 from runtime.errors import BadRequestError, JobFailedError
 
 _LATENTS = 3  # noise, latents and velocity of the whole video, in float32
-_REMEDY = (
-    "make size, frames or videos smaller, set `window` in the config, or split the video over more ranks"
-)
+_REMEDY = "reduce size, frames or videos, set `window` in the config, or split the video over more ranks"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ _PATIENCE = 60.0  # seconds that a failed job waits for its checkpoint to be wri
 
 
 @dataclass(slots=True)
-class Progress:
+class DenoisingState:
     """State of one rank's denoising, and its conversion to a checkpoint and back.
 
     Attributes:
@@ -75,7 +75,7 @@ class Resumable:
 
     def __init__(
         self,
-        progress: Progress,
+        progress: DenoisingState,
         checkpoints: Checkpoints | None,
         identity: str,
         topology: Topology,

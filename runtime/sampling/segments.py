@@ -20,7 +20,7 @@ from runtime.sampling.commands import Commands
 from runtime.sampling.coordinator import Coordinator, Deadline
 from runtime.sampling.denoise import Denoising, StepRecord, denoise
 from runtime.sampling.plan import Generation, Plan, Prepared, Segment
-from runtime.sampling.resume import Progress, Resumable
+from runtime.sampling.resume import DenoisingState, Resumable
 
 OnStep = Callable[[StepRecord], None]
 
@@ -88,7 +88,7 @@ def _denoise_one(
     """Denoise one segment, and return its latents."""
     state, sampler = Denoising(segment.noise_BCFHW), plan.fresh_sampler()
     done: list[StepRecord] = []
-    progress = Progress(state, sampler, segment.stream, coordinator, done)
+    progress = DenoisingState(state, sampler, segment.stream, coordinator, done)
     resumable = Resumable(progress, checkpoints, identity, plan.topology, ranks)
     start, before = resumable.begin(), len(generation.steps)
     try:

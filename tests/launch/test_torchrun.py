@@ -129,7 +129,9 @@ def test_a_rank_that_is_alone_ends_in_time(tmp_path: Path) -> None:
         env=os.environ | own,
     )
     assert done.returncode == 3
-    assert "lockstep: rank 1 failed at the meeting of the ranks: it did not come to localhost:" in done.stderr
+    assert (
+        "lockstep: rank 1 failed at the meeting of the ranks: it did not arrive at localhost:" in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 

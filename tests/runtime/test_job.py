@@ -243,11 +243,11 @@ def test_temporary_files_that_do_not_fit_name_their_folder(
     resource = pytest.importorskip("resource")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    with pytest.raises(BadRequestError, match=r"MB of raw frames do not fit in '.*temporary'.*\(TMPDIR"):
+    with pytest.raises(BadRequestError, match=r"MB of raw frames do not fit in '.*temporary'.*\(set TMPDIR"):
         check_room(small(), 10**9)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
-    said = r"temporary files: cannot write in '.*temporary': File too large \(TMPDIR"
+    said = r"temporary files: cannot write in '.*temporary': File too large \(set TMPDIR"
     try:
         with pytest.raises(JobFailedError, match=said):
             run_compared_job(engine, small(), outputs(tmp_path))

@@ -167,5 +167,5 @@ def test_without_room_tmpdir_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
     )
-    told = f"temporary files: cannot write in '{tmp_path}': File too large (TMPDIR names another folder)"
+    told = f"temporary files: cannot write in '{tmp_path}': File too large (set TMPDIR to use another folder)"
     assert told in done.stderr

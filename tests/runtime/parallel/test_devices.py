@@ -10,7 +10,11 @@ from runtime.parallel.devices import pick_device
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("tpu9000", "must be auto, cpu, or such as"), ("cuda:99", "this machine has"), ("xpu", "0 xpu devices")],
+    [
+        ("tpu9000", "must be auto, cpu, or a device such as"),
+        ("cuda:99", "this machine has"),
+        ("xpu", "0 xpu devices"),
+    ],
 )
 def test_a_device_that_is_not_there_is_refused(name: str, said: str) -> None:
     with pytest.raises(BadRequestError, match=f"device: {name!r} given") as caught:

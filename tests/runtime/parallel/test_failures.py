@@ -376,7 +376,7 @@ def hung_device(ranks: Ranks) -> None:
 @pytest.mark.timeout(120)
 def test_a_device_that_hangs_is_named() -> None:
     outcomes = watch_ranks(WORLD, hung_device, timeout=2.0)
-    check(outcomes, "step 3", "its device gets no further")
+    check(outcomes, "step 3", "its device makes no progress")
     assert outcomes[ODD].error is not None and outcomes[ODD].error[1] == ODD
 
 

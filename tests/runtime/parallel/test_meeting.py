@@ -60,7 +60,7 @@ def test_ranks_meet(host: str) -> None:
 def test_a_rank_that_waits_alone_says_who_is_missing() -> None:
     with (
         in_time(),
-        pytest.raises(RankFailedError, match=r"it did not come to 127.0.0.1:\d+ within 2 s") as caught,
+        pytest.raises(RankFailedError, match=r"it did not arrive at 127.0.0.1:\d+ within 2 s") as caught,
     ):
         meet(at(0, 3), TIMEOUT)
     assert caught.value.rank == 1

@@ -89,7 +89,7 @@ def test_a_device_that_gets_no_further_is_named() -> None:
     assert diagnose(0, own, Wait(4.0), heartbeats, stuck | {2: Still(stuck=3.9)}, BOUNDS) is None
     found = diagnose(0, own, Wait(4.0), heartbeats, stuck, BOUNDS)
     assert found is not None and (found.rank, found.where) == (2, "step 6")
-    assert "its device gets no further, and rank 0 has waited for 4.0 s at step 7" in found.reason
+    assert "its device makes no progress, and rank 0 has waited for 4.0 s at step 7" in found.reason
     assert (
         diagnose(2, hung, Wait(4.0), heartbeats, stuck, BOUNDS) is not None
     )  # the one that it is says the same

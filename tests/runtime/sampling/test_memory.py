@@ -35,6 +35,6 @@ def test_an_allocation_that_fails_fails_the_job(allocate: Callable[[], object]) 
         shortage_explained(CPU, "size so"),
     ):
         allocate()
-    assert "make size, frames or videos smaller" in str(caught.value)
+    assert "reduce size, frames or videos" in str(caught.value)
     with pytest.raises(RuntimeError, match="size"), shortage_explained(CPU, "size so"):
         torch.ones(2) @ torch.ones(3)

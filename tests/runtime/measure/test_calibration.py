@@ -261,7 +261,7 @@ def test_a_foreign_file_in_the_place_of_the_partial_one_is_left_alone(engine: En
         (lambda c: c["grams"]["guided"].__setitem__(0, float("nan")), "NaN, which is not a number in JSON"),
         (lambda c: c["grams"].clear(), "grams: a mapping given"),
         (lambda c: c["noise_levels"].__setitem__(1, 1e300), "noise_levels.1: 1e+300 given"),
-        (lambda c: c["noise_levels"].pop(), "must be of 12 steps"),
+        (lambda c: c["noise_levels"].pop(), "must have 12 steps"),
         (lambda c: c["sensitivity"].__setitem__(1, -0.5), "sensitivity.1: -0.5 given; should be greater"),
         (lambda c: c["conditions"].__setitem__("steps", 10**6), "conditions.steps: 1000000 given"),
         (lambda c: c["conditions"].__setitem__("width", 0), "conditions.width: 0 given"),

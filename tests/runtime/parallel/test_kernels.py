@@ -94,7 +94,7 @@ def test_a_ring_takes_cudnn_where_it_is_fastest_and_right(
 def test_a_cudnn_that_is_wrong_is_refused() -> None:
     refuse_old_cudnn("cudnn", Card((9, 0), 91501))
     refuse_old_cudnn("flash", Card((9, 0), 0))
-    with pytest.raises(BadRequestError, match=r"cuDNN here is version 91300, .* from 9\.15\.1"):
+    with pytest.raises(BadRequestError, match=r"cuDNN 91300 computes .*, 9\.15\.1"):
         refuse_old_cudnn("cudnn", Card((9, 0), 91300))
 
 

@@ -151,13 +151,15 @@ def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: An
     from launch.serve.pool import ReplicaPool
 
     with _opened(folder, must_exist=True) as opened:
-        pool = ReplicaPool(opened, replicas, partial(print_event, console), driver.pulse, driver.look, way_on)
+        pool = ReplicaPool(
+            opened, replicas, partial(print_event, console), driver.pulse, driver.look, how_to_resume
+        )
         with driver.stopped_by_signals(pool.stop):
             pool.run(keep=keep, again=driver.again)
         return pool.ending
 
 
-def way_on(entry: Any) -> str:
+def how_to_resume(entry: Any) -> str:
     """Return how to resume a request that ended early and whose checkpoints are kept; else empty."""
     try:
         job = entry.job

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from launch import cli
 from launch.cluster.group import Begun, Ended, Event, RankGroup
 from launch.cluster.metrics import DriverMetrics
-from launch.commands.queue import way_on
+from launch.commands.queue import how_to_resume
 from launch.film.shots import plan_film
 from launch.serve.entries import Entry, State
 from launch.serve.pool import Replica, ReplicaPool
@@ -122,7 +122,9 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
     dashboard = (ROOT / "configs" / "grafana" / "lockstep.json").read_text()
     shown = set(re.findall(r"ray_lockstep_\w+", dashboard))
     with scraped() as metrics:
-        pool = ReplicaPool(queue, 1, on_event, look=lambda: kills.append(queue.entry(2).kills), advice=way_on)
+        pool = ReplicaPool(
+            queue, 1, on_event, look=lambda: kills.append(queue.entry(2).kills), advice=how_to_resume
+        )
         pool.run()
     assert states(queue) == {
         "good": State.DONE,

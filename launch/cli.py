@@ -345,22 +345,20 @@ def rehearse(console: Console, /, rank: str | None, as_json: bool, **options: An
     """
     import json
 
-    from launch.commands.rehearse import build_asked, chosen_ranks, notes, summary, tables
+    from launch.commands.rehearse import build_asked, chosen_ranks, show
     from runtime.rehearsal.account import told
+    from runtime.rehearsal.options import options as ways
     from runtime.rehearsal.rehearse import rehearse as rehearsed
 
     asked = build_asked(**options)
     found = rehearsed(asked, chosen_ranks(rank, asked))
+    fitting = [] if found.fits else list(ways(asked))
     if as_json:
-        click.echo(json.dumps(told(found)))
+        click.echo(json.dumps(told(found, fitting)))
         return
     shown = Terminal()
-    for line in summary(found, options["config"]):
-        shown.print(line, soft_wrap=True)
-    for table in tables(found, options["config"]):
-        shown.print(table)
-    for line in notes():
-        shown.print(line, soft_wrap=True)
+    for part in show(found, options["config"], fitting):
+        shown.print(part, soft_wrap=isinstance(part, str))
 
 
 @cli.command(short_help="Show what this machine has and can run.")

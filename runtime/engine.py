@@ -21,7 +21,7 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, NotFiniteError
 from runtime.media.mp4 import FrameSink, to_uint8
 from runtime.models.base import Embeddings, ImageCondition
-from runtime.models.loading import load_transformer, load_vae
+from runtime.models.loading import LoadedTransformer, load_transformer, load_vae
 from runtime.models.wan.adapter import open_adapter
 from runtime.models.wan.attention import SelfAttention
 from runtime.models.wan.image import open_image_encoder
@@ -67,12 +67,14 @@ class Engine:
     """
 
     def __init__(self, config: Config, ranks: Ranks | None = None, degrees: Degrees = Degrees()):  # noqa: B008
+        self._picture: Picture | None = None
+        self._commands: Commands | None = None
         self.config = config
         self.ranks = ranks or Ranks.alone(pick_device(config.device))
         self._degrees = degrees
         started = time.perf_counter()
         self.ranks.at("loading", busy=True)
-        self.profile = ModelProfile(config)
+        self.profile = self._read_profile()
         self.model, self.sizes = self.profile.folder, self.profile.sizes
         self.ranks.agree(
             {
@@ -82,18 +84,28 @@ class Engine:
                 "torch": torch.__version__,
             }
         )
-        self._transformer, weights = load_transformer(self.model, config, self.ranks)
+        self._transformer, weights = self._load_transformer()
         self._attention = SelfAttention(self._transformer)
         self._adapter = open_adapter(self._transformer, weights)
-        self._text = PromptEncoder(self.model, config, self.ranks, self._adapter.dtype)
+        self._text = self._open_text()
         self._image = open_image_encoder(
             self.model, config, self.ranks, self._transformer, self._adapter.dtype
         )
-        self._picture: Picture | None = None
-        self._vae = load_vae(self.model, config, self.ranks)
-        self._commands: Commands | None = None
+        self._vae = self._load_vae()
         self.load_seconds = time.perf_counter() - started
         self.ranks.at("idle")
+
+    def _read_profile(self) -> ModelProfile:
+        return ModelProfile(self.config)
+
+    def _load_transformer(self) -> LoadedTransformer:
+        return load_transformer(self.model, self.config, self.ranks)
+
+    def _open_text(self) -> PromptEncoder:
+        return PromptEncoder(self.model, self.config, self.ranks, self._adapter.dtype)
+
+    def _load_vae(self) -> AutoencoderKLWan | None:
+        return load_vae(self.model, self.config, self.ranks)
 
     def generate(
         self,
@@ -195,19 +207,27 @@ class Engine:
             per_node=self.ranks.per_node,
         )
         topology.check(heads=heads, tokens=tokens, guided=request.guided)
+        self._check_room(request, request.videos * tokens // topology.sequence)
+        attention = self._kernel(topology.ring)
+        sampler = partial(self.profile.fresh_sampler, request.steps, self.ranks.device)
+        steps, windows = len(sampler().timesteps), self.sizes.windows(request, self.config)
+        return Plan(request, preset, sampler, steps, topology, attention, windows)
+
+    def _check_room(self, request: VideoRequest, tokens: int) -> None:
+        """Refuse what cannot fit the device, whatever is done; `tokens` are this rank's, of all videos."""
         settings = self._transformer.config
         need = Need.of(
             math.prod(self.sizes.shape(request)),
-            request.videos * tokens // topology.sequence,
-            heads * settings.attention_head_dim,
+            tokens,
+            settings.num_attention_heads * settings.attention_head_dim,
             settings.ffn_dim,
             self._adapter.dtype.itemsize,
         )
         need.check(self.ranks.device, _asked(request))
-        attention = resolve(self.config.attention, self.ranks.device, self._adapter.dtype, ring=topology.ring)
-        sampler = partial(self.profile.fresh_sampler, request.steps, self.ranks.device)
-        steps, windows = len(sampler().timesteps), self.sizes.windows(request, self.config)
-        return Plan(request, preset, sampler, steps, topology, attention, windows)
+
+    def _kernel(self, ring: int) -> str:
+        """Name of the kernel of the self-attention."""
+        return resolve(self.config.attention, self.ranks.device, self._adapter.dtype, ring=ring)
 
     def warm_up(self, request: VideoRequest) -> None:
         """Run the transformer once at this request's size, so that what a first forward sets up is set up."""

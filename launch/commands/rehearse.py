@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +12,7 @@ from runtime.parallel.topology import Degrees, Topology
 from runtime.rehearsal.account import COUNTED, ESTIMATED, UNMEASURED, seconds
 from runtime.rehearsal.estimate import estimate
 from runtime.rehearsal.machine import load_gpu
+from runtime.rehearsal.options import Option
 from runtime.rehearsal.phases import Phase
 from runtime.rehearsal.rehearse import Asked, RankFindings, Rehearsal
 from runtime.request.config import Config, load_config
@@ -71,14 +72,26 @@ def chosen_ranks(given: str | None, asked: Asked) -> list[int] | None:
     return [int(given)]
 
 
-def tables(rehearsal: Rehearsal, name: str) -> Iterator[Table]:
-    """What was found, for people.
+def show(rehearsal: Rehearsal, name: str, options: Sequence[Option]) -> Iterator[str | Table]:
+    """Everything that was found, for people.
 
     Args:
         name: of the config.
+        options: that would make it fit, where it does not.
     """
+    yield from summary(rehearsal, name)
+    if not rehearsal.fits:
+        yield options_table(options)
+    yield from details(rehearsal)
+    yield from notes()
+
+
+def details(rehearsal: Rehearsal) -> Iterator[str | Table]:
+    """What each rank would hold and do, under its name."""
     for found in rehearsal.ranks:
-        yield _memory_table(found, rehearsal)
+        yield ""
+        yield _called(found)
+        yield _memory_table(found)
         yield _steps_table(found, rehearsal)
 
 
@@ -104,6 +117,24 @@ def summary(rehearsal: Rehearsal, name: str) -> list[str]:
     ]
 
 
+def options_table(options: Sequence[Option]) -> Table | str:
+    """What would make the job fit, for people."""
+    if not options:
+        return "it would fit on none of up to 64 such GPUs, whatever is offloaded or sharded"
+    table = Table()
+    for column in ("it would fit on", "with", "most held, GiB", "denoising, s, estimated"):
+        table.add_column(column, justify="left" if column in ("it would fit on", "with") else "right")
+    for one in options:
+        found, changes = one.rehearsal, [f"{field}: {value}" for field, value in one.changes.items()]
+        table.add_row(
+            f"{found.topology.world} GPUs: {arrangement(found.topology)}",
+            "\n".join(changes) or "nothing else",
+            f"{found.peak / _GIB:.1f}",
+            f"{seconds(found)['denoise']:.3g}",
+        )
+    return table
+
+
 def notes() -> list[str]:
     """What the numbers are worth."""
     return [f"counted: {COUNTED}", f"estimated: {ESTIMATED}", f"unmeasured: {UNMEASURED}"]
@@ -116,9 +147,9 @@ def arrangement(topology: Topology) -> str:
     return f"cfg {topology.cfg} × ring {topology.ring} × ulysses {topology.ulysses}"
 
 
-def _memory_table(found: RankFindings, rehearsal: Rehearsal) -> Table:
-    table = Table(title=f"{_called(found, rehearsal)}: most held, GiB")
-    table.add_column("")
+def _memory_table(found: RankFindings) -> Table:
+    table = Table()
+    table.add_column("most held, GiB")
     for phase in found.peaks:
         table.add_column(phase, justify="right")
     for part in ("peak", "weights", "history", "activations"):
@@ -132,8 +163,8 @@ def _steps_table(found: RankFindings, rehearsal: Rehearsal) -> Table:
     if found.rank == 0:
         columns = {"encoding": found.encode, **columns}
     there = {name: phase for name, phase in columns.items() if phase is not None}
-    table = Table(title=f"{_called(found, rehearsal)}: work")
-    table.add_column("")
+    table = Table()
+    table.add_column("work")
     for name in there:
         table.add_column(name, justify="right")
     for kind in ("attention", "linear", "convolution"):
@@ -156,10 +187,10 @@ _AXES = {
 }
 
 
-def _called(found: RankFindings, rehearsal: Rehearsal) -> str:
-    share = f"{found.tokens:,} tokens, {found.heads} heads"
-    others = len(found.alike) - 1
-    return f"rank {found.rank} ({share}{f'; {others} more like it' if others else ''})"
+def _called(found: RankFindings) -> str:
+    others = [str(rank) for rank in found.alike if rank != found.rank]
+    alike = f"; ranks {', '.join(others)} are like it" if others else ""
+    return f"rank {found.rank}: {found.tokens:,} tokens, in attention {found.heads} heads{alike}"
 
 
 def _amount(value: float) -> str:

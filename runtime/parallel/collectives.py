@@ -156,17 +156,12 @@ class Peers:
 
     def start_joined(self, outgoing: torch.Tensor, sizes: Sequence[int], shapes: Sequence[Shape]) -> Transfer:
         """Start a transfer as `start` does, of adjacent pieces of `sizes[r]` elements in one tensor."""
-        if self.group is None:
+        if self.size == 1:
             return Transfer(None, outgoing, shapes, self._guard, polls=False)
         received = [numel(shape) for shape in shapes]
         incoming = outgoing.new_empty(sum(received))
         self._enter((sum(sizes) - sizes[self.rank]) * outgoing.element_size())
-        try:
-            work = dist.all_to_all_single(
-                incoming, outgoing, received, list(sizes), group=self.group, async_op=True
-            )
-        except RuntimeError as error:
-            self._guard.blame(error)
+        work = self._move(incoming, outgoing, received, list(sizes))
         return Transfer(work, incoming, shapes, self._guard, polls=self._blocks(incoming))
 
     def all_to_all(self, pieces: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> list[torch.Tensor]:
@@ -191,15 +186,10 @@ class Peers:
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Fill `tensor` with its value on the first rank."""
-        if self.group is None:
+        if self.size == 1:
             return
         self._enter(tensor.numel() * tensor.element_size() * (self.size - 1) if self.rank == 0 else 0)
-        first = dist.get_global_rank(self.group, 0)
-        try:
-            work = dist.broadcast(tensor, first, group=self.group, async_op=True)
-        except RuntimeError as error:
-            self._guard.blame(error)
-        finish(work, self._guard, polls=self._blocks(tensor))
+        self._fill(tensor)
 
     def all_gather_into_tensor(self, output: torch.Tensor, piece: torch.Tensor) -> dist.Work:
         """Start to fill `output` with every rank's `piece`, all of one size, as FSDP requests it."""
@@ -210,6 +200,28 @@ class Peers:
         except RuntimeError as error:
             self._guard.blame(error)
         return _WatchedWork(work, self._guard, polls=self._blocks(output))
+
+    def _move(
+        self, incoming: torch.Tensor, outgoing: torch.Tensor, received: list[int], sent: list[int]
+    ) -> dist.Work | None:
+        """Start an all-to-all of pieces of these lengths."""
+        try:
+            work: dist.Work | None = dist.all_to_all_single(
+                incoming, outgoing, received, sent, group=self.group, async_op=True
+            )
+        except RuntimeError as error:
+            self._guard.blame(error)
+        return work
+
+    def _fill(self, tensor: torch.Tensor) -> None:
+        """Broadcast `tensor` from the first rank."""
+        assert self.group is not None
+        first = dist.get_global_rank(self.group, 0)
+        try:
+            work = dist.broadcast(tensor, first, group=self.group, async_op=True)
+        except RuntimeError as error:
+            self._guard.blame(error)
+        finish(work, self._guard, polls=self._blocks(tensor))
 
     def _blocks(self, tensor: torch.Tensor) -> bool:
         """Return whether waiting for `tensor` blocks this thread: on the CPU, and with gloo."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from runtime.rehearsal.estimate import Estimate, estimate
 from runtime.rehearsal.ledger import Memory
+from runtime.rehearsal.options import Option
 from runtime.rehearsal.phases import Phase
 from runtime.rehearsal.rehearse import RankFindings, Rehearsal
 
@@ -25,8 +27,12 @@ UNMEASURED = (
 )
 
 
-def told(rehearsal: Rehearsal) -> dict[str, Any]:
-    """What was found, as plain JSON; sizes in bytes, times in seconds."""
+def told(rehearsal: Rehearsal, options: Sequence[Option] = ()) -> dict[str, Any]:
+    """What was found, as plain JSON; sizes in bytes, times in seconds.
+
+    Args:
+        options: that would make it fit.
+    """
     asked = rehearsal.asked
     return {
         "schema": SCHEMA,
@@ -49,9 +55,21 @@ def told(rehearsal: Rehearsal) -> dict[str, Any]:
         "fits": rehearsal.fits,
         "peak": rehearsal.peak,
         "room": rehearsal.room,
+        "options": [_option(one) for one in options],
         "ranks": [_rank(one, rehearsal) for one in rehearsal.ranks],
         "estimated_seconds": seconds(rehearsal),
         "notes": {"counted": COUNTED, "estimated": ESTIMATED, "unmeasured": UNMEASURED},
+    }
+
+
+def _option(option: Option) -> dict[str, Any]:
+    found = option.rehearsal
+    return {
+        "topology": {"world": found.topology.world, **asdict(found.topology)},
+        "changes": option.changes,
+        "peak": found.peak,
+        "room": found.room,
+        "estimated_seconds": seconds(found),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
 
@@ -11,19 +9,19 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.models.base import Embeddings, ImageCondition
 from runtime.models.folder import ModelKind
-from runtime.models.wan.adapter import every_block, open_adapter
-from runtime.models.wan.attention import SelfAttention
-from runtime.models.wan.image import open_image_encoder
+from runtime.models.loading import LoadedTransformer
+from runtime.models.wan.adapter import Transformer, every_block
+from runtime.models.wan.text import PromptEncoder
 from runtime.parallel.kernels import AUTO, GOOD_CUDNN, Card, choose, resolve
 from runtime.parallel.sharding import Weights, WholeWeights
-from runtime.parallel.topology import Degrees, Topology
+from runtime.parallel.topology import Degrees
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.made_up import DEVICE, MadeUp, diffusers_module
 from runtime.rehearsal.peers import MadeUpPeers, MadeUpRanks
 from runtime.rehearsal.repeats import RepeatedBlocks, RepeatedDecoder
 from runtime.rehearsal.settings import RehearsedProfile
 from runtime.rehearsal.shares import MadeUpShares
-from runtime.request.config import Config
+from runtime.request.config import Config, Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Plan, Prepared
 
@@ -35,13 +33,13 @@ class RehearsedEngine(Engine):
 
     Attributes:
         made_up: what counts what it does.
+        parameters: of the transformer.
 
     Args:
         gpu: that it would run on.
         whole: run all blocks and tiles, also those that are like others; nothing is counted otherwise for it.
     """
 
-    config: Config
     ranks: MadeUpRanks
     profile: RehearsedProfile
 
@@ -55,43 +53,8 @@ class RehearsedEngine(Engine):
         *,
         whole: bool = False,
     ):
-        self.config, self.ranks, self.profile = config, ranks, profile
-        self._degrees, self._gpu, self.made_up = degrees, gpu, MadeUp()
-        self.model, self.sizes = profile.folder, profile.sizes
-        vace = self.model.kind is ModelKind.VACE
-        kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
-        dtype = config.dtype.of("transformer")
-        self._transformer = diffusers_module(self.made_up, kind, self.model.path / "transformer", dtype)
-        self.parameters = sum(one.numel() for one in self._transformer.parameters())
-        self._hand_out_weights()
-        weights = self._share_out()
-        if not whole:
-            weights = RepeatedBlocks(weights, self.made_up.ledger, ranks)
-        self._adapter = open_adapter(self._transformer, weights)
-        self._attention = SelfAttention(self._transformer)
-        self._vae = self._make_vae()
-        if self._vae is not None and not whole:
-            self._vae.decoder = RepeatedDecoder(self._vae.decoder, self.made_up.ledger)
-        self._picture, self._commands = None, None
-        self._image = open_image_encoder(self.model, config, ranks, self._transformer, self._adapter.dtype)
-
-    def plan(self, request: VideoRequest) -> Plan:
-        """As of `Engine`, but for whether it fits, which is what a rehearsal is to find out."""
-        preset = self.profile.check(request)
-        tokens = self.sizes.tokens(self.config.windowed(request))
-        heads = self._transformer.config.num_attention_heads
-        topology = Topology.choose(
-            self.ranks.size,
-            heads=heads,
-            guided=request.guided,
-            wanted=self._degrees,
-            per_node=self.ranks.per_node,
-        )
-        topology.check(heads=heads, tokens=tokens, guided=request.guided)
-        attention = self._kernel(topology.ring)
-        sampler = partial(self.profile.fresh_sampler, request.steps)
-        windows = self.sizes.windows(request, self.config)
-        return Plan(request, preset, sampler, len(sampler().timesteps), topology, attention, windows)
+        self._known, self._gpu, self._whole, self.made_up = profile, gpu, whole, MadeUp()
+        super().__init__(config, ranks, degrees)
 
     def made_ready(self, plan: Plan) -> Prepared:
         """As `prepare`, with made-up embeddings of the prompts; to be called where tensors are made up."""
@@ -118,8 +81,32 @@ class RehearsedEngine(Engine):
         """The VAE, where this rank has one."""
         return self._vae
 
+    def _read_profile(self) -> RehearsedProfile:
+        return self._known
+
+    def _load_transformer(self) -> LoadedTransformer:
+        vace = self.model.kind is ModelKind.VACE
+        kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
+        path, dtype = self.model.path / "transformer", self.config.dtype.of("transformer")
+        model = diffusers_module(self.made_up, kind, path, dtype)
+        self.parameters = sum(one.numel() for one in model.parameters())
+        for tensor in (*model.parameters(), *model.buffers()):
+            self.ranks.node.broadcast(tensor)
+        weights = self._share_out(model)
+        if not self._whole:
+            weights = RepeatedBlocks(weights, self.made_up.ledger, self.ranks)
+        return LoadedTransformer(model, weights)
+
+    def _open_text(self) -> PromptEncoder:
+        """None is loaded; `runtime.rehearsal.phases` makes one up when it is at work."""
+        config = self.config.model_copy(update={"memory": Memory(text_encoder="free")})
+        return PromptEncoder(self.model, config, self.ranks, self._adapter.dtype)
+
+    def _check_room(self, request: VideoRequest, tokens: int) -> None:
+        """Whether it fits is what a rehearsal is to find out."""
+
     def _kernel(self, ring: int) -> str:
-        """The name of the kernel that would run on the GPU in question."""
+        """Name of the kernel that would run on the GPU in question."""
         name, dtype = self.config.attention, self._adapter.dtype
         if name == AUTO:
             card = Card(_HOPPER, GOOD_CUDNN) if self._gpu.cudnn else None
@@ -128,26 +115,23 @@ class RehearsedEngine(Engine):
             raise BadRequestError(f"attention: {name!r} given; only torch's own kernels can be rehearsed")
         return resolve(name, DEVICE, dtype, ring=ring)
 
-    def _hand_out_weights(self) -> None:
-        """Count what the first rank of a node sends to the others."""
-        for tensor in (*self._transformer.parameters(), *self._transformer.buffers()):
-            self.ranks.node.broadcast(tensor)
-
-    def _share_out(self) -> Weights:
+    def _share_out(self, model: Transformer) -> Weights:
         if self.config.memory.transformer != "shard" or self.ranks.size == 1:
             return WholeWeights()
         assert isinstance(self.ranks.everyone, MadeUpPeers)
         shares = MadeUpShares(self.ranks.everyone, self.made_up.ledger)
         with self.made_up.running():
-            for block in every_block(self._transformer):
+            for block in every_block(model):
                 shares.share_out(block)
         return shares
 
-    def _make_vae(self) -> AutoencoderKLWan | None:
+    def _load_vae(self) -> AutoencoderKLWan | None:
         if self.config.tiles is None and not self.ranks.is_leader:
             return None
         path, dtype = self.model.path / "vae", self.config.dtype.of("vae")
         vae: AutoencoderKLWan = diffusers_module(self.made_up, AutoencoderKLWan, path, dtype)
+        if not self._whole:
+            vae.decoder = RepeatedDecoder(vae.decoder, self.made_up.ledger)
         return vae
 
     def _embeddings(self, request: VideoRequest) -> Embeddings:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -154,11 +155,9 @@ _STREAMS = SimpleNamespace(
 @contextmanager
 def _no_streams() -> Iterator[None]:
     """While the block runs, accelerators have streams that do nothing, as a build for the CPU has none."""
-    module, index = torch.get_device_module, torch.accelerator.device_index
-    torch.get_device_module = lambda *_: _STREAMS  # type: ignore[assignment]
-    torch.accelerator.device_index = lambda _: contextlib.nullcontext()  # type: ignore[misc,assignment,return-value]
-    try:
+    with (
+        patch.object(torch, "get_device_module", lambda *_: _STREAMS),
+        patch.object(torch.accelerator, "device_index", lambda _: contextlib.nullcontext()),
+        patch.object(torch.accelerator, "synchronize", lambda *_: None),
+    ):
         yield
-    finally:
-        torch.get_device_module = module
-        torch.accelerator.device_index = index  # type: ignore[misc]

@@ -6,49 +6,45 @@ from collections.abc import Sequence
 
 import torch
 
-from runtime.parallel.collectives import Peers, Shape, Traffic, Transfer, Unguarded, numel
+from runtime.parallel.collectives import Peers, Shape, Traffic, Transfer, Unguarded
 from runtime.parallel.ranks import RankGroup, Ranks
 from runtime.parallel.topology import Topology
 
-AXES = ("cfg", "ring", "ulysses", "sequence", "everyone")
-
 
 class MadeUpPeers(Peers):
-    """As one rank of `size` sees the others. What is sent is counted as `Peers` counts it.
-
-    Attributes:
-        traffic: bytes that this rank would have sent.
-        transfers: how many it would have begun.
-    """
+    """As one rank of `size` sees the others. `Peers` counts what is sent; then nothing is sent."""
 
     def __init__(self, rank: int, size: int):
         super().__init__(None, Unguarded(), Traffic())
         self.rank, self.size = rank, size
-        self.transfers = 0
 
     @property
     def traffic(self) -> Traffic:
+        """Bytes that this rank would have sent."""
         return self._traffic
 
-    def start_joined(self, outgoing: torch.Tensor, sizes: Sequence[int], shapes: Sequence[Shape]) -> Transfer:
-        if self.size == 1:
-            return super().start_joined(outgoing, sizes, shapes)
-        incoming = outgoing.new_empty(sum(numel(shape) for shape in shapes))
-        self._count((sum(sizes) - sizes[self.rank]) * outgoing.element_size())
-        return Transfer(None, incoming, shapes, self._guard, polls=False)
-
-    def broadcast(self, tensor: torch.Tensor) -> None:
-        if self.size > 1:
-            self._count(tensor.numel() * tensor.element_size() * (self.size - 1) if self.rank == 0 else 0)
-
     def collects(self, piece: int) -> None:
-        """Count a gather to which every rank gives `piece` bytes."""
-        if self.size > 1:
-            self._count(piece * (self.size - 1))
+        """Count a gather to which every rank gives `piece` bytes: see `all_gather_into_tensor`."""
+        self._enter(piece * (self.size - 1))
 
-    def _count(self, sent: int) -> None:
-        self.transfers += 1
-        self._enter(sent)
+    def _move(
+        self, incoming: torch.Tensor, outgoing: torch.Tensor, received: list[int], sent: list[int]
+    ) -> None:
+        pass
+
+    def _fill(self, tensor: torch.Tensor) -> None:
+        pass
+
+
+class Echo(Peers):
+    """For small messages: every rank would have said the same."""
+
+    def __init__(self, rank: int, size: int):
+        super().__init__(None, Unguarded(), Traffic())
+        self.rank, self.size = rank, size
+
+    def start_joined(self, outgoing: torch.Tensor, sizes: Sequence[int], shapes: Sequence[Shape]) -> Transfer:
+        return Transfer(None, outgoing, shapes, self._guard, polls=False)
 
 
 class MadeUpGroup(RankGroup):
@@ -77,8 +73,7 @@ class MadeUpRanks(Ranks):
     """
 
     def __init__(self, device: torch.device, rank: int, size: int, per_node: int):
-        control = Peers.alone()  # answers for all: every rank would have said the same
-        control.rank, control.size = rank, size
+        control = Echo(rank, size)
         everyone = MadeUpPeers(rank, size)
         node = MadeUpPeers(rank % per_node, min(per_node, size - rank // per_node * per_node))
         super().__init__(

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.engine import Engine
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
+from runtime.rehearsal.engine import RehearsedEngine
 from runtime.rehearsal.machine import load_gpu
-from runtime.rehearsal.rehearse import Asked, RankFindings, rehearse
-from runtime.request.config import Config, Memory, load_config
+from runtime.rehearsal.made_up import DEVICE, MadeUp, diffusers_module
+from runtime.rehearsal.options import options
+from runtime.rehearsal.peers import MadeUpRanks
+from runtime.rehearsal.phases import Phase, Rehearser
+from runtime.rehearsal.rehearse import Asked, RankFindings, Rehearsal, rehearse
+from runtime.rehearsal.settings import RehearsedProfile
+from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Tiles, available, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.plan import Generation
@@ -90,3 +103,195 @@ def test_bytes_are_those_of_real_runs(world: int) -> None:
             expected = {sum(steps.forecast.sent.values())} if steps.forecast else set()
             assert set(forecast) == expected
         assert max(one.steps.history for one in findings) == real[0][number][2]
+
+
+def phases(config: Config, request: VideoRequest, rank: int, world: int, *, whole: bool) -> list[Phase]:
+    """Every phase and step of a rank, with what is alike run once, or all of it."""
+    ranks = MadeUpRanks(DEVICE, rank, world, GPU.per_node)
+    engine = RehearsedEngine(config, RehearsedProfile(config), ranks, Degrees(), GPU, whole=whole)
+    plan = engine.plan(request)
+    rehearser = Rehearser(engine, plan)
+    found = [rehearser.load(), rehearser.encode()]
+    prepared, steps = rehearser.denoise()
+    assert steps.forecast is not None
+    return [*found, steps.first, steps.last, steps.forecast, rehearser.decode(prepared)]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("rank", "world", "shard"), [(0, 1, False), (1, 3, True)])
+def test_what_is_alike_is_counted_as_if_it_were_run(rank: int, world: int, shard: bool) -> None:
+    config = configured(shard).model_copy(update={"tiles": Tiles(size=32, stride=24)})
+    runs = [phases(config, small(config), rank, world, whole=whole) for whole in (False, True)]
+    for once, all_of_it in zip(*runs, strict=True):
+        assert once.work.operators == all_of_it.work.operators
+        assert (once.memory, once.sent) == (all_of_it.memory, all_of_it.sent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("kind", "part"), [(WanTransformer3DModel, "transformer"), (AutoencoderKLWan, "vae")]
+)
+def test_made_up_weights_are_those_that_are_loaded(kind: Any, part: str, dtype: torch.dtype) -> None:
+    folder = EMBEDDED_MODELS / "wan-tiny" / part
+
+    def layout(model: torch.nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors}
+
+    made = diffusers_module(MadeUp(), kind, folder, dtype)
+    assert layout(made) == layout(kind.from_pretrained(folder, dtype=dtype))
+
+
+@torch.no_grad()
+def test_operations_are_those_that_torch_counts_in_a_real_step(engine: Engine) -> None:
+    request = small(engine.config).model_copy(update={"spectrum": "off"})
+    plan = engine.plan(request)
+    segment = engine.prepare(plan).segment(0, None)
+    kinds = dict.fromkeys(request.branches, StepKind.COMPUTE)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused ones go uncounted
+        segment.stream.advance(0, kinds, segment.noise_BCFHW, torch.tensor([999.0]))
+    found = rehearsed(1, 0, (Degrees(), False, "off")).steps.first
+    assert sum(found.work.flops.values()) == counter.get_total_flops()
+
+
+SHAPES = {"1.3b": (1536, 30, 8960), "14b": (5120, 40, 13824)}
+
+
+@pytest.mark.parametrize("name", [name for name in available(".") if "t2v" in name])
+def test_operations_are_those_of_the_formula(name: str) -> None:
+    """12 L D² + 4 T D² + 4 L D F for each block and branch, and in attention 4 L² D + 4 L T D."""
+    found = at_scale(name, 1)
+    D, blocks, F = next(shape for size, shape in SHAPES.items() if size in name)
+    L, T, flops = found.tokens, 512, found.ranks[0].steps.last.work.flops
+    linear = 2 * blocks * (12 * L * D**2 + 4 * T * D**2 + 4 * L * D * F)
+    assert flops["attention"] == 2 * blocks * (4 * L**2 * D + 4 * L * T * D)
+    assert 0 < flops["linear"] - linear < 0.001 * linear  # the time embedding and the head
+
+
+@lru_cache
+def at_scale(name: str, ranks: int) -> Rehearsal:
+    """The job of a shipped config on so many H100s."""
+    config = load_config(name)
+    return rehearse(Asked(config, config.request("x"), Degrees(), ranks, GPU), None if ranks > 1 else [0])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("ranks", "denoise", "ulysses", "ring", "launches", "forecast_launches", "decode_launches"),
+    [
+        (8, 33.0, 23_224_320_000, 0, 4_300, 180, 41_000),
+        (64, 29.5, 3_387_596_800, 5_805_670_400, 6_300, 170, 17_500),
+    ],
+)
+def test_14b_at_720p_stays_within_bounds(
+    ranks: int,
+    denoise: float,
+    ulysses: int,
+    ring: int,
+    launches: int,
+    forecast_launches: int,
+    decode_launches: int,
+) -> None:
+    """Memory in GiB, bytes and launches of the ranks that hold and do the most.
+
+    Whoever makes a number smaller should make its bound smaller, too.
+    """
+    found = at_scale("wan2.1-t2v-14b-720p", ranks)
+    assert found.fits
+    for one in found.ranks:
+        steps = one.steps
+        assert steps.forecast is not None
+        assert steps.memory.peak < denoise * GIB
+        assert one.peaks["encode"].peak < 38 * GIB and one.peaks["decode"].peak < 30.5 * GIB
+        sent = steps.last.sent
+        assert (sent.get("ulysses", 0), sent.get("ring", 0)) == (ulysses, ring)
+        output = steps.forecast.sent
+        assert output == {axis: sent[axis] for axis in ("cfg", "sequence")}
+        assert sum(output.values()) < 10e6
+        assert steps.last.work.launches < launches
+        assert steps.forecast.work.launches < forecast_launches
+        assert one.decode.work.launches < decode_launches
+
+
+PARAMETERS = {
+    "wan-tiny": 5.1e6,
+    "wan2.1-t2v-1.3b-480p": 1.419e9,
+    "wan2.1-t2v-14b-480p": 14.29e9,
+    "wan2.1-t2v-14b-720p": 14.29e9,
+    "wan2.1-i2v-14b-480p": 16.40e9,
+    "wan2.1-vace-1.3b-480p": 2.15e9,
+    "wan2.1-vace-14b-480p": 17.34e9,
+}
+"""As the repositories state them, rounded."""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", available("."))
+def test_every_config_is_known_without_its_weights(name: str) -> None:
+    config = load_config(name)
+    small_one = config.request("x", width=64, height=48, frames=5)
+    rank = 0 if name in {"wan2.1-i2v-14b-480p", "wan2.1-vace-1.3b-480p"} else 1  # the first also encodes
+    found = rehearse(Asked(config, small_one, Degrees(), 2, GPU), [rank])
+    assert found.parameters == pytest.approx(PARAMETERS[name], rel=0.005)
+    assert config.architecture is not None
+    assert found.ranks[0].steps.last.work.flops["attention"] > 0
+    assert sum(found.ranks[0].steps.last.sent.values()) > 0
+
+
+@pytest.mark.parametrize("spectrum", available("spectrum"))
+def test_every_preset_is_rehearsed(spectrum: str) -> None:
+    config = load_config("wan-tiny")
+    found = rehearse(Asked(config, config.request("x", spectrum=spectrum), Degrees(), 2, GPU), [1])
+    steps = found.ranks[0].steps
+    assert (steps.forecast is None) == (spectrum == "off")
+    assert found.computed + found.forecast == 50
+
+
+def test_what_does_not_fit_is_told_how_it_would() -> None:
+    """2 GiB are assumed to be lost; without tiles frames take more than is left here."""
+    config = load_config("wan-tiny")
+    scarce = GPU.model_copy(update={"memory_gib": 2.05})
+    request = config.request("x", width=128, height=128, frames=5, steps=8)
+    asked = Asked(config, request, Degrees(), 1, scarce)
+    assert not rehearse(asked, [0]).fits
+    found = list(options(asked))
+    assert found and all(one.rehearsal.fits and one.changes for one in found)
+    worlds = [one.rehearsal.topology.world for one in found]
+    assert worlds == sorted(set(worlds))
+
+
+def test_history_is_offloaded() -> None:
+    config = load_config("wan-tiny")
+    request = config.request("x", width=128, height=128, frames=17)
+    kept, moved = (
+        rehearse(
+            Asked(config.model_copy(update={"memory": Memory(history=how)}), request, Degrees(), 1, GPU)
+        ).ranks[0]
+        for how in ("keep", "offload")
+    )
+    assert moved.steps.history == kept.steps.history > 0 == moved.steps.memory.history
+    assert moved.steps.memory.peak < kept.steps.memory.peak - 0.7 * kept.steps.history
+
+
+def test_sharding_holds_two_blocks_and_the_shares() -> None:
+    """Of 14.29 billion parameters in bfloat16 most are in 40 blocks of 704 MB."""
+    config = load_config("wan2.1-t2v-14b-480p")
+    kept, shared = (
+        rehearse(
+            Asked(
+                config.model_copy(update={"memory": Memory(transformer=how, text_encoder="free")}),
+                config.request("x"),
+                Degrees(),
+                8,
+                GPU,
+            ),
+            [1],
+        ).ranks[0]
+        for how in ("replicate", "shard")
+    )
+    block = 0.704e9
+    assert shared.load.memory.peak < kept.load.memory.peak - 0.8 * 40 * block
+    held = shared.steps.memory.weights - shared.load.memory.weights
+    assert 1.9 * block < held < 2.2 * block
+    assert shared.steps.last.sent["everyone"] == pytest.approx(40 * block * 7 / 8, rel=0.01)
+    assert "everyone" not in (shared.steps.forecast or shared.steps.last).sent

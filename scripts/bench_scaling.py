@@ -1,4 +1,4 @@
-"""What many ranks cost and gain: bytes against theory, times against one rank, and a cost model for more.
+"""What many ranks cost and gain: bytes against theory, times against one rank, and rehearsals of more.
 
 One run measures all sides: in every round each topology runs once, one rank alone among them.
 
@@ -18,21 +18,13 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from cost_model import (
-    Machine,
-    Shape,
-    computed_bytes,
-    computed_seconds,
-    forecast_seconds,
-    output_bytes,
-)
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from runtime.files.atomic import whole_file
@@ -42,7 +34,10 @@ from runtime.parallel.attention import attend
 from runtime.parallel.kernels import find_kernel
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks, join
-from runtime.parallel.topology import Topology
+from runtime.parallel.topology import Degrees, Topology
+from runtime.rehearsal.account import seconds
+from runtime.rehearsal.machine import load_gpu
+from runtime.rehearsal.rehearse import Asked, rehearse
 from runtime.request.config import load_config
 from runtime.sampling.coordinator import RECORD_BYTES, Coordinator
 from runtime.sampling.denoise import Denoising, denoise
@@ -52,7 +47,9 @@ from spectrum import ChebyshevRidge, FixedSchedule, StepKind
 
 GOAL = 0.65  # of one rank's denoising time on two
 HEADS, HEAD_DIM, LAYERS, FFN, TEXT = 8, 64, 4, 2048, 64
-LATENTS = (16, 4, 32, 32)  # C, F, H, W: 1024 tokens
+LATENTS = (16, 4, 32, 32)  # C, F, H, W
+TOKENS, PATCH = 1024, 64  # patches of 1 × 2 × 2, and values of one
+PUBLISHED = 9.77
 STEPS, COMPUTED = 8, (0, 1, 2, 5)
 PAIRS = [Topology(cfg=2), Topology(ulysses=2), Topology(ring=2)]
 FOURS = [Topology(ulysses=4), Topology(ring=4), Topology(ring=2, ulysses=2), Topology(cfg=2, ulysses=2)]
@@ -123,22 +120,6 @@ def run_rounds(ranks: Ranks, topologies: list[Topology], rounds: int) -> dict[To
     return results
 
 
-def time_transfers(ranks: Ranks, rounds: int = 40) -> tuple[float, float]:
-    """Latency in seconds and bytes per second of an exchange between the ranks."""
-    seconds: list[float] = []
-    sizes = (16, 1_000_000)
-    for size in sizes:
-        piece = torch.zeros(size)
-        times = []
-        for _ in range(rounds):
-            started = time.perf_counter()
-            ranks.everyone.gather(piece, [(size,)] * ranks.size)
-            times.append(time.perf_counter() - started)
-        seconds.append(min(times))
-    sent = 4 * sizes[1] * (ranks.size - 1)
-    return seconds[0], sent / (seconds[1] - seconds[0])
-
-
 def on_ranks(world: int, task: Any, *arguments: Any) -> list[Any]:
     """Run `task(ranks, *arguments)` in `world` processes of one thread each; their results in rank order."""
     processes = multiprocessing.get_context("spawn")
@@ -180,9 +161,14 @@ def summed(results: list[dict[Topology, list[Measured]]], topology: Topology) ->
     )
 
 
-def bench_shape() -> Shape:
-    tokens = LATENTS[1] * LATENTS[2] * LATENTS[3] // 4
-    return Shape(tokens, LAYERS, HEADS * HEAD_DIM, HEADS, FFN, text=TEXT, element=4)
+def theory(topology: Topology) -> tuple[int, int]:
+    """Bytes that all ranks together send at the least, at a computed and at a forecast step."""
+    value, branches = 4, 2
+    feature, whole = TOKENS * HEADS * HEAD_DIM * value, TOKENS * PATCH * value
+    ulysses = 4 * feature * (topology.ulysses - 1) // topology.ulysses
+    ring = 2 * feature * (topology.ring - 1)
+    output = whole * topology.cfg * (topology.sequence - 1) + (2 * whole if topology.cfg == 2 else 0)
+    return branches * LAYERS * (ulysses + ring) + output, output
 
 
 def report(rounds: int) -> None:
@@ -192,52 +178,42 @@ def report(rounds: int) -> None:
     print("# How it scales\n")
     print(f"Made by `{command}` on {date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread")
     print(f"per rank, gloo; {installed}.\n")
-    print(f"A random Wan transformer: {LAYERS} blocks, {HEADS} heads of {HEAD_DIM}, {bench_shape().tokens}")
+    print(f"A random Wan transformer: {LAYERS} blocks, {HEADS} heads of {HEAD_DIM}, {TOKENS}")
     print(f"tokens, float32, guidance on, {len(COMPUTED)} of {STEPS} steps computed. Times are the least of")
     print(f"{rounds} alternating rounds: other work on the machine can only add to them.\n")
     pairs = on_ranks(2, run_rounds, [ALONE, *PAIRS], rounds)
     fours = on_ranks(4, run_rounds, FOURS, 1)
-    latency, link = on_ranks(2, time_transfers)[0]
-    alone = summed(pairs, ALONE)
-    machine = fit(alone, latency, link)
     report_bytes({t: summed(pairs, t) for t in PAIRS} | {t: summed(fours, t) for t in FOURS})
-    report_times(pairs, alone, machine)
-    report_model()
-    report_predictions()
+    report_times(pairs, summed(pairs, ALONE))
+    report_formulas()
+    report_rehearsals()
 
 
 def report_bytes(measured: dict[Topology, Measured]) -> None:
     print("## Bytes\n")
     print("Sent by all ranks together, counted at every transfer, and what theory says is the least.\n")
     row("cfg × ring × ulysses", "computed step", "theory", "forecast step", "theory", head=True)
-    shape = bench_shape()
     for topology, found in measured.items():
-        theory = computed_bytes(shape, topology), output_bytes(shape, topology)
-        assert (found.computed_bytes, found.forecast_bytes) == theory, (topology, found, theory)
-        row(name(topology), *(f"{x:,.0f}" for x in (found.computed_bytes, theory[0])),
-            *(f"{x:,.0f}" for x in (found.forecast_bytes, theory[1])))  # fmt: skip
+        least = theory(topology)
+        assert (found.computed_bytes, found.forecast_bytes) == least, (topology, found, least)
+        row(name(topology), *(f"{x:,}" for x in (found.computed_bytes, least[0])),
+            *(f"{x:,}" for x in (found.forecast_bytes, least[1])))  # fmt: skip
     print("\nNothing else is sent but, at each step, a message between every two ranks: the digest of all")
     print(f"decisions, commands, and what is known of the time, {RECORD_BYTES} bytes.\n")
 
 
-def report_times(pairs: list[Any], alone: Measured, machine: Machine) -> None:
+def report_times(pairs: list[Any], alone: Measured) -> None:
     print("## Times on two ranks\n")
-    row("cfg × ring × ulysses", "computed, ms", "model, ms", "forecast, ms", "model, ms",
-        "forecast / computed", "denoising against one rank", head=True)  # fmt: skip
+    row("cfg × ring × ulysses", "computed, ms", "forecast, ms", "forecast / computed",
+        "denoising against one rank", head=True)  # fmt: skip
     shares: dict[Topology, float] = {}
     for topology in [ALONE, *PAIRS]:
         found = summed(pairs, topology)
         shares[topology] = found.denoise / alone.denoise
-        predicted = (
-            computed_seconds(bench_shape(), topology, machine),
-            forecast_seconds(bench_shape(), topology, machine, remembered=len(COMPUTED)),
-        )
         row(
             name(topology),
             f"{1000 * found.computed:.0f}",
-            f"{1000 * predicted[0]:.0f}",
             f"{1000 * found.forecast:.1f}",
-            f"{1000 * predicted[1]:.1f}",
             f"{100 * found.forecast / found.computed:.1f} %",
             f"{shares[topology]:.2f}",
         )
@@ -245,105 +221,46 @@ def report_times(pairs: list[Any], alone: Measured, machine: Machine) -> None:
     print(f"\nGoal: two ranks need at most {GOAL} of one rank's time. Reached by", end=" ")
     print(", ".join(name(t) for t, ok in reached.items() if ok) or "none", end="")
     missed = ", ".join(name(t) for t, ok in reached.items() if not ok)
-    print(f"; missed by {missed}." if missed else ".")
-    print(
-        f"\nThe model's machine is fitted to one rank's row ({machine.flops / 1e9:.0f} GFLOP/s) and to\n"
-        f"bare transfers ({1e6 * machine.latency:.0f} µs, {machine.link / 1e9:.1f} GB/s); "
-        "the other rows are predictions.\n"
-    )
+    print(f"; missed by {missed}.\n" if missed else ".\n")
 
 
-def fit(alone: Measured, latency: float, link: float) -> Machine:
-    """This machine, from one rank's steps and from bare transfers."""
-    free = Machine(1.0, 1e30, 1e30, 1e30, 0.0, 1024, 0.0)
-    flops = computed_seconds(bench_shape(), ALONE, free) / alone.computed
-    measured = replace(free, flops=flops, latency=latency, link=link, network=link)
-    reading = alone.forecast - forecast_seconds(bench_shape(), ALONE, measured, len(COMPUTED))
-    per_speed = forecast_seconds(bench_shape(), ALONE, replace(free, flops=1e30, memory=1.0), len(COMPUTED))
-    return replace(measured, memory=per_speed / reading)
-
-
-def report_model() -> None:
-    print("## The model\n")
+def report_formulas() -> None:
+    print("## Formulas\n")
     print(
         "For L tokens, n blocks of width D, feed-forward width F and T text tokens; axes c × r × u, s = r u;"
     )
     print("e bytes a value; P = 64 L e bytes of output:\n")
     row("", "", head=True)
-    row(
-        "operations of a block and branch",
-        "12 L D² + 4 T D² + 4 L T D + 4 L D F, and 4 L² D for self-attention",
-    )
+    row("operations of a block and branch", "12 L D² + 4 T D² + 4 L D F, and in attention 4 L² D + 4 L T D")
     row("Ulysses, all ranks, block and branch", "4 L D e (u − 1) / u bytes in two exchanges")
     row("ring, all ranks, block and branch", "2 L D e (r − 1) bytes in r − 1 passes")
     row("output, all ranks, every step", "c (s − 1) P, and 2 P more to join the branches if c = 2")
-    row("computed step", "2 / c branches × n blocks × (operations / s / speed + transfers) + output")
-    row("forecast step", "2 / c × ((K + 4) L D e / s bytes read + 128 L D / s operations) + output")
-    print(
-        "\nRing transfers hide behind (r − 1) / r of the attention; what does not fit there is waited for. A"
-    )
-    print("transfer takes a latency, and its bytes over the link's speed; between nodes, the network's. The")
-    print("formulas are `scripts/cost_model.py`.\n")
+    print("\n`tests/runtime/rehearsal` holds `lockstep rehearse` to them, and to real runs.\n")
 
 
-# Assumed, not measured here: see the text that is printed with it.
-H100 = Machine(
-    flops=0.35 * 989e12,
-    memory=0.7 * 3.35e12,
-    link=0.7 * 450e9,
-    network=0.7 * 50e9,
-    latency=20e-6,
-    per_node=8,
-    overhead=2e-3,
-)
-PUBLISHED = 9.77  # seconds of a step with guidance: one H100, Wan2.1 I2V 14B, 480p, 81 frames, diffusers
-REMEMBERED = 10  # features, in the middle of a run
-
-
-def report_predictions() -> None:
-    print("## What the model says of large machines\n")
-    print(
-        "**Predictions, not measurements: no GPU was at hand.** Assumed: H100s at 35 % of 989 TFLOP/s, 70 %"
-    )
-    print(
-        "of 3.35 TB/s memory, of 450 GB/s NVLink and of 50 GB/s network per GPU; 20 µs per transfer, 8 GPUs"
-    )
-    print(
-        "a node, 2 ms for a forecast step's launches. The 35 % fits one published figure, LightX2V's table:"
-    )
-    one = computed_seconds(shape_of("wan2.1-t2v-14b-480p"), ALONE, H100)
-    print(f"{PUBLISHED} s a step for 14B at 480p on one H100 with diffusers; the model says {one:.2f}.")
-    print("Denoising is 50 steps, of which 14 are computed.\n")
-    row("model", "GPUs", "cfg × ring × ulysses", "computed, s", "forecast, s", "denoising, s",
-        "against one GPU", "50 computed, s", head=True)  # fmt: skip
-    for config in ("wan2.1-t2v-1.3b-480p", "wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p"):
-        shape = shape_of(config)
-        base = denoising(shape, ALONE)
+def report_rehearsals() -> None:
+    """What `lockstep rehearse` says of many GPUs."""
+    print("## What a rehearsal says of large machines\n")
+    print("By `lockstep rehearse --config CONFIG --ranks N --gpu h100`, for the preset `paper`: 50 steps, of")
+    print("which 14 are computed. Memory and bytes sent by the first rank are **counted**; seconds are")
+    print("**estimates** by assumed speeds: [rehearse.md](rehearse.md). No GPU has confirmed any of it.\n")
+    row("config", "GPUs", "cfg × ring × ulysses", "most held, GiB", "sent a computed step, GB",
+        "computed, s", "forecast, s", "denoising, s", "against one GPU", head=True)  # fmt: skip
+    for config_name in ("wan2.1-t2v-1.3b-480p", "wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p"):
+        config, alone = load_config(config_name), 0.0
         for world in (1, 2, 4, 8, 16, 32, 64):
-            topology = Topology.choose(world, heads=shape.heads, guided=True, per_node=min(world, 8))
-            computed = computed_seconds(shape, topology, H100)
-            forecast = forecast_seconds(shape, topology, H100, REMEMBERED)
-            total = denoising(shape, topology)
-            row(config, world, name(topology), f"{computed:.3f}", f"{forecast:.4f}", f"{total:.1f}",
-                f"{base / total:.1f} ×", f"{50 * computed:.1f}")  # fmt: skip
+            asked = Asked(config, config.request("rehearsed"), Degrees(), world, load_gpu("h100"))
+            found = rehearse(asked, [0])
+            took, sent = seconds(found), sum(found.ranks[0].steps.last.sent.values())
+            alone = alone or took["denoise"]
+            row(config_name, world, name(found.topology), f"{found.peak / 2**30:.1f}", f"{sent / 1e9:.2f}",
+                f"{took['computed_step']:.3f}", f"{took['forecast_step']:.4f}", f"{took['denoise']:.1f}",
+                f"{alone / took['denoise']:.1f} ×")  # fmt: skip
     print(
         "\n`wan2.1-t2v-1.3b` has 12 heads: with guidance its branches go to two halves, and Ulysses takes the"
     )
-    print("largest degree that divides 12 and fits a node; the ring takes the rest.")
-
-
-def denoising(shape: Shape, topology: Topology) -> float:
-    computed = computed_seconds(shape, topology, H100)
-    return 14 * computed + 36 * forecast_seconds(shape, topology, H100, REMEMBERED)
-
-
-def shape_of(config_name: str) -> Shape:
-    config = load_config(config_name)
-    architecture, defaults = config.architecture, config.defaults
-    assert architecture is not None
-    tokens = ((defaults.frames - 1) // 4 + 1) * (defaults.height // 16) * (defaults.width // 16)
-    width = architecture.heads * architecture.head_dim
-    return Shape(tokens, architecture.layers, width, architecture.heads, architecture.ffn_dim)
+    print("largest degree that divides 12 and fits a node; the ring takes the rest. For comparison: LightX2V")
+    print(f"published {PUBLISHED} s for a guided step of I2V 14B at 480p on one H100 with diffusers.")
 
 
 def name(topology: Topology) -> str:

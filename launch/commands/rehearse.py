@@ -121,13 +121,14 @@ def options_table(options: Sequence[Option]) -> Table | str:
     """What would make the job fit, for people."""
     if not options:
         return "it would fit on none of up to 64 such GPUs, whatever is offloaded or sharded"
-    table = Table()
-    for column in ("it would fit on", "with", "most held, GiB", "denoising, s, estimated"):
-        table.add_column(column, justify="left" if column in ("it would fit on", "with") else "right")
+    table = Table(title="It would fit as follows; seconds are estimated")
+    for column in ("GPUs", "cfg × ring × ulysses", "with", "held, GiB", "denoising, s"):
+        table.add_column(column, justify="left" if column == "with" else "right")
     for one in options:
         found, changes = one.rehearsal, [f"{field}: {value}" for field, value in one.changes.items()]
         table.add_row(
-            f"{found.topology.world} GPUs: {arrangement(found.topology)}",
+            str(found.topology.world),
+            f"{found.topology.cfg} × {found.topology.ring} × {found.topology.ulysses}",
             "\n".join(changes) or "nothing else",
             f"{found.peak / _GIB:.1f}",
             f"{seconds(found)['denoise']:.3g}",

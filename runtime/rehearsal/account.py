@@ -19,7 +19,8 @@ COUNTED = (
 )
 ESTIMATED = (
     "seconds: a roofline with assumed shares of the makers' speeds; whether it fits: 2 GiB and 5 % of what "
-    "is held are assumed to be lost to the CUDA context, communicators, workspaces and fragmentation"
+    "is held are assumed to be lost to the CUDA context, communicators, workspaces and fragmentation; "
+    "reading weights, encoding mp4 and what the host does beside launching are left out"
 )
 UNMEASURED = (
     "nothing was run: no speed, hang, stream or number is known from this, and no GPU has confirmed it; "

@@ -86,13 +86,15 @@ def diffusers_module(made_up: MadeUp, kind: Any, path: Path, dtype: torch.dtype)
 
 
 class _Accelerator(TorchFunctionMode):
-    """What a build of torch for the CPU does otherwise: it indexes no tensors of other devices, and its
-    choice of a kernel for attention is the definition, with the whole matrix in memory."""
+    """What a build of torch for the CPU does otherwise: it indexes no tensors of other devices and pins no
+    memory, and its choice of a kernel for attention is the definition, with the whole matrix in memory."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.pin_memory:
+            return args[0]
         instead = _INSTEAD.get(func)
         if instead is not None and (args or (kwargs["query"],))[0].device.type == DEVICE.type:
             return instead(*args, **kwargs)

@@ -98,24 +98,35 @@ _REMEDIES = (
 
 def _first_that_fits(asked: Asked) -> Option | None:
     """As asked, with one remedy after the other for what does not fit; None if nothing helps."""
-    changes: dict[str, str] = {}
-    while True:
-        try:
-            rehearsal = rehearse(asked, [0])
-        except BadRequestError:  # so many ranks have no token each
-            return None
-        if rehearsal.fits:
-            return Option(changes, rehearsal)
-        (found,) = rehearsal.ranks
-        remedy = _remedy(asked, found)
-        if remedy is None:
-            return None
-        changes = {**changes, remedy.field: remedy.value}
-        asked = replace(asked, config=remedy.applied(asked.config))
+    remedies: list[_Remedy] = []
+    try:
+        found = rehearse(asked, [0])
+        while not found.fits:
+            remedy = _remedy(found)
+            if remedy is None:
+                return None
+            remedies.append(remedy)
+            found = rehearse(_with(asked, remedies), [0])
+    except BadRequestError:  # so many ranks have no token each
+        return None
+    for remedy in remedies[:-1]:  # the last one may do without those before
+        fewer = [one for one in remedies if one is not remedy]
+        without = rehearse(_with(asked, fewer), [0])
+        if without.fits:
+            remedies, found = fewer, without
+    return Option({remedy.field: remedy.value for remedy in remedies}, found)
 
 
-def _remedy(asked: Asked, found: RankFindings) -> _Remedy | None:
+def _with(asked: Asked, remedies: list[_Remedy]) -> Asked:
+    config = asked.config
+    for remedy in remedies:
+        config = remedy.applied(config)
+    return replace(asked, config=config)
+
+
+def _remedy(rehearsal: Rehearsal) -> _Remedy | None:
     """The least costly that helps in the phase that holds the most."""
+    asked, found = rehearsal.asked, rehearsal.ranks[0]
 
     def held(phase: str) -> int:
         memory: Memory = found.peaks[phase]

@@ -51,7 +51,7 @@ def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
     [
         (["--gpu", "h10"], "4090, b200, h100, h200"),
         (["--rank", "2", "--ranks", "2"], "from 0 to 1"),
-        (["--ranks", "64"], "ranks: 64 would share"),
+        (["--ranks", "64"], "would share 18 tokens"),
         (["--attention", "xfuser"], "attention: 'xfuser' given"),
         (["--spectrum", "none"], "spectrum: 'none' given"),
     ],

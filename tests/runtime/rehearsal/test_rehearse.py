@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from runtime.engine import Engine
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.engine import RehearsedEngine
-from runtime.rehearsal.machine import load_gpu
+from runtime.rehearsal.machine import RESERVE, load_gpu
 from runtime.rehearsal.made_up import DEVICE, MadeUp, diffusers_module
 from runtime.rehearsal.options import options
 from runtime.rehearsal.peers import MadeUpRanks
@@ -248,16 +249,16 @@ def test_every_preset_is_rehearsed(spectrum: str) -> None:
 
 
 def test_what_does_not_fit_is_told_how_it_would() -> None:
-    """2 GiB are assumed to be lost; without tiles frames take more than is left here."""
+    """A frame of four tiles takes the most when it is decoded whole."""
     config = load_config("wan-tiny")
-    scarce = GPU.model_copy(update={"memory_gib": 2.05})
-    request = config.request("x", width=128, height=128, frames=5, steps=8)
-    asked = Asked(config, request, Degrees(), 1, scarce)
-    assert not rehearse(asked, [0]).fits
-    found = list(options(asked))
-    assert found and all(one.rehearsal.fits and one.changes for one in found)
-    worlds = [one.rehearsal.topology.world for one in found]
-    assert worlds == sorted(set(worlds))
+    request = config.request("x", width=448, height=448, frames=1, steps=5)
+    asked = Asked(config, request, Degrees(), 1, GPU)
+    held = rehearse(asked, [0]).peak
+    scarce = GPU.model_copy(update={"memory_gib": (RESERVE + held) / GIB})
+    assert scarce.room(held) < 0
+    option = next(options(replace(asked, gpu=scarce)))
+    assert option.changes == {"tiles": "{size: 256, stride: 192}"}
+    assert option.rehearsal.fits and option.rehearsal.peak < held
 
 
 def test_history_is_offloaded() -> None:

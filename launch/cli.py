@@ -279,6 +279,7 @@ def plan(
 @click.option("--only", multiple=True, metavar="ID", help="Make only this shot; may be given several times.")
 @click.option("--dry-run", is_flag=True, help="Show what each shot will cost, and make nothing.")
 @click.option("--price", type=PRICE, help="Price of one rank for an hour, for the costs shown by --dry-run.")
+@click.option("--gpu", type=FileNameType(), help="GPU on which --dry-run rehearses what was never timed.")
 @click.option("--audio", type=PathType(), help="Sound track of the film, in any format that ffmpeg reads.")
 @click.option(
     "--compare", is_flag=True, help="Also measure the shots that are made against the full sampler."
@@ -295,6 +296,7 @@ def storyboard(
     only: tuple[str, ...],
     dry_run: bool,
     price: float | None,
+    gpu: str | None,
     audio: Path | None,
     compare: bool,
     schema: bool,
@@ -321,10 +323,10 @@ def storyboard(
     if dry_run:
         from launch.film.dry_run import dry_run_table
         from launch.film.folder import check_out
+        from runtime.rehearsal.machine import load_gpu
 
         check_out(out)
-
-        Terminal().print(dry_run_table(film, replicas, price))
+        Terminal().print(dry_run_table(film, replicas, price, None if gpu is None else load_gpu(gpu)))
         return
     from launch.film.make import make_film
 

@@ -15,6 +15,10 @@ from runtime.files.text import read_json
 from runtime.film.assemble import length
 from runtime.film.storyboard import ShotRequest
 from runtime.forecasting.presets import load_preset
+from runtime.parallel.topology import Degrees
+from runtime.rehearsal.account import seconds as rehearsal_seconds
+from runtime.rehearsal.machine import Gpu
+from runtime.rehearsal.rehearse import Asked, rehearse
 from runtime.request.video_request import VideoRequest
 from spectrum import StepKind
 
@@ -29,7 +33,8 @@ class Estimate:
 
     Attributes:
         nfe: evaluations of each window.
-        seconds: denoising time, including the full sampler's with `--compare`; None if no step was timed yet.
+        seconds: denoising time, including the full sampler's with `--compare`; None if no step
+            was timed yet, and no GPU is named to rehearse it on.
         rank_seconds: `seconds` times the number of ranks.
     """
 
@@ -38,9 +43,9 @@ class Estimate:
     rank_seconds: float | None
 
 
-def estimate(film: Film, number: int) -> Estimate:
-    """Estimate a shot from reports of other shots, or from its preset's calibration."""
-    return _Estimates(film).of(number)
+def estimate(film: Film, number: int, gpu: Gpu | None = None) -> Estimate:
+    """Estimate a shot from reports of others, from its preset's calibration, or by a rehearsal on `gpu`."""
+    return _Estimates(film, gpu).of(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,9 @@ class _Steps:
 class _Estimates:
     """Estimates the shots of a film; reads files that several shots share once."""
 
-    def __init__(self, film: Film):
-        self._film = film
+    def __init__(self, film: Film, gpu: Gpu | None = None):
+        self._film, self._gpu = film, gpu
+        self._rehearsed: dict[Asked, tuple[float, float]] = {}
         self._steps: dict[tuple[str, int], _Steps] = {}
         self._times: dict[tuple[object, ...], tuple[float, float] | None] = {}
 
@@ -65,7 +71,7 @@ class _Estimates:
         """Estimate one shot; see `estimate`."""
         one = self._film.shots[number]
         steps = self._steps_of(one.request)
-        times = self._step_times(one) or steps.seconds
+        times = self._step_times(one) or steps.seconds or self._rehearsal(one)
         if times is None:
             return Estimate(steps.nfe, None, None)
         computed, forecast = times
@@ -93,6 +99,18 @@ class _Estimates:
         if not self._times:
             self._times = reported_times(self._film.out / "shots")
         return self._times.get(key)
+
+    def _rehearsal(self, one: ShotRequest) -> tuple[float, float] | None:
+        """The same, estimated by a rehearsal."""
+        if self._gpu is None:
+            return None
+        given = {"prompt": "rehearsed", "negative": "", "travel": (), "seed": 0}
+        window = one.settings.windowed(one.request).model_copy(update=given)
+        asked = Asked(one.settings, window, Degrees(), self._film.world, self._gpu)
+        if asked not in self._rehearsed:
+            took = rehearsal_seconds(rehearse(asked, [0]))
+            self._rehearsed[asked] = took["computed_step"], took["forecast_step"]
+        return self._rehearsed[asked]
 
 
 def reported_times(folder: Path) -> dict[tuple[object, ...], tuple[float, float] | None]:
@@ -123,18 +141,19 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def dry_run_table(film: Film, replicas: int = 1, price: float | None = None) -> Table:
+def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu: Gpu | None = None) -> Table:
     """Make the table of `--dry-run`: shots, their expected cost, and which are done.
 
     Args:
         replicas: number of shots made at a time.
         price: price of one rank for an hour, in any currency.
+        gpu: where steps are rehearsed that were never timed.
     """
     table = Table(title=f"{film.board.title}: {len(film.shots)} shots, {length(film.parts)} frames")
     priced = [] if price is None else ["cost"]
     for column in ("shot", "frames", "windows", "NFE", "denoising, s", "rank-seconds", *priced, ""):
         table.add_column(column, justify="left" if column in ("shot", "") else "right")
-    missing, todo, estimates = set(film.missing), [], _Estimates(film)
+    missing, todo, estimates = set(film.missing), [], _Estimates(film, gpu)
     for number, one in enumerate(film.shots):
         expected = estimates.of(number)
         if number in missing:
@@ -157,6 +176,8 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None) -> 
     said = [f"{amount} {name}" for amount, name in zip(amounts, names, strict=False)]
     if any(one.seconds is None for one in todo):
         said.append("what is unknown")
+    if gpu is not None:
+        said.append(f"where no report tells, estimated by a rehearsal on {gpu.name}")
     table.caption = f"to do: {', '.join(said)}"
     return table
 

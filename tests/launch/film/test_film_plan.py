@@ -13,6 +13,7 @@ from rich.console import Console
 
 from launch.film.dry_run import dry_run_table, estimate
 from launch.film.shots import Film, plan_film
+from runtime.rehearsal.machine import load_gpu
 
 FILM = """\
 title: Three shots
@@ -60,6 +61,18 @@ def test_times_are_those_of_shots_of_the_kind(film: Film) -> None:
     assert [estimate(film, number).seconds for number in (0, 1, 2)] == [6.0, 6.0, 6.0 * windows]
     compared = replace(film, compare=True)
     assert estimate(compared, 0).seconds == 12.0
+
+
+def test_what_was_never_timed_is_rehearsed(film: Film) -> None:
+    gpu = load_gpu("h100")
+    one, two, long = (estimate(film, number, gpu).seconds for number in range(3))
+    assert one is not None and long is not None
+    assert one == two and long == film.shots[2].windows * one > 0
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(dry_run_table(film, gpu=gpu))
+    assert "unknown" not in capture.get()
+    assert "estimated by a rehearsal on NVIDIA H100" in " ".join(capture.get().split())
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,12 @@ def cluster(
     }
     guard: Guard | Unguarded = Unguarded()
     if address is not None:
-        with driver.pulse.within(_JOINING, f"the cluster at {VARIABLE}={address}"):
+        with driver.pulse.within(_JOINING, f"connecting to {VARIABLE}={address}"):
             _join(address, shared)
             _tell_submission(metadata)
     else:
         os.environ.pop(VARIABLE, None)  # it may be empty
-        with driver.pulse.within(_STARTING, "it does not start"):
+        with driver.pulse.within(_STARTING, "starting a local cluster"):
             _start(max(cpus, os.cpu_count() or 1), shared)
         guard = Guard(driver.lost)
     heed_no_signals()  # Ray ends a driver on SIGTERM, which `ray job stop` sends to all processes
@@ -103,7 +103,7 @@ def cluster(
         yield guard
     finally:
         guard.end()
-        with driver.pulse.within(_JOINING, "it does not let go"):
+        with driver.pulse.within(_JOINING, "disconnecting"):
             ray.shutdown()
 
 

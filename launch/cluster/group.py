@@ -73,7 +73,7 @@ class RankGroup:
         self.places: list[dict[str, Any]] = []
         try:
             with _explained("placing the ranks"):
-                self._place(bundle_for(config, world, self._call("its nodes", ray.nodes)), world)
+                self._place(bundle_for(config, world, self._call("listing the nodes", ray.nodes)), world)
             self.places = self._start(config, degrees)
         except BaseException:
             self.kill()
@@ -125,7 +125,9 @@ class RankGroup:
             if any(_error_of(reference) for reference in done):
                 self._raise_first(references)
             if len(done) == len(references):
-                return [self._call("what the ranks say", ray.get, reference) for reference in references]
+                return [
+                    self._call("fetching the ranks' results", ray.get, reference) for reference in references
+                ]
             self._check_wanted()
             now = time.monotonic()
             if within is not None and now - started > within:
@@ -221,7 +223,7 @@ class RankGroup:
                     psutil.Process(place["pid"]).kill()
         if self._placement is not None:
             with contextlib.suppress(RayError):
-                self._call("giving room back", remove_placement_group, self._placement)
+                self._call("releasing the ranks' resources", remove_placement_group, self._placement)
 
 
 class _Ends:

@@ -77,7 +77,7 @@ def _render(film: Film, replicas: int, console: Console) -> None:
         entries = [queue.entry(id) for id in submitted.values()]
     failed = [f"{entry.name}: {entry.reason}" for entry in entries if entry.state is not State.DONE]
     if failed:
-        raise JobFailedError("\n".join([f"{len(failed)} shots could not be made", *failed]))
+        raise JobFailedError("\n".join([f"{len(failed)} of {len(entries)} shots could not be made", *failed]))
 
 
 def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Console, driver: Any) -> bool:

@@ -9,42 +9,34 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 
 import torch
-from diffusers import AutoencoderKLWan
 from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, NotFiniteError
 from runtime.media.mp4 import FrameSink, to_uint8
-from runtime.models.base import Embeddings, ImageCondition
-from runtime.models.loading import LoadedTransformer, load_transformer, load_vae
-from runtime.models.wan.adapter import open_adapter
-from runtime.models.wan.attention import SelfAttention
-from runtime.models.wan.image import open_image_encoder
-from runtime.models.wan.text import PromptEncoder
-from runtime.models.wan.vae import decode_frames
-from runtime.parallel.attention import Attend, SplitAttention
+from runtime.models.family import Model
 from runtime.parallel.devices import pick_device
-from runtime.parallel.kernels import USP, find_kernel, resolve
-from runtime.parallel.ranks import RankGroup, Ranks
+from runtime.parallel.kernels import USP, resolve
+from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.images import Picture, read_picture
-from runtime.request.video_request import BRANCHES, VideoRequest
+from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command, Commands
+from runtime.sampling.course import Course
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.finite import check_prompts, likely_cause
 from runtime.sampling.memory import Need, shortage_explained
 from runtime.sampling.plan import Generation, Plan, Prepared
+from runtime.sampling.prepare import build_networks
 from runtime.sampling.segments import denoise_segments
-from runtime.sampling.streams import Branch, Network
-from runtime.sampling.travel import window_embeddings
 
 
 class Engine:
@@ -84,28 +76,15 @@ class Engine:
                 "torch": torch.__version__,
             }
         )
-        self._transformer, weights = self._load_transformer()
-        self._attention = SelfAttention(self._transformer)
-        self._adapter = open_adapter(self._transformer, weights)
-        self._text = self._open_text()
-        self._image = open_image_encoder(
-            self.model, config, self.ranks, self._transformer, self._adapter.dtype
-        )
-        self._vae = self._load_vae()
+        self.loaded = self._load()
         self.load_seconds = time.perf_counter() - started
         self.ranks.at("idle")
 
     def _read_profile(self) -> ModelProfile:
         return ModelProfile(self.config)
 
-    def _load_transformer(self) -> LoadedTransformer:
-        return load_transformer(self.model, self.config, self.ranks)
-
-    def _open_text(self) -> PromptEncoder:
-        return PromptEncoder(self.model, self.config, self.ranks, self._adapter.dtype)
-
-    def _load_vae(self) -> AutoencoderKLWan | None:
-        return load_vae(self.model, self.config, self.ranks)
+    def _load(self) -> Model:
+        return self.profile.family.load(self.model, self.config, self.ranks)
 
     def generate(
         self,
@@ -154,7 +133,8 @@ class Engine:
         try:
             return denoise_segments(self.ranks, prepared, generation, on_step, checkpoints, commands)
         except NotFiniteError as error:
-            cause = likely_cause(self._transformer, self.config, self.ranks)
+            transformers = {expert.name: expert.module for expert in self.loaded.experts}
+            cause = likely_cause(transformers, self.config, self.ranks)
             raise NotFiniteError(f"{error}; {cause}") from None
 
     @torch.no_grad()
@@ -175,17 +155,18 @@ class Engine:
         recipe = self.profile.recipe(plan.request, plan.preset, digest)
         self.ranks.agree(recipe.parts | agreed)
         with self.ranks.busy("text encoding"):
-            text = self._text.encode(plan.request)
+            text = self.loaded.text.encode(plan.request)
         check_prompts(text, self.config)
         noise_BCFHW = self._noise(plan.request)
         window_BCFHW, image = noise_BCFHW[:, :, plan.windows.slice(0)], None
-        if self._image is not None:
+        if self.loaded.image is not None:
             seen = None if picture is None else picture.image
-            with self.ranks.busy("image encoding"), self._vae_at_work() as vae:
-                image = self._image.encode(plan.request, seen, vae, window_BCFHW)
-        networks = self._networks(plan, window_BCFHW, text, image)
+            with self.ranks.busy("image encoding"):
+                image = self.loaded.image.encode(plan.request, seen, window_BCFHW)
+        group, heads = self.ranks.group(plan.topology), self.sizes.architecture.heads
+        networks = build_networks(plan, self.loaded.experts, group, heads, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
-        warnings = [*self._text.warnings]
+        warnings = [*self.loaded.text.warnings]
         if picture is not None:
             warnings += picture.warnings(plan.request.width, plan.request.height)
         return Prepared(plan, recipe, networks, noise_BCFHW, image, storage, tuple(warnings))
@@ -198,36 +179,39 @@ class Engine:
         """
         preset = self.profile.check(request)
         tokens = self.sizes.tokens(self.config.windowed(request))
-        heads = self._transformer.config.num_attention_heads
+        shape = self.sizes.architecture
         topology = Topology.choose(
             self.ranks.size,
-            heads=heads,
+            heads=shape.heads,
             guided=request.guided,
             wanted=self._degrees,
             per_node=self.ranks.per_node,
         )
-        topology.check(heads=heads, tokens=tokens, guided=request.guided)
+        topology.check(heads=shape.heads, tokens=tokens, guided=request.guided)
         self._check_room(request, request.videos * tokens // topology.sequence)
         attention = self._kernel(topology.ring)
-        sampler = partial(self.profile.fresh_sampler, request.steps, self.ranks.device)
-        steps, windows = len(sampler().timesteps), self.sizes.windows(request, self.config)
-        return Plan(request, preset, sampler, steps, topology, attention, windows)
+        if attention == USP and any(expert.attention.joint for expert in self.loaded.experts):
+            raise BadRequestError(f"attention: {USP!r} given; it does not split text from image tokens")
+        sampler = partial(self.profile.fresh_sampler, request, self.ranks.device)
+        timesteps, windows = sampler().timesteps.tolist(), self.sizes.windows(request, self.config)
+        course = Course.of(self.loaded.experts, timesteps)
+        return Plan(request, preset, sampler, len(timesteps), topology, attention, windows, course)
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
         """Refuse what cannot fit the device, whatever is done; `tokens` are this rank's, of all videos."""
-        settings = self._transformer.config
+        shape = self.sizes.architecture
         need = Need.of(
             math.prod(self.sizes.shape(request)),
             tokens,
-            settings.num_attention_heads * settings.attention_head_dim,
-            settings.ffn_dim,
-            self._adapter.dtype.itemsize,
+            shape.heads * shape.head_dim,
+            shape.ffn_dim,
+            self.loaded.dtype.itemsize,
         )
         need.check(self.ranks.device, _asked(request))
 
     def _kernel(self, ring: int) -> str:
         """Name of the kernel of the self-attention."""
-        return resolve(self.config.attention, self.ranks.device, self._adapter.dtype, ring=ring)
+        return resolve(self.config.attention, self.ranks.device, self.loaded.dtype, ring=ring)
 
     def warm_up(self, request: VideoRequest) -> None:
         """Run the transformer once at this request's size, so that what a first forward sets up is set up."""
@@ -265,46 +249,6 @@ class Engine:
             yield self._commands
         finally:
             self._commands = None
-
-    def _networks(
-        self, plan: Plan, window_BCFHW: torch.Tensor, text: Embeddings, image: ImageCondition | None
-    ) -> list[Network]:
-        """The transformer as this rank runs it on each window; they differ in their text alone."""
-        group = self.ranks.group(plan.topology)
-        geometry = self._adapter.geometry(window_BCFHW)
-        self._use_attention(plan, group, geometry.grid.tokens)
-        guidance = group.guidance(plan.request.guidance if plan.request.guided else None)
-        sequence = group.sequence(geometry.grid.tokens)
-        networks = []
-        tokens_BIE = None if image is None else image.tokens_BIE
-        latents_BCFHW = None if image is None else image.latents_BCFHW
-        known: dict[int, torch.Tensor] = {}  # windows that share an embedding share what becomes of it
-        for embeddings in window_embeddings(plan.request, plan.windows, text):
-            for embedding in embeddings:
-                if id(embedding) not in known:
-                    known[id(embedding)] = self._adapter.text(embedding, tokens_BIE)
-            branches = tuple(
-                Branch(name, known[id(embedding)])
-                for name, embedding in zip(BRANCHES, embeddings, strict=False)
-            )
-            own = group.branches(branches)
-            networks.append(Network(self._adapter, geometry, own, guidance, sequence, latents_BCFHW))
-        return networks
-
-    def _use_attention(self, plan: Plan, group: RankGroup, tokens: int) -> None:
-        """With whole sequences and torch's own choice of kernel, the model's attention stays as it came."""
-        if plan.topology.sequence == 1 and plan.attention == "sdpa":
-            self._attention.restore()
-            return
-        place = group.attention(tokens, self._transformer.config.num_attention_heads)
-        split: Attend
-        if plan.attention == USP:
-            from runtime.parallel.usp import UspAttention, choose_backend
-
-            split = UspAttention(place, choose_backend(self.ranks.device, self._adapter.dtype))
-        else:
-            split = SplitAttention(place, find_kernel(plan.attention))
-        self._attention.split(split)
 
     def _noise(self, request: VideoRequest) -> torch.Tensor:
         """Noise of the whole batch, drawn on the CPU so that a seed means the same video on every machine."""
@@ -359,25 +303,13 @@ class Engine:
             raise BadRequestError(told["problem"])
         return picture, told["digest"]
 
-    @contextmanager
-    def _vae_at_work(self) -> Iterator[AutoencoderKLWan | None]:
-        """The VAE on the device while the block runs; None on ranks that have none."""
-        if self._vae is not None:
-            self._vae.to(self.ranks.device)
-        try:
-            yield self._vae
-        finally:
-            if self._vae is not None and self.config.memory.vae == "offload":
-                self._vae.to("cpu")
-
     @torch.no_grad()
     def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], generation: Generation) -> None:
         """Denoised latents, the same on every rank, → frames into `sinks`, as of `generate`."""
         digests = [hashlib.sha256() for _ in sinks]
         at = partial(self.ranks.at, "decoding")
         at(busy=True)
-        with self._vae_at_work() as vae:
-            chunks = decode_frames(vae, latents_BCFHW, self.config.tiles, self.ranks.everyone, at)
+        with closing(self.loaded.decoder.frames(latents_BCFHW, at)) as chunks:
             while True:
                 with generation.seconds.measure("decode"):
                     chunk_BTHW3 = next(chunks, None)

@@ -8,9 +8,8 @@ from diffusers import SchedulerMixin
 from runtime.errors import BadRequestError
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.forecasting.validity import Conditions
-from runtime.models.folder import find_model
+from runtime.models.folder import expected_family, find_model
 from runtime.models.sampler import begin_sampler, load_scheduler, sampler_settings
-from runtime.models.wan.sizes import LatentSizes
 from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
@@ -29,8 +28,9 @@ class ModelProfile:
     def __init__(self, config: Config):
         self.config = config
         self.folder = find_model(config)
-        self.sizes = LatentSizes.of_model(self.folder)
-        self.scheduler = load_scheduler(self.folder, config.scheduler)
+        self.family = self.folder.family
+        self.sizes = self.family.sizes(self.folder)
+        self.scheduler = load_scheduler(self.folder, config.scheduler, self.family.timesteps)
 
     def check(self, request: VideoRequest) -> Preset:
         """Refuse what the model cannot serve on any ranks; the preset of what it can.
@@ -38,11 +38,10 @@ class ModelProfile:
         Raises:
             BadRequestError: why not.
         """
-        if problem := self.folder.refuses(request):
+        if problem := self.family.refuses(self.folder, request):
             raise BadRequestError(problem)
-        self.sizes.tokens(self.config.windowed(request))
         preset = load_preset(request.spectrum)
-        sampler = self.fresh_sampler(request.steps)
+        sampler = self.fresh_sampler(request)
         preset.check_fit(self.conditions(request, sampler))
         preset.schedules_of(len(sampler.timesteps), request.branches)
         if request.deadline is not None and not preset.forecasts:
@@ -52,14 +51,16 @@ class ModelProfile:
             )
         return preset
 
-    def fresh_sampler(self, steps: int, device: torch.device | None = None) -> SchedulerMixin:
-        """The sampler with its timesteps set, at its beginning.
+    def fresh_sampler(self, request: VideoRequest, device: torch.device | None = None) -> SchedulerMixin:
+        """The sampler with a request's timesteps set, at its beginning.
 
         Raises:
-            BadRequestError: it cannot take so many steps.
+            BadRequestError: it cannot take so many steps, or the model cannot serve the request's size.
         """
+        tokens = self.sizes.tokens(self.config.windowed(request))
         sampler = type(self.scheduler).from_config(self.scheduler.config)
-        begin_sampler(sampler, steps, device)
+        given = self.family.timesteps(dict(self.scheduler.config), request.steps, tokens)
+        begin_sampler(sampler, request.steps, device, given)
         return sampler
 
     def recipe(self, request: VideoRequest, preset: Preset, image: str | None) -> Recipe:
@@ -87,8 +88,20 @@ class ModelProfile:
                 name: str(value) for name, value in sorted(sampler.config.items()) if not name.startswith("_")
             },
             steps=len(sampler.timesteps),
-            guidance=request.guidance if request.guided else 1.0,
+            guidance=request.scale,
             width=request.width,
             height=request.height,
             frames=self.config.windowed(request).frames,
         )
+
+
+def check_loras(config: Config) -> None:
+    """Refuse LoRAs that the config's kind of model cannot use, before it is fetched or loaded.
+
+    Raises:
+        BadRequestError: a file holds no LoRA, or a part of it would not be used.
+    """
+    if config.lora:
+        family = expected_family(config)
+        for lora in dict.fromkeys(config.lora):
+            family.read_lora(lora)

@@ -281,8 +281,8 @@ class Worker:
         profile = engine.profile
         fresh = profile.fresh_sampler
 
-        def placed(steps: int, device: torch.device | None = None) -> Any:
-            sampler = fresh(setting.steps, device)
+        def placed(asked: VideoRequest, device: torch.device | None = None) -> Any:
+            sampler = fresh(asked.model_copy(update={"steps": setting.steps}), device)
             kept = list(planned.computed)
             sampler.sigmas = torch.cat([sampler.sigmas[kept], sampler.sigmas[-1:]])
             sampler.timesteps = sampler.timesteps[kept]

@@ -41,7 +41,8 @@ from runtime.rehearsal.rehearse import Asked, rehearse
 from runtime.request.config import load_config
 from runtime.sampling.coordinator import RECORD_BYTES, Coordinator
 from runtime.sampling.denoise import Denoising, denoise
-from runtime.sampling.streams import Branch, FeatureStream, Network
+from runtime.sampling.network import Branch, Network
+from runtime.sampling.streams import FeatureStream
 from runtime.versions import versions
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind
 

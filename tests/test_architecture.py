@@ -138,6 +138,34 @@ def test_sampling_knows_no_model() -> None:
     assert not wrong
 
 
+def test_each_family_is_reached_through_the_registry_alone() -> None:
+    """What is particular to a family stays in its folder: nobody imports from there, and few ask for one.
+
+    A rehearsal takes Wan's models apart, and knows no others.
+    """
+    models = ROOT / "runtime" / "models"
+    folders = [path.parent for path in models.glob("*/__init__.py")]
+    assert folders
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for package in FORBIDDEN
+        for path in (ROOT / package).rglob("*.py")
+        for name in imported(path)
+        for folder in folders
+        if f"{name}.".startswith(f"runtime.models.{folder.name}.")
+        and not path.is_relative_to(folder)
+        and not path.is_relative_to(ROOT / "runtime" / "rehearsal")
+    ]
+    wrong += [
+        f"{path.relative_to(ROOT)} asks the registry"
+        for package in FORBIDDEN
+        for path in (ROOT / package).rglob("*.py")
+        for name in imported(path)
+        if name == "runtime.models.registry" and not path.is_relative_to(models)
+    ]
+    assert not wrong
+
+
 def test_no_file_is_two_nouns() -> None:
     long = [
         path

@@ -13,8 +13,8 @@ from runtime.files.checks import check_apart
 from runtime.forecasting.presets import load_preset
 from runtime.jobs.job import Job
 from runtime.models.folder import find_local
-from runtime.models.wan.lora import check_loras
 from runtime.parallel.topology import Degrees, Topology
+from runtime.profile import check_loras
 from runtime.request.config import Config, Lora, is_path, load_config
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest

@@ -29,9 +29,9 @@ from runtime.files.text import read_text
 from runtime.forecasting.calibration import Calibration
 from runtime.measure.calibrate import Calibrator
 from runtime.measure.findings import check_partial
-from runtime.models.wan.lora import check_loras
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks
+from runtime.profile import check_loras
 from runtime.request.config import Config, load_config, shipped
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest

@@ -27,7 +27,7 @@ from runtime.jobs.run import Progress, generate_shown
 from runtime.media.mp4 import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import Quality, RawVideo, compare_videos
 from runtime.media.raw import check_room, raw_videos
-from runtime.models.wan.lora import check_loras
+from runtime.profile import check_loras
 from runtime.request.config import Config, is_path, load_config
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest

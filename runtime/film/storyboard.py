@@ -18,11 +18,11 @@ from runtime.files.yaml import YamlFile
 from runtime.forecasting.presets import Preset
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
+from runtime.request.bounds import NUMBER
 from runtime.request.config import Config, Loras, is_path, load_config
 from runtime.request.images import image_digest
 from runtime.request.video_request import (
     MAX_SEED,
-    NUMBER,
     FileName,
     FrameCount,
     Guidance,
@@ -72,7 +72,8 @@ class Settings(_Part):
     Attributes:
         config: name of a config, or path of a YAML file, relative to the storyboard.
         negative: what the shot should not show.
-        seconds, frames: length of the shot, one of the two; seconds become the nearest 4k + 1 frames.
+        seconds, frames: length of the shot, one of the two; seconds become the nearest
+            frames that the model can make.
         seed: by default derived from the shot's id.
         steps, guidance, spectrum: as in a request.
         lora: one LoRA or a list, merged into the model; files are relative to the storyboard.
@@ -222,7 +223,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         config = config.model_copy(update={"lora": own_lora})
     seconds = given.pop("seconds")
     if seconds is not None:
-        given["frames"] = max(round((seconds * config.fps - 1) / 4), 0) * 4 + 1
+        given["frames"] = config.bounds.nearest_frames(seconds * config.fps)
     if given["spectrum"] is not None:
         given["spectrum"] = _beside(given["spectrum"], folder)
     image = None

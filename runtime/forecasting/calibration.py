@@ -27,8 +27,8 @@ from runtime.files.atomic import whole_file
 from runtime.files.problems import explain, shown
 from runtime.files.text import read_text, user_path
 from runtime.forecasting.validity import Conditions
+from runtime.request.bounds import NUMBER
 from runtime.request.config import available, shipped
-from runtime.request.video_request import NUMBER
 from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner
 
 StreamName = Literal["feature", "velocity", "guided"]

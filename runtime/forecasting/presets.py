@@ -14,8 +14,9 @@ from runtime.files.text import beside
 from runtime.forecasting.calibration import Calibration, StreamName, is_file_name, load_calibration
 from runtime.forecasting.expectation import Expectation
 from runtime.forecasting.validity import Conditions
+from runtime.request.bounds import NUMBER
 from runtime.request.config import is_path, open_yaml
-from runtime.request.video_request import NUMBER, FileName, VideoRequest
+from runtime.request.video_request import FileName, VideoRequest
 from spectrum import (
     Blend,
     ChebyshevRidge,

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.errors import BadRequestError
-from runtime.request.video_request import NUMBER, Guidance, StepCount, VideoRequest
+from runtime.request.bounds import NUMBER
+from runtime.request.video_request import Guidance, StepCount, VideoRequest
 
 _RESOLUTION = 2.0  # factor of pixels up to which two videos are of the same class
 
@@ -66,8 +67,7 @@ class Conditions(BaseModel):
 
     def check_request(self, request: VideoRequest, source: str) -> None:
         """Check a request as `check_fit` does, as far as is possible before a model is loaded."""
-        guidance = request.guidance if request.guided else 1.0
-        given = {"steps": request.steps, "guidance": guidance}
+        given = {"steps": request.steps, "guidance": request.scale}
         differences = [
             f"{name} {getattr(self, name)!r}, not {value!r}"
             for name, value in given.items()

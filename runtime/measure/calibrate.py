@@ -262,7 +262,15 @@ class Calibrator:
         if schedule is not None:
             fixed = FixedSchedule(schedule.steps, schedule.computed)
         schedules = dict.fromkeys(prepared.plan.request.branches, fixed)
-        coordinator = Coordinator(schedules, name, self._engine.ranks, commands=self._engine.commands)
+        course = prepared.plan.course
+        coordinator = Coordinator(
+            schedules,
+            name,
+            self._engine.ranks,
+            commands=self._engine.commands,
+            course=course,
+            forced=course.forced(outputs=True),
+        )
         for record in denoise(state, sampler, stream, coordinator, self._engine.ranks, start):
             self._on_step(name, record)
             yield record

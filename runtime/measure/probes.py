@@ -11,7 +11,8 @@ import torch
 
 from runtime.checkpoint.history import History
 from runtime.forecasting.calibration import StreamName
-from runtime.sampling.streams import GuidedStream, Kinds, Network, Stream, StreamOutput
+from runtime.sampling.network import Networks, StreamOutput
+from runtime.sampling.streams import GuidedStream, Kinds, Stream
 from spectrum import Gram
 
 _SAMPLED = 2**23  # numbers per step, branch and rank
@@ -38,22 +39,21 @@ class _Probe:
 class GramStream(_Probe):
     """Stream that computes every step and remembers samples of its values, for their Gram matrices."""
 
-    def __init__(self, network: Network, *, is_leader: bool):
-        self._network, self._is_leader = network, is_leader
+    def __init__(self, networks: Networks, *, is_leader: bool):
+        self._networks, self._is_leader = networks, is_leader
+        names = [branch.name for branch in networks.at(0).branches]
         self._values: dict[StreamName, dict[str, list[torch.Tensor]]] = {
-            "feature": {branch.name: [] for branch in network.branches},
-            "velocity": {branch.name: [] for branch in network.branches},
-            "guided": {GuidedStream.NAME: []}
-            if is_leader
-            else {},  # whole on every rank: one of them counts it
+            "feature": {name: [] for name in names},
+            "velocity": {name: [] for name in names},
+            "guided": {GuidedStream.NAME: []} if is_leader else {},  # each rank has it whole
         }
         self.last_BCFHW: torch.Tensor | None = None
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
-        network = self._network
-        time = network.adapter.time(timestep_B)
+        network = self._networks.at(step)
+        time = network.time(timestep_B)
         features = network.features(network.branches, latents_BCFHW, time)
         patches = [network.adapter.project(feature, time) for feature in features]
         for branch, feature_BSD, patches_BSP in zip(network.branches, features, patches, strict=True):

@@ -1,4 +1,4 @@
-"""What a model family gives, as far as sampling sees it: nothing here knows a particular model.
+"""What sampling sees of a model, whatever its family: adapters, experts, and what they are given.
 
 Tensor legend: B batch, L tokens, D channels of the transformer, T text tokens, E channels of an encoder, I
 image tokens, C latent channels, F latent frames, H, W latent height and width, P values of a token's patch.
@@ -6,17 +6,24 @@ image tokens, C latent channels, F latent frames, H, W latent height and width, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
+from torch import nn
+
+from runtime.parallel.attention import Attend
+from runtime.request.video_request import VideoRequest
 
 Tokens: TypeAlias = tuple[torch.Tensor, ...]
 """What the blocks run on, `[B, L, D]` each: the latents; in VACE what is known of them, too."""
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines `[1, L, 1, channels of a head]`, one row per token."""
+
+Time: TypeAlias = Any
+"""The embedded timestep, in whatever form the adapter that made it wants it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +37,6 @@ class Grid:
     @property
     def tokens(self) -> int:
         return self.frames * self.height * self.width
-
-
-@dataclass(frozen=True, slots=True)
-class Time:
-    """The embedded timestep: one vector for the head, six per block."""
-
-    head_BD: torch.Tensor
-    blocks_B6D: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class Adapter(Protocol):
     `embed` and `unpatchify`.
 
     Attributes:
-        dtype: what it computes in.
+        dtype: what it computes in, whatever its weights are kept in.
     """
 
     dtype: torch.dtype
@@ -122,8 +121,12 @@ class Adapter(Protocol):
         """Text encoder output, and that of an image encoder → `[B, T, D]`, what the blocks attend to."""
         ...
 
-    def time(self, timestep_B: torch.Tensor) -> Time:
-        """Embed the timestep, 0 … 1000, of each batch entry."""
+    def time(self, timestep_B: torch.Tensor, guidance: float | None = None) -> Time:
+        """Embed the timestep, 0 … 1000, of each batch entry.
+
+        Args:
+            guidance: the scale, for a transformer that has it embedded; None for one that has not.
+        """
         ...
 
     def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
@@ -136,7 +139,8 @@ class Adapter(Protocol):
         """Run every block for several texts: tokens → one feature `[B, L, D]` for each text.
 
         `rotary` holds these tokens' rows. All texts pass a block before the next one is run, whose weights
-        may have to be collected.
+        may have to be collected. A joint transformer, whose blocks change the text tokens, too, has all of
+        those on every rank, and gives the feature of the other tokens.
         """
         ...
 
@@ -147,3 +151,46 @@ class Adapter(Protocol):
     def unpatchify(self, patches_BLP: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Projected tokens `[B, L, P]` → velocity `[B, C, F, H, W]`."""
         ...
+
+
+class AttentionSwitch(Protocol):
+    """Who does a transformer's attention over tokens that ranks share."""
+
+    joint: bool
+    """Whether text tokens, which every rank has, stand before those that are split; see `attend`."""
+
+    def split(self, attend: Attend) -> None:
+        """Let `attend` do it, from now on."""
+        ...
+
+    def restore(self) -> None:
+        """Let the model do it as it came."""
+        ...
+
+
+def _scale(request: VideoRequest) -> float:
+    return request.guidance
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One of a model's transformers, and the range of timesteps that it is for. Most models have one.
+
+    Attributes:
+        name: of its folder, such as `transformer`.
+        module: the transformer itself.
+        boundary: the lowest timestep that it computes; those below are the next expert's.
+        guidance: the scale of a request at its steps.
+        history: whether forecasts of the model's output (`velocity`, `guided`) begin `fresh` at its first
+            step, or go on from what the expert before has left (`carried`). Features are never mixed.
+        warmup: its first steps that are computed, where history begins fresh; at least 1.
+    """
+
+    name: str
+    adapter: Adapter
+    attention: AttentionSwitch
+    module: nn.Module
+    boundary: float = 0.0
+    guidance: Callable[[VideoRequest], float] = _scale
+    history: Literal["fresh", "carried"] = "fresh"
+    warmup: int = 1

@@ -4,49 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from runtime.errors import BadRequestError
-from runtime.files.text import read_json, user_path
-from runtime.models.settings import (
-    ImageEncoderSettings,
-    ModelIndex,
-    TextEncoderSettings,
-    TransformerSettings,
-    VaeSettings,
-    empty_model,
-)
-from runtime.models.wan.lora import read_lora
-from runtime.models.weight_files import WeightFiles
-from runtime.request.config import EMBEDDED_MODELS, Architecture, Config, embedded_models, is_embedded
-from runtime.request.video_request import VideoRequest
+from runtime.files.text import user_path
+from runtime.models.family import Family
+from runtime.models.registry import families, family_in, find_family
+from runtime.request.bounds import Bounds
+from runtime.request.config import EMBEDDED_MODELS, Config, embedded_models, is_embedded
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
-class ModelKind(StrEnum):
-    """What a model makes videos from, by the name of its pipeline in diffusers."""
-
-    TEXT = "WanPipeline"
-    IMAGE = "WanImageToVideoPipeline"
-    VACE = "WanVACEPipeline"
-
-    @property
-    def transformer(self) -> str:
-        """Class of its transformer in diffusers."""
-        return "WanVACETransformer3DModel" if self is ModelKind.VACE else "WanTransformer3DModel"
-
-
-_TEXT_BESIDE_IMAGE = 512  # text tokens, where image tokens stand before them: `WanAttnProcessor` counts on it
 _HASHED_WHOLE = 64 * 2**20  # bytes; of larger files the revision takes in the header and samples
 _SAMPLES, _SAMPLE = 63, 2**20
-_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +31,19 @@ class ModelFolder:
     Attributes:
         name: what the user called it.
         path: the folder.
-        kind: what it makes a video from: text; an image, too (I2V); or an image if there is one (VACE).
         revision: the repository's commit, or `sha256:…` over the folder's files; with that of a LoRA.
+        pipeline: class of its pipeline in diffusers, by which its family is known.
     """
 
     name: str
     path: Path
     revision: str
-    kind: ModelKind = ModelKind.TEXT
+    pipeline: str
 
-    def refuses(self, request: VideoRequest) -> str:
-        """Why it cannot serve a request, whatever its weights; empty if it can."""
-        if self.kind is ModelKind.IMAGE and request.image is None:
-            return f"image: missing; {self.name} makes videos from an image"
-        if self.kind is ModelKind.TEXT and request.image is not None:
-            return f"image: {request.image!r} given; {self.name} makes videos from text alone"
-        if self.kind is ModelKind.IMAGE and request.max_sequence_length != _TEXT_BESIDE_IMAGE:
-            return (
-                f"max_sequence_length: {request.max_sequence_length} given; {self.name} tells text from "
-                f"image by the text's length, which must be {_TEXT_BESIDE_IMAGE}"
-            )
-        return ""
+    @property
+    def family(self) -> Family:
+        """What it is one of."""
+        return find_family(self.pipeline)
 
 
 def find_model(config: Config) -> ModelFolder:
@@ -85,21 +52,42 @@ def find_model(config: Config) -> ModelFolder:
     Only headers and settings are read, so this is quick for any size of model.
 
     Raises:
-        BadRequestError: there is no such model, it is no Wan that makes video from text or an image, a file
-            is missing or corrupt, or the LoRA is none.
+        BadRequestError: there is no such model, it is of no family that is known or of one that makes other
+            videos than the config says, a file is missing or corrupt, or a LoRA is none for it.
     """
     local = find_local(config)
     path, commit = (local, None) if local else _download(config.model, config.revision)
     try:
-        kind = _check_folder(path, config.architecture)
+        family, pipeline = family_in(path)
+        family.check(path, pipeline, config.architecture)
         revision = commit or folder_digest(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise BadRequestError(f"model: {config.model!r} cannot be used: {error}") from None
+    if family.bounds != config.bounds:
+        raise BadRequestError(
+            f"bounds: {_written(config.bounds)} given; {config.model!r} is of the family {family.name}, "
+            f"write `bounds: {_written(family.bounds)}` in the config"
+        )
     for lora in config.lora:
-        file = read_lora(lora)
-        file.check(_shapes(path / "transformer", kind.transformer))
-        revision += f"+{file.digest}"
-    return ModelFolder(config.model, path, revision, kind)
+        revision += f"+{family.fit_lora(lora, path, pipeline)}"
+    return ModelFolder(config.model, path, revision, pipeline)
+
+
+def expected_family(config: Config) -> Family:
+    """The family that a config's model is of, as far as that is known before the model is fetched.
+
+    A repository that is not on this machine is taken for what the shipped configs name, Wan.
+    """
+    local = find_local(config)
+    try:
+        return next(families()) if local is None else family_in(local)[0]
+    except (OSError, ValueError):
+        return next(families())  # `find_model` tells what is wrong
+
+
+def _written(bounds: Bounds) -> str:
+    """As it stands in a config."""
+    return "{" + ", ".join(f"{name}: {value}" for name, value in bounds.model_dump().items()) + "}"
 
 
 def local_revision(config: Config) -> str | None:
@@ -109,11 +97,10 @@ def local_revision(config: Config) -> str | None:
         BadRequestError: a LoRA cannot be read.
     """
     path = find_local(config)
-    return (
-        None
-        if path is None
-        else "+".join([folder_digest(path), *(read_lora(lora).digest for lora in config.lora)])
-    )
+    if path is None:
+        return None
+    family = expected_family(config)
+    return "+".join([folder_digest(path), *(family.read_lora(lora) for lora in config.lora)])
 
 
 def find_local(config: Config) -> Path | None:
@@ -163,93 +150,6 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
             f"and it could not be fetched as a Hugging Face repository: {reason}"
         ) from None
     return path, path.name
-
-
-def _check_folder(path: Path, expected: Architecture | None) -> ModelKind:
-    """Which kind of model it holds, whose settings are well-formed, and whose weights are what they say."""
-    if not (path / "model_index.json").is_file() and _is_original(path):
-        raise ValueError(
-            f"it is in the layout of Wan's own repositories; one in diffusers layout is needed: {_EXAMPLE}"
-        )
-    index = ModelIndex.read(path / "model_index.json")
-    if index.pipeline not in list(ModelKind):
-        raise ValueError(f"it is a {index.pipeline}; supported are {', '.join(ModelKind)}")
-    kind = ModelKind(index.pipeline)
-    if index.has_two_transformers:
-        raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
-    read_json(path / "scheduler" / "scheduler_config.json")
-    tokenizer = path / "tokenizer"
-    if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise FileNotFoundError(f"{tokenizer}: holds neither tokenizer.json nor spiece.model")
-    transformer = TransformerSettings.read(path / "transformer" / "config.json")
-    _check_conditioning(kind, transformer)
-    if expected is not None:
-        found = Architecture(
-            layers=transformer.num_layers,
-            heads=transformer.num_attention_heads,
-            head_dim=transformer.attention_head_dim,
-            ffn_dim=transformer.ffn_dim,
-        )
-        if found != expected:
-            raise ValueError(f"its transformer has {found}, but the config expects {expected}")
-    vae = VaeSettings.read(path / "vae" / "config.json")
-    text = TextEncoderSettings.read(path / "text_encoder" / "config.json")
-    if vae.z_dim != transformer.channels:
-        raise ValueError(f"its VAE has {vae.z_dim} channels, its transformer predicts {transformer.channels}")
-    if text.d_model != transformer.text_dim:
-        raise ValueError(
-            f"its text encoder gives {text.d_model} channels, its transformer takes {transformer.text_dim}"
-        )
-    _check_weights(path, kind)
-    return kind
-
-
-def _check_weights(path: Path, kind: ModelKind) -> None:
-    """Compare the headers of all weight files with the models that the settings describe."""
-    for component, model in (("transformer", kind.transformer), ("vae", "AutoencoderKLWan")):
-        folder = path / component
-        WeightFiles(folder, _DIFFUSERS_WEIGHTS).check(_shapes(folder, model))
-    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
-
-    settings = path / "text_encoder" / "config.json"
-    wanted = empty_model(lambda: UMT5EncoderModel(UMT5Config.from_dict(read_json(settings))), settings)
-    WeightFiles(path / "text_encoder", "model").check(wanted, complete=False)  # some are tied to others
-    if kind is ModelKind.IMAGE:
-        read_json(path / "image_processor" / "preprocessor_config.json")
-        folder = path / "image_encoder"
-        ImageEncoderSettings.read(folder / "config.json")
-        given = read_json(folder / "config.json")
-        wanted = empty_model(
-            lambda: CLIPVisionModel(CLIPVisionConfig.from_dict(given)), folder / "config.json"
-        )
-        WeightFiles(folder, "model").check(wanted, prefix="vision_model.", complete=False)
-
-
-def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the weights of a component that is a class of diffusers, by its settings."""
-    import diffusers  # not where only names are asked for: it takes seconds
-
-    settings = folder / "config.json"
-    return empty_model(lambda: getattr(diffusers, model).from_config(read_json(settings)), settings)
-
-
-def _is_original(path: Path) -> bool:
-    """Whether a folder is one of Wan's own: its VAE and text encoder are pickled beside the weights."""
-    return any(path.glob("Wan2*_VAE.pth")) or any(path.glob("models_t5_*.pth"))
-
-
-def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> None:
-    """Refuse a transformer that takes what it is conditioned on otherwise than Wan2.1's do."""
-    has_image = transformer.image_dim is not None
-    extra = transformer.in_channels - transformer.channels
-    has_control = transformer.vace_layers is not None
-    named = transformer.class_name or kind.transformer
-    if has_control != (kind is ModelKind.VACE) or named != kind.transformer:
-        raise ValueError(f"it is a {kind}, but its transformer is a {named}")
-    if kind is not ModelKind.IMAGE and (has_image or extra):
-        raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not give")
-    if kind is ModelKind.IMAGE and not (has_image and extra):
-        raise ValueError("it takes an image otherwise than Wan2.1's I2V, which is not supported yet")
 
 
 def folder_digest(path: Path) -> str:

@@ -34,11 +34,24 @@ _CLASSES: dict[Any, str] = {
     **dict.fromkeys((list, tuple, np.ndarray), "a list"),
     type(None): "null",
 }
+Timesteps = Callable[[dict[str, Any], int, int], dict[str, Any]]
+"""Settings of a sampler, steps, and tokens → what `set_timesteps` is given beside the number of steps."""
+
+_PROBED_TOKENS = 1024
 _REMEDY = "name another in the config, such as `scheduler: {kind: unipc, shift: 3.0}`"
 
 
-def load_scheduler(folder: ModelFolder, choice: SamplerConfig) -> SchedulerMixin:
+def _no_more(settings: dict[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+    return {}
+
+
+def load_scheduler(
+    folder: ModelFolder, choice: SamplerConfig, timesteps: Timesteps = _no_more
+) -> SchedulerMixin:
     """The sampler of `choice`, configured for flow matching from the model's own settings.
+
+    Args:
+        timesteps: the model family's.
 
     Raises:
         BadRequestError: a setting is of the wrong type, or the sampler is none that can be used: it is not
@@ -50,14 +63,15 @@ def load_scheduler(folder: ModelFolder, choice: SamplerConfig) -> SchedulerMixin
         raise _refusal(folder, str(settings.get("_class_name")), "it is no sampler of diffusers")
     if problem := _wrong_setting(kind, wanted):
         raise _refusal(folder, kind.__name__, problem)
-    if wanted.get("use_dynamic_shifting") is True:
-        problem = "use_dynamic_shifting: true given; it needs `mu`, which Wan's pipelines do not have"
+    given = timesteps(wanted, _PROBED_STEPS, _PROBED_TOKENS)
+    if wanted.get("use_dynamic_shifting") is True and "mu" not in given:
+        problem = "use_dynamic_shifting: true given; it needs `mu`, which pipelines of this model do not have"
         raise _refusal(folder, kind.__name__, problem)
     try:
         sampler = kind.from_config(wanted)
     except Exception as error:  # whatever a class of diffusers makes of settings that it does not support
         raise _refusal(folder, kind.__name__, _first_line(error) + _own(kind, wanted)) from None
-    if problem := _incapable(lambda: kind.from_config(sampler.config)):
+    if problem := _incapable(lambda: kind.from_config(sampler.config), given):
         raise _refusal(folder, kind.__name__, problem + _own(kind, wanted))
     return sampler
 
@@ -130,7 +144,7 @@ def _plain(hint: Any) -> Any:
     return get_origin(hint) or hint
 
 
-def _incapable(fresh: Callable[[], SchedulerMixin]) -> str:
+def _incapable(fresh: Callable[[], SchedulerMixin], given: dict[str, Any]) -> str:
     """Why a sampler cannot be used, found by using it on a few numbers; empty if it can be.
 
     The velocity of a straight way from noise to a clean sample is given at every step: a sampler for flow
@@ -140,9 +154,9 @@ def _incapable(fresh: Callable[[], SchedulerMixin]) -> str:
     noise = torch.randn((1, 4, 1, 4, 4), generator=numbers)
     clean = torch.rand(noise.shape, generator=numbers) - 0.5
     try:
-        ends = [_sampled(fresh, noise, noise - clean, seed) for seed in (1, 2)]
+        ends = [_sampled(fresh, given, noise, noise - clean, seed) for seed in (1, 2)]
     except Exception as error:  # whatever a class that is no sampler for this makes of it
-        return f"it cannot be used as Wan's pipelines do: {_first_line(error)}"
+        return f"it cannot be used as the model's pipelines do: {_first_line(error)}"
     if not ends[0].isfinite().all():
         return "with its settings it gives what is not a number"
     if not torch.equal(*ends):
@@ -152,7 +166,7 @@ def _incapable(fresh: Callable[[], SchedulerMixin]) -> str:
     if not (-_CLOSE < left < 1 - _CLOSE and float((off - left * way).norm()) < _CLOSE * float(clean.norm())):
         return "it does not sample flow matching (prediction_type: flow_prediction, use_flow_sigmas: true)"
     try:
-        kept = _sampled(fresh, noise, noise - clean, 1, interrupted=True)
+        kept = _sampled(fresh, given, noise, noise - clean, 1, interrupted=True)
     except Exception as error:  # pickle raises AttributeError, too
         return f"its state cannot be kept in a checkpoint: {_first_line(error)}"
     return "" if torch.equal(kept, ends[0]) else "its state cannot be restored from a checkpoint"
@@ -160,6 +174,7 @@ def _incapable(fresh: Callable[[], SchedulerMixin]) -> str:
 
 def _sampled(
     fresh: Callable[[], SchedulerMixin],
+    given: dict[str, Any],
     noise: torch.Tensor,
     velocity: torch.Tensor,
     seed: int,
@@ -170,13 +185,13 @@ def _sampled(
     sample, cpu = noise, torch.device("cpu")
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
-        sampler = _begun(fresh())
+        sampler = _begun(fresh(), given)
         for number, timestep in enumerate(sampler.timesteps):
             if interrupted and number == len(sampler.timesteps) // 2:
                 stored = io.BytesIO()
                 torch.save(sampler_state(sampler), stored)
                 stored.seek(0)
-                sampler = _begun(fresh())
+                sampler = _begun(fresh(), given)
                 restore_sampler(sampler, torch.load(stored, weights_only=True), cpu)
             sample = sampler.step(velocity, timestep, sample, return_dict=False)[0]
     return sample
@@ -194,20 +209,25 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _begun(sampler: SchedulerMixin) -> SchedulerMixin:
-    sampler.set_timesteps(_PROBED_STEPS)
+def _begun(sampler: SchedulerMixin, given: dict[str, Any]) -> SchedulerMixin:
+    sampler.set_timesteps(_PROBED_STEPS, **given)
     sampler.set_begin_index(0)
     return sampler
 
 
-def begin_sampler(sampler: SchedulerMixin, steps: int, device: torch.device | None) -> None:
+def begin_sampler(
+    sampler: SchedulerMixin, steps: int, device: torch.device | None, given: dict[str, Any] | None = None
+) -> None:
     """Set its timesteps, and let it stand at the first.
+
+    Args:
+        given: to `set_timesteps`, beside the number of steps.
 
     Raises:
         BadRequestError: it cannot take so many steps.
     """
     try:
-        sampler.set_timesteps(steps, device=device)
+        sampler.set_timesteps(steps, device=device, **(given or {}))
         sampler.set_begin_index(0)
         ordered = bool(sampler.timesteps.isfinite().all()) and len(sampler.timesteps) >= steps
     except Exception as error:  # as of `load_scheduler`

@@ -1,26 +1,19 @@
-"""Settings of a model folder's components, read from its JSON files and checked by type."""
+"""Settings of a model folder's components, read from its JSON files and checked by type: what all families
+have."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.files.text import read_json
 
-_Count = Annotated[int, Field(ge=1)]
 
-
-def _even(value: int) -> int:
-    if value % 2:
-        raise ValueError("must be even")
-    return value
-
-
-class _Settings(BaseModel):
+class Settings(BaseModel):
     """Fields as in diffusers, with its defaults; unknown ones are another version's."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -53,107 +46,10 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield said
 
 
-class ModelIndex(_Settings):
-    """model_index.json: which pipeline it is, and which of its components are there."""
+class ModelIndex(Settings):
+    """model_index.json: which pipeline it is."""
 
     pipeline: str = Field(alias="_class_name")
-    transformer_2: list[str | None] | None = None
-    boundary_ratio: float | None = None
-
-    @property
-    def has_two_transformers(self) -> bool:
-        return any(self.transformer_2 or ()) or self.boundary_ratio is not None
-
-
-class TransformerSettings(_Settings):
-    """transformer/config.json of Wan."""
-
-    class_name: str | None = Field(None, alias="_class_name")
-    patch_size: Annotated[list[_Count], Field(min_length=3, max_length=3)] = [1, 2, 2]
-    num_attention_heads: _Count = 40
-    attention_head_dim: Annotated[_Count, AfterValidator(_even)] = 128
-    in_channels: _Count = 16
-    out_channels: _Count | None = 16
-    text_dim: _Count = 4096
-    freq_dim: Annotated[_Count, AfterValidator(_even)] = 256
-    ffn_dim: _Count = 13824
-    num_layers: _Count = 40
-    cross_attn_norm: bool = True
-    qk_norm: str | None = "rms_norm_across_heads"
-    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
-    image_dim: _Count | None = None
-    added_kv_proj_dim: _Count | None = None
-    rope_max_seq_len: _Count = 1024
-    pos_embed_seq_len: _Count | None = None
-    vace_layers: list[Annotated[int, Field(ge=0)]] | None = None
-    vace_in_channels: _Count | None = None
-
-    @property
-    def channels(self) -> int:
-        """Channels of what it predicts: those that it is given, where nothing else is said."""
-        return self.out_channels or self.in_channels
-
-
-class VaeSettings(_Settings):
-    """vae/config.json of Wan. The VAEs of the Wan2.1 repositories state no scale factors."""
-
-    class_name: str | None = Field(None, alias="_class_name")
-    base_dim: _Count = 96
-    decoder_base_dim: _Count | None = None
-    z_dim: _Count = 16
-    dim_mult: Annotated[list[_Count], Field(min_length=1)] = [1, 2, 4, 4]
-    num_res_blocks: _Count = 2
-    attn_scales: list[float] = []
-    temperal_downsample: list[bool] = [False, True, True]
-    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
-    latents_mean: list[Annotated[float, Field(allow_inf_nan=False)]] | None = None
-    latents_std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
-    is_residual: bool = False
-    in_channels: _Count = 3
-    out_channels: _Count = 3
-    patch_size: _Count | None = None
-    scale_factor_temporal: _Count = 4
-    scale_factor_spatial: _Count = 8
-
-    @model_validator(mode="after")
-    def _one_number_for_each_channel(self) -> Self:
-        for name in ("latents_mean", "latents_std"):
-            given = getattr(self, name)
-            numbers = 16 if given is None else len(given)  # diffusers' own are Wan2.1's
-            if numbers != self.z_dim:
-                raise ValueError(f"{name} has {numbers} numbers where z_dim is {self.z_dim}")
-        if len(self.temperal_downsample) != len(self.dim_mult) - 1:
-            raise ValueError("temperal_downsample needs one value fewer than dim_mult")
-        return self
-
-
-class TextEncoderSettings(_Settings):
-    """text_encoder/config.json of UMT5."""
-
-    model_type: str = "umt5"
-    vocab_size: _Count
-    d_model: _Count
-    d_kv: _Count
-    d_ff: _Count
-    num_layers: _Count
-    num_heads: _Count
-
-    @model_validator(mode="after")
-    def _is_umt5(self) -> Self:
-        if self.model_type != "umt5":
-            raise ValueError(f"model_type {self.model_type!r} is not umt5, Wan's text encoder")
-        return self
-
-
-class ImageEncoderSettings(_Settings):
-    """image_encoder/config.json of CLIP."""
-
-    hidden_size: _Count = 768
-    intermediate_size: _Count = 3072
-    num_hidden_layers: _Count = 12
-    num_attention_heads: _Count = 12
-    image_size: _Count = 224
-    patch_size: _Count = 32
 
 
 def empty_model(make: Callable[[], Any], path: Path) -> dict[str, tuple[int, ...]]:

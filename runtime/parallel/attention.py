@@ -4,16 +4,21 @@ Ulysses trades a token shard with all heads for all tokens of the Ulysses group 
 ring then passes keys and values around and merges partial results. Token counts and heads need not divide
 evenly: pieces may differ in size, and nothing is padded.
 
-Tensor legend: B batch, S tokens on this rank, U tokens of its Ulysses group, H heads, h heads on this rank, D
-channels of a head.
+Some tokens may be on every rank, as the text of a joint text-image transformer: [replicated ‖ split]. All
+tokens attend to all. Keys and values of replicated tokens are never sent; what these see is computed head by
+head in the Ulysses group, and sent to the others of it.
+
+Tensor legend: B batch, R replicated tokens, S tokens on this rank (those before them included where there are
+any), U tokens of its Ulysses group, H heads, h heads on this rank, D channels of a head.
 
 Source: DeepSpeed-Ulysses (arXiv 2309.14509); Ring Attention (arXiv 2310.01889).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -49,8 +54,23 @@ class SequenceGroup:
         return self.tokens.merge(self.ulysses.size).sizes
 
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Query, key and value of this rank's tokens → attention output, all `[B, S, H, D]`."""
+class Attend(Protocol):
+    """Attention of this rank's tokens to the whole sequence."""
+
+    def __call__(
+        self,
+        query_BSHD: torch.Tensor,
+        key_BSHD: torch.Tensor,
+        value_BSHD: torch.Tensor,
+        replicated: int = 0,
+        /,
+    ) -> torch.Tensor:
+        """Query, key and value of this rank's tokens `[B, S, H, D]` → what they see in the whole sequence.
+
+        Args:
+            replicated: so many of the tokens, the first, are the same on every rank.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +81,58 @@ class SplitAttention:
     kernel: Kernel
 
     def __call__(
-        self, query_BSHD: torch.Tensor, key_BSHD: torch.Tensor, value_BSHD: torch.Tensor
+        self,
+        query_BSHD: torch.Tensor,
+        key_BSHD: torch.Tensor,
+        value_BSHD: torch.Tensor,
+        replicated: int = 0,
+        /,
     ) -> torch.Tensor:
-        return attend(query_BSHD, key_BSHD, value_BSHD, group=self.group, kernel=self.kernel)
+        return attend(query_BSHD, key_BSHD, value_BSHD, replicated, group=self.group, kernel=self.kernel)
 
 
 def attend(
     query_BSHD: torch.Tensor,
     key_BSHD: torch.Tensor,
     value_BSHD: torch.Tensor,
+    replicated: int = 0,
+    /,
     *,
     group: SequenceGroup,
     kernel: Kernel,
 ) -> torch.Tensor:
-    """Compute full self-attention over the whole sequence for this rank's tokens, `[B, S, H, D]`."""
-    query, key, value = _heads_from_tokens((query_BSHD, key_BSHD, value_BSHD), group)
-    return _tokens_from_heads(_ring(query, key, value, group, kernel), group)
+    """Compute full self-attention over the whole sequence for this rank's tokens, `[B, S, H, D]`.
+
+    Args:
+        replicated: so many of the tokens, the first, are the same on every rank, and `group.tokens` splits
+            the others. What they see is the same on all ranks up to rounding.
+    """
+    inputs = query_BSHD, key_BSHD, value_BSHD
+    shared_BhRD = _own_heads([x[:, :replicated] for x in inputs], group)
+    query, key, value = _heads_from_tokens([x[:, replicated:] for x in inputs], group)
+    if replicated:
+        query = torch.cat((shared_BhRD[0], query), dim=2)
+    output = _ring(query, key, value, group, kernel, shared_BhRD[1:] if replicated else ())
+    own = _tokens_from_heads(output[:, :, replicated:], group)
+    if not replicated:
+        return own
+    return torch.cat((_all_heads(output[:, :, :replicated], group), own), dim=1)
+
+
+def _own_heads(inputs_BRHD: Sequence[torch.Tensor], group: SequenceGroup) -> list[torch.Tensor]:
+    """This rank's heads of tokens that every rank has, `[B, h, R, D]` each."""
+    own = group.heads.slice(group.ulysses.rank)
+    return [x_BRHD[:, :, own].transpose(1, 2) for x_BRHD in inputs_BRHD]
+
+
+def _all_heads(output_BhRD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+    """The inverse of `_own_heads`: `[B, R, H, D]` from every rank's own heads."""
+    output_BRhD = output_BhRD.transpose(1, 2)
+    if group.ulysses.size == 1:
+        return output_BRhD
+    batch, tokens, _, channels = output_BRhD.shape
+    shapes = [(batch, tokens, heads, channels) for heads in group.heads.sizes]
+    return torch.cat(group.ulysses.gather(output_BRhD.contiguous(), shapes), dim=2)
 
 
 def _heads_from_tokens(inputs_BSHD: Sequence[torch.Tensor], group: SequenceGroup) -> list[torch.Tensor]:
@@ -119,11 +175,16 @@ def _ring(
     value_BhUD: torch.Tensor,
     group: SequenceGroup,
     kernel: Kernel,
+    shared_BhRD: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
-    """Compute attention to each ring position's keys and values, while the next ones are in transfer."""
+    """Compute attention to each ring position's keys and values, while the next ones are in transfer.
+
+    Args:
+        shared_BhRD: keys and values that every position has, if there are any: they count once.
+    """
     ring = group.ring
     if ring.size == 1:
-        return kernel(query_BhUD, key_BhUD, value_BhUD)[0]
+        return kernel(query_BhUD, *_joined(shared_BhRD, (key_BhUD, value_BhUD)))[0]
     block_2BhUD = torch.stack((key_BhUD, value_BhUD))
     merged: _Partial | None = None
     for distance in range(ring.size):
@@ -131,7 +192,9 @@ def _ring(
         passing = None
         if distance + 1 < ring.size:
             passing = _pass_on(block_2BhUD, ring, tokens=group.ring_tokens[previous])
-        output, log_sum = kernel(query_BhUD, *block_2BhUD.unbind(0))
+        output, log_sum = kernel(
+            query_BhUD, *_joined(shared_BhRD if distance == 0 else (), block_2BhUD.unbind(0))
+        )
         assert log_sum is not None
         partial = _Partial(output.float(), log_sum.float())
         merged = partial if merged is None else merged.merge(partial)
@@ -139,6 +202,13 @@ def _ring(
             block_2BhUD = passing.wait()[(ring.rank - 1) % ring.size]
     assert merged is not None
     return merged.output_BhUD.to(query_BhUD.dtype)
+
+
+def _joined(shared_BhRD: Sequence[torch.Tensor], own_BhUD: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Keys and values of both."""
+    if not shared_BhRD:
+        return own_BhUD
+    return [torch.cat(both, dim=2) for both in zip(shared_BhRD, own_BhUD, strict=True)]
 
 
 def _pass_on(block_2BhUD: torch.Tensor, ring: Peers, tokens: int) -> Transfer:

@@ -90,8 +90,15 @@ class UspAttention:
         )
 
     def __call__(
-        self, query_BSHD: torch.Tensor, key_BSHD: torch.Tensor, value_BSHD: torch.Tensor
+        self,
+        query_BSHD: torch.Tensor,
+        key_BSHD: torch.Tensor,
+        value_BSHD: torch.Tensor,
+        replicated: int = 0,
+        /,
     ) -> torch.Tensor:
+        if replicated:
+            raise ValueError(f"xfuser's USP splits all tokens, got {replicated} that every rank has")
         from xfuser.core.distributed import parallel_state, runtime_state
         from xfuser.model_executor.layers import usp
 

@@ -7,11 +7,14 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransforme
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.models.base import Embeddings, ImageCondition
-from runtime.models.folder import ModelKind
-from runtime.models.loading import LoadedTransformer
-from runtime.models.wan.adapter import Transformer, every_block
+from runtime.models.base import Embeddings, Expert, ImageCondition
+from runtime.models.family import Model
+from runtime.models.wan.adapter import Transformer, every_block, open_adapter
+from runtime.models.wan.attention import SelfAttention
+from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.image import open_image_encoder
 from runtime.models.wan.text import PromptEncoder
+from runtime.models.wan.vae import WanDecoder
 from runtime.parallel.kernels import AUTO, GOOD_CUDNN, Card, choose, resolve
 from runtime.parallel.sharding import Weights, WholeWeights
 from runtime.parallel.topology import Degrees
@@ -24,6 +27,7 @@ from runtime.rehearsal.shares import MadeUpShares
 from runtime.request.config import Config, Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Plan, Prepared
+from runtime.sampling.prepare import build_networks
 
 _HOPPER = (9, 0)
 
@@ -61,7 +65,8 @@ class RehearsedEngine(Engine):
         noise_BCFHW = torch.empty(self.sizes.shape(plan.request), device=DEVICE)
         window_BCFHW = noise_BCFHW[:, :, plan.windows.slice(0)]
         text, image = self._embeddings(plan.request), self._condition(plan, window_BCFHW)
-        networks = self._networks(plan, window_BCFHW, text, image)
+        group = self.ranks.group(plan.topology)
+        networks = build_networks(plan, self.loaded.experts, group, self.heads, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
         recipe = self.profile.recipe(plan.request, plan.preset, None)
         return Prepared(plan, recipe, networks, noise_BCFHW, image, storage)
@@ -69,12 +74,17 @@ class RehearsedEngine(Engine):
     @property
     def heads(self) -> int:
         """Of the transformer."""
-        return int(self._transformer.config.num_attention_heads)
+        return self.sizes.architecture.heads
+
+    @property
+    def kind(self) -> ModelKind:
+        """Of the model."""
+        return ModelKind(self.model.pipeline)
 
     @property
     def adapter_dtype(self) -> torch.dtype:
         """In which the transformer computes."""
-        return self._adapter.dtype
+        return self.loaded.dtype
 
     @property
     def vae(self) -> AutoencoderKLWan | None:
@@ -84,10 +94,30 @@ class RehearsedEngine(Engine):
     def _read_profile(self) -> RehearsedProfile:
         return self._known
 
-    def _load_transformer(self) -> LoadedTransformer:
-        vace = self.model.kind is ModelKind.VACE
+    def _load(self) -> Model:
+        """The model, of which no text encoder is loaded: `runtime.rehearsal.phases` makes one up."""
+        config, dtype = self.config, self.config.dtype.of("transformer")
+        if config.dtype.computed != dtype:
+            raise BadRequestError(
+                f"dtype.compute: {config.dtype.compute} given; steps that compute in another dtype than "
+                "weights are kept in cannot be rehearsed"
+            )
+        self._transformer, weights = self._make_transformer(dtype)
+        adapter = open_adapter(self._transformer, weights)
+        expert = Expert("transformer", adapter, SelfAttention(self._transformer), self._transformer)
+        freed = config.model_copy(update={"memory": Memory(text_encoder="free")})
+        text = PromptEncoder(self.model, freed, self.ranks, adapter.dtype)
+        self._vae = self._make_vae()
+        decoder = WanDecoder(self._vae, config, self.ranks)
+        self._image = open_image_encoder(
+            self.model, config, self.ranks, self._transformer, adapter.dtype, decoder
+        )
+        return Model((expert,), text, decoder, self._image)
+
+    def _make_transformer(self, dtype: torch.dtype) -> tuple[Transformer, Weights]:
+        vace = self.kind is ModelKind.VACE
         kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
-        path, dtype = self.model.path / "transformer", self.config.dtype.of("transformer")
+        path = self.model.path / "transformer"
         model = diffusers_module(self.made_up, kind, path, dtype)
         self.parameters = sum(one.numel() for one in model.parameters())
         for tensor in (*model.parameters(), *model.buffers()):
@@ -95,19 +125,14 @@ class RehearsedEngine(Engine):
         weights = self._share_out(model)
         if not self._whole:
             weights = RepeatedBlocks(weights, self.made_up.ledger, self.ranks)
-        return LoadedTransformer(model, weights)
-
-    def _open_text(self) -> PromptEncoder:
-        """None is loaded; `runtime.rehearsal.phases` makes one up when it is at work."""
-        config = self.config.model_copy(update={"memory": Memory(text_encoder="free")})
-        return PromptEncoder(self.model, config, self.ranks, self._adapter.dtype)
+        return model, weights
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
         """Whether it fits is what a rehearsal is to find out."""
 
     def _kernel(self, ring: int) -> str:
         """Name of the kernel that would run on the GPU in question."""
-        name, dtype = self.config.attention, self._adapter.dtype
+        name, dtype = self.config.attention, self.loaded.dtype
         if name == AUTO:
             card = Card(_HOPPER, GOOD_CUDNN) if self._gpu.cudnn else None
             return choose(DEVICE, dtype, ring, card)
@@ -125,7 +150,7 @@ class RehearsedEngine(Engine):
                 shares.share_out(block)
         return shares
 
-    def _load_vae(self) -> AutoencoderKLWan | None:
+    def _make_vae(self) -> AutoencoderKLWan | None:
         if self.config.tiles is None and not self.ranks.is_leader:
             return None
         path, dtype = self.model.path / "vae", self.config.dtype.of("vae")
@@ -138,7 +163,7 @@ class RehearsedEngine(Engine):
         """Of the prompts, as the text encoder would give them."""
         shape = (request.videos, request.max_sequence_length, self._transformer.config.text_dim)
         made = [
-            torch.empty(shape, dtype=self._adapter.dtype, device=DEVICE)
+            torch.empty(shape, dtype=self.loaded.dtype, device=DEVICE)
             for _ in range(1 + len(request.travel) + request.guided)
         ]
         count = 1 + len(request.travel)
@@ -149,19 +174,19 @@ class RehearsedEngine(Engine):
         if self._image is None:
             return None
         settings, (batch, channels, *rest) = self._transformer.config, window_BCFHW.shape
-        if self.model.kind is ModelKind.VACE:
+        if self.kind is ModelKind.VACE:
             total, tokens = settings.vace_in_channels, []
         else:
             total = settings.in_channels - channels
             tokens = [(batch, self.image_tokens, settings.image_dim)]
         shapes = [(batch, total, *rest), *tokens]
-        made = [torch.empty(shape, dtype=self._adapter.dtype, device=DEVICE) for shape in shapes]
+        made = [torch.empty(shape, dtype=self.loaded.dtype, device=DEVICE) for shape in shapes]
         return ImageCondition(made[0], self._image._layout(channels, total), *made[1:])
 
     @property
     def image_tokens(self) -> int:
         """Of an image encoder: one for each patch, and one of the whole."""
-        from runtime.models.settings import ImageEncoderSettings
+        from runtime.models.wan.settings import ImageEncoderSettings
 
         found = ImageEncoderSettings.read(self.model.path / "image_encoder" / "config.json")
         return (found.image_size // found.patch_size) ** 2 + 1

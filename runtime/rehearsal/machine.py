@@ -6,8 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from runtime.request.bounds import NUMBER
 from runtime.request.config import open_yaml
-from runtime.request.video_request import NUMBER, Title
+from runtime.request.video_request import Title
 
 _Speed = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), NUMBER]
 

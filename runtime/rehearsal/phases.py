@@ -13,7 +13,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from runtime.files.text import read_json
-from runtime.models.folder import ModelKind
+from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.vae import decode_frames
 from runtime.rehearsal.engine import RehearsedEngine
 from runtime.rehearsal.ledger import Memory, Work
@@ -165,13 +165,13 @@ class Rehearser:
     def _see(self) -> None:
         """What an image encoder and the VAE do with an image, or with nothing in its place."""
         engine, request = self._engine, self._engine.config.windowed(self._plan.request)
-        if engine.model.kind is ModelKind.TEXT:
+        if engine.kind is ModelKind.TEXT:
             return
-        if engine.model.kind is ModelKind.IMAGE:
+        if engine.kind is ModelKind.IMAGE:
             self._see_image()
         vae = engine.vae
         assert vae is not None
-        times = 2 if engine.model.kind is ModelKind.VACE else 1  # what is known, and what is to be changed
+        times = 2 if engine.kind is ModelKind.VACE else 1  # what is known, and what is to be changed
         shape = (1, vae.config.in_channels, request.frames, request.height, request.width)
         with self._made_up.running():
             for _ in range(times):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from runtime.models.folder import ModelKind
+from runtime.models.wan.folder import ModelKind
 from runtime.parallel.sequence import Split
 from runtime.parallel.topology import Degrees, Topology
 from runtime.rehearsal.engine import RehearsedEngine
@@ -159,7 +159,7 @@ def every_kind(asked: Asked) -> list[int]:
 
 def _with_image(asked: Asked, profile: RehearsedProfile) -> Asked:
     """With an image where the model needs one: which, makes no difference."""
-    if profile.folder.kind is not ModelKind.IMAGE or asked.request.image is not None:
+    if profile.folder.pipeline != ModelKind.IMAGE or asked.request.image is not None:
         return asked
     return replace(asked, request=asked.request.model_copy(update={"image": "made up"}))
 

@@ -11,13 +11,14 @@ import torch
 from diffusers import SchedulerMixin
 
 from runtime.errors import BadRequestError
-from runtime.models.folder import ModelFolder, ModelKind, find_local, folder_digest
+from runtime.models.folder import ModelFolder, find_local, folder_digest
 from runtime.models.sampler import load_scheduler
-from runtime.models.settings import ModelIndex, TextEncoderSettings, TransformerSettings, VaeSettings
-from runtime.models.wan.sizes import LatentSizes
+from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.settings import TextEncoderSettings, TransformerSettings, VaeSettings, WanIndex
 from runtime.profile import ModelProfile
 from runtime.rehearsal.published import PUBLISHED, write_settings
 from runtime.request.config import Config
+from runtime.request.video_request import VideoRequest
 
 Source = Literal["folder", "cache", "published"]
 
@@ -36,7 +37,7 @@ class RehearsedProfile(ModelProfile):
         self.config = config
         path, self.source = find_settings(config)
         try:
-            kind = _kind(ModelIndex.read(path / "model_index.json"))
+            kind = _kind(WanIndex.read(path / "model_index.json"))
             TransformerSettings.read(path / "transformer" / "config.json")
             VaeSettings.read(path / "vae" / "config.json")
             TextEncoderSettings.read(path / "text_encoder" / "config.json")
@@ -44,15 +45,16 @@ class RehearsedProfile(ModelProfile):
             raise BadRequestError(f"model: {config.model!r} cannot be rehearsed: {error}") from None
         revision = folder_digest(path) if self.source == "folder" else path.name
         self.folder = ModelFolder(config.model, path, revision, kind)
-        self.sizes = LatentSizes.of_model(self.folder)
+        self.family = self.folder.family
+        self.sizes = self.family.sizes(self.folder)
         self.scheduler = load_scheduler(self.folder, config.scheduler)
 
-    def fresh_sampler(self, steps: int, device: torch.device | None = None) -> SchedulerMixin:
+    def fresh_sampler(self, request: VideoRequest, device: torch.device | None = None) -> SchedulerMixin:
         """As of the model; its tables are real, and so on the CPU."""
-        return super().fresh_sampler(steps, None)
+        return super().fresh_sampler(request, None)
 
 
-def _kind(index: ModelIndex) -> ModelKind:
+def _kind(index: WanIndex) -> ModelKind:
     if index.pipeline not in list(ModelKind):
         raise ValueError(f"it is a {index.pipeline}; supported are {', '.join(ModelKind)}")
     if index.has_two_transformers:

@@ -100,6 +100,7 @@ class StepPart(_Part):
 
     Attributes:
         sent: bytes that all ranks sent.
+        expert: name of the transformer that the step is of.
         error: relative error that a forecast of a computed step would have had; None if unknown.
         expected: expected relative error of that forecast, or of the one that was made; None if unknown.
     """
@@ -109,6 +110,7 @@ class StepPart(_Part):
     timestep: float
     seconds: float
     sent: int
+    expert: str
     error: float | None
     expected: float | None
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from runtime.errors import BadRequestError
 from runtime.files.text import beside, user_path
 from runtime.files.yaml import YamlFile
+from runtime.request.bounds import NUMBER, Bounds
 from runtime.request.video_request import (
-    NUMBER,
     FileName,
     FrameCount,
     Guidance,
@@ -34,17 +34,32 @@ class _Part(BaseModel):
 
 
 class Dtypes(_Part):
-    """Precision of each component."""
+    """Precision of each component.
+
+    Attributes:
+        transformer: what its weights are kept in.
+        compute: what its steps compute in; by default what its weights are kept in.
+    """
 
     transformer: _Dtype = "bfloat16"
+    compute: _Dtype | None = None
     text_encoder: _Dtype = "bfloat16"
     vae: _Dtype = "float32"
     image_encoder: _Dtype = "float32"
 
     def of(self, component: Literal["transformer", "text_encoder", "vae", "image_encoder"]) -> torch.dtype:
-        dtype = getattr(torch, getattr(self, component))
-        assert isinstance(dtype, torch.dtype)
-        return dtype
+        return _dtype(getattr(self, component))
+
+    @property
+    def computed(self) -> torch.dtype:
+        """What the transformer computes in."""
+        return _dtype(self.compute or self.transformer)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 class SamplerConfig(_Part):
@@ -110,13 +125,13 @@ class Tiles(_Part):
 class Window(_Part):
     """Number of frames that the model sees at a time: a longer video is made of overlapping windows."""
 
-    frames: Annotated[int, Field(ge=5, le=4001), NUMBER]
-    overlap: Annotated[int, Field(ge=4, le=4000, multiple_of=4), NUMBER]
+    frames: Annotated[int, Field(ge=2, le=4001), NUMBER]
+    overlap: Annotated[int, Field(ge=1, le=4000), NUMBER]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.frames % 4 != 1 or self.overlap >= self.frames - 1:
-            raise ValueError(f"frames {self.frames} must be 4k + 1, and overlap {self.overlap} less than 4k")
+        if self.overlap >= self.frames - 1:
+            raise ValueError(f"overlap {self.overlap} must be less than frames {self.frames} - 1")
         return self
 
 
@@ -146,6 +161,7 @@ class Config(_Part):
         revision: commit or tag of the repository; None for a folder.
         lora: one LoRA or a list, merged into the transformer in this order when it is loaded.
         architecture: expected shape of the transformer; a model that differs is refused.
+        bounds: what its family can make; by default Wan's. A model of a family with other bounds is refused.
         dtype: precision of each component.
         scheduler: the sampler.
         device: `auto` is the accelerator if there is one.
@@ -164,6 +180,7 @@ class Config(_Part):
     revision: FileName | None = None
     lora: Loras = ()
     architecture: Architecture | None = None
+    bounds: Bounds = Bounds()
     dtype: Dtypes = Dtypes()
     scheduler: SamplerConfig = SamplerConfig()
     device: FileName = "auto"
@@ -175,6 +192,17 @@ class Config(_Part):
     busy_timeout: Annotated[float, Field(ge=1, le=7 * 86400, allow_inf_nan=False), NUMBER] = 1800.0
     fps: Annotated[int, Field(ge=1, le=240), NUMBER] = 16
     defaults: Defaults
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        self.bounds.check(self.defaults.model_dump(), ("defaults",))
+        window, step = self.window, self.bounds.frames
+        if window is not None and ((window.frames - 1) % step or window.overlap % step):
+            raise ValueError(
+                f"window.frames {window.frames} must be {self.bounds.frame_rule}, "
+                f"and window.overlap {window.overlap} a multiple of {step}"
+            )
+        return self
 
     def windowed(self, request: VideoRequest) -> VideoRequest:
         """Request for one window: the part of a request that the model sees at a time."""
@@ -188,7 +216,7 @@ class Config(_Part):
         Raises:
             BadRequestError: a field is unknown or out of its bounds, or prompts change within one window.
         """
-        request = VideoRequest.parse(**{**self.defaults.model_dump(), **given, "prompt": prompt})
+        request = VideoRequest.parse(self.bounds, **{**self.defaults.model_dump(), **given, "prompt": prompt})
         if request.travel and self.windowed(request) is request:
             seen = "any length" if self.window is None else f"{self.window.frames} frames"
             raise BadRequestError(
@@ -222,14 +250,14 @@ def _with_files_beside(config: Config, folder: Path) -> Config:
     return config.model_copy(update=changes)
 
 
-def embedded_models() -> list[str]:
-    """Names of the models that come with Lockstep."""
-    return sorted(path.parent.name for path in EMBEDDED_MODELS.glob("*/model_index.json"))
-
-
 def is_embedded(model: str) -> bool:
     """Return whether a model comes with Lockstep."""
     return model in embedded_models()
+
+
+def embedded_models() -> list[str]:
+    """Names of the models that come with Lockstep."""
+    return sorted(path.parent.name for path in EMBEDDED_MODELS.glob("*/model_index.json"))
 
 
 def available(folder: str, kind: str = "yaml") -> list[str]:

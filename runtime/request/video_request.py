@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import BadRequestError
 from runtime.files.problems import explain
 from runtime.files.text import no_text
+from runtime.request.bounds import NUMBER, Bounds
 
 MAX_SEED = 2**63 - 1
 BRANCHES = ("cond", "uncond")  # branches of classifier-free guidance
@@ -45,33 +46,12 @@ def _one_line(text: str) -> str:
     return text
 
 
-def _multiple_of_16(pixels: int) -> int:
-    if pixels % 16:
-        low = pixels // 16 * 16
-        raise ValueError(f"must be a multiple of 16; the nearest are {low or 16} and {low + 16}")
-    return pixels
-
-
-def _latent_frames(frames: int) -> int:
-    if frames % 4 != 1:
-        low = (frames - 1) // 4 * 4 + 1
-        raise ValueError(f"must be 4k + 1; the nearest are {max(low, 1)} and {max(low, 1) + 4}")
-    return frames
-
-
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number")  # noqa: TRY004 pydantic does not handle TypeError
-    return value
-
-
-NUMBER = BeforeValidator(_no_truth_value)  # in Python, true is 1
 Text = Annotated[str, _is_text(MOST_TEXT)]
 Prompt = Annotated[str, _is_text(MOST_TEXT), AfterValidator(_not_blank)]
 Title = Annotated[str, _is_text(MOST_TITLE), AfterValidator(_one_line), AfterValidator(_not_blank)]
 FileName = Annotated[str, _is_text(MOST_PATH), AfterValidator(_not_blank)]
-Pixels = Annotated[int, Field(ge=16, le=8192), NUMBER, AfterValidator(_multiple_of_16)]
-FrameCount = Annotated[int, Field(ge=1, le=4001), NUMBER, AfterValidator(_latent_frames)]
+Pixels = Annotated[int, Field(ge=16, le=8192), NUMBER]
+FrameCount = Annotated[int, Field(ge=1, le=4001), NUMBER]
 StepCount = Annotated[int, Field(ge=1, le=1000), NUMBER]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), NUMBER]
 TextTokens = Annotated[int, Field(ge=1, le=4096), NUMBER]
@@ -105,10 +85,11 @@ class VideoRequest(BaseModel):
         image: path of the image that the video starts from, for image-to-video models.
         travel: later prompts of a video that is longer than the model's window; see `sampling.travel`.
         negative: what the video should not show; used only with guidance above 1.
-        width, height: pixels, multiples of 16.
-        frames: pixel frames, 4k + 1.
+        width, height: pixels, in multiples that the model family has: see `Bounds`.
+        frames: pixel frames, in a number that the model family can make.
         steps: sampler steps.
         guidance: classifier-free guidance scale; at most 1 means no guidance and no unconditional branch.
+        embedded: whether the scale is an input of the transformer, as the model family has it.
         seed: noise is drawn for the whole batch of videos from a CPU generator with this seed.
         max_sequence_length: text tokens. Wan attends to padding, so this affects the result.
         videos: number of videos to make from this prompt, as one batch.
@@ -127,6 +108,7 @@ class VideoRequest(BaseModel):
     frames: FrameCount
     steps: StepCount
     guidance: Guidance
+    embedded: Annotated[bool, Field(exclude_if=lambda embedded: not embedded)] = False
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] = 0
     max_sequence_length: TextTokens = 512
     videos: Annotated[int, Field(ge=1, le=64), NUMBER] = 1
@@ -135,8 +117,13 @@ class VideoRequest(BaseModel):
 
     @property
     def guided(self) -> bool:
-        """True if there is an unconditional branch, as `WanPipeline` decides it."""
-        return self.guidance > 1.0
+        """True if there is an unconditional branch, as diffusers' pipelines decide it."""
+        return self.guidance > 1.0 and not self.embedded
+
+    @property
+    def scale(self) -> float:
+        """Guidance scale that the result depends on; 1 without guidance."""
+        return self.guidance if self.guided or self.embedded else 1.0
 
     @property
     def full(self) -> Self:
@@ -149,13 +136,18 @@ class VideoRequest(BaseModel):
         return BRANCHES if self.guided else BRANCHES[:1]
 
     @classmethod
-    def parse(cls, **fields: Any) -> Self:
+    def parse(cls, bounds: Bounds = Bounds(), **fields: Any) -> Self:  # noqa: B008
         """Validate `fields`.
+
+        Args:
+            bounds: what the model's family can make.
 
         Raises:
             BadRequestError: one line per invalid field: its name, the value given, what is allowed.
         """
         try:
-            return cls(**fields)
+            request = cls(**{**fields, "embedded": bounds.embedded})
+            bounds.check({name: getattr(request, name) for name in ("width", "height", "frames")})
         except ValidationError as error:
             raise BadRequestError(explain(error, model=cls)) from None
+        return request

@@ -13,7 +13,7 @@ import hashlib
 import math
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from runtime.errors import RankFailedError
 from runtime.parallel.collectives import Transfer
 from runtime.parallel.ranks import Ranks, minority
 from runtime.sampling.commands import Command, Commands
+from runtime.sampling.course import Course
 from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, Squares, StepKind, Stopwatch, Timing
 
 
@@ -35,11 +36,13 @@ class Decision:
         kinds: branch → compute or forecast.
         command: agreed by all ranks. `FORCE_COMPUTE` is already in `kinds`; `STOP` ends the generation after
             this step, `CANCEL` before it.
+        expert: name of the transformer that the step is of.
     """
 
     step: int
     kinds: Mapping[str, StepKind]
     command: Command = Command.NONE
+    expert: str = ""
 
     @property
     def kind(self) -> StepKind:
@@ -101,6 +104,9 @@ class Coordinator:
         ranks: all ranks of the group.
         deadline: computed steps for which there is no time are forecast instead, by the first rank's clock.
         commands: commands given on this rank; the ranks agree on them. None by default.
+        course: course of the experts; None for a model of one.
+        forced: steps that are computed whatever schedules and deadline say, as there is nothing to forecast
+            them from.
 
     Attributes:
         decisions: decisions so far, in order.
@@ -116,7 +122,10 @@ class Coordinator:
         ranks: Ranks,
         deadline: Deadline | None = None,
         commands: Commands | None = None,
+        course: Course | None = None,
+        forced: Collection[int] = (),
     ):
+        self._course, self._forced = course, forced
         self.schedules, self._ranks = schedules, ranks
         self._distinct = list({id(schedule): schedule for schedule in schedules.values()}.values())
         self._adaptive = [s for s in self._distinct if isinstance(s, AdaptiveSchedule)]
@@ -151,17 +160,23 @@ class Coordinator:
         agreed = self._agreed
         self._ranks.at(f"step {step}")
         kinds = {id(schedule): schedule.kind(step) for schedule in self._distinct}
-        if agreed is Command.FORCE_COMPUTE:
+        if agreed is Command.FORCE_COMPUTE or step in self._forced:
             kinds = dict.fromkeys(kinds, StepKind.COMPUTE)
         elif StepKind.COMPUTE in kinds.values() and not self._in_time(step):
             kinds = dict.fromkeys(kinds, StepKind.FORECAST)
             self.dropped.append(step)
         decision = Decision(
-            step, {branch: kinds[id(schedule)] for branch, schedule in self.schedules.items()}, agreed
+            step,
+            {branch: kinds[id(schedule)] for branch, schedule in self.schedules.items()},
+            agreed,
+            self._expert(step),
         )
         self._take(decision)
         self._begin_exchange(step)
         return decision
+
+    def _expert(self, step: int) -> str:
+        return "" if self._course is None else self._course.name(step)
 
     def _in_time(self, step: int) -> bool:
         """Return whether there is time to compute this wanted step, equally on all ranks."""
@@ -176,7 +191,7 @@ class Coordinator:
     def _take(self, decision: Decision) -> None:
         self.decisions.append(decision)
         chosen = ",".join(f"{branch}={kind}" for branch, kind in decision.kinds.items())
-        self._digest.update(f"{decision.step}:{chosen}:{decision.command:d}\n".encode())
+        self._digest.update(f"{decision.step}:{chosen}:{decision.command:d}:{decision.expert}\n".encode())
 
     def observe(self, step: int, squares: Squares | None) -> None:
         """Take the error that forecasts of a computed step would have had on this rank's shard.
@@ -219,7 +234,8 @@ class Coordinator:
             named = {branch: StepKind(kind) for branch, kind in kinds.items()}
             given = Command(command)
             # An earlier stop is not a decision about the video, which is the same with and without it.
-            self._take(Decision(step, named, Command.NONE if given >= Command.STOP else given))
+            kept = Command.NONE if given >= Command.STOP else given
+            self._take(Decision(step, named, kept, self._expert(step)))
         self.errors, self.dropped = dict(shared["errors"]), list(shared["dropped"])
         self._pace.credit = shared["credit"]
         for step, error in sorted(self.errors.items()):

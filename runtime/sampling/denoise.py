@@ -38,6 +38,7 @@ class StepRecord:
         timestep: the sampler's timestep, 1000 … 0.
         seconds: wall time of the step on this rank, including the accelerator's work.
         sent: bytes that this rank sent to other ranks.
+        expert: name of the transformer that the step is of.
     """
 
     index: int
@@ -45,6 +46,7 @@ class StepRecord:
     timestep: float
     seconds: float
     sent: int = 0
+    expert: str = ""
 
 
 @torch.no_grad()
@@ -93,7 +95,8 @@ def denoise(
             coordinator.observe(index, output.squares)
         seconds = time.perf_counter() - started
         coordinator.timed(seconds)
-        yield StepRecord(index, decision.kind, float(timestep), seconds, ranks.traffic.sent - sent)
+        sent = ranks.traffic.sent - sent
+        yield StepRecord(index, decision.kind, float(timestep), seconds, sent, decision.expert)
         if decision.command is Command.STOP:
             raise CancelledError(f"stopped after step {index}")
     coordinator.finish()

@@ -54,17 +54,27 @@ def check_finite(
     raise NotFiniteError(f"step {step}: {of} produced NaN or infinity")
 
 
-def likely_cause(model: nn.Module, config: Config, ranks: Ranks) -> str:
-    """Explain why a transformer produces NaN or infinity; called on every rank."""
-    own = [name for name, weight in model.named_parameters() if not torch.isfinite(own_share(weight)).all()]
+def likely_cause(transformers: Mapping[str, nn.Module], config: Config, ranks: Ranks) -> str:
+    """Explain why a model produces NaN or infinity; called on every rank.
+
+    Args:
+        transformers: by the names of the model's experts.
+    """
+    own = [
+        f"{expert}'s weight {name}"
+        for expert, module in transformers.items()
+        for name, weight in module.named_parameters()
+        if not torch.isfinite(own_share(weight)).all()
+    ]
     broken = sorted({name for told in ranks.control.all_gather_object(own) for name in told})
     if broken:
         loras = ", ".join(lora.file for lora in config.lora)
         files = f"the LoRA {loras} or the model's files" if loras else "the model's files"
         others = f", nor are {len(broken) - 1} others" if len(broken) > 1 else ""
-        return f"the transformer's weight {broken[0]} is not finite{others}: check {files}"
-    if config.dtype.transformer == "float16":
-        return f"the weights are finite, but float16 ends at {_LARGEST_HALF}: try dtype.transformer: bfloat16"
+        return f"the {broken[0]} is not finite{others}: check {files}"
+    if config.dtype.computed is torch.float16:
+        field = "transformer" if config.dtype.compute is None else "compute"
+        return f"the weights are finite, but float16 ends at {_LARGEST_HALF}: try dtype.{field}: bfloat16"
     scales = "the scales of its LoRA files, " if config.lora else ""
     return f"the weights are finite: check {scales}dtype.transformer, the sampler and its shift"
 

@@ -22,8 +22,10 @@ from runtime.recipe import Recipe
 from runtime.request.video_request import BRANCHES, VideoRequest
 from runtime.request.windows import Windows
 from runtime.sampling.coordinator import Coordinator
+from runtime.sampling.course import Course
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.streams import STREAMS, ComputedStream, Network, Stream
+from runtime.sampling.network import Networks
+from runtime.sampling.streams import OUTPUTS, STREAMS, ComputedStream, Stream
 from runtime.sampling.windowed import WindowedStream
 from spectrum import Schedule, StepKind
 
@@ -136,6 +138,7 @@ class Plan:
         topology: arrangement of the ranks.
         attention: resolved name of the attention kernel.
         windows: windows of the video; a single one if the video fits the model.
+        course: expert that computes each step.
     """
 
     request: VideoRequest
@@ -145,6 +148,12 @@ class Plan:
     topology: Topology
     attention: str
     windows: Windows
+    course: Course
+
+    @property
+    def forced(self) -> frozenset[int]:
+        """Steps that are computed whatever the schedule says: an expert's first, where it begins anew."""
+        return self.course.forced(outputs=self.preset.stream in OUTPUTS)
 
     @property
     def segments(self) -> int:
@@ -158,7 +167,10 @@ class Plan:
     @property
     def kinds(self) -> list[StepKind]:
         """Expected kind of every step of all segments."""
-        return self.preset.expected_kinds(self.steps) * self.segments
+        kinds = self.preset.expected_kinds(self.steps)
+        for step in self.forced:
+            kinds[step] = StepKind.COMPUTE
+        return kinds * self.segments
 
     def expectation(self, coordinator: Coordinator) -> Expectation:
         """Expected errors of a finished generation of one segment."""
@@ -203,7 +215,7 @@ class Prepared:
     Attributes:
         plan: the plan.
         recipe: everything that the result is a function of.
-        networks: the transformer with the text of each window, and the first window's image conditioning.
+        networks: the transformers with the text of each window, and the first window's image conditioning.
         noise_BCFHW: noise of the whole video, float32, the same on every rank.
         image: image conditioning of the first window; None for a video from text alone.
         storage: device on which histories are kept; None for the one on which they are computed.
@@ -212,15 +224,15 @@ class Prepared:
 
     plan: Plan
     recipe: Recipe
-    networks: list[Network]
+    networks: list[Networks]
     noise_BCFHW: torch.Tensor
     image: ImageCondition | None = None
     storage: torch.device | None = None
     warnings: tuple[str, ...] = ()
 
     @property
-    def network(self) -> Network:
-        """Network of the first window, which is the only one if the video fits the model."""
+    def network(self) -> Networks:
+        """Networks of the first window, which is the only one if the video fits the model."""
         return self.networks[0]
 
     def segment(self, number: int, before_BCFHW: torch.Tensor | None) -> Segment:
@@ -238,7 +250,7 @@ class Prepared:
             tail_BCFHW = before_BCFHW[:, :, own.start :]
             known = tail_BCFHW.shape[2]
             condition = self.image.continued_from(tail_BCFHW)
-            network = replace(network, condition_BCFHW=condition.latents_BCFHW)
+            network = network.conditioned(condition.latents_BCFHW)
         return Segment(self.noise_BCFHW[:, :, own].contiguous(), self._open_one(network), known)
 
     def open_stream(self) -> Stream:
@@ -248,7 +260,7 @@ class Prepared:
             return self._open_one(self.network)
         return WindowedStream([self._open_one(network) for network in self.networks], windows)
 
-    def _open_one(self, network: Network) -> Stream:
+    def _open_one(self, network: Networks) -> Stream:
         preset = self.plan.preset
         if not preset.forecasts:
             return ComputedStream(network)

@@ -72,7 +72,8 @@ def _coordinate(plan: Plan, identity: str, ranks: Ranks, commands: Commands) -> 
     deadline = None
     if plan.request.deadline is not None:
         deadline = Deadline(plan.request.deadline / plan.segments, plan.kinds[: plan.steps])
-    return Coordinator(plan.fresh_schedules(), identity, ranks, deadline, commands)
+    schedules = plan.fresh_schedules()
+    return Coordinator(schedules, identity, ranks, deadline, commands, plan.course, plan.forced)
 
 
 def _denoise_one(

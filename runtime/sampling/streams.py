@@ -12,36 +12,17 @@ frames, H, W latent height and width, T text tokens, P values of a token's patch
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
 from runtime.checkpoint.history import History
-from runtime.models.base import Adapter, Geometry, Time
-from runtime.parallel.guidance import Guidance
-from runtime.parallel.sequence import TokenSequence, WholeSequence
+from runtime.models.base import Time
+from runtime.sampling.network import Network, Networks, StreamOutput
 from spectrum import Forecaster, Predictor, Squares, StepKind
 
 Kinds = Mapping[str, StepKind]
 """Branch → whether it is computed or forecast."""
-
-
-class StreamOutput(NamedTuple):
-    """What a stream gives for one step.
-
-    Attributes:
-        velocity_BCFHW: guided velocity, in the transformer's dtype.
-        squares: how far forecasts of this step would have been off, summed over this rank's shard of the
-            branches that were computed; None where there was nothing to forecast from.
-        parts: branch → its projected tokens on this rank, where there are any; for saying which branch it is
-            when the velocity is not a number.
-    """
-
-    velocity_BCFHW: torch.Tensor
-    squares: Squares | None = None
-    parts: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class Stream(Protocol):
@@ -81,65 +62,6 @@ class Stream(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """One half of classifier-free guidance: `cond` or `uncond`."""
-
-    name: str
-    text_BTD: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """The transformer in one generation, as one rank runs it.
-
-    Attributes:
-        adapter: the transformer.
-        geometry: of the whole latent.
-        branches: the branches that this rank computes, the conditional first.
-        guidance: joins the branches.
-        sequence: how this rank holds the tokens.
-        condition_BCFHW: what the latents are conditioned on, in the transformer's dtype; see `models.base`.
-    """
-
-    adapter: Adapter
-    geometry: Geometry
-    branches: tuple[Branch, ...]
-    guidance: Guidance
-    sequence: TokenSequence = field(default_factory=WholeSequence)
-    condition_BCFHW: torch.Tensor | None = None
-
-    def features(
-        self, branches: Iterable[Branch], latents_BCFHW: torch.Tensor, time: Time
-    ) -> list[torch.Tensor]:
-        """Run the blocks for `branches` on latents of any dtype: this rank's shards of the features,
-        `[B, S, D]` each."""
-        embedded = self.adapter.embed(latents_BCFHW.to(self.adapter.dtype), self.condition_BCFHW)
-        tokens = tuple(self.sequence.shard(tokens_BLD) for tokens_BLD in embedded)
-        cosines, sines = (self.sequence.shard(table) for table in self.geometry.rotary)
-        texts_BTD = [branch.text_BTD for branch in branches]
-        return self.adapter.branches(tokens, texts_BTD, time, (cosines, sines))
-
-    def velocity(self, patches_BSP: list[torch.Tensor]) -> torch.Tensor:
-        """Projected tokens of this rank's branches → guided velocity `[B, C, F, H, W]` on every rank.
-
-        Only these cross ranks: 64 values per token instead of a feature's 5120 (Wan2.1 14B).
-        """
-        joined_BSP = self.guidance.join(patches_BSP)
-        return self.adapter.unpatchify(self.sequence.gather(joined_BSP), self.geometry.grid)
-
-    def compute(self, latents_BCFHW: torch.Tensor, time: Time) -> StreamOutput:
-        """The guided velocity `[B, C, F, H, W]`, with nothing forecast."""
-        features = self.features(self.branches, latents_BCFHW, time)
-        return self.output([self.adapter.project(feature_BSD, time) for feature_BSD in features])
-
-    def output(self, patches_BSP: list[torch.Tensor], squares: Squares | None = None) -> StreamOutput:
-        """What a stream gives that has each of this rank's branches' projected tokens."""
-        names = (branch.name for branch in self.branches)
-        parts = dict(zip(names, patches_BSP, strict=True))
-        return StreamOutput(self.velocity(patches_BSP), squares, parts)
-
-
 class ComputedStream:
     """Nothing is remembered; every step is computed."""
 
@@ -147,15 +69,16 @@ class ComputedStream:
     kept = 0
     names: tuple[str, ...] = ()
 
-    def __init__(self, network: Network):
-        self._network = network
+    def __init__(self, networks: Networks):
+        self._networks = networks
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
         if StepKind.FORECAST in kinds.values():
             raise RuntimeError(f"step {step} is to be forecast, but this generation remembers nothing")
-        return self._network.compute(latents_BCFHW, self._network.adapter.time(timestep_B))
+        network = self._networks.at(step)
+        return network.compute(latents_BCFHW, network.time(timestep_B))
 
     def history(self) -> History:
         return {}
@@ -172,13 +95,29 @@ class ForecastStream:
 
     Args:
         storage: where forecasters keep what they remember, if not where it is computed.
+        outputs: whether it is of the model's output, which several experts may have in common.
     """
 
     def __init__(
-        self, network: Network, predictor: Predictor, names: Iterable[str], storage: torch.device | None
+        self,
+        networks: Networks,
+        predictor: Predictor,
+        names: Iterable[str],
+        storage: torch.device | None,
+        *,
+        outputs: bool,
     ):
-        self._network = network
+        self._networks, self._predictor, self._storage = networks, predictor, storage
+        self._outputs = outputs
         self._forecasters = {name: Forecaster(predictor, storage) for name in names}
+
+    def _begin(self, step: int) -> Network:
+        """What computes `step`. Forecasters begin anew where another expert does, and its histories do."""
+        if self._networks.forgets(step, outputs=self._outputs):
+            self._forecasters = {
+                name: Forecaster(self._predictor, self._storage) for name in self._forecasters
+            }
+        return self._networks.at(step)
 
     @property
     def bytes(self) -> int:
@@ -200,7 +139,7 @@ class ForecastStream:
         return {name: dict(zip(s["steps"], s["values"], strict=True)) for name, s in states.items()}
 
     def _remember(self, history: History) -> None:
-        place = self._network.geometry.rotary[0].device
+        place = self._networks.at(0).geometry.rotary[0].device
         for name, forecaster in self._forecasters.items():
             values = dict(sorted(history[name].items()))
             forecaster.load_state_dict({"steps": list(values), "values": list(values.values())}, place)
@@ -209,21 +148,25 @@ class ForecastStream:
 class FeatureStream(ForecastStream):
     """Spectrum's stream: each branch's output of the last transformer block; the head runs at every step."""
 
-    def __init__(self, network: Network, predictor: Predictor, storage: torch.device | None = None):
-        super().__init__(network, predictor, [branch.name for branch in network.branches], storage)
+    _OUTPUTS: ClassVar[bool] = False
+
+    def __init__(self, networks: Networks, predictor: Predictor, storage: torch.device | None = None):
+        names = [branch.name for branch in networks.at(0).branches]
+        super().__init__(networks, predictor, names, storage, outputs=self._OUTPUTS)
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
-        network, time = self._network, self._network.adapter.time(timestep_B)
+        network = self._begin(step)
+        time = network.time(timestep_B)
         computed = [branch for branch in network.branches if kinds[branch.name] is StepKind.COMPUTE]
         squares: list[Squares] = []
         if computed:
             features = network.features(computed, latents_BCFHW, time)
             for branch, feature_BSD in zip(computed, features, strict=True):
-                squares += self._record(step, branch.name, self._kept_of(feature_BSD, time))
+                squares += self._record(step, branch.name, self._kept_of(feature_BSD, time, network))
         values = [self._forecasters[branch.name].at(step) for branch in network.branches]
-        patches = [self._patches_of(value, time) for value in values]
+        patches = [self._patches_of(value, time, network) for value in values]
         return network.output(patches, _total(squares))
 
     @property
@@ -238,29 +181,31 @@ class FeatureStream(ForecastStream):
 
     def restore(self, history: History, whole: History, *, sharded: bool) -> None:
         if not sharded:
-            shard = self._network.sequence.shard
+            shard = self._networks.at(0).sequence.shard
             history = {
                 name: {step: shard(value).contiguous() for step, value in values.items()}
                 for name, values in history.items()
             }
         self._remember(history)
 
-    def _kept_of(self, feature_BSD: torch.Tensor, time: Time) -> torch.Tensor:
+    def _kept_of(self, feature_BSD: torch.Tensor, time: Time, network: Network) -> torch.Tensor:
         """What is remembered of a computed feature, per token."""
         return feature_BSD
 
-    def _patches_of(self, value: torch.Tensor, time: Time) -> torch.Tensor:
+    def _patches_of(self, value: torch.Tensor, time: Time, network: Network) -> torch.Tensor:
         """What was remembered or forecast → projected tokens `[B, S, P]`."""
-        return self._network.adapter.project(value, time)
+        return network.adapter.project(value, time)
 
 
 class VelocityStream(FeatureStream):
     """Each branch's output, token by token; a forecast step runs nothing of the model."""
 
-    def _kept_of(self, feature_BSD: torch.Tensor, time: Time) -> torch.Tensor:
-        return self._network.adapter.project(feature_BSD, time)
+    _OUTPUTS = True
 
-    def _patches_of(self, value: torch.Tensor, time: Time) -> torch.Tensor:
+    def _kept_of(self, feature_BSD: torch.Tensor, time: Time, network: Network) -> torch.Tensor:
+        return network.adapter.project(feature_BSD, time)
+
+    def _patches_of(self, value: torch.Tensor, time: Time, network: Network) -> torch.Tensor:
         return value
 
 
@@ -270,17 +215,18 @@ class GuidedStream(ForecastStream):
     NAME: ClassVar[str] = "guided"
     names: tuple[str, ...] = ()
 
-    def __init__(self, network: Network, predictor: Predictor, storage: torch.device | None = None):
-        super().__init__(network, predictor, [self.NAME], storage)
+    def __init__(self, networks: Networks, predictor: Predictor, storage: torch.device | None = None):
+        super().__init__(networks, predictor, [self.NAME], storage, outputs=True)
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
         if len(set(kinds.values())) != 1:
             raise RuntimeError(f"step {step}: the branches of a guided stream cannot be told apart: {kinds}")
+        network = self._begin(step)
         if StepKind.COMPUTE not in kinds.values():
             return StreamOutput(self._forecasters[self.NAME].predict(step))
-        output = self._network.compute(latents_BCFHW, self._network.adapter.time(timestep_B))
+        output = network.compute(latents_BCFHW, network.time(timestep_B))
         return output._replace(squares=_total(self._record(step, self.NAME, output.velocity_BCFHW)))
 
     def history(self) -> History:
@@ -298,6 +244,10 @@ STREAMS: dict[str, type[FeatureStream] | type[GuidedStream]] = {
     "velocity": VelocityStream,
     "guided": GuidedStream,
 }
+
+
+OUTPUTS = frozenset({"velocity", "guided"})
+"""Streams of the model's output, which several experts may have in common."""
 
 
 def _total(squares: list[Squares]) -> Squares | None:

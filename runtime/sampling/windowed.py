@@ -16,7 +16,8 @@ import torch
 
 from runtime.checkpoint.history import History
 from runtime.request.windows import Windows
-from runtime.sampling.streams import Kinds, Stream, StreamOutput
+from runtime.sampling.network import StreamOutput
+from runtime.sampling.streams import Kinds, Stream
 from spectrum import Squares
 
 

@@ -11,34 +11,44 @@ latent height and width, T text tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from torch import nn
 
-from runtime.models.base import Geometry, Grid, Rotary, Time, Tokens
+from runtime.models.base import Geometry, Grid, Rotary, Tokens
 from runtime.parallel.sharding import Weights, WholeWeights
 
 Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """The embedded timestep: one vector for the head, six per block."""
+
+    head_BD: torch.Tensor
+    blocks_B6D: torch.Tensor
 
 
 class WanAdapter:
     """A `WanTransformer3DModel`, cut open.
 
     An image (I2V) enters here: more channels beside the latents in `embed`, image tokens before the text in
-    `text`. Wan2.2's second transformer would be a second adapter.
+    `text`.
 
     Args:
         weights: where those of the blocks are, by default whole on the device.
+        dtype: what it computes in, by default what its weights are kept in.
 
     Source: `diffusers.models.transformers.transformer_wan.WanTransformer3DModel.forward`.
     """
 
-    def __init__(self, model: Transformer, weights: Weights | None = None):
+    def __init__(self, model: Transformer, weights: Weights | None = None, dtype: torch.dtype | None = None):
         self._model, self._weights = model, weights or WholeWeights()
         self._patch: tuple[int, int, int] = tuple(model.config.patch_size)
-        self.dtype: torch.dtype = model.dtype  # found by a walk over all modules: once, not at every step
+        self.dtype: torch.dtype = dtype or model.dtype  # a walk over all modules: once, not at every step
 
     def geometry(self, latents_BCFHW: torch.Tensor) -> Geometry:
         """Token grid and rotary table of latents of this shape."""
@@ -55,8 +65,8 @@ class WanAdapter:
             return text_BTD
         return torch.concat([embedder.image_embedder(image_BIE), text_BTD], dim=1)
 
-    def time(self, timestep_B: torch.Tensor) -> Time:
-        """Embed the timestep, 0 … 1000, of each batch entry."""
+    def time(self, timestep_B: torch.Tensor, guidance: float | None = None) -> Time:
+        """Embed the timestep, 0 … 1000, of each batch entry. Guidance is embedded in no Wan."""
         embedder = self._model.condition_embedder
         projected = embedder.timesteps_proj(timestep_B)
         weight_dtype = next(iter(embedder.time_embedder.parameters())).dtype
@@ -150,10 +160,12 @@ class VaceAdapter(WanAdapter):
         return order
 
 
-def open_adapter(model: Transformer, weights: Weights | None = None) -> WanAdapter:
+def open_adapter(
+    model: Transformer, weights: Weights | None = None, dtype: torch.dtype | None = None
+) -> WanAdapter:
     """The adapter of a model's class."""
     kind = VaceAdapter if isinstance(model, WanVACETransformer3DModel) else WanAdapter
-    return kind(model, weights)
+    return kind(model, weights, dtype)
 
 
 def every_block(model: Transformer) -> list[nn.Module]:

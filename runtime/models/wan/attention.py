@@ -46,6 +46,8 @@ class SplitSelfAttention:
 class SelfAttention:
     """Which processor every block's self-attention runs; cross-attention stays local and as it is."""
 
+    joint = False
+
     def __init__(self, model: Transformer):
         self._modules: list[WanAttention] = [block.attn1 for block in every_block(model)]
         self._own = [module.processor for module in self._modules]

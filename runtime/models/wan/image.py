@@ -17,9 +17,11 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 
 from runtime.models.base import ImageCondition, Layout
-from runtime.models.folder import ModelFolder, ModelKind
+from runtime.models.folder import ModelFolder
 from runtime.models.loading import refuse_missing
 from runtime.models.wan.adapter import Transformer
+from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.vae import WanDecoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
@@ -28,39 +30,38 @@ if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
 
 
-class ImageEncoder(ABC):
+class WanImageEncoder(ABC):
     """Encodes images for one rank group.
 
     Args:
-        transformer: what they are for, in `dtype`.
+        transformer: what they are for.
+        dtype: what it computes in.
+        decoder: whose VAE encodes, too.
     """
 
     def __init__(
-        self, folder: ModelFolder, config: Config, ranks: Ranks, transformer: Transformer, dtype: torch.dtype
+        self,
+        folder: ModelFolder,
+        config: Config,
+        ranks: Ranks,
+        transformer: Transformer,
+        dtype: torch.dtype,
+        decoder: WanDecoder,
     ):
         self._folder, self._config, self._ranks = folder, config, ranks
-        self._transformer, self._dtype = transformer, dtype
+        self._transformer, self._dtype, self._decoder = transformer, dtype, decoder
 
     @torch.no_grad()
     def encode(
-        self,
-        request: VideoRequest,
-        image: Image.Image | None,
-        vae: AutoencoderKLWan | None,
-        noise_BCFHW: torch.Tensor,
+        self, request: VideoRequest, image: Image.Image | None, noise_BCFHW: torch.Tensor
     ) -> ImageCondition:
-        """Encode what the request's first window is conditioned on; every rank gets it.
-
-        Args:
-            image: the request's, on the first rank; None if it has none.
-            vae: on the first rank, where it works.
-            noise_BCFHW: the window's.
-        """
+        """Encode what the request's first window is conditioned on; every rank gets it."""
         encoded: list[torch.Tensor] = []
-        if self._ranks.is_leader:
-            assert vae is not None
-            own = self._encode(self._config.windowed(request), image, vae, noise_BCFHW)
-            encoded = [tensor.to(self._dtype).contiguous() for tensor in own]
+        with self._decoder.at_work() as vae:
+            if self._ranks.is_leader:
+                assert vae is not None
+                own = self._encode(self._config.windowed(request), image, vae, noise_BCFHW)
+                encoded = [tensor.to(self._dtype).contiguous() for tensor in own]
         latents_BCFHW, *tokens = self._ranks.broadcast_tensors(encoded, self._dtype)
         layout = self._layout(noise_BCFHW.shape[1], latents_BCFHW.shape[1])
         return ImageCondition(latents_BCFHW, layout, *tokens)
@@ -80,7 +81,7 @@ class ImageEncoder(ABC):
         """That of `total` channels, where a latent has `channels`."""
 
 
-class I2VEncoder(ImageEncoder):
+class I2VEncoder(WanImageEncoder):
     """Wan2.1's I2V. Its image encoder is loaded for each image, and freed.
 
     Source: `diffusers.WanImageToVideoPipeline`, which does the encoding.
@@ -134,7 +135,7 @@ class I2VEncoder(ImageEncoder):
         )
 
 
-class VaceEncoder(ImageEncoder):
+class VaceEncoder(WanImageEncoder):
     """Wan2.1's VACE: the first frame is known where there is an image, and no other is.
 
     Source: `diffusers.WanVACEPipeline`, which does the encoding.
@@ -175,12 +176,17 @@ class VaceEncoder(ImageEncoder):
         return Layout(known=slice(channels), mask=slice(2 * channels, total), mark=0.0)
 
 
-_ENCODERS: dict[ModelKind, type[ImageEncoder]] = {ModelKind.IMAGE: I2VEncoder, ModelKind.VACE: VaceEncoder}
+_ENCODERS: dict[ModelKind, type[WanImageEncoder]] = {ModelKind.IMAGE: I2VEncoder, ModelKind.VACE: VaceEncoder}
 
 
 def open_image_encoder(
-    folder: ModelFolder, config: Config, ranks: Ranks, transformer: Transformer, dtype: torch.dtype
-) -> ImageEncoder | None:
+    folder: ModelFolder,
+    config: Config,
+    ranks: Ranks,
+    transformer: Transformer,
+    dtype: torch.dtype,
+    decoder: WanDecoder,
+) -> WanImageEncoder | None:
     """That of the model's kind; None for a model that is conditioned on text alone."""
-    kind = _ENCODERS.get(folder.kind)
-    return None if kind is None else kind(folder, config, ranks, transformer, dtype)
+    kind = _ENCODERS.get(ModelKind(folder.pipeline))
+    return None if kind is None else kind(folder, config, ranks, transformer, dtype, decoder)

@@ -20,7 +20,7 @@ from safetensors.torch import load
 
 from runtime.errors import BadRequestError
 from runtime.models.wan.lora_settings import LoraSettings
-from runtime.request.config import Config, Lora
+from runtime.request.config import Lora
 
 if TYPE_CHECKING:
     from runtime.models.wan.adapter import Transformer
@@ -78,16 +78,6 @@ class LoraFile:
 
     def refusal(self, problem: str) -> BadRequestError:
         return _refusal(self.lora.file, problem)
-
-
-def check_loras(config: Config) -> None:
-    """Refuse LoRA files of a config before its model is looked for.
-
-    Raises:
-        BadRequestError: see `read_lora`.
-    """
-    for lora in config.lora:
-        read_lora(lora)
 
 
 def read_lora(lora: Lora) -> LoraFile:

@@ -7,8 +7,8 @@ from typing import Self
 
 from runtime.errors import BadRequestError
 from runtime.models.folder import ModelFolder
-from runtime.models.settings import TransformerSettings, VaeSettings
-from runtime.request.config import Config
+from runtime.models.wan.settings import TransformerSettings, VaeSettings
+from runtime.request.config import Architecture, Config
 from runtime.request.video_request import VideoRequest
 from runtime.request.windows import Windows
 
@@ -23,6 +23,7 @@ class LatentSizes:
         temporal, spatial: how much smaller latents are than the video.
         patch: latent frames, height and width of a token.
         positions: for tokens, along each axis.
+        architecture: of the transformer.
     """
 
     model: str
@@ -31,6 +32,7 @@ class LatentSizes:
     spatial: int
     patch: tuple[int, int, int]
     positions: int
+    architecture: Architecture
 
     @classmethod
     def of_model(cls, folder: ModelFolder) -> Self:
@@ -45,6 +47,7 @@ class LatentSizes:
             spatial=vae.scale_factor_spatial,
             patch=(frames, height, width),
             positions=transformer.rope_max_seq_len,
+            architecture=transformer.architecture,
         )
 
     def of(self, request: VideoRequest) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from runtime.models.base import Embeddings
 from runtime.models.folder import ModelFolder
-from runtime.models.loading import load_text_encoder
+from runtime.models.wan.loading import load_text_encoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest

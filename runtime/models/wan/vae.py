@@ -9,22 +9,48 @@ width, 3 colours (or those folded into space: see `patch_size`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
+from runtime.models.family import At
 from runtime.parallel.collectives import Peers, numel
-from runtime.request.config import Tiles
+from runtime.parallel.ranks import Ranks
+from runtime.request.config import Config, Tiles
 
 
-class At(Protocol):
-    """Hears what a rank is at."""
+class WanDecoder:
+    """The VAE of one rank group, on the device while it works.
 
-    def __call__(self, *, busy: bool) -> None: ...
+    Args:
+        vae: a Wan VAE. Without tiles only the first rank needs one.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan | None, config: Config, ranks: Ranks):
+        self.vae = vae
+        self._config, self._ranks = config, ranks
+
+    @contextmanager
+    def at_work(self) -> Iterator[AutoencoderKLWan | None]:
+        """The VAE on the device while the block runs; None on ranks that have none."""
+        if self.vae is not None:
+            self.vae.to(self._ranks.device)
+        try:
+            yield self.vae
+        finally:
+            if self.vae is not None and self._config.memory.vae == "offload":
+                self.vae.to("cpu")
+
+    @torch.no_grad()
+    def frames(self, latents_BCFHW: torch.Tensor, at: At) -> Generator[torch.Tensor]:
+        """Frames in temporal order, on the first rank; see `decode_frames`."""
+        with self.at_work() as vae:
+            yield from decode_frames(vae, latents_BCFHW, self._config.tiles, self._ranks.everyone, at)
 
 
 def _nowhere(*, busy: bool) -> None:

@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from runtime.engine import Engine
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import ModelFolder, find_model
-from runtime.models.loading import load_transformer
 from runtime.models.wan.adapter import Transformer
+from runtime.models.wan.loading import load_transformer
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights
 from runtime.parallel.topology import Degrees
@@ -58,7 +58,7 @@ def test_one_rank_reads_and_all_have_the_same_weights(config: Config, tmp_path: 
     expected = dict(reference.state_dict()) | dict(reference.named_buffers())
     (tmp_path / "transformer").mkdir()
     shutil.copy(path / "config.json", tmp_path / "transformer")
-    for tensors in run_ranks(2, loaded, config, ModelFolder("wan-tiny", tmp_path, "")):
+    for tensors in run_ranks(2, loaded, config, ModelFolder("wan-tiny", tmp_path, "", "WanPipeline")):
         assert tensors.keys() == expected.keys()
         for name, tensor in tensors.items():
             assert tensor.dtype == expected[name].dtype, name
@@ -95,15 +95,15 @@ class Made:
 
 def video(ranks: Ranks, config: Config) -> Made:
     engine = Engine(config, ranks, Degrees(cfg=1))
-    sink, before = FrameBuffer(), share_held(engine._transformer)
+    sink, before = FrameBuffer(), share_held(engine.loaded.experts[0].module)
     generation = engine.generate(engine.config.request(PROMPT, **SMALL), [sink] if ranks.is_leader else [])
     return Made(
         sink.frames if ranks.is_leader else None,
         generation.frames_sha256,
         generation.sent,
-        (before, share_held(engine._transformer)),
-        engine._text._pipeline is not None,
-        engine._vae is not None,
+        (before, share_held(engine.loaded.experts[0].module)),
+        engine.loaded.text._pipeline is not None,
+        engine.loaded.decoder.vae is not None,
     )
 
 
@@ -211,5 +211,26 @@ def test_only_the_first_rank_has_a_text_encoder_and_a_vae() -> None:
 def test_the_vae_keeps_its_own_dtype() -> None:
     config = in_bfloat16()
     engine = Engine(config)
-    assert isinstance(engine._vae, AutoencoderKLWan)
-    assert (engine._vae.dtype, engine._adapter.dtype) == (torch.float32, torch.bfloat16)
+    assert isinstance(engine.loaded.decoder.vae, AutoencoderKLWan)
+    assert (engine.loaded.decoder.vae.dtype, engine.loaded.dtype) == (torch.float32, torch.bfloat16)
+
+
+@torch.no_grad()
+def test_weights_that_are_kept_in_another_dtype_are_rounded_once() -> None:
+    """Kept in bfloat16 and computed in float32, of which diffusers keeps some in float32 anyway."""
+    base = load_config("wan-tiny")
+    mixed = base.dtype.model_copy(update={"transformer": "bfloat16", "compute": "float32"})
+    engine, rounded = Engine(base.model_copy(update={"dtype": mixed})), Engine(base)
+    stored = dict(load_transformer(engine.model, engine.config, engine.ranks).model.named_parameters())
+    for name, weight in rounded.loaded.experts[0].module.named_parameters():
+        exempt = any(part in WanTransformer3DModel._keep_in_fp32_modules for part in name.split("."))
+        weight.copy_(weight if exempt else weight.bfloat16())
+        assert stored[name].dtype == (torch.bfloat16 if "blocks." in name and not exempt else torch.float32)
+    request = base.request(PROMPT, **SMALL)
+    frames = []
+    for one in (engine, rounded):
+        sink = FrameBuffer()
+        one.generate(request, [sink])
+        frames.append(sink.frames)
+    assert engine.loaded.dtype == torch.float32
+    assert np.array_equal(*frames)

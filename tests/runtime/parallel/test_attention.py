@@ -68,3 +68,54 @@ def test_bfloat16_is_no_worse_than_one_rank() -> None:
         truth = whole(*case, torch.float32)
         own_error = (whole(*case, torch.bfloat16).float() - truth).norm()
         assert (output.float() - truth).norm() <= 1.5 * own_error
+
+
+def attend_jointly(
+    ranks: Ranks, topology: Topology, replicated: int, cases: list[tuple[int, int, int]], dtype: str
+) -> list[torch.Tensor]:
+    """What all tokens see where the first `replicated` ones are on every rank."""
+    group, outputs = ranks.group(topology), []
+    for batch, tokens, heads in cases:
+        sequence = group.sequence(tokens - replicated)
+        parts = [
+            torch.cat((x[:, :replicated], sequence.shard(x[:, replicated:])), dim=1)
+            for x in tensors(batch, tokens, heads, getattr(torch, dtype))
+        ]
+        place = group.attention(tokens - replicated, heads)
+        output = attend(*parts, replicated, group=place, kernel=find_kernel("flash"))
+        rest = sequence.gather(output[:, replicated:].contiguous())
+        outputs.append(torch.cat((output[:, :replicated], rest), dim=1))
+    return outputs
+
+
+JOINT = [(1, 24, 4), (2, 23, 4), (1, 13, 5)]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "topology",
+    [
+        Topology(),
+        Topology(ulysses=2),
+        Topology(ring=2),
+        Topology(ring=2, ulysses=2),
+        Topology(ulysses=4),
+        Topology(ring=4),
+    ],
+    ids=lambda t: f"ring{t.ring}-ulysses{t.ulysses}",
+)
+def test_tokens_that_every_rank_has_stand_before_those_that_are_split(topology: Topology) -> None:
+    for outputs in run_ranks(topology.world, attend_jointly, topology, 7, JOINT, "float32"):
+        for output, case in zip(outputs, JOINT, strict=True):
+            expected = whole(*case, torch.float32)
+            assert (output - expected).norm() / expected.norm() < 1e-5
+            assert (output[:, :7] - expected[:, :7]).norm() / expected[:, :7].norm() < 1e-5
+
+
+@pytest.mark.timeout(240)
+def test_joint_attention_in_bfloat16_is_no_worse_than_on_one_rank() -> None:
+    outputs = run_ranks(4, attend_jointly, Topology(ring=2, ulysses=2), 7, JOINT, "bfloat16")[0]
+    for output, case in zip(outputs, JOINT, strict=True):
+        truth = whole(*case, torch.float32)
+        own_error = (whole(*case, torch.bfloat16).float() - truth).norm()
+        assert (output.float() - truth).norm() <= 1.5 * own_error

@@ -21,7 +21,8 @@ from runtime.parallel.sequence import Split
 from runtime.parallel.topology import Topology
 from runtime.sampling.coordinator import Coordinator, Deadline
 from runtime.sampling.denoise import Denoising, StepRecord, denoise
-from runtime.sampling.streams import STREAMS, Branch, Network
+from runtime.sampling.network import Branch, Network
+from runtime.sampling.streams import STREAMS
 from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule
 from tests.ranks import run_ranks
 

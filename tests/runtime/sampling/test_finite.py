@@ -26,7 +26,8 @@ from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, load_config
 from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.denoise import Denoising, denoise
 from runtime.sampling.finite import check_prompts, likely_cause
-from runtime.sampling.streams import STREAMS, Branch, Network
+from runtime.sampling.network import Branch, Network
+from runtime.sampling.streams import STREAMS
 from spectrum import ChebyshevRidge, FixedSchedule
 from tests.ranks import Outcome, watch_ranks
 
@@ -84,11 +85,12 @@ def test_all_ranks_fail_alike(broken: Config, degrees: Degrees, memory: str) -> 
 
 def test_weights_that_are_no_numbers_are_the_cause(engine: Engine) -> None:
     """They are refused when they are loaded; here one goes bad later."""
-    weight = dict(engine._transformer.named_parameters())[WEIGHT]
+    transformer = engine.loaded.experts[0].module
+    weight = dict(transformer.named_parameters())[WEIGHT]
     kept = float(weight[5, 7])
     weight[5, 7] = float("nan")
     try:
-        cause = likely_cause(engine._transformer, engine.config, engine.ranks)
+        cause = likely_cause({"transformer": transformer}, engine.config, engine.ranks)
     finally:
         weight[5, 7] = kept
     assert cause == f"the transformer's weight {WEIGHT} is not finite: check the model's files"

@@ -11,7 +11,8 @@ from runtime.parallel.guidance import LocalGuidance, NoGuidance
 from runtime.parallel.ranks import Ranks
 from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.denoise import Denoising, StepRecord, denoise
-from runtime.sampling.streams import STREAMS, Branch, ComputedStream, FeatureStream, Network, Stream
+from runtime.sampling.network import Branch, Network
+from runtime.sampling.streams import STREAMS, ComputedStream, FeatureStream, Stream
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind, paper_schedule
 from tests.launches import Launches
 

@@ -115,8 +115,8 @@ def denoised_of(
     if tail is not None:
         condition[:, :4, : tail.shape[2]] = 1
         condition[:, 4:, : tail.shape[2]] = tail
-    sampler, transformer = plan.fresh_sampler(), engine._transformer
-    text = engine._text.encode(plan.request)
+    sampler, transformer = plan.fresh_sampler(), engine.loaded.experts[0].module
+    text = engine.loaded.text.encode(plan.request)
     with torch.no_grad():
         for timestep in sampler.timesteps:
             outputs = [

@@ -19,7 +19,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import find_model
-from runtime.models.loading import load_transformer
+from runtime.models.wan.loading import load_transformer
 from runtime.models.wan.lora import read_lora
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Config, Lora, load_config

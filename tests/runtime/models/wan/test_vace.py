@@ -121,10 +121,11 @@ def by_hand(
     if tail is not None:
         control[:, :16, : tail.shape[2]] = tail
         control[:, 32:, : tail.shape[2]] = 0
-    sampler, text = plan.fresh_sampler(), engine._text.encode(plan.request)
+    sampler, text = plan.fresh_sampler(), engine.loaded.text.encode(plan.request)
+    transformer = engine.loaded.experts[0].module
     for timestep in sampler.timesteps:
         cond, uncond = (
-            engine._transformer(latents, timestep.expand(1), embedding, control_hidden_states=control).sample
+            transformer(latents, timestep.expand(1), embedding, control_hidden_states=control).sample
             for embedding in (text.prompts[0], text.negative)
         )
         velocity = uncond + plan.request.guidance * (cond - uncond)

@@ -1,0 +1,72 @@
+"""The registry: which family a model is of, by the class of its pipeline in `model_index.json`.
+
+Families are named here and imported when one is asked for, so that looking needs neither torch's models nor
+diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from runtime.models.family import Family
+from runtime.models.settings import ModelIndex
+
+_FAMILIES = {
+    "WanPipeline": "runtime.models.wan.family:WAN",
+    "WanImageToVideoPipeline": "runtime.models.wan.family:WAN",
+    "WanVACEPipeline": "runtime.models.wan.family:WAN",
+}
+
+
+def register(pipeline: str, family: str) -> None:
+    """Add a family.
+
+    Args:
+        pipeline: the class of a pipeline that it has.
+        family: where the object is that is its `Family`: `package.module:NAME`.
+
+    Raises:
+        ValueError: another family has that pipeline.
+    """
+    if _FAMILIES.setdefault(pipeline, family) != family:
+        raise ValueError(f"{pipeline} is of the family {_FAMILIES[pipeline]}")
+
+
+def find_family(pipeline: str) -> Family:
+    """The family that a class of pipelines is of.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if pipeline not in _FAMILIES:
+        raise ValueError(f"it is a {pipeline}; supported are {', '.join(_FAMILIES)}")
+    return _load(_FAMILIES[pipeline])
+
+
+def family_in(folder: Path) -> tuple[Family, str]:
+    """The family of the model in a folder, and the class of its pipeline.
+
+    Raises:
+        OSError, ValueError: there is no model in diffusers layout, or it is of no family.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        for family in families():
+            if found := family.foreign(folder):
+                raise ValueError(found)
+    pipeline = ModelIndex.read(index).pipeline
+    return find_family(pipeline), pipeline
+
+
+def families() -> Iterator[Family]:
+    """All families, each once; Wan, which every shipped config is for, is the first."""
+    for family in dict.fromkeys(_FAMILIES.values()):
+        yield _load(family)
+
+
+def _load(family: str) -> Family:
+    module, _, name = family.partition(":")
+    return cast(Family, getattr(import_module(module), name))

@@ -1,0 +1,122 @@
+"""Wan's models on disk: which kinds there are, and whether a folder holds one that is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+
+from runtime.files.text import read_json
+from runtime.models.settings import empty_model
+from runtime.models.wan.settings import (
+    ImageEncoderSettings,
+    TextEncoderSettings,
+    TransformerSettings,
+    VaeSettings,
+    WanIndex,
+)
+from runtime.models.weight_files import WeightFiles
+from runtime.request.config import Architecture
+
+_EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+
+
+class ModelKind(StrEnum):
+    """What a model makes videos from, by the name of its pipeline in diffusers."""
+
+    TEXT = "WanPipeline"
+    IMAGE = "WanImageToVideoPipeline"
+    VACE = "WanVACEPipeline"
+
+    @property
+    def transformer(self) -> str:
+        """Class of its transformer in diffusers."""
+        return "WanVACETransformer3DModel" if self is ModelKind.VACE else "WanTransformer3DModel"
+
+
+def foreign_layout(path: Path) -> str:
+    """What a folder of Wan's own repositories is; empty for another folder."""
+    if not _is_original(path):
+        return ""
+    return f"it is in the layout of Wan's own repositories; one in diffusers layout is needed: {_EXAMPLE}"
+
+
+def check_folder(path: Path, kind: ModelKind, expected: Architecture | None) -> None:
+    """Make sure that settings are well-formed and fit each other, and that weights are what they say.
+
+    Raises:
+        OSError, ValueError, SafetensorError: what is wrong.
+    """
+    if WanIndex.read(path / "model_index.json").has_two_transformers:
+        raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
+    read_json(path / "scheduler" / "scheduler_config.json")
+    tokenizer = path / "tokenizer"
+    if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise FileNotFoundError(f"{tokenizer}: holds neither tokenizer.json nor spiece.model")
+    transformer = TransformerSettings.read(path / "transformer" / "config.json")
+    _check_conditioning(kind, transformer)
+    if expected is not None and transformer.architecture != expected:
+        raise ValueError(f"its transformer has {transformer.architecture}, but the config expects {expected}")
+    vae = VaeSettings.read(path / "vae" / "config.json")
+    text = TextEncoderSettings.read(path / "text_encoder" / "config.json")
+    if vae.z_dim != transformer.channels:
+        raise ValueError(f"its VAE has {vae.z_dim} channels, its transformer predicts {transformer.channels}")
+    if text.d_model != transformer.text_dim:
+        raise ValueError(
+            f"its text encoder gives {text.d_model} channels, its transformer takes {transformer.text_dim}"
+        )
+    _check_weights(path, kind)
+
+
+def _check_weights(path: Path, kind: ModelKind) -> None:
+    """Compare the headers of all weight files with the models that the settings describe."""
+    for component, model in (("transformer", kind.transformer), ("vae", "AutoencoderKLWan")):
+        folder = path / component
+        WeightFiles(folder, _DIFFUSERS_WEIGHTS).check(_shapes(folder, model))
+    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+    settings = path / "text_encoder" / "config.json"
+    wanted = empty_model(lambda: UMT5EncoderModel(UMT5Config.from_dict(read_json(settings))), settings)
+    WeightFiles(path / "text_encoder", "model").check(wanted, complete=False)  # some are tied to others
+    if kind is ModelKind.IMAGE:
+        read_json(path / "image_processor" / "preprocessor_config.json")
+        folder = path / "image_encoder"
+        ImageEncoderSettings.read(folder / "config.json")
+        given = read_json(folder / "config.json")
+        wanted = empty_model(
+            lambda: CLIPVisionModel(CLIPVisionConfig.from_dict(given)), folder / "config.json"
+        )
+        WeightFiles(folder, "model").check(wanted, prefix="vision_model.", complete=False)
+
+
+def transformer_shapes(path: Path, kind: ModelKind) -> Mapping[str, tuple[int, ...]]:
+    """Names and shapes of the transformer's weights."""
+    return _shapes(path / "transformer", kind.transformer)
+
+
+def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a component that is a class of diffusers, by its settings."""
+    import diffusers  # not where only names are asked for: it takes seconds
+
+    settings = folder / "config.json"
+    return empty_model(lambda: getattr(diffusers, model).from_config(read_json(settings)), settings)
+
+
+def _is_original(path: Path) -> bool:
+    """Whether a folder is one of Wan's own: its VAE and text encoder are pickled beside the weights."""
+    return any(path.glob("Wan2*_VAE.pth")) or any(path.glob("models_t5_*.pth"))
+
+
+def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> None:
+    """Refuse a transformer that takes what it is conditioned on otherwise than Wan2.1's do."""
+    has_image = transformer.image_dim is not None
+    extra = transformer.in_channels - transformer.channels
+    has_control = transformer.vace_layers is not None
+    named = transformer.class_name or kind.transformer
+    if has_control != (kind is ModelKind.VACE) or named != kind.transformer:
+        raise ValueError(f"it is a {kind}, but its transformer is a {named}")
+    if kind is not ModelKind.IMAGE and (has_image or extra):
+        raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not give")
+    if kind is ModelKind.IMAGE and not (has_image and extra):
+        raise ValueError("it takes an image otherwise than Wan2.1's I2V, which is not supported yet")

@@ -1,0 +1,82 @@
+"""Wan's components from disk to the devices."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
+from transformers import UMT5EncoderModel
+from transformers.utils.logging import disable_progress_bar
+
+from runtime.models.folder import ModelFolder
+from runtime.models.loading import open_component, refuse_missing, spread, spread_blocks
+from runtime.models.precision import Precision
+from runtime.models.wan.adapter import Transformer, every_block
+from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.lora import merge_lora
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.sharding import Weights
+from runtime.request.config import Config
+
+log = logging.getLogger(__name__)
+
+
+class LoadedTransformer(NamedTuple):
+    """A transformer on this rank's device, and where the weights of its blocks are."""
+
+    model: Transformer
+    weights: Weights
+
+
+def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> LoadedTransformer:
+    """The transformer on every rank's device: whole, or its blocks sharded over all ranks (FSDP2).
+
+    Raises:
+        BadRequestError: the weights do not fit the configuration beside them.
+    """
+    vace = folder.pipeline == ModelKind.VACE
+    kind: type[Transformer] = WanVACETransformer3DModel if vace else WanTransformer3DModel
+    source = f"the transformer of {folder.name!r}"
+    if config.lora:
+        source += f" with {', '.join(one.file for one in config.lora)}"
+
+    def add_loras(model: Transformer) -> None:
+        for lora in config.lora:
+            merge_lora(model, lora, folder.revision)
+
+    kept = config.dtype.of("transformer")
+    model = open_component(kind, folder, "transformer", kept, ranks.node, add_loras)
+    precision = Precision(kept, config.dtype.computed, model._keep_in_fp32_modules)
+    shard = config.memory.transformer == "shard"
+    weights = spread_blocks(every_block(model), ranks, source, shard=shard)
+    spread(model, ranks, source)
+    precision.convert(model, every_block(model))
+    if config.compile:
+        for block in every_block(model):  # alike, so they share their compiled code
+            block.compile()
+    shared = ", sharded" * (shard and ranks.size > 1)
+    log.info("loaded the transformer of %s on %s%s", folder.name, ranks.device, shared)
+    return LoadedTransformer(model, precision.visiting(weights))
+
+
+def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKLWan | None:
+    """The VAE where it is needed: on every rank if they share tiles, otherwise on the first."""
+    if config.tiles is None:
+        if not ranks.is_leader:
+            return None
+        ranks = Ranks.alone(ranks.device)
+    model = open_component(AutoencoderKLWan, folder, "vae", config.dtype.of("vae"), ranks.node)
+    spread(model, ranks, f"the VAE of {folder.name!r}")
+    return model
+
+
+def load_text_encoder(folder: ModelFolder, config: Config, device: torch.device) -> UMT5EncoderModel:
+    """The text encoder, on this rank alone."""
+    disable_progress_bar()  # loading is one phase of ours, with its own line
+    model, info = UMT5EncoderModel.from_pretrained(
+        folder.path / "text_encoder", dtype=config.dtype.of("text_encoder"), output_loading_info=True
+    )
+    refuse_missing(folder, "text_encoder", info)
+    return model.to(device)

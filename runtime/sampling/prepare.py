@@ -1,0 +1,96 @@
+"""Preparation: the networks of a plan, with what each window is conditioned on, as one rank runs them.
+
+Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width, I image tokens, E
+channels of an image encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from runtime.models.base import Embeddings, Expert, ImageCondition
+from runtime.parallel.attention import Attend, SplitAttention
+from runtime.parallel.kernels import USP, find_kernel
+from runtime.parallel.ranks import RankGroup
+from runtime.request.video_request import BRANCHES
+from runtime.sampling.network import Branch, ExpertNetworks, Network, Networks
+from runtime.sampling.plan import Plan
+from runtime.sampling.travel import window_embeddings
+
+
+def build_networks(
+    plan: Plan,
+    experts: Sequence[Expert],
+    group: RankGroup,
+    heads: int,
+    window_BCFHW: torch.Tensor,
+    text: Embeddings,
+    image: ImageCondition | None,
+) -> list[Networks]:
+    """The networks of each window; windows differ in their text alone.
+
+    Every rank asks for them at the same time. The experts' attention is left as the plan has it.
+
+    Args:
+        group: this rank's, of the plan's topology.
+        heads: of the transformers.
+        window_BCFHW: latents of one window.
+    """
+    texts = window_embeddings(plan.request, plan.windows, text)
+    own = [_of_expert(expert, plan, group, heads, window_BCFHW, texts, image) for expert in experts]
+    if len(own) == 1:
+        return [*own[0]]
+    return [ExpertNetworks(of_window, plan.course) for of_window in zip(*own, strict=True)]
+
+
+def _of_expert(
+    expert: Expert,
+    plan: Plan,
+    group: RankGroup,
+    heads: int,
+    window_BCFHW: torch.Tensor,
+    texts: Sequence[Sequence[torch.Tensor]],
+    image: ImageCondition | None,
+) -> list[Network]:
+    """One expert's network for each window."""
+    adapter, request = expert.adapter, plan.request
+    geometry = adapter.geometry(window_BCFHW)
+    _use_attention(expert, plan, group, heads, geometry.grid.tokens, window_BCFHW.device)
+    scale = expert.guidance(request)
+    guidance = group.guidance(scale if request.guided else None)
+    sequence = group.sequence(geometry.grid.tokens)
+    tokens_BIE = None if image is None else image.tokens_BIE
+    latents_BCFHW = None if image is None else image.latents_BCFHW
+    embedded = scale if request.embedded else None
+    networks = []
+    known: dict[int, torch.Tensor] = {}  # windows that share an embedding share what becomes of it
+    for embeddings in texts:
+        for embedding in embeddings:
+            if id(embedding) not in known:
+                known[id(embedding)] = adapter.text(embedding, tokens_BIE)
+        branches = tuple(
+            Branch(name, known[id(embedding)]) for name, embedding in zip(BRANCHES, embeddings, strict=False)
+        )
+        own = group.branches(branches)
+        networks.append(Network(adapter, geometry, own, guidance, sequence, latents_BCFHW, embedded))
+    return networks
+
+
+def _use_attention(
+    expert: Expert, plan: Plan, group: RankGroup, heads: int, tokens: int, device: torch.device
+) -> None:
+    """With whole sequences and torch's own choice of kernel, the model's attention stays as it came."""
+    if plan.topology.sequence == 1 and plan.attention == "sdpa":
+        expert.attention.restore()
+        return
+    place = group.attention(tokens, heads)
+    split: Attend
+    if plan.attention == USP:
+        from runtime.parallel.usp import UspAttention, choose_backend
+
+        split = UspAttention(place, choose_backend(device, expert.adapter.dtype))
+    else:
+        split = SplitAttention(place, find_kernel(plan.attention))
+    expert.attention.split(split)

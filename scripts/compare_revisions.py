@@ -69,7 +69,11 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """A checkout, and the reports of what it was asked."""
+    """A checkout, and the reports of what it was asked.
+
+    Attributes:
+        checkout: where commands are run, as Python looks for modules there before it looks elsewhere.
+    """
 
     name: str
     checkout: Path
@@ -84,7 +88,9 @@ class Revision:
         if case.stop:
             self._stopped(command)
             command.append("--resume")
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=self.checkout, env=self._environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise SystemExit(f"{self.name}: {case.name}: exit code {done.returncode}\n{done.stderr}")
         report = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
@@ -93,7 +99,9 @@ class Revision:
         return {name: report[name] for name in COMPARED if not (case.stop and name == "resumed_at")}
 
     def _stopped(self, command: list[str]) -> None:
-        process = subprocess.Popen(command, env=self._environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, cwd=self.checkout, env=self._environment, stderr=subprocess.PIPE, text=True
+        )
         assert process.stderr is not None
         for line in process.stderr:
             if "step 5/" in line:

@@ -166,7 +166,7 @@ def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.Captu
             "spectrum: the preset does not fit 6 steps: computed step 9",
         ),
         (["--ranks", "0"], "0 is not in the range 1<=x<=65536"),
-        (["--ranks", "2", "--launcher", "inline"], "it runs one rank, 2 need ray or torchrun"),
+        (["--ranks", "2", "--launcher", "inline"], "it runs a single rank, 2 need ray or torchrun"),
         (["--ulysses", "7"], "ulysses: 7 given; the model has 6 heads"),
         (["--ranks", "4", "--ring", "3"], "ranks: 4 given; ring 3 cannot make that number"),
         (["--cfg", "2", "--guidance", "1"], "cfg: 2 given; without guidance there is one branch"),

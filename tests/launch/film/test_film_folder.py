@@ -164,7 +164,7 @@ def test_a_track_that_cannot_be_heard_is_refused_before_a_shot_is_made(
     track = tmp_path / "take:2.mp3"
     track.write_bytes(content)
     assert storyboard(board, tmp_path / "film", "--audio", str(track), *options) == 2
-    assert f"audio: {str(track)!r} given; it has no sound" in capfd.readouterr().err
+    assert f"audio: {str(track)!r} given; it has no readable sound" in capfd.readouterr().err
     assert not (tmp_path / "film").exists()
 
 

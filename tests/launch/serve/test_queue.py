@@ -199,7 +199,7 @@ def test_cancelled_and_late_requests_end(queue: Queue, monkeypatch: pytest.Monke
         State.CANCELLED,
         "its deadline passed while it waited",
     )
-    with pytest.raises(BadRequestError, match="request: 99 given; the queue has none"):
+    with pytest.raises(BadRequestError, match="request: 99 given; the queue has no request"):
         queue.cancel(99)
 
 

@@ -11,7 +11,7 @@ frames, H, W latent height and width, T text tokens, P values of a token's patch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from runtime.checkpoint.history import History
 from runtime.models.base import Time
 from runtime.sampling.network import Network, Networks, StreamOutput
-from spectrum import Forecaster, Predictor, Squares, StepKind
+from spectrum import Advanced, Predictor, Squares, StepKind, Track
 
 Kinds = Mapping[str, StepKind]
 """Branch → whether it is computed or forecast."""
@@ -109,40 +109,31 @@ class ForecastStream:
     ):
         self._networks, self._predictor, self._storage = networks, predictor, storage
         self._outputs = outputs
-        self._forecasters = {name: Forecaster(predictor, storage) for name in names}
+        self._tracks = {name: Track(predictor, storage) for name in names}
 
     def _begin(self, step: int) -> Network:
         """What computes `step`. Forecasters begin anew where another expert does, and its histories do."""
         if self._networks.forgets(step, outputs=self._outputs):
-            self._forecasters = {
-                name: Forecaster(self._predictor, self._storage) for name in self._forecasters
-            }
+            self._tracks = {name: Track(self._predictor, self._storage) for name in self._tracks}
         return self._networks.at(step)
 
     @property
     def bytes(self) -> int:
-        return sum(forecaster.bytes for forecaster in self._forecasters.values())
+        return sum(track.bytes for track in self._tracks.values())
 
     @property
     def kept(self) -> int:
-        return max(len(forecaster.steps) for forecaster in self._forecasters.values())
-
-    def _record(self, step: int, name: str, value: torch.Tensor) -> list[Squares]:
-        """Remember a computed value; how far its forecast would have been off, where there is one."""
-        forecaster = self._forecasters[name]
-        squares = [forecaster.squared_error(step, value)] if forecaster.steps else []
-        forecaster.record(step, value)
-        return squares
+        return max(len(track.steps) for track in self._tracks.values())
 
     def _remembered(self) -> History:
-        states = {name: forecaster.state_dict() for name, forecaster in self._forecasters.items()}
+        states = {name: track.state_dict() for name, track in self._tracks.items()}
         return {name: dict(zip(s["steps"], s["values"], strict=True)) for name, s in states.items()}
 
     def _remember(self, history: History) -> None:
         place = self._networks.at(0).geometry.rotary[0].device
-        for name, forecaster in self._forecasters.items():
+        for name, track in self._tracks.items():
             values = dict(sorted(history[name].items()))
-            forecaster.load_state_dict({"steps": list(values), "values": list(values.values())}, place)
+            track.load_state_dict({"steps": list(values), "values": list(values.values())}, place)
 
 
 class FeatureStream(ForecastStream):
@@ -160,18 +151,19 @@ class FeatureStream(ForecastStream):
         network = self._begin(step)
         time = network.time(timestep_B)
         computed = [branch for branch in network.branches if kinds[branch.name] is StepKind.COMPUTE]
-        squares: list[Squares] = []
-        if computed:
-            features = network.features(computed, latents_BCFHW, time)
-            for branch, feature_BSD in zip(computed, features, strict=True):
-                squares += self._record(step, branch.name, self._kept_of(feature_BSD, time, network))
-        values = [self._forecasters[branch.name].at(step) for branch in network.branches]
-        patches = [self._patches_of(value, time, network) for value in values]
-        return network.output(patches, _total(squares))
+        features = iter(network.features(computed, latents_BCFHW, time) if computed else [])
+        advanced = [
+            self._tracks[branch.name].advance(
+                step, kinds[branch.name], lambda: self._kept_of(next(features), time, network)
+            )
+            for branch in network.branches
+        ]
+        patches = [self._patches_of(one.value, time, network) for one in advanced]
+        return network.output(patches, _total(advanced))
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._forecasters)
+        return tuple(self._tracks)
 
     def history(self) -> History:
         return self._remembered()
@@ -224,10 +216,16 @@ class GuidedStream(ForecastStream):
         if len(set(kinds.values())) != 1:
             raise RuntimeError(f"step {step}: the branches of a guided stream cannot be told apart: {kinds}")
         network = self._begin(step)
-        if StepKind.COMPUTE not in kinds.values():
-            return StreamOutput(self._forecasters[self.NAME].predict(step))
-        output = network.compute(latents_BCFHW, network.time(timestep_B))
-        return output._replace(squares=_total(self._record(step, self.NAME, output.velocity_BCFHW)))
+        computed: list[StreamOutput] = []
+
+        def compute() -> torch.Tensor:
+            computed.append(network.compute(latents_BCFHW, network.time(timestep_B)))
+            return computed[0].velocity_BCFHW
+
+        kind = StepKind.COMPUTE if StepKind.COMPUTE in kinds.values() else StepKind.FORECAST
+        advanced = self._tracks[self.NAME].advance(step, kind, compute)
+        output = computed[0] if computed else StreamOutput(advanced.value)
+        return output._replace(squares=advanced.squares)
 
     def history(self) -> History:
         return {}
@@ -250,5 +248,7 @@ OUTPUTS = frozenset({"velocity", "guided"})
 """Streams of the model's output, which several experts may have in common."""
 
 
-def _total(squares: list[Squares]) -> Squares | None:
+def _total(advanced: Sequence[Advanced]) -> Squares | None:
+    """Squared errors of all branches that have one, added up."""
+    squares = [one.squares for one in advanced if one.squares is not None]
     return Squares.total(squares) if squares else None

@@ -13,6 +13,7 @@ import imageio_ffmpeg
 import torch
 from rich.table import Table
 
+from runtime.extensions import announced
 from runtime.media.quality import has_filter
 from runtime.models.folder import find_local
 from runtime.request.config import Config, available, load_config
@@ -45,6 +46,7 @@ def _findings() -> Iterator[tuple[str, str]]:
     yield "ray", _version_of("ray")
     yield "ffmpeg", _ffmpeg()
     yield "presets", ", ".join(available("spectrum"))
+    yield "extensions", ", ".join(announced()) or "none"
 
 
 def _accelerators() -> str:

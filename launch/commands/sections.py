@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import click
 
+from launch.commands.extensible import ExtensibleGroup
+
 _SECTIONS = {
     "Make videos": ("generate", "storyboard"),
     "Serve many requests": ("queue", "status"),
     "Measure and plan": ("compare", "calibrate", "plan", "rehearse"),
 }
-_OTHERS = "This machine"
+_OTHERS, _ADDED = "This machine", "Added by packages"
 
 
-class Sections(click.Group):
-    """A group whose help lists its commands by purpose."""
+class Sections(ExtensibleGroup):
+    """A group whose help lists its commands by purpose, and those that packages add."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         placed = [name for names in _SECTIONS.values() for name in names]
-        others = [name for name in self.list_commands(ctx) if name not in placed]
-        width = max(map(len, self.commands))
-        for title, names in [*_SECTIONS.items(), (_OTHERS, others)]:
+        others = sorted(self.commands.keys() - {*placed})
+        added = [(_ADDED, self.added)] if self.added else []
+        width = max(map(len, self.list_commands(ctx)))
+        for title, names in [*_SECTIONS.items(), (_OTHERS, others), *added]:
+            known = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(title):
                 formatter.write_dl(
-                    [
-                        (name.ljust(width), self.commands[name].get_short_help_str(formatter.width))
-                        for name in names
-                    ]
+                    [(n.ljust(width), one.get_short_help_str(formatter.width)) for n, one in known if one]
                 )

@@ -92,6 +92,8 @@ def _parts_at(model: type[BaseModel], way: Sequence[int | str]) -> list[type[Bas
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+        for inner in annotation.__subclasses__():  # a field of a base takes those made from it
+            yield from _models_in(inner)
     elif get_origin(annotation) in (Annotated, Union, types.UnionType, list, tuple):
         for inner in get_args(annotation):
             yield from _models_in(inner)

@@ -8,17 +8,20 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from runtime.errors import BadRequestError
+from runtime.extensions import Registry
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """Query, key and value `[B, h, tokens, D]` → output like the query, and log-sum-exp `[B, h, U]` if known."""
+
+_K = TypeVar("_K", bound=Kernel)
 
 AUTO, USP = "auto", "xfuser"
 _XFUSER_KERNEL = "xfuser:"
@@ -35,8 +38,13 @@ class Card(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Torch:
-    """A kernel of torch, with the devices and dtypes that it supports."""
+class NamedKernel:
+    """A kernel, with the devices and dtypes that it supports.
+
+    Attributes:
+        devices: types of device.
+        rings: whether it returns its log-sum-exp.
+    """
 
     kernel: Kernel
     devices: tuple[str, ...]
@@ -87,21 +95,48 @@ def math_(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[
 
 _HALVES = (torch.float16, torch.bfloat16)
 _ALL = (*_HALVES, torch.float32)
-_KERNELS = {
-    "sdpa": _Torch(sdpa, ("cpu", "cuda"), _ALL, rings=False),
-    "flash": _Torch(flash, ("cpu", "cuda"), _ALL),
-    "efficient": _Torch(efficient, ("cuda",), _ALL),
-    "cudnn": _Torch(cudnn, ("cuda",), _HALVES),
-    "math": _Torch(math_, ("cpu", "cuda"), _ALL),
-}
+KERNELS: Registry[NamedKernel] = Registry(
+    "kernel",
+    {
+        "sdpa": NamedKernel(sdpa, ("cpu", "cuda"), _ALL, rings=False),
+        "flash": NamedKernel(flash, ("cpu", "cuda"), _ALL),
+        "efficient": NamedKernel(efficient, ("cuda",), _ALL),
+        "cudnn": NamedKernel(cudnn, ("cuda",), _HALVES),
+        "math": NamedKernel(math_, ("cpu", "cuda"), _ALL),
+    },
+)
+
+
+def add_kernel(
+    name: str, *, devices: Sequence[str] = ("cpu", "cuda"), dtypes: Sequence[torch.dtype] = _ALL
+) -> Callable[[_K], _K]:
+    """Add a kernel to those that `attention` of a config may name; returns a decorator.
+
+    Args:
+        name: name of the kernel, without a colon.
+        devices: types of device that it supports.
+        dtypes: dtypes that it supports.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in (AUTO, USP) or ":" in name:
+        raise ValueError(f"the kernel's name {name!r} is taken; give it another, without a colon")
+
+    def add(kernel: _K) -> _K:
+        KERNELS.add(name, NamedKernel(kernel, tuple(devices), tuple(dtypes)))
+        return kernel
+
+    return add
 
 
 def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> str:
     """Resolve the name of the kernel that will run; only `auto` is replaced by another.
 
     Args:
-        name: `auto`, a kernel of torch (`sdpa`, `flash`, `efficient`, `cudnn`, `math`), `xfuser` for its USP,
-            or `xfuser:KERNEL` for one of its kernels within Lockstep's own sequence parallelism.
+        name: `auto`, a kernel of torch (`sdpa`, `flash`, `efficient`, `cudnn`, `math`) or an added one,
+            `xfuser` for its USP, or `xfuser:KERNEL` for one of its kernels within Lockstep's own sequence
+            parallelism.
         device, dtype: device and dtype of query, key and value.
         ring: ring degree; above 1 the kernel must return its log-sum-exp.
 
@@ -119,7 +154,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
             choose_backend(device, dtype)
             return name
     else:
-        _check_torch(name, device, dtype, ring=ring)
+        _check_known(name, device, dtype, ring=ring)
         refuse_old_cudnn(name, card)
     reason = None if device.type == "cuda" and card is None else why_not(name, device, dtype, ring=ring)
     if reason is not None:
@@ -176,11 +211,11 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
     return None
 
 
-def _check_torch(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> None:
-    if name not in _KERNELS:
-        known = ", ".join((AUTO, *_KERNELS, USP, f"{_XFUSER_KERNEL}KERNEL"))
+def _check_known(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> None:
+    found = KERNELS.find(name)
+    if found is None:
+        known = ", ".join((AUTO, *KERNELS, USP, f"{_XFUSER_KERNEL}KERNEL"))
         raise BadRequestError(f"attention: {name!r} given; it must be one of {known}")
-    found = _KERNELS[name]
     if device.type not in found.devices:
         raise BadRequestError(f"attention: {name!r} given; it runs on {' or '.join(found.devices)} only")
     if dtype not in found.dtypes or (name == "flash" and _needs_efficient(device, dtype)):
@@ -195,7 +230,7 @@ def find_kernel(name: str) -> Kernel:
     """Find the kernel of a resolved name (not `xfuser`, whose USP is more than a kernel)."""
     if name.startswith(_XFUSER_KERNEL):  # the same object each time, so that its users compare equal
         return _xfuser_kernel(name.removeprefix(_XFUSER_KERNEL))
-    return _KERNELS[name].kernel
+    return KERNELS[name].kernel
 
 
 def _needs_efficient(device: torch.device, dtype: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ from diffusers import SchedulerMixin
 
 from runtime.forecasting.expectation import Expectation
 from runtime.forecasting.presets import Preset
+from runtime.forecasting.streams import STREAM_TRAITS
 from runtime.models.base import ImageCondition
 from runtime.parallel.topology import Topology
 from runtime.recipe import Recipe
@@ -25,7 +26,7 @@ from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.course import Course
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.network import Networks
-from runtime.sampling.streams import OUTPUTS, STREAMS, ComputedStream, Stream
+from runtime.sampling.streams import STREAMS, ComputedStream, Stream
 from runtime.sampling.windowed import WindowedStream
 from spectrum import Schedule, StepKind
 
@@ -153,7 +154,7 @@ class Plan:
     @property
     def forced(self) -> frozenset[int]:
         """Steps that are computed whatever the schedule says: an expert's first, where it begins anew."""
-        return self.course.forced(outputs=self.preset.stream in OUTPUTS)
+        return self.course.forced(outputs=STREAM_TRAITS[self.preset.stream].outputs)
 
     @property
     def segments(self) -> int:

@@ -11,12 +11,14 @@ frames, H, W latent height and width, T text tokens, P values of a token's patch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
 from runtime.checkpoint.history import History
+from runtime.extensions import source_of
+from runtime.forecasting.streams import STREAM_TRAITS, StreamTraits
 from runtime.models.base import Time
 from runtime.sampling.network import Network, Networks, StreamOutput
 from spectrum import Advanced, Predictor, Squares, StepKind, Track
@@ -237,18 +239,39 @@ class GuidedStream(ForecastStream):
         self._remember(whole)
 
 
-STREAMS: dict[str, type[FeatureStream] | type[GuidedStream]] = {
+STREAMS: dict[str, Callable[..., Stream]] = {
     "feature": FeatureStream,
     "velocity": VelocityStream,
     "guided": GuidedStream,
 }
 
 
-OUTPUTS = frozenset({"velocity", "guided"})
-"""Streams of the model's output, which several experts may have in common."""
-
-
 def _total(advanced: Sequence[Advanced]) -> Squares | None:
     """Squared errors of all branches that have one, added up."""
     squares = [one.squares for one in advanced if one.squares is not None]
     return Squares.total(squares) if squares else None
+
+
+_S = TypeVar("_S", bound=type[Any])
+
+
+def add_stream(name: str, *, joint: bool = False, outputs: bool = False) -> Callable[[_S], _S]:
+    """Add a stream to those that presets may name; returns a decorator of its class.
+
+    The class takes the arguments of `GuidedStream`, and its objects implement `Stream`.
+
+    Args:
+        name: name of the stream in presets.
+        joint: whether it covers both branches together, so that they share one schedule.
+        outputs: whether it is of the model's output, which several experts may have in common.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(stream: _S) -> _S:
+        STREAM_TRAITS.add(name, StreamTraits(joint, outputs, source_of(stream)))
+        STREAMS[name] = stream
+        return stream
+
+    return add

@@ -77,6 +77,7 @@ def add(
     check_line("owner", owner)
     job = build_job(**options)
     job.check_files()
+    job = job.absolute().planned()  # whoever serves it stands elsewhere, and it may be later
     owner = owner or _user()
     with _opened(folder) as opened:
         click.echo(opened.submit(job, name=name, owner=owner, priority=priority, seconds=expires))

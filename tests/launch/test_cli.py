@@ -1,4 +1,4 @@
-"""The command line's contract: exit codes, what goes to stdout and stderr, and what is refused."""
+"""What the command line does beyond its contract, which is in test_contract.py: advice, files, resuming."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
 from launch import cli
@@ -23,34 +21,6 @@ SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-len
 
 def run(*arguments: str) -> int:
     return cli.run(list(arguments))
-
-
-def test_generate_writes_files_and_prints_the_path_alone(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "sub" / "a.mp4"
-    assert run("generate", PROMPT, *SMALL, "--out", str(out), "--seed", "3", "--spectrum", "paper-fast") == 0
-    stdout, stderr = capfd.readouterr()
-    assert stdout == f"{out}\n"
-    assert "step 6/6" in stderr and "NFE" in stderr and "ETA" in stderr
-    report = json.loads(out.with_suffix(".json").read_text())
-    assert report["request"]["seed"] == 3
-    assert report["request"]["spectrum"] == "paper-fast"
-    assert report["request"]["steps"] == 6
-    assert {p.suffix for p in out.parent.iterdir()} == {".mp4", ".json", ".png"}
-
-
-def test_every_output_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out, report, kept = tmp_path / "a.mp4", tmp_path / "reports" / "b.json", tmp_path / "kept"
-    kept.mkdir()
-    (kept / "thesis.tex").write_text("mine")
-    options = ["--out", str(out), "--report", str(report), "--checkpoints", str(kept), "--videos", "2"]
-    assert run("generate", PROMPT, *SMALL, *options, "--negative", "blue", "--checkpoint-every", "1") == 0
-    assert capfd.readouterr().out == "".join(f"{tmp_path}/a-{number}.mp4\n" for number in (1, 2))
-    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert made == {"a-1.mp4", "a-2.mp4", "reports/b.json", "reports/b.png", "kept/thesis.tex"}
-    assert [path.name for path in kept.iterdir()] == ["thesis.tex"]
-    assert json.loads(report.read_text())["request"]["negative"] == "blue"
 
 
 def test_an_input_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -112,84 +82,6 @@ def test_advice_is_given_where_it_is_true(tmp_path: Path, capfd: pytest.CaptureF
         assert run(*nothing_kept) == 3
     said = capfd.readouterr().err
     assert "there is no checkpoint: the same command starts again at the first step" in said
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_same_seed_same_frames(tmp_path: Path) -> None:
-    digests = []
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        assert run("generate", PROMPT, *SMALL, "--seed", seed, "--out", str(tmp_path / f"{name}.mp4")) == 0
-        digests.append(json.loads((tmp_path / f"{name}.json").read_text())["frames_sha256"])
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_compare_option_says_what_was_gained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert (
-        run(
-            "generate", PROMPT, "--steps", "8", "--frames", "5", "--out", str(tmp_path / "a.mp4"), "--compare"
-        )
-        == 0
-    )
-    stderr = capfd.readouterr().err
-    assert "faster than the full sampler (ideal 1.33×)" in " ".join(stderr.split())
-    assert "PSNR" in stderr
-    assert json.loads((tmp_path / "a.json").read_text())["quality"]["psnr"] > 10
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (
-            ["--spectrum", "nope"],
-            "spectrum: 'nope' given; there is no such preset, it must be one of off, paper",
-        ),
-        (["--config", "nope"], "config: 'nope' given"),
-        (["--size", "100x96"], "width: 100 given; must be a multiple of 16"),
-        (["--size", "96"], "'96' is not WIDTHxHEIGHT"),
-        (["--frames", "18"], "frames: 18 given; must be 4k + 1"),
-        (["--steps", "0"], "steps: 0 given"),
-        (["--steps", "many"], "'many' is not a valid integer"),
-        (["--guidance", "nan"], "guidance: nan given; should be a finite number"),
-        (["--seed", "-1"], "seed: -1 given"),
-        (["--out", "/proc/a.mp4"], "out: cannot write in '/proc'"),
-        (["--out", "a.avi"], "must end in .mp4"),
-        (["--out", ""], "'' given; a name is needed"),
-        (["--out", "."], "out: '.' given; the name must end in .mp4"),
-        (["--out", "caf\udce9.mp4"], "its byte 0xe9 is not UTF-8"),
-        (["--negative", "caf\udce9"], "its byte 0xe9 is not UTF-8"),
-        (["--out", "/dev/null/a.mp4"], "out: cannot write in '/dev/null'"),
-        (["--out", "x" * 252 + ".mp4"], "File name too long"),
-        (["--report", "a.txt"], "report: 'a.txt' given; the name must end in .json"),
-        (["--checkpoints", "/proc/mine"], "checkpoints: cannot write in '/proc/mine"),
-        (
-            ["--spectrum", "LATE", "--steps", "6"],
-            "spectrum: the preset does not fit 6 steps: computed step 9",
-        ),
-        (["--ranks", "0"], "0 is not in the range 1<=x<=65536"),
-        (["--ranks", "2", "--launcher", "inline"], "it runs a single rank, 2 need ray or torchrun"),
-        (["--ulysses", "7"], "ulysses: 7 given; the model has 6 heads"),
-        (["--ranks", "4", "--ring", "3"], "ranks: 4 given; ring 3 cannot make that number"),
-        (["--cfg", "2", "--guidance", "1"], "cfg: 2 given; without guidance there is one branch"),
-        (["--timeout", "0"], "'0' given; a number from 1 to 604800 is needed"),
-        (["--launcher", "ssh"], "'ssh' is not one of"),
-    ],
-)
-def test_a_bad_request_exits_2_and_starts_nothing(
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    arguments: list[str],
-    said: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("runtime.engine.Engine.__init__", lambda *_: pytest.fail("a model was loaded"))
-    late = tmp_path_factory.mktemp("presets") / "late.yaml"
-    late.write_text("schedule: {kind: explicit, computed: [0, 9]}\n")
-    assert run("generate", PROMPT, *(str(late) if a == "LATE" else a for a in arguments)) == 2
-    stdout, stderr = capfd.readouterr()
-    assert said in " ".join(stderr.split())
-    assert stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,22 +180,6 @@ def test_as_many_steps_as_are_allowed_are_made(tmp_path: Path, capfd: pytest.Cap
     assert run("generate", PROMPT, *small, *options) == 0, capfd.readouterr().err
 
 
-def test_resume_needs_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = ["--out", str(tmp_path / "a.mp4")]
-    assert run("generate", PROMPT, *out, "--resume", "--checkpoint-every", "0") == 2
-    assert "there is nothing to resume from" in capfd.readouterr().err
-
-
-def commands(group: click.Group, *names: str) -> Iterator[tuple[list[str], click.Command]]:
-    """Every command below a group, with the words that call it."""
-    yield list(names), group
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands(command, *names, name)
-        else:
-            yield [*names, name], command
-
-
 def test_the_list_of_commands_is_by_purpose(capfd: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     said = capfd.readouterr().out
@@ -311,16 +187,6 @@ def test_the_list_of_commands_is_by_purpose(capfd: pytest.CaptureFixture[str]) -
     assert titles == ["Options", "Make videos", "Serve many requests", "Measure and plan", "This machine"]
     listed = re.findall(r"^  (\w+) +[A-Z]", said.partition("Make videos:")[2], re.MULTILINE)
     assert sorted(listed) == sorted(cli.cli.commands)
-
-
-def test_help_is_helpful(capfd: pytest.CaptureFixture[str]) -> None:
-    """The list of commands cuts no sentence, and every option says what it is."""
-    for names, command in commands(cli.cli):
-        assert run(*names, "--help") == 0
-        said = capfd.readouterr().out
-        assert said.startswith(" ".join(["Usage: lockstep", *names]))
-        assert "..." not in said.replace("]...", "").replace("S...", "")  # those are arguments
-        assert [one.name for one in command.params if isinstance(one, click.Option) and not one.help] == []
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -95,47 +95,10 @@ def test_a_plan_for_a_time_says_the_time_that_it_was_made_for(
     assert "7.43" in capfd.readouterr().out
 
 
-def test_plan_shows_budgets_and_refuses_nonsense(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_plan_shows_budgets(capfd: pytest.CaptureFixture[str]) -> None:
     assert run("plan", "wan-tiny") == 0
     table = " ".join(capfd.readouterr().out.split())
     assert "plans for 50 steps" in table and "14" in table
-    for arguments, said in (
-        (["wan-tiny", "--nfe", "51"], "nfe: 51 given"),
-        (["wan-tiny", "--nfe", "5", "--psnr", "40"], "give one of"),
-        (["wan-tiny", "--psnr", "200"], "the best predicted value"),
-        (["wan-tiny", "--seconds", "0.001"], "one computed step alone needs"),
-        (["nope", "--nfe", "5"], "there is no such calibration"),
-        (["wan-tiny", "--picture", str(tmp_path / "a.png")], "nfe: not given"),
-        (["wan-tiny", "--seconds", "9", "--report", prompts(tmp_path)], "has no times"),
-    ):
-        assert run("plan", *arguments) == 2, arguments
-        assert said in capfd.readouterr().err
-    assert not (tmp_path / "a.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--out", "a.txt"], "must end in .json"),
-        (
-            ["--out", "a.json", "--prompts", "/no/such.txt"],
-            "prompts: '/no/such.txt' given; it cannot be read",
-        ),
-        (["--out", "a.json", "--size", "17x16"], "width: 17 given"),
-        (["--out", "a.json", "--config", "nope"], "config: 'nope' given"),
-    ],
-)
-def test_a_bad_calibration_exits_2(
-    arguments: list[str],
-    said: str,
-    capfd: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run("calibrate", *arguments) == 2
-    assert said in capfd.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_prompts_without_a_prompt_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -33,22 +33,6 @@ def test_presets_prompts_and_seeds_are_all_run(tmp_path: Path, capfd: pytest.Cap
     assert rows["paper"]["psnr"] == pytest.approx(sum(own) / 4)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--preset", "nope"], "spectrum: 'nope'"),
-        (["--steps", "0"], "steps: 0"),
-        (["--out", "a.gif"], ".mp4"),
-    ],
-)
-def test_bad_comparisons_are_refused_before_loading(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
-    monkeypatch.setattr("runtime.engine.Engine.__init__", lambda *_: pytest.fail("a model was loaded"))
-    assert cli.run(["compare", "a red circle", *arguments]) == 2
-    assert said in capfd.readouterr().err
-
-
 def test_side_by_side_puts_videos_in_order_under_their_labels(tmp_path: Path) -> None:
     videos = []
     for value in (50, 200):

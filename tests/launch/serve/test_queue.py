@@ -307,13 +307,6 @@ def test_what_cannot_be_kept_is_refused(
     assert cli.run(["status", *here]) == 0
 
 
-def test_no_request_has_a_number_beyond_64_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(Queue(tmp_path)) as queue:
-        add(queue, "a")
-    assert cli.run(["queue", "cancel", "99999999999999999999", "--queue", str(tmp_path)]) == 2
-    assert "99999999999999999999 is not in the range" in capsys.readouterr().err
-
-
 def test_a_file_is_written_by_one_request(queue: Queue, tmp_path: Path) -> None:
     """Whatever name it goes by: another way to its folder, a number of several videos, a report's picture."""
     (tmp_path / "link").symlink_to(tmp_path)

@@ -77,11 +77,14 @@ def _version_of(package: str) -> str:
 
 
 def _ffmpeg() -> str:
-    executable = imageio_ffmpeg.get_ffmpeg_exe()
-    first = subprocess.run(
-        [executable, "-version"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    filters = ", ".join(f"{name} {'yes' if has_filter(name) else 'no'}" for name in _FILTERS)
+    """Its version, its place and its filters, or why it cannot be used."""
+    try:
+        executable = imageio_ffmpeg.get_ffmpeg_exe()
+        said = subprocess.run([executable, "-version"], capture_output=True, text=True, check=True).stdout
+        filters = ", ".join(f"{name} {'yes' if has_filter(name) else 'no'}" for name in _FILTERS)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is none
+        return f"cannot be used: {error}"
+    first = said.split()
     return f"{first[2]} ({executable}); filters: {filters}"
 
 

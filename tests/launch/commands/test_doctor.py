@@ -28,6 +28,16 @@ def test_a_package_that_cannot_be_imported_is_explained(monkeypatch: pytest.Monk
     assert _importable("numpy").endswith("cannot be imported: RuntimeError: no accelerator")
 
 
+def test_an_ffmpeg_that_does_not_run_is_a_finding(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "/bin/false")
+    assert cli.run(["doctor"]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert "cannot be used: Command '['/bin/false', '-version']'" in stdout and stderr == ""
+
+
 @pytest.mark.parametrize(
     ("heads", "world", "splits"),
     [(12, 8, "4×2, 2×4, 1×8"), (40, 8, "8×1, 4×2, 2×4, 1×8"), (6, 1, "1×1"), (None, 2, "?")],

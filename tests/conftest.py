@@ -6,6 +6,7 @@ import atexit
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from launch.shell.exits import end_now
 from runtime.engine import Engine
 from runtime.request.config import Config, load_config
 from runtime.request.video_request import VideoRequest
+from tests.ranks import WarmRanks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))  # the scripts are run from there, too
 torch.set_num_threads(1)
@@ -56,6 +58,13 @@ def config() -> Config:
 @pytest.fixture(scope="session")
 def engine(config: Config) -> Engine:
     return Engine(config)
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[WarmRanks]:
+    """Ranks that the tests of a module share; see there for what may run on them."""
+    with closing(WarmRanks()) as ranks:
+        yield ranks
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -154,12 +155,20 @@ def _work(
 
 def _end(path: Path, result: Any, error: BaseException | None) -> NoReturn:
     """Leave the outcome in a file and end the process."""
-    said = None
-    if error is not None:
-        blamed = error.rank if isinstance(error, RankFailedError) else None
-        where = error.where if isinstance(error, RankFailedError) else ""
-        said = (type(error).__name__, blamed, where, str(error))
-    path.write_bytes(pickle.dumps((result, said, time.monotonic())))
+    path.write_bytes(pickle.dumps((result, _told(error), time.monotonic())))
+    _leave(error)
+
+
+def _told(error: BaseException | None) -> tuple[str, int | None, str, str] | None:
+    """What `Outcome.error` says of it."""
+    if error is None:
+        return None
+    blamed = error.rank if isinstance(error, RankFailedError) else None
+    where = error.where if isinstance(error, RankFailedError) else ""
+    return type(error).__name__, blamed, where, str(error)
+
+
+def _leave(error: BaseException | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if error is None else exit_code(error))
@@ -172,4 +181,117 @@ def _outcome(path: Path, code: int | None) -> Outcome:
     return Outcome(code, result, said, ended)
 
 
-__all__ = ["Outcome", "Ranks", "block", "die", "free_port", "run_ranks", "stop", "watch_ranks"]
+class WarmRanks:
+    """Ranks that have met once and run one task after another, for tasks that succeed.
+
+    There is a group for every number of ranks that is asked for. A task that fails ends its group; the next
+    one gets a new group. What a task leaves in its process, the next one finds: tasks that change their
+    process for good belong on ranks of their own.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[int, _WarmGroup] = {}
+
+    def run(self, world: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """As `run_ranks`."""
+        group = self._groups.pop(world, None) or _WarmGroup(world)
+        try:
+            results = group.run(task, arguments)
+        except BaseException:
+            group.kill()
+            raise
+        self._groups[world] = group
+        return results
+
+    def close(self) -> None:
+        """Let all groups end in order.
+
+        Raises:
+            AssertionError: one of them does not.
+        """
+        codes = [code for group in self._groups.values() for code in group.end()]
+        self._groups.clear()
+        assert set(codes) <= {0}, codes
+
+
+class _WarmGroup:
+    """Some ranks that wait for tasks."""
+
+    def __init__(self, world: int):
+        port = free_port()
+        self._processes, self._connections = [], []
+        for rank in range(world):
+            own, others = _PROCESSES.Pipe()
+            meeting = Rendezvous.at("127.0.0.1", port, rank=rank, world=world)
+            process = _PROCESSES.Process(target=_serve, args=(meeting, others), daemon=True)
+            process.start()
+            others.close()  # its end is seen when the process ends
+            self._processes.append(process)
+            self._connections.append(own)
+
+    def run(self, task: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
+        work = pickle.dumps((task, arguments))
+        for connection in self._connections:
+            connection.send_bytes(work)
+        deadline = time.monotonic() + 2 * _PATIENT + 60
+        answers = [_answer(connection, deadline) for connection in self._connections]
+        errors = [error for _, error in answers]
+        assert errors == [None] * len(errors), errors
+        return [result for result, _ in answers]
+
+    def end(self) -> list[int | None]:
+        """Exit codes."""
+        for connection in self._connections:
+            connection.send_bytes(b"")
+        for process in self._processes:
+            process.join(_PATIENT)
+        codes = [process.exitcode for process in self._processes]
+        self.kill()
+        return codes
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _answer(connection: Connection, deadline: float) -> tuple[Any, Any]:
+    """A rank's result and what it raised; a rank that dies or says nothing in time has failed, too."""
+    try:
+        if not connection.poll(max(0.0, deadline - time.monotonic())):
+            return None, "nothing was heard of it"
+        result, error = pickle.loads(connection.recv_bytes())
+    except (EOFError, OSError):
+        return None, "it died"
+    return result, error
+
+
+def _serve(rendezvous: Rendezvous, connection: Connection) -> None:
+    """A rank that runs the tasks that it is sent, until it is sent an empty one."""
+    torch.set_num_threads(1)
+
+    def end(error: BaseException) -> NoReturn:
+        with contextlib.suppress(OSError):  # nobody may be there any more
+            connection.send_bytes(pickle.dumps((None, _told(error))))
+        _leave(error)
+
+    try:
+        with join(rendezvous, torch.device("cpu"), give_up=end, timeout=_PATIENT) as ranks:
+            while work := connection.recv_bytes():
+                task, arguments = pickle.loads(work)
+                ranks.before_transfer(_nothing)  # what the task before had to confirm
+                connection.send_bytes(pickle.dumps((task(ranks, *arguments), None)))
+    except BaseException as error:
+        if not isinstance(error, RankFailedError | EOFError):
+            traceback.print_exc()
+        end(error)
+    _leave(None)
+
+
+def _nothing() -> None:
+    pass
+
+
+__all__ = [
+    "Outcome", "Ranks", "WarmRanks", "block", "die", "free_port", "run_ranks", "stop", "watch_ranks",
+]  # fmt: skip

@@ -10,7 +10,7 @@ from runtime.parallel.attention import attend
 from runtime.parallel.kernels import find_kernel
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from tests.ranks import run_ranks
+from tests.ranks import WarmRanks
 
 CHANNELS = 16
 
@@ -53,17 +53,17 @@ CASES = [(1, 24, 4), (2, 24, 4), (1, 23, 4), (2, 7, 5)]  # tokens and heads that
     ],
     ids=lambda t: f"ring{t.ring}-ulysses{t.ulysses}",
 )
-def test_split_attention_is_whole_attention(topology: Topology) -> None:
-    for outputs in run_ranks(topology.world, attend_on_rank, topology, CASES, "float32", "flash"):
+def test_split_attention_is_whole_attention(topology: Topology, warm: WarmRanks) -> None:
+    for outputs in warm.run(topology.world, attend_on_rank, topology, CASES, "float32", "flash"):
         for output, case in zip(outputs, CASES, strict=True):
             expected = whole(*case, torch.float32)
             assert (output - expected).norm() / expected.norm() < 1e-5
 
 
 @pytest.mark.timeout(240)
-def test_bfloat16_is_no_worse_than_one_rank() -> None:
+def test_bfloat16_is_no_worse_than_one_rank(warm: WarmRanks) -> None:
     topology = Topology(ring=2, ulysses=2)
-    outputs = run_ranks(4, attend_on_rank, topology, CASES, "bfloat16", "flash")[0]
+    outputs = warm.run(4, attend_on_rank, topology, CASES, "bfloat16", "flash")[0]
     for output, case in zip(outputs, CASES, strict=True):
         truth = whole(*case, torch.float32)
         own_error = (whole(*case, torch.bfloat16).float() - truth).norm()
@@ -104,8 +104,10 @@ JOINT = [(1, 24, 4), (2, 23, 4), (1, 13, 5)]
     ],
     ids=lambda t: f"ring{t.ring}-ulysses{t.ulysses}",
 )
-def test_tokens_that_every_rank_has_stand_before_those_that_are_split(topology: Topology) -> None:
-    for outputs in run_ranks(topology.world, attend_jointly, topology, 7, JOINT, "float32"):
+def test_tokens_that_every_rank_has_stand_before_those_that_are_split(
+    topology: Topology, warm: WarmRanks
+) -> None:
+    for outputs in warm.run(topology.world, attend_jointly, topology, 7, JOINT, "float32"):
         for output, case in zip(outputs, JOINT, strict=True):
             expected = whole(*case, torch.float32)
             assert (output - expected).norm() / expected.norm() < 1e-5
@@ -113,8 +115,8 @@ def test_tokens_that_every_rank_has_stand_before_those_that_are_split(topology: 
 
 
 @pytest.mark.timeout(240)
-def test_joint_attention_in_bfloat16_is_no_worse_than_on_one_rank() -> None:
-    outputs = run_ranks(4, attend_jointly, Topology(ring=2, ulysses=2), 7, JOINT, "bfloat16")[0]
+def test_joint_attention_in_bfloat16_is_no_worse_than_on_one_rank(warm: WarmRanks) -> None:
+    outputs = warm.run(4, attend_jointly, Topology(ring=2, ulysses=2), 7, JOINT, "bfloat16")[0]
     for output, case in zip(outputs, JOINT, strict=True):
         truth = whole(*case, torch.float32)
         own_error = (whole(*case, torch.bfloat16).float() - truth).norm()

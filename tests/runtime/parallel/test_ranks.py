@@ -24,7 +24,7 @@ from runtime.sampling.denoise import Denoising, StepRecord, denoise
 from runtime.sampling.network import Branch, Network
 from runtime.sampling.streams import STREAMS
 from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule
-from tests.ranks import run_ranks
+from tests.ranks import WarmRanks, run_ranks
 
 STEPS, HEADS, HEAD_DIM, LAYERS, CHANNELS = 8, 5, 12, 2, 16
 CASES = [(1, (2, 4, 6)), (2, (3, 6, 2))]  # batch and latent size: 12 and 9 tokens
@@ -119,9 +119,9 @@ TOPOLOGIES = [
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
-def test_many_ranks_make_the_latents_of_one(topology: Topology) -> None:
+def test_many_ranks_make_the_latents_of_one(topology: Topology, warm: WarmRanks) -> None:
     expected = alone("paper")
-    for results in run_ranks(topology.world, on_rank, topology, "paper"):
+    for results in warm.run(topology.world, on_rank, topology, "paper"):
         for result, truth in zip(results, expected, strict=True):
             assert result.computed["cond"] == [0, 1, 2, 4, 6]
             assert distance(result.latents, truth.latents) < 1e-5
@@ -134,11 +134,13 @@ def test_many_ranks_make_the_latents_of_one(topology: Topology) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("topology", [Topology(ring=3), Topology(cfg=2, ulysses=2)], ids=str)
 @pytest.mark.parametrize("schedule", ["error", "uneven"])
-def test_every_schedule_decides_the_same_on_every_topology(topology: Topology, schedule: str) -> None:
+def test_every_schedule_decides_the_same_on_every_topology(
+    topology: Topology, schedule: str, warm: WarmRanks
+) -> None:
     """Schedules that go by the forecasts' errors, and branches that are not computed at the same steps."""
     expected = alone(schedule)
     assert any(step.kind is StepKind.FORECAST for result in expected for step in result.steps)
-    for results in run_ranks(topology.world, on_rank, topology, schedule):
+    for results in warm.run(topology.world, on_rank, topology, schedule):
         for result, truth in zip(results, expected, strict=True):
             assert result.computed == truth.computed
             assert result.digests == truth.digests * topology.world
@@ -149,9 +151,11 @@ def test_every_schedule_decides_the_same_on_every_topology(topology: Topology, s
 @pytest.mark.parametrize("topology", [Topology(ring=2, ulysses=2), Topology(cfg=2, ring=2)], ids=str)
 @pytest.mark.parametrize("stream", ["velocity", "guided"])
 @pytest.mark.parametrize("schedule", ["paper", "error"])
-def test_every_stream_is_that_of_one_rank(topology: Topology, stream: str, schedule: str) -> None:
+def test_every_stream_is_that_of_one_rank(
+    topology: Topology, stream: str, schedule: str, warm: WarmRanks
+) -> None:
     expected = alone(schedule, stream=stream)
-    for results in run_ranks(topology.world, on_rank, topology, schedule, stream):
+    for results in warm.run(topology.world, on_rank, topology, schedule, stream):
         for result, truth in zip(results, expected, strict=True):
             assert result.computed == truth.computed
             assert distance(result.latents, truth.latents) < 1e-5
@@ -177,8 +181,8 @@ def hurried(ranks: Ranks, topology: Topology) -> tuple[list[int], list[int]]:
     return coordinator.computed("cond"), coordinator.dropped
 
 
-def test_a_deadline_drops_the_same_steps_on_every_rank() -> None:
-    results = run_ranks(3, hurried, Topology(ring=3))
+def test_a_deadline_drops_the_same_steps_on_every_rank(warm: WarmRanks) -> None:
+    results = warm.run(3, hurried, Topology(ring=3))
     assert results[0] == results[1] == results[2]
     computed, dropped = results[0]
     assert sorted(computed + dropped) == list(range(20))
@@ -191,17 +195,17 @@ def in_bfloat16(ranks: Ranks, topology: Topology) -> list[torch.Tensor]:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("topology", [Topology(ring=2, ulysses=2), Topology(cfg=2, ulysses=2)], ids=str)
-def test_bfloat16_on_many_ranks_is_no_worse_than_on_one(topology: Topology) -> None:
-    outputs = run_ranks(topology.world, in_bfloat16, topology)[0]
+def test_bfloat16_on_many_ranks_is_no_worse_than_on_one(topology: Topology, warm: WarmRanks) -> None:
+    outputs = warm.run(topology.world, in_bfloat16, topology)[0]
     for output, half, whole in zip(outputs, alone("paper", torch.bfloat16), alone("paper"), strict=True):
         assert distance(output, whole.latents) <= 1.5 * distance(half.latents, whole.latents)
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("topology", TOPOLOGIES[1:], ids=str)
-def test_every_byte_is_accounted_for(topology: Topology) -> None:
+def test_every_byte_is_accounted_for(topology: Topology, warm: WarmRanks) -> None:
     """A forecast step moves the output's patches and nothing else, a computed step what its axes need."""
-    results = run_ranks(topology.world, on_rank, topology, "paper")
+    results = warm.run(topology.world, on_rank, topology, "paper")
     for case, (batch, size) in enumerate(CASES):
         tokens = size[0] * size[1] * size[2] // 4
         ours = [of_rank[case] for of_rank in results]
@@ -240,8 +244,8 @@ def group_size(ranks: Ranks, topology: Topology) -> str:
     return str(caught.value)
 
 
-def test_a_topology_of_another_size_is_refused() -> None:
-    assert len(run_ranks(2, group_size, Topology(ring=4))) == 2
+def test_a_topology_of_another_size_is_refused(warm: WarmRanks) -> None:
+    assert len(warm.run(2, group_size, Topology(ring=4))) == 2
 
 
 def test_the_odd_ones_are_found() -> None:

@@ -10,7 +10,7 @@ from diffusers.video_processor import VideoProcessor
 from runtime.models.wan.vae import decode_frames, fade
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Tiles
-from tests.ranks import run_ranks
+from tests.ranks import WarmRanks
 
 TILES = Tiles(size=32, stride=24)
 
@@ -86,14 +86,14 @@ def share(ranks: Ranks, sizes: list[tuple[int, int]]) -> list[list[torch.Tensor]
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_that_share_the_tiles_make_the_same_frames(world: int) -> None:
+def test_ranks_that_share_the_tiles_make_the_same_frames(world: int, warm: WarmRanks) -> None:
     sizes = [(12, 9), (5, 4)]  # 12 tiles; 4 tiles of several sizes
-    first, *others = run_ranks(world, share, sizes)
+    first, *others = warm.run(world, share, sizes)
     for chunks, size in zip(first, sizes, strict=True):
         assert torch.equal(torch.cat(chunks, 1), tiled_in_one_piece(latents(*size)))
     assert all(chunks == [] for of_rank in others for chunks in of_rank)  # who does not write has no frame
 
 
-def test_more_ranks_than_tiles(vae: AutoencoderKLWan) -> None:
-    first = run_ranks(4, share, [(5, 3)])[0]
+def test_more_ranks_than_tiles(warm: WarmRanks) -> None:
+    first = warm.run(4, share, [(5, 3)])[0]
     assert torch.equal(torch.cat(first[0], 1), tiled_in_one_piece(latents(5, 3)))

@@ -83,7 +83,7 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
     """
     from launch.commands.build_job import build_job
     from launch.shell.run import run_job_shown
-    from launch.shell.signals import ignore_signals, stop_on_signals
+    from launch.shell.signals import stop_on_signals
 
     job = build_job(**options)
     job.check_files()
@@ -103,7 +103,6 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
         )
     with advising(job.advice):
         run_job_shown(job, context.obj, on_loaded=stop_on_signals)
-        ignore_signals()  # the job is done and reported
 
 
 def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) -> None:

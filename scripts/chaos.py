@@ -182,7 +182,7 @@ class Run:
         left, outlived = wait_for_end(self.folder, self.name, process.pid, grace)
         told = [f"process {member.pid} {member.command[:100]}" for member in left]
         kill(left)
-        if not left and sockets & open_sockets():
+        if not left and not _closed(sockets):
             told.append("a listening socket")
         told += [f"shared memory {name}" for name in shared if Path(name).exists()]
         return outlived, told
@@ -419,6 +419,16 @@ def _made() -> str:
     told = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray"))
     command = " ".join(["python", "scripts/chaos.py", *sys.argv[1:]])
     return f"Made by `{command}` on {date.today()}, {os.cpu_count()} cores; {told}."
+
+
+def _closed(sockets: set[str], within: float = 5.0) -> bool:
+    """Whether nobody listens at these any more; the kernel closes those of a process after it is gone."""
+    deadline = time.monotonic() + within
+    while sockets & open_sockets():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def main() -> None:

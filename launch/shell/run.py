@@ -8,6 +8,7 @@ from functools import partial
 from rich.console import Console
 
 from launch.shell.progress import StepProgress, timed
+from launch.shell.signals import ignore_signals
 from launch.shell.terminal import print_path
 from runtime.engine import Engine
 from runtime.jobs.job import Job
@@ -37,6 +38,7 @@ def run_job_shown(
         done = do_job(engine, job, partial(StepProgress, console))
         if isinstance(done, Report):
             print_result(done, job, console)
+        ignore_signals()  # nothing is left to be stopped
 
 
 def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:

@@ -78,10 +78,12 @@ class Checkpoints:
             log.warning("resume: %s in %r; starting at the first step", told, str(self.root))
         with refusing("checkpoints", self.root):
             missing = not self.root.exists()
-        check_folder(self.root, field="checkpoints")
-        if missing:  # created again with the first checkpoint
-            with suppress(OSError):
-                self.root.rmdir()
+        try:
+            check_folder(self.root, field="checkpoints")
+        finally:
+            if missing:  # created again with the first checkpoint
+                with suppress(OSError):
+                    self.root.rmdir()
 
     @contextmanager
     def locked(self, identities: Sequence[str] = ()) -> Iterator[None]:

@@ -17,6 +17,7 @@ import pytest
 
 from launch import cli, torchrun
 from launch.cli import without_launcher
+from launch.shell import rank
 from runtime.request.config import shipped
 from tests.ranks import free_port
 
@@ -272,6 +273,11 @@ def test_a_request_that_only_the_model_can_refuse_exits_2(tmp_path: Path) -> Non
     assert not out.exists()
 
 
+def as_a_rank(*arguments: str) -> int:
+    """The exit code of a rank that torchrun would have started."""
+    return rank.run(list(arguments), torchrun.rank, "launch.torchrun")
+
+
 def test_torchrun_with_another_number_of_ranks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,7 +290,7 @@ def test_torchrun_with_another_number_of_ranks_is_refused(
     }
     for name, value in started.items():
         monkeypatch.setenv(name, str(value))
-    assert torchrun.run([PROMPT, "--ranks", "2", "--out", str(tmp_path / "a.mp4")]) == 2
+    assert as_a_rank(PROMPT, "--ranks", "2", "--out", str(tmp_path / "a.mp4")) == 2
     assert "ranks: 2 given; torchrun started 1" in capfd.readouterr().err
 
 
@@ -295,7 +301,7 @@ def test_a_variable_that_means_nothing_is_a_bad_request(
     given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "29500"}
     for other, usual in {**given, name: value}.items():
         monkeypatch.setenv(other, usual)
-    assert torchrun.run([PROMPT]) == 2
+    assert as_a_rank(PROMPT) == 2
     assert f"lockstep: {name}: '{value}' given; it must be a whole number" in capfd.readouterr().err
 
 
@@ -315,7 +321,7 @@ def test_a_rank_that_torchrun_did_not_start_says_so(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    assert torchrun.run([PROMPT]) == 2
+    assert as_a_rank(PROMPT) == 2
     assert "start this with torchrun" in capfd.readouterr().err
 
 

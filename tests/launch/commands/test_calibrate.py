@@ -104,7 +104,7 @@ def test_plan_shows_budgets(capfd: pytest.CaptureFixture[str]) -> None:
 def test_prompts_without_a_prompt_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     empty = prompts(tmp_path, 0)
     assert run("calibrate", "--prompts", empty, "--out", str(tmp_path / "a.json")) == 2
-    assert "has none" in capfd.readouterr().err
+    assert "it has no prompts" in capfd.readouterr().err
 
 
 def test_prompts_are_read_as_they_are_meant(tmp_path: Path) -> None:

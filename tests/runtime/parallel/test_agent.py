@@ -122,7 +122,7 @@ def test_a_rank_that_is_killed_when_the_first_is_done_takes_nothing_away(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run(_LAST_IS_KILLED) == 0
-    assert "when the job was done, rank 1 was ended by SIGKILL" in caplog.text
+    assert "after the job was done, rank 1 was ended by SIGKILL" in caplog.text
 
 
 def test_a_first_rank_that_is_killed_is_named_unless_the_second_has(run: Run) -> None:

@@ -61,7 +61,7 @@ def test_a_bad_field_is_named_with_what_was_given_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("caf\udce9", "place 4 it has the byte 0xe9, which is not UTF-8"),
+        ("caf\udce9", "at character 4 it has the byte 0xe9, which is not UTF-8"),
         ("\ud800", "character 1 it has the character U\\+D800"),
         ("a\0b", "character 2 it has the character U\\+0000"),
         ("\x1b[31m", "character 1 it has the character U\\+001B"),

@@ -18,6 +18,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ranks_go_on_over_the_files_of_the_attempt_before(tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"

@@ -90,7 +90,7 @@ def test_a_film_is_made_and_made_again_where_it_changed(
     assert run(str(board), "--out", str(out), "--dry-run") == 0
     assert capfd.readouterr().out.count("done") == 3
     assert plan_film(board, out=out).missing == []
-    monkeypatch.setattr("launch.film.shots.code_version", lambda: "0.1.0+other")
+    monkeypatch.setattr("runtime.recipe.code_version", lambda: "0.1.0+other")
     assert plan_film(board, out=out).missing == [0, 1, 2]
 
 

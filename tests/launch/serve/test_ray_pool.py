@@ -202,6 +202,7 @@ def test_a_request_is_served_from_another_folder_than_it_was_added_in(
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_what_was_killed_between_its_files_is_gone_on_with(queue: Queue, tmp_path: Path) -> None:
     """After the last step, with the report there and the video not: as a request, as one that is added with

@@ -6,7 +6,7 @@ Ranks are small programs here, which send the agent its signals at the moments t
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,16 @@ if rank == 0:
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def signals_are_heard() -> Iterator[None]:
+    """A session that was started in the background of a shell ignores SIGINT, and the agent would, too."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 Run = Callable[..., int]

@@ -91,7 +91,7 @@ JOBS: dict[int, list[tuple[Degrees, bool, str]]] = {
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("world", JOBS)
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_bytes_are_those_of_real_runs(world: int) -> None:
     """Sent by every rank at each step and kept for forecasts, to the byte; shares are uneven."""
     real = run_ranks(world, ran, JOBS[world])

@@ -417,8 +417,7 @@ def read_log(log: Path) -> list[Record]:
 def _made() -> str:
     """How a page came about."""
     told = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray"))
-    command = " ".join(["python", "scripts/chaos.py", *sys.argv[1:]])
-    return f"Made by `{command}` on {date.today()}, {os.cpu_count()} cores; {told}."
+    return f"Made on {os.cpu_count()} cores, the last on {date.today()}; {told}."
 
 
 def _closed(sockets: set[str], within: float = 5.0) -> bool:

@@ -84,5 +84,6 @@ def write_page(records: Sequence[_Record], out: Path, made: str) -> None:
             f"{late} more came when the job was over, or its victim was gone; they are left out above."
         )
     text = NOTES.read_text(encoding="utf-8")
-    told = text.replace("{made}", f"{len(records)} faults so far. {made}").replace("{tables}", "\n\n".join(tables) + _found(struck))
+    text = text.replace("{made}", f"{len(records)} faults so far. {made}")
+    told = text.replace("{tables}", "\n\n".join(tables) + _found(struck))
     out.write_text(told.rstrip() + "\n", encoding="utf-8")

@@ -180,7 +180,7 @@ class Run:
             return 0.0, []
         grace = _GRACE if code >= 0 else _GRACE + 2 * TIMEOUT
         left, outlived = wait_for_end(self.folder, self.name, process.pid, grace)
-        told = [f"process {member.pid} {member.command[:100]}" for member in left]
+        told = [f"process {member}" for member in left]
         kill(left)
         if not left and not _closed(sockets):
             told.append("a listening socket")

@@ -265,7 +265,7 @@ class Striker:
         self.caught = _handles(victim.pid, number)
         if not _send(victim.pid, number):
             return False
-        self._pid, self.struck = victim.pid, f"{victim.pid} {victim.command[:80]}"
+        self._pid, self.struck = victim.pid, str(victim)
         return True
 
     def repair(self) -> None:

@@ -40,6 +40,15 @@ class Member:
     role: str
     command: str
 
+    def __str__(self) -> str:
+        """Number and beginning of the command; without folders, which differ from machine to machine."""
+        return f"{self.pid} {without_folders(self.command)[:80]}"
+
+
+def without_folders(command: str) -> str:
+    """The command with the last part alone of every absolute path."""
+    return re.sub(r"(?<!\S)/\S*/", "", command)
+
 
 def members(folder: Path, run: str, driver: int) -> list[Member]:
     """All processes of a run that are alive: those with its name in their environment, its folder as working

@@ -15,7 +15,7 @@ import spectrum
 # The parts of runtime/ that affect a video's frames.
 _MAKE_FRAMES = (
     "engine.py",
-    "extensions.py",
+    "files/extensions.py",
     "forecasting",
     "media",
     "models",

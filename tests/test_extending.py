@@ -16,7 +16,7 @@ from launch import cli
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.extensions import Registry
+from runtime.files.extensions import Registry
 from runtime.forecasting.parts import PREDICTORS, SCHEDULES, add_schedule
 from runtime.forecasting.presets import load_preset
 from runtime.forecasting.streams import STREAM_TRAITS

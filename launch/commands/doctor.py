@@ -13,7 +13,7 @@ import imageio_ffmpeg
 import torch
 from rich.table import Table
 
-from runtime.extensions import announced
+from runtime.files.extensions import announced
 from runtime.media.quality import has_filter
 from runtime.models.folder import find_local
 from runtime.request.config import Config, available, load_config

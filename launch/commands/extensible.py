@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 import click
 
 from runtime.errors import BadRequestError
-from runtime.extensions import COMMANDS, load_entry
+from runtime.files.extensions import COMMANDS, load_entry
 
 
 class ExtensibleGroup(click.Group):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter
 
-from runtime.extensions import Registry
+from runtime.files.extensions import Registry
 from runtime.files.problems import shown
 from runtime.request.bounds import NUMBER
 from spectrum import (

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, SerializeAsAny, model_validator
 
 from runtime.errors import BadRequestError
-from runtime.extensions import source_of
+from runtime.files.extensions import source_of
 from runtime.files.text import beside
 from runtime.forecasting.calibration import Calibration, is_file_name, load_calibration
 from runtime.forecasting.expectation import Expectation

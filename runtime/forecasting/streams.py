@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.extensions import Registry
+from runtime.files.extensions import Registry
 
 
 @dataclass(frozen=True, slots=True)

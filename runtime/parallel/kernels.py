@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from runtime.errors import BadRequestError
-from runtime.extensions import Registry
+from runtime.files.extensions import Registry
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """Query, key and value `[B, h, tokens, D]` → output like the query, and log-sum-exp `[B, h, U]` if known."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from runtime.checkpoint.history import History
-from runtime.extensions import source_of
+from runtime.files.extensions import source_of
 from runtime.forecasting.streams import STREAM_TRAITS, StreamTraits
 from runtime.models.base import Time
 from runtime.sampling.network import Network, Networks, StreamOutput

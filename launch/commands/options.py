@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +90,13 @@ class SizeType(click.ParamType[tuple[int, int]]):
         return int(found[1]), int(found[2])
 
 
+def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
+    """Add options to a command; its help lists them in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def sampling_options(command: _Command) -> _Command:
     """Add the options of what to make and how to sample it; each defaults to the config's value."""
     options = [
@@ -126,9 +133,7 @@ def sampling_options(command: _Command) -> _Command:
             "--max-sequence-length", type=int, help=f"Tokens of the prompt, padding included.  {_CONFIGS}"
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def calibrate_options(command: _Command) -> _Command:
@@ -148,9 +153,7 @@ def calibrate_options(command: _Command) -> _Command:
         ),
         click.option("--timeout", type=TIMEOUT, metavar="SECONDS", help=_TIMEOUT_HELP),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def generate_options(command: _Command) -> _Command:
@@ -279,9 +282,7 @@ def generate_options(command: _Command) -> _Command:
         ),
         click.option("--resume", is_flag=True, help="Resume from the last checkpoint, if there is one."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def rehearse_options(command: _Command) -> _Command:
@@ -315,6 +316,4 @@ def rehearse_options(command: _Command) -> _Command:
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)

@@ -153,7 +153,8 @@ def _held(
         except BadRequestError as error:
             problem = str(error)
         _refuse_together(engine, problem)
-        recipes = [engine.recipe(plan) for plan in plans]
+        needed = planned is not None or checkpoints is not None
+        recipes = [engine.recipe(plan) for plan in plans] if needed else []
         try:
             if planned is not None:
                 planned.check_same(recipes[-1])

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +17,10 @@ from launch.shell.exits import end_now
 from runtime.engine import Engine
 from runtime.request.config import Config, load_config
 from runtime.request.video_request import VideoRequest
+from tests.places import ROOT
 from tests.ranks import WarmRanks
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))  # the scripts are run from there, too
+sys.path.insert(0, str(ROOT / "scripts"))  # the scripts are run from there, too
 torch.set_num_threads(1)
 settings.register_profile("lockstep", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.register_profile("search", deadline=None, max_examples=3000)  # pytest --hypothesis-profile=search

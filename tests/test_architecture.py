@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.places import ROOT
+
 FORBIDDEN = {
     "spectrum": ("runtime", "launch", "ray", "torch.distributed", "diffusers", "transformers"),
     "runtime": ("launch", "ray"),

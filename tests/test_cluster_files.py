@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from launch.ray_job import job as ray_job
+from tests.places import ROOT
 
-CLUSTER = Path(__file__).parent.parent / "configs" / "cluster"
+CLUSTER = ROOT / "configs" / "cluster"
 
 
 def test_ray_up_accepts_its_file() -> None:

@@ -30,11 +30,11 @@ from launch.commands.options import (
 )
 from launch.commands.queue import queue, status
 from launch.commands.sections import Sections
-from launch.shell.endings import ending_signals
 from launch.shell.exits import advising, end_with, interrupt, run_command
 from launch.shell.logs import set_up_logging
 from launch.shell.terminal import Terminal, print_path
 from runtime.errors import BadRequestError
+from runtime.signals import ending_signals
 
 log = logging.getLogger("launch")
 

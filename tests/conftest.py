@@ -17,6 +17,7 @@ from launch.shell.exits import end_now
 from runtime.engine import Engine
 from runtime.request.config import Config, load_config
 from runtime.request.video_request import VideoRequest
+from runtime.signals import ENDING
 from tests.places import ROOT
 from tests.ranks import WarmRanks
 
@@ -44,7 +45,7 @@ def _end_as_the_command_line_does() -> None:
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
     """Commands that run in this process change what signals do to it."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in ENDING}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -25,10 +25,11 @@ GROUND = "errors"
 # Room of runtime/ → the rooms that it may import beside itself and the ground; a file of the root is a room.
 RUNTIME: Mapping[str, str] = {
     "errors": "",
+    "signals": "",
     "files": "",
     "versions": "",
     "request": "files",
-    "parallel": "files",
+    "parallel": "files signals",
     "media": "files request",
     "models": "files parallel request",
     "forecasting": "files request",
@@ -53,7 +54,7 @@ LAUNCH: Mapping[str, str] = {
     "torchrun": "commands shell",
     "ray_job": "cluster commands shell",
     "cli": "cluster commands film shell",
-    "__main__": "cli shell",
+    "__main__": "cli",
 }
 ROOMS = {"runtime": RUNTIME, "launch": LAUNCH}
 SAMPLING_SEES = ("runtime.models.base", "runtime.models.sampler")

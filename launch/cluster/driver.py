@@ -23,11 +23,11 @@ from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
-from launch.shell.endings import ending_signals
 from launch.shell.family import Family
 from launch.shell.pulse import Pulse
 from launch.shell.terminal import say
 from runtime.errors import CancelledError, JobFailedError, LockstepError
+from runtime.signals import SignalCount, ending_signals
 
 log = logging.getLogger("launch")
 
@@ -38,7 +38,6 @@ _SILENCE = 30.0  # seconds without a heartbeat after which a driver is abandoned
 _DEAF = 5.0  # seconds for a driver to answer a signal
 _LEAVING = 10.0  # seconds for a driver to leave Ray in order when its work is done
 _ENDED = "the process that drives Ray was ended"
-_SAME = 1.0  # seconds within which two signals count as one
 
 _Result = TypeVar("_Result")
 
@@ -188,9 +187,9 @@ class _Attempt:
     def __init__(self, work: Callable[[Driver], None], console: Console, *, again: bool):
         self._console = console
         self._line, theirs = Pipe()
-        self._asked: list[float] = []  # when signals came
+        self._asked = SignalCount()
         self._told = False  # the driver was told of the first
-        self._stops = False  # it answered that it will stop
+        self._answer: Heard | None = None  # what it answered
         self._family = Family(lambda: self._drive(work, theirs, again=again))
         theirs.close()
 
@@ -225,9 +224,7 @@ class _Attempt:
         return ended
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self._asked or now - self._asked[-1] > _SAME:
-            self._asked.append(now)
+        self._asked.hear()
 
     def _end(self) -> Done[Any] | Raised | Lost:
         heard = time.monotonic()
@@ -245,7 +242,7 @@ class _Attempt:
             elif time.monotonic() - heard > _SILENCE:
                 silent = f"the process that drives Ray sent no heartbeat for {_SILENCE:.0f} s"
                 return self._stopped(silent) or Lost(silent)
-            if self._asked and not self._told:
+            if self._asked.count and not self._told:
                 self._told = True
                 with suppress(OSError):
                     self._line.send("stop")
@@ -253,17 +250,17 @@ class _Attempt:
                 return Raised(CancelledError("ended at once"))
 
     def _note(self, heard: Heard) -> None:
-        self._stops = heard.stops
+        self._answer = heard
         if heard.stops:
             log.warning("stopping after this step; a second signal stops at once")
-        else:
-            self._asked.append(0.0)  # there is nothing to save
 
     def _gives_up(self) -> bool:
-        """Whether to kill the driver now: after a second signal, or if it does not answer the first."""
-        deaf = bool(self._asked) and not self._stops and time.monotonic() - self._asked[0] > _DEAF
-        return deaf or len(self._asked) > 1
+        """Whether to kill the driver now: after a second signal, or if it has nothing to save or does not
+        answer the first."""
+        if self._answer is None:
+            return self._asked.count > 1 or self._asked.since() > _DEAF
+        return self._asked.count > 1 or not self._answer.stops
 
     def _stopped(self, why: str) -> Raised | None:
         """Turn the loss of a driver after a signal into a cancellation; None if no signal came."""
-        return Raised(CancelledError(f"while stopping: {why}")) if self._asked else None
+        return Raised(CancelledError(f"while stopping: {why}")) if self._asked.count else None

@@ -21,17 +21,16 @@ from typing import Any, NoReturn
 
 import click
 
-from launch.shell.endings import ending_signals
 from launch.shell.terminal import forgive_encodings, visible
 from runtime.errors import BadRequestError, CancelledError, LockstepError, NotFiniteError
 from runtime.files.checks import reason
+from runtime.signals import SignalCount, ending_signals
 
 log = logging.getLogger("launch")
 
 EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
-_SAME = 1.0  # seconds within which two signals count as one: a terminal and an agent may both send it
 _LOOK = 0.05  # seconds between two checks whether imports are over
-_waiting: list[float] = []  # when the signal that waits for imports came; per process, as signal handlers are
+_waiting = SignalCount()  # signals that wait for imports to end; per process, as signal handlers are
 
 
 def run_command(command: click.Command, arguments: list[str], name: str) -> int:
@@ -108,12 +107,11 @@ def end_with(run: Callable[[list[str]], int]) -> NoReturn:
 
 def _let_clean_up(code: int) -> None:
     """Let signals change nothing from here on: one is ignored, another skips the rest of the clean-up."""
-    heard: list[float] = []
+    heard = SignalCount()
 
     def hear(number: int, frame: FrameType | None) -> None:
-        if heard and time.monotonic() - heard[0] > _SAME:
+        if heard.hear() and heard.count > 1:
             end_now(code)
-        heard.append(time.monotonic())
 
     for number in ending_signals():
         signal.signal(number, hear)
@@ -196,12 +194,13 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     """
     if not _importing(frame):
         raise KeyboardInterrupt
-    if _waiting and time.monotonic() - _waiting[0] > _SAME:
+    if not _waiting.hear():
+        return
+    if _waiting.count > 1:
         complain("cancelled")
         end_now(EXIT_CANCELLED)
-    if not _waiting:
-        _waiting.append(time.monotonic())
-        threading.Thread(target=_again, args=(number,), daemon=True).start()
+    signal.signal(number, interrupt)  # whatever handler called this one would take it for the same signal
+    threading.Thread(target=_again, args=(number,), daemon=True).start()
 
 
 def _again(number: int) -> None:
@@ -210,7 +209,7 @@ def _again(number: int) -> None:
     assert main is not None
     while _importing(sys._current_frames().get(main)):
         time.sleep(_LOOK)
-    _waiting.clear()
+    _waiting.forget()
     os.kill(os.getpid(), number)
 
 

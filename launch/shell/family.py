@@ -20,10 +20,11 @@ from typing import NoReturn
 
 import psutil
 
+from runtime.signals import ENDING
+
 _LOOK = 0.1  # seconds between two checks of what has ended
 _PATIENCE = 10.0  # seconds for the keeper to end everything, before the command does it
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # of prctl(2)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Family:
@@ -96,7 +97,7 @@ def _keep(main: Callable[[], None], leash: int) -> NoReturn:
 
 def heed_no_signals() -> None:
     """Leave ending signals to the command. Call again after a library has installed its own handlers."""
-    for number in _SIGNALS:
+    for number in ENDING:
         signal.signal(number, _nothing)  # not SIG_IGN, which child programs would inherit
 
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 
 import click
 
-from launch.shell.endings import ending_signals
 from launch.shell.exits import (
     EXIT_BAD_REQUEST,
     EXIT_FAILED,
@@ -33,6 +32,7 @@ from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import MEETING, Rendezvous, leave
 from runtime.parallel.ranks import Ranks, join
 from runtime.request.config import Config
+from runtime.signals import ending_signals
 
 log = logging.getLogger("launch")
 

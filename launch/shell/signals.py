@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from launch.shell.endings import ending_signals
 from launch.shell.exits import interrupt
 from runtime.engine import Engine
 from runtime.sampling.commands import Command
+from runtime.signals import SignalCount, ending_signals
 
 log = logging.getLogger("launch")
-
-_SAME = 1.0  # seconds: a terminal and an agent may both send one
 
 
 def stop_on_signals(engine: Engine) -> None:
@@ -39,16 +36,17 @@ def stopped_by_signals(stop: Callable[[], bool]) -> Iterator[None]:
 
 
 def _listen(stop: Callable[[], bool]) -> None:
-    asked: list[float] = []
+    asked = SignalCount()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if asked and now - asked[0] < _SAME:
-            return
-        if asked or not stop():
+        if not asked.count and not stop():
             interrupt(number, frame)
             return
-        asked.append(now)
+        if not asked.hear():
+            return
+        if asked.count > 1:
+            interrupt(number, frame)
+            return
         log.warning(
             "stopping after this step, or once a video that has had its last step is written; "
             "a second signal stops at once"

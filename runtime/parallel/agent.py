@@ -22,22 +22,16 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as meeting_places
 from torch.distributed.launcher.api import LaunchConfig
 
-from runtime.errors import CancelledError, JobFailedError
+from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.signals import ENDING, SignalCount
 
 log = logging.getLogger(__name__)
 
-_FAILED = 3
-_EXPLAINED = (
-    _FAILED,
-    2,
-    130,
-)  # exit codes of the command line's contract; the first that occurs is the job's
+_FAILED, _REFUSED, _CANCELLED = 3, 2, 130
+_EXPLAINED = (_FAILED, _REFUSED, _CANCELLED)  # exit codes of the contract; the first that occurs is the job's
 _LOOK = 0.1  # seconds between two polls of the ranks
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SAME = 1.0  # seconds within which two signals are one: a terminal and a supervisor may both send it
-_SHUTDOWN = (
-    600  # seconds that ranks have to end a step and save a checkpoint, when this process is told to end
-)
+_SHUTDOWN = 600  # seconds for ranks to end a step and save a checkpoint when this process is told to end
+_EXPLAINING = 60.0  # seconds for the first rank to find out why another has ended, and to explain it
 
 
 def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> int:
@@ -50,6 +44,7 @@ def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> in
         0, or the exit code of the rank that explained its failure.
 
     Raises:
+        BadRequestError: a rank refused, and the first did not end in time to explain it.
         CancelledError: this process was told to end, and the ranks ended without an explanation.
         JobFailedError: a rank was killed, or ended before it could explain anything.
     """
@@ -72,21 +67,39 @@ def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> in
     )
     agent = _Agent(spec, logs)
     try:
-        failures = agent.run().failures.values()
+        failures = list(agent.run().failures.values())
     except SignalException as error:
         raise CancelledError(f"ended by {signal.Signals(error.sigval).name}") from None
     finally:
         spec.rdzv_handler.shutdown()
-    codes = agent.codes
+    return _outcome(agent.codes, failures, agent.told)
+
+
+def _outcome(codes: list[int], failures: list[ProcessFailure], told: signal.Signals | None) -> int:
+    """Exit code of the job; see `run_on_this_machine`.
+
+    Args:
+        codes: how the ranks ended.
+        failures: those that did not end well.
+        told: signal that was passed on to them.
+    """
+    first = min(failures, key=lambda failure: failure.timestamp, default=None)
+    if codes[0] == _CANCELLED and told is None and first is not None and first.exitcode < 0:
+        raise JobFailedError(_ended(first))  # because of it, the first rank was told to end
     if codes[0] in _EXPLAINED or codes[:2] == [codes[0], _FAILED]:
         return next(code for code in _EXPLAINED if code in codes)
-    if codes[0] == 0:  # the first rank is the last to leave: all is written
+    if codes[0] == 0 or first is None:  # the first rank is the last to leave: all is written
         for failure in failures:
             log.warning("after the job was done, %s", _ended(failure))
         return 0
-    if agent.told is not None:
-        raise CancelledError(f"ended by {agent.told.name}")
-    raise JobFailedError(_ended(min(failures, key=lambda failure: failure.timestamp)))
+    if told is not None:
+        raise CancelledError(f"ended by {told.name}")
+    if _REFUSED in codes:
+        raise BadRequestError(
+            f"rank {codes.index(_REFUSED)} refuses, and rank 0 was ended before it could tell why; "
+            "--verbose shows it"
+        )
+    raise JobFailedError(_ended(first))
 
 
 def _ended(failure: ProcessFailure) -> str:
@@ -105,8 +118,9 @@ class _Agent(LocalElasticAgent):
     def __init__(self, spec: WorkerSpec, logs_specs: DefaultLogsSpecs):
         super().__init__(spec, logs_specs, shutdown_timeout=_SHUTDOWN)
         self.told: signal.Signals | None = None
-        self._heard: list[float] = []  # times of the signals received
+        self._heard = SignalCount()
         self._started = False
+        self._explained = 0.0  # when a rank was seen that has ended and explained it to the first
 
     @property
     def codes(self) -> list[int]:
@@ -119,29 +133,38 @@ class _Agent(LocalElasticAgent):
         return [handlers[rank] for rank in sorted(handlers)]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        for number in _PASSED_ON:
+        for number in ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
                 signal.signal(number, self._hear)
         started: dict[int, Any] = super()._start_workers(worker_group)
         self._started = True
-        if self._heard:  # meanwhile
+        if self._heard.count:  # meanwhile
             self._pass_on()
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        """Monitor as torch does, which ends all ranks once one has failed; after a signal, wait longer."""
-        if self._heard and any(handler.proc.poll() is None for handler in self._processes()):
-            if time.monotonic() - self._heard[0] > _SHUTDOWN:
+        """Monitor as torch does, which ends all ranks once one has failed. After a signal, wait longer; and
+        if the first rank is about to end as well, wait until it has."""
+        if self._heard.count and any(handler.proc.poll() is None for handler in self._processes()):
+            if self._heard.since() > _SHUTDOWN:
                 self._send(signal.SIGKILL)
+            return RunResult(state=WorkerState.HEALTHY)
+        if self._explaining():
             return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
         return result
 
+    def _explaining(self) -> bool:
+        """Whether the first rank has still time to learn why another has ended, which left it a message."""
+        first, *others = [handler.proc.poll() for handler in self._processes()]
+        if first is not None or not any(code in _EXPLAINED for code in others):
+            return False
+        self._explained = self._explained or time.monotonic()
+        return time.monotonic() - self._explained < _EXPLAINING
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._heard and now - self._heard[-1] < _SAME:
+        if not self._heard.hear():
             return
-        self._heard.append(now)
         self.told = signal.Signals(number)
         if self._started:
             self._pass_on()
@@ -151,7 +174,7 @@ class _Agent(LocalElasticAgent):
 
         The first two are sent as SIGTERM: a Python without a handler yet dies of it without a traceback.
         """
-        self._send(signal.SIGTERM if len(self._heard) < 3 else signal.SIGKILL)
+        self._send(signal.SIGTERM if self._heard.count < 3 else signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
         for handler in self._processes():

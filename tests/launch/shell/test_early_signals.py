@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.shell.endings import ending_signals
+from runtime.signals import ending_signals
 
 
 def listens(pid: int) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import CancelledError, JobFailedError
+from runtime import signals
+from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.parallel import agent
 from runtime.parallel.agent import run_on_this_machine
 
@@ -73,6 +74,25 @@ if rank == 0:
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60)
 """
+_LATE = """
+if rank == 1:
+    sys.exit(2)
+while Path(f"/proc/{{os.getppid()}}").exists() and Path(sys.argv[1], "as_a_rank.py").exists():
+    children = Path(f"/proc/{{os.getppid()}}/task/{{os.getppid()}}/children").read_text().split()
+    states = [Path(f"/proc/{{child}}/stat").read_text().rpartition(")")[2].split()[0] for child in children]
+    if len(children) == 1 or "Z" in states:  # the other rank has ended
+        break
+    time.sleep(0.01)
+time.sleep({seconds})
+sys.exit(2)
+"""
+_KILLED_WHILE_LOADING = """
+signal.signal(signal.SIGTERM, lambda *_: os._exit(130))
+meet()
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +112,7 @@ Run = Callable[..., int]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a program as two ranks; signals that come one right after the other are two."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(agent, "_SAME", 0.0)
+    monkeypatch.setattr(signals, "_SAME", 0.0)
 
     def ranks(program: str, **values: object) -> int:
         (tmp_path / "as_a_rank.py").write_text(_BEGIN + program.format(**values))
@@ -142,6 +162,23 @@ def test_a_first_rank_that_is_killed_is_named_unless_the_second_has(run: Run) ->
 def test_a_first_rank_that_is_killed_is_named(run: Run) -> None:
     with pytest.raises(JobFailedError, match="rank 0 was ended by SIGKILL"):
         run(_FIRST_IS_KILLED, code=130)
+
+
+def test_a_first_rank_that_still_imports_has_time_to_explain_the_refusal_of_another(run: Run) -> None:
+    assert run(_LATE, seconds=1) == 2
+
+
+def test_a_refusal_is_one_when_the_first_rank_never_comes_to_explain_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "_EXPLAINING", 0.5)
+    with pytest.raises(BadRequestError, match="rank 1 refuses"):
+        run(_LATE, seconds=60)
+
+
+def test_a_first_rank_that_is_ended_because_another_was_killed_is_not_cancelled(run: Run) -> None:
+    with pytest.raises(JobFailedError, match="rank 1 was ended by SIGKILL"):
+        run(_KILLED_WHILE_LOADING)
 
 
 def test_a_signal_that_is_ignored_stays_so(run: Run) -> None:

@@ -140,10 +140,14 @@ def _join(address: str, options: Mapping[str, Any]) -> None:
 
 
 class Guard:
-    """Watches the processes that a local cluster cannot live without.
+    """Watches the processes of a local cluster: those that it cannot live without, and new workers.
+
+    A worker that was stopped before it became a rank is killed, and Ray starts another: Ray itself would wait
+    for it, and nobody else knows of it yet.
 
     Args:
-        lost: called with a message about the first that died or stopped.
+        lost: called with a message about the first process that died or stopped without which there is no
+            cluster.
     """
 
     def __init__(self, lost: Callable[[str], None]):
@@ -198,10 +202,26 @@ class Guard:
                 status = psutil.STATUS_ZOMBIE
             if status == psutil.STATUS_ZOMBIE:
                 self._lost(f"{role} (process {process.pid}) died")
-            if status != psutil.STATUS_STOPPED:
-                self._stopped.pop(process.pid, None)
-            elif time.monotonic() - self._stopped.setdefault(process.pid, time.monotonic()) > _STOPPED:
+            if self._long_stopped(process, status):
                 self._lost(f"{role} (process {process.pid}) was stopped")
+            if role == _RAYLET:
+                self._look_at_workers(process)
+
+    def _look_at_workers(self, raylet: psutil.Process) -> None:
+        with suppress(psutil.Error):
+            for worker in raylet.children():
+                with suppress(psutil.Error):
+                    if self._long_stopped(worker, worker.status()) and _is_new(worker):
+                        log.warning("a worker of Ray (process %d) was stopped; it is replaced", worker.pid)
+                        worker.kill()
+                        self._stopped.pop(worker.pid, None)
+
+    def _long_stopped(self, process: psutil.Process, status: str) -> bool:
+        """Note whether a process is stopped now; return whether it has been for too long."""
+        if status != psutil.STATUS_STOPPED:
+            self._stopped.pop(process.pid, None)
+            return False
+        return time.monotonic() - self._stopped.setdefault(process.pid, time.monotonic()) > _STOPPED
 
 
 class Unguarded:
@@ -214,9 +234,10 @@ class Unguarded:
         """Do nothing: the processes of such a cluster are not watched."""
 
 
+_RAYLET = "Ray's raylet"
 _ROLES = {
     "gcs_server": "Ray's GCS server",
-    "raylet": "Ray's raylet",
+    "raylet": _RAYLET,
     "DashboardAgent": "Ray's dashboard agent",
     "RuntimeEnvAgent": "Ray's runtime environment agent",
 }
@@ -229,6 +250,15 @@ def _role(process: psutil.Process) -> str:
     except psutil.Error:
         return ""
     return _ROLES.get(name) or _ROLES.get(title.removeprefix("ray::").strip(), "")
+
+
+def _is_new(worker: psutil.Process) -> bool:
+    """Return whether a child of the raylet is a worker that is no rank yet."""
+    title = " ".join(worker.cmdline())
+    return title.strip() == "ray::IDLE" or "default_worker.py" in title or title.startswith(_BECOMING)
+
+
+_BECOMING = ("ray::RankActor.__init__", "ray::RankActor.place")
 
 
 def _tell_submission(metadata: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import ray
 from rich.console import Console
 
 from launch import cli
+from launch.cluster.cluster import Guard
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup, bundle_for
 from launch.cluster.run import ATTEMPTS, run_on_ray
 from launch.shell.exits import advising
@@ -339,3 +341,24 @@ def test_a_signal_stops_the_group_and_leaves_a_checkpoint(tmp_path: Path) -> Non
     with pytest.raises(CancelledError, match="stopped after step"):
         run_with(job, [(after(1), interrupt)])
     assert list((tmp_path / "a.checkpoints").glob("*/manifest-*"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_that_stop_before_they_are_ranks_are_replaced(tmp_path: Path) -> None:
+    """Ray gives a rank to an idle worker, and would wait for one that is stopped for ever."""
+
+    def tell() -> int:
+        time.sleep(1)  # long enough for each call to have a worker of its own
+        return os.getpid()
+
+    lost: queue.SimpleQueue[str] = queue.SimpleQueue()
+    guard = Guard(lost.put)
+    try:
+        stopped = ray.get([ray.remote(tell).remote() for _ in range(2)])
+        for worker in stopped:
+            os.kill(worker, signal.SIGSTOP)
+        report = run_on_ray(make_job(tmp_path), Console(quiet=True))
+    finally:
+        guard.end()
+    assert report.nfe.cond and lost.empty()
+    assert not any(psutil.pid_exists(worker) for worker in stopped)

@@ -51,6 +51,7 @@ LAUNCH: Mapping[str, str] = {
     "serve": "cluster shell",
     "film": "cluster serve shell",
     "commands": "cluster serve shell",
+    "http": "commands serve shell",
     "torchrun": "commands shell",
     "ray_job": "cluster commands shell",
     "cli": "cluster commands film shell",

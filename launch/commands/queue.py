@@ -162,6 +162,8 @@ def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: An
 
 def how_to_resume(entry: Any) -> str:
     """Return how to resume a request that ended early and whose checkpoints are kept; else empty."""
+    if entry.through_api:
+        return ""
     try:
         job = entry.job
         options = job.options_to_go_on()

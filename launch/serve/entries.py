@@ -74,6 +74,11 @@ class Entry:
     progress: Progress
 
     @property
+    def through_api(self) -> bool:
+        """Whether it was made through the HTTP API, which also resumes it."""
+        return self.name.startswith("video_")
+
+    @property
     def job(self) -> Job:
         """The job to run.
 

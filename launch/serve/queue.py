@@ -56,7 +56,7 @@ class Queue:
             self._base = sqlite3.connect(
                 folder / "queue.sqlite",
                 timeout=_PATIENCE,
-                isolation_level=None,  # transactions are explicit, see `_transaction`
+                isolation_level=None,  # transactions are explicit, see `transaction`
                 check_same_thread=False,
             )
             self._base.row_factory = sqlite3.Row
@@ -110,7 +110,7 @@ class Queue:
             raise QueueError(f"queue: cannot lock {str(path)!r}: {reason(error)}") from error
 
     def _release(self, reason: str, *, killed: bool) -> None:
-        with self._transaction() as base:
+        with self.transaction() as base:
             base.execute("DELETE FROM replicas")
             running = [id for (id,) in base.execute("SELECT id FROM requests WHERE state = 'running'")]
             for id in running:
@@ -140,6 +140,20 @@ class Queue:
             BadRequestError: the queue has a request of this name, one that has not ended will write one of
                 the same files, or a value is out of bounds.
         """
+        with self.transaction() as base:
+            return self.insert(base, job, name=name, owner=owner, priority=priority, seconds=seconds)
+
+    def insert(
+        self,
+        base: sqlite3.Connection,
+        job: Job,
+        *,
+        name: str | None = None,
+        owner: str = "",
+        priority: int = 0,
+        seconds: float | None = None,
+    ) -> int:
+        """Add a request as `submit` does, as a part of the transaction `base`."""
         check_line("name", name)
         if not -_LARGEST <= priority <= _LARGEST:
             raise BadRequestError(f"priority: {priority} given; it must fit into 64 bits")
@@ -148,22 +162,21 @@ class Queue:
         now = time.time()
         deadline = None if seconds is None else now + seconds
         files = [os.path.realpath(path) for path in written_by(job)]
-        with self._transaction() as base:
-            row = (name or "", owner, priority, job.to_json(), kind_of(job), now, deadline)
-            try:
-                id = base.execute(
-                    "INSERT INTO requests (name, owner, priority, job, kind, submitted, deadline, state) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting')",
-                    row,
-                ).lastrowid
-            except sqlite3.IntegrityError:
-                raise BadRequestError(f"name: {name!r} given; the queue has a request of this name") from None
-            assert id is not None
-            if name is None:
-                base.execute("UPDATE requests SET name = ? WHERE id = ?", (f"request-{id}", id))
-            self._check_free(base, files)
-            base.executemany("INSERT INTO outputs VALUES (?, ?)", [(path, id) for path in files])
-            _log(base, id, State.WAITING, "submitted")
+        row = (name or "", owner, priority, job.to_json(), kind_of(job), now, deadline)
+        try:
+            id = base.execute(
+                "INSERT INTO requests (name, owner, priority, job, kind, submitted, deadline, state) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting')",
+                row,
+            ).lastrowid
+        except sqlite3.IntegrityError:
+            raise BadRequestError(f"name: {name!r} given; the queue has a request of this name") from None
+        assert id is not None
+        if name is None:
+            base.execute("UPDATE requests SET name = ? WHERE id = ?", (f"request-{id}", id))
+        self._check_free(base, files)
+        base.executemany("INSERT INTO outputs VALUES (?, ?)", [(path, id) for path in files])
+        _log(base, id, State.WAITING, "submitted")
         return id
 
     def _check_free(self, base: sqlite3.Connection, files: list[str]) -> None:
@@ -183,18 +196,33 @@ class Queue:
         Raises:
             BadRequestError: there is no request of this number.
         """
-        with self._transaction() as base:
-            known = -_LARGEST <= id <= _LARGEST
-            row = base.execute("SELECT state FROM requests WHERE id = ?", (id if known else -1,)).fetchone()
-            if row is None:
-                raise BadRequestError(f"request: {id} given; the queue has no request of this number")
-            base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
-            if row["state"] == State.WAITING:
-                _change(base, id, State.CANCELLED, "cancelled while it waited")
+        with self.transaction() as base:
+            self.cancel_in(base, id)
+
+    def cancel_in(self, base: sqlite3.Connection, id: int) -> None:
+        """Cancel a request as `cancel` does, as a part of the transaction `base`."""
+        known = -_LARGEST <= id <= _LARGEST
+        row = base.execute("SELECT state FROM requests WHERE id = ?", (id if known else -1,)).fetchone()
+        if row is None:
+            raise BadRequestError(f"request: {id} given; the queue has no request of this number")
+        base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
+        if row["state"] == State.WAITING:
+            _change(base, id, State.CANCELLED, "cancelled while it waited")
+
+    def forget_in(self, base: sqlite3.Connection, id: int) -> bool:
+        """Remove a request that has ended, as a part of the transaction `base`; returns whether it is gone.
+
+        The last one that was submitted stays, so that no number is given twice.
+        """
+        ended = "state NOT IN ('waiting', 'running') AND id < (SELECT MAX(id) FROM requests)"
+        gone = base.execute(f"DELETE FROM requests WHERE id = ? AND {ended}", (id,)).rowcount > 0
+        for table in ("history", "outputs", "suspects") if gone else ():
+            base.execute(f"DELETE FROM {table} WHERE request = ?", (id,))
+        return gone
 
     def expire(self) -> None:
         """Cancel waiting requests whose deadline has passed."""
-        with self._transaction() as base:
+        with self.transaction() as base:
             late = "SELECT id FROM requests WHERE state = 'waiting' AND deadline < ?"
             for (id,) in base.execute(late, (time.time(),)).fetchall():
                 _change(base, id, State.CANCELLED, "its deadline passed while it waited")
@@ -205,7 +233,7 @@ class Queue:
         Args:
             loaded: the `kind_of` jobs that the replica's group can run.
         """
-        with self._transaction() as base:
+        with self.transaction() as base:
             given = {"now": time.time(), "memory": _MEMORY, "loaded": loaded}
             row = base.execute(NEXT, given).fetchone()
             if row is None:
@@ -220,7 +248,7 @@ class Queue:
 
     def report(self, id: int, progress: Progress) -> None:
         """Record the progress of a running request."""
-        with self._transaction() as base:
+        with self.transaction() as base:
             told = json.dumps(asdict(progress))
             base.execute("UPDATE requests SET progress = ? WHERE id = ?", (told, id))
 
@@ -230,51 +258,52 @@ class Queue:
         Args:
             killed: whether its rank group crashed.
         """
-        with self._transaction() as base:
+        with self.transaction() as base:
             base.execute("UPDATE requests SET kills = kills + ? WHERE id = ?", (killed, id))
             _change(base, id, State.WAITING, reason)
 
     def end(self, id: int, state: State, reason: str = "") -> None:
         """End a running request as done, failed or cancelled."""
-        with self._transaction() as base:
+        with self.transaction() as base:
             _change(base, id, state, reason)
 
     def entry(self, id: int) -> Entry:
         """Return the request with this number."""
-        return self._read(read_entry, "SELECT * FROM requests WHERE id = ?", id)[0]
+        return self.read(read_entry, "SELECT * FROM requests WHERE id = ?", id)[0]
 
     def entries(self, *states: State) -> list[Entry]:
         """Return requests in the order of submission; all, or those in one of `states`."""
         wanted = states or tuple(State)
         query = f"SELECT * FROM requests WHERE state IN ({', '.join('?' * len(wanted))}) ORDER BY id"
-        return self._read(read_entry, query, *wanted)
+        return self.read(read_entry, query, *wanted)
 
     def count(self) -> dict[State, int]:
         """Return the number of requests in each state."""
         query = "SELECT state, COUNT(*) FROM requests GROUP BY state"
-        return dict.fromkeys(State, 0) | dict(self._read(lambda row: (State(row[0]), row[1]), query))
+        return dict.fromkeys(State, 0) | dict(self.read(lambda row: (State(row[0]), row[1]), query))
 
     def history(self, id: int) -> list[tuple[State, str, float]]:
         """Return each state that a request has been in, with the reason and the time."""
         query = "SELECT state, reason, at FROM history WHERE request = ? ORDER BY rowid"
-        return self._read(lambda row: (State(row[0]), row[1], row[2]), query, id)
+        return self.read(lambda row: (State(row[0]), row[1], row[2]), query, id)
 
     def show_replica(self, replica: ReplicaEntry) -> None:
         """Record the state of a replica, for `replicas`."""
         row = (replica.number, replica.state, json.dumps(replica.places), replica.restarts)
-        with self._transaction() as base:
+        with self.transaction() as base:
             base.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?)", row)
 
     def replicas(self) -> list[ReplicaEntry]:
         """Return the replicas that serve the queue now."""
-        return self._read(read_replica, "SELECT * FROM replicas ORDER BY number")
+        return self.read(read_replica, "SELECT * FROM replicas ORDER BY number")
 
-    def _read(self, make: Callable[[sqlite3.Row], _Made], query: str, *values: object) -> list[_Made]:
+    def read(self, make: Callable[[sqlite3.Row], _Made], query: str, *values: object) -> list[_Made]:
+        """Return what `make` makes of each row of a query."""
         with self._lock, self._explained("read"):
             return [make(row) for row in self._base.execute(query, values)]
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block as one transaction, with no other writer meanwhile."""
         with self._lock, self._explained("write"):
             self._base.execute("BEGIN IMMEDIATE")

@@ -9,6 +9,7 @@ import hashlib
 import re
 import stat
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +21,7 @@ from runtime.errors import BadRequestError
 
 MOST_BYTES = 512 * 2**20
 # Decoded by Pillow itself: others (EPS) start external programs, or are not in use.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
 _STRETCHED = 0.03  # relative difference of aspect ratios above which a warning is given
 _SIXTEEN_BITS = 65535
 
@@ -69,7 +70,7 @@ def read_picture(path: str) -> Picture:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise _refusal(path, f"it cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    image, notes = _decoded(path, content)
+    image, notes = decode_image(path, content)
     return Picture(path, hashlib.sha256(content).hexdigest(), image, tuple(notes))
 
 
@@ -92,10 +93,21 @@ def check_image(path: str | None) -> None:
         read_picture(path)
 
 
-def _decoded(path: str, content: bytes) -> tuple[Image.Image, list[str]]:
-    """Decode an image to RGB, with notes about parts that are ignored."""
+def decode_image(
+    path: str, content: bytes, formats: Sequence[str] = FORMATS
+) -> tuple[Image.Image, list[str]]:
+    """Decode an image to upright RGB, with notes about parts that are ignored.
+
+    Args:
+        path: what to call it in messages.
+        content: of the file.
+        formats: those that are decoded.
+
+    Raises:
+        BadRequestError: it cannot be decoded completely, is too large, or has another format.
+    """
     Image.init()
-    formats = [one for one in _FORMATS if one in Image.OPEN]
+    formats = [one for one in formats if one in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our limit is Pillow's upper one, an error

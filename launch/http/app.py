@@ -1,0 +1,48 @@
+"""The HTTP API as an ASGI app, on a queue that a pool of replicas serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+
+from launch.http import content, videos
+from launch.http.bodies import MOST_BYTES
+from launch.http.errors import tell_errors
+from launch.http.limits import BodyLimit, OwnPagesOnly
+from launch.http.openapi import describe
+from launch.http.service import Service
+from launch.http.video import Remix, VideoCreate
+from runtime.versions import versions
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
+    """Make the app.
+
+    Args:
+        service: what answers.
+        hosts: names by which the server may be asked; by default those of this machine alone, unless keys
+            protect it.
+
+    Example:
+        >>> service = Service.on(Queue(Path("queue")), Catalog.of(["wan-tiny"]), Keys(None))
+        >>> uvicorn.run(make_app(service))
+    """
+    app = FastAPI(
+        title="Lockstep",
+        version=versions()["lockstep"],
+        description="Videos on the queue of this server. The contract is that of OpenAI's `/v1/videos`.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(videos.router)
+    app.include_router(content.router)
+    tell_errors(app)
+    describe(app, [VideoCreate, Remix])
+    app.add_middleware(BodyLimit, most=MOST_BYTES)
+    known = LOCAL_HOSTS if hosts is None and service.keys.open else hosts
+    app.add_middleware(OwnPagesOnly, hosts=known)
+    return app

@@ -1,0 +1,78 @@
+"""Files of the API: uploaded images by their content, results by the id of their video.
+
+    assets/<SHA-256>.png         an image, decoded and written again by us
+    results/<video id>/          video.mp4, its report and picture; checkpoints while it is made
+
+Ids come from the records and digests from the content, so nothing that a client sends is ever part of a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from launch.http.decode import decode_apart
+from runtime.files.atomic import whole_file
+
+_DECODERS = 2  # images that are decoded at a time
+_IMAGE = re.compile(r"[0-9a-f]{64}\.png")
+_RESULT = re.compile(r"video_[0-9a-f]{32}")
+
+
+class Store:
+    """The files in a queue's folder."""
+
+    def __init__(self, folder: Path):
+        self._images, self._results = folder / "assets", folder / "results"
+        self._decoders = threading.Semaphore(_DECODERS)
+
+    def add_image(self, content: bytes) -> str:
+        """Keep an image, and return the digest by which `image` finds it.
+
+        Raises:
+            BadRequestError: it is no image, or is too large.
+        """
+        with self._decoders:
+            pixels = decode_apart(content)
+        digest = hashlib.sha256(pixels).hexdigest()
+        path = self.image(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.touch()  # it is in use again
+        else:
+            with whole_file(path) as temporary:
+                temporary.write_bytes(pixels)
+        return digest
+
+    def image(self, digest: str) -> Path:
+        """The file of an image."""
+        return self._images / f"{digest}.png"
+
+    def video(self, id: str) -> Path:
+        """The mp4 of a video; its report and its picture lie beside it."""
+        return self._results / id / "video.mp4"
+
+    def remove(self, id: str) -> None:
+        """Remove all that belongs to a video."""
+        shutil.rmtree(self._results / id, ignore_errors=True)
+
+    def room(self) -> int:
+        """Bytes that are free where results are written."""
+        return shutil.disk_usage(self._results if self._results.is_dir() else self._results.parent).free
+
+    def remove_unused(self, images: set[str], videos: set[str], age: float) -> None:
+        """Remove images and results that no record names, and that are older than `age` seconds."""
+        before = time.time() - age
+        for folder, ours, used in (
+            (self._images, _IMAGE, {f"{digest}.png" for digest in images}),
+            (self._results, _RESULT, videos),
+        ):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                with suppress(OSError):
+                    if ours.fullmatch(path.name) and path.name not in used and path.lstat().st_mtime < before:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,104 @@
+"""Who asks: the key of a request, as its header `Authorization: Bearer KEY` tells it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from launch.http.errors import ApiError
+from launch.http.keys import LOCAL, MOST_PRIORITY, Key, KeyFile, read_keys
+from runtime.errors import BadRequestError
+
+log = logging.getLogger("launch")
+
+ANYONE = Key(name=LOCAL, sha256="0" * 64, owner=LOCAL, priority=MOST_PRIORITY)
+_bearer = HTTPBearer(auto_error=False, description="A key of the server's file of keys.")
+
+
+class Keys:
+    """The keys that a server knows. A change of their file counts from the next request on.
+
+    Args:
+        path: the file; None for a server that anyone on its machine may use.
+
+    Raises:
+        BadRequestError: the file cannot be read, is not one of keys, or has none.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path, self._lock = path, threading.Lock()
+        self._known, self._read = KeyFile(), (0, 0)
+        if path is not None:
+            self._read = _state(path)
+            self._known = read_keys(path)
+            if not self._known.keys:
+                raise BadRequestError(f"keys: {str(path)!r} has no key; `lockstep keys add` makes one")
+
+    @property
+    def open(self) -> bool:
+        """Whether no key is needed."""
+        return self._path is None
+
+    @property
+    def all(self) -> tuple[Key, ...]:
+        """The keys as the file has them now."""
+        self._refresh()
+        return self._known.keys
+
+    def of(self, token: str | None) -> Key:
+        """The key that a request gave.
+
+        Raises:
+            ApiError: it gave none, or one that is unknown.
+        """
+        if self._path is None:
+            return ANYONE
+        self._refresh()
+        key = None if token is None else self._known.find(token)
+        if key is None:
+            said = "no API key given" if token is None else "this API key is not known here"
+            raise ApiError(
+                401,
+                "invalid_api_key",
+                f"{said}; send the header `Authorization: Bearer KEY`",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return key
+
+    def _refresh(self) -> None:
+        """Read the file again if it has changed; one that is broken meanwhile changes nothing."""
+        assert self._path is not None
+        with self._lock:
+            try:
+                found = _state(self._path)
+                if found == self._read:
+                    return
+                self._read = found
+                self._known = read_keys(self._path)
+            except (OSError, BadRequestError) as error:
+                log.warning("the keys stay as they were: %s", error)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when the file is written; a missing file is refused by whoever reads it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino
+
+
+async def caller(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Key:
+    """The key of the request that is being answered."""
+    keys: Keys = request.app.state.service.keys
+    return keys.of(None if given is None else given.credentials)
+
+
+Caller = Annotated[Key, Depends(caller)]

@@ -1,0 +1,127 @@
+"""What a server offers: models, presets and LoRAs by name. Clients choose among these and give no paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from launch.http.errors import ApiError
+from runtime.errors import BadRequestError
+from runtime.files.checks import refusing
+from runtime.files.text import user_path
+from runtime.forecasting.calibration import Calibration, load_calibration
+from runtime.forecasting.presets import load_preset
+from runtime.models.folder import local_revision
+from runtime.request.config import Config, available, is_path, load_config
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Models, presets and LoRAs that clients may choose.
+
+    Attributes:
+        models: name → config, by its shipped name or its absolute path; the first is the default.
+        presets: name → preset, likewise.
+        loras: name → absolute path of a LoRA file.
+        ranks: ranks that make a video together.
+    """
+
+    models: Mapping[str, str]
+    presets: Mapping[str, str]
+    loras: Mapping[str, str]
+    ranks: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        configs: Sequence[str],
+        presets: Sequence[str] = (),
+        loras: Iterable[tuple[str, str]] = (),
+        ranks: int = 1,
+    ) -> Catalog:
+        """Make a catalogue, after loading all that is in it.
+
+        Args:
+            configs: names of shipped configs, or paths.
+            presets: likewise; those that are shipped are offered, too.
+            loras: names and files.
+
+        Raises:
+            BadRequestError: one of them cannot be used, or two have the same name.
+        """
+        for config in configs:
+            load_config(config)
+        chosen = [*dict.fromkeys([*available("spectrum"), *presets])]
+        for preset in chosen:
+            load_preset(preset)
+        files: dict[str, str] = {}
+        for name, file in loras:
+            path = user_path(file).absolute()
+            with refusing("lora", path), path.open("rb"):
+                files[name] = str(path)
+        return cls(_named("config", configs), _named("spectrum", chosen), files, ranks)
+
+    @property
+    def default(self) -> str:
+        """The model of requests that name none."""
+        return next(iter(self.models))
+
+    def config(self, model: str | None) -> str:
+        """The config of a model.
+
+        Raises:
+            ApiError: there is no such model.
+        """
+        name = model or self.default
+        if name not in self.models:
+            said = f"there is no model {name!r}; this server has {', '.join(self.models)}"
+            raise ApiError(404, "model_not_found", said, param="model")
+        return self.models[name]
+
+    def preset(self, name: str) -> str:
+        """The preset of a name.
+
+        Raises:
+            ApiError: there is no such preset.
+        """
+        return _chosen(self.presets, "spectrum", name)
+
+    def lora(self, name: str) -> str:
+        """The file of a LoRA.
+
+        Raises:
+            ApiError: there is no such LoRA.
+        """
+        return _chosen(self.loras, "loras", name)
+
+
+def _named(field: str, given: Sequence[str]) -> dict[str, str]:
+    """Name → what was given: shipped ones have their own names, files that of the file."""
+    found: dict[str, str] = {}
+    for one in given:
+        name = Path(one).stem if is_path(one) else one
+        if name in found:
+            raise BadRequestError(f"{field}: {one!r} given; {found[name]!r} has the same name, rename one")
+        found[name] = str(user_path(one).absolute()) if is_path(one) else one
+    return found
+
+
+def _chosen(known: Mapping[str, str], param: str, name: str) -> str:
+    if name not in known:
+        names = ", ".join(known) or "none"
+        said = f"{param}: {name!r} given; there is no such one here, this server has {names}"
+        raise ApiError(400, "invalid_value", said, param=param)
+    return known[name]
+
+
+def calibrations_of(config: Config) -> list[tuple[str, Calibration]]:
+    """The shipped calibrations that were measured on a config's model, as far as it lies on this machine."""
+    return _measured_on(local_revision(config))
+
+
+@lru_cache(maxsize=64)
+def _measured_on(revision: str | None) -> list[tuple[str, Calibration]]:
+    known = [(name, load_calibration(name)) for name in available("calibrations", "json")]
+    return [(name, one) for name, one in known if one.conditions.revision == revision]

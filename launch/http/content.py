@@ -1,0 +1,103 @@
+"""Routes for what belongs to a finished video: the mp4, pictures of it, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
+
+from launch.http.auth import Caller
+from launch.http.errors import ApiError
+from launch.http.pictures import write_spritesheet, write_thumbnail
+from launch.http.records import Record
+from launch.http.service import Service, TheService
+from launch.http.videos import VideoId
+from launch.serve.entries import State
+from runtime.files.text import read_json
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+Variant = Literal["video", "thumbnail", "spritesheet", "picture"]
+_TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".jpg": "image/jpeg", ".png": "image/png"}
+_BINARY: dict[int | str, dict[str, Any]] = {
+    200: {"content": {kind: {} for kind in _TYPES.values()}, "description": "The file, or a range."}
+}
+
+
+@router.get("/{video_id}/content", response_class=FileResponse, responses=_BINARY)
+def content(
+    video_id: VideoId,
+    service: TheService,
+    key: Caller,
+    variant: Annotated[
+        Variant, Query(description="`picture` shows the run: the time of each step.")
+    ] = "video",
+) -> FileResponse:
+    """The mp4 of a finished video, one of its frames, a sheet of many, or the picture of its run."""
+    record = service.records.video(video_id, key.owner)
+    path = _file(service, record, variant)
+    kind = _TYPES[path.suffix]
+    name = f"{video_id}{'' if variant == 'video' else f'-{variant}'}{path.suffix}"
+    return FileResponse(path, media_type=kind, filename=name, content_disposition_type="inline")
+
+
+@router.get("/{video_id}/report")
+def report(video_id: VideoId, service: TheService, key: Caller) -> dict[str, Any]:
+    """The report of a finished video: computed steps, times, errors, versions."""
+    video = _made(service, service.records.video(video_id, key.owner))
+    try:
+        told = read_json(video.with_suffix(".json"))
+    except (OSError, ValueError):
+        raise _missing(video_id) from None
+    return {name: _of_names(value) for name, value in told.items()}
+
+
+def _file(service: Service, record: Record, variant: Variant) -> Path:
+    """The file of a variant; pictures of the video are made when they are first asked for."""
+    video = _made(service, record)
+    match variant:
+        case "video":
+            return video
+        case "picture":
+            path = video.with_suffix(".png")
+        case "thumbnail":
+            path = video.with_name("thumbnail.webp")
+            if not path.is_file():
+                write_thumbnail(video, path, record.details.frames)
+        case "spritesheet":
+            path = video.with_name("spritesheet.jpg")
+            if not path.is_file():
+                write_spritesheet(video, path, record.details.frames)
+    if not path.is_file():
+        raise _missing(record.id)
+    return path
+
+
+def _made(service: Service, record: Record) -> Path:
+    """The mp4 of a finished video."""
+    match record.entry.state:
+        case State.DONE:
+            pass
+        case State.WAITING | State.RUNNING:
+            raise ApiError(400, "video_not_ready", "the video is not ready; ask again when it is completed")
+        case _:
+            raise ApiError(400, "video_failed", "there is no video; its `error` says why")
+    video = service.store.video(record.id)
+    if not video.is_file():
+        raise _missing(record.id)
+    return video
+
+
+def _missing(id: str) -> ApiError:
+    return ApiError(404, "content_missing", f"the files of {id!r} are not there any more")
+
+
+def _of_names(told: Any) -> Any:
+    """Keep of every absolute path in a report only the name."""
+    if isinstance(told, dict):
+        return {name: _of_names(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [_of_names(value) for value in told]
+    return Path(told).name if isinstance(told, str) and told.startswith("/") and Path(told).name else told

@@ -1,0 +1,121 @@
+"""Accepting a video: fields of a body → a checked job and a record, in the queue or not at all."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from launch.http.errors import ApiError, of_fields
+from launch.http.keys import Key
+from launch.http.records import NewVideo, Record, new_id
+from launch.http.service import Service
+from launch.http.video import RequestDetails, VideoCreate
+from runtime.jobs.job import Job
+from runtime.request.config import is_path
+
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,([A-Za-z0-9+/=\s]*)")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for a video, before it is accepted.
+
+    Attributes:
+        fields: as the client gave them.
+        image: digest of the image that was sent, which is in the store.
+        remixed: id of the video that it is a remix of.
+        idempotency: the header Idempotency-Key; None without it.
+    """
+
+    fields: VideoCreate
+    image: str | None = None
+    remixed: str | None = None
+    idempotency: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """What a repetition of the same request has in common with it."""
+        told = self.fields.model_dump(mode="json", exclude={"input_reference"})
+        text = json.dumps([told, self.image, self.remixed], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_asked(service: Service, fields: Mapping[str, Any], idempotency: str | None) -> Asked:
+    """Read the fields of a body; an image in it is decoded and kept.
+
+    Raises:
+        ApiError, BadRequestError: one of them is unknown, missing or out of bounds.
+    """
+    if idempotency is not None and _KEY.fullmatch(idempotency) is None:
+        said = "Idempotency-Key: it must be 1 to 255 printable ASCII characters"
+        raise ApiError(400, "invalid_value", said, param="Idempotency-Key")
+    given = dict(fields)
+    upload = given.pop("input_reference", None) if isinstance(given.get("input_reference"), bytes) else None
+    try:
+        read = VideoCreate.model_validate(given)
+    except ValidationError as error:
+        raise of_fields(error, VideoCreate) from None
+    if read.input_reference is not None:
+        upload = _from_url(read.input_reference.image_url)
+        read = read.model_copy(update={"input_reference": None})
+    image = None if upload is None else service.store.add_image(upload)
+    return Asked(read, image, idempotency=idempotency)
+
+
+def _from_url(url: str) -> bytes:
+    """The image in a data URL. Others are not fetched: this server may reach what its clients may not."""
+    found = _DATA_URL.fullmatch(url)
+    try:
+        if found is not None:
+            return base64.b64decode(found[1], validate=False)
+    except binascii.Error:
+        pass
+    said = "input_reference: only data URLs are taken, data:image/png;base64,…; or upload the file in a form"
+    raise ApiError(400, "invalid_value", said, param="input_reference")
+
+
+def accept(service: Service, asked: Asked, key: Key) -> tuple[Record, bool]:
+    """Accept a video, or return the one that an earlier request with the same idempotency key made.
+
+    Raises:
+        ApiError, BadRequestError: it cannot be made here, or not now; nothing was kept of it.
+    """
+    service.check_room()
+    service.check_priority(asked.fields.priority, key.priority)
+    id, fields = new_id(), service.jobs.resolved(asked.fields)
+    image = None if asked.image is None else service.store.image(asked.image)
+    job = service.jobs.job(fields, service.store.video(id), image)
+    idempotency = None if asked.idempotency is None else (asked.idempotency, asked.digest)
+    size = f"{job.request.width}x{job.request.height}"
+    details = _details(fields, job)
+    new = NewVideo(id, fields, details, size, asked.image, asked.remixed, idempotency)
+    return service.records.accept(new, job, key)
+
+
+def _details(fields: VideoCreate, job: Job) -> RequestDetails:
+    request, spectrum = job.request, job.request.spectrum
+    return RequestDetails(
+        frames=request.frames,
+        fps=job.config.fps,
+        steps=request.steps,
+        guidance=request.guidance,
+        negative=request.negative,
+        seed=request.seed,
+        spectrum=Path(spectrum).stem if is_path(spectrum) else spectrum,
+        nfe=fields.nfe,
+        psnr=fields.psnr,
+        deadline=request.deadline,
+        loras=fields.loras,
+        image=request.image is not None,
+        priority=fields.priority,
+    )

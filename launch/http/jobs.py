@@ -1,0 +1,198 @@
+"""From a video that a client asks for to the job that makes it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.commands.build_job import build_job
+from launch.http.catalog import Catalog, calibrations_of
+from launch.http.errors import ApiError
+from launch.http.video import VideoCreate
+from launch.shell.defaults import CHECKPOINT_EVERY
+from runtime.errors import BadRequestError
+from runtime.files.atomic import whole_file
+from runtime.forecasting.calibration import Calibration
+from runtime.jobs.job import Job
+from runtime.models.folder import find_local
+from runtime.profile import ModelProfile
+from runtime.request.config import Config, load_config
+
+_MOST_TIMES = 16  # of the pixels and frames that a config makes by default
+_MOST_STEPS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class JobMaker:
+    """Makes jobs from what a catalogue offers.
+
+    Attributes:
+        catalog: what clients may choose.
+        presets: folder for the presets that are planned for a budget.
+    """
+
+    catalog: Catalog
+    presets: Path
+
+    def resolved(self, asked: VideoCreate) -> VideoCreate:
+        """What was asked for with its model and its seed, so that it can be made again."""
+        model = asked.model or self.catalog.default
+        seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
+        return asked.model_copy(update={"model": model, "seed": seed})
+
+    def job(self, asked: VideoCreate, out: Path, image: Path | None = None) -> Job:
+        """Make the job of a video, checked and with absolute paths.
+
+        Args:
+            asked: `resolved`.
+            out: the mp4.
+            image: the image that the video starts from.
+
+        Raises:
+            ApiError, BadRequestError: something in it is not offered, or out of bounds.
+        """
+        name = self.catalog.config(asked.model)
+        config = load_config(name)
+        fps = asked.fps or config.fps
+        frames = _frames(asked, config, fps)
+        width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
+        wanted: dict[str, Any] = {
+            "width": width,
+            "height": height,
+            "frames": frames,
+            "steps": asked.steps,
+            "guidance": asked.guidance,
+            "negative": asked.negative,
+            "seed": asked.seed,
+            "deadline": asked.deadline,
+            "image": None if image is None else str(image),
+        }
+        wanted = {field: value for field, value in wanted.items() if value is not None}
+        _check_volume(asked, config, wanted)
+        spectrum = self._spectrum(asked, config, wanted)
+        loras = [(self.catalog.lora(one.name), one.scale) for one in asked.loras]
+        ranks = None if self.catalog.ranks == 1 else self.catalog.ranks
+        job = _build(name, asked.prompt, out, ranks, loras, wanted | {"spectrum": spectrum})
+        if fps != config.fps:
+            job = replace(job, config=job.config.model_copy(update={"fps": fps}))
+        job = job.absolute()
+        if find_local(job.config) is not None:  # others are checked when they are there
+            _profile(job.config).check(job.request)
+        return job.planned()
+
+    def _spectrum(self, asked: VideoCreate, config: Config, wanted: dict[str, Any]) -> str | None:
+        """The preset that was asked for, by name or by what it may cost; None for the config's."""
+        if asked.spectrum is not None:
+            return self.catalog.preset(asked.spectrum)
+        if asked.nfe is None and asked.psnr is None:
+            return None
+        request = config.request(asked.prompt, **wanted)
+        param = "nfe" if asked.nfe is not None else "psnr"
+        problem = f"{param}: no calibration of {asked.model!r} is known here; choose a preset instead"
+        for name, calibration in calibrations_of(config):
+            try:
+                calibration.conditions.check_request(request, name)
+            except BadRequestError as error:
+                problem = str(error).replace("spectrum:", f"{param}:", 1)
+                continue
+            return str(self._planned(name, calibration, asked))
+        raise ApiError(400, "invalid_value", problem, param=param)
+
+    def _planned(self, name: str, calibration: Calibration, asked: VideoCreate) -> Path:
+        """Write the preset that plans so many computed steps, or so many that the PSNR is reached."""
+        nfe, steps = asked.nfe, calibration.conditions.steps
+        if nfe is None:
+            assert asked.psnr is not None
+            nfe = _fewest(calibration, asked.psnr)
+        elif nfe >= steps:
+            said = f"nfe: {nfe} given; fewer than the {steps} steps can be planned, spectrum off computes all"
+            raise ApiError(400, "invalid_value", said, param="nfe")
+        content = {
+            "stream": "guided",
+            "schedule": {"kind": "planned", "nfe": nfe},
+            "predictor": {"kind": "calibrated"},
+            "calibration": name,
+        }
+        self.presets.mkdir(parents=True, exist_ok=True)
+        path = self.presets / f"planned-{name}-{nfe}.yaml"
+        if not path.exists():
+            with whole_file(path) as temporary:
+                temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return path
+
+
+@lru_cache(maxsize=64)
+def _profile(config: Config) -> ModelProfile:
+    """What is known of a model that lies on this machine."""
+    return ModelProfile(config)
+
+
+@lru_cache(maxsize=256)
+def _fewest(calibration: Calibration, psnr: float) -> int:
+    """The fewest computed steps that are expected to reach a PSNR."""
+    return calibration.plan_for_psnr(psnr).nfe
+
+
+def _build(
+    config: str,
+    prompt: str,
+    out: Path,
+    ranks: int | None,
+    loras: Sequence[tuple[str, float]],
+    given: dict[str, Any],
+) -> Job:
+    """Build the job, as the command line would for the same fields."""
+    left = ("report", "ulysses", "ring", "cfg", "attention", "shard", "compile", "timeout", "busy_timeout")
+    options: dict[str, Any] = dict.fromkeys((*left, "checkpoints"))
+    return build_job(
+        **options,
+        config=config,
+        prompt=prompt,
+        out=out,
+        overwrite=False,
+        compare=False,
+        ranks=ranks,
+        lora=loras,
+        checkpoint_every=CHECKPOINT_EVERY,
+        resume=False,
+        **given,
+    )
+
+
+def _frames(asked: VideoCreate, config: Config, fps: int) -> int | None:
+    """How many frames were asked for; None for the config's."""
+    if asked.seconds is None:
+        return asked.frames
+    seconds = float(asked.seconds)
+    if seconds == 0:
+        raise ApiError(
+            400, "invalid_value", f"seconds: {asked.seconds!r} given; it must be above 0", param="seconds"
+        )
+    return config.bounds.nearest_frames(seconds * fps)
+
+
+def _check_volume(asked: VideoCreate, config: Config, wanted: dict[str, Any]) -> None:
+    """Refuse what no replica could hold: it would die of it, twice, before the request is set aside."""
+    usual = config.defaults
+    width, height, frames = (
+        wanted.get(field, getattr(usual, field)) for field in ("width", "height", "frames")
+    )
+    pixels, usual_pixels = width * height, usual.width * usual.height
+    if pixels * frames > _MOST_TIMES * usual_pixels * usual.frames:
+        said = f"{width}×{height}×{frames}"
+        normal = f"{usual.width}×{usual.height}×{usual.frames}"
+        raise ApiError(
+            400,
+            "invalid_value",
+            f"size: {said} pixels and frames given; this server makes at most {_MOST_TIMES} times {normal}",
+            param="size" if pixels > _MOST_TIMES * usual_pixels else "frames" if asked.frames else "seconds",
+        )
+    if asked.steps is not None and asked.steps > _MOST_STEPS:
+        said = f"steps: {asked.steps} given; this server takes at most {_MOST_STEPS}"
+        raise ApiError(400, "invalid_value", said, param="steps")

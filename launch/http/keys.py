@@ -1,0 +1,143 @@
+"""The file of API keys: who may use the server, and how much. Keys themselves are never written, only hashes.
+
+A key has 256 random bits, so one SHA-256 protects it as well as any slow hash would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from runtime.errors import BadRequestError
+from runtime.files.atomic import whole_file
+from runtime.files.yaml import YamlFile
+from runtime.request.bounds import NUMBER
+
+PREFIX = "lockstep-"  # of every key, so that scanners for leaked secrets can find them
+LOCAL = "local"  # owner of everything on a server without keys
+MOST_PRIORITY = 1_000_000
+
+
+def _one_line(text: str) -> str:
+    if not (text.strip() and text.isprintable()):
+        raise ValueError("must be one line of text")
+    return text
+
+
+_Name = Annotated[str, Field(max_length=200), AfterValidator(_one_line)]
+_Count = Annotated[int, Field(ge=0, le=10**9), NUMBER]
+
+
+class Webhook(BaseModel):
+    """Where an owner's events are sent, and the secret that signs them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2000)]
+    secret: Annotated[str, Field(pattern=r"^whsec_[A-Za-z0-9+/=]{24,200}$")]
+
+
+class Key(BaseModel):
+    """A key, and what it allows.
+
+    Attributes:
+        name: for people, unique in the file.
+        sha256: of the key.
+        owner: whose videos it makes and sees; several keys may have one owner.
+        priority: the highest priority that its requests may have.
+        queued: most requests of the owner that may wait or run at a time; None for no bound.
+        per_hour: most requests that the owner may make within an hour; None for no bound.
+        webhook: where to send the owner's events.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: _Name
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = Field(repr=False)
+    owner: _Name
+    priority: Annotated[int, Field(ge=-MOST_PRIORITY, le=MOST_PRIORITY), NUMBER] = 0
+    queued: _Count | None = None
+    per_hour: _Count | None = None
+    webhook: Webhook | None = Field(default=None, repr=False)
+
+
+class KeyFile(BaseModel):
+    """Content of the file of keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keys: Annotated[tuple[Key, ...], Field(max_length=10_000)] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [key.name for key in self.keys]
+        if len({*names}) < len(names):
+            raise ValueError("two keys have the same name")
+        return self
+
+    def find(self, token: str) -> Key | None:
+        """The key that `token` is; takes as long for a wrong one as for a right one."""
+        digest, found = digest_of(token), None
+        for key in self.keys:
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        return found
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all, for its owner's eyes only."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        with whole_file(path) as temporary:
+            temporary.chmod(0o600)
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def digest_of(token: str) -> str:
+    """What the file keeps of a key."""
+    return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
+
+
+def new_token() -> str:
+    """A new key."""
+    return f"{PREFIX}{secrets.token_urlsafe(32)}"
+
+
+def read_keys(path: Path) -> KeyFile:
+    """Read a file of keys.
+
+    Raises:
+        BadRequestError: it cannot be read, or is not one.
+    """
+    return YamlFile.read(path, "keys").parse(KeyFile)
+
+
+def add_key(path: Path, key: Key) -> None:
+    """Add a key to a file, which is made if it is missing.
+
+    Raises:
+        BadRequestError: the file has a key of this name, or is not a file of keys.
+    """
+    known = read_keys(path).keys if os.path.lexists(path) else ()
+    if any(one.name == key.name for one in known):
+        raise BadRequestError(f"name: {key.name!r} given; {str(path)!r} has a key of this name")
+    KeyFile(keys=(*known, key)).write(path)
+
+
+def remove_key(path: Path, name: str) -> None:
+    """Remove a key from a file: a running server refuses it from then on.
+
+    Raises:
+        BadRequestError: the file has no key of this name.
+    """
+    known = read_keys(path).keys
+    left = tuple(one for one in known if one.name != name)
+    if len(left) == len(known):
+        names = ", ".join(one.name for one in known) or "none"
+        raise BadRequestError(f"name: {name!r} given; the keys are {names}")
+    KeyFile(keys=left).write(path)

@@ -1,0 +1,275 @@
+"""What the API keeps of its videos beside the queue, in the same file: an accepted request is never lost."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from dataclasses import dataclass, replace
+
+from launch.http.errors import ApiError, not_found
+from launch.http.keys import Key
+from launch.http.tables import TABLES
+from launch.http.video import RequestDetails, VideoCreate
+from launch.serve.entries import Entry, State, read_entry
+from launch.serve.queue import Queue
+from runtime.jobs.job import Job
+
+_HOUR = 3600.0
+_OPEN = "state IN ('waiting', 'running')"
+_VIDEO = (
+    "SELECT videos.id AS video, videos.created, videos.asked, videos.details, videos.size, videos.image, "
+    "videos.remixed, videos.deleted, requests.* FROM videos JOIN requests ON requests.id = videos.request "
+)
+_SEEN = "videos.owner = ? AND NOT videos.deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class NewVideo:
+    """A video to be made.
+
+    Attributes:
+        id: from `new_id`.
+        asked: what the client asked for, resolved.
+        details: what becomes of it.
+        size: WIDTHxHEIGHT.
+        image: digest of its image in the store.
+        remixed: id of the video that it is a remix of.
+        idempotency: the client's key for the request, and a digest of the request.
+    """
+
+    id: str
+    asked: VideoCreate
+    details: RequestDetails
+    size: str
+    image: str | None = None
+    remixed: str | None = None
+    idempotency: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A video with its request in the queue.
+
+    Attributes:
+        ahead: requests that are before it; None if it does not wait.
+    """
+
+    id: str
+    created: float
+    asked: VideoCreate
+    details: RequestDetails
+    size: str
+    image: str | None
+    remixed: str | None
+    entry: Entry
+    ahead: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.entry.state not in (State.WAITING, State.RUNNING)
+
+
+def new_id(kind: str = "video") -> str:
+    """An id that nobody can guess."""
+    return f"{kind}_{secrets.token_hex(16)}"
+
+
+class Records:
+    """Videos of a queue. Every change is one transaction together with the queue's.
+
+    Args:
+        queue: the queue that carries them out.
+        most: requests that may wait or run at a time, of all owners.
+    """
+
+    def __init__(self, queue: Queue, most: int):
+        self.queue, self._most = queue, most
+        with queue.transaction() as base:
+            for statement in TABLES.split(";"):
+                base.execute(statement)
+
+    def accept(self, new: NewVideo, job: Job, key: Key) -> tuple[Record, bool]:
+        """Accept a video within the owner's quotas; once this returns, it will end once, come what may.
+
+        Returns:
+            The video, and whether an earlier request with the same idempotency key had made it.
+
+        Raises:
+            ApiError: the quotas are used up, or the idempotency key was used for another request.
+            BadRequestError: the queue refuses the job.
+        """
+        with self.queue.transaction() as base:
+            record = self._earlier(base, new, key.owner)
+            replayed = record is not None
+            if record is None:
+                self._check_quotas(base, key)
+                self._insert(base, new, job, key.owner)
+                record = self._one(base, new.id, key.owner)
+        return self._placed(record), replayed
+
+    def _earlier(self, base: sqlite3.Connection, new: NewVideo, owner: str) -> Record | None:
+        """The video of an earlier request with the same idempotency key, if there is one."""
+        if new.idempotency is None:
+            return None
+        name, digest = new.idempotency
+        row = base.execute(
+            "SELECT digest, video FROM idempotency WHERE owner = ? AND key = ?", (owner, name)
+        ).fetchone()
+        if row is None:
+            return None
+        if row["digest"] != digest:
+            said = "this Idempotency-Key was used for another request; take a new one"
+            raise ApiError(422, "idempotency_key_reused", said, param="Idempotency-Key")
+        return self._one(base, row["video"], owner)
+
+    def _check_quotas(self, base: sqlite3.Connection, key: Key) -> None:
+        total = base.execute(f"SELECT COUNT(*) FROM requests WHERE {_OPEN}").fetchone()[0]
+        if total >= self._most:
+            said = f"{total} requests wait or run, more are not taken; try again later"
+            raise ApiError(429, "queue_full", said, retry_after=30)
+        if key.queued is not None:
+            own = f"SELECT COUNT(*) FROM requests WHERE {_OPEN} AND owner = ?"
+            if base.execute(own, (key.owner,)).fetchone()[0] >= key.queued:
+                said = f"{key.queued} of your requests wait or run, your quota; try again when one has ended"
+                raise ApiError(429, "quota_queued", said, retry_after=30)
+        if key.per_hour is not None:
+            now = time.time()
+            times = base.execute(
+                "SELECT created FROM videos WHERE owner = ? AND created > ? ORDER BY created",
+                (key.owner, now - _HOUR),
+            ).fetchall()
+            if len(times) >= key.per_hour:
+                said = f"you made {len(times)} requests within an hour, your quota is {key.per_hour}"
+                first = times[0]["created"] if times else now
+                raise ApiError(429, "quota_per_hour", said, retry_after=first + _HOUR - now)
+
+    def _insert(self, base: sqlite3.Connection, new: NewVideo, job: Job, owner: str) -> None:
+        asked = new.asked
+        request = self.queue.insert(
+            base, job, name=new.id, owner=owner, priority=asked.priority, seconds=asked.expires
+        )
+        details, told = new.details.model_dump_json(), asked.model_dump_json(exclude={"input_reference"})
+        base.execute(
+            "INSERT INTO videos (id, request, owner, created, asked, details, size, image, remixed) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (new.id, request, owner, time.time(), told, details, new.size, new.image, new.remixed),
+        )
+        if new.idempotency is not None:
+            name, digest = new.idempotency
+            base.execute(
+                "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)", (owner, name, digest, new.id, time.time())
+            )
+
+    def video(self, id: str, owner: str) -> Record:
+        """A video of an owner.
+
+        Raises:
+            ApiError: there is none of this id.
+        """
+        found = self.queue.read(_read, f"{_VIDEO} WHERE videos.id = ? AND {_SEEN}", id, owner)
+        if not found:
+            raise not_found("video", id)
+        return self._placed(found[0])
+
+    def _one(self, base: sqlite3.Connection, id: str, owner: str) -> Record:
+        """As `video`, within a transaction."""
+        row = base.execute(f"{_VIDEO} WHERE videos.id = ? AND {_SEEN}", (id, owner)).fetchone()
+        if row is None:
+            raise not_found("video", id)
+        return _read(row)
+
+    def _placed(self, record: Record) -> Record:
+        """The record of a waiting request with the number of those before it."""
+        entry = record.entry
+        if entry.state is not State.WAITING:
+            return record
+        before = "state = 'waiting' AND (priority > ? OR (priority = ? AND id < ?))"
+        query = f"SELECT COUNT(*) FROM requests WHERE {before}"
+        [ahead] = self.queue.read(_number, query, entry.priority, entry.priority, entry.id)
+        return replace(record, ahead=ahead)
+
+    def page(
+        self, owner: str, *, after: str | None, limit: int, ascending: bool
+    ) -> tuple[list[Record], bool]:
+        """Videos of an owner in the order in which they were accepted, and whether there are more.
+
+        Args:
+            after: id of the video before the page.
+            limit: most videos of the page.
+
+        Raises:
+            ApiError: `after` is no video's id.
+        """
+        sign, order = (">", "ASC") if ascending else ("<", "DESC")
+        start = 0 if ascending else 2**63 - 1
+        if after is not None:
+            numbers = self.queue.read(
+                _number, "SELECT number FROM videos WHERE id = ? AND owner = ?", after, owner
+            )
+            if not numbers:
+                said = f"after: {after[:80]!r} given; there is no such video"
+                raise ApiError(400, "invalid_value", said, param="after")
+            start = numbers[0]
+        query = f"{_VIDEO} WHERE {_SEEN} AND number {sign} ? ORDER BY number {order} LIMIT ?"
+        found = self.queue.read(_read, query, owner, start, limit + 1)
+        waiting = "SELECT id FROM requests WHERE state = 'waiting' ORDER BY priority DESC, id"
+        places = {id: place for place, id in enumerate(self.queue.read(_number, waiting))}
+        return [replace(one, ahead=places.get(one.entry.id)) for one in found[:limit]], len(found) > limit
+
+    def cancel(self, id: str, owner: str) -> Record:
+        """Cancel a video: a waiting one ends now, a running one after a step, an ended one stays as it is."""
+        with self.queue.transaction() as base:
+            record = self._one(base, id, owner)
+            self.queue.cancel_in(base, record.entry.id)
+            return self._one(base, id, owner)
+
+    def resume(self, id: str, key: Key) -> Record:
+        """Go on with a video that failed or was cancelled from its last checkpoint, within the quotas.
+
+        Raises:
+            ApiError: it has not ended, or is completed.
+        """
+        with self.queue.transaction() as base:
+            record = self._one(base, id, key.owner)
+            if record.entry.state not in (State.FAILED, State.CANCELLED):
+                said = "only a video that has failed or was cancelled can be resumed"
+                raise ApiError(400, "video_not_resumable", said, param="video_id")
+            self._check_quotas(base, key)
+            again = self.queue.insert(
+                base,
+                record.entry.job.retried(),
+                name=f"{id}.{record.entry.id}",
+                owner=key.owner,
+                priority=record.asked.priority,
+                seconds=record.asked.expires,
+            )
+            base.execute("UPDATE videos SET request = ? WHERE id = ?", (again, id))
+            return self._one(base, id, key.owner)
+
+    def delete(self, id: str, owner: str) -> Record:
+        """Delete a video: nobody sees it from now on. One that has not ended is cancelled."""
+        with self.queue.transaction() as base:
+            record = self._one(base, id, owner)
+            base.execute("UPDATE videos SET deleted = 1 WHERE id = ?", (id,))
+            if not record.ended:
+                self.queue.cancel_in(base, record.entry.id)
+            return record
+
+
+def _read(row: sqlite3.Row) -> Record:
+    return Record(
+        id=row["video"],
+        created=row["created"],
+        asked=VideoCreate.model_validate_json(row["asked"]),
+        details=RequestDetails.model_validate_json(row["details"]),
+        size=row["size"],
+        image=row["image"],
+        remixed=row["remixed"],
+        entry=read_entry(row),
+    )
+
+
+def _number(row: sqlite3.Row) -> int:
+    return int(row[0])

@@ -1,0 +1,211 @@
+"""A video of the API: what a client asks for, and the object that it gets to see."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from launch.http.keys import MOST_PRIORITY
+from runtime.request.bounds import NUMBER
+from runtime.request.video_request import MAX_SEED, FrameCount, Guidance, Prompt, StepCount, Text
+
+_SIZE = "^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
+_DAY = 86400.0
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _no_file_name(name: str) -> str:
+    if re.fullmatch(r"[\w.+:-]+", name) is None:
+        raise ValueError("must be a name: letters, digits, . + : - and _")
+    return name
+
+
+Name = Annotated[str, Field(max_length=200), AfterValidator(_no_file_name)]
+"""Name of something that this server offers; never a path."""
+
+
+class LoraChoice(_Part):
+    """A LoRA by its name on this server, and its scale."""
+
+    name: Name
+    scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False), NUMBER] = 1.0
+
+
+class ImageReference(_Part):
+    """The image that a video starts from, as a data URL: `data:image/png;base64,…`."""
+
+    image_url: Annotated[str, Field(max_length=28 * 2**20, pattern="^data:")]
+
+
+def _as_lora(given: Any) -> Any:
+    return {"name": given} if isinstance(given, str) else given
+
+
+def _as_text(given: Any) -> Any:
+    """Seconds are text in the contract, and numbers in most people's requests."""
+    return f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else given
+
+
+Seconds = Annotated[
+    str, BeforeValidator(_as_text), Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$", examples=["4"])
+]
+
+
+class VideoCreate(_Part):
+    """A request for a video. Only `prompt` is needed; what is missing has the model's default.
+
+    Attributes:
+        prompt: what the video shows.
+        model: one of `GET /v1/models`.
+        seconds, frames: length of the video, one of the two; seconds become the nearest number of frames that
+            the model can make, and the video's `seconds` tell its true length.
+        size: WIDTHxHEIGHT in pixels.
+        input_reference: image that the video starts from, for models that take one; a file of a form, or a
+            data URL.
+        fps: frames per second.
+        steps: steps of the sampler.
+        guidance: scale of classifier-free guidance; 1 or less turns it off.
+        negative: what the video should not show.
+        seed: of the noise; by default drawn, and told in the video's `request`.
+        spectrum: name of a forecasting preset, or `off` to compute every step.
+        nfe: instead of a preset, the number of steps to compute: those that matter most are chosen.
+        psnr: instead of a preset, as many computed steps as are expected to reach this PSNR in dB against the
+            full sampler.
+        deadline: seconds that denoising may take; steps that do not fit are forecast.
+        loras: LoRAs of this server, by name, each with its scale.
+        priority: requests of higher priority run first; at most your key's.
+        expires: seconds from now after which the request is given up, waiting or running.
+    """
+
+    prompt: Prompt
+    model: Name | None = None
+    seconds: Seconds | None = None
+    size: Annotated[str, Field(pattern=_SIZE, examples=["832x480"])] | None = None
+    input_reference: ImageReference | None = None
+    frames: FrameCount | None = None
+    fps: Annotated[int, Field(ge=1, le=240), NUMBER] | None = None
+    steps: StepCount | None = None
+    guidance: Guidance | None = None
+    negative: Text | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] | None = None
+    spectrum: Name | None = None
+    nfe: Annotated[int, Field(ge=1, le=1000), NUMBER] | None = None
+    psnr: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False), NUMBER] | None = None
+    deadline: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), NUMBER] | None = None
+    loras: Annotated[list[Annotated[LoraChoice, BeforeValidator(_as_lora)]], Field(max_length=8)] = []
+    priority: Annotated[int, Field(ge=-MOST_PRIORITY, le=MOST_PRIORITY), NUMBER] = 0
+    expires: Annotated[float, Field(gt=0, le=3650 * _DAY, allow_inf_nan=False), NUMBER] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if self.seconds is not None and self.frames is not None:
+            raise ValueError("give seconds or frames, not both")
+        budgets = [name for name in ("spectrum", "nfe", "psnr") if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            raise ValueError(f"{' and '.join(budgets)} given; give one of them")
+        return self
+
+
+class Remix(_Part):
+    """A new prompt for a video that is made again with everything else as it was."""
+
+    prompt: Prompt
+
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+
+
+class VideoError(BaseModel):
+    """Why there is no video."""
+
+    code: str
+    message: str
+
+
+class RequestDetails(BaseModel):
+    """All that the video is made from, with the values that were not given."""
+
+    frames: int
+    fps: int
+    steps: int
+    guidance: float
+    negative: str
+    seed: int
+    spectrum: str
+    nfe: int | None = None
+    psnr: float | None = None
+    deadline: float | None = None
+    loras: list[LoraChoice] = []
+    image: bool = False
+    priority: int = 0
+
+
+class RunDetails(BaseModel):
+    """How far it is.
+
+    Attributes:
+        position: how many requests are before it; None once it has begun.
+        step, steps: finished steps, and all of them.
+        nfe: steps that were computed since it began or was resumed; the others were forecast.
+        seconds_left: expected seconds until the last step: it is known which steps are forecast.
+        tries: how often it was begun: more than once after a rank group or the server died.
+        cancelling: it was cancelled, and ends after the current step.
+    """
+
+    position: int | None = None
+    step: int = 0
+    steps: int = 0
+    nfe: int = 0
+    seconds_left: float | None = None
+    tries: int = 0
+    cancelling: bool = False
+
+
+class Video(BaseModel):
+    """A video, from its request on; times are seconds since the epoch.
+
+    Attributes:
+        seconds: true length of the video, as text.
+        started_at: when a replica began with it.
+        expires_at: when the video and all that belongs to it are removed.
+    """
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Status
+    progress: Annotated[int, Field(ge=0, le=100)]
+    created_at: int
+    started_at: int | None
+    completed_at: int | None
+    expires_at: int | None
+    seconds: str
+    size: str
+    prompt: str
+    remixed_from_video_id: str | None
+    error: VideoError | None
+    request: RequestDetails
+    run: RunDetails
+
+
+class VideoList(BaseModel):
+    """A page of videos; the next one has `after` = `last_id`."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    """The video is gone."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True

@@ -1,0 +1,131 @@
+"""Keys: who may use a server and how much; hashed at rest, and in no log."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.http.auth import Keys
+from launch.http.keys import Key, add_key, digest_of, new_token, read_keys, remove_key
+from runtime.errors import BadRequestError
+from tests.serving import SMALL, Api, error_of, serving
+
+
+def add(path: Path, owner: str, **allowed: Any) -> str:
+    token = new_token()
+    add_key(path, Key(name=f"{owner}'s", sha256=digest_of(token), owner=owner, **allowed))
+    return token
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.yaml"
+
+
+@pytest.fixture
+def tokens(file: Path) -> dict[str, str]:
+    return {
+        "ann": add(file, "ann", priority=5, queued=2),
+        "bob": add(file, "bob", per_hour=1),
+    }
+
+
+@pytest.fixture
+def api(tmp_path: Path, file: Path, tokens: dict[str, str]) -> Iterator[Api]:
+    with serving(tmp_path / "queue", file) as opened:
+        yield opened
+
+
+def ask(api: Api, token: str | None, method: str = "GET", path: str = "/v1/videos", **options: Any) -> Any:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return api.client.request(method, path, headers=headers, **options)
+
+
+def create(api: Api, token: str, **fields: Any) -> Any:
+    return ask(api, token, "POST", json={**SMALL, **fields})
+
+
+def test_keys_are_hashed_and_for_their_owner_alone(file: Path, tokens: dict[str, str]) -> None:
+    text = file.read_text()
+    assert all(token not in text and digest_of(token) in text for token in tokens.values())
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert tokens["ann"] not in repr(read_keys(file)) and digest_of(tokens["ann"]) not in repr(
+        read_keys(file)
+    )
+
+
+@pytest.mark.parametrize("token", [None, "", "x", "lockstep-", "\x00", "é"])
+def test_every_route_needs_a_known_key(api: Api, token: str | None) -> None:
+    for method, path in (
+        ("GET", "/v1/videos"), ("POST", "/v1/videos"), ("GET", "/v1/videos/video_0"),
+        ("GET", "/v1/videos/video_0/content"), ("DELETE", "/v1/videos/video_0"),
+        ("POST", "/v1/videos/video_0/cancel"), ("POST", "/v1/videos/video_0/remix"),
+    ):  # fmt: skip
+        headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
+        answer = api.client.request(method, path, headers=headers)
+        assert error_of(answer)[:2] == (401, "invalid_api_key") and answer.headers["WWW-Authenticate"]
+
+
+def test_no_key_is_in_a_log(api: Api, tokens: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    create(api, tokens["ann"])
+    ask(api, tokens["ann"] + "x")
+    assert tokens["ann"] not in caplog.text
+
+
+def test_an_owner_sees_their_own_videos(api: Api, tokens: dict[str, str]) -> None:
+    id = create(api, tokens["ann"]).json()["id"]
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/content")):
+        answer = ask(api, tokens["bob"], method, f"/v1/videos/{id}{path}")
+        assert error_of(answer)[:2] == (404, "video_not_found")
+    assert ask(api, tokens["bob"]).json()["data"] == []
+    assert error_of(ask(api, tokens["bob"], path=f"/v1/videos?after={id}"))[1] == "invalid_value"
+    assert [one["id"] for one in ask(api, tokens["ann"]).json()["data"]] == [id]
+    [entry] = api.queue.entries()
+    assert entry.owner == "ann"
+
+
+def test_quotas_and_priorities_are_the_keys(api: Api, tokens: dict[str, str]) -> None:
+    ann, bob = tokens["ann"], tokens["bob"]
+    assert error_of(create(api, ann, priority=6)) == (403, "priority_not_allowed", "priority")
+    assert create(api, ann, priority=5).json()["request"]["priority"] == 5
+    create(api, ann)
+    answer = create(api, ann)
+    assert error_of(answer)[:2] == (429, "quota_queued") and answer.headers["Retry-After"]
+    api.finish()
+    assert create(api, ann).status_code == 200
+    id = create(api, bob).json()["id"]
+    ask(api, bob, "DELETE", f"/v1/videos/{id}")  # does not give the quota back
+    answer = create(api, bob)
+    assert (
+        error_of(answer)[:2] == (429, "quota_per_hour") and 3590 <= int(answer.headers["Retry-After"]) <= 3600
+    )
+
+
+def test_a_removed_key_is_refused_and_a_new_one_known_at_once(
+    api: Api, file: Path, tokens: dict[str, str]
+) -> None:
+    remove_key(file, "ann's")
+    assert error_of(ask(api, tokens["ann"]))[0] == 401
+    new = add(file, "eve")
+    assert ask(api, new).status_code == 200
+    file.write_text("keys: 7")  # while it is being edited, say
+    assert ask(api, new).status_code == 200
+
+
+def test_files_that_are_not_of_keys_are_refused(file: Path) -> None:
+    with pytest.raises(BadRequestError, match=r"keys: .*cannot be read"):
+        Keys(file)
+    file.write_text("keys: []")
+    with pytest.raises(BadRequestError, match="has no key"):
+        Keys(file)
+    with pytest.raises(BadRequestError, match="name: 'x' given; the keys are none"):
+        remove_key(file, "x")
+    add(file, "ann")
+    with pytest.raises(BadRequestError, match="has a key of this name"):
+        add(file, "ann")

@@ -29,7 +29,7 @@ from runtime.parallel.ranks import Ranks, join
 
 _PATIENT = 120.0  # seconds that a test of success waits
 _PROCESSES = multiprocessing.get_context("forkserver")  # forked from a process that has imported everything
-_PROCESSES.set_forkserver_preload(["tests.ranks", "runtime.engine"])
+_PROCESSES.set_forkserver_preload(["tests.preloaded"])
 
 
 @dataclass(frozen=True, slots=True)

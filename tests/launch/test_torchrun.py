@@ -241,6 +241,7 @@ def test_a_rank_that_is_killed_before_it_meets_the_others_is_named(tmp_path: Pat
         ranks: list[psutil.Process] = []
         while not ranks:
             assert agent.poll() is None
+            time.sleep(0.01)
             ranks = [child for child in psutil.Process(agent.pid).children() if "-m" in child.cmdline()]
         ranks[0].kill()
         printed, said = agent.communicate(timeout=100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def test_a_command_that_still_imports_is_cancelled(
         try:
             while not when(process.pid):
                 assert process.poll() is None
+                time.sleep(0.002)
             process.send_signal(number)
             printed, said = process.communicate(timeout=120)
         finally:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,7 @@ def members(command: subprocess.Popen[str], folder: Path) -> list[psutil.Process
     """Everything that it has started, once it is there."""
     while not (folder / "main").exists():
         assert command.poll() is None
+        time.sleep(0.01)
     return psutil.Process(command.pid).children(recursive=True)
 
 
@@ -57,6 +59,7 @@ def test_what_main_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     with start(tmp_path, "leaves") as command:
         while not (tmp_path / "main").exists():
             assert command.poll() is None
+            time.sleep(0.01)
         sleeps = psutil.Process(int((tmp_path / "main").read_text().split()[2]))
         assert command.wait(30) == 0
     assert gone([sleeps])

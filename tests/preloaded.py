@@ -1,0 +1,18 @@
+"""What a forked process of a test would import: imported once, in the process that it is forked from."""
+
+from __future__ import annotations
+
+import gc
+from importlib import import_module
+
+_MODULES = (
+    "hypothesis", "pytest",  # the modules of tests, in which tasks stand, import these
+    "runtime.models.wan.family", "runtime.models.wan.image", "runtime.models.wan.text",
+    "runtime.measure.calibrate", "launch.shell.run", "tests.ranks",
+)  # fmt: skip
+
+for name in _MODULES:
+    import_module(name)
+# A collection in a fork would touch all of these objects, and so copy the memory that they share.
+gc.collect()
+gc.freeze()

@@ -1,6 +1,11 @@
-"""The exceptions that Lockstep raises on purpose. The command line maps them to exit codes."""
+"""The exceptions that Lockstep raises on purpose, and how others' are put in words.
+
+The command line maps them to exit codes.
+"""
 
 from __future__ import annotations
+
+import os
 
 
 class LockstepError(Exception):
@@ -41,3 +46,22 @@ class RankFailedError(JobFailedError):
 
 class CancelledError(LockstepError):
     """The job was cancelled, at the same step on every rank. Exit code 130."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line: a system error without its number and files, any other without further
+    lines; the name of its class if it says nothing."""
+    said = (isinstance(error, OSError) and error.strerror) or str(error)
+    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+
+
+def named(error: BaseException) -> str:
+    """An unexpected error on one line: the name of its class, and what it says."""
+    name, said = type(error).__name__, reason(error)
+    return name if said == name else f"{name}: {said}"
+
+
+def with_files(error: OSError) -> str:
+    """What a system error says, after the files that it names."""
+    names = (os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes))
+    return ": ".join([*(repr(name) for name in dict.fromkeys(names)), reason(error)])

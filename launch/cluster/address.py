@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import NoReturn
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 
 VARIABLE = "RAY_ADDRESS"
 _PATIENCE = 5.0  # seconds for a port to answer
@@ -36,7 +36,7 @@ def cluster_address() -> str | None:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE):
             return address
     except (OSError, UnicodeError) as error:
-        _refuse(f"nothing answers at {address} ({getattr(error, 'strerror', None) or error})")
+        _refuse(f"nothing answers at {address} ({reason(error)})")
 
 
 def _running() -> str:

@@ -26,7 +26,7 @@ from rich.console import Console
 from launch.shell.family import Family
 from launch.shell.pulse import Pulse
 from launch.shell.terminal import say
-from runtime.errors import CancelledError, JobFailedError, LockstepError
+from runtime.errors import CancelledError, JobFailedError, LockstepError, named
 from runtime.signals import SignalCount, ending_signals
 
 log = logging.getLogger("launch")
@@ -144,7 +144,7 @@ def _portable(error: BaseException) -> BaseException:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # whatever other libraries' classes raise
-        return JobFailedError(f"{type(error).__name__}: {error}")
+        return JobFailedError(named(error))
     return error
 
 

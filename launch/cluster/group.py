@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launch.cluster.actor import Begun, End, Ended, Event, RankActor
 from launch.cluster.placement import Bundle, bundle_for
 from launch.shell.pulse import Pulse
-from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError
+from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError, named
 from runtime.jobs.job import Job
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.topology import Degrees
@@ -262,7 +262,7 @@ class _Ends:
             except RayActorError:
                 self._died.append(f"rank {rank} died")
             except RayError as error:
-                self._died.append(f"rank {rank} was lost: {_first_line(error)}")
+                self._died.append(f"rank {rank} was lost: {named(error)}")
             if self._since is None and (self._died or self._ended[-1].end in (End.FAILED, End.HOPELESS)):
                 self._since = time.monotonic()
 
@@ -327,13 +327,8 @@ def _explained(doing: str, kind: type[JobFailedError] = JobFailedError) -> Itera
         cause = error.cause
         raise kind(f"{doing}: {cause if isinstance(cause, LockstepError) else repr(cause)}") from error
     except RayActorError as error:
-        raise kind(f"{doing}: a rank died: {_first_line(error)}") from error
+        raise kind(f"{doing}: a rank died: {named(error)}") from error
     except GetTimeoutError as error:
         raise JobFailedError(f"{doing}: Ray does not answer") from error
     except RayError as error:
-        raise JobFailedError(f"{doing}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+        raise JobFailedError(f"{doing}: {named(error)}") from error

@@ -13,6 +13,7 @@ import imageio_ffmpeg
 import torch
 from rich.table import Table
 
+from runtime.errors import named, reason
 from runtime.files.extensions import announced
 from runtime.media.quality import has_filter
 from runtime.models.folder import find_local
@@ -65,7 +66,7 @@ def _importable(package: str) -> str:
     try:
         importlib.import_module(package)
     except Exception as error:  # a CUDA package may raise anything on a machine without CUDA
-        return f"{found} is installed but cannot be imported: {type(error).__name__}: {error}"
+        return f"{found} is installed but cannot be imported: {named(error)}"
     return found
 
 
@@ -83,7 +84,7 @@ def _ffmpeg() -> str:
         said = subprocess.run([executable, "-version"], capture_output=True, text=True, check=True).stdout
         filters = ", ".join(f"{name} {'yes' if has_filter(name) else 'no'}" for name in _FILTERS)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is none
-        return f"cannot be used: {error}"
+        return f"cannot be used: {reason(error)}"
     first = said.split()
     return f"{first[2]} ({executable}); filters: {filters}"
 

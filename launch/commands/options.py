@@ -67,7 +67,7 @@ class FileNameType(click.ParamType[str]):
 DAY = 86400.0  # seconds
 SCALE = NumberType(-1000.0, 1000.0)  # scale of a LoRA
 TIMEOUT = NumberType(1.0, 7 * DAY)  # seconds for `--timeout`
-EXPIRY = NumberType(0.001, 3650 * DAY)  # seconds after which a request expires
+EXPIRY = NumberType(1.0, 3650 * DAY)  # seconds after which a request expires
 PRICE = NumberType(0.0, 1e9)  # price of a rank for an hour
 REPLICAS = click.IntRange(min=1, max=4096)
 PRIORITY = click.IntRange(min=-1_000_000, max=1_000_000)

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, named
 from runtime.files.atomic import whole_file
 from runtime.files.checks import check_apart, check_writable
 from runtime.files.text import read_json
@@ -78,7 +78,7 @@ def step_times(report: Path | None) -> StepTimes | None:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadRequestError(
-            f"report: {str(report)!r} has no times of computed and forecast steps: {error}"
+            f"report: {str(report)!r} has no times of computed and forecast steps: {named(error)}"
         ) from None
 
 

@@ -26,7 +26,7 @@ from launch.film.view import shown_live
 from launch.serve.entries import State
 from launch.serve.queue import Queue
 from launch.shell.terminal import Terminal
-from runtime.errors import CancelledError, JobFailedError
+from runtime.errors import CancelledError, JobFailedError, reason
 from runtime.files.atomic import whole_file
 from runtime.film.assemble import join_film, length, starts, write_contact_sheet, write_poster
 from runtime.film.page import Scene, write_page
@@ -143,9 +143,8 @@ def _report(film: Film, number: int) -> Report:
     try:
         return Report.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
         raise JobFailedError(
-            f"{str(path)!r} is no report ({said}); remove it to have the shot made again"
+            f"{str(path)!r} is no report ({reason(error)}); remove it to have the shot made again"
         ) from None
 
 

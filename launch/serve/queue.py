@@ -21,8 +21,7 @@ from typing import IO, TypeVar
 
 from launch.serve.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
 from launch.serve.tables import NEXT, TABLES
-from runtime.errors import BadRequestError, JobFailedError
-from runtime.files.checks import reason
+from runtime.errors import BadRequestError, JobFailedError, reason
 from runtime.files.locks import hold
 from runtime.jobs.job import Job
 
@@ -63,7 +62,7 @@ class Queue:
             self._check_own()
             self._base.executescript(TABLES)
         except (OSError, ValueError, sqlite3.Error) as error:
-            raise BadRequestError(f"queue: cannot use {str(folder)!r}: {error}") from None
+            raise BadRequestError(f"queue: cannot use {str(folder)!r}: {reason(error)}") from None
 
     def _check_own(self) -> None:
         """Refuse a database that is not a queue, before anything is written to it."""
@@ -322,14 +321,14 @@ class Queue:
         try:
             yield
         except sqlite3.Error as error:
-            raise QueueError(f"queue: cannot {what} {file!r}: {error}") from error
+            raise QueueError(f"queue: cannot {what} {file!r}: {reason(error)}") from error
         except (
             ValueError,
             TypeError,
             KeyError,
             RecursionError,
         ) as error:  # a row that Lockstep did not write
-            raise QueueError(f"queue: {file!r} is damaged ({error}); give another folder") from error
+            raise QueueError(f"queue: {file!r} is damaged ({reason(error)}); give another folder") from error
 
 
 def check_line(field: str, text: str | None) -> None:

@@ -22,8 +22,14 @@ from typing import Any, NoReturn
 import click
 
 from launch.shell.terminal import forgive_encodings, visible
-from runtime.errors import BadRequestError, CancelledError, LockstepError, NotFiniteError
-from runtime.files.checks import reason
+from runtime.errors import (
+    BadRequestError,
+    CancelledError,
+    LockstepError,
+    NotFiniteError,
+    named,
+    with_files,
+)
 from runtime.signals import SignalCount, ending_signals
 
 log = logging.getLogger("launch")
@@ -253,14 +259,11 @@ def explain(error: BaseException) -> int:
     elif isinstance(error, LockstepError):
         complain(str(error))
     elif isinstance(error, OSError):
-        names = (
-            os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)
-        )
-        complain(": ".join([*(repr(name) for name in dict.fromkeys(names)), reason(error)]))
+        complain(with_files(error))
         log.debug("raised here", exc_info=error)
     else:
         log.error("unexpected failure", exc_info=error)
-        complain(f"{type(error).__name__}: {error}")
+        complain(named(error))
     complain("\n".join(getattr(error, "__notes__", [])))
     return code
 

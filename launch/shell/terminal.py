@@ -19,7 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from runtime.errors import JobFailedError
+from runtime.errors import JobFailedError, reason
 
 # Control characters except tab and line feed, text direction marks, and surrogates, which no encoding has.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -81,5 +81,5 @@ def print_path(path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise JobFailedError(
             f"stdout: cannot print the path of the result, {os.fspath(path)!r}, which is written: "
-            f"{error.strerror}"
+            f"{reason(error)}"
         ) from error

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 from runtime.files.atomic import shortened
-from runtime.files.checks import check_folder, check_outlives, reason, refusing
+from runtime.files.checks import check_folder, check_outlives, refusing
 from runtime.files.locks import hold
-from runtime.files.text import read_json
+from runtime.files.text import read_json, without_parents
 from runtime.parallel.topology import Topology
 from runtime.recipe import differences, some_of
 
@@ -61,7 +61,7 @@ class Checkpoints:
         """Folder of the job that writes `out`: beside it, or in `within`, which jobs may share."""
         if within is None:
             return out.with_suffix(".checkpoints")
-        whole = hashlib.sha256(os.path.normpath(out.absolute()).encode(errors="surrogateescape")).hexdigest()
+        whole = hashlib.sha256(os.fspath(without_parents(out)).encode(errors="surrogateescape")).hexdigest()
         return within / f"{shortened(out.stem)}-{whole[:8]}.checkpoints"
 
     def check(self) -> None:

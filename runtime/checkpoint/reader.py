@@ -13,6 +13,7 @@ import torch
 from runtime.checkpoint.folder import complete_steps, read_manifest
 from runtime.checkpoint.history import History
 from runtime.checkpoint.writer import file_digest
+from runtime.errors import reason
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
 
@@ -56,7 +57,7 @@ def restore(folder: Path, topology: Topology, ranks: Ranks, branches: tuple[str,
             try:
                 restored = _read(folder, step, topology, ranks.rank, branches)
             except Exception as error:  # torch and pickle raise anything for damaged files
-                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+                problem = reason(error)
         problems = [told for told in ranks.control.all_gather_object(problem) if told]
         if not problems:
             return restored

@@ -21,9 +21,8 @@ import torch
 
 from runtime.checkpoint.folder import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
 from runtime.checkpoint.history import History
-from runtime.errors import JobFailedError
+from runtime.errors import JobFailedError, named, reason
 from runtime.files.atomic import whole_file
-from runtime.files.checks import reason
 from runtime.files.tensors import save_tensors
 from runtime.files.text import read_json
 from runtime.parallel.topology import Topology
@@ -223,6 +222,4 @@ def _on_cpu(content: Any) -> Any:
 def _why(error: Exception) -> str:
     """Describe an error in one line."""
     cause = error.__cause__ if isinstance(error, JobFailedError) else error
-    if isinstance(cause, OSError):
-        return reason(cause)
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return reason(cause) if isinstance(cause, OSError) else named(error)

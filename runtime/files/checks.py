@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
+from runtime.files.text import without_parents
 
 _PROBE = 4096  # bytes written to see whether there is room; quotas count, too
 _PACKED = "runtime_resources"  # where Ray unpacks a job's working directory, and deletes it afterwards
@@ -28,11 +29,6 @@ def refusing(field: str, path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadRequestError(f"{field}: {str(path)!r} given; {reason(error)}") from None
-
-
-def reason(error: OSError) -> str:
-    """Describe a system error in words."""
-    return error.strerror or str(error) or type(error).__name__
 
 
 def check_writable(path: Path, *, overwrite: bool, field: str = "out") -> None:
@@ -91,7 +87,7 @@ def check_outlives(path: Path, *, field: str) -> None:
     Raises:
         BadRequestError: `path` is in it.
     """
-    if _PACKED in Path(os.path.normpath(path.absolute())).parts:
+    if _PACKED in without_parents(path).parts:
         raise BadRequestError(
             f"{field}: {str(path)!r} given; the job's working directory is deleted when it ends; "
             "give an absolute path on a disk that the nodes share"

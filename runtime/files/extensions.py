@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, named
 
 PARTS = "lockstep.parts"
 COMMANDS = "lockstep.commands"
@@ -71,8 +71,8 @@ def load_entry(entry: EntryPoint) -> Any:
     except Exception as error:  # whatever a module raises that is not of this project
         package = "an installed package" if entry.dist is None else f"the package {entry.dist.name!r}"
         raise BadRequestError(
-            f"{entry.group}: {entry.value!r} of {package} cannot be imported ({type(error).__name__}: "
-            f"{error}); repair the package, or uninstall it"
+            f"{entry.group}: {entry.value!r} of {package} cannot be imported ({named(error)}); "
+            f"repair the package, or uninstall it"
         ) from error
 
 

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import JobFailedError
+from runtime.errors import JobFailedError, reason
 from runtime.files.atomic import PlainFile
-from runtime.files.checks import reason
 
 REMEDY = "set TMPDIR to use another folder"
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 
 _MOST_BYTES = 8 * 2**20  # limit of files written by hand, or by `lockstep calibrate`
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -35,8 +35,7 @@ def read_text(path: Path, field: str) -> str:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BadRequestError(f"{said}it cannot be read: {reason}") from None
+        raise BadRequestError(f"{said}it cannot be read: {reason(error)}") from None
     if len(content) > _MOST_BYTES:
         raise BadRequestError(f"{said}it is larger than {_MOST_BYTES // 2**20} MiB, the limit for such files")
     try:
@@ -59,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {reason(error)}") from None
     if not isinstance(content, dict):
         held = type(content).__name__
         raise ValueError(f"{path} holds a {held} where a JSON object is needed")  # noqa: TRY004 of a file
@@ -93,7 +92,17 @@ def user_path(name: str) -> Path:
 
 def beside(name: str, folder: Path) -> str:
     """Absolute path of a file that is named relative to `folder`; a leading `~` is expanded."""
-    return os.path.normpath(folder.absolute() / user_path(name))
+    return str(without_parents(folder / user_path(name)))
+
+
+def without_parents(path: Path) -> Path:
+    """Absolute path without `..`, which is the parent of the folder that a link leads to, not of the link."""
+    path = path.absolute()
+    if ".." not in path.parts:
+        return path  # as the user named it, links included
+    if path.name == "..":
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def flatten(content: Any, path: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 from runtime.files.problems import explain_one
 from runtime.files.text import line_of, no_text, read_text
 
@@ -198,7 +198,7 @@ def _compose(text: str) -> Node:
         line = min(mark.line + 1, text.count("\n") + 1) if mark else 1
         raise _WrongError(line, _reason(error)) from None
     except yaml.YAMLError as error:
-        raise _WrongError(1, str(error).splitlines()[0]) from None
+        raise _WrongError(1, reason(error)) from None
     if root is None or (root.plain and root.content is None):
         raise _WrongError(1, "it is empty")
     return root

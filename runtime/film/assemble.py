@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime.errors import JobFailedError
+from runtime.errors import JobFailedError, reason
 from runtime.files.atomic import whole_file
 from runtime.files.scratch import scratch_file
 from runtime.media.ffmpeg import ALIVE, Ffmpeg, file_url
@@ -221,7 +221,7 @@ def check_audio(path: Path, seconds: float) -> str:
     except FileNotFoundError:
         return "there is no such file"
     except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        return f"it cannot be read: {reason(error)}"
     source = ["-protocol_whitelist", "file", "-i", file_url(path.resolve())]
     heard = ["-map", "0:a", "-t", f"{seconds:.6f}", "-f", "framecrc", "pipe:1"]
     try:

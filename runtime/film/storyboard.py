@@ -81,7 +81,7 @@ class Settings(_Part):
 
     config: FileName | None = None
     negative: Text | None = None
-    seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False), NUMBER] | None = None
+    seconds: Annotated[float, Field(ge=0.001, le=3600, allow_inf_nan=False), NUMBER] | None = None
     frames: FrameCount | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] | None = None
     steps: StepCount | None = None

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain, shown
 from runtime.files.text import read_text, user_path
@@ -251,9 +251,8 @@ def load_calibration(name: str) -> Calibration:
     try:
         return _read(path, path.stat().st_mtime_ns)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else error
         raise BadRequestError(
-            f"calibration: {name!r} given; it cannot be read: {reason}; "
+            f"calibration: {name!r} given; it cannot be read: {reason(error)}; "
             "give a JSON file written by `lockstep calibrate`"
         ) from None
 
@@ -265,8 +264,8 @@ def _read(path: Path, modified: int) -> Calibration:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadRequestError(
-            f"calibration: {str(path)!r} is not JSON: {error}; give a file written by `lockstep calibrate` "
-            "(presets and configs are YAML, and name a calibration)"
+            f"calibration: {str(path)!r} is not JSON: {reason(error)}; give a file written by "
+            "`lockstep calibrate` (presets and configs are YAML, and name a calibration)"
         ) from None
     if not isinstance(content, dict) or "grams" not in content:
         raise BadRequestError(f"calibration: {str(path)!r} is {_kind_of(content)}, not a calibration")

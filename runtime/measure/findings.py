@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain
 from runtime.files.tensors import save_tensors
@@ -114,8 +114,7 @@ class PartialFile:
             if identity == self.identity:
                 return self._checked(kept["found"], kept["latents"])
         except Exception as error:  # torch raises anything for damaged files
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            log.warning("%s cannot be read (%s); starting again", self.path, reason)
+            log.warning("%s cannot be read (%s); starting again", self.path, reason(error)[:200])
             return None
         raise BadRequestError(
             f"out: {str(self.path)!r} holds finished runs of another calibration (other prompts, settings or "
@@ -168,7 +167,7 @@ def check_partial(path: Path) -> None:
     try:
         foreign = is_foreign(path)
     except OSError as error:
-        raise BadRequestError(f"out: {str(path)!r} cannot be read: {error.strerror}") from None
+        raise BadRequestError(f"out: {str(path)!r} cannot be read: {reason(error)}") from None
     if foreign:
         raise BadRequestError(
             f"out: {str(path)!r} is in the way: finished runs are kept there, and it is not an unfinished "

@@ -16,7 +16,7 @@ from typing import Self
 
 import imageio_ffmpeg
 
-from runtime.errors import JobFailedError
+from runtime.errors import JobFailedError, with_files
 
 ALIVE = ("-progress", "pipe:1", "-stats_period", "5")  # it reports its progress, and so that it is alive
 SILENCE = 600.0  # seconds without a sign of life, after which it is killed
@@ -67,7 +67,9 @@ class Ffmpeg:
                 command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=folder, start_new_session=True
             )
         except OSError as error:
-            raise JobFailedError(f"ffmpeg could not {doing}: it could not be started: {error}") from None
+            raise JobFailedError(
+                f"ffmpeg could not {doing}: it could not be started: {with_files(error)}"
+            ) from None
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._stdin, self._stdout, self._stderr = (
             self._process.stdin, self._process.stdout, self._process.stderr,

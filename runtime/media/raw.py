@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from runtime.errors import BadRequestError
-from runtime.files.checks import reason
+from runtime.errors import BadRequestError, reason
 from runtime.files.scratch import REMEDY, scratch_file
 from runtime.media.mp4 import FrameSink, RawFrames
 from runtime.media.quality import RawVideo

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason, with_files
 from runtime.files.text import user_path
 from runtime.models.family import Family
 from runtime.models.registry import families, family_in, find_family
@@ -62,7 +62,8 @@ def find_model(config: Config) -> ModelFolder:
         family.check(path, pipeline, config.architecture)
         revision = commit or folder_digest(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise BadRequestError(f"model: {config.model!r} cannot be used: {error}") from None
+        said = with_files(error) if isinstance(error, OSError) else error
+        raise BadRequestError(f"model: {config.model!r} cannot be used: {said}") from None
     if family.bounds != config.bounds:
         raise BadRequestError(
             f"bounds: {_written(config.bounds)} given; {config.model!r} is of the family {family.name}, "
@@ -121,7 +122,7 @@ def find_local(config: Config) -> Path | None:
                     f"such as the repository {_EXAMPLE}"
                 )
         except OSError as error:
-            raise BadRequestError(f"model: {name!r} cannot be used: {error.strerror}") from None
+            raise BadRequestError(f"model: {name!r} cannot be used: {reason(error)}") from None
     return None
 
 
@@ -144,10 +145,9 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
             )
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise BadRequestError(
             f"model: {repository!r} given; it is neither embedded ({embedded}) nor a folder, "
-            f"and it could not be fetched as a Hugging Face repository: {reason}"
+            f"and it could not be fetched as a Hugging Face repository: {reason(error)}"
         ) from None
     return path, path.name
 

@@ -20,7 +20,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, named
 from runtime.files.text import read_json
 from runtime.models.folder import ModelFolder
 from runtime.request.config import SamplerConfig
@@ -70,7 +70,7 @@ def load_scheduler(
     try:
         sampler = kind.from_config(wanted)
     except Exception as error:  # whatever a class of diffusers makes of settings that it does not support
-        raise _refusal(folder, kind.__name__, _first_line(error) + _own(kind, wanted)) from None
+        raise _refusal(folder, kind.__name__, named(error) + _own(kind, wanted)) from None
     if problem := _incapable(lambda: kind.from_config(sampler.config), given):
         raise _refusal(folder, kind.__name__, problem + _own(kind, wanted))
     return sampler
@@ -156,7 +156,7 @@ def _incapable(fresh: Callable[[], SchedulerMixin], given: dict[str, Any]) -> st
     try:
         ends = [_sampled(fresh, given, noise, noise - clean, seed) for seed in (1, 2)]
     except Exception as error:  # whatever a class that is no sampler for this makes of it
-        return f"it cannot be used as the model's pipelines do: {_first_line(error)}"
+        return f"it cannot be used as the model's pipelines do: {named(error)}"
     if not ends[0].isfinite().all():
         return "with its settings it gives what is not a number"
     if not torch.equal(*ends):
@@ -168,7 +168,7 @@ def _incapable(fresh: Callable[[], SchedulerMixin], given: dict[str, Any]) -> st
     try:
         kept = _sampled(fresh, given, noise, noise - clean, 1, interrupted=True)
     except Exception as error:  # pickle raises AttributeError, too
-        return f"its state cannot be kept in a checkpoint: {_first_line(error)}"
+        return f"its state cannot be kept in a checkpoint: {named(error)}"
     return "" if torch.equal(kept, ends[0]) else "its state cannot be restored from a checkpoint"
 
 
@@ -231,16 +231,11 @@ def begin_sampler(
         sampler.set_begin_index(0)
         ordered = bool(sampler.timesteps.isfinite().all()) and len(sampler.timesteps) >= steps
     except Exception as error:  # as of `load_scheduler`
-        ordered, reason = False, _first_line(error)
+        ordered, said = False, named(error)
     else:
-        reason = "it has fewer"
+        said = "it has fewer"
     if not ordered:
-        raise BadRequestError(f"steps: {steps} given; the sampler {type(sampler).__name__} refuses: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise BadRequestError(f"steps: {steps} given; the sampler {type(sampler).__name__} refuses: {said}")
 
 
 def sampler_settings(sampler: SchedulerMixin) -> dict[str, str]:

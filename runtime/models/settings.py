@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from runtime.errors import named
 from runtime.files.text import read_json
 
 
@@ -68,5 +69,5 @@ def empty_model(make: Callable[[], Any], path: Path) -> dict[str, tuple[int, ...
         with torch.device("meta"):
             model = make()
     except Exception as error:  # whatever a model's class makes of settings that do not fit each other
-        raise ValueError(f"{path} describes no model: {type(error).__name__}: {error}") from None
+        raise ValueError(f"{path} describes no model: {named(error)}") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from runtime.errors import reason
 from runtime.files.text import read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -100,4 +101,4 @@ def _header(path: Path) -> Shapes:
         with safe_open(path, framework="pt") as content:  # checks that the header covers the file exactly
             return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from None
+        raise ValueError(f"{path} is corrupt: {reason(error)}") from None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from runtime.errors import CancelledError, LockstepError, RankFailedError
+from runtime.errors import CancelledError, LockstepError, RankFailedError, named
 
 
 class RankState(StrEnum):
@@ -259,5 +259,4 @@ def ending(error: BaseException | None, rank: int) -> dict[str, Any]:
         case CancelledError() | KeyboardInterrupt():
             return {"state": RankState.CANCELLED, "reason": str(error) or f"rank {rank} was interrupted"}
         case _:
-            reason = f"{type(error).__name__}: {error}"
-            return {"state": RankState.FAILED, "reason": reason, "blames": rank, "explains": True}
+            return {"state": RankState.FAILED, "reason": named(error), "blames": rank, "explains": True}

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, named
 from runtime.files.extensions import Registry
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
@@ -202,8 +202,7 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
     except BadRequestError:
         raise
     except Exception as error:  # missing kernels raise anything
-        said = str(error).strip().partition("\n")[0]
-        return f"it does not run on {device} with {dtype} ({type(error).__name__}: {said})"
+        return f"it does not run on {device} with {dtype} ({named(error)})"
     if output.shape != few.shape:
         return f"it returns {list(output.shape)} for {list(few.shape)}"
     if ring > 1 and log_sum is None:
@@ -245,8 +244,7 @@ def _import_xfuser(device: torch.device) -> None:
         importlib.import_module("xfuser")
     except Exception as error:  # CUDA packages raise anything on machines that they do not support
         raise BadRequestError(
-            f"attention: xfuser cannot be imported ({type(error).__name__}: {error}); "
-            "pip install 'lockstep-video[gpu]'"
+            f"attention: xfuser cannot be imported ({named(error)}); pip install 'lockstep-video[gpu]'"
         ) from None
 
 

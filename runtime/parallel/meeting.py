@@ -18,7 +18,7 @@ from typing import Generic, Self, TypeVar
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from runtime.errors import BadRequestError, LockstepError, RankFailedError
+from runtime.errors import BadRequestError, LockstepError, RankFailedError, named, reason
 
 MEETING = "the meeting of the ranks"
 
@@ -159,8 +159,8 @@ def leave(rendezvous: Rendezvous, error: Exception) -> None:
     def tell() -> None:
         store = _shared(rendezvous, _reach(rendezvous, _TRY))
         refused = isinstance(error, BadRequestError)
-        reason = str(error) if refused else f"{type(error).__name__}: {error}"
-        _write_off(store, rendezvous.rank, reason, refused=refused, told=True)
+        said = str(error) if refused else named(error)
+        _write_off(store, rendezvous.rank, said, refused=refused, told=True)
 
     with suppress(RankFailedError, RuntimeError):
         running = Background(tell)
@@ -176,18 +176,19 @@ def _meet(rendezvous: Rendezvous, timeout: float) -> Store:
         missing = _await_all(rendezvous, store, deadline)
         if not missing:
             return store
-        reason = (
+        late = (
             f"it did not arrive at {rendezvous.address} within {timeout:.0f} s; "
             f"{rendezvous.world - len(missing)} of {rendezvous.world} ranks are there "
             "(a longer --timeout waits longer)"
         )
-        _write_off(store, min(missing), reason)
+        _write_off(store, min(missing), late)
     except RuntimeError as error:
-        said = str(error).splitlines()[0]
-        raise RankFailedError(0, MEETING, f"the store at {rendezvous.address} is gone: {said}") from None
+        raise RankFailedError(
+            0, MEETING, f"the store at {rendezvous.address} is gone: {reason(error)}"
+        ) from None
     if hosts:
         time.sleep(_FAREWELL)
-    raise RankFailedError(min(missing), MEETING, reason)
+    raise RankFailedError(min(missing), MEETING, late)
 
 
 def _await_all(rendezvous: Rendezvous, store: Store, deadline: float) -> set[int]:
@@ -233,9 +234,8 @@ def _open(rendezvous: Rendezvous) -> Store:
             multi_tenant=True,
         )
     except RuntimeError as error:
-        said = str(error).splitlines()[0]
         raise RankFailedError(
-            0, MEETING, f"port {rendezvous.port} (MASTER_PORT) cannot be opened: {said}"
+            0, MEETING, f"port {rendezvous.port} (MASTER_PORT) cannot be opened: {reason(error)}"
         ) from None
 
 
@@ -255,18 +255,18 @@ def _reach(rendezvous: Rendezvous, timeout: float) -> Store:
                 wait_for_workers=False,
             )
         except (OSError, RuntimeError, UnicodeError) as error:
-            said = str(error).splitlines()[0]
+            said = reason(error)
             time.sleep(_RETRY)
     raise _unreached(rendezvous, timeout, said)
 
 
 def _unreached(rendezvous: Rendezvous, timeout: float, said: str) -> RankFailedError:
-    reason = (
+    problem = (
         f"rank {rendezvous.rank} found no store at {rendezvous.address} within {timeout:.0f} s ({said}); "
         "rank 0 is not running, or the address is wrong: --master-addr and --master-port of torchrun, "
         "MASTER_ADDR and MASTER_PORT"
     )
-    return RankFailedError(0, MEETING, reason)
+    return RankFailedError(0, MEETING, problem)
 
 
 def _shared(rendezvous: Rendezvous, store: Store) -> Store:

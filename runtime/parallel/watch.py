@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Protocol
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from runtime.errors import LockstepError, RankFailedError
+from runtime.errors import LockstepError, RankFailedError, reason
 from runtime.parallel.heartbeats import (
     Bounds,
     Diagnosis,
@@ -112,8 +112,9 @@ class Watch:
         try:
             in_background(lambda: self._store.wait(keys, timedelta(seconds=self.timeout)), lambda _: None)
         except RuntimeError as error:
-            said = str(error).splitlines()[0]
-            raise RankFailedError(None, MEETING, f"a rank came and showed no sign of life ({said})") from None
+            raise RankFailedError(
+                None, MEETING, f"a rank came and showed no sign of life ({reason(error)})"
+            ) from None
         self._swept = time.monotonic()
         self._thread.start()
 
@@ -179,8 +180,7 @@ class Watch:
             self._raise_diagnosis()
             time.sleep(self._tick / 4)
         self._told.set()
-        said = str(error).splitlines()[0]
-        raise RankFailedError(None, self.where, f"a transfer between ranks broke: {said}") from error
+        raise RankFailedError(None, self.where, f"a transfer between ranks broke: {reason(error)}") from error
 
     def failure(self) -> LockstepError | None:
         """Read the heartbeats now; return the error that another rank's failure causes here, if any."""
@@ -285,9 +285,8 @@ class Watch:
         try:
             return 0 if self.queue is None else self.queue.reached()
         except RuntimeError as error:
-            said = str(error).splitlines()[0]
             self._diagnosis = self._diagnosis or Diagnosis(
-                self._rank, self.where, f"its device failed: {said}"
+                self._rank, self.where, f"its device failed: {reason(error)}"
             )
             return self._heartbeat.reached
 
@@ -321,11 +320,12 @@ class Watch:
         """Diagnose a lost store: its host, the first rank or its launcher, has died or stopped."""
         first = self._seen.get(0)
         if self._rank != 0 and first is not None and first.state is RankState.RUNNING:
-            reason = "it died" if is_gone(first, self._heartbeat) else "it shows no sign of life"
-            said = str(error).splitlines()[0]
-            self._diagnosis = Diagnosis(0, self.where, f"{reason}, or the store beside it is gone ({said})")
+            how = "it died" if is_gone(first, self._heartbeat) else "it shows no sign of life"
+            self._diagnosis = Diagnosis(
+                0, self.where, f"{how}, or the store beside it is gone ({reason(error)})"
+            )
         else:
-            self._diagnosis = Diagnosis(None, self.where, f"the ranks' store is gone: {error}")
+            self._diagnosis = Diagnosis(None, self.where, f"the ranks' store is gone: {reason(error)}")
 
 
 def _nothing() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 
 MOST_BYTES = 512 * 2**20
 # Decoded by Pillow itself: others (EPS) start external programs, or are not in use.
@@ -69,7 +69,7 @@ def read_picture(path: str) -> Picture:
             raise _refusal(path, f"it has {found.st_size} bytes, the limit is {MOST_BYTES}")
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise _refusal(path, f"it cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise _refusal(path, f"it cannot be read: {reason(error)}") from None
     image, notes = decode_image(path, content)
     return Picture(path, hashlib.sha256(content).hexdigest(), image, tuple(notes))
 
@@ -130,7 +130,7 @@ def decode_image(
     except MemoryError:
         raise _refusal(path, "it needs more memory than is available") from None
     except Exception as error:  # decoders raise anything for broken files
-        raise _refusal(path, f"it cannot be read: {error or type(error).__name__}") from None
+        raise _refusal(path, f"it cannot be read: {reason(error)}") from None
 
 
 def _rgb(path: str, image: Image.Image, notes: list[str]) -> Image.Image:

@@ -113,7 +113,7 @@ class VideoRequest(BaseModel):
     max_sequence_length: TextTokens = 512
     videos: Annotated[int, Field(ge=1, le=64), NUMBER] = 1
     spectrum: FileName = "off"
-    deadline: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), NUMBER] | None = None
+    deadline: Annotated[float, Field(ge=0.01, le=1e9, allow_inf_nan=False), NUMBER] | None = None
 
     @property
     def guided(self) -> bool:

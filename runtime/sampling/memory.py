@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from runtime.errors import BadRequestError, JobFailedError
+from runtime.errors import BadRequestError, JobFailedError, reason
 
 _LATENTS = 3  # noise, latents and velocity of the whole video, in float32
 _REMEDY = "reduce size, frames or videos, set `window` in the config, or split the video over more ranks"
@@ -81,10 +81,7 @@ def shortage_explained(device: torch.device, what: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _is_shortage(error):
             raise
-        said = str(error).strip().splitlines()
-        raise JobFailedError(
-            f"{what}: {device} ran out of memory ({said[0] if said else type(error).__name__}); {_REMEDY}"
-        ) from error
+        raise JobFailedError(f"{what}: {device} ran out of memory ({reason(error)}); {_REMEDY}") from error
 
 
 def _is_shortage(error: Exception) -> bool:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib
 import pickle
 import pkgutil
+import re
 from collections.abc import Iterator
 
 import pytest
+from torch.distributed import HashStore
 
 import launch
 import runtime
-from runtime.errors import LockstepError, RankFailedError
+from runtime.errors import LockstepError, RankFailedError, named, reason, with_files
+from runtime.parallel.heartbeats import ending
+from runtime.parallel.watch import Watch
+from tests.places import ROOT
 
 
 def every_error(root: type[LockstepError] = LockstepError) -> Iterator[type[LockstepError]]:
@@ -45,3 +50,38 @@ def test_every_error_survives_pickling() -> None:
 def test_a_failed_rank_is_named_after_the_journey(rank: int | None) -> None:
     again = pickle.loads(pickle.dumps(RankFailedError(rank, "step 7", "its process died")))
     assert (again.rank, again.where, again.reason) == (rank, "step 7", "its process died")
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "with_name"),
+    [
+        (PermissionError(13, "Permission denied", "a.mp4"), "Permission denied", "PermissionError: "),
+        (FileNotFoundError("a.json is missing"), "a.json is missing", "FileNotFoundError: "),
+        (RuntimeError("\n  out of memory\nat c10"), "out of memory", "RuntimeError: "),
+        (TimeoutError(), "TimeoutError", ""),
+        (OSError(28, None), "[Errno 28] None", "OSError: "),
+    ],
+)
+def test_an_error_is_one_line_whatever_it_says(error: Exception, said: str, with_name: str) -> None:
+    assert (reason(error), named(error)) == (said, with_name + said)
+
+
+def test_a_system_error_is_told_with_its_files() -> None:
+    moved = OSError(18, "Invalid cross-device link", "a", None, b"b")
+    assert with_files(moved) == "'b': 'a': Invalid cross-device link"
+    assert with_files(PermissionError(13, "Permission denied", 7)) == "Permission denied"
+
+
+def test_an_error_that_says_nothing_is_told_by_its_class() -> None:
+    """Where only its first line is wanted, there is one."""
+    assert ending(RuntimeError(), 0)["reason"] == "RuntimeError"
+    watch = Watch(HashStore(), 0, 1, timeout=0.1)
+    with pytest.raises(RankFailedError, match="a transfer between ranks broke: RuntimeError"):
+        watch.blame(RuntimeError())
+
+
+def test_errors_are_put_in_words_in_one_place() -> None:
+    own = re.compile(r"\berror\.strerror|str\(error\).*\[0\]")
+    files = [path for room in ("launch", "runtime", "spectrum") for path in (ROOT / room).rglob("*.py")]
+    found = [str(path.relative_to(ROOT)) for path in files if own.search(path.read_text())]
+    assert found == ["runtime/errors.py"]

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 from runtime.models.wan.lora_settings import LoraSettings
 from runtime.request.config import Lora
 
@@ -151,14 +151,13 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
     try:
         weights = load(content)
     except (SafetensorError, ValueError) as error:
-        raise _refusal(file, f"it is no safetensors file: {error}") from None
+        raise _refusal(file, f"it is no safetensors file: {reason(error)}") from None
     if problem := _unsupported(weights):
         raise _refusal(file, problem)
     try:
         converted = _converted(weights)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[:1]
-        raise _refusal(file, f"diffusers cannot read it: {''.join(said)[:200]}") from None
+        raise _refusal(file, f"diffusers cannot read it: {reason(error)[:200]}") from None
     unused = [name for name in _unused(weights) if weights[name].count_nonzero()]  # zeros change nothing
     if unused:
         raise _refusal(file, f"{len(unused)} of its weights would not be used: {_first(unused)}")
@@ -171,7 +170,7 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
     try:
         LoraSettings.read(content)
     except (ValueError, RecursionError) as error:
-        raise _refusal(file, f"its metadata cannot be read: {error}") from None
+        raise _refusal(file, f"its metadata cannot be read: {reason(error)}") from None
     return _Checked(_digest(content), modules)
 
 
@@ -199,7 +198,7 @@ def _content(file: str) -> bytes:
         else:
             return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        problem = f"it cannot be read: {getattr(error, 'strerror', None) or error}"
+        problem = f"it cannot be read: {reason(error)}"
     raise _refusal(file, problem)
 
 

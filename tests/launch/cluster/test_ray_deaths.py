@@ -6,73 +6,28 @@ what it has started is left.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.jobs import PROMPT
-
-STEPS = 40
-_SIZE = ["--size", "64x48", "--frames", "5", "--steps", str(STEPS), "--spectrum", "off"]
+from launch.serve.entries import State
+from launch.serve.queue import Queue
+from tests.commands import STEPS, check_nothing_is_left, digests, environment, family, generating, made_alone
+from tests.jobs import TINY, make_job
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(280)]
 
 
-@contextmanager
-def generating(out: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, psutil.Process]]]:
-    """The command, two ranks of which have done some steps, and its family by what they are."""
-    command = [sys.executable, "-m", "launch", "generate", PROMPT, "--ranks", "2", "--cfg", "2", *_SIZE]
-    command += ["--out", str(out), "--checkpoint-every", "1", "--timeout", "5"]
-    clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean
-    ) as process:
-        assert process.stderr is not None
-        line = "begin"
-        while line and f"step {STEPS // 10}/" not in line:
-            line = process.stderr.readline()
-        yield process, family(process)
-
-
-def family(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
-    members = psutil.Process(process.pid).children(recursive=True)
-    keeper = next(member for member in members if member.ppid() == process.pid)
-    driver = next(member for member in members if member.ppid() == keeper.pid)
-    known = {"command": psutil.Process(process.pid), "keeper": keeper, "driver": driver}
-    return {title(member): member for member in members} | known
-
-
-def title(process: psutil.Process) -> str:
-    """What a process of Ray calls itself; its number where it is any Python."""
-    name = (process.cmdline() or [""])[0].rpartition("/")[2].strip()
-    return f"{process.pid}" if name.startswith("python") else name
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Digests of the frames that one rank makes; two ranks of cfg make the same bits."""
-    out = tmp_path_factory.mktemp("alone") / "a.mp4"
-    subprocess.run([sys.executable, "-m", "launch", "generate", PROMPT, *_SIZE, "--out", out], check=True)
-    return digests(out)
-
-
-def digests(out: Path) -> list[str]:
-    told: list[str] = json.loads(out.with_suffix(".json").read_text())["frames_sha256"]
-    return told
-
-
-def check_nothing_is_left(members: dict[str, psutil.Process]) -> None:
-    left = psutil.wait_procs(list(members.values()), timeout=30)[1]
-    assert all(process.status() == psutil.STATUS_ZOMBIE for process in left), left
+    return made_alone(tmp_path_factory.mktemp("alone") / "a.mp4")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +70,68 @@ def test_the_job_goes_on_whoever_dies(
     assert "Traceback" not in said
     assert digests(out) == undisturbed
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
+    check_nothing_is_left(members)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("last", "victim", "number"),
+    [
+        ("step", "driver", signal.SIGKILL),
+        ("step", "keeper", signal.SIGKILL),
+        ("step", "gcs_server", signal.SIGSTOP),
+        ("file", "driver", signal.SIGKILL),
+        ("file", "driver", signal.SIGSTOP),
+        ("file", "keeper", signal.SIGSTOP),
+        ("file", "gcs_server", signal.SIGSTOP),
+        ("file", "raylet", signal.SIGKILL),
+    ],
+)
+def test_whoever_dies_when_the_job_is_all_but_done_it_is_done(
+    last: str, victim: str, number: signal.Signals, tmp_path: Path, undisturbed: list[str]
+) -> None:
+    """After the last step; or when the video is there, and its driver has perhaps not said so."""
+    out = tmp_path / "a.mp4"
+    with generating(out, step=STEPS) as (command, members):
+        while last == "file" and not out.exists():
+            assert command.poll() is None
+        with suppress(psutil.NoSuchProcess):  # it may have ended by then
+            members[victim].send_signal(number)
+        told, said = command.communicate(timeout=240)
+    assert (command.returncode, told) == (0, f"{out}\n"), said
+    assert "Traceback" not in said
+    assert digests(out) == undisturbed
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
+    check_nothing_is_left(members)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [("gcs_server", signal.SIGSTOP), ("driver", signal.SIGKILL), ("keeper", signal.SIGSTOP)],
+)
+def test_a_queue_whose_last_request_is_done_is_served(
+    victim: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    with closing(Queue(tmp_path / "queue")) as queue:
+        for name in ("a", "b"):
+            queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY).absolute(), name=name)
+        command = [sys.executable, "-m", "launch", "queue", "run", "--queue", str(queue.folder)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as pool:
+            while queue.count()[State.DONE] < 1:
+                assert pool.poll() is None
+                time.sleep(0.02)
+            members = family(pool)
+            while queue.count()[State.DONE] < 2:
+                time.sleep(0.005)
+            with suppress(psutil.NoSuchProcess):
+                members[victim].send_signal(number)
+            told, said = pool.communicate(timeout=240)
+        assert (pool.returncode, told) == (0, ""), said
+        assert "2 done, 0 failed, 0 cancelled" in said and "Traceback" not in said
+        assert queue.replicas() == []
+    assert not list(tmp_path.glob("*.checkpoints"))
     check_nothing_is_left(members)
 
 

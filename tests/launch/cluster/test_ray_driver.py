@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 _COMMAND = """
@@ -14,6 +15,7 @@ import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 from rich.console import Console
 from launch.cluster import driver as ray_driver
+from launch.shell import family
 from launch.shell.exits import explain
 from launch.shell.logs import set_up_logging
 from runtime.errors import BadRequestError, CancelledError, RankFailedError
@@ -25,6 +27,14 @@ if what == "deaf":
     ray_driver._DEAF = 0.5
 if what == "dies now and then":
     ray_driver._MEMORY = 0.0
+if "end" in what.split():
+    ray_driver._LEAVING = family._PATIENCE = 0.5
+
+def hit(moment):
+    if what.startswith(moment):
+        victim = os.getpid() if "driver" in what else os.getppid()
+        os.kill(victim, signal.SIGKILL if "killed" in what else signal.SIGSTOP)
+        time.sleep(60 * ("killed" in what))  # a keeper takes its driver with it
 
 def work(driver):
     with tries.open("a") as file:
@@ -74,8 +84,15 @@ def work(driver):
             pass
         print("has ended", file=sys.stderr, flush=True)
         answered.wait(30)
+    if "end" in what.split():
+        started = subprocess.Popen(["sleep", "600"])
+        with (tries.parent / "started").open("a") as file:
+            file.write(f"{started.pid} ")
+    if not driver.again:
+        hit("before the end")
     driver.done("the result")
-    if what == "does not leave":
+    hit("at the end")
+    if what == "does not leave" or "end" in what.split():
         time.sleep(600)
 
 console = Console(stderr=True)
@@ -172,3 +189,27 @@ def test_a_signal_ends_it_whether_or_not_the_driver_can_hear(what: str, reason: 
 
 def test_a_driver_that_cannot_leave_ray_keeps_nobody(tmp_path: Path) -> None:
     assert drive("does not leave", tmp_path)[:2] == (0, "the result\n")
+
+
+@pytest.mark.parametrize(
+    ("moment", "victim", "how"),
+    [
+        ("before the end", "driver", "killed"),
+        ("before the end", "keeper", "killed"),
+        ("before the end", "keeper", "stopped"),
+        ("at the end", "driver", "killed"),
+        ("at the end", "driver", "stopped"),
+        ("at the end", "keeper", "killed"),
+        ("at the end", "keeper", "stopped"),
+    ],
+)
+def test_the_result_comes_and_nothing_is_left_whoever_is_hit_last(
+    moment: str, victim: str, how: str, tmp_path: Path
+) -> None:
+    """Just before or after the driver says that it is done."""
+    code, out, _, tries = drive(f"{moment} the {victim} is {how}", tmp_path)
+    assert (code, out) == (0, "the result\n")
+    lost = moment == "before the end" and how == "killed"
+    assert tries == ["False", "True"][: 1 + lost]
+    for pid in map(int, (tmp_path / "started").read_text().split()):
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -145,7 +145,7 @@ def test_a_deadline_is_kept_as_far_as_it_can_be(tmp_path: Path, capfd: pytest.Ca
     options = ["--size", "64x48", "--frames", "5", "--steps", "30", "--max-sequence-length", "32"]
     out = tmp_path / "a.mp4"
     arguments = ["generate", "a red square", *options, "--out", str(out), "--overwrite"]
-    assert run(*arguments, "--deadline", "1e-6") == 0
+    assert run(*arguments, "--deadline", "0.01") == 0
     report = json.loads(out.with_suffix(".json").read_text())
     assert report["computed"]["cond"] == [0, 1]  # before the first step nothing is known of time
     assert len(report["expectation"]["dropped"]) >= 7

@@ -4,6 +4,10 @@ not been."""
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,27 @@ def test_ranks_go_on_over_the_files_of_the_attempt_before(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}.{kind}" for name in "ab" for kind in ("mp4", "json", "png")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_signal_that_nobody_handles_leaves_nothing_that_the_next_command_does_not_remove(
+    tmp_path: Path,
+) -> None:
+    """SIGQUIT while the video is being made: by the same command with --resume."""
+    out = tmp_path / "a.mp4"
+    command = ["prlimit", "--core=0", sys.executable, "-m", "launch", "generate", PROMPT, *OPTIONS[:3]]
+    command += ["--steps=40", "--spectrum=off", "--checkpoint-every=1", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("*/*/manifest-*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGQUIT)
+    assert process.returncode == -signal.SIGQUIT
+    assert len(list(tmp_path.glob(".a.*.part.*"))) > 1
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    assert json.loads((tmp_path / "a.json").read_text())["resumed_at"] > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
 
 
 @pytest.mark.timeout(240)

@@ -419,6 +419,10 @@ def test_jobs_that_share_a_folder_do_not_meet(tmp_path: Path) -> None:
         Checkpoints(folder, every=1).check()
     same = Checkpoints.folder_of(tmp_path / "one" / ".." / "a.mp4", tmp_path / "all")
     assert same in folders
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    other = Checkpoints.folder_of(tmp_path / "link" / ".." / "a.mp4", tmp_path / "all")
+    assert other == Checkpoints.folder_of(tmp_path / "elsewhere" / "a.mp4", tmp_path / "all") not in folders
     assert Checkpoints.folder_of(tmp_path / "a.mp4", None) == tmp_path / "a.checkpoints"
 
 

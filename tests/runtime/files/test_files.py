@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -109,6 +110,44 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_by_nobody_before(
         temporary.write_bytes(b"whole")
     assert path.read_bytes() == b"whole"
     assert {file.name for file in tmp_path.iterdir()} == {"a.mp4", pipe, *foreign}
+
+
+_ENDED = """
+import os, resource, signal, sys
+from pathlib import Path
+from runtime.files.atomic import whole_files
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+with whole_files([Path(name) for name in sys.argv[2:]], overwrite=True) as temporaries:
+    for temporary in temporaries:
+        temporary.write_bytes(b"half")
+    if sys.argv[1] == "XCPU":  # as a limit of processor time sends it
+        resource.setrlimit(resource.RLIMIT_CPU, (0, 60))
+        while True:
+            pass
+    os.kill(os.getpid(), signal.Signals["SIG" + sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("name", ["QUIT", "USR1", "USR2", "ALRM", "XCPU", "ABRT"])
+def test_what_a_signal_that_nobody_handles_leaves_is_removed_by_the_next(tmp_path: Path, name: str) -> None:
+    """Such a process ends at once, with its temporary files: only the lock on them ends with it."""
+    paths = [tmp_path / "a.mp4", tmp_path / "a.json"]
+    done = subprocess.run([sys.executable, "-c", _ENDED, name, *map(str, paths)], check=False, timeout=60)
+    assert done.returncode == -signal.Signals[f"SIG{name}"]
+    assert len(list(tmp_path.glob(".a.*.part.*"))) == 2
+    with whole_files(paths, overwrite=False) as temporaries:
+        for temporary in temporaries:
+            temporary.write_bytes(b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_a_reader_that_is_gone_ends_no_writer(tmp_path: Path) -> None:
+    """Python ignores SIGPIPE."""
+    path = str(tmp_path / "a.mp4")
+    assert (
+        subprocess.run([sys.executable, "-c", _ENDED, "PIPE", path], check=False, timeout=60).returncode == 0
+    )
+    assert [one.name for one in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_a_temporary_file_that_is_taken_for_an_orphan_before_it_is_locked_is_made_again(

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from runtime.errors import BadRequestError
+from runtime.files.text import beside
 from runtime.files.yaml import YamlFile
 from runtime.film.storyboard import load_storyboard
 from runtime.forecasting.presets import load_preset
@@ -193,6 +194,22 @@ def test_files_that_a_config_names_lie_beside_it(tmp_path: Path, monkeypatch: py
         files = [one.file for one in config.lora]
         assert files == [str(tmp_path / "style.safetensors"), str(home / "more.safetensors")]
         assert config.defaults.spectrum == str(tmp_path / "presets" / "mine.yaml")
+
+
+def test_a_folder_s_parent_is_that_of_where_a_link_leads(tmp_path: Path) -> None:
+    """As for every other program: `cat link/../a` is about the folder in which the linked one lies."""
+    (tmp_path / "real" / "configs").mkdir(parents=True)
+    (tmp_path / "real" / "mine").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "real" / "configs")
+    (tmp_path / "real" / "configs" / "a.yaml").write_text(
+        CONFIG.replace("wan-tiny", "../mine") + "  spectrum: ../mine.yaml\nlora: {file: style.safetensors}\n"
+    )
+    config = load_config(str(tmp_path / "home" / "link" / "a.yaml"))
+    assert config.model == str(tmp_path / "real" / "mine")
+    assert config.defaults.spectrum == str(tmp_path / "real" / "mine.yaml")
+    assert config.lora[0].file == str(tmp_path / "home" / "link" / "style.safetensors")  # as it is named
+    assert beside("..", tmp_path / "home" / "link") == str(tmp_path / "real")
 
 
 def test_a_calibration_lies_beside_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,84 @@
+"""`lockstep generate` as a process of its own, and what it has started, as seen from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tests.jobs import PROMPT
+
+STEPS = 40
+SIZE = ["--size", "64x48", "--frames", "5", "--steps", str(STEPS), "--spectrum", "off"]
+
+Members = dict[str, psutil.Process]
+
+
+def generate(out: Path, *options: str) -> list[str]:
+    """The command, on Ray; `options` say on how many ranks, by default two, one for each branch."""
+    ranks = options or ("--ranks", "2", "--cfg", "2")
+    command = [sys.executable, "-m", "launch", "generate", PROMPT, "--launcher", "ray", *ranks, *SIZE]
+    return [*command, "--out", str(out), "--checkpoint-every", "1", "--timeout", "5"]
+
+
+def environment(cluster: str = "") -> dict[str, str]:
+    """This one, with the address of a cluster; without, the command starts a Ray of its own."""
+    return {**os.environ, "RAY_ADDRESS": cluster}
+
+
+@contextmanager
+def generating(
+    out: Path, *options: str, step: int = STEPS // 10, cluster: str = ""
+) -> Iterator[tuple[subprocess.Popen[str], Members]]:
+    """The command, whose ranks have done this step (a tenth of all, or several), and its family by name."""
+    with subprocess.Popen(
+        generate(out, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(cluster),
+    ) as process:
+        assert process.stderr is not None
+        line = "begin"
+        while line and f"step {step}/" not in line:
+            line = process.stderr.readline()
+        yield process, family(process)
+
+
+def family(process: subprocess.Popen[str]) -> Members:
+    """The command, its keeper, its driver, and all that they started, by their names."""
+    members = psutil.Process(process.pid).children(recursive=True)
+    keeper = next(member for member in members if member.ppid() == process.pid)
+    driver = next(member for member in members if member.ppid() == keeper.pid)
+    known = {"command": psutil.Process(process.pid), "keeper": keeper, "driver": driver}
+    return {title(member): member for member in members} | known
+
+
+def title(process: psutil.Process) -> str:
+    """What a process of Ray calls itself; its number where it is any Python."""
+    name = (process.cmdline() or [""])[0].rpartition("/")[2].strip()
+    return f"{process.pid}" if name.startswith("python") else name
+
+
+def check_nothing_is_left(members: Members) -> None:
+    left = psutil.wait_procs(list(members.values()), timeout=30)[1]
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in left), left
+
+
+def digests(out: Path) -> list[str]:
+    """Digests of the frames, by the report."""
+    told: list[str] = json.loads(out.with_suffix(".json").read_text())["frames_sha256"]
+    return told
+
+
+def made_alone(out: Path) -> list[str]:
+    """Digests of the frames that one rank makes; two ranks of cfg make the same bits."""
+    command = [sys.executable, "-m", "launch", "generate", PROMPT, *SIZE, "--out", str(out)]
+    subprocess.run(command, check=True)
+    return digests(out)

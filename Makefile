@@ -1,4 +1,4 @@
-.PHONY: video film test test-slow chaos fuzz lint types bench quality evaluate train clean
+.PHONY: video film serve test test-slow chaos fuzz lint types bench quality evaluate train clean
 .DEFAULT_GOAL := video
 
 PYTHON ?= python3
@@ -19,6 +19,9 @@ video: $(VENV)/.installed  ## A video from the embedded model on two ranks, comp
 
 film: $(VENV)/.installed  ## The example storyboard, two shots at a time, as one film
 	$(BIN)/lockstep storyboard configs/storyboards/shapes.yaml --out out/film --replicas 2 --compare
+
+serve: $(VENV)/.installed  ## The HTTP API with wan-tiny, until Ctrl-C
+	$(BIN)/lockstep serve --queue out/queue
 
 test: $(VENV)/.installed  ## Two files at a time, then what must be alone
 	$(BIN)/python -m pytest -m 'not slow and not alone' --numprocesses 2 --dist loadfile

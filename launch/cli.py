@@ -30,6 +30,7 @@ from launch.commands.options import (
 )
 from launch.commands.queue import queue, status
 from launch.commands.sections import Sections
+from launch.http.command import keys, serve
 from launch.shell.exits import advising, end_with, interrupt, run_command
 from launch.shell.logs import set_up_logging
 from launch.shell.terminal import Terminal, print_path
@@ -374,6 +375,8 @@ def doctor(console: Console) -> None:
 
 cli.add_command(queue)
 cli.add_command(status)
+cli.add_command(serve)
+cli.add_command(keys)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ LAUNCH: Mapping[str, str] = {
     "http": "commands serve shell",
     "torchrun": "commands shell",
     "ray_job": "cluster commands shell",
-    "cli": "cluster commands film shell",
+    "cli": "cluster commands film http shell",
     "__main__": "cli",
 }
 ROOMS = {"runtime": RUNTIME, "launch": LAUNCH}

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from launch.commands.options import EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
+from launch.commands.options import DEGREE, EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
 from launch.shell.exits import advising, only_while_heard
 from launch.shell.terminal import Terminal
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
@@ -111,16 +111,24 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
     metavar="N",
     help="Requests served at the same time.",
 )
+@click.option(
+    "--ranks",
+    type=DEGREE,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Ranks that requests to come may need.",
+)
 @click.option("--keep", is_flag=True, help="Keep waiting for requests when the queue is empty.")
 @click.pass_obj
-def serve(console: Console, /, folder: Path, replicas: int, keep: bool) -> None:
+def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bool) -> None:
     """Serve the queue until it is empty, on the Ray cluster of RAY_ADDRESS or on a local one."""
     from launch.cluster.cluster import on_cluster
     from launch.serve.entries import State
 
     with _opened(folder, must_exist=True) as opened:
         before = opened.count()
-        cores = _cores([_world(entry) for entry in opened.entries(*_OPEN)], replicas)
+        cores = _cores([ranks, *(_world(entry) for entry in opened.entries(*_OPEN))], replicas)
     about = {"queue": str(folder.absolute()), "replicas": str(replicas)}
     with advising(partial(_release, folder)):
         stopped = on_cluster(cores, about, partial(_serve, folder, replicas, keep, console), console)

@@ -8,7 +8,7 @@ from launch.commands.extensible import ExtensibleGroup
 
 _SECTIONS = {
     "Make videos": ("generate", "storyboard"),
-    "Serve many requests": ("queue", "status"),
+    "Serve many requests": ("queue", "status", "serve", "keys"),
     "Measure and plan": ("compare", "calibrate", "plan", "rehearse"),
 }
 _OTHERS, _ADDED = "This machine", "Added by packages"

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from launch.http import content, videos
+from launch.http import content, health, metrics, models, videos
 from launch.http.bodies import MOST_BYTES
 from launch.http.errors import tell_errors
 from launch.http.limits import BodyLimit, OwnPagesOnly
 from launch.http.openapi import describe
+from launch.http.retention import Sweeper
 from launch.http.service import Service
 from launch.http.video import Remix, VideoCreate
 from runtime.versions import versions
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+@asynccontextmanager
+async def _background(app: FastAPI) -> AsyncIterator[None]:
+    """What the server does beside answering."""
+    sweeper = Sweeper(app.state.service)
+    sweeper.start()
+    yield
+    sweeper.stop()
 
 
 def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
@@ -36,13 +47,19 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         description="Videos on the queue of this server. The contract is that of OpenAI's `/v1/videos`.",
         docs_url=None,
         redoc_url=None,
+        lifespan=_background,
     )
     app.state.service = service
+    app.state.metrics = metrics.ApiMetrics(service)
     app.include_router(videos.router)
     app.include_router(content.router)
+    app.include_router(models.router)
+    app.include_router(health.router)
+    app.include_router(metrics.router)
     tell_errors(app)
     describe(app, [VideoCreate, Remix])
     app.add_middleware(BodyLimit, most=MOST_BYTES)
     known = LOCAL_HOSTS if hosts is None and service.keys.open else hosts
     app.add_middleware(OwnPagesOnly, hosts=known)
+    app.add_middleware(metrics.Measured, metrics=app.state.metrics)
     return app

@@ -10,13 +10,14 @@ import hmac
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
+from runtime.files.problems import explain
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER
 
@@ -106,6 +107,22 @@ def digest_of(token: str) -> str:
 def new_token() -> str:
     """A new key."""
     return f"{PREFIX}{secrets.token_urlsafe(32)}"
+
+
+def make_key(token: str, **allowed: Any) -> Key:
+    """What a file keeps of a key.
+
+    Args:
+        token: the key.
+        allowed: fields of `Key`.
+
+    Raises:
+        BadRequestError: a field is out of bounds.
+    """
+    try:
+        return Key(sha256=digest_of(token), **allowed)
+    except ValidationError as error:
+        raise BadRequestError(explain(error, model=Key)) from None
 
 
 def read_keys(path: Path) -> KeyFile:

@@ -15,7 +15,7 @@ from launch.serve.entries import Entry, State, read_entry
 from launch.serve.queue import Queue
 from runtime.jobs.job import Job
 
-_HOUR = 3600.0
+_HOUR, _DAY = 3600.0, 86400.0
 _OPEN = "state IN ('waiting', 'running')"
 _VIDEO = (
     "SELECT videos.id AS video, videos.created, videos.asked, videos.details, videos.size, videos.image, "
@@ -256,6 +256,41 @@ class Records:
             if not record.ended:
                 self.queue.cancel_in(base, record.entry.id)
             return record
+
+    def expire(self, keep: float) -> list[str]:
+        """Delete videos that ended more than `keep` seconds ago; returns all whose files are to go."""
+        with self.queue.transaction() as base:
+            ended = f"SELECT id FROM requests WHERE NOT {_OPEN}"
+            base.execute(
+                f"UPDATE videos SET deleted = 1 WHERE request IN ({ended} AND ended < ?)",
+                (time.time() - keep,),
+            )
+            rows = base.execute(f"SELECT id FROM videos WHERE deleted AND request IN ({ended})")
+            return [row["id"] for row in rows]
+
+    def forget(self) -> None:
+        """Remove all trace of videos that were deleted, as soon as they count for no quota any more."""
+        now = time.time()
+        gone = (
+            "SELECT videos.id FROM videos JOIN requests ON requests.id = request "
+            f"WHERE deleted AND created < :hour AND NOT {_OPEN} AND ended < :hour"
+        )
+        with self.queue.transaction() as base:
+            for (id,) in base.execute(gone, {"hour": now - _HOUR}).fetchall():
+                own = "SELECT id FROM requests WHERE name = ? OR name GLOB ? ORDER BY id"
+                requests = [row["id"] for row in base.execute(own, (id, f"{id}.*"))]
+                if all(self.queue.forget_in(base, request) for request in requests):
+                    base.execute("DELETE FROM videos WHERE id = ?", (id,))
+            base.execute("DELETE FROM idempotency WHERE at < ?", (now - _DAY,))
+
+    def in_use(self) -> tuple[set[str], set[str]]:
+        """Ids of the videos whose files are kept, and digests of their images."""
+        rows = self.queue.read(
+            tuple,
+            "SELECT id, image FROM videos WHERE NOT deleted OR request IN "
+            f"(SELECT id FROM requests WHERE {_OPEN})",
+        )
+        return {id for id, _ in rows}, {image for _, image in rows if image is not None}
 
 
 def _read(row: sqlite3.Row) -> Record:

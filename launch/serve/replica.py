@@ -56,6 +56,7 @@ class Replica:
     def serve(self) -> None:
         """Run requests of the queue, one after another, until it is empty or the pool stops."""
         try:
+            self._show("waiting")
             while not self._pool.ending and self._failed_starts < _RETIRE:
                 self.busy = True
                 entry = self._kept(lambda: self._queue.take(self.number, self._loaded))

@@ -83,7 +83,7 @@ def _keep(main: Callable[[], None], leash: int) -> NoReturn:
         keeper, child = os.getpid(), os.fork()
         if child == 0:
             os.close(leash)
-            _prctl(_DEATH_SIGNAL, signal.SIGKILL)
+            die_with_parent(signal.SIGKILL)
             if os.getppid() == keeper:
                 main()
             os._exit(0)
@@ -142,6 +142,14 @@ def _end_all(members: Callable[[], set[psutil.Process]], reap: Callable[[], int]
         if not left:
             return
         time.sleep(_LOOK / 4)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Let this process get a signal when the thread that started it ends, however it does; on Linux only.
+
+    The parent may have ended before: compare `os.getppid()` afterwards.
+    """
+    _prctl(_DEATH_SIGNAL, number)
 
 
 def _prctl(option: int, value: int) -> None:

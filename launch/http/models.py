@@ -1,0 +1,185 @@
+"""Routes of `/v1/models`: what this server offers, with what each choice is expected to cost and to give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path as FilePath
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel
+
+from launch.http.auth import Caller
+from launch.http.catalog import Catalog, calibrations_of
+from launch.http.errors import not_found
+from launch.http.service import TheService
+from runtime.errors import BadRequestError
+from runtime.forecasting.calibration import Calibration
+from runtime.forecasting.presets import load_preset
+from runtime.request.config import Config, is_path, load_config
+from runtime.request.video_request import VideoRequest
+from spectrum import StepKind
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+_BUDGETS = (4, 6, 8, 10, 12, 14, 16, 20, 25, 30, 40)  # computed steps
+
+
+class Expected(BaseModel):
+    """What is expected of a number of computed steps.
+
+    Attributes:
+        nfe: computed steps.
+        psnr, deviation: against the full sampler, in dB; None if the model is not calibrated for it.
+        seconds: of denoising, on the machine that made the calibration.
+    """
+
+    nfe: int
+    psnr: float | None = None
+    deviation: float | None = None
+    seconds: float | None = None
+
+
+class PresetChoice(Expected):
+    """A forecasting preset that fits the model's defaults."""
+
+    id: str
+
+
+class ModelDefaults(BaseModel):
+    """What a request has that gives nothing but a prompt."""
+
+    size: str
+    seconds: str
+    frames: int
+    fps: int
+    steps: int
+    guidance: float
+    negative: str
+    spectrum: str
+
+
+class Model(BaseModel):
+    """A model and what may be chosen with it.
+
+    Attributes:
+        multiple: width and height are multiples of it.
+        frame_rule: how many frames a video may have.
+        presets: values of `spectrum`, for requests like the defaults.
+        budgets: values of `nfe`, likewise; empty if the model is not calibrated.
+        loras: values of `loras`.
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["lockstep"] = "lockstep"
+    defaults: ModelDefaults
+    multiple: int
+    frame_rule: str
+    presets: list[PresetChoice]
+    budgets: list[Expected]
+    loras: list[str]
+
+
+class ModelList(BaseModel):
+    """All models; the first is the default."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+@router.get("")
+def list_models(service: TheService, key: Caller) -> ModelList:
+    """The models of this server."""
+    return ModelList(data=[_model(service.catalog, name) for name in service.catalog.models])
+
+
+@router.get("/{model}")
+def retrieve_model(model: Annotated[str, Path(max_length=200)], service: TheService, key: Caller) -> Model:
+    """One model."""
+    if model not in service.catalog.models:
+        raise not_found("model", model)
+    return _model(service.catalog, model)
+
+
+def _model(catalog: Catalog, name: str) -> Model:
+    config = load_config(catalog.models[name])
+    usual, request = config.defaults, config.request("x")
+    spectrum = usual.spectrum
+    return Model(
+        id=name,
+        created=0,
+        defaults=ModelDefaults(
+            size=f"{usual.width}x{usual.height}",
+            seconds=f"{usual.frames / config.fps:.6g}",
+            frames=usual.frames,
+            fps=config.fps,
+            steps=usual.steps,
+            guidance=usual.guidance,
+            negative=usual.negative,
+            spectrum=FilePath(spectrum).stem if is_path(spectrum) else spectrum,
+        ),
+        multiple=config.bounds.pixels,
+        frame_rule=config.bounds.frame_rule,
+        presets=[
+            PresetChoice(id=id, **expected.model_dump())
+            for id, preset in catalog.presets.items()
+            if (expected := _of_preset(config, request, preset)) is not None
+        ],
+        budgets=list(_budgets(config, request)),
+        loras=list(catalog.loras),
+    )
+
+
+@lru_cache(maxsize=256)
+def _of_preset(config: Config, request: VideoRequest, name: str) -> Expected | None:
+    """What a preset is expected to give; None if it does not fit the request."""
+    preset = load_preset(name)
+    try:
+        preset.check_request(config.windowed(request))
+    except BadRequestError:
+        return None
+    kinds = preset.expected_kinds(request.steps)
+    computed = [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
+    calibration = _calibration(config, request)
+    known = preset.expectation(request.steps, computed, {}, {}, [])
+    return Expected(
+        nfe=len(computed),
+        psnr=known.psnr,
+        deviation=known.deviation,
+        seconds=None if calibration is None else _seconds(calibration, len(computed)),
+    )
+
+
+@lru_cache(maxsize=64)
+def _budgets(config: Config, request: VideoRequest) -> tuple[Expected, ...]:
+    """What plans for several budgets are expected to give; none without a calibration."""
+    calibration = _calibration(config, request)
+    return () if calibration is None else tuple(_planned(calibration))
+
+
+def _planned(calibration: Calibration) -> Iterator[Expected]:
+    planner = calibration.planner("guided")
+    for nfe in _BUDGETS:
+        if nfe < calibration.conditions.steps:
+            told = calibration.predict(planner.plan(nfe).error)
+            psnr, deviation = (None, None) if told is None else (told.psnr, told.deviation)
+            yield Expected(nfe=nfe, psnr=psnr, deviation=deviation, seconds=_seconds(calibration, nfe))
+
+
+def _calibration(config: Config, request: VideoRequest) -> Calibration | None:
+    """The calibration that fits a request; None if there is none."""
+    for name, calibration in calibrations_of(config):
+        try:
+            calibration.conditions.check_request(config.windowed(request), name)
+        except BadRequestError:
+            continue
+        return calibration
+    return None
+
+
+def _seconds(calibration: Calibration, nfe: int) -> float:
+    times, steps = calibration.seconds, calibration.conditions.steps
+    return nfe * times.computed + (steps - nfe) * times.forecast

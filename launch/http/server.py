@@ -1,0 +1,96 @@
+"""The server's process: uvicorn in the main thread, the pool beside it, until a signal ends both."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from rich.console import Console
+
+from launch.http.app import LOCAL_HOSTS, make_app
+from launch.http.pool import PoolKeeper
+from launch.http.service import Service
+from launch.shell.terminal import print_path, say
+from runtime.errors import BadRequestError
+from runtime.signals import SignalCount, ending_signals
+
+_LEAVING = 5  # seconds for answers that are being sent when the server is told to end
+
+
+def bind(host: str, port: int, *, open: bool) -> socket.socket:
+    """Bind the server's address.
+
+    Args:
+        host: name or address.
+        port: 0 for a free one.
+        open: whether the server asks for no keys.
+
+    Raises:
+        BadRequestError: the address is not there or in use, or would let others in without keys.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if open and address[0] not in LOCAL_HOSTS:
+            raise BadRequestError(
+                f"host: {host!r} given; without --keys the server is for this machine alone (127.0.0.1)"
+            )
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise BadRequestError(f"host, port: {host!r}, {port} given; {said}") from None
+
+
+def run_server(service: Service, pool: PoolKeeper, bound: socket.socket, console: Console) -> None:
+    """Serve until a signal comes; then stop the pool after a step, or at once after a second signal."""
+    host, port = bound.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    server = _Server(make_app(service), url)
+    asked = SignalCount()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if asked.hear():
+            server.should_exit = True
+            if asked.count > 1:
+                server.force_exit = True
+                pool.hurry()
+
+    before = {number: signal.signal(number, hear) for number in ending_signals()}
+    try:
+        pool.start()
+        server.run(sockets=[bound])
+        say(console, "stopping the replicas after this step; a second signal stops them at once")
+    finally:
+        pool.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that prints its address when it answers, and leaves signals to us."""
+
+    def __init__(self, app: object, url: str):
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                http="h11",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=_LEAVING,
+            )
+        )
+        self._url = url
+
+    async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        await super().startup(list(sockets or []))
+        if self.started:
+            print_path(self._url)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,55 @@
+"""Models, health and metrics: what a page and a monitor ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.serve.entries import ReplicaEntry
+from tests.serving import Api, error_of, serving
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    with serving(tmp_path / "queue") as opened:
+        yield opened
+
+
+def test_models_tell_what_may_be_chosen_and_what_it_gives(api: Api) -> None:
+    [model] = api.client.get("/v1/models").json()["data"]
+    assert (model["id"], model["object"]) == ("wan-tiny", "model")
+    assert model["defaults"]["size"] == "96x96" and model["defaults"]["seconds"] == "2.125"
+    presets = {one["id"]: one for one in model["presets"]}
+    assert presets["off"]["nfe"] == 50 and presets["off"]["psnr"] is None
+    assert presets["planned-14"]["nfe"] == 14 and presets["planned-14"]["psnr"] > 40
+    assert presets["planned-8"]["seconds"] < presets["planned-14"]["seconds"] < presets["off"]["seconds"]
+    psnrs = [one["psnr"] for one in model["budgets"]]
+    assert psnrs == sorted(psnrs) and len(psnrs) > 5
+    assert model == api.client.get("/v1/models/wan-tiny").json()
+    assert error_of(api.client.get("/v1/models/sora-2"))[:2] == (404, "model_not_found")
+    for preset in presets:
+        assert api.client.post("/v1/videos", json={"prompt": "x", "spectrum": preset}).status_code == 200
+
+
+def test_it_is_ready_when_a_replica_could_begin(tmp_path: Path) -> None:
+    with serving(tmp_path / "full", free=2**62) as api:
+        assert api.client.get("/healthz").json() == {"status": "ok"}
+        assert error_of(api.client.get("/readyz"))[:2] == (507, "disk_full")
+    with serving(tmp_path / "well") as api:
+        assert api.client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_metrics_count_by_route_and_never_by_id(api: Api) -> None:
+    id = api.create()["id"]
+    api.video(id)
+    api.client.get("/nowhere/at/all")
+    api.queue.show_replica(ReplicaEntry(0, "working", [], 0))
+    text = api.client.get("/metrics").text
+    assert 'lockstep_http_requests_total{method="POST",route="/v1/videos",status="200"} 1.0' in text
+    assert 'route="/v1/videos/{video_id}",status="200"} 1.0' in text
+    assert 'lockstep_http_requests_total{method="any",route="none",status="404"} 1.0' in text
+    assert 'lockstep_queue_requests{state="waiting"} 1.0' in text
+    assert 'lockstep_replicas{state="working"} 1.0' in text
+    assert id not in text and "nowhere" not in text

@@ -162,6 +162,12 @@ class RankGroup:
 
         `stop` may be called from another thread meanwhile.
         """
+        try:
+            yield from self._watched(job)
+        except RayError as error:  # of Ray itself, whatever became of the ranks
+            yield Ended(End.FAILED, f"watching the ranks: {named(error)}")
+
+    def _watched(self, job: Job) -> Iterator[Event | Ended]:
         self._jobs += 1
         running = [actor.run.remote(self._jobs, job) for actor in self._actors]
         told, answered, end = 0, time.monotonic(), _Ends(len(running))

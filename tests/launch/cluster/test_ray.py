@@ -123,6 +123,25 @@ def test_a_rank_killed_while_writing_is_replaced(
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_a_call_into_ray_that_fails_costs_a_group(
+    tmp_path: Path, undisturbed: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks may be fine; the driver cannot know."""
+    wait, broken = ray.wait, list[RankGroup]()
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if broken:
+            broken.clear()
+            raise ray.exceptions.RaySystemError("the raylet does not answer")
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(ray, "wait", failing)
+    report = run_with(make_job(tmp_path), [(after(3), broken.append)])
+    assert report.frames_sha256 == undisturbed("paper")
+    assert report.resumed_at > 0
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_ranks_killed_in_every_phase_and_one_that_stops_are_replaced(

@@ -149,3 +149,16 @@ def test_what_stops_beside_the_driver_costs_time(
     with contextlib.suppress(psutil.Error):
         stopped.send_signal(signal.SIGCONT)
     check_no_rank_is_left(cluster)
+
+
+def test_a_cluster_of_another_version_is_refused_by_it(cluster: Cluster, tmp_path: Path) -> None:
+    gcs, key, space = cluster.head_node.get_gcs_client(), b"CLUSTER_METADATA", b"cluster"
+    content = json.loads(gcs.internal_kv_get(key, space))
+    gcs.internal_kv_put(key, json.dumps({**content, "ray_version": "1.0.0"}).encode(), True, space)
+    command, given = generate(tmp_path / "a.mp4"), environment(cluster.address)
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=200)
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("lockstep: "))
+    assert f"RAY_ADDRESS: '{cluster.address}' given; " in said and "1.0.0" in said
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

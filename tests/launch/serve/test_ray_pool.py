@@ -277,6 +277,17 @@ def test_a_late_answer_of_the_queue_stops_nobody_else(queue: Queue, tmp_path: Pa
         assert replica._unwanted == "cancelled"
 
 
+def test_a_pool_that_cannot_see_to_deadlines_any_more_ends_and_says_so(queue: Queue) -> None:
+    class Broken(Queue):
+        def expire(self) -> None:
+            raise RuntimeError("a bug")
+
+    with closing(Broken(queue.folder)) as broken:
+        with pytest.raises(JobFailedError, match=r"deadlines and .* cannot be enforced: .*'a bug'") as caught:
+            ReplicaPool(broken, 1).run(keep=True)
+        assert str(caught.value).endswith("; the remaining requests wait in the queue")
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_what_is_cancelled_or_late_ends_after_a_step_and_its_group_goes_on(
     queue: Queue, tmp_path: Path

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from launch.shell.defaults import CHECKPOINT_EVERY
 from runtime.checkpoint.folder import Checkpoints
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.engine import Engine
+from runtime.jobs.defaults import CHECKPOINT_EVERY
 from runtime.media.mp4 import FrameBuffer
 from runtime.request.config import load_config
 from runtime.sampling.resume import Resumable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import shutil
 import sqlite3
@@ -19,12 +18,10 @@ from diffusers import WanTransformer3DModel
 from PIL import Image
 from safetensors.torch import save
 
-from launch.commands.build_job import build_job
 from launch.commands.plan import step_times
 from launch.film.dry_run import reported_times
 from launch.film.folder import check_folder
 from launch.serve.queue import Queue, QueueError
-from launch.shell.defaults import CHECKPOINT_EVERY
 from runtime.checkpoint.folder import Checkpoints, identity_text
 from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot, file_digest
@@ -33,6 +30,7 @@ from runtime.film.storyboard import load_storyboard
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
 from runtime.jobs.job import Job
+from runtime.jobs.options import JobOptions
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.lora import merge_lora, read_lora
 from runtime.parallel.ranks import Ranks
@@ -208,29 +206,7 @@ def _load_report(path: Path) -> None:
 
 
 def _entries(scratch: Path) -> list[tuple[str, bytes]]:
-    given_ = {
-        "config",
-        "prompt",
-        "out",
-        "overwrite",
-        "compare",
-        "checkpoints",
-        "checkpoint_every",
-        "resume",
-        "given",
-    }
-    names = inspect.signature(build_job).parameters.keys() - given_
-    job = build_job(
-        config="wan-tiny",
-        prompt="a red circle",
-        out=scratch / "a.mp4",
-        overwrite=False,
-        compare=False,
-        checkpoints=None,
-        checkpoint_every=CHECKPOINT_EVERY,
-        resume=False,
-        **dict.fromkeys(names),  # type: ignore[arg-type]
-    )
+    job = JobOptions.parse(prompt="a red circle", out=scratch / "a.mp4").job()
     return [(".json", job.absolute().to_json().encode())]
 
 

@@ -8,31 +8,18 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from launch.commands.build_job import build_job
 from runtime.jobs.job import Job
+from runtime.jobs.options import JobOptions
 from runtime.request.config import EMBEDDED_MODELS, load_config
 
 PROMPT = "a red circle moving left on a black background"
-_LEFT_OUT = (
-    "report", "ulysses", "ring", "cfg", "attention", "shard", "compile", "lora", "checkpoints", "ranks",
-    "busy_timeout",
-)  # fmt: skip
-TINY = {"size": (64, 48), "frames": 5, "max_sequence_length": 32, "steps": 4}
+TINY = {"width": 64, "height": 48, "frames": 5, "max_sequence_length": 32, "steps": 4}
 
 
 def make_job(out: Path, **options: Any) -> Job:
-    """A job of wan-tiny that writes `out`; options as of `build_job`."""
-    given: dict[str, Any] = dict.fromkeys(_LEFT_OUT) | {
-        "config": "wan-tiny",
-        "prompt": PROMPT,
-        "overwrite": False,
-        "compare": False,
-        "timeout": 5.0,
-        "checkpoint_every": 1,
-        "resume": False,
-        "spectrum": "paper",
-    }
-    return build_job(out=out, **{**given, **options})
+    """A job of wan-tiny that writes `out`; options as of `JobOptions`."""
+    given = {"prompt": PROMPT, "out": out, "timeout": 5.0, "checkpoint_every": 1, "spectrum": "paper"}
+    return JobOptions.parse(**given | options).job()
 
 
 def overflowing(folder: Path) -> Path:

@@ -39,7 +39,9 @@ RUNTIME: Mapping[str, str] = {
     "profile": "forecasting models recipe request",
     "engine": "checkpoint media models parallel profile recipe request sampling",
     "reports": "files forecasting media sampling versions",
-    "jobs": "checkpoint engine files forecasting media models parallel recipe reports request sampling",
+    "jobs": (
+        "checkpoint engine files forecasting media models parallel profile recipe reports request sampling"
+    ),
     "measure": "checkpoint engine files forecasting media request sampling versions",
     "film": "files forecasting media profile recipe reports request versions",
     "rehearsal": "engine files models parallel profile request sampling",

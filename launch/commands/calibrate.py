@@ -17,7 +17,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.commands.build_job import build_request, inputs_of
 from launch.commands.options import calibrate_options
-from launch.shell.defaults import usual_timeout
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
 from launch.shell.progress import timed
@@ -27,6 +26,7 @@ from runtime.errors import BadRequestError
 from runtime.files.checks import check_apart, check_writable
 from runtime.files.text import read_text
 from runtime.forecasting.calibration import Calibration
+from runtime.jobs.defaults import usual_timeout
 from runtime.measure.calibrate import Calibrator
 from runtime.measure.findings import check_partial
 from runtime.parallel.meeting import Rendezvous

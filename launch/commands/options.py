@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from launch.shell.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.files.text import user_path
+from runtime.jobs.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 
 _TIMEOUT_HELP = (
     "Time within which the failure of one rank ends all of them.  "

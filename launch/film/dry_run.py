@@ -14,12 +14,10 @@ from launch.film.shots import Film
 from runtime.files.text import read_json
 from runtime.film.assemble import length
 from runtime.film.storyboard import ShotRequest
-from runtime.forecasting.presets import load_preset
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.account import seconds as rehearsal_seconds
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.rehearse import Asked, rehearse
-from runtime.request.video_request import VideoRequest
 from spectrum import StepKind
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, besides model and ranks
@@ -70,7 +68,7 @@ class _Estimates:
     def of(self, number: int) -> Estimate:
         """Estimate one shot; see `estimate`."""
         one = self._film.shots[number]
-        steps = self._steps_of(one.request)
+        steps = self._steps_of(one)
         times = self._step_times(one) or steps.seconds or self._rehearsal(one)
         if times is None:
             return Estimate(steps.nfe, None, None)
@@ -81,12 +79,11 @@ class _Estimates:
         seconds = one.windows * window
         return Estimate(steps.nfe, seconds, seconds * self._film.world)
 
-    def _steps_of(self, request: VideoRequest) -> _Steps:
-        key = request.spectrum, request.steps
+    def _steps_of(self, one: ShotRequest) -> _Steps:
+        key = one.request.spectrum, one.request.steps
         if key not in self._steps:
-            preset = load_preset(request.spectrum)
-            kinds = preset.expected_kinds(request.steps)
-            calibrated = preset.calibrated
+            kinds = one.preset.expected_kinds(one.request.steps)
+            calibrated = one.preset.calibrated
             known = None if calibrated is None else calibrated.seconds
             seconds = None if known is None else (known.computed, known.forecast)
             self._steps[key] = _Steps(kinds.count(StepKind.COMPUTE), len(kinds), seconds)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.film.folder import MANIFEST, own_files
-from launch.shell.defaults import CHECKPOINT_EVERY, usual_timeout
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
 from runtime.files.checks import check_apart, refusing
 from runtime.film.assemble import Part, check_audio, length
 from runtime.film.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
+from runtime.jobs.defaults import CHECKPOINT_EVERY
 from runtime.jobs.job import Job
-from runtime.parallel.topology import Degrees
 from runtime.request.config import is_path
 from runtime.request.outputs import Outputs
 
@@ -82,15 +81,14 @@ class Film:
         """Job that makes a shot."""
         one, video = self.shots[number], self.video(number)
         outputs = Outputs(video, video.with_suffix(".json"), overwrite=True)
-        return Job(
-            config=one.settings,
-            request=one.request,
-            outputs=outputs,
+        return Job.build(
+            one.settings,
+            one.request,
+            outputs,
+            preset=one.preset,
             compare=self.compare,
             ranks=self.ranks,
-            degrees=Degrees(),
             checkpoints=self.checkpoints(number),
-            timeout=usual_timeout(one.settings.compile),
             recipe=one.recipe,
         ).absolute()
 

@@ -22,12 +22,12 @@ from runtime.request.bounds import NUMBER
 from runtime.request.config import Config, Loras, is_path, load_config
 from runtime.request.images import image_digest
 from runtime.request.video_request import (
-    MAX_SEED,
     FileName,
     FrameCount,
     Guidance,
     Pixels,
     Prompt,
+    Seed,
     StepCount,
     Text,
     Title,
@@ -83,7 +83,7 @@ class Settings(_Part):
     negative: Text | None = None
     seconds: Annotated[float, Field(ge=0.001, le=3600, allow_inf_nan=False), NUMBER] | None = None
     frames: FrameCount | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] | None = None
+    seed: Seed | None = None
     steps: StepCount | None = None
     guidance: Guidance | None = None
     spectrum: FileName | None = None
@@ -153,6 +153,7 @@ class ShotRequest(_Part):
         config: name or absolute path of its config.
         settings: the config itself, with the shot's LoRA.
         request: its request.
+        preset: its forecasting preset.
         recipe: everything that its video is a function of.
         windows: number of its windows; 1 if it fits the model's.
     """
@@ -161,6 +162,7 @@ class ShotRequest(_Part):
     config: str
     settings: Config
     request: VideoRequest
+    preset: Preset
     recipe: Recipe
     windows: int
 
@@ -240,6 +242,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         config=name,
         settings=config,
         request=request,
+        preset=preset,
         recipe=model.recipe(request, preset, image),
         windows=len(model.sizes.windows(request, config)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, SerializeAsAny, model_validator
@@ -183,9 +183,9 @@ class Preset(BaseModel):
             return FixedSchedule(plan.steps, plan.computed)
         return GuardedSchedule(plan, part.guard, part.most)
 
-    @property
+    @cached_property
     def calibrated(self) -> Calibration | None:
-        """Calibration of the preset; None if it needs none."""
+        """Calibration of the preset, as its file was when it was first needed; None if it needs none."""
         return None if self.calibration is None else load_calibration(self.calibration)
 
 

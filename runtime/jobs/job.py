@@ -10,11 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
+from runtime.files.checks import check_apart
 from runtime.files.problems import explain
 from runtime.files.text import read_json
-from runtime.forecasting.presets import load_preset
+from runtime.forecasting.presets import Preset, load_preset
+from runtime.jobs.defaults import usual_timeout
 from runtime.models.folder import find_local, local_revision
-from runtime.parallel.topology import Degrees
+from runtime.parallel.topology import Degrees, Topology
 from runtime.recipe import Recipe
 from runtime.request.config import Config, is_embedded, is_path
 from runtime.request.images import check_image, image_digest
@@ -24,10 +26,14 @@ from runtime.request.video_request import VideoRequest
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job of `generate`, checked as far as is possible before the model loads.
+    """One request with everything needed to carry it out, checked as far as is possible before a model loads.
+
+    What is decided when a job is built holds wherever it runs: it is handed on with all its parts, as JSON or
+    pickled, and a preset is not read again from its file.
 
     Attributes:
         config, request, outputs: the model and settings, the request, and the output files.
+        preset: the request's forecasting preset.
         compare: whether to run the full sampler as well and measure the quality.
         ranks: number of ranks requested, or the product of the degrees; None if unspecified.
         degrees: degrees of parallelism requested.
@@ -38,6 +44,7 @@ class Job:
 
     config: Config
     request: VideoRequest
+    preset: Preset
     outputs: Outputs
     compare: bool
     ranks: int | None
@@ -45,6 +52,52 @@ class Job:
     checkpoints: Checkpoints | None
     timeout: float
     recipe: Recipe | None = None
+
+    @classmethod
+    def build(
+        cls,
+        config: Config,
+        request: VideoRequest,
+        outputs: Outputs,
+        *,
+        preset: Preset | None = None,
+        compare: bool = False,
+        ranks: int | None = None,
+        degrees: Degrees = Degrees(),  # noqa: B008
+        checkpoints: Checkpoints | None = None,
+        timeout: float | None = None,
+        recipe: Recipe | None = None,
+    ) -> Job:
+        """Build a job from parts that are valid by themselves, and check that they fit each other.
+
+        Args:
+            config, request, outputs, compare, checkpoints, recipe: as the attributes.
+            preset: the request's preset, where it has been loaded already.
+            ranks: number of ranks; by default as many as `degrees` needs, or one.
+            degrees: degrees of parallelism; by default they are chosen.
+            timeout: seconds within which the failure of one rank ends all; by default long enough for
+                compiling where the config asks for it.
+
+        Raises:
+            BadRequestError: the preset does not fit the request, the ranks do not fit the model, or an output
+                would replace an input.
+
+        Example:
+            >>> config = load_config("wan-tiny")
+            >>> request = config.request("a red circle", seed=7, steps=20)
+            >>> outputs = Outputs.named(Path("a.mp4"), overwrite=True)
+            >>> job = Job.build(config, request, outputs, ranks=2)
+        """
+        preset = preset or load_preset(request.spectrum)
+        preset.check_request(config.windowed(request))
+        world = ranks or (degrees.product if degrees != Degrees() else None)
+        if world is not None and config.architecture is not None:
+            heads = config.architecture.heads
+            topology = Topology.choose(world, heads=heads, guided=request.guided, wanted=degrees)
+            topology.check(heads=heads, tokens=None, guided=request.guided)
+        check_apart(outputs.all(request.videos), inputs_of(config, request))
+        patience = usual_timeout(config.compile) if timeout is None else timeout
+        return cls(config, request, preset, outputs, compare, world, degrees, checkpoints, patience, recipe)
 
     @property
     def world(self) -> int:
@@ -57,12 +110,12 @@ class Job:
         Raises:
             BadRequestError: a file cannot be read.
         """
-        request, preset = self.request, load_preset(self.request.spectrum)
+        image = self.request.image
         recipe = Recipe.of(
             self.config,
-            request,
-            preset,
-            image=None if request.image is None else image_digest(request.image),
+            self.request,
+            self.preset,
+            image=None if image is None else image_digest(image),
             revision=local_revision(self.config),
         )
         return replace(self, recipe=recipe)
@@ -166,6 +219,18 @@ class Job:
             return _JOB.validate_json(text)
         except ValidationError as error:
             raise BadRequestError(explain(error, source="a job of another version")) from None
+
+
+def inputs_of(config: Config, request: VideoRequest) -> dict[Path, str]:
+    """Input files and folders of a request on this machine → the field that names each."""
+    model = find_local(config)
+    named = {
+        "spectrum": request.spectrum if is_path(request.spectrum) else None,
+        "image": request.image,
+        "model": None if model is None else str(model),
+    }
+    files = {Path(name): field for field, name in named.items() if name is not None}
+    return files | {Path(one.file): "lora" for one in config.lora}
 
 
 _JOB = TypeAdapter(Job)

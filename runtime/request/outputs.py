@@ -24,7 +24,7 @@ class Outputs:
     overwrite: bool = False
 
     @classmethod
-    def named(cls, video: Path, report: Path | None, *, overwrite: bool) -> Outputs:
+    def named(cls, video: Path, report: Path | None = None, *, overwrite: bool = False) -> Outputs:
         """Name a job's output files; the report lies beside the video unless it is named.
 
         Raises:

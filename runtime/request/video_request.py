@@ -55,6 +55,9 @@ FrameCount = Annotated[int, Field(ge=1, le=4001), NUMBER]
 StepCount = Annotated[int, Field(ge=1, le=1000), NUMBER]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), NUMBER]
 TextTokens = Annotated[int, Field(ge=1, le=4096), NUMBER]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER]
+VideoCount = Annotated[int, Field(ge=1, le=64), NUMBER]
+Deadline = Annotated[float, Field(ge=0.01, le=1e9, allow_inf_nan=False), NUMBER]
 
 
 class Waypoint(BaseModel):
@@ -75,6 +78,9 @@ def _ascending(points: tuple[Waypoint, ...]) -> tuple[Waypoint, ...]:
     if any(b.at <= a.at for a, b in pairwise(points)):
         raise ValueError("the times (at) must ascend")
     return points
+
+
+Waypoints = Annotated[tuple[Waypoint, ...], Field(max_length=1000), AfterValidator(_ascending)]
 
 
 class VideoRequest(BaseModel):
@@ -101,7 +107,7 @@ class VideoRequest(BaseModel):
 
     prompt: Prompt
     image: FileName | None = None
-    travel: Annotated[tuple[Waypoint, ...], Field(max_length=1000), AfterValidator(_ascending)] = ()
+    travel: Waypoints = ()
     negative: Text = ""
     width: Pixels
     height: Pixels
@@ -109,11 +115,11 @@ class VideoRequest(BaseModel):
     steps: StepCount
     guidance: Guidance
     embedded: Annotated[bool, Field(exclude_if=lambda embedded: not embedded)] = False
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] = 0
+    seed: Seed = 0
     max_sequence_length: TextTokens = 512
-    videos: Annotated[int, Field(ge=1, le=64), NUMBER] = 1
+    videos: VideoCount = 1
     spectrum: FileName = "off"
-    deadline: Annotated[float, Field(ge=0.01, le=1e9, allow_inf_nan=False), NUMBER] | None = None
+    deadline: Deadline | None = None
 
     @property
     def guided(self) -> bool:

@@ -137,8 +137,8 @@ CASES = [
         "generate",
         ("--seed 3", {"request.seed": 3}),
         ("--videos 2", {"request.videos": 2}),
-        ("--spectrum paper-fast", {"request.spectrum": "paper-fast"}),
-        ("--spectrum late.yaml", {"request.spectrum": "late.yaml"}),
+        ("--spectrum paper-fast", {"request.spectrum": "paper-fast", "preset.schedule.alpha": 3.0}),
+        ("--spectrum late.yaml", {"request.spectrum": "late.yaml", "preset.schedule.*": re.compile(".*")}),
         ("--deadline 9", {"request.deadline": 9.0}),
         (
             "--out b.mp4",

@@ -25,7 +25,7 @@ def write(path: Path) -> str:
 
 def test_several_are_one_job_in_their_order(tmp_path: Path) -> None:
     one, two = write(tmp_path / "one.safetensors"), write(tmp_path / "two.safetensors")
-    job = make_job(tmp_path / "a.mp4", lora=((two, 1.0), (one, -0.5)))
+    job = make_job(tmp_path / "a.mp4", lora=[{"file": two}, {"file": one, "scale": -0.5}])
     assert job.config.lora == (Lora(file=two), Lora(file=one, scale=-0.5))
     assert Job.from_json(job.absolute().to_json()).config.lora == job.config.lora
 

@@ -15,10 +15,10 @@ from launch.film.folder import check_out, held
 from launch.film.make import _submit, make_film
 from launch.film.shots import Film, plan_film
 from launch.serve.queue import Queue
-from launch.shell.defaults import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from launch.shell.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
+from runtime.jobs.defaults import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.jobs.run import run_job
 from runtime.media.ffmpeg import file_url, run_ffmpeg
 from runtime.request.outputs import Outputs

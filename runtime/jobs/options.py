@@ -1,0 +1,177 @@
+"""Options of a job as a user gives them, on the command line or in a message to a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.checkpoint.folder import Checkpoints
+from runtime.errors import BadRequestError
+from runtime.files.checks import check_apart
+from runtime.files.problems import explain
+from runtime.jobs.defaults import CHECKPOINT_EVERY
+from runtime.jobs.job import Job
+from runtime.parallel.topology import Degrees
+from runtime.profile import check_loras
+from runtime.request.bounds import NUMBER
+from runtime.request.config import Config, Lora, Loras, is_path, load_config
+from runtime.request.outputs import Outputs
+from runtime.request.video_request import (
+    Deadline,
+    FileName,
+    FrameCount,
+    Guidance,
+    Pixels,
+    Prompt,
+    Seed,
+    StepCount,
+    Text,
+    TextTokens,
+    VideoCount,
+    VideoRequest,
+    Waypoints,
+)
+
+_Degree = Annotated[int, Field(ge=1, le=65536), NUMBER]
+_Timeout = Annotated[float, Field(ge=1, le=7 * 86400, allow_inf_nan=False), NUMBER]
+_Every = Annotated[int, Field(ge=0, le=1_000_000), NUMBER]
+
+
+class JobOptions(BaseModel):
+    """Options of one job. What is None is left to the config, or chosen.
+
+    Example:
+        >>> options = JobOptions.parse(prompt="a red circle", config="wan-tiny", seed=7, out=Path("a.mp4"))
+        >>> job = options.job()  # every name is resolved, and what is wrong is refused
+        >>> job.check_files()  # where the files will be written
+        >>> report = run_job(Engine(job.config), job)
+
+        A job that other processes run is submitted as `queue.submit(job.absolute().planned())`. Who has a
+        `Config` and a `VideoRequest` already builds the job from them, with `Job.build`.
+
+    Attributes:
+        config: name of a shipped config, or path of a YAML file.
+        prompt, image, travel, negative, width, height, frames, steps, guidance, seed, max_sequence_length,
+            videos, spectrum, deadline: fields of the request; see `VideoRequest`.
+        out: the mp4.
+        report: the JSON report; by default beside the mp4.
+        overwrite: whether existing files may be replaced.
+        compare: also run the full sampler, and measure the quality against it.
+        ranks: number of ranks; by default as many as the degrees need.
+        ulysses, ring, cfg: degrees of parallelism; see `Topology`.
+        lora, attention, compile, busy_timeout: replace those of the config; see `Config`.
+        shard: whether to shard the transformer's weights over the ranks, or to replicate them.
+        timeout: seconds within which the failure of one rank ends all.
+        checkpoints: folder in which the job's checkpoints get a subfolder; by default they are beside `out`.
+        checkpoint_every: computed steps between two checkpoints; 0 for no checkpoints.
+        resume: resume from the last checkpoint, if there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: FileName = "wan-tiny"
+    prompt: Prompt
+    image: FileName | None = None
+    travel: Waypoints | None = None
+    negative: Text | None = None
+    width: Pixels | None = None
+    height: Pixels | None = None
+    frames: FrameCount | None = None
+    steps: StepCount | None = None
+    guidance: Guidance | None = None
+    seed: Seed | None = None
+    max_sequence_length: TextTokens | None = None
+    videos: VideoCount | None = None
+    spectrum: FileName | None = None
+    deadline: Deadline | None = None
+    out: Path
+    report: Path | None = None
+    overwrite: bool = False
+    compare: bool = False
+    ranks: _Degree | None = None
+    ulysses: _Degree | None = None
+    ring: _Degree | None = None
+    cfg: _Degree | None = None
+    lora: Loras = ()
+    attention: FileName | None = None
+    shard: bool | None = None
+    compile: bool | None = None
+    timeout: _Timeout | None = None
+    busy_timeout: _Timeout | None = None
+    checkpoints: Path | None = None
+    checkpoint_every: _Every = CHECKPOINT_EVERY
+    resume: bool = False
+
+    @classmethod
+    def parse(cls, **fields: Any) -> Self:
+        """Validate options.
+
+        Raises:
+            BadRequestError: one line per invalid option: its name, the value given, what is allowed.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise BadRequestError(explain(error, model=cls)) from None
+
+    def job(self) -> Job:
+        """Build the job, with every name resolved.
+
+        Raises:
+            BadRequestError: a file cannot be used, or options contradict each other or the model.
+        """
+        config = self._changed(load_config(self.config))
+        given = {
+            name: getattr(self, name) for name in VideoRequest.model_fields.keys() & self.model_fields_set
+        }
+        del given["prompt"]
+        request = config.request(self.prompt, **{name: one for name, one in given.items() if one is not None})
+        outputs = Outputs.named(self.out, self.report, overwrite=self.overwrite)
+        job = Job.build(
+            config,
+            request,
+            outputs,
+            compare=self.compare,
+            ranks=self.ranks,
+            degrees=Degrees(cfg=self.cfg, ring=self.ring, ulysses=self.ulysses),
+            checkpoints=self._kept(),
+            timeout=self.timeout,
+        )
+        if is_path(self.config):
+            check_apart(outputs.all(request.videos), {Path(self.config): "config"})
+        return job
+
+    def _changed(self, config: Config) -> Config:
+        """Return the config with what the options replace."""
+        changes = {
+            name: value
+            for name in ("attention", "compile", "busy_timeout")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.lora:
+            changes["lora"] = tuple(
+                Lora(file=str(Path(one.file).absolute()), scale=one.scale) for one in self.lora
+            )
+        if self.shard is not None:
+            kept = "shard" if self.shard else "replicate"
+            changes["memory"] = config.memory.model_copy(update={"transformer": kept})
+        changed = config.model_copy(update=changes)
+        check_loras(changed)
+        return changed
+
+    def _kept(self) -> Checkpoints | None:
+        """Return the job's checkpoints; None without."""
+        if not self.checkpoint_every:
+            if self.resume:
+                raise BadRequestError(
+                    "resume: without checkpoints (--checkpoint-every 0) there is nothing to resume from"
+                )
+            return None
+        return Checkpoints(
+            Checkpoints.folder_of(self.out, self.checkpoints),
+            every=self.checkpoint_every,
+            resume=self.resume,
+            overwrite=self.overwrite and not self.resume,
+        )

@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, NotFiniteError
+from runtime.forecasting.presets import Preset
 from runtime.media.mp4 import FrameSink, to_uint8
 from runtime.models.family import Model
 from runtime.parallel.devices import pick_device
@@ -34,8 +35,10 @@ from runtime.sampling.course import Course
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.finite import check_prompts, likely_cause
 from runtime.sampling.memory import Need, shortage_explained
-from runtime.sampling.plan import Generation, Plan, Prepared
+from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
+from runtime.sampling.result import Result
+from runtime.sampling.run import Run
 from runtime.sampling.segments import denoise_segments
 
 
@@ -55,7 +58,7 @@ class Engine:
         >>> engine = Engine(load_config("wan-tiny"))
         >>> request = engine.config.request("a red circle moving left on a black background", seed=1)
         >>> with mp4_writer(Path("out.mp4"), width=96, height=96, fps=8) as sink:
-        ...     generation = engine.generate(request, [sink])
+        ...     result = engine.generate(request, [sink])
     """
 
     def __init__(self, config: Config, ranks: Ranks | None = None, degrees: Degrees = Degrees()):  # noqa: B008
@@ -92,53 +95,68 @@ class Engine:
         sinks: Sequence[FrameSink],
         on_step: Callable[[StepRecord], None] = lambda _: None,
         checkpoints: Checkpoints | None = None,
-    ) -> Generation:
-        """Encode → denoise → decode → write. Every rank calls it with the same request.
-
-        Args:
-            request: what to make.
-            sinks: on the first rank one per video; their frames arrive in temporal order while later ones are
-                still being decoded. On the others none.
-            on_step: called after every sampler step.
-            checkpoints: where to keep the state, and whether to go on from what is there.
+    ) -> Result:
+        """Plan a request and run the plan; see `run`. Every rank calls it with the same request.
 
         Raises:
             BadRequestError: the request does not fit this model; nothing was started.
+            JobFailedError, CancelledError, RankFailedError: see `run`.
+        """
+        return self.run(self.plan(request), sinks, on_step, checkpoints)
+
+    def run(
+        self,
+        plan: Plan,
+        sinks: Sequence[FrameSink],
+        on_step: Callable[[StepRecord], None] = lambda _: None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Result:
+        """Run a plan: encode → denoise → decode → write. Every rank calls it with the same plan.
+
+        Args:
+            plan: what to make, as `plan` has decided it.
+            sinks: on the first rank one per video; their frames arrive in temporal order while later ones are
+                still being decoded. On the others none.
+            on_step: called after every sampler step.
+            checkpoints: where to keep the state, and whether to resume from what is there.
+
+        Raises:
+            BadRequestError: the image cannot be used; nothing was started.
             JobFailedError: a checkpoint could not be written, memory ran out, or a step gave NaN or infinity.
             CancelledError: `command` was told to end it.
             RankFailedError: another rank disagreed, or has failed.
         """
-        if len(sinks) != (request.videos if self.ranks.is_leader else 0):
-            raise ValueError(f"{request.videos} videos need as many sinks, got {len(sinks)}")
-        plan = self.plan(request)
-        generation = Generation(request, plan.preset, plan.topology, plan.attention)
-        with shortage_explained(self.ranks.device, _asked(request)), self.commanded() as commands:
-            with generation.seconds.measure("encode"):
-                prepared = self.prepare(plan)
-            generation.recipe, generation.warnings = prepared.recipe.digest, [*prepared.warnings]
-            with generation.seconds.measure("denoise"):
-                latents_BCFHW = self._denoise(prepared, generation, on_step, checkpoints, commands)
-            self.decode(latents_BCFHW, sinks, generation)
+        videos = plan.request.videos
+        if len(sinks) != (videos if self.ranks.is_leader else 0):
+            raise ValueError(f"{videos} videos need as many sinks, got {len(sinks)}")
+        result = Result(plan)
+        with shortage_explained(self.ranks.device, _asked(plan.request)), self.commanded() as commands:
+            with result.seconds.measure("encode"):
+                run = self.prepare(plan)
+            result.recipe, result.warnings = run.recipe.digest, [*run.warnings]
+            with result.seconds.measure("denoise"):
+                latents_BCFHW = self._denoise(run, result, on_step, checkpoints, commands)
+            self.decode(latents_BCFHW, sinks, result)
             self.ranks.at("finishing", busy=True)
-            return generation
+            return result
 
     def _denoise(
         self,
-        prepared: Prepared,
-        generation: Generation,
+        run: Run,
+        result: Result,
         on_step: Callable[[StepRecord], None],
         checkpoints: Checkpoints | None,
         commands: Commands,
     ) -> torch.Tensor:
         try:
-            return denoise_segments(self.ranks, prepared, generation, on_step, checkpoints, commands)
+            return denoise_segments(self.ranks, run, result, on_step, checkpoints, commands)
         except NotFiniteError as error:
             transformers = {expert.name: expert.module for expert in self.loaded.experts}
             cause = likely_cause(transformers, self.config, self.ranks)
             raise NotFiniteError(f"{error}; {cause}") from None
 
     @torch.no_grad()
-    def prepare(self, plan: Plan) -> Prepared:
+    def prepare(self, plan: Plan) -> Run:
         """Make sure that all ranks mean the same, encode the prompt and draw the noise.
 
         Raises:
@@ -169,15 +187,18 @@ class Engine:
         warnings = [*self.loaded.text.warnings]
         if picture is not None:
             warnings += picture.warnings(plan.request.width, plan.request.height)
-        return Prepared(plan, recipe, networks, noise_BCFHW, image, storage, tuple(warnings))
+        return Run(plan, recipe, networks, noise_BCFHW, image, storage, tuple(warnings))
 
-    def plan(self, request: VideoRequest) -> Plan:
+    def plan(self, request: VideoRequest, preset: Preset | None = None) -> Plan:
         """Check a request against the model and decide all that can be; cheap, and starts nothing.
+
+        Args:
+            preset: the request's preset, where it has been loaded already.
 
         Raises:
             BadRequestError: the request does not fit this model or these ranks.
         """
-        preset = self.profile.check(request)
+        preset = self.profile.check(request, preset)
         tokens = self.sizes.tokens(self.config.windowed(request))
         shape = self.sizes.architecture
         topology = Topology.choose(
@@ -213,12 +234,15 @@ class Engine:
         """Name of the kernel of the self-attention."""
         return resolve(self.config.attention, self.ranks.device, self.loaded.dtype, ring=ring)
 
-    def warm_up(self, request: VideoRequest) -> None:
-        """Run the transformer once at this request's size, so that what a first forward sets up is set up."""
-        once = self.plan(request.full.model_copy(update={"steps": 1}))
-        generation = Generation(request, once.preset, once.topology, once.attention)
+    def warm_up(self, full: Plan) -> None:
+        """Run the transformer once at a plan's size, so that what a first forward sets up is set up.
+
+        Args:
+            full: plan without forecasts.
+        """
+        once = self.plan(full.request.model_copy(update={"steps": 1}), full.preset)
         with self.commanded() as commands:
-            denoise_segments(self.ranks, self.prepare(once), generation, commands=commands)
+            denoise_segments(self.ranks, self.prepare(once), Result(once), commands=commands)
 
     def command(self, command: Command) -> bool:
         """Ask what runs for `command`; False if nothing does. For any thread and for signal handlers.
@@ -304,24 +328,24 @@ class Engine:
         return picture, told["digest"]
 
     @torch.no_grad()
-    def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], generation: Generation) -> None:
-        """Denoised latents, the same on every rank, → frames into `sinks`, as of `generate`."""
+    def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], result: Result) -> None:
+        """Denoised latents, the same on every rank, → frames into `sinks`, as of `run`."""
         digests = [hashlib.sha256() for _ in sinks]
         at = partial(self.ranks.at, "decoding")
         at(busy=True)
         with closing(self.loaded.decoder.frames(latents_BCFHW, at)) as chunks:
             while True:
-                with generation.seconds.measure("decode"):
+                with result.seconds.measure("decode"):
                     chunk_BTHW3 = next(chunks, None)
                     if chunk_BTHW3 is None:
                         break
                     videos = [to_uint8(frames_THW3) for frames_THW3 in chunk_BTHW3]
-                with generation.seconds.measure("write"):
+                with result.seconds.measure("write"):
                     for frames, sink, digest in zip(videos, sinks, digests, strict=True):
                         digest.update(frames.tobytes())
                         sink.write(frames)
                 at(busy=True)  # it gets on
-        generation.frames_sha256 = [digest.hexdigest() for digest in digests]
+        result.frames_sha256 = [digest.hexdigest() for digest in digests]
 
 
 def _asked(request: VideoRequest) -> str:

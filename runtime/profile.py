@@ -32,15 +32,18 @@ class ModelProfile:
         self.sizes = self.family.sizes(self.folder)
         self.scheduler = load_scheduler(self.folder, config.scheduler, self.family.timesteps)
 
-    def check(self, request: VideoRequest) -> Preset:
-        """Refuse what the model cannot serve on any ranks; the preset of what it can.
+    def check(self, request: VideoRequest, preset: Preset | None = None) -> Preset:
+        """Refuse a request that the model cannot serve on any ranks; return its preset.
+
+        Args:
+            preset: the request's preset, where it has been loaded already.
 
         Raises:
-            BadRequestError: why not.
+            BadRequestError: the request is refused; the message says why.
         """
         if problem := self.family.refuses(self.folder, request):
             raise BadRequestError(problem)
-        preset = load_preset(request.spectrum)
+        preset = preset or load_preset(request.spectrum)
         sampler = self.fresh_sampler(request)
         preset.check_fit(self.conditions(request, sampler))
         preset.schedules_of(len(sampler.timesteps), request.branches)

@@ -86,13 +86,13 @@ def measure(rounds: int, every: list[int]) -> dict[int, list[Round]]:
     engine = Engine(load_config("wan-tiny"))
     request = engine.config.request("a red circle moving left on a black background")
     results: dict[int, list[Round]] = {count: [] for count in (0, *every)}
-    engine.warm_up(request)
+    engine.warm_up(engine.plan(request.full))
     for _ in range(rounds):
         for count, done in results.items():
             with tempfile.TemporaryDirectory() as folder, clocked() as clock:
                 checkpoints = Checkpoints(Path(folder), every=count) if count else None
-                generation = engine.generate(request, [FrameBuffer()], checkpoints=checkpoints)
-                done.append(Round(generation.seconds.denoise, clock.held, clock.busy))
+                result = engine.generate(request, [FrameBuffer()], checkpoints=checkpoints)
+                done.append(Round(result.seconds.denoise, clock.held, clock.busy))
     return results
 
 

@@ -143,13 +143,13 @@ def end_to_end(rounds: int) -> dict[str, tuple[int, list[float]]]:
     engine = Engine(load_config("wan-tiny"))
     prompt = "a red circle moving left on a black background"
     requests = {name: engine.config.request(prompt, spectrum=name) for name in ("off", "paper", "paper-fast")}
-    engine.warm_up(requests["off"])
+    engine.warm_up(engine.plan(requests["off"].full))
     results: dict[str, tuple[int, list[float]]] = {}
     for _ in range(rounds):
         for name, request in requests.items():
-            generation = engine.generate(request, [FrameBuffer()])
-            _, seconds = results.setdefault(name, (generation.nfe, []))
-            seconds.append(generation.seconds.denoise)
+            result = engine.generate(request, [FrameBuffer()])
+            _, seconds = results.setdefault(name, (result.nfe, []))
+            seconds.append(result.seconds.denoise)
     return results
 
 

@@ -95,7 +95,7 @@ def run_once(ranks: Ranks, topology: Topology) -> Measured:
     coordinator = Coordinator({"cond": schedule, "uncond": schedule}, "", ranks)
     stream = FeatureStream(network, ChebyshevRidge(horizon=STEPS))
     started = time.perf_counter()
-    steps = list(denoise(Denoising(noise), sampler, stream, coordinator, ranks))
+    steps = list(denoise(Denoising(noise, sampler, stream, coordinator), ranks))
     seconds = time.perf_counter() - started
     of_kind = {kind: [step for step in steps if step.kind is kind] for kind in StepKind}
     computed, forecast = of_kind[StepKind.COMPUTE], of_kind[StepKind.FORECAST]

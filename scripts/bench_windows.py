@@ -42,11 +42,11 @@ def measure(config: Config, frames: int, size: int, steps: int, stream: str) -> 
             PROMPT, frames=frames, width=size, height=size, steps=steps, spectrum=str(preset)
         )
         with mp4_writer(Path(folder) / "video.mp4", width=size, height=size, fps=8) as sink:
-            generation = engine.generate(request, [sink])
+            result = engine.generate(request, [sink])
     return {
-        "windows": generation.windows,
+        "windows": len(result.plan.windows),
         "megabytes": memory_megabytes("VmHWM") - loaded,
-        "remembered": generation.forecaster_bytes / 2**20,
+        "remembered": result.forecaster_bytes / 2**20,
     }
 
 

@@ -17,7 +17,7 @@ from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.request.config import EMBEDDED_MODELS, Config, Window
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
 
 HEADS, CHANNELS, IMAGE_CHANNELS = 4, 16, 24
@@ -86,8 +86,8 @@ def config_of(config: Config, folder: Path) -> Config:
 def denoised(engine: Engine, request: VideoRequest) -> torch.Tensor:
     """The request's clean latents."""
     plan = engine.plan(request)
-    generation = Generation(request, plan.preset, plan.topology, plan.attention)
-    return denoise_segments(engine.ranks, engine.prepare(plan), generation)
+    result = Result(plan)
+    return denoise_segments(engine.ranks, engine.prepare(plan), result)
 
 
 def denoised_on(ranks: Ranks, config: Config, request: VideoRequest, degrees: Degrees) -> torch.Tensor:

@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launch.shell.run import do_job
 from runtime.engine import Engine
 from runtime.jobs.job import Job
-from runtime.jobs.run import silent
+from runtime.jobs.run import do_job
 from runtime.parallel.ranks import Ranks
 from runtime.reports.report import Report
 from tests.ranks import die, watch_ranks
@@ -33,14 +32,14 @@ def _killed(ranks: Ranks, job: Job) -> None:
         return given
 
     os.link, os.replace = dying(os.link), dying(os.replace)
-    do_job(Engine(job.config, ranks, job.degrees), job, silent)
+    do_job(Engine(job.config, ranks, job.degrees), job)
 
 
 def done(ranks: Ranks, job: Job) -> tuple[int, list[str], list[str]] | None:
     """Run a job to its end; where it began, its decisions, and its frames, on the first rank."""
     if ranks.is_leader:
         job.check_files()
-    report = do_job(Engine(job.config, ranks, job.degrees), job, silent)
+    report = do_job(Engine(job.config, ranks, job.degrees), job)
     if not isinstance(report, Report):
         return None
     return report.resumed_at, report.decision_digest, report.frames_sha256

@@ -25,7 +25,7 @@ from runtime.parallel.kernels import KERNELS, add_kernel, resolve
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
 from runtime.sampling.streams import STREAMS, add_stream
 from spectrum import paper_schedule
 from tests.places import ROOT
@@ -85,28 +85,28 @@ class InterruptedHereError(Exception):
 
 def run(
     engine: Engine, request: VideoRequest, checkpoints: Checkpoints | None = None, until: int | None = None
-) -> tuple[Generation, Frames]:
+) -> tuple[Result, Frames]:
     def after(record: StepRecord) -> None:
         if record.index == until:
             raise InterruptedHereError
 
     sink = FrameBuffer()
-    generation = engine.generate(request, [sink], after, checkpoints)
-    return generation, sink.frames
+    result = engine.generate(request, [sink], after, checkpoints)
+    return result, sink.frames
 
 
 def test_a_schedule_a_predictor_and_a_stream_run_from_a_preset(
     engine: Engine, small: Make, mine: str, tmp_path: Path
 ) -> None:
     request = small(spectrum=mine, steps=STEPS)
-    generation, expected = run(engine, request)
-    assert generation.computed == {"cond": COMPUTED, "uncond": COMPUTED}
-    assert generation.features_kept == 1  # the last value is all that its predictor remembers
-    assert generation.errors.keys() == {1, 4}
+    result, expected = run(engine, request)
+    assert result.computed == {"cond": COMPUTED, "uncond": COMPUTED}
+    assert result.features_kept == 1  # the last value is all that its predictor remembers
+    assert result.errors.keys() == {1, 4}
     guided = tmp_path / "guided.yaml"
     guided.write_text((tmp_path / "mine.yaml").read_text().replace("half", "guided"))
     usual, similar = run(engine, small(spectrum=str(guided), steps=STEPS))
-    assert usual.forecaster_bytes == 2 * generation.forecaster_bytes > 0
+    assert usual.forecaster_bytes == 2 * result.forecaster_bytes > 0
     assert 0 < np.mean((similar.astype(float) - expected) ** 2) < 1.0  # PSNR above 48 dB
 
     kept = tmp_path / "checkpoints"
@@ -131,8 +131,8 @@ def test_a_video_is_a_function_of_the_code_that_was_added(mine: str, packages: P
 def test_a_kernel_runs_by_its_name(engine: Engine, small: Make, config: Config, mine: str) -> None:
     other = Engine(config.model_copy(update={"attention": "exact"}))
     request = small(spectrum="off", steps=2)
-    generation, frames = run(other, request)
-    assert generation.attention == "exact"
+    result, frames = run(other, request)
+    assert result.plan.attention == "exact"
     assert np.mean((frames.astype(float) - run(engine, request)[1]) ** 2) < 0.5
     assert resolve("exact", CPU, torch.bfloat16, ring=2) == "exact"
     with pytest.raises(BadRequestError, match="'exact' given; it runs on cpu only"):

@@ -16,11 +16,10 @@ import ray
 
 from launch.cluster.metrics import RankMetrics
 from launch.shell.exits import exit_code, give_up
-from launch.shell.run import do_job
 from runtime.engine import Engine
 from runtime.errors import LockstepError, NotFiniteError
 from runtime.jobs.job import Job
-from runtime.jobs.run import OnStep
+from runtime.jobs.run import OnStep, do_job
 from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import join

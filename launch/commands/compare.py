@@ -22,7 +22,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_files
 from runtime.files.checks import check_apart, check_writable
-from runtime.forecasting.presets import load_preset
+from runtime.forecasting.presets import Preset, load_preset
 from runtime.jobs.run import Progress, generate_shown
 from runtime.media.mp4 import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import Quality, RawVideo, compare_videos
@@ -31,7 +31,8 @@ from runtime.profile import check_loras
 from runtime.request.config import Config, is_path, load_config
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.plan import Generation
+from runtime.sampling.plan import Plan
+from runtime.sampling.result import Result
 from runtime.versions import versions
 
 FULL = "off"
@@ -39,9 +40,13 @@ _LABEL_HEIGHT = 16  # pixels above each video
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """Result of one preset on one prompt and seed. `quality` is None for the full sampler itself; `predicted`
-    is the PSNR that the calibration predicts, `deviation` its standard deviation, both in dB."""
+class Compared:
+    """One preset on one prompt and seed.
+
+    Attributes:
+        quality: against the full sampler; None for the full sampler itself.
+        predicted, deviation: PSNR that the calibration predicts, and its standard deviation, dB.
+    """
 
     prompt: str
     seed: int
@@ -59,11 +64,11 @@ class Comparison:
     """A comparison of presets over prompts and seeds: for each prompt, each seed, all presets."""
 
     config: Config
-    presets: tuple[str, ...]
+    presets: dict[str, Preset]
     requests: list[VideoRequest]
     out: Path
     overwrite: bool = False
-    results: list[Result] = field(default_factory=list)
+    results: list[Compared] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _engine: Engine | None = None
 
@@ -76,13 +81,13 @@ class Comparison:
         self._engine = Engine(self.config)
         for request in self.requests:
             for preset in self.presets:
-                self._engine.plan(request.model_copy(update={"spectrum": preset}))
+                self._plan(request, preset)
 
     def run(self, progress: Progress) -> None:
         """Generate, measure, and write the side-by-side mp4 and the JSON."""
         if self._engine is None:
             raise RuntimeError("load() first")
-        self._engine.warm_up(self.requests[0])
+        self._engine.warm_up(self._plan(self.requests[0], FULL))
         columns = (FULL, *self.presets)
         width, height = self.requests[0].width, self.requests[0].height
         fps = self.config.fps
@@ -101,15 +106,20 @@ class Comparison:
         assert self._engine is not None
         with raw_videos(request, count=len(columns)) as raw:
             for column, video, file in zip(columns, raw.videos, raw.files, strict=True):
-                one = request.model_copy(update={"spectrum": column})
                 watch = ColourWatch()
-                generation = generate_shown(self._engine, one, [Tee(file, watch)], progress)
+                plan = self._plan(request, column)
+                result = generate_shown(self._engine, plan, [Tee(file, watch)], progress)
                 raw.flush()
-                name = f"{column!r} of {one.prompt!r}, seed {one.seed},"
-                self.warnings += [*generation.warnings, *watch.warning(name)]
+                name = f"{column!r} of {request.prompt!r}, seed {request.seed},"
+                self.warnings += [*result.warnings, *watch.warning(name)]
                 quality = None if column == FULL else compare_videos(video, raw.videos[0])
-                self.results.append(_result(one, generation, quality))
+                self.results.append(_compared(result, quality))
             sink.write(side_by_side(raw.videos, columns))
+
+    def _plan(self, request: VideoRequest, preset: str) -> Plan:
+        assert self._engine is not None
+        named = request.model_copy(update={"spectrum": preset})
+        return self._engine.plan(named, self.presets.get(preset))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per preset, with means over prompts and seeds."""
@@ -194,8 +204,7 @@ def plan_comparison(
     """
     settings = load_config(config)
     check_loras(settings)
-    names = tuple(dict.fromkeys(name for name in presets if name != FULL))
-    chosen = [load_preset(name) for name in names]
+    chosen = {name: load_preset(name) for name in presets if name != FULL}
     if out.suffix != ".mp4":
         raise BadRequestError(f"out: {str(out)!r} given; the name must end in .mp4")
     for path in (out, out.with_suffix(".json")):
@@ -206,13 +215,13 @@ def plan_comparison(
         for seed in seeds
     ]
     check_image(requests[0].image)
-    check_room(requests[0], 1 + len(names))
-    for preset in chosen:
+    check_room(requests[0], 1 + len(chosen))
+    for preset in chosen.values():
         preset.check_request(settings.windowed(requests[0]))
     outputs = dict.fromkeys((out.with_suffix(".json"), out), "out")
     inputs = inputs_of(config, settings, requests[0])
-    check_apart(outputs, inputs | {Path(name): "preset" for name in names if is_path(name)})
-    return Comparison(settings, names, requests, out, overwrite)
+    check_apart(outputs, inputs | {Path(name): "preset" for name in chosen if is_path(name)})
+    return Comparison(settings, chosen, requests, out, overwrite)
 
 
 def side_by_side(videos: Sequence[RawVideo], labels: Sequence[str]) -> Frames:
@@ -232,17 +241,18 @@ def _label(text: str, width: int) -> Frames:
     return np.asarray(image)
 
 
-def _result(request: VideoRequest, generation: Generation, quality: Quality | None) -> Result:
-    return Result(
+def _compared(result: Result, quality: Quality | None) -> Compared:
+    request = result.plan.request
+    return Compared(
         prompt=request.prompt,
         seed=request.seed,
         preset=request.spectrum,
-        nfe=generation.nfe,
-        steps=len(generation.steps),
-        denoise_seconds=generation.seconds.denoise,
+        nfe=result.nfe,
+        steps=len(result.steps),
+        denoise_seconds=result.seconds.denoise,
         quality=quality,
-        predicted=generation.expectation.psnr,
-        deviation=generation.expectation.deviation,
+        predicted=result.expectation.psnr,
+        deviation=result.expectation.deviation,
     )
 
 

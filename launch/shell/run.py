@@ -12,10 +12,9 @@ from launch.shell.signals import ignore_signals
 from launch.shell.terminal import print_path
 from runtime.engine import Engine
 from runtime.jobs.job import Job
-from runtime.jobs.run import Progress, follow_job, run_compared_job, run_job
+from runtime.jobs.run import do_job
 from runtime.parallel.ranks import Ranks
 from runtime.reports.report import Report
-from runtime.sampling.plan import Generation
 
 
 def run_job_shown(
@@ -39,22 +38,6 @@ def run_job_shown(
         if isinstance(done, Report):
             print_result(done, job, console)
         ignore_signals()  # nothing is left to be stopped
-
-
-def do_job(engine: Engine, job: Job, progress: Progress) -> Report | Generation:
-    """Do one rank's part of a job, shown by `progress`; its report on the first rank, else the generation."""
-    if not engine.ranks.is_leader:
-        return follow_job(
-            engine,
-            job.request,
-            progress,
-            compared=job.compare,
-            checkpoints=job.checkpoints,
-            planned=job.recipe,
-        )
-    run = run_compared_job if job.compare else run_job
-    job = job.resumed()
-    return run(engine, job.request, job.outputs, progress, job.checkpoints, job.recipe)
 
 
 def _expected(report: Report) -> str:

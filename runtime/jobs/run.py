@@ -16,16 +16,15 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.files.atomic import flush, whole_files
+from runtime.jobs.job import Job
 from runtime.media.ffmpeg import SILENCE
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
-from runtime.recipe import Recipe
 from runtime.reports.report import ModelPart, Report, add_comparison, build_report
-from runtime.request.outputs import Outputs
-from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Generation, Plan
+from runtime.sampling.plan import Plan
+from runtime.sampling.result import Result
 from spectrum import StepKind
 
 log = logging.getLogger(__name__)
@@ -41,80 +40,85 @@ def silent(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
     yield lambda _: None
 
 
-def run_job(
-    engine: Engine,
-    request: VideoRequest,
-    outputs: Outputs,
-    progress: Progress = silent,
-    checkpoints: Checkpoints | None = None,
-    planned: Recipe | None = None,
-) -> Report:
-    """Generate and write the videos, the report and the picture.
+def do_job(engine: Engine, job: Job, progress: Progress = silent) -> Report | Result:
+    """Do one rank's part of a job, shown by `progress`; its report on the first rank, else its result."""
+    return (run_job if engine.ranks.is_leader else follow_job)(engine, job, progress)
+
+
+def run_job(engine: Engine, job: Job, progress: Progress = silent) -> Report:
+    """Carry out a job on the first rank: generate and write the videos, the report and the picture.
+
+    A compared job runs the full sampler on the same request first. The transformer runs once beforehand, so
+    that neither time includes the setup of a first forward.
 
     Args:
         engine: the loaded model.
-        request: the request.
-        outputs: paths of the files.
+        job: the job; its recipe, if it has one, must still hold.
         progress: display of the steps.
-        checkpoints: folder of checkpoints, which are removed when all files are written.
-        planned: recipe with which the job was planned; another one is refused.
 
     Raises:
-        BadRequestError: the request does not fit the model, or a file cannot be written; nothing was started.
+        BadRequestError: the request does not fit the model, the recipe has changed, or a file cannot be
+            written; nothing was started.
         JobFailedError: writing a file failed.
     """
-    with _begun(engine, [request], outputs, checkpoints, planned), _files(outputs, request) as files:
-        _, report = _generate_files(engine, request, outputs, files, progress, checkpoints)
+    job = job.resumed()
+    with _begun(engine, job) as plans, _files(job) as files:
+        if job.compare:
+            report = _generate_both(engine, job, plans, files, progress)
+        else:
+            report = _generate_files(engine, job, plans[-1], files, progress)[1]
         return _write(report, files)
 
 
-def run_compared_job(
-    engine: Engine,
-    request: VideoRequest,
-    outputs: Outputs,
-    progress: Progress = silent,
-    checkpoints: Checkpoints | None = None,
-    planned: Recipe | None = None,
-) -> Report:
-    """Run a job as `run_job` does, after the full sampler on the same request, and compare with it.
+def follow_job(engine: Engine, job: Job, progress: Progress = silent) -> Result:
+    """Follow a job on a rank that writes no files: make the same generations as the first, in its order."""
+    with _begun(engine, job) as plans:
+        if job.compare:
+            _generate_full(engine, job, plans[0], [], progress)
+        return generate_shown(engine, plans[-1], [], progress, job.checkpoints)
 
-    The transformer runs once beforehand, so that neither time includes the setup of a first forward.
-    """
-    with (
-        _begun(engine, [request.full, request], outputs, checkpoints, planned),
-        _files(outputs, request) as files,
-        raw_videos(request, request.videos) as ours,
-        raw_videos(request, request.videos) as theirs,
-    ):
-        engine.warm_up(request)
-        full = generate_shown(engine, request.full, theirs.sinks, progress, checkpoints)
-        generation, report = _generate_files(
-            engine, request, outputs, files, progress, checkpoints, ours.sinks
-        )
+
+def generate_shown(
+    engine: Engine,
+    plan: Plan,
+    sinks: Sequence[FrameSink],
+    progress: Progress,
+    checkpoints: Checkpoints | None = None,
+) -> Result:
+    """Generate videos into `sinks`, shown by `progress`."""
+    label = f"{plan.request.spectrum}, seed {plan.request.seed}"
+    with progress(label, plan.kinds) as on_step:
+        return engine.run(plan, sinks, on_step, checkpoints)
+
+
+def _generate_both(
+    engine: Engine, job: Job, plans: Sequence[Plan], files: _Files, progress: Progress
+) -> Report:
+    """Generate the job's videos after those of the full sampler, and compare them."""
+    count = job.request.videos
+    with raw_videos(job.request, count) as ours, raw_videos(job.request, count) as theirs:
+        full = _generate_full(engine, job, plans[0], theirs.sinks, progress)
+        result, report = _generate_files(engine, job, plans[-1], files, progress, ours.sinks)
         ours.flush()
         theirs.flush()
         measured = [compare_videos(a, b) for a, b in zip(ours.videos, theirs.videos, strict=True)]
-        add_comparison(report, generation, full, measured)
-        return _write(report, files)
+    add_comparison(report, result, full, measured)
+    return report
+
+
+def _generate_full(
+    engine: Engine, job: Job, plan: Plan, sinks: Sequence[FrameSink], progress: Progress
+) -> Result:
+    """Generate the video that a job is compared with."""
+    engine.warm_up(plan)
+    return generate_shown(engine, plan, sinks, progress, job.checkpoints)
 
 
 @contextmanager
-def _begun(
-    engine: Engine,
-    requests: Sequence[VideoRequest],
-    outputs: Outputs | None,
-    checkpoints: Checkpoints | None,
-    planned: Recipe | None,
-) -> Iterator[None]:
-    """Begin a job on all ranks or on none, and end it on all together.
+def _begun(engine: Engine, job: Job) -> Iterator[list[Plan]]:
+    """Begin a job on all ranks or on none, and end it on all together; yields the plans of its generations.
 
-    The rank with `outputs` locks the checkpoints meanwhile, and removes them when the job succeeds.
-
-    Args:
-        engine: the loaded model.
-        requests: requests of the job's generations; the videos of the last are written.
-        outputs: paths of the files; None on ranks that write none.
-        checkpoints, planned: as in `run_job`.
+    The first rank locks the checkpoints meanwhile, and removes them when the job succeeds.
 
     Raises:
         BadRequestError: a rank refuses the job; raised on all ranks.
@@ -122,8 +126,8 @@ def _begun(
     ranks = engine.ranks
     ranks.at("the start of a job", busy=True)
     try:
-        with _held(engine, requests, outputs, checkpoints, planned):
-            yield
+        with _held(engine, job) as plans:
+            yield plans
         # No rank leaves before the files are written, as any may fail until then.
         ranks.control.all_gather_object("done")
     except (BadRequestError, CancelledError):
@@ -133,43 +137,50 @@ def _begun(
 
 
 @contextmanager
-def _held(
-    engine: Engine,
-    requests: Sequence[VideoRequest],
-    outputs: Outputs | None,
-    checkpoints: Checkpoints | None,
-    planned: Recipe | None,
-) -> Iterator[None]:
+def _held(engine: Engine, job: Job) -> Iterator[list[Plan]]:
     """Check a job on all ranks, and hold its image, locks and mailbox while the block runs."""
+    kept, is_leader = job.checkpoints, engine.ranks.is_leader
     with ExitStack() as stack:
         problem, plans = "", list[Plan]()
         try:
-            plans.extend(map(engine.plan, requests))
-            stack.enter_context(engine.image_held(requests[-1]))
-            if outputs is not None:
-                outputs.check(requests[-1].videos)
-                if len(requests) > 1:
-                    check_room(requests[-1], len(requests) * requests[-1].videos)
+            plans += _plans(engine, job)
+            stack.enter_context(engine.image_held(job.request))
+            if is_leader:
+                _check_outputs(job)
         except BadRequestError as error:
             problem = str(error)
         _refuse_together(engine, problem)
-        needed = planned is not None or checkpoints is not None
+        needed = job.recipe is not None or kept is not None
         recipes = [engine.recipe(plan) for plan in plans] if needed else []
         try:
-            if planned is not None:
-                planned.check_same(recipes[-1])
-            if checkpoints is not None and outputs is not None:
-                stack.enter_context(checkpoints.locked([recipe.latents.text for recipe in recipes]))
+            if job.recipe is not None:
+                job.recipe.check_same(recipes[-1])
+            if kept is not None and is_leader:
+                stack.enter_context(kept.locked([recipe.latents.text for recipe in recipes]))
         except BadRequestError as error:
             problem = str(error)
         _refuse_together(engine, problem)
         stack.enter_context(engine.commanded())
-        yield
-        if outputs is not None and checkpoints is not None:
+        yield plans
+        if kept is not None and is_leader:
             try:
-                checkpoints.discard()
+                kept.discard()
             except OSError as error:
-                log.warning("checkpoints: cannot remove them from %r: %s", str(checkpoints.root), error)
+                log.warning("checkpoints: cannot remove them from %r: %s", str(kept.root), error)
+
+
+def _plans(engine: Engine, job: Job) -> list[Plan]:
+    """Plan a job's generations, of which the last is the one whose videos are written."""
+    compared = [engine.plan(job.request.full)] if job.compare else []
+    return [*compared, engine.plan(job.request, job.preset)]
+
+
+def _check_outputs(job: Job) -> None:
+    """Refuse files that cannot be written, and frames to compare that do not fit the disk."""
+    videos = job.request.videos
+    job.outputs.check(videos)
+    if job.compare:
+        check_room(job.request, 2 * videos)
 
 
 def _refuse_together(engine: Engine, problem: str) -> None:
@@ -177,37 +188,6 @@ def _refuse_together(engine: Engine, problem: str) -> None:
     problems = [told for told in engine.ranks.control.all_gather_object(problem) if told]
     if problems:
         raise BadRequestError(problems[0])
-
-
-def follow_job(
-    engine: Engine,
-    request: VideoRequest,
-    progress: Progress = silent,
-    *,
-    compared: bool,
-    checkpoints: Checkpoints | None = None,
-    planned: Recipe | None = None,
-) -> Generation:
-    """Follow a job on a rank that writes no files: make the same generations as the first, in its order."""
-    requests = [request.full, request] if compared else [request]
-    with _begun(engine, requests, None, checkpoints, planned):
-        if compared:
-            engine.warm_up(request)
-            generate_shown(engine, request.full, [], progress, checkpoints)
-        return generate_shown(engine, request, [], progress, checkpoints)
-
-
-def generate_shown(
-    engine: Engine,
-    request: VideoRequest,
-    sinks: Sequence[FrameSink],
-    progress: Progress,
-    checkpoints: Checkpoints | None = None,
-) -> Generation:
-    """Generate videos into `sinks`, shown by `progress`."""
-    label = f"{request.spectrum}, seed {request.seed}"
-    with progress(label, engine.plan(request).kinds) as on_step:
-        return engine.generate(request, sinks, on_step, checkpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,48 +200,48 @@ class _Files:
 
 
 @contextmanager
-def _files(outputs: Outputs, request: VideoRequest) -> Iterator[_Files]:
+def _files(job: Job) -> Iterator[_Files]:
     """Open the job's files, which get their names together when the block succeeds."""
-    with whole_files(list(outputs.all(request.videos)), overwrite=outputs.overwrite) as temporaries:
+    names = list(job.outputs.all(job.request.videos))
+    with whole_files(names, overwrite=job.outputs.overwrite) as temporaries:
         report, picture, *videos = temporaries
         yield _Files(report, picture, videos)
 
 
 def _generate_files(
     engine: Engine,
-    request: VideoRequest,
-    outputs: Outputs,
+    job: Job,
+    plan: Plan,
     files: _Files,
     progress: Progress,
-    checkpoints: Checkpoints | None,
     also: Sequence[FrameSink] = (),
-) -> tuple[Generation, Report]:
+) -> tuple[Result, Report]:
     """Generate into mp4 files, and into the sinks `also`, one per video, if given."""
-    videos, config = outputs.videos(request.videos), engine.config
-    bound = min(SILENCE, config.busy_timeout)
+    request, fps = plan.request, engine.config.fps
+    videos, bound = job.outputs.videos(request.videos), min(SILENCE, engine.config.busy_timeout)
     with ExitStack() as stack:
         sinks: list[FrameSink] = [
             stack.enter_context(
-                mp4_encoder(path, width=request.width, height=request.height, fps=config.fps, silence=bound)
+                mp4_encoder(path, width=request.width, height=request.height, fps=fps, silence=bound)
             )
             for path in files.videos
         ]
         watches = [ColourWatch() for _ in videos]
         sinks = [Tee(*one) for one in zip(sinks, watches, *([also] if also else []), strict=True)]
-        generation = generate_shown(engine, request, sinks, progress, checkpoints)
+        result = generate_shown(engine, plan, sinks, progress, job.checkpoints)
         for path, watch in zip(videos, watches, strict=True):
-            generation.warnings += watch.warning(path.name)
+            result.warnings += watch.warning(path.name)
         finishing = time.perf_counter()
     for path in files.videos:
         flush(path)
     report = build_report(
         ModelPart(name=engine.model.name, revision=engine.model.revision),
-        generation,
+        result,
         videos,
         load_seconds=engine.load_seconds,
         write_seconds=time.perf_counter() - finishing,
     )
-    return generation, report
+    return result, report
 
 
 def _write(report: Report, files: _Files) -> Report:

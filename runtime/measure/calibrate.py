@@ -49,7 +49,8 @@ from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.denoise import Denoising, StepRecord, denoise
-from runtime.sampling.plan import Generation, Prepared
+from runtime.sampling.result import Result
+from runtime.sampling.run import Run
 from runtime.sampling.streams import GuidedStream, Stream
 from runtime.versions import versions
 from spectrum import (
@@ -57,7 +58,6 @@ from spectrum import (
     CalibratedPredictor,
     FixedSchedule,
     Gram,
-    PlannedSteps,
     Schedule,
     StepKind,
     mean_gram,
@@ -170,19 +170,23 @@ class Calibrator:
         if self._kept is not None:
             self._kept.remove()
 
+    def _prepare(self, video: int) -> Run:
+        """Prepare a run of one of the videos."""
+        return self._engine.prepare(self._engine.plan(self._requests[video], self._plan.preset))
+
     def _full(self, video: int) -> None:
         """Make one full run, and the nudged runs that branch off it."""
-        prepared = self._engine.prepare(self._engine.plan(self._requests[video]))
-        stream = GramStream(prepared.network, is_leader=self._engine.ranks.is_leader)
+        run = self._prepare(video)
+        stream = GramStream(run.network, is_leader=self._engine.ranks.is_leader)
         nudged = self.nudged_steps(video)
-        state, sampler = Denoising(prepared.noise_BCFHW), prepared.plan.fresh_sampler()
         before: list[_Before] = []
         name = f"video {video + 1} of {len(self._requests)}"
-        for record in self._walk(prepared, state, sampler, stream, name):
+        state = self._denoising(run, stream, name)
+        for record in self._walk(state, name):
             self._found.computed.append(record.seconds)
             if record.index + 1 in nudged:
                 assert stream.last_BCFHW is not None
-                kept = state.latents_BCFHW.clone(), copy.deepcopy(sampler), stream.last_BCFHW
+                kept = state.latents_BCFHW.clone(), copy.deepcopy(state.sampler), stream.last_BCFHW
                 before.append(_Before(record.index + 1, *kept))
         grams = self._sum(stream.grams())
         final_BCFHW = state.latents_BCFHW
@@ -190,18 +194,19 @@ class Calibrator:
         sampled = sample(final_BCFHW).double()
         gains: dict[str, float] = {}
         for one in before:
-            gains[str(one.step)] = self._nudge(prepared, one, final_BCFHW, f"{name}, nudged at {one.step}")
+            gains[str(one.step)] = self._nudge(run, one, final_BCFHW, f"{name}, nudged at {one.step}")
         self._found.grams.append({stream: to_triangle(gram) for stream, gram in grams.items()})
         self._found.scales.append(root / float(sampled.norm()))
         self._found.latents.append(final_BCFHW.cpu())
         for step, gain in gains.items():
             self._found.gains.setdefault(step, []).append(gain)
 
-    def _nudge(self, prepared: Prepared, before: _Before, final_BCFHW: torch.Tensor, name: str) -> float:
+    def _nudge(self, run: Run, before: _Before, final_BCFHW: torch.Tensor, name: str) -> float:
         """Size of an error of one step at the end, relative to its size in the latent after that step."""
-        state = Denoising(before.latents_BCFHW)
-        stream = NudgedStream(prepared.open_stream(), before.step, before.velocity_BCFHW, _NUDGE)
-        for _ in self._walk(prepared, state, before.sampler, stream, name, start=before.step):
+        stream = NudgedStream(run.open_stream(), before.step, before.velocity_BCFHW, _NUDGE)
+        state = self._denoising(run, stream, name)
+        state.latents_BCFHW, state.sampler = before.latents_BCFHW, before.sampler
+        for _ in self._walk(state, name, before.step):
             pass
         moved = abs(self._levels[before.step] - self._levels[before.step + 1])
         left = float((state.latents_BCFHW - final_BCFHW).double().norm())
@@ -213,19 +218,15 @@ class Calibrator:
         gram = mean_gram(from_triangle(grams["guided"], self._steps) for grams in others)
         predictor = CalibratedPredictor(gram)
         planner = make_planner(predictor, self._levels, self._sensitivity(), self._scale())
-        prepared = self._engine.prepare(self._engine.plan(self._requests[video]))
+        run = self._prepare(video)
         truth = self._frames(self._full_latents(video))
         done: list[Trial] = []
         for nfe in self.budgets:
             plan = planner.plan(nfe)
-            state = Denoising(prepared.noise_BCFHW)
-            stream = GuidedStream(prepared.network, predictor)
             name = f"trial {video + 1} of {len(self._requests)} with {nfe} steps"
-            errors: dict[int, float] = {}
-            walk = self._walk(
-                prepared, state, prepared.plan.fresh_sampler(), stream, name, schedule=plan, errors=errors
-            )
-            for record in walk:
+            schedule = FixedSchedule(plan.steps, plan.computed)
+            state = self._denoising(run, GuidedStream(run.network, predictor), name, schedule)
+            for record in self._walk(state, name):
                 if record.kind is StepKind.FORECAST:
                     self._found.forecast.append(record.seconds)
             frames = self._frames(state.latents_BCFHW)
@@ -237,7 +238,7 @@ class Calibrator:
                         video=video,
                         nfe=nfe,
                         expected=plan.error,
-                        surprise=surprise(errors, plan.expected),
+                        surprise=surprise(state.coordinator.errors, plan.expected),
                         measured=float(difference),
                         psnr=psnr(frames, truth),
                     )
@@ -245,37 +246,24 @@ class Calibrator:
         told = self._engine.ranks.control.all_gather_object([trial.model_dump() for trial in done])[0]
         self._found.trials += told
 
-    def _walk(
-        self,
-        prepared: Prepared,
-        state: Denoising,
-        sampler: SchedulerMixin,
-        stream: Stream,
-        name: str,
-        *,
-        start: int = 0,
-        schedule: PlannedSteps | None = None,
-        errors: dict[int, float] | None = None,
-    ) -> Iterator[StepRecord]:
-        """Denoise, yielding every step; at the end, add the forecast errors to `errors`."""
-        fixed: Schedule = FixedSchedule.full(self._steps)
-        if schedule is not None:
-            fixed = FixedSchedule(schedule.steps, schedule.computed)
-        schedules = dict.fromkeys(prepared.plan.request.branches, fixed)
-        course = prepared.plan.course
+    def _denoising(self, run: Run, stream: Stream, name: str, schedule: Schedule | None = None) -> Denoising:
+        """Begin to denoise a run by `stream`, on a schedule or by the full sampler."""
+        course = run.plan.course
         coordinator = Coordinator(
-            schedules,
+            dict.fromkeys(run.plan.request.branches, schedule or FixedSchedule.full(self._steps)),
             name,
             self._engine.ranks,
             commands=self._engine.commands,
             course=course,
             forced=course.forced(outputs=True),
         )
-        for record in denoise(state, sampler, stream, coordinator, self._engine.ranks, start):
+        return Denoising(run.noise_BCFHW, run.plan.fresh_sampler(), stream, coordinator)
+
+    def _walk(self, state: Denoising, name: str, start: int = 0) -> Iterator[StepRecord]:
+        """Denoise to the end, yielding every step."""
+        for record in denoise(state, self._engine.ranks, start):
             self._on_step(name, record)
             yield record
-        if errors is not None:
-            errors |= coordinator.errors
 
     def _full_latents(self, video: int) -> torch.Tensor:
         """Broadcast the final latents of a full run to every rank."""
@@ -291,8 +279,7 @@ class Calibrator:
         """Decode the frames of all videos, `[T, H, W, 3]` on the first rank, empty on the others."""
         is_leader, plan = self._engine.ranks.is_leader, self._plan
         sinks = [FrameBuffer() for _ in range(latents_BCFHW.shape[0])] if is_leader else []
-        generation = Generation(plan.request, plan.preset, plan.topology, plan.attention)
-        self._engine.decode(latents_BCFHW, sinks, generation)
+        self._engine.decode(latents_BCFHW, sinks, Result(plan))
         return np.concatenate([sink.frames for sink in sinks]) if sinks else np.empty((0, 0, 0, 3), np.uint8)
 
     def _sum(self, grams: dict[StreamName, Gram]) -> dict[StreamName, Gram]:

@@ -26,8 +26,9 @@ from runtime.rehearsal.settings import RehearsedProfile
 from runtime.rehearsal.shares import MadeUpShares
 from runtime.request.config import Config, Memory
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.plan import Plan, Prepared
+from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
+from runtime.sampling.run import Run
 
 _HOPPER = (9, 0)
 
@@ -60,7 +61,7 @@ class RehearsedEngine(Engine):
         self._known, self._gpu, self._whole, self.made_up = profile, gpu, whole, MadeUp()
         super().__init__(config, ranks, degrees)
 
-    def made_ready(self, plan: Plan) -> Prepared:
+    def made_ready(self, plan: Plan) -> Run:
         """As `prepare`, with made-up embeddings of the prompts; to be called where tensors are made up."""
         noise_BCFHW = torch.empty(self.sizes.shape(plan.request), device=DEVICE)
         window_BCFHW = noise_BCFHW[:, :, plan.windows.slice(0)]
@@ -69,7 +70,7 @@ class RehearsedEngine(Engine):
         networks = build_networks(plan, self.loaded.experts, group, self.heads, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
         recipe = self.profile.recipe(plan.request, plan.preset, None)
-        return Prepared(plan, recipe, networks, noise_BCFHW, image, storage)
+        return Run(plan, recipe, networks, noise_BCFHW, image, storage)
 
     @property
     def heads(self) -> int:

@@ -19,7 +19,8 @@ from runtime.rehearsal.engine import RehearsedEngine
 from runtime.rehearsal.ledger import Memory, Work
 from runtime.rehearsal.made_up import DEVICE
 from runtime.sampling.finite import size_of
-from runtime.sampling.plan import Plan, Prepared
+from runtime.sampling.plan import Plan
+from runtime.sampling.run import Run
 from runtime.sampling.streams import Stream
 from spectrum import StepKind
 
@@ -113,34 +114,34 @@ class Rehearser:
         work, memory = ledger.finish()
         return Phase(work, memory)
 
-    def denoise(self) -> tuple[Prepared, Steps]:
+    def denoise(self) -> tuple[Run, Steps]:
         """The steps that tell of all: the first and the last that are computed, and the last forecast one."""
         plan, kinds = self._plan, self._plan.preset.expected_kinds(self._plan.steps)
         computed = [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
         forecast = [step for step, kind in enumerate(kinds) if kind is StepKind.FORECAST]
         sampler = plan.fresh_sampler()  # its tables are real
         with self._made_up.running():
-            prepared = self._engine.made_ready(plan)
-            segment = prepared.segment(0, None)
-            run = _Run(self._engine, plan, segment.stream, sampler, segment.noise_BCFHW)
-            first = run.step(StepKind.COMPUTE, computed[0])
-            run.warm_up()
+            run = self._engine.made_ready(plan)
+            segment = run.segment(0, None)
+            loop = _Loop(self._engine, plan, segment.stream, sampler, segment.noise_BCFHW)
+            first = loop.step(StepKind.COMPUTE, computed[0])
+            loop.warm_up()
             last, of_forecast = first, None
             if len(computed) > 1:
-                run.remember(computed[:-1])
-                last = run.step(StepKind.COMPUTE, computed[-1])
+                loop.remember(computed[:-1])
+                last = loop.step(StepKind.COMPUTE, computed[-1])
             history, kept = segment.stream.bytes, segment.stream.kept
             if forecast and plan.preset.forecasts:
-                run.remember([step for step in computed if step < forecast[-1]])
-                of_forecast = run.step(StepKind.FORECAST, forecast[-1])
-            return prepared, Steps(first, last, of_forecast, history, kept)
+                loop.remember([step for step in computed if step < forecast[-1]])
+                of_forecast = loop.step(StepKind.FORECAST, forecast[-1])
+            return run, Steps(first, last, of_forecast, history, kept)
 
-    def decode(self, prepared: Prepared) -> Phase:
-        """All frames; `prepared` is still held while they are decoded."""
+    def decode(self, run: Run) -> Phase:
+        """All frames; `run` is still held while they are decoded."""
         engine, ledger = self._engine, self._made_up.ledger
-        frames = prepared.noise_BCFHW.shape[2]
+        frames = run.noise_BCFHW.shape[2]
         with self._made_up.running():
-            latents_BCFHW = torch.empty_like(prepared.noise_BCFHW)
+            latents_BCFHW = torch.empty_like(run.noise_BCFHW)
             parts = list(_decoded(engine, latents_BCFHW, min(_DECODED, frames)))
             ledger.start()
             del latents_BCFHW
@@ -190,7 +191,7 @@ class Rehearser:
             encoder(torch.empty((1, 3, size, size), dtype=dtype, device=DEVICE), output_hidden_states=True)
 
 
-class _Run:
+class _Loop:
     """The denoising loop's body, at steps that are chosen."""
 
     def __init__(

@@ -173,8 +173,8 @@ def _open(asked: Asked, profile: RehearsedProfile, rank: int) -> tuple[Rehearsed
 def _rehearse_one(engine: RehearsedEngine, plan: Plan, tokens: int, alike: tuple[int, ...]) -> RankFindings:
     rehearser, place = Rehearser(engine, plan), plan.topology.place(engine.ranks.rank)
     load, encode = rehearser.load(), rehearser.encode()
-    prepared, steps = rehearser.denoise()
-    decode = rehearser.decode(prepared)
+    run, steps = rehearser.denoise()
+    decode = rehearser.decode(run)
     return RankFindings(
         rank=engine.ranks.rank,
         alike=alike,

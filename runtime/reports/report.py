@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from runtime.media.quality import Quality
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
 from runtime.versions import versions
 from spectrum import StepKind
 
@@ -156,55 +156,54 @@ class Report(_Part):
 
 
 def build_report(
-    model: ModelPart, generation: Generation, videos: list[Path], *, load_seconds: float, write_seconds: float
+    model: ModelPart, result: Result, videos: list[Path], *, load_seconds: float, write_seconds: float
 ) -> Report:
-    """Build the report of one generation.
+    """Build the report of one result.
 
     Args:
         model: model that made it.
-        generation: record of the generation.
+        result: what was made, and what it took.
         videos: video files that were written.
         load_seconds: time spent loading the model.
         write_seconds: time spent finishing the files after their last frame.
     """
-    phases = asdict(generation.seconds)
+    phases = asdict(result.seconds)
     phases["write"] += write_seconds
-    computed, topology, expected = generation.computed, generation.topology, generation.expectation
+    plan, computed, expected = result.plan, result.computed, result.expectation
+    topology = plan.topology
     return Report(
-        request=generation.request.model_dump(),
-        spectrum=generation.preset.model_dump(),
+        request=plan.request.model_dump(),
+        spectrum=plan.preset.model_dump(),
         model=model,
-        recipe=generation.recipe,
+        recipe=result.recipe,
         topology=TopologyPart(
             world=topology.world, cfg=topology.cfg, ring=topology.ring, ulysses=topology.ulysses
         ),
-        attention=generation.attention,
-        steps=len(generation.steps),
+        attention=plan.attention,
+        steps=len(result.steps),
         computed=BranchSteps(**computed),
         nfe=BranchNfe(**{branch: len(steps) for branch, steps in computed.items()}),
-        decision_digest=generation.digests,
+        decision_digest=result.digests,
         seconds=SecondsPart(load=load_seconds, **phases, total=load_seconds + sum(phases.values())),
         step_seconds=StepSeconds(
-            computed_median=_median_seconds(generation, StepKind.COMPUTE),
-            forecast_median=_median_seconds(generation, StepKind.FORECAST),
+            computed_median=_median_seconds(result, StepKind.COMPUTE),
+            forecast_median=_median_seconds(result, StepKind.FORECAST),
         ),
         step_log=[
             StepPart(
                 **asdict(step) | {"sent": sent},
-                error=generation.errors.get(step.index),
+                error=result.errors.get(step.index),
                 expected=expected.errors.get(step.index),
             )
-            for step, sent in zip(generation.steps, generation.sent, strict=True)
+            for step, sent in zip(result.steps, result.sent, strict=True)
         ],
-        windows=generation.windows,
-        resumed_at=generation.resumed_at,
-        checkpoint_bytes=generation.checkpoint_bytes,
-        forecaster=ForecasterPart(
-            bytes_per_rank=generation.forecaster_bytes, features_kept=generation.features_kept
-        ),
+        windows=len(plan.windows),
+        resumed_at=result.resumed_at,
+        checkpoint_bytes=result.checkpoint_bytes,
+        forecaster=ForecasterPart(bytes_per_rank=result.forecaster_bytes, features_kept=result.features_kept),
         collective_bytes=CollectiveBytes(
-            computed_step=_most_sent(generation, StepKind.COMPUTE),
-            forecast_step=_most_sent(generation, StepKind.FORECAST),
+            computed_step=_most_sent(result, StepKind.COMPUTE),
+            forecast_step=_most_sent(result, StepKind.FORECAST),
         ),
         expectation=ExpectationPart(
             psnr=expected.psnr,
@@ -212,15 +211,15 @@ def build_report(
             added=expected.added,
             dropped=expected.dropped,
         ),
-        frames_sha256=generation.frames_sha256,
+        frames_sha256=result.frames_sha256,
         videos=[str(path) for path in videos],
-        warnings=generation.warnings,
+        warnings=result.warnings,
         versions=versions(),
     )
 
 
-def add_comparison(report: Report, generation: Generation, full: Generation, measured: list[Quality]) -> None:
-    """Add the comparison with the full sampler's generation to the report."""
+def add_comparison(report: Report, result: Result, full: Result, measured: list[Quality]) -> None:
+    """Add the comparison with the full sampler's result to the report."""
     vmafs = [q.vmaf for q in measured if q.vmaf is not None]
     report.quality = QualityPart(
         psnr=statistics.fmean(q.psnr for q in measured),
@@ -229,21 +228,21 @@ def add_comparison(report: Report, generation: Generation, full: Generation, mea
     )
     report.comparison = ComparisonPart(
         denoise_seconds=_step_seconds(full),
-        speedup=_step_seconds(full) / _step_seconds(generation),
-        ideal_speedup=full.nfe / generation.nfe,
+        speedup=_step_seconds(full) / _step_seconds(result),
+        ideal_speedup=full.nfe / result.nfe,
     )
 
 
-def _step_seconds(generation: Generation) -> float:
+def _step_seconds(result: Result) -> float:
     """Total seconds of all steps, including steps restored from a checkpoint."""
-    return sum(step.seconds for step in generation.steps)
+    return sum(step.seconds for step in result.steps)
 
 
-def _median_seconds(generation: Generation, kind: StepKind) -> float | None:
-    times = [step.seconds for step in generation.steps if step.kind is kind]
+def _median_seconds(result: Result, kind: StepKind) -> float | None:
+    times = [step.seconds for step in result.steps if step.kind is kind]
     return statistics.median(times) if times else None
 
 
-def _most_sent(generation: Generation, kind: StepKind) -> int:
-    pairs = zip(generation.steps, generation.sent, strict=True)
+def _most_sent(result: Result, kind: StepKind) -> int:
+    pairs = zip(result.steps, result.sent, strict=True)
     return max((sent for step, sent in pairs if step.kind is kind), default=0)

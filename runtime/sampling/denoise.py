@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import SchedulerMixin
@@ -19,13 +19,6 @@ from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.finite import check_finite, size_of
 from runtime.sampling.streams import Stream
 from spectrum import StepKind
-
-
-@dataclass(slots=True)
-class Denoising:
-    """Latents, which change from step to step; the stream and the sampler have state of their own."""
-
-    latents_BCFHW: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +42,34 @@ class StepRecord:
     expert: str = ""
 
 
+@dataclass(slots=True)
+class Denoising:
+    """State of one segment's denoising on one rank, which changes from step to step.
+
+    Attributes:
+        latents_BCFHW: latents in float32, the same on every rank; replaced at every step.
+        sampler: a diffusers scheduler for flow models with its timesteps set, at its beginning.
+        stream: computes or forecasts the guided velocity.
+        coordinator: decides which steps are computed.
+        steps: records of the steps that are done, in order.
+    """
+
+    latents_BCFHW: torch.Tensor
+    sampler: SchedulerMixin
+    stream: Stream
+    coordinator: Coordinator
+    steps: list[StepRecord] = field(default_factory=list)
+
+
 @torch.no_grad()
-def denoise(
-    state: Denoising,
-    sampler: SchedulerMixin,
-    stream: Stream,
-    coordinator: Coordinator,
-    ranks: Ranks,
-    start: int = 0,
-) -> Iterator[StepRecord]:
+def denoise(state: Denoising, ranks: Ranks, start: int = 0) -> Iterator[StepRecord]:
     """Denoise `state.latents_BCFHW` from noise to clean latents, yielding after every step.
 
     The caller sets the pace: it may stop iterating after any step, and `state` is then complete up to that
     step.
 
     Args:
-        state: latents in float32, the same on every rank; replaced at every step.
-        sampler: a diffusers scheduler for flow models with its timesteps set, at its beginning.
-        stream: computes or forecasts the guided velocity.
-        coordinator: decides which steps are computed.
+        state: latents, sampler, stream and coordinator, at the beginning or as restored.
         ranks: all ranks of the group.
         start: first step to take; earlier ones were restored from a checkpoint.
 
@@ -76,6 +78,7 @@ def denoise(
         NotFiniteError: a step produced NaN or infinity.
         RankFailedError: another rank failed.
     """
+    sampler, coordinator = state.sampler, state.coordinator
     for index in range(start, len(sampler.timesteps)):
         timestep = sampler.timesteps[index]
         started, sent = time.perf_counter(), ranks.traffic.sent
@@ -83,7 +86,7 @@ def denoise(
         if decision.command is Command.CANCEL:
             raise CancelledError(f"cancelled before step {index}")
         timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
-        output = stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
+        output = state.stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
         ranks.synchronize()  # samplers read numbers back, and would wait there even if a rank has failed
         state.latents_BCFHW = sampler.step(
             output.velocity_BCFHW, timestep, state.latents_BCFHW, return_dict=False
@@ -96,7 +99,9 @@ def denoise(
         seconds = time.perf_counter() - started
         coordinator.timed(seconds)
         sent = ranks.traffic.sent - sent
-        yield StepRecord(index, decision.kind, float(timestep), seconds, sent, decision.expert)
+        record = StepRecord(index, decision.kind, float(timestep), seconds, sent, decision.expert)
+        state.steps.append(record)
+        yield record
         if decision.command is Command.STOP:
             raise CancelledError(f"stopped after step {index}")
     coordinator.finish()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from functools import partial
 from typing import Any
-
-from diffusers import SchedulerMixin
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.checkpoint.reader import Restored, restore
@@ -13,61 +12,17 @@ from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.models.sampler import restore_sampler, sampler_state
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.denoise import Denoising, StepRecord
-from runtime.sampling.streams import Stream
 from spectrum import StepKind
 
 _PATIENCE = 60.0  # seconds that a failed job waits for its checkpoint to be written
 
 
-@dataclass(slots=True)
-class DenoisingState:
-    """State of one rank's denoising, and its conversion to a checkpoint and back.
-
-    Attributes:
-        state: latents.
-        sampler, stream, coordinator: the other parts, with state of their own.
-        steps: records of this rank's steps, in order.
-    """
-
-    state: Denoising
-    sampler: SchedulerMixin
-    stream: Stream
-    coordinator: Coordinator
-    steps: list[StepRecord] = field(default_factory=list)
-
-    def snapshot(self) -> Snapshot:
-        """Snapshot of the state after the last step."""
-        decided, sums = self.coordinator.state()
-        shared = {
-            "latents": self.state.latents_BCFHW,
-            "sampler": sampler_state(self.sampler),
-            "coordinator": decided,
-            "stream": self.stream.whole(),
-        }
-        own = {"sums": sums, "steps": [_plain(step) for step in self.steps]}
-        return Snapshot(self.steps[-1].index, shared, own, self.stream.history())
-
-    def restore(self, found: Restored, ranks: Ranks) -> None:
-        """Restore a checkpoint's state; on another topology, the first rank takes over all ranks' sums."""
-        device = self.state.latents_BCFHW.device
-        self.state.latents_BCFHW = found.shared["latents"].to(device)
-        restore_sampler(self.sampler, found.shared["sampler"], device)
-        self.stream.restore(found.history, found.shared["stream"], sharded=found.sharded)
-        share = 1 if found.sharded or ranks.is_leader else 0
-        self.coordinator.restore(found.shared["coordinator"], [one["sums"] for one in found.own], share)
-        logs = [[_record(step) for step in one["steps"]] for one in found.own]
-        for of_step in zip(*logs, strict=True):
-            sent = share * sum(step.sent for step in of_step)
-            self.steps.append(StepRecord(**asdict(of_step[0]) | {"sent": sent}))
-
-
 class Resumable:
-    """Writes checkpoints of `progress` and resumes from them; does nothing without `checkpoints`.
+    """Writes checkpoints of `state` and resumes from them; does nothing without `checkpoints`.
 
     Args:
-        progress: state to save and restore.
+        state: state to save and restore.
         checkpoints: folder and options; None for no checkpoints.
         identity: recipe of the generation, as text; checkpoints of others are ignored.
         topology, ranks: arrangement of the ranks, and the ranks.
@@ -75,13 +30,13 @@ class Resumable:
 
     def __init__(
         self,
-        progress: DenoisingState,
+        state: Denoising,
         checkpoints: Checkpoints | None,
         identity: str,
         topology: Topology,
         ranks: Ranks,
     ):
-        self._progress, self._checkpoints, self._ranks = progress, checkpoints, ranks
+        self.state, self._checkpoints, self._ranks = state, checkpoints, ranks
         self._identity, self._topology = identity, topology
         self._writer: CheckpointWriter | None = None
 
@@ -91,9 +46,9 @@ class Resumable:
             return 0
         folder, found = self._checkpoints.of(self._identity), None
         if self._checkpoints.resume:
-            found = restore(folder, self._topology, self._ranks, self._progress.stream.names)
+            found = restore(folder, self._topology, self._ranks, self.state.stream.names)
         if found is not None:
-            self._progress.restore(found, self._ranks)
+            _restore(self.state, found, self._ranks)
         self._writer = CheckpointWriter(
             folder, self._identity, self._topology, self._ranks.rank, self._checkpoints.every
         )
@@ -106,15 +61,15 @@ class Resumable:
         computed = record.kind is StepKind.COMPUTE
         if self._writer.due(computed) and self._writer.busy:
             self._ranks.at("waiting for its disk", busy=True)
-        self._writer.offer(computed, self._progress.snapshot)
+        self._writer.offer(computed, partial(_snapshot, self.state))
 
     def finish(self) -> int:
         """Write a last checkpoint and wait for it; return the bytes that this rank has written in all."""
         if self._writer is None:
             return 0
-        if self._progress.steps:
+        if self.state.steps:
             with self._ranks.busy("writing its last checkpoint"):
-                self._writer.finish(self._progress.snapshot())
+                self._writer.finish(_snapshot(self.state))
         return self._writer.bytes
 
     def abandon(self) -> None:
@@ -122,6 +77,33 @@ class Resumable:
         if self._writer is not None and self._writer.busy:
             with self._ranks.busy("writing its last checkpoint"):
                 self._writer.let_go(_PATIENCE)
+
+
+def _snapshot(state: Denoising) -> Snapshot:
+    """Take a snapshot of the state after the last step."""
+    decided, sums = state.coordinator.state()
+    shared = {
+        "latents": state.latents_BCFHW,
+        "sampler": sampler_state(state.sampler),
+        "coordinator": decided,
+        "stream": state.stream.whole(),
+    }
+    own = {"sums": sums, "steps": [_plain(step) for step in state.steps]}
+    return Snapshot(state.steps[-1].index, shared, own, state.stream.history())
+
+
+def _restore(state: Denoising, found: Restored, ranks: Ranks) -> None:
+    """Restore a checkpoint's state; on another topology, the first rank takes over all ranks' sums."""
+    device = state.latents_BCFHW.device
+    state.latents_BCFHW = found.shared["latents"].to(device)
+    restore_sampler(state.sampler, found.shared["sampler"], device)
+    state.stream.restore(found.history, found.shared["stream"], sharded=found.sharded)
+    share = 1 if found.sharded or ranks.is_leader else 0
+    state.coordinator.restore(found.shared["coordinator"], [one["sums"] for one in found.own], share)
+    logs = [[_record(step) for step in one["steps"]] for one in found.own]
+    for of_step in zip(*logs, strict=True):
+        sent = share * sum(step.sent for step in of_step)
+        state.steps.append(StepRecord(**asdict(of_step[0]) | {"sent": sent}))
 
 
 def _plain(step: StepRecord) -> dict[str, Any]:

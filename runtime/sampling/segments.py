@@ -19,16 +19,18 @@ from runtime.parallel.ranks import Ranks
 from runtime.sampling.commands import Commands
 from runtime.sampling.coordinator import Coordinator, Deadline
 from runtime.sampling.denoise import Denoising, StepRecord, denoise
-from runtime.sampling.plan import Generation, Plan, Prepared, Segment
-from runtime.sampling.resume import DenoisingState, Resumable
+from runtime.sampling.plan import Plan
+from runtime.sampling.result import Result
+from runtime.sampling.resume import Resumable
+from runtime.sampling.run import Run
 
 OnStep = Callable[[StepRecord], None]
 
 
 def denoise_segments(
     ranks: Ranks,
-    prepared: Prepared,
-    generation: Generation,
+    run: Run,
+    result: Result,
     on_step: OnStep = lambda _: None,
     checkpoints: Checkpoints | None = None,
     commands: Commands | None = None,
@@ -39,8 +41,8 @@ def denoise_segments(
 
     Args:
         ranks: all ranks of the group.
-        prepared: the plan, ready on this rank.
-        generation: record to which steps and errors are added.
+        run: the run of the plan on this rank.
+        result: record to which steps and errors are added.
         on_step: called after every step; steps are numbered through all segments.
         checkpoints: folder and options of checkpoints; None for none.
         commands: commands given on this rank. One that arrives between two segments is seen by the next.
@@ -48,22 +50,20 @@ def denoise_segments(
     Raises:
         CancelledError, JobFailedError, RankFailedError: see `Engine.generate`.
     """
-    plan, commands = prepared.plan, commands or Commands()
-    identity = prepared.recipe.latents.text
+    plan, commands = run.plan, commands or Commands()
+    identity = run.recipe.latents.text
     video_BCFHW: torch.Tensor | None = None
     for number in range(plan.segments):
-        segment = prepared.segment(number, video_BCFHW)
+        segment = run.segment(number, video_BCFHW)
         coordinator = _coordinate(plan, identity, ranks, commands)
-        latents_BCFHW = _denoise_one(
-            ranks, plan, segment, coordinator, identity, generation, on_step, checkpoints
-        )
-        video_BCFHW = segment.follow(video_BCFHW, latents_BCFHW)
+        state = Denoising(segment.noise_BCFHW, plan.fresh_sampler(), segment.stream, coordinator)
+        _denoise_one(Resumable(state, checkpoints, identity, plan.topology, ranks), result, ranks, on_step)
+        video_BCFHW = segment.follow(video_BCFHW, state.latents_BCFHW)
         # A segment is a function of the one before, whose decisions its digest proves.
         identity = f"{identity}\nafter {coordinator.digest}"
     assert video_BCFHW is not None
     if plan.segments == 1:
-        generation.expectation = plan.expectation(coordinator)
-    generation.windows = len(plan.windows)
+        result.expectation = plan.expectation(coordinator)
     return video_BCFHW
 
 
@@ -76,25 +76,12 @@ def _coordinate(plan: Plan, identity: str, ranks: Ranks, commands: Commands) -> 
     return Coordinator(schedules, identity, ranks, deadline, commands, plan.course, plan.forced)
 
 
-def _denoise_one(
-    ranks: Ranks,
-    plan: Plan,
-    segment: Segment,
-    coordinator: Coordinator,
-    identity: str,
-    generation: Generation,
-    on_step: OnStep,
-    checkpoints: Checkpoints | None,
-) -> torch.Tensor:
-    """Denoise one segment, and return its latents."""
-    state, sampler = Denoising(segment.noise_BCFHW), plan.fresh_sampler()
-    done: list[StepRecord] = []
-    progress = DenoisingState(state, sampler, segment.stream, coordinator, done)
-    resumable = Resumable(progress, checkpoints, identity, plan.topology, ranks)
-    start, before = resumable.begin(), len(generation.steps)
+def _denoise_one(resumable: Resumable, result: Result, ranks: Ranks, on_step: OnStep) -> None:
+    """Denoise one segment, and add what it took to the result."""
+    state, before = resumable.state, len(result.steps)
+    start = resumable.begin()
     try:
-        for record in denoise(state, sampler, segment.stream, coordinator, ranks, start):
-            done.append(record)
+        for record in denoise(state, ranks, start):
             resumable.after(record)
             on_step(replace(record, index=before + record.index))
     except CancelledError:
@@ -103,13 +90,11 @@ def _denoise_one(
     except BaseException:
         resumable.abandon()
         raise
-    generation.checkpoint_bytes += resumable.finish()
-    sent = [step.sent for step in done]
+    result.checkpoint_bytes += resumable.finish()
     own = {
-        "sent": sent,
-        "bytes": segment.stream.bytes,
-        "kept": segment.stream.kept,
-        "digest": coordinator.digest,
+        "sent": [step.sent for step in state.steps],
+        "bytes": state.stream.bytes,
+        "kept": state.stream.kept,
+        "digest": state.coordinator.digest,
     }
-    generation.add(done, coordinator, ranks.control.all_gather_object(own), start)
-    return state.latents_BCFHW
+    result.add(state, ranks.control.all_gather_object(own), start)

@@ -117,10 +117,10 @@ def test_skipped_steps_change_little_and_are_recorded(engine: Engine, small: Mak
 
 def test_frames_are_digested(engine: Engine, small: Make) -> None:
     sinks = [FrameBuffer(), FrameBuffer()]
-    generation = engine.generate(small(videos=2, spectrum="paper"), sinks)
+    result = engine.generate(small(videos=2, spectrum="paper"), sinks)
     again = engine.generate(small(videos=2, spectrum="paper"), [FrameBuffer(), FrameBuffer()])
-    assert generation.frames_sha256 == again.frames_sha256
-    assert len(set(generation.frames_sha256)) == 2
+    assert result.frames_sha256 == again.frames_sha256
+    assert len(set(result.frames_sha256)) == 2
 
 
 def test_an_interrupted_generation_does_not_harm_the_next(engine: Engine, small: Make) -> None:
@@ -211,8 +211,8 @@ def test_attention_by_name_is_reported_and_changes_little(
 ) -> None:
     other = Engine(config.model_copy(update={"attention": "math"}))
     sink = FrameBuffer()
-    assert other.generate(small(), [sink]).attention == "math"
-    assert engine.generate(small(), [FrameBuffer()]).attention == "sdpa"
+    assert other.generate(small(), [sink]).plan.attention == "math"
+    assert engine.generate(small(), [FrameBuffer()]).plan.attention == "sdpa"
     assert np.mean((sink.frames.astype(float) - generate(engine, small())[0]) ** 2) < 0.5
 
 

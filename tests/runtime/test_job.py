@@ -20,14 +20,16 @@ from PIL import Image
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.jobs.run import OnStep, Outputs, run_compared_job, run_job
+from runtime.jobs.run import OnStep, run_job
 from runtime.media.mp4 import FrameBuffer
 from runtime.media.raw import check_room
 from runtime.reports.report import Report
 from runtime.reports.run_picture import scale_errors
+from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
+from tests.jobs import job_of
 
 Make = Callable[..., VideoRequest]
 
@@ -37,7 +39,7 @@ def outputs(folder: Path, **changes: bool) -> Outputs:
 
 
 def test_report_holds_the_contracts_fields(engine: Engine, small: Make, tmp_path: Path) -> None:
-    run_job(engine, small(spectrum="paper", steps=8), outputs(tmp_path))
+    run_job(engine, job_of(engine, small(spectrum="paper", steps=8), outputs(tmp_path)))
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["schema"] == 1
     assert set(report["request"]) >= {
@@ -66,13 +68,13 @@ def test_report_holds_the_contracts_fields(engine: Engine, small: Make, tmp_path
 def test_without_guidance_there_is_no_unconditional_branch(
     engine: Engine, small: Make, tmp_path: Path
 ) -> None:
-    report = run_job(engine, small(guidance=1.0, spectrum="off"), outputs(tmp_path))
+    report = run_job(engine, job_of(engine, small(guidance=1.0, spectrum="off"), outputs(tmp_path)))
     assert report.computed.uncond == []
     assert (report.nfe.cond, report.nfe.uncond) == (6, 0)
 
 
 def test_files_are_made_for_every_video(engine: Engine, small: Make, tmp_path: Path) -> None:
-    report = run_job(engine, small(videos=2), outputs(tmp_path))
+    report = run_job(engine, job_of(engine, small(videos=2), outputs(tmp_path)))
     assert {p.name for p in tmp_path.iterdir()} == {"a-1.mp4", "a-2.mp4", "a.json", "a.png"}
     assert report.videos == [str(tmp_path / "a-1.mp4"), str(tmp_path / "a-2.mp4")]
 
@@ -80,7 +82,7 @@ def test_files_are_made_for_every_video(engine: Engine, small: Make, tmp_path: P
 def test_the_mp4_shows_the_generated_frames(engine: Engine, small: Make, tmp_path: Path) -> None:
     """Decoded again, the file is the full-precision frames but for the codec's loss."""
     request = small(spectrum="off", steps=20, guidance=3.0)
-    run_job(engine, request, outputs(tmp_path))
+    run_job(engine, job_of(engine, request, outputs(tmp_path)))
 
     kept = FrameBuffer()
     engine.generate(request, [kept])
@@ -93,7 +95,7 @@ def test_the_mp4_shows_the_generated_frames(engine: Engine, small: Make, tmp_pat
 
 
 def test_the_picture_is_a_picture(engine: Engine, small: Make, tmp_path: Path) -> None:
-    run_job(engine, small(spectrum="paper", steps=8), outputs(tmp_path))
+    run_job(engine, job_of(engine, small(spectrum="paper", steps=8), outputs(tmp_path)))
     image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     for colour in ((0x1F, 0x4E, 0x79), (0xF0, 0xA0, 0x30)):  # computed and forecast bars
         assert (np.abs(image.astype(int) - colour).sum(-1) < 12).sum() > 200
@@ -125,7 +127,7 @@ def test_comparison_measures_against_the_full_sampler(engine: Engine, small: Mak
         yield lambda record: seen.append(record.kind)
 
     request = small(spectrum="paper", steps=12, width=96, height=96)
-    report = run_compared_job(engine, request, outputs(tmp_path), note)
+    report = run_job(engine, job_of(engine, request, outputs(tmp_path), compare=True), note)
     assert seen[0] == "off, seed 7: 0 of 12 forecast"
     assert seen[13] == "paper, seed 7: 4 of 12 forecast"
     assert len(seen) == 2 * 13
@@ -139,7 +141,8 @@ def test_comparison_measures_against_the_full_sampler(engine: Engine, small: Mak
 def test_comparing_the_full_sampler_with_itself_is_perfect(
     engine: Engine, small: Make, tmp_path: Path
 ) -> None:
-    report = run_compared_job(engine, small(spectrum="off", width=96, height=96, steps=2), outputs(tmp_path))
+    request = small(spectrum="off", width=96, height=96, steps=2)
+    report = run_job(engine, job_of(engine, request, outputs(tmp_path), compare=True))
     assert report.quality is not None
     assert report.quality.psnr == 100.0
 
@@ -150,17 +153,17 @@ def test_nothing_that_exists_is_replaced_without_leave(
 ) -> None:
     (tmp_path / existing).write_text("mine")
     with pytest.raises(BadRequestError, match=f"{existing}' exists"):
-        run_job(engine, small(), outputs(tmp_path))
+        run_job(engine, job_of(engine, small(), outputs(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == [existing]
-    run_job(engine, small(steps=1), outputs(tmp_path, overwrite=True))
+    run_job(engine, job_of(engine, small(steps=1), outputs(tmp_path, overwrite=True)))
     assert (tmp_path / existing).read_bytes() != b"mine"
 
 
 def test_names_must_say_what_the_files_are(engine: Engine, small: Make, tmp_path: Path) -> None:
     with pytest.raises(BadRequestError, match=r"must end in \.mp4"):
-        run_job(engine, small(), Outputs(tmp_path / "a.avi", tmp_path / "a.json"))
+        run_job(engine, job_of(engine, small(), Outputs(tmp_path / "a.avi", tmp_path / "a.json")))
     with pytest.raises(BadRequestError, match=r"must end in \.json"):
-        run_job(engine, small(), Outputs(tmp_path / "a.mp4", tmp_path / "a.txt"))
+        run_job(engine, job_of(engine, small(), Outputs(tmp_path / "a.mp4", tmp_path / "a.txt")))
 
 
 @pytest.mark.parametrize("when", [0, 3])
@@ -170,7 +173,9 @@ def test_an_interrupted_job_leaves_nothing(engine: Engine, small: Make, tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_job(engine, small(spectrum="paper"), outputs(tmp_path), lambda *_: nullcontext(cancel))
+        run_job(
+            engine, job_of(engine, small(spectrum="paper"), outputs(tmp_path)), lambda *_: nullcontext(cancel)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,7 +193,7 @@ def test_an_ffmpeg_that_stops_ends_the_job_within_the_busy_timeout(
             ffmpeg.suspend()
 
     with pytest.raises(JobFailedError, match=r"ffmpeg could not write the video \(it did nothing for 1 s"):
-        run_job(impatient, small(), outputs(tmp_path), lambda *_: nullcontext(stop))
+        run_job(impatient, job_of(impatient, small(), outputs(tmp_path)), lambda *_: nullcontext(stop))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,7 +202,7 @@ def test_a_file_that_appears_while_a_job_runs_is_kept(engine: Engine, small: Mak
         (tmp_path / "a.mp4").write_text("mine")
 
     with pytest.raises(JobFailedError, match=r"a\.mp4' was created by another process .*a\.2\.mp4"):
-        run_job(engine, small(), outputs(tmp_path), lambda *_: nullcontext(appear))
+        run_job(engine, job_of(engine, small(), outputs(tmp_path)), lambda *_: nullcontext(appear))
     assert (tmp_path / "a.mp4").read_text() == "mine"
     assert (tmp_path / "a.2.mp4").stat().st_size > 500
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.2.mp4", "a.2.json", "a.2.png"}
@@ -217,8 +222,9 @@ def test_a_comparison_that_was_interrupted_reports_what_all_steps_took(
         yield after
 
     with pytest.raises(KeyboardInterrupt):
-        run_compared_job(
-            engine, request, outputs(tmp_path), interrupted, Checkpoints(root, every=1, overwrite=True)
+        kept = Checkpoints(root, every=1, overwrite=True)
+        run_job(
+            engine, job_of(engine, request, outputs(tmp_path), compare=True, checkpoints=kept), interrupted
         )
     full_steps: list[float] = []
 
@@ -227,7 +233,7 @@ def test_a_comparison_that_was_interrupted_reports_what_all_steps_took(
         yield lambda record: full_steps.append(record.index) if label.startswith("off") else None
 
     kept = Checkpoints(root, every=1, resume=True)
-    report = run_compared_job(engine, request, outputs(tmp_path), note, kept)
+    report = run_job(engine, job_of(engine, request, outputs(tmp_path), compare=True, checkpoints=kept), note)
     assert full_steps == []  # all were taken from the checkpoint, with their times
     assert report.resumed_at >= 6 and report.comparison is not None
     ours = sum(step.seconds for step in report.step_log)
@@ -250,7 +256,7 @@ def test_temporary_files_that_do_not_fit_name_their_folder(
     said = r"temporary files: cannot write in '.*temporary': File too large \(set TMPDIR"
     try:
         with pytest.raises(JobFailedError, match=said):
-            run_compared_job(engine, small(), outputs(tmp_path))
+            run_job(engine, job_of(engine, small(), outputs(tmp_path), compare=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]

@@ -18,7 +18,7 @@ from runtime.recipe import Recipe
 from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, SamplerConfig, Tiles, Window
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
-from tests.jobs import make_job
+from tests.jobs import job_of, make_job
 from tests.places import ROOT
 
 Small = Callable[..., VideoRequest]
@@ -87,7 +87,7 @@ def test_what_one_side_does_not_know_is_not_compared(config: Config, small: Smal
 
 def test_a_report_names_its_recipe(engine: Engine, small: Small, tmp_path: Path) -> None:
     outputs = Outputs.named(tmp_path / "a.mp4", None, overwrite=False)
-    report = run_job(engine, small(steps=2, spectrum="off"), outputs)
+    report = run_job(engine, job_of(engine, small(steps=2, spectrum="off"), outputs))
     assert report.recipe == recipe_of(engine.config, small(steps=2, spectrum="off")).digest
 
 
@@ -100,10 +100,10 @@ def test_a_job_whose_model_has_changed_since_is_refused(small: Small, tmp_path: 
     settings.write_text(settings.read_text().replace("}", "\n}"))
     engine = Engine(job.config)
     with pytest.raises(BadRequestError, match="changed since it was planned: model was 'sha256:"):
-        run_job(engine, job.request, job.outputs, planned=job.recipe)
+        run_job(engine, job)
     assert not job.outputs.video.exists()
     again = _job(tmp_path, model).planned()
-    run_job(engine, again.request, again.outputs, planned=again.recipe)
+    run_job(engine, again)
     assert again.outputs.video.exists()
 
 

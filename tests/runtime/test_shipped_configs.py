@@ -67,10 +67,10 @@ def made(
             engine.command(Command.STOP)
 
     try:
-        generation = engine.generate(request, [*sinks], on_step, kept)
+        result = engine.generate(request, [*sinks], on_step, kept)
     except CancelledError:
         return b"", -1
-    return b"".join(sink.bytes for sink in sinks), generation.resumed_at
+    return b"".join(sink.bytes for sink in sinks), result.resumed_at
 
 
 def on_ranks(ranks: Ranks, names: list[str], folder: Path) -> list[tuple[bytes, bytes, int]]:

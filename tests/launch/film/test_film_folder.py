@@ -21,7 +21,6 @@ from runtime.errors import BadRequestError, JobFailedError
 from runtime.jobs.defaults import COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 from runtime.jobs.run import run_job
 from runtime.media.ffmpeg import file_url, run_ffmpeg
-from runtime.request.outputs import Outputs
 from tests.jobs import make_job
 
 FILM = """\
@@ -50,8 +49,7 @@ def render(film: Film, engine: Engine) -> None:
     """Make the shots in this process."""
     (film.out / "shots").mkdir(parents=True)
     for number in range(len(film.shots)):
-        video = film.video(number)
-        run_job(engine, film.shots[number].request, Outputs(video, video.with_suffix(".json")))
+        run_job(engine, film.job(number))
 
 
 @contextmanager

@@ -32,7 +32,8 @@ from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
+from tests.jobs import job_of
 from tests.ranks import die, run_ranks, watch_ranks
 
 Make = Callable[..., VideoRequest]
@@ -50,7 +51,7 @@ def run(
     request: VideoRequest,
     checkpoints: Checkpoints | None = None,
     until: int | None = None,
-) -> tuple[Generation, Frames]:
+) -> tuple[Result, Frames]:
     """Generate; `until` is the step after which it is interrupted."""
 
     def after(record: StepRecord) -> None:
@@ -58,8 +59,8 @@ def run(
             raise InterruptedHereError
 
     sink = FrameBuffer()
-    generation = engine.generate(request, [sink], after, checkpoints)
-    return generation, sink.frames
+    result = engine.generate(request, [sink], after, checkpoints)
+    return result, sink.frames
 
 
 def interrupt(engine: Engine, request: VideoRequest, folder: Path, until: int, every: int = 1) -> None:
@@ -91,8 +92,8 @@ def test_every_sampler_goes_on_in_the_same_bits(
     request = small(steps=STEPS, spectrum="paper")
     expected = run(engine, request)[1]
     interrupt(engine, request, tmp_path, until=5)
-    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
-    assert generation.resumed_at == 5  # step 5 was forecast; step 4 is the last that was computed
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    assert result.resumed_at == 5  # step 5 was forecast; step 4 is the last that was computed
     assert np.array_equal(frames, expected)
 
 
@@ -101,14 +102,14 @@ def test_it_does_not_matter_where(engine: Engine, small: Make, tmp_path: Path, u
     request = small(steps=STEPS, spectrum="paper")
     undisturbed, expected = run(engine, request)
     interrupt(engine, request, tmp_path, until)
-    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
-    assert 0 < generation.resumed_at <= until + 1
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    assert 0 < result.resumed_at <= until + 1
     assert np.array_equal(frames, expected)
-    assert generation.digests == undisturbed.digests
-    assert generation.computed == undisturbed.computed
-    assert generation.errors == undisturbed.errors
-    assert [s.index for s in generation.steps] == list(range(STEPS))
-    assert generation.forecaster_bytes == undisturbed.forecaster_bytes
+    assert result.digests == undisturbed.digests
+    assert result.computed == undisturbed.computed
+    assert result.errors == undisturbed.errors
+    assert [s.index for s in result.steps] == list(range(STEPS))
+    assert result.forecaster_bytes == undisturbed.forecaster_bytes
 
 
 @pytest.mark.parametrize(
@@ -127,9 +128,9 @@ def test_every_schedule_goes_on(
     request = small(steps=STEPS, spectrum=schedule(text))
     undisturbed, expected = run(engine, request)
     interrupt(engine, request, tmp_path, until=7)
-    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
-    assert generation.resumed_at > 3
-    assert generation.digests == undisturbed.digests
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    assert result.resumed_at > 3
+    assert result.digests == undisturbed.digests
     assert np.array_equal(frames, expected)
 
 
@@ -145,9 +146,9 @@ def test_a_generation_that_was_told_to_stop_loses_no_step(
 
     with pytest.raises(CancelledError, match="stopped after step 6"):
         engine.generate(request, [FrameBuffer()], stop, Checkpoints(tmp_path, every=100))
-    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
-    assert generation.resumed_at == 7
-    assert generation.digests == undisturbed.digests
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    assert result.resumed_at == 7
+    assert result.digests == undisturbed.digests
     assert np.array_equal(frames, expected)
 
 
@@ -163,9 +164,9 @@ def test_after_the_last_step_only_the_decode_is_left(engine: Engine, small: Make
     undisturbed, expected = run(engine, request)
     with pytest.raises(BrokenError):
         engine.generate(request, [Broken()], checkpoints=Checkpoints(tmp_path, every=1))
-    generation, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
-    assert generation.resumed_at == 9 and generation.computed["cond"][-1] == 8
-    assert generation.digests == undisturbed.digests and len(generation.digests) == 1
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
+    assert result.resumed_at == 9 and result.computed["cond"][-1] == 8
+    assert result.digests == undisturbed.digests and len(result.digests) == 1
     assert np.array_equal(frames, expected)
 
 
@@ -176,8 +177,8 @@ def test_interrupted_again_and_again(engine: Engine, small: Make, tmp_path: Path
     for until in (4, 8):
         with pytest.raises(InterruptedHereError):
             run(engine, request, Checkpoints(tmp_path, every=1, resume=True), until)
-    generation, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
-    assert generation.resumed_at > 6
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
+    assert result.resumed_at > 6
     assert np.array_equal(frames, expected)
 
 
@@ -205,8 +206,8 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
             path.write_bytes(b"")
         case "gone":
             path.unlink()
-    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
-    assert generation.resumed_at == 7  # 8 without the damage: steps 6 and 8 were computed last
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    assert result.resumed_at == 7  # 8 without the damage: steps 6 and 8 were computed last
     assert np.array_equal(frames, expected)
 
 
@@ -216,16 +217,16 @@ def test_with_nothing_whole_it_starts_again(engine: Engine, small: Make, tmp_pat
     interrupt(engine, request, tmp_path, until=8)
     for path in tmp_path.glob("*/part-*"):
         path.write_bytes(b"nonsense")
-    generation, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
-    assert generation.resumed_at == 0
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    assert result.resumed_at == 0
     assert np.array_equal(frames, expected)
 
 
 def test_checkpoints_of_another_request_are_not_used(engine: Engine, small: Make, tmp_path: Path) -> None:
     interrupt(engine, small(steps=STEPS), tmp_path, until=8)
     other = small(steps=STEPS, seed=8)
-    generation, frames = run(engine, other, Checkpoints(tmp_path, every=4, resume=True))
-    assert generation.resumed_at == 0
+    result, frames = run(engine, other, Checkpoints(tmp_path, every=4, resume=True))
+    assert result.resumed_at == 0
     assert np.array_equal(frames, run(engine, other)[1])
 
 
@@ -236,9 +237,9 @@ def test_old_checkpoints_are_removed_and_features_are_written_once(
     interrupt(engine, request, tmp_path, until=8)
     assert len(list(tmp_path.glob("*/manifest-*"))) == 2
     assert len(list(tmp_path.glob("*/part-*"))) == 2  # nothing is remembered
-    generation, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path / "b", every=1))
-    features = generation.forecaster_bytes
-    assert features < generation.checkpoint_bytes < 2 * features + 40_000 * (generation.nfe + 1)
+    result, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path / "b", every=1))
+    features = result.forecaster_bytes
+    assert features < result.checkpoint_bytes < 2 * features + 40_000 * (result.nfe + 1)
 
 
 class SmallFiles:
@@ -289,8 +290,8 @@ def test_a_slow_disk_leaves_no_checkpoint_out(
         written.append(file.name)
 
     monkeypatch.setattr("runtime.checkpoint.writer.torch.save", slowly)
-    generation, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path, every=1))
-    assert len(written) == len({*generation.computed["cond"], STEPS - 1})
+    result, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path, every=1))
+    assert len(written) == len({*result.computed["cond"], STEPS - 1})
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused() -> None:
@@ -393,12 +394,20 @@ def test_nothing_that_is_not_lockstep_s_is_ever_removed(engine: Engine, small: M
         checkpoints = Checkpoints(tmp_path, every=1, **options)
         checkpoints.check()
         with pytest.raises(InterruptedHereError):
-            run_job(engine, request, outputs, lambda *_: nullcontext(stop), checkpoints)
+            run_job(
+                engine,
+                job_of(engine, request, outputs, checkpoints=checkpoints),
+                lambda *_: nullcontext(stop),
+            )
         assert checkpoints.newest is not None and checkpoints.newest >= 3
     bad = Outputs(tmp_path / "a.avi", tmp_path / "a.json")
     with pytest.raises(BadRequestError):
-        run_job(engine, request, bad, checkpoints=Checkpoints(tmp_path, every=1, overwrite=True))
-    done = run_job(engine, request, outputs, checkpoints=Checkpoints(tmp_path, every=1, resume=True))
+        run_job(
+            engine, job_of(engine, request, bad, checkpoints=Checkpoints(tmp_path, every=1, overwrite=True))
+        )
+    done = run_job(
+        engine, job_of(engine, request, outputs, checkpoints=Checkpoints(tmp_path, every=1, resume=True))
+    )
     assert done.resumed_at >= 4
     Checkpoints(tmp_path, every=1).remove()
     assert {path: path.read_bytes() for path in mine} == mine
@@ -444,9 +453,9 @@ def test_checkpoints_of_an_edited_request_are_kept_and_what_differs_is_said(
     }
     for said, edit in edits.items():
         with pytest.raises(BadRequestError, match=f"belong to another request: .*{said}.*They are kept"):
-            run_job(engine, request.model_copy(update=edit), outputs, checkpoints=resume)
+            run_job(engine, job_of(engine, request.model_copy(update=edit), outputs, checkpoints=resume))
     assert {path: path.read_bytes() for path in root.glob("*/*")} == before
-    assert run_job(engine, request, outputs, checkpoints=resume).resumed_at == 7
+    assert run_job(engine, job_of(engine, request, outputs, checkpoints=resume)).resumed_at == 7
     assert not root.exists()
 
 
@@ -480,7 +489,7 @@ def test_a_retry_of_a_job_that_may_overwrite_removes_what_is_another_s(
     interrupt(engine, small(steps=STEPS, seed=8), root, until=6)
     retry = Checkpoints(root, every=1, resume=True, overwrite=True)
     outputs = Outputs(tmp_path / "a.mp4", tmp_path / "a.json")
-    assert run_job(engine, small(steps=STEPS), outputs, checkpoints=retry).resumed_at == 0
+    assert run_job(engine, job_of(engine, small(steps=STEPS), outputs, checkpoints=retry)).resumed_at == 0
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -578,9 +587,9 @@ def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None, sp
     sink = FrameBuffer()
     sinks = [sink] if ranks.is_leader else []
     checkpoints = Checkpoints(folder, every=1, resume=until is None)
-    generation = engine.generate(request, sinks, after, checkpoints)
+    result = engine.generate(request, sinks, after, checkpoints)
     frames = sink.frames if ranks.is_leader else None
-    return frames, generation.resumed_at, generation.digests, generation.sent, generation.errors
+    return frames, result.resumed_at, result.digests, result.sent, result.errors
 
 
 def on_slow_disks(ranks: Ranks, folder: Path) -> int:
@@ -632,11 +641,11 @@ def test_reading_a_checkpoint_may_take_its_time(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone() -> tuple[Frames, Generation]:
+def alone() -> tuple[Frames, Result]:
     engine = Engine(load_config("wan-tiny"), Ranks.alone(torch.device("cpu")))
     sink = FrameBuffer()
-    generation = engine.generate(engine.config.request(PROMPT, **SMALL, spectrum="paper"), [sink])
-    return sink.frames, generation
+    result = engine.generate(engine.config.request(PROMPT, **SMALL, spectrum="paper"), [sink])
+    return sink.frames, result
 
 
 @pytest.mark.timeout(120)
@@ -652,7 +661,7 @@ def alone() -> tuple[Frames, Generation]:
     ids=str,
 )
 def test_ranks_that_died_are_replaced_by_as_many_or_others(
-    tmp_path: Path, alone: tuple[Frames, Generation], before: Any, after: Any
+    tmp_path: Path, alone: tuple[Frames, Result], before: Any, after: Any
 ) -> None:
     outcomes = watch_ranks(before[0], on_ranks, before[1], tmp_path, 7, timeout=10)
     assert outcomes[1].code == -9

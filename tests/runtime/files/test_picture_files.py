@@ -15,13 +15,14 @@ from PIL import Image
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.jobs.run import follow_job, run_job
+from runtime.jobs.run import do_job
 from runtime.media.mp4 import FrameBuffer
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, load_config
 from runtime.request.images import Picture, check_image, image_digest, read_picture
 from runtime.request.outputs import Outputs
 from tests.conditioned import config_of, write_i2v, write_image
+from tests.jobs import job_of
 from tests.ranks import run_ranks
 
 ORIENTATION = 0x0112
@@ -176,10 +177,7 @@ def one_bad_image_in_the_middle(ranks: Ranks, config: Config, folder: str) -> li
         )
         out = Path(folder) / f"{number}.mp4"
         try:
-            if ranks.is_leader:
-                run_job(engine, request, Outputs(out, out.with_suffix(".json")))
-            else:
-                follow_job(engine, request, compared=False)
+            do_job(engine, job_of(engine, request, Outputs.named(out)))
             told.append("done")
         except BadRequestError as error:
             told.append(str(error))

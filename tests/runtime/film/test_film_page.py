@@ -10,10 +10,11 @@ import pytest
 from runtime.engine import Engine
 from runtime.film.assemble import Part
 from runtime.film.page import Scene, write_page
-from runtime.jobs.run import run_compared_job, run_job
+from runtime.jobs.run import run_job
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from tests.browser import look_at, needs_browser
+from tests.jobs import job_of
 
 Make = Callable[..., VideoRequest]
 LATER = "a blue <b>square</b> & more"
@@ -24,16 +25,17 @@ def page(engine: Engine, small: Make, tmp_path_factory: pytest.TempPathFactory) 
     """Two shots: one that was compared, and one whose prompt changes."""
     folder = tmp_path_factory.mktemp("film")
     scenes = []
-    for id, run, fields in (
-        ("one", run_compared_job, {"spectrum": "paper"}),
+    for id, compare, fields in (
+        ("one", True, {"spectrum": "paper"}),
         (
             "two",
-            run_job,
+            False,
             {"frames": 21, "travel": [{"at": 1, "prompt": LATER}], "spectrum": "off", "steps": 2},
         ),
     ):
         request = small(**fields)
-        report = run(engine, request, Outputs(folder / f"{id}.mp4", folder / f"{id}.json"))
+        outputs = Outputs.named(folder / f"{id}.mp4")
+        report = run_job(engine, job_of(engine, request, outputs, compare=compare))
         scenes.append(Scene(id, Part(f"Shot {id}", folder / f"{id}.mp4", request.frames), report))
     write_page(scenes, folder / "film.html", title="Two <shots>", fps=8)
     return folder / "film.html"

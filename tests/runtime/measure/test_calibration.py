@@ -32,7 +32,7 @@ from runtime.reports.report import ModelPart, build_report
 from runtime.request.config import Config, SamplerConfig, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
 from spectrum import StepKind
 from tests.ranks import run_ranks
 
@@ -78,10 +78,10 @@ def planned(folder: Path, calibration: Path, nfe: int, more: str = "") -> str:
     return str(path)
 
 
-def generate(engine: Engine, request: VideoRequest) -> tuple[np.ndarray, Generation]:
+def generate(engine: Engine, request: VideoRequest) -> tuple[np.ndarray, Result]:
     sink = FrameBuffer()
-    generation = engine.generate(request, [sink])
-    return sink.frames, generation
+    result = engine.generate(request, [sink])
+    return sink.frames, result
 
 
 def test_it_says_what_it_is_for(made: Made, engine: Engine) -> None:
@@ -99,13 +99,13 @@ def test_gram_matrices_are_of_the_streams(made: Made, engine: Engine) -> None:
     config = engine.config.model_copy(update={"scheduler": SamplerConfig(kind="euler", shift=3.0)})
     other = Engine(config)
     velocities: list[torch.Tensor] = []
-    prepared = other.prepare(other.plan(requests(config)[0]))
-    sampler = prepared.plan.fresh_sampler()
-    latents = prepared.noise_BCFHW
+    run = other.prepare(other.plan(requests(config)[0]))
+    sampler = run.plan.fresh_sampler()
+    latents = run.noise_BCFHW
     with torch.no_grad():
         for step, timestep in enumerate(sampler.timesteps):
-            time = prepared.network.adapter.time(timestep.expand(1))
-            velocities.append(prepared.network.compute(latents, time).velocity_BCFHW.double().flatten())
+            time = run.network.adapter.time(timestep.expand(1))
+            velocities.append(run.network.compute(latents, time).velocity_BCFHW.double().flatten())
             latents = (
                 latents
                 + (sampler.sigmas[step + 1] - sampler.sigmas[step])
@@ -135,19 +135,19 @@ def test_a_planned_preset_does_as_planned(made: Made, engine: Engine, tmp_path: 
     values = []
     for nfe in (3, 6, 10):
         preset = planned(tmp_path, path, nfe, ", guard: null")
-        frames, generation = generate(engine, request.model_copy(update={"spectrum": preset}))
+        frames, result = generate(engine, request.model_copy(update={"spectrum": preset}))
         plan = calibration.planner("guided").plan(nfe)
-        assert generation.computed["cond"] == list(plan.computed)
-        expectation = generation.expectation
+        assert result.computed["cond"] == list(plan.computed)
+        expectation = result.expectation
         assert expectation.errors == {
             step: error for step, error in enumerate(plan.errors) if error is not None
         }
         assert expectation.psnr is not None and expectation.deviation is not None
         model = ModelPart(name=engine.model.name, revision=engine.model.revision)
-        report = build_report(model, generation, [], load_seconds=0.0, write_seconds=0.0)
+        report = build_report(model, result, [], load_seconds=0.0, write_seconds=0.0)
         assert report.expectation.psnr == expectation.psnr
         assert [part.expected for part in report.step_log][1:] == list(plan.errors)[1:]
-        assert generation.forecaster_bytes == 2 * full_latent_bytes(engine, request)
+        assert result.forecaster_bytes == 2 * full_latent_bytes(engine, request)
         values.append(psnr(frames, full))
     assert values == sorted(values)
 
@@ -159,10 +159,10 @@ def full_latent_bytes(engine: Engine, request: VideoRequest) -> int:
 def test_where_the_plan_does_not_hold_more_is_computed(made: Made, engine: Engine, tmp_path: Path) -> None:
     preset = planned(tmp_path, made[1], 5, ", guard: 0.01, most: 2")
     request = engine.config.request(PROMPTS[0], **{**SIZE, "spectrum": preset})
-    _, generation = generate(engine, request)
-    assert len(generation.expectation.added) == 2
-    assert set(generation.expectation.added) < set(generation.computed["cond"])
-    assert generation.nfe == 7
+    _, result = generate(engine, request)
+    assert len(result.expectation.added) == 2
+    assert set(result.expectation.added) < set(result.computed["cond"])
+    assert result.nfe == 7
 
 
 def test_any_interruption_ends_in_the_same_file(made: Made, engine: Engine, tmp_path: Path) -> None:

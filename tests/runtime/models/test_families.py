@@ -27,7 +27,7 @@ from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.course import Course
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
 from spectrum import StepKind
 from tests.conditioned import denoised
 from tests.family import EXPERTS, TOY, shift_of, toy_config, write_toy
@@ -60,7 +60,7 @@ def presets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(folder / f"{name}.yaml") for name in PRESETS}
 
 
-def generate(engine: Engine, request: VideoRequest) -> tuple[Generation, Frames]:
+def generate(engine: Engine, request: VideoRequest) -> tuple[Result, Frames]:
     sink = FrameBuffer()
     return engine.generate(request, [sink]), sink.frames
 
@@ -74,8 +74,8 @@ def switch(engine: Engine, request: VideoRequest) -> int:
 def by_hand(engine: Engine, request: VideoRequest) -> torch.Tensor:
     """The transformers' own forwards and diffusers' sampler, with nothing of Lockstep's loop."""
     plan = engine.plan(request)
-    prepared, sampler = engine.prepare(plan), plan.fresh_sampler()
-    latents, text = prepared.noise_BCFHW, engine.loaded.text.encode(request).prompts[0]
+    run, sampler = engine.prepare(plan), plan.fresh_sampler()
+    latents, text = run.noise_BCFHW, engine.loaded.text.encode(request).prompts[0]
     for expert in engine.loaded.experts:
         expert.attention.restore()
     for timestep in sampler.timesteps:
@@ -158,12 +158,12 @@ def test_the_samplers_shift_depends_on_the_tokens(toy: Engine) -> None:
 
 def test_every_step_is_of_the_expert_that_its_timestep_says(toy: Engine) -> None:
     request = toy.config.request(PROMPT, spectrum="off")
-    generation = generate(toy, request)[0]
-    assert [record.expert for record in generation.steps] == [
-        EXPERTS[0 if record.timestep >= 600 else 1] for record in generation.steps
+    result = generate(toy, request)[0]
+    assert [record.expert for record in result.steps] == [
+        EXPERTS[0 if record.timestep >= 600 else 1] for record in result.steps
     ]
     assert 0 < switch(toy, request) < STEPS - 1
-    report = build_report(ModelPart(name="toy", revision=""), generation, [], load_seconds=0, write_seconds=0)
+    report = build_report(ModelPart(name="toy", revision=""), result, [], load_seconds=0, write_seconds=0)
     assert {step["expert"] for step in json.loads(report.to_json())["step_log"]} == set(EXPERTS)
 
 
@@ -178,14 +178,14 @@ def test_an_expert_begins_with_computed_steps_where_histories_are_forgotten(
     for stream in PRESETS:
         request = toy.config.request(PROMPT, spectrum=presets[stream])
         first = switch(toy, request)
-        generation = generate(toy, request)[0]
-        kinds = [record.kind for record in generation.steps]
+        result = generate(toy, request)[0]
+        kinds = [record.kind for record in result.steps]
         assert kinds[first : first + 2] == [StepKind.COMPUTE] * 2
         assert StepKind.FORECAST in kinds[:first] and StepKind.FORECAST in kinds[first:]
-        assert first not in generation.errors and first + 1 in generation.errors  # there was no history
+        assert first not in result.errors and first + 1 in result.errors  # there was no history
         planned = toy.plan(request)
         assert planned.kinds[first] is StepKind.COMPUTE
-    assert generation.features_kept <= sum(kind is StepKind.COMPUTE for kind in kinds[first:])
+    assert result.features_kept <= sum(kind is StepKind.COMPUTE for kind in kinds[first:])
 
 
 def test_histories_of_outputs_may_be_carried_on_and_those_of_features_never(
@@ -196,11 +196,11 @@ def test_histories_of_outputs_may_be_carried_on_and_those_of_features_never(
     first = switch(engine, requests["guided"])
     assert engine.plan(requests["feature"]).forced == {first, first + 1}
     assert engine.plan(requests["velocity"]).forced == engine.plan(requests["guided"]).forced == frozenset()
-    generation = generate(engine, requests["velocity"])[0]
-    computed = generation.computed["cond"]
+    result = generate(engine, requests["velocity"])[0]
+    computed = result.computed["cond"]
     schedule = engine.plan(requests["velocity"]).fresh_schedules()["cond"]
     assert tuple(computed) == schedule.computed
-    assert generation.features_kept == len(computed)
+    assert result.features_kept == len(computed)
 
 
 def test_the_course_is_that_of_the_boundaries(toy: Engine) -> None:
@@ -306,8 +306,8 @@ def test_weights_may_be_kept_in_another_dtype_than_steps_compute_in(folder: Path
 def test_long_videos_are_made_of_windows(folder: Path) -> None:
     engine = Engine(toy_config(folder, window=Window(frames=5, overlap=2)))
     travel = ({"at": 1.0, "prompt": "a blue square"},)
-    generation, frames = generate(engine, engine.config.request(PROMPT, frames=11, travel=travel))
-    assert (generation.windows, len(frames)) == (3, 11)
+    result, frames = generate(engine, engine.config.request(PROMPT, frames=11, travel=travel))
+    assert (len(result.plan.windows), len(frames)) == (3, 11)
 
 
 @torch.no_grad()

@@ -96,11 +96,11 @@ class Made:
 def video(ranks: Ranks, config: Config) -> Made:
     engine = Engine(config, ranks, Degrees(cfg=1))
     sink, before = FrameBuffer(), share_held(engine.loaded.experts[0].module)
-    generation = engine.generate(engine.config.request(PROMPT, **SMALL), [sink] if ranks.is_leader else [])
+    result = engine.generate(engine.config.request(PROMPT, **SMALL), [sink] if ranks.is_leader else [])
     return Made(
         sink.frames if ranks.is_leader else None,
-        generation.frames_sha256,
-        generation.sent,
+        result.frames_sha256,
+        result.sent,
         (before, share_held(engine.loaded.experts[0].module)),
         engine.loaded.text._pipeline is not None,
         engine.loaded.decoder.vae is not None,

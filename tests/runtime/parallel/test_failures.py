@@ -14,7 +14,7 @@ import torch
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.jobs.run import follow_job, run_job
+from runtime.jobs.run import do_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.wan.vae import _CausalDecoder
 from runtime.parallel.ranks import Ranks
@@ -22,8 +22,10 @@ from runtime.request.config import Config, Tiles, load_config
 from runtime.request.outputs import Outputs
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Plan, Prepared
+from runtime.sampling.plan import Plan
+from runtime.sampling.run import Run
 from spectrum import FixedSchedule, Schedule
+from tests.jobs import job_of
 from tests.ranks import Outcome, block, die, run_ranks, stop, watch_ranks
 
 TIMEOUT = 5.0  # seconds
@@ -83,7 +85,7 @@ class _OddPlan(Plan):
 
 
 class _OddEngine(Engine):
-    def prepare(self, plan: Plan) -> Prepared:
+    def prepare(self, plan: Plan) -> Run:
         fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
         return dataclasses.replace(super().prepare(plan), plan=_OddPlan(**fields))
 
@@ -208,9 +210,9 @@ def commanded(ranks: Ranks, command: Command) -> list[int]:
         if ranks.rank == ODD and record.index == STEP - 1:
             engine.command(command)
 
-    generation = engine.generate(request, [FrameBuffer()] if ranks.is_leader else [], after)
+    result = engine.generate(request, [FrameBuffer()] if ranks.is_leader else [], after)
     assert seen == list(range(8))
-    return generation.computed["cond"]
+    return result.computed["cond"]
 
 
 @pytest.mark.timeout(120)
@@ -314,12 +316,9 @@ def twice(ranks: Ranks, folder: Path) -> list[str]:
     for name, refused in (("a", False), ("a", True), ("b", False)):  # the second would replace a file
         places.append(ranks.where)
         time.sleep(3 * BUSY)
-        outputs = Outputs(folder / f"{name}.mp4", folder / f"{name}.json")
+        job = job_of(engine, request, Outputs.named(folder / f"{name}.mp4"))
         with pytest.raises(BadRequestError) if refused else nullcontext():
-            if ranks.is_leader:
-                run_job(engine, request, outputs)
-            else:
-                follow_job(engine, request, compared=False)
+            do_job(engine, job)
     return places
 
 

@@ -86,10 +86,10 @@ def generate(
     network = Network(adapter, geometry, group.branches(both), group.guidance(4.0), group.sequence(tokens))
     sampler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     sampler.set_timesteps(STEPS)
-    state = Denoising(noise)
     forecasting = STREAMS[stream](network, ChebyshevRidge(horizon=STEPS))
     coordinator = Coordinator(schedules(schedule), "", ranks)
-    steps = list(denoise(state, sampler, forecasting, coordinator, ranks))
+    state = Denoising(noise, sampler, forecasting, coordinator)
+    steps = list(denoise(state, ranks))
     computed = {branch.name: coordinator.computed(branch.name) for branch in both}
     return Result(state.latents_BCFHW, steps, coordinator.errors, coordinator.digests, computed)
 

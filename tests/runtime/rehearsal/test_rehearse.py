@@ -26,7 +26,7 @@ from runtime.rehearsal.settings import RehearsedProfile
 from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Tiles, available, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
 from spectrum import StepKind
 from tests.ranks import run_ranks
@@ -49,13 +49,13 @@ def ran(ranks: Ranks, jobs: list[tuple[Degrees, bool, str]]) -> list[Bytes]:
         config = configured(shard)
         engine = Engine(config, ranks, degrees)
         plan = engine.plan(small(config).model_copy(update={"spectrum": spectrum}))
-        generation = Generation(plan.request, plan.preset, plan.topology, plan.attention)
+        result = Result(plan)
         records: list[StepRecord] = []
-        denoise_segments(ranks, engine.prepare(plan), generation, records.append)
+        denoise_segments(ranks, engine.prepare(plan), result, records.append)
         sent: dict[StepKind, list[int]] = {kind: [] for kind in StepKind}
         for one in records:
             sent[one.kind].append(one.sent)
-        found.append((sent[StepKind.COMPUTE], sent[StepKind.FORECAST], generation.forecaster_bytes))
+        found.append((sent[StepKind.COMPUTE], sent[StepKind.FORECAST], result.forecaster_bytes))
     return found
 
 
@@ -113,9 +113,9 @@ def phases(config: Config, request: VideoRequest, rank: int, world: int, *, whol
     plan = engine.plan(request)
     rehearser = Rehearser(engine, plan)
     found = [rehearser.load(), rehearser.encode()]
-    prepared, steps = rehearser.denoise()
+    run, steps = rehearser.denoise()
     assert steps.forecast is not None
-    return [*found, steps.first, steps.last, steps.forecast, rehearser.decode(prepared)]
+    return [*found, steps.first, steps.last, steps.forecast, rehearser.decode(run)]
 
 
 @pytest.mark.timeout(120)

@@ -124,7 +124,7 @@ def denoise_on_rank(ranks: Ranks, topology: Topology, stream: str, *, text: floa
     schedule = FixedSchedule(5, (0, 1))
     coordinator = Coordinator({"cond": schedule, "uncond": schedule}, "", ranks)
     forecasting = STREAMS[stream](network, FarFetched(horizon=5))
-    for _ in denoise(Denoising(noise_BCFHW), sampler, forecasting, coordinator, ranks):
+    for _ in denoise(Denoising(noise_BCFHW, sampler, forecasting, coordinator), ranks):
         pass
 
 

@@ -10,7 +10,7 @@ from runtime.models.wan.adapter import WanAdapter
 from runtime.parallel.guidance import LocalGuidance, NoGuidance
 from runtime.parallel.ranks import Ranks
 from runtime.sampling.coordinator import Coordinator
-from runtime.sampling.denoise import Denoising, StepRecord, denoise
+from runtime.sampling.denoise import Denoising, denoise
 from runtime.sampling.network import Branch, Network
 from runtime.sampling.streams import STREAMS, ComputedStream, FeatureStream, Stream
 from spectrum import ChebyshevRidge, FixedSchedule, StepKind, paper_schedule
@@ -49,9 +49,11 @@ def noise() -> torch.Tensor:
     return torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(5))
 
 
-def run(state: Denoising, stream: Stream, schedule: FixedSchedule) -> list[StepRecord]:
+def run(stream: Stream, schedule: FixedSchedule) -> Denoising:
     coordinator = Coordinator({"cond": schedule, "uncond": schedule}, "", ALONE)
-    return list(denoise(state, sampler(), stream, coordinator, ALONE))
+    state = Denoising(noise(), sampler(), stream, coordinator)
+    assert list(denoise(state, ALONE)) == state.steps
+    return state
 
 
 @torch.no_grad()
@@ -69,11 +71,8 @@ def test_guidance_joins_the_branches(network: Network) -> None:
 
 
 def test_a_schedule_that_computes_all_gives_the_bits_of_no_forecasting(network: Network) -> None:
-    results = []
-    for stream in (ComputedStream(network), *(make(network, PREDICTOR) for make in STREAMS.values())):
-        state = Denoising(noise())
-        run(state, stream, FixedSchedule.full(12))
-        results.append(state.latents_BCFHW)
+    streams = (ComputedStream(network), *(make(network, PREDICTOR) for make in STREAMS.values()))
+    results = [run(stream, FixedSchedule.full(12)).latents_BCFHW for stream in streams]
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -156,9 +155,9 @@ def test_forecast_steps_run_no_block(network: Network) -> None:
 
     hook = network.adapter._model.blocks[0].register_forward_hook(count)
     try:
-        state, schedule = Denoising(noise()), paper_schedule(12, warmup=2)
+        schedule = paper_schedule(12, warmup=2)
         stream = FeatureStream(network, PREDICTOR)
-        kinds = [record.kind for record in run(state, stream, schedule)]
+        kinds = [record.kind for record in run(stream, schedule).steps]
     finally:
         hook.remove()
     assert calls == 2 * schedule.nfe == 2 * kinds.count(StepKind.COMPUTE)

@@ -15,7 +15,7 @@ from runtime.models.base import Embeddings
 from runtime.request.config import Config, Window
 from runtime.request.video_request import VideoRequest, Waypoint
 from runtime.request.windows import Windows
-from runtime.sampling.plan import Prepared
+from runtime.sampling.run import Run
 from runtime.sampling.travel import window_embeddings
 from spectrum import StepKind
 
@@ -29,10 +29,10 @@ def windowed(config: Config) -> Engine:
     return Engine(config.model_copy(update={"window": Window(frames=9, overlap=4)}))
 
 
-def velocity(prepared: Prepared) -> torch.Tensor:
+def velocity(run: Run) -> torch.Tensor:
     with torch.no_grad():
-        stream = prepared.open_stream()
-        return stream.advance(0, KINDS, prepared.noise_BCFHW, torch.tensor([700.0])).velocity_BCFHW
+        stream = run.open_stream()
+        return stream.advance(0, KINDS, run.noise_BCFHW, torch.tensor([700.0])).velocity_BCFHW
 
 
 def test_windows_lie_between_the_prompts_around_them(small: Make) -> None:

@@ -23,7 +23,7 @@ from runtime.request.config import Config, Window, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.request.windows import Windows
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
 from tests.ranks import run_ranks
 
 Make = Callable[..., VideoRequest]
@@ -32,10 +32,10 @@ SMALL = {"width": 64, "height": 48, "steps": 6, "max_sequence_length": 32, "seed
 WINDOW = Window(frames=9, overlap=4)
 
 
-def generate(engine: Engine, request: VideoRequest) -> tuple[Frames, Generation]:
+def generate(engine: Engine, request: VideoRequest) -> tuple[Frames, Result]:
     sink = FrameBuffer()
-    generation = engine.generate(request, [sink])
-    return sink.frames, generation
+    result = engine.generate(request, [sink])
+    return sink.frames, result
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +77,16 @@ def test_a_video_that_fits_one_window_is_the_plain_one(
 
 def test_every_window_is_evaluated_as_a_video_of_its_own(windowed: Engine, small: Make) -> None:
     """One Euler-like look at a single step: blended velocities are the weighted windows'."""
-    prepared = windowed.prepare(windowed.plan(small(frames=17, spectrum="off")))
-    windows = prepared.plan.windows
+    run = windowed.prepare(windowed.plan(small(frames=17, spectrum="off")))
+    windows = run.plan.windows
     assert windows == Windows(5, 3, (0, 2))
-    timestep, latents = torch.tensor([700.0]), prepared.noise_BCFHW
+    timestep, latents = torch.tensor([700.0]), run.noise_BCFHW
     kinds = {"cond": "compute", "uncond": "compute"}
     with torch.no_grad():
-        velocity = prepared.open_stream().advance(0, kinds, latents, timestep).velocity_BCFHW  # type: ignore[arg-type]
-        time = prepared.network.adapter.time(timestep)
+        velocity = run.open_stream().advance(0, kinds, latents, timestep).velocity_BCFHW  # type: ignore[arg-type]
+        time = run.network.adapter.time(timestep)
         first, second = (
-            prepared.network.compute(latents[:, :, part].contiguous(), time).velocity_BCFHW
+            run.network.compute(latents[:, :, part].contiguous(), time).velocity_BCFHW
             for part in (slice(0, 3), slice(2, 5))
         )
     assert torch.equal(velocity[:, :, :2], first[:, :, :2])
@@ -128,7 +128,7 @@ def test_a_long_video_goes_on_in_the_same_bits(
     assert np.array_equal(sink.frames, expected)
     assert resumed.errors == undisturbed.errors
     assert resumed.digests == undisturbed.digests
-    assert resumed.windows == len(windowed.plan(request).windows) == 3
+    assert len(resumed.plan.windows) == len(windowed.plan(request).windows) == 3
 
 
 def on_ranks(ranks: Ranks, degrees: Degrees) -> Frames | None:

@@ -22,8 +22,10 @@ from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Generation
+from runtime.sampling.result import Result
+from runtime.sampling.run import Run
 from tests.conditioned import config_of, denoised, denoised_on, write_i2v, write_image
+from tests.jobs import job_of
 from tests.ranks import run_ranks
 
 Ask = Callable[..., VideoRequest]
@@ -58,10 +60,10 @@ def ask(own: Config, image: Path) -> Ask:
     return make
 
 
-def generate(engine: Engine, request: VideoRequest) -> tuple[Frames, Generation]:
+def generate(engine: Engine, request: VideoRequest) -> tuple[Frames, Result]:
     sink = FrameBuffer()
-    generation = engine.generate(request, [sink])
-    return sink.frames, generation
+    result = engine.generate(request, [sink])
+    return sink.frames, result
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -76,9 +78,9 @@ def test_one_window_is_the_pipelines_to_the_bit(
         num_frames=9, num_inference_steps=5, guidance_scale=guidance, output_type="np",
         generator=torch.Generator("cpu").manual_seed(request.seed),
     ).frames[0]  # fmt: skip
-    frames, generation = generate(i2v, request)
+    frames, result = generate(i2v, request)
     assert np.array_equal(frames, (theirs * 255).round().astype(np.uint8))
-    assert generation.computed["cond"] == [0, 1, 2, 3, 4]
+    assert result.computed["cond"] == [0, 1, 2, 3, 4]
 
 
 def test_the_image_and_the_seed_are_what_a_video_is_a_function_of(
@@ -94,24 +96,22 @@ def test_each_window_goes_on_from_the_latents_of_the_one_before(i2v: Engine, ask
     long = ask(frames=21)
     windows = i2v.plan(long).windows
     assert windows.starts == (0, 2, 3) and windows.length == 3  # the last overlaps more
-    prepared = i2v.prepare(i2v.plan(long))
+    run = i2v.prepare(i2v.plan(long))
     video = denoised(i2v, long)
     assert video.shape[2] == windows.total
 
     # By hand: the first window alone, then the second with one known latent frame, and the third with two.
-    noise = prepared.noise_BCFHW
-    done = [denoised_of(i2v, prepared, noise[:, :, 0:3], None)]
-    done.append(denoised_of(i2v, prepared, noise[:, :, 2:5], done[0][:, :, 2:])[:, :, 1:])
-    done.append(denoised_of(i2v, prepared, noise[:, :, 3:6], done[1])[:, :, 2:])
+    noise = run.noise_BCFHW
+    done = [denoised_of(i2v, run, noise[:, :, 0:3], None)]
+    done.append(denoised_of(i2v, run, noise[:, :, 2:5], done[0][:, :, 2:])[:, :, 1:])
+    done.append(denoised_of(i2v, run, noise[:, :, 3:6], done[1])[:, :, 2:])
     assert torch.equal(video, torch.cat(done, dim=2))
 
 
-def denoised_of(
-    engine: Engine, prepared: object, noise: torch.Tensor, tail: torch.Tensor | None
-) -> torch.Tensor:
+def denoised_of(engine: Engine, run: Run, noise: torch.Tensor, tail: torch.Tensor | None) -> torch.Tensor:
     """One window through diffusers' sampler and the transformer itself."""
-    assert prepared.image is not None
-    plan, latents, condition = prepared.plan, noise.clone(), prepared.image.latents_BCFHW.clone()
+    assert run.image is not None
+    plan, latents, condition = run.plan, noise.clone(), run.image.latents_BCFHW.clone()
     if tail is not None:
         condition[:, :4, : tail.shape[2]] = 1
         condition[:, 4:, : tail.shape[2]] = tail
@@ -124,7 +124,7 @@ def denoised_of(
                     torch.cat([latents, condition], 1),
                     timestep.expand(1),
                     embedding,
-                    prepared.image.tokens_BIE,
+                    run.image.tokens_BIE,
                 ).sample
                 for embedding in (text.prompts[0], text.negative)
             ]
@@ -136,13 +136,13 @@ def denoised_of(
 def test_an_extended_video_is_counted_through_and_forecasts_in_every_window(i2v: Engine, ask: Ask) -> None:
     preset = ask(frames=21, spectrum="paper", steps=8)
     shown: list[StepRecord] = []
-    generation = i2v.generate(preset, [FrameBuffer()], shown.append)
-    assert [step.index for step in shown] == list(range(24)) == [step.index for step in generation.steps]
-    assert generation.windows == 3
-    assert generation.computed["cond"] == [*range(5), 6, *range(8, 13), 14, *range(16, 21), 22]
+    result = i2v.generate(preset, [FrameBuffer()], shown.append)
+    assert [step.index for step in shown] == list(range(24)) == [step.index for step in result.steps]
+    assert len(result.plan.windows) == 3
+    assert result.computed["cond"] == [*range(5), 6, *range(8, 13), 14, *range(16, 21), 22]
     assert len(i2v.plan(preset).kinds) == 24
-    assert generation.nfe == 18
-    assert {step % 8 for step in generation.errors} == {1, 2, 3, 4, 6}
+    assert result.nfe == 18
+    assert {step % 8 for step in result.errors} == {1, 2, 3, 4, 6}
 
 
 @pytest.mark.parametrize("step", [2, 9])
@@ -199,5 +199,5 @@ def test_what_does_not_fit_is_refused(i2v: Engine, engine: Engine, ask: Ask, tmp
         (i2v, ask(image=str(tmp_path / "none.png")), "cannot be read"),
     ):
         with pytest.raises(BadRequestError, match=said):
-            run_job(refuser, request, Outputs(tmp_path / "a.mp4", tmp_path / "a.json"))
+            run_job(refuser, job_of(refuser, request, Outputs.named(tmp_path / "a.mp4")))
     assert not list(tmp_path.glob("a.*"))

@@ -21,7 +21,7 @@ from runtime.request.config import Config, Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
-from runtime.sampling.plan import Prepared
+from runtime.sampling.run import Run
 from tests.conditioned import config_of, denoised, denoised_on, write_image, write_vace
 from tests.ranks import run_ranks
 
@@ -91,9 +91,9 @@ def test_the_image_counts_and_videos_of_one_request_share_it(vace: Engine, ask: 
     text, first = generate(vace, ask(seen=False)), generate(vace, ask())
     assert not np.array_equal(text, first)
     sinks = [FrameBuffer(), FrameBuffer()]
-    prepared = vace.prepare(vace.plan(ask(videos=2)))
-    assert prepared.image is not None
-    assert torch.equal(*prepared.image.latents_BCFHW.split(1))
+    run = vace.prepare(vace.plan(ask(videos=2)))
+    assert run.image is not None
+    assert torch.equal(*run.image.latents_BCFHW.split(1))
     vace.generate(ask(videos=2), sinks)
     assert not np.array_equal(sinks[0].frames, sinks[1].frames)
 
@@ -102,21 +102,19 @@ def test_each_window_goes_on_from_the_latents_of_the_one_before(vace: Engine, as
     long = ask(frames=21)
     windows = vace.plan(long).windows
     assert windows.starts == (0, 2, 3) and windows.length == 3
-    prepared = vace.prepare(vace.plan(long))
-    noise = prepared.noise_BCFHW
-    done = [by_hand(vace, prepared, noise[:, :, 0:3], None)]
-    done.append(by_hand(vace, prepared, noise[:, :, 2:5], done[0][:, :, 2:])[:, :, 1:])
-    done.append(by_hand(vace, prepared, noise[:, :, 3:6], done[1])[:, :, 2:])
+    run = vace.prepare(vace.plan(long))
+    noise = run.noise_BCFHW
+    done = [by_hand(vace, run, noise[:, :, 0:3], None)]
+    done.append(by_hand(vace, run, noise[:, :, 2:5], done[0][:, :, 2:])[:, :, 1:])
+    done.append(by_hand(vace, run, noise[:, :, 3:6], done[1])[:, :, 2:])
     assert torch.equal(denoised(vace, long), torch.cat(done, dim=2))
 
 
 @torch.no_grad()
-def by_hand(
-    engine: Engine, prepared: Prepared, noise: torch.Tensor, tail: torch.Tensor | None
-) -> torch.Tensor:
+def by_hand(engine: Engine, run: Run, noise: torch.Tensor, tail: torch.Tensor | None) -> torch.Tensor:
     """One window through diffusers' sampler and the transformer itself."""
-    assert prepared.image is not None
-    plan, latents, control = prepared.plan, noise.clone(), prepared.image.latents_BCFHW.clone()
+    assert run.image is not None
+    plan, latents, control = run.plan, noise.clone(), run.image.latents_BCFHW.clone()
     assert control.shape[1] == 96
     if tail is not None:
         control[:, :16, : tail.shape[2]] = tail

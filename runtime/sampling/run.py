@@ -1,0 +1,97 @@
+"""Run of a plan on one rank: networks, noise and conditioning, from which each segment is denoised.
+
+Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from runtime.models.base import ImageCondition
+from runtime.recipe import Recipe
+from runtime.sampling.network import Networks
+from runtime.sampling.plan import Plan
+from runtime.sampling.streams import STREAMS, ComputedStream, Stream
+from runtime.sampling.windowed import WindowedStream
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Part of a video that is denoised in one pass.
+
+    Attributes:
+        noise_BCFHW: initial noise, float32, the same on every rank.
+        stream: its stream, with an empty history.
+        known: number of latent frames at its beginning that belong to the segment before.
+    """
+
+    noise_BCFHW: torch.Tensor
+    stream: Stream
+    known: int = 0
+
+    def follow(self, before_BCFHW: torch.Tensor | None, latents_BCFHW: torch.Tensor) -> torch.Tensor:
+        """Append this segment's latents to all earlier ones."""
+        if before_BCFHW is None:
+            return latents_BCFHW
+        return torch.cat([before_BCFHW, latents_BCFHW[:, :, self.known :]], dim=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a plan on this rank, ready to be denoised.
+
+    Attributes:
+        plan: the plan.
+        recipe: everything that the result is a function of.
+        networks: the transformers with the text of each window, and the first window's image conditioning.
+        noise_BCFHW: noise of the whole video, float32, the same on every rank.
+        image: image conditioning of the first window; None for a video from text alone.
+        storage: device on which histories are kept; None for the one on which they are computed.
+        warnings: sentences about parts of the request that may have unintended effects, on the first rank.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    networks: list[Networks]
+    noise_BCFHW: torch.Tensor
+    image: ImageCondition | None = None
+    storage: torch.device | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> Networks:
+        """Networks of the first window, which is the only one if the video fits the model."""
+        return self.networks[0]
+
+    def segment(self, number: int, before_BCFHW: torch.Tensor | None) -> Segment:
+        """Make segment `number`.
+
+        Args:
+            number: index of the segment.
+            before_BCFHW: clean latents of all earlier segments; None for the first.
+        """
+        if self.plan.segments == 1:
+            return Segment(self.noise_BCFHW, self.open_stream())
+        own, network, known = self.plan.windows.slice(number), self.networks[number], 0
+        if before_BCFHW is not None:
+            assert self.image is not None
+            tail_BCFHW = before_BCFHW[:, :, own.start :]
+            known = tail_BCFHW.shape[2]
+            condition = self.image.continued_from(tail_BCFHW)
+            network = network.conditioned(condition.latents_BCFHW)
+        return Segment(self.noise_BCFHW[:, :, own].contiguous(), self._open_one(network), known)
+
+    def open_stream(self) -> Stream:
+        """Make the preset's stream for all windows together, with an empty history."""
+        windows = self.plan.windows
+        if len(windows) == 1:
+            return self._open_one(self.network)
+        return WindowedStream([self._open_one(network) for network in self.networks], windows)
+
+    def _open_one(self, network: Networks) -> Stream:
+        preset = self.plan.preset
+        if not preset.forecasts:
+            return ComputedStream(network)
+        return STREAMS[preset.stream](network, preset.build_predictor(self.plan.steps), self.storage)

@@ -18,8 +18,8 @@ from diffusers import WanTransformer3DModel
 from PIL import Image
 from safetensors.torch import save
 
-from launch.commands.plan import step_times
-from launch.film.dry_run import reported_times
+from launch.commands.plan import step_seconds
+from launch.film.dry_run import reported_seconds
 from launch.film.folder import check_folder
 from launch.serve.queue import Queue, QueueError
 from runtime.checkpoint.folder import Checkpoints, identity_text
@@ -201,8 +201,8 @@ def _load_report(path: Path) -> None:
     shutil.copy(path, path.parent / "film/film.json")
     with suppress(BadRequestError):
         check_folder(path.parent / "film")
-    reported_times(path.parent)
-    step_times(path)
+    reported_seconds(path.parent)
+    step_seconds(path)
 
 
 def _entries(scratch: Path) -> list[tuple[str, bytes]]:

@@ -4,7 +4,7 @@ from spectrum.calibrated import CalibratedPredictor, Gram, mean_gram, surprise
 from spectrum.chebyshev import chebyshev_basis, ridge_weights
 from spectrum.forecaster import Forecaster, SquaredError, Squares
 from spectrum.guard import GuardedSchedule
-from spectrum.pace import Pace, Stopwatch, Timing
+from spectrum.pace import Pace
 from spectrum.planner import MAX_STEPS, PlannedSteps, Planner
 from spectrum.predictor import Blend, ChebyshevRidge, LinearExtrapolation, Predictor
 from spectrum.schedule import (
@@ -15,6 +15,7 @@ from spectrum.schedule import (
     StepKind,
     paper_schedule,
 )
+from spectrum.seconds import StepSeconds, Stopwatch, TimeLeft
 from spectrum.track import Advanced, Track
 
 __all__ = [
@@ -38,8 +39,9 @@ __all__ = [
     "SquaredError",
     "Squares",
     "StepKind",
+    "StepSeconds",
     "Stopwatch",
-    "Timing",
+    "TimeLeft",
     "Track",
     "chebyshev_basis",
     "mean_gram",

@@ -12,20 +12,21 @@ from runtime.errors import BadRequestError, named
 from runtime.files.atomic import whole_file
 from runtime.files.checks import check_apart, check_writable
 from runtime.files.text import read_json
-from runtime.forecasting.calibration import Calibration, Prediction, StepTimes, is_file_name, load_calibration
-from spectrum import CalibratedPredictor, PlannedSteps
+from runtime.forecasting.calibration import Calibration, Prediction, is_file_name, load_calibration
+from runtime.reports.step_seconds import read_step_seconds
+from spectrum import CalibratedPredictor, PlannedSteps, StepSeconds
 
 _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 200)
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A plan, its calibration, and the step times from which its seconds are predicted."""
+    """A plan, its calibration, and the seconds of steps from which its own are predicted."""
 
     name: str
     calibration: Calibration
     plan: PlannedSteps
-    times: StepTimes
+    typical: StepSeconds
 
     @property
     def prediction(self) -> Prediction | None:
@@ -50,7 +51,7 @@ def make_plan(
     if len(named) != 1:
         raise BadRequestError(f"{', '.join(named) or 'nfe'}: give one of --nfe, --psnr and --seconds")
     calibration = load_calibration(name)
-    times = step_times(report) or calibration.seconds
+    typical = step_seconds(report) or calibration.seconds.steps
     if nfe is not None:
         try:
             plan = calibration.planner("guided").plan(nfe)
@@ -60,32 +61,33 @@ def make_plan(
         plan = calibration.plan_for_psnr(psnr)
     else:
         assert seconds is not None
-        plan = calibration.plan_for_seconds(seconds, times)
-    return Chosen(name, calibration, plan, times)
+        plan = calibration.plan_for_seconds(seconds, typical)
+    return Chosen(name, calibration, plan, typical)
 
 
-def step_times(report: Path | None) -> StepTimes | None:
-    """Read the step times of a report; None without a report."""
+def step_seconds(report: Path | None) -> StepSeconds | None:
+    """Read the seconds of a report's steps; None without a report.
+
+    Raises:
+        BadRequestError: it has none of one kind, or is not a report.
+    """
     if report is None:
         return None
     try:
-        content = read_json(report)
-        measured = content["step_seconds"]
-        return StepTimes(
-            computed=measured["computed_median"],
-            forecast=measured["forecast_median"],
-            ranks=content["topology"]["world"],
-        )
+        found, problem = read_step_seconds(read_json(report)), "it computed or forecast none"
     except (OSError, ValueError, KeyError, TypeError) as error:
+        found, problem = StepSeconds(), named(error)
+    if not (found.computed and found.forecast):
         raise BadRequestError(
-            f"report: {str(report)!r} has no times of computed and forecast steps: {named(error)}"
-        ) from None
+            f"report: {str(report)!r} has no times of computed and forecast steps: {problem}"
+        )
+    return found
 
 
 def overview(name: str, report: Path | None = None) -> Table:
     """Make a table with a row for each of several budgets; step times from `report` or the calibration."""
     calibration = load_calibration(name)
-    times = step_times(report) or calibration.seconds
+    typical = step_seconds(report) or calibration.seconds.steps
     planner, steps = calibration.planner("guided"), calibration.conditions.steps
     table = Table(title=f"{name}: plans for {steps} steps")
     for column in ("NFE", "predicted PSNR, dB", "denoising, s", "computed steps"):
@@ -93,7 +95,7 @@ def overview(name: str, report: Path | None = None) -> Table:
     for nfe in sorted({budget for budget in _OVERVIEW if budget < steps}):
         plan = planner.plan(nfe)
         prediction = _told(calibration.predict(plan.error))
-        table.add_row(str(nfe), prediction, f"{_seconds(times, plan):.2f}", _listed(plan.computed))
+        table.add_row(str(nfe), prediction, f"{_seconds(typical, plan):.2f}", _listed(plan.computed))
     return table
 
 
@@ -102,7 +104,7 @@ def steps_table(chosen: Chosen) -> Table:
     plan, calibration = chosen.plan, chosen.calibration
     table = Table(
         title=f"{chosen.name}: {plan.nfe} of {plan.steps} steps, "
-        f"predicted PSNR {_told(chosen.prediction)} dB, denoising {_seconds(chosen.times, plan):.3g} s",
+        f"predicted PSNR {_told(chosen.prediction)} dB, denoising {_seconds(chosen.typical, plan):.3g} s",
         caption="error: expected error of the forecast; at a computed step, of the forecast that is not used",
     )
     for column in ("step", "", "weights", "noise level", "expected error", "sensitivity"):
@@ -164,8 +166,8 @@ def _weights(predictor: CalibratedPredictor, plan: PlannedSteps, step: int) -> s
     return " ".join(f"{weight:+.2f}" for weight in predictor.weights(history, step))
 
 
-def _seconds(times: StepTimes, plan: PlannedSteps) -> float:
-    return plan.nfe * times.computed + (plan.steps - plan.nfe) * times.forecast
+def _seconds(typical: StepSeconds, plan: PlannedSteps) -> float:
+    return typical.total(plan.nfe, plan.steps - plan.nfe)
 
 
 def _told(prediction: Prediction | None) -> str:

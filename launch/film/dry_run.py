@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapreplace
@@ -18,7 +17,8 @@ from runtime.parallel.topology import Degrees
 from runtime.rehearsal.account import seconds as rehearsal_seconds
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.rehearse import Asked, rehearse
-from spectrum import StepKind
+from runtime.reports.step_seconds import read_step_seconds
+from spectrum import StepKind, StepSeconds
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, besides model and ranks
 _HOUR = 3600.0
@@ -48,12 +48,16 @@ def estimate(film: Film, number: int, gpu: Gpu | None = None) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """A preset at a number of steps: how many are computed, and the seconds of a computed and a forecast step
-    from its calibration."""
+    """A preset at a number of steps.
+
+    Attributes:
+        nfe, total: computed steps, and all.
+        typical: seconds of a step, from the preset's calibration; None without one.
+    """
 
     nfe: int
     total: int
-    seconds: tuple[float, float] | None
+    typical: StepSeconds | None
 
 
 class _Estimates:
@@ -61,21 +65,20 @@ class _Estimates:
 
     def __init__(self, film: Film, gpu: Gpu | None = None):
         self._film, self._gpu = film, gpu
-        self._rehearsed: dict[Asked, tuple[float, float]] = {}
+        self._rehearsed: dict[Asked, StepSeconds] = {}
         self._steps: dict[tuple[str, int], _Steps] = {}
-        self._times: dict[tuple[object, ...], tuple[float, float] | None] = {}
+        self._reports: dict[tuple[object, ...], StepSeconds | None] = {}
 
     def of(self, number: int) -> Estimate:
         """Estimate one shot; see `estimate`."""
         one = self._film.shots[number]
         steps = self._steps_of(one)
-        times = self._step_times(one) or steps.seconds or self._rehearsal(one)
-        if times is None:
+        typical = self._reported(one) or steps.typical or self._rehearsal(one)
+        if typical is None:
             return Estimate(steps.nfe, None, None)
-        computed, forecast = times
-        window = steps.nfe * computed + (steps.total - steps.nfe) * forecast
+        window = typical.total(steps.nfe, steps.total - steps.nfe)
         if self._film.compare:
-            window += steps.total * computed
+            window += typical.total(steps.total, 0)
         seconds = one.windows * window
         return Estimate(steps.nfe, seconds, seconds * self._film.world)
 
@@ -84,21 +87,20 @@ class _Estimates:
         if key not in self._steps:
             kinds = one.preset.expected_kinds(one.request.steps)
             calibrated = one.preset.calibrated
-            known = None if calibrated is None else calibrated.seconds
-            seconds = None if known is None else (known.computed, known.forecast)
-            self._steps[key] = _Steps(kinds.count(StepKind.COMPUTE), len(kinds), seconds)
+            typical = None if calibrated is None else calibrated.seconds.steps
+            self._steps[key] = _Steps(kinds.count(StepKind.COMPUTE), len(kinds), typical)
         return self._steps[key]
 
-    def _step_times(self, one: ShotRequest) -> tuple[float, float] | None:
-        """Seconds of a computed and a forecast step of one window, from a report of a similar shot."""
+    def _reported(self, one: ShotRequest) -> StepSeconds | None:
+        """Seconds of a step of one window, from a report of a similar shot."""
         timed = tuple(getattr(one.request, name) for name in _TIMED)
         key = (*timed, one.settings.model, self._film.world)
-        if not self._times:
-            self._times = reported_times(self._film.out / "shots")
-        return self._times.get(key)
+        if not self._reports:
+            self._reports = reported_seconds(self._film.out / "shots")
+        return self._reports.get(key)
 
-    def _rehearsal(self, one: ShotRequest) -> tuple[float, float] | None:
-        """The same, estimated by a rehearsal."""
+    def _rehearsal(self, one: ShotRequest) -> StepSeconds | None:
+        """Seconds of a step of one window, estimated by a rehearsal."""
         if self._gpu is None:
             return None
         given = {"prompt": "rehearsed", "negative": "", "travel": (), "seed": 0}
@@ -106,26 +108,25 @@ class _Estimates:
         asked = Asked(one.settings, window, Degrees(), self._film.world, self._gpu)
         if asked not in self._rehearsed:
             took = rehearsal_seconds(rehearse(asked, [0]))
-            self._rehearsed[asked] = took["computed_step"], took["forecast_step"]
+            self._rehearsed[asked] = StepSeconds(took["computed_step"], took["forecast_step"])
         return self._rehearsed[asked]
 
 
-def reported_times(folder: Path) -> dict[tuple[object, ...], tuple[float, float] | None]:
-    """Map what the time of a step depends on to seconds of a computed and a forecast step of one window, from
-    the newest report of each kind. Never empty."""
-    found: dict[tuple[object, ...], tuple[float, float] | None] = {(): None}
+def reported_seconds(folder: Path) -> dict[tuple[object, ...], StepSeconds | None]:
+    """Map what the time of a step depends on to the seconds of a step of one window. Never empty.
+
+    Of reports of the same kind, the newest counts.
+    """
+    found: dict[tuple[object, ...], StepSeconds | None] = {(): None}
     for path in sorted(folder.glob("[!.]*.json"), key=_modified):
         try:
             report = read_json(path)
             timed = tuple(report["request"][name] for name in _TIMED)
             key = (*timed, report["model"]["name"], report["topology"]["world"])
-            measured = report["step_seconds"]
+            measured = read_step_seconds(report)
             together = report["windows"] if report["request"]["image"] is None else 1  # windows of a step
-            if measured["computed_median"] is not None:
-                forecast = (measured["forecast_median"] or 0.0) / together
-                times = measured["computed_median"] / together, forecast
-                if all(0 <= one < math.inf for one in times):  # JSON knows NaN
-                    found[key] = times
+            if measured.computed is not None:
+                found[key] = StepSeconds(measured.computed / together, (measured.forecast or 0.0) / together)
         except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
             continue
     return found

@@ -12,9 +12,9 @@ from launch.cluster.group import Begun, End, Ended, Event, RankGroup, StartError
 from launch.cluster.placement import NoRoomError
 from launch.serve.entries import Entry, Progress, ReplicaEntry, State
 from launch.serve.queue import Queue, QueueError, kind_of
-from launch.shell.progress import TimeLeft
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.jobs.job import Job
+from spectrum import TimeLeft
 
 if TYPE_CHECKING:
     from launch.serve.pool import ReplicaPool
@@ -193,7 +193,7 @@ class Replica:
             if isinstance(event, Begun):
                 progress, left, told = Progress(event.label, steps=len(event.kinds)), TimeLeft(event.kinds), 0
             else:
-                left.add(event)
+                left.add(event.index, event.kind, event.seconds)
                 progress = Progress(progress.label, event.index + 1, progress.steps, left.nfe, left.seconds)
             if self._is_unwanted():
                 group.stop()

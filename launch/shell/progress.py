@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,45 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from runtime.sampling.denoise import StepRecord
-from spectrum import StepKind
+from spectrum import StepKind, TimeLeft
 
 log = logging.getLogger(__name__)
 
 _LINES_PER_RUN = 10
 _VERBS = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "forecast"}
-
-
-class TimeLeft:
-    """Estimates how long the remaining steps will take from the times of those done.
-
-    Computed and forecast steps are averaged separately: most computed steps come first, so one average over
-    both would predict far too long a wait.
-
-    Args:
-        kinds: the expected kind of every step.
-    """
-
-    def __init__(self, kinds: Sequence[StepKind]):
-        self._kinds = kinds
-        self._seconds: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
-        self._done = 0
-
-    def add(self, record: StepRecord) -> None:
-        """Take account of a finished step."""
-        self._seconds[record.kind].append(record.seconds)
-        self._done = record.index + 1
-
-    @property
-    def nfe(self) -> int:
-        """Number of computed steps so far."""
-        return len(self._seconds[StepKind.COMPUTE])
-
-    @property
-    def seconds(self) -> float:
-        """Expected seconds for the remaining steps."""
-        medians = {kind: statistics.median(times) for kind, times in self._seconds.items() if times}
-        fallback = max(medians.values(), default=0.0)
-        return sum(medians.get(kind, fallback) for kind in self._kinds[self._done :])
 
 
 class StepProgress:
@@ -89,7 +55,7 @@ class StepProgress:
 
     def __call__(self, record: StepRecord) -> None:
         """Show one step."""
-        self._left.add(record)
+        self._left.add(record.index, record.kind, record.seconds)
         done, total = record.index + 1, self._total
         status = f"{_VERBS[record.kind]}  NFE {self._left.nfe}  ETA {self._left.seconds:.0f} s"
         self._bar.update(self._task, completed=done, status=status)

@@ -29,7 +29,7 @@ from runtime.files.text import read_text, user_path
 from runtime.forecasting.validity import Conditions
 from runtime.request.bounds import NUMBER
 from runtime.request.config import available, shipped
-from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner
+from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner, StepSeconds
 
 StreamName = Literal["feature", "velocity", "guided"]
 _Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False), NUMBER]
@@ -71,11 +71,16 @@ class Trial(_Part):
 
 
 class StepTimes(_Part):
-    """Seconds of one step on the machine and ranks that made the calibration."""
+    """Seconds of one computed and one forecast step on the machine and ranks that made the calibration."""
 
     computed: _Positive
     forecast: _Positive
     ranks: Annotated[int, Field(ge=1, le=10**6), NUMBER]
+
+    @property
+    def steps(self) -> StepSeconds:
+        """Seconds of each kind."""
+        return StepSeconds(self.computed, self.forecast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +200,20 @@ class Calibration(_Part):
         raise BadRequestError(f"psnr: {target:g} given; the best predicted value is {best:.1f} dB")
 
     def plan_for_seconds(
-        self, seconds: float, times: StepTimes | None = None, stream: str = "guided"
+        self, seconds: float, typical: StepSeconds | None = None, stream: str = "guided"
     ) -> PlannedSteps:
         """Plan the most computed steps that can be denoised within `seconds`.
+
+        Args:
+            typical: seconds of the steps; by default those of the calibration's own machine.
 
         Raises:
             BadRequestError: even a single computed step takes longer.
         """
-        times, steps = times or self.seconds, self.conditions.steps
-        extra = max(times.computed - times.forecast, 1e-9)
-        nfe = min(math.floor((seconds - steps * times.forecast) / extra), steps)
+        typical, steps = typical or self.seconds.steps, self.conditions.steps
+        nfe = min(math.floor(typical.affordable(seconds, steps)), steps)
         if nfe < 1:
-            least = times.computed + (steps - 1) * times.forecast
+            least = typical.total(1, steps - 1)
             raise BadRequestError(f"seconds: {seconds:g} given; one computed step alone needs {least:.3g} s")
         return self.planner(stream).plan(nfe)
 

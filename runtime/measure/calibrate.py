@@ -34,7 +34,6 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import (
     Calibration,
-    StepTimes,
     StreamName,
     Trial,
     from_triangle,
@@ -60,6 +59,7 @@ from spectrum import (
     Gram,
     Schedule,
     StepKind,
+    StepSeconds,
     mean_gram,
     surprise,
 )
@@ -314,11 +314,10 @@ class Calibrator:
                 "sensitivity": self._sensitivity(),
                 "scale": self._scale(),
                 "trials": self._found.trials,
-                "seconds": StepTimes(
-                    computed=statistics.median(self._found.computed),
-                    forecast=statistics.median(self._found.forecast),
-                    ranks=self._engine.ranks.size,
-                ),
+                "seconds": {
+                    **StepSeconds.medians(self._found.computed, self._found.forecast)._asdict(),
+                    "ranks": self._engine.ranks.size,
+                },
                 "made": datetime.now(UTC).date(),
                 "versions": versions(),
             }

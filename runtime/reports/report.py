@@ -50,7 +50,7 @@ class SecondsPart(_Part):
     total: float
 
 
-class StepSeconds(_Part):
+class StepSecondsPart(_Part):
     computed_median: float | None
     forecast_median: float | None
 
@@ -130,7 +130,7 @@ class Report(_Part):
     nfe: BranchNfe
     decision_digest: list[str]
     seconds: SecondsPart
-    step_seconds: StepSeconds
+    step_seconds: StepSecondsPart
     step_log: list[StepPart]
     windows: int
     resumed_at: int
@@ -170,7 +170,7 @@ def build_report(
     phases = asdict(result.seconds)
     phases["write"] += write_seconds
     plan, computed, expected = result.plan, result.computed, result.expectation
-    topology = plan.topology
+    topology, typical = plan.topology, result.step_seconds
     return Report(
         request=plan.request.model_dump(),
         spectrum=plan.preset.model_dump(),
@@ -185,10 +185,7 @@ def build_report(
         nfe=BranchNfe(**{branch: len(steps) for branch, steps in computed.items()}),
         decision_digest=result.digests,
         seconds=SecondsPart(load=load_seconds, **phases, total=load_seconds + sum(phases.values())),
-        step_seconds=StepSeconds(
-            computed_median=_median_seconds(result, StepKind.COMPUTE),
-            forecast_median=_median_seconds(result, StepKind.FORECAST),
-        ),
+        step_seconds=StepSecondsPart(computed_median=typical.computed, forecast_median=typical.forecast),
         step_log=[
             StepPart(
                 **asdict(step) | {"sent": sent},
@@ -227,20 +224,15 @@ def add_comparison(report: Report, result: Result, full: Result, measured: list[
         vmaf=statistics.fmean(vmafs) if vmafs else None,
     )
     report.comparison = ComparisonPart(
-        denoise_seconds=_step_seconds(full),
-        speedup=_step_seconds(full) / _step_seconds(result),
+        denoise_seconds=_all_steps(full),
+        speedup=_all_steps(full) / _all_steps(result),
         ideal_speedup=full.nfe / result.nfe,
     )
 
 
-def _step_seconds(result: Result) -> float:
+def _all_steps(result: Result) -> float:
     """Total seconds of all steps, including steps restored from a checkpoint."""
     return sum(step.seconds for step in result.steps)
-
-
-def _median_seconds(result: Result, kind: StepKind) -> float | None:
-    times = [step.seconds for step in result.steps if step.kind is kind]
-    return statistics.median(times) if times else None
 
 
 def _most_sent(result: Result, kind: StepKind) -> int:

@@ -24,7 +24,7 @@ from runtime.parallel.collectives import Transfer
 from runtime.parallel.ranks import Ranks, minority
 from runtime.sampling.commands import Command, Commands
 from runtime.sampling.course import Course
-from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, Squares, StepKind, Stopwatch, Timing
+from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, Squares, StepKind, StepSeconds, Stopwatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,12 @@ class Decision:
 
 
 class _Record(NamedTuple):
-    """Record that ranks exchange at a step."""
+    """Record that ranks exchange at a step.
+
+    Attributes:
+        left: seconds that the rank expects until the deadline, before the next step.
+        computed, forecast: its typical seconds of a step; 0 where unknown.
+    """
 
     step: int
     digest: bytes
@@ -59,11 +64,6 @@ class _Record(NamedTuple):
     left: float
     computed: float
     forecast: float
-
-    @property
-    def timing(self) -> Timing:
-        """Timing that the rank expects before the next step."""
-        return Timing(self.left, self.computed, self.forecast)
 
     def pack(self) -> torch.Tensor:
         return torch.frombuffer(bytearray(struct.pack(_LAYOUT, *self)), dtype=torch.uint8)
@@ -134,7 +134,8 @@ class Coordinator:
         self._exchange: Transfer | None = None
         self._agreed = Command.NONE
         self._deadline, self._began = deadline, time.perf_counter()
-        self._stopwatch, self._pace, self._timing = Stopwatch(), Pace(), Timing()
+        self._stopwatch, self._pace = Stopwatch(), Pace()
+        self._left, self._typical = math.inf, StepSeconds()  # by the first rank's clock
         self._squares: dict[int, SquaredError] = {}
         self.decisions: list[Decision] = []
         self.digests: list[str] = []
@@ -182,7 +183,8 @@ class Coordinator:
         """Return whether there is time to compute this wanted step, equally on all ranks."""
         if self._deadline is None or not self.decisions:
             return True
-        return self._pace.allows(self._timing, self._deadline.wanted(step), len(self._deadline.kinds) - step)
+        wanted, steps_left = self._deadline.wanted(step), len(self._deadline.kinds) - step
+        return self._pace.allows(self._left, self._typical, wanted, steps_left)
 
     def timed(self, seconds: float) -> None:
         """Note that the step decided last took `seconds` on this rank."""
@@ -256,19 +258,20 @@ class Coordinator:
         self._sum_errors()
 
     def _begin_exchange(self, step: int) -> None:
-        message = _Record(step, self._digest.digest(), self._commands.take(), *self._time_after_this()).pack()
+        left, typical = self._expected()
+        seconds = left, typical.computed or 0.0, typical.forecast or 0.0
+        message = _Record(step, self._digest.digest(), self._commands.take(), *seconds).pack()
         control = self._ranks.control
         self._exchange = control.start([message] * control.size, [_SHAPE] * control.size)
         self._ranks.before_transfer(self.confirm)
 
-    def _time_after_this(self) -> Timing:
-        """Timing expected at the end of the step that begins now."""
+    def _expected(self) -> tuple[float, StepSeconds]:
+        """Seconds left at the end of the step that begins now, as expected, and typical seconds of a step."""
         if self._deadline is None:
-            return Timing()
+            return math.inf, StepSeconds()
         left = self._deadline.seconds - (time.perf_counter() - self._began)
-        timing = self._stopwatch.timing(left)
-        this = timing.computed if self.decisions[-1].kind is StepKind.COMPUTE else timing.forecast
-        return timing._replace(left=left - this)
+        typical = self._stopwatch.typical
+        return left - (typical.of(self.decisions[-1].kind) or 0.0), typical
 
     def confirm(self) -> None:
         """Check that all ranks have made the same decisions so far.
@@ -291,7 +294,7 @@ class Coordinator:
             )
             raise RankFailedError(odd[0], f"step {own.step}", reason)
         self.digests = [record.digest.hex() for record in records]
-        self._timing = records[0].timing
+        self._left, self._typical = records[0].left, StepSeconds(records[0].computed, records[0].forecast)
         self._agreed = Command(max(record.command for record in records))
 
     def _sum_errors(self) -> None:

@@ -12,6 +12,7 @@ from runtime.forecasting.expectation import Expectation
 from runtime.request.video_request import BRANCHES
 from runtime.sampling.denoise import Denoising, StepRecord
 from runtime.sampling.plan import Plan
+from spectrum import StepSeconds, Stopwatch
 
 
 @dataclass(slots=True)
@@ -91,6 +92,14 @@ class Result:
         self.features_kept = max(self.features_kept, *(one["kept"] for one in told))
         if start:
             self.resumed_at = before + start
+
+    @property
+    def step_seconds(self) -> StepSeconds:
+        """Median seconds of a computed and a forecast step on this rank, restored steps included."""
+        watch = Stopwatch()
+        for step in self.steps:
+            watch.add(step.kind, step.seconds)
+        return watch.typical
 
     @property
     def nfe(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum import FixedSchedule, Pace, StepKind, Stopwatch, Timing, paper_schedule
+from spectrum import FixedSchedule, Pace, StepKind, StepSeconds, Stopwatch, paper_schedule
 
 
 def run(schedule: FixedSchedule, deadline: float, computed: float = 1.0, forecast: float = 0.01) -> list[int]:
@@ -20,7 +20,7 @@ def run(schedule: FixedSchedule, deadline: float, computed: float = 1.0, forecas
         if (
             kind is StepKind.COMPUTE
             and step
-            and not pace.allows(watch.timing(left), len(wanted), schedule.steps - step)
+            and not pace.allows(left, watch.typical, len(wanted), schedule.steps - step)
         ):
             kind = StepKind.FORECAST
         seconds = computed if kind is StepKind.COMPUTE else forecast
@@ -55,12 +55,5 @@ def test_no_time_forecasts_all_but_the_first() -> None:
 
 
 def test_without_a_deadline_or_with_costly_forecasts_all_is_allowed() -> None:
-    assert Pace().allows(Timing(), 10, 20)
-    assert Pace().allows(Timing(left=1.0, computed=1.0, forecast=1.0), 10, 20)
-
-
-def test_typical_times_are_medians() -> None:
-    watch = Stopwatch()
-    for seconds in (9.0, 1.0, 2.0):
-        watch.add(StepKind.COMPUTE, seconds)
-    assert watch.timing(5.0) == Timing(5.0, pytest.approx(2.0), 0.0)
+    assert Pace().allows(math.inf, StepSeconds(), 10, 20)
+    assert Pace().allows(1.0, StepSeconds(1.0, 1.0), 10, 20)

@@ -1,4 +1,4 @@
-"""Progress: kinds, evaluations, and an honest time left."""
+"""Progress: kinds, evaluations, and the time left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from launch.shell.progress import StepProgress, TimeLeft
+from launch.shell.progress import StepProgress
 from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
 
@@ -16,15 +16,6 @@ C, F = StepKind.COMPUTE, StepKind.FORECAST
 
 def record(index: int, kind: StepKind) -> StepRecord:
     return StepRecord(index, kind, 0.0, {C: 10.0, F: 1.0}[kind], None)
-
-
-def test_time_left_counts_each_kind_by_itself() -> None:
-    left = TimeLeft([C, C, F, F, C, F])
-    left.add(record(0, C))
-    assert left.seconds == 50.0  # forecasts are not known yet: the worst is assumed
-    left.add(record(1, C))
-    left.add(record(2, F))
-    assert left.seconds == pytest.approx(1 + 10 + 1)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

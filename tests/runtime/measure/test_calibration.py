@@ -17,7 +17,6 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
 from runtime.forecasting.calibration import (
     Calibration,
-    StepTimes,
     from_triangle,
     load_calibration,
     to_triangle,
@@ -33,7 +32,7 @@ from runtime.request.config import Config, SamplerConfig, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.result import Result
-from spectrum import StepKind
+from spectrum import StepKind, StepSeconds
 from tests.ranks import run_ranks
 
 STEPS, VIDEOS = 12, 3
@@ -401,11 +400,11 @@ def test_triangles_keep_the_matrix() -> None:
 
 def test_plans_meet_their_budget(made: Made) -> None:
     calibration = made[0]
-    times = StepTimes(computed=1.0, forecast=0.1, ranks=1)
-    assert calibration.plan_for_seconds(0.9 * 5 + 1.2 + 0.05, times).nfe == 5
-    assert calibration.plan_for_seconds(1000.0, times).nfe == STEPS
+    typical = StepSeconds(computed=1.0, forecast=0.1)
+    assert calibration.plan_for_seconds(0.9 * 5 + 1.2 + 0.05, typical).nfe == 5
+    assert calibration.plan_for_seconds(1000.0, typical).nfe == STEPS
     with pytest.raises(BadRequestError, match=r"one computed step alone needs 2\.1 s"):
-        calibration.plan_for_seconds(1.5, times)
+        calibration.plan_for_seconds(1.5, typical)
     easy = calibration.plan_for_psnr(5.0)
     prediction = calibration.predict(calibration.planner("guided").plan(6).error)
     assert prediction is not None

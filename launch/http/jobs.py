@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import Any
 
 import yaml
 
-from launch.commands.build_job import build_job
 from launch.http.catalog import Catalog, calibrations_of
 from launch.http.errors import ApiError
 from launch.http.video import VideoCreate
-from launch.shell.defaults import CHECKPOINT_EVERY
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.forecasting.calibration import Calibration
 from runtime.jobs.job import Job
+from runtime.jobs.options import JobOptions
 from runtime.models.folder import find_local
 from runtime.profile import ModelProfile
 from runtime.request.config import Config, load_config
@@ -76,14 +74,20 @@ class JobMaker:
         wanted = {field: value for field, value in wanted.items() if value is not None}
         _check_volume(asked, config, wanted)
         spectrum = self._spectrum(asked, config, wanted)
-        loras = [(self.catalog.lora(one.name), one.scale) for one in asked.loras]
-        ranks = None if self.catalog.ranks == 1 else self.catalog.ranks
-        job = _build(name, asked.prompt, out, ranks, loras, wanted | {"spectrum": spectrum})
+        job = JobOptions.parse(
+            config=name,
+            prompt=asked.prompt,
+            **wanted,
+            spectrum=spectrum,
+            out=out,
+            ranks=None if self.catalog.ranks == 1 else self.catalog.ranks,
+            lora=[{"file": self.catalog.lora(one.name), "scale": one.scale} for one in asked.loras],
+        ).job()
         if fps != config.fps:
             job = replace(job, config=job.config.model_copy(update={"fps": fps}))
         job = job.absolute()
         if find_local(job.config) is not None:  # others are checked when they are there
-            _profile(job.config).check(job.request)
+            _profile(job.config).check(job.request, job.preset)
         return job.planned()
 
     def _spectrum(self, asked: VideoCreate, config: Config, wanted: dict[str, Any]) -> str | None:
@@ -137,32 +141,6 @@ def _profile(config: Config) -> ModelProfile:
 def _fewest(calibration: Calibration, psnr: float) -> int:
     """The fewest computed steps that are expected to reach a PSNR."""
     return calibration.plan_for_psnr(psnr).nfe
-
-
-def _build(
-    config: str,
-    prompt: str,
-    out: Path,
-    ranks: int | None,
-    loras: Sequence[tuple[str, float]],
-    given: dict[str, Any],
-) -> Job:
-    """Build the job, as the command line would for the same fields."""
-    left = ("report", "ulysses", "ring", "cfg", "attention", "shard", "compile", "timeout", "busy_timeout")
-    options: dict[str, Any] = dict.fromkeys((*left, "checkpoints"))
-    return build_job(
-        **options,
-        config=config,
-        prompt=prompt,
-        out=out,
-        overwrite=False,
-        compare=False,
-        ranks=ranks,
-        lora=loras,
-        checkpoint_every=CHECKPOINT_EVERY,
-        resume=False,
-        **given,
-    )
 
 
 def _frames(asked: VideoCreate, config: Config, fps: int) -> int | None:

@@ -53,7 +53,7 @@ LAUNCH: Mapping[str, str] = {
     "serve": "cluster shell",
     "film": "cluster serve shell",
     "commands": "cluster serve shell",
-    "http": "serve",
+    "http": "commands serve shell",
     "torchrun": "commands shell",
     "ray_job": "cluster commands shell",
     "cli": "cluster commands film http shell",

@@ -22,8 +22,6 @@ from launch.shell.pulse import Pulse
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError, named
 from runtime.jobs.job import Job
 from runtime.parallel.meeting import Rendezvous
-from runtime.parallel.topology import Degrees
-from runtime.request.config import Config
 
 __all__ = ["Begun", "Bundle", "End", "Ended", "Event", "RankGroup", "StartError", "bundle_for"]
 
@@ -43,11 +41,10 @@ class StartError(JobFailedError):
 
 
 class RankGroup:
-    """A group of `world` ranks with a loaded model, as its driver sees it.
+    """A group of ranks with a loaded model, as its driver sees it.
 
     Args:
-        config, degrees, timeout: see `runtime.engine.Engine` and `runtime.parallel.ranks.join`.
-        world: number of ranks.
+        job: a job that it is to run; it can run every job that needs the same config, ranks and timeout.
         pulse: registers calls into Ray, so that another thread notices when Ray does not answer.
         unwanted: returns whether the group is no longer needed; polled while it starts.
 
@@ -59,22 +56,20 @@ class RankGroup:
 
     def __init__(
         self,
-        config: Config,
-        world: int,
-        degrees: Degrees,
-        timeout: float,
+        job: Job,
         pulse: Pulse | None = None,
         unwanted: Callable[[], bool] = lambda: False,
     ):
-        self._timeout, self._jobs, self._unwanted = timeout, 0, unwanted
+        self._timeout, self._jobs, self._unwanted = job.timeout, 0, unwanted
         self._pulse = pulse or Pulse()
         self._placement: PlacementGroup | None = None
         self._actors: list[Any] = []
         self.places: list[dict[str, Any]] = []
         try:
             with _explained("placing the ranks"):
-                self._place(bundle_for(config, world, self._call("listing the nodes", ray.nodes)), world)
-            self.places = self._start(config, degrees)
+                nodes = self._call("listing the nodes", ray.nodes)
+                self._place(bundle_for(job.config, job.world, nodes), job.world)
+            self.places = self._start(job)
         except BaseException:
             self.kill()
             raise
@@ -105,14 +100,14 @@ class RankGroup:
             num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), scheduling_strategy=strategy
         ).remote()
 
-    def _start(self, config: Config, degrees: Degrees) -> list[dict[str, Any]]:
+    def _start(self, job: Job) -> list[dict[str, Any]]:
         host, port = self._address
         seen: Counter[str] = Counter()
         starting = []
         for rank, (actor, node) in enumerate(zip(self._actors, self._nodes, strict=True)):
             rendezvous = Rendezvous.at(host, port, rank=rank, world=len(self._actors), local_rank=seen[node])
             seen[node] += 1
-            starting.append(actor.start.remote(rendezvous, config, degrees, self._timeout))
+            starting.append(actor.start.remote(rendezvous, job.config, job.degrees, job.timeout))
         with _explained("loading the model", StartError):
             return self._results(starting)
 

@@ -141,9 +141,7 @@ class _Run:
         try:
             if self._group is None:
                 say(self._console, f"placing {job.world} ranks and loading {job.config.model}")
-                self._group = RankGroup(
-                    job.config, job.world, job.degrees, job.timeout, self._pulse, self._cancelled.is_set
-                )
+                self._group = RankGroup(job, self._pulse, self._cancelled.is_set)
                 where = ", ".join(f"{p['rank']} on {p['host']} ({p['device']})" for p in self._group.places)
                 say(self._console, f"ranks: {where}")
         except CancelledError as error:

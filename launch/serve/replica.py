@@ -173,9 +173,7 @@ class Replica:
             return self._group
         self.dismiss()
         self._show("starting")
-        self._group = RankGroup(
-            job.config, job.world, job.degrees, job.timeout, self._pool.pulse, self._is_unwanted
-        )
+        self._group = RankGroup(job, self._pool.pulse, self._is_unwanted)
         self._loaded = kind_of(job)
         self._pool.largest = max(self._pool.largest, job.world)
         return self._group

@@ -170,7 +170,7 @@ def test_a_group_serves_many_jobs_and_a_refused_one_does_no_harm(
     tmp_path: Path, undisturbed: Callable[[str], list[str]]
 ) -> None:
     job = make_job(tmp_path)
-    group = RankGroup(job.config, 2, job.degrees, job.timeout)
+    group = RankGroup(job)
     try:
         *events, ended = group.run(job)
         assert isinstance(events[0], Begun) and len(events) == 1 + STEPS
@@ -319,7 +319,7 @@ def fail(actor: Any, *, at: int) -> None:
 def test_a_rank_that_fails_while_the_other_is_stuck_is_named(how: str, tmp_path: Path) -> None:
     """The stuck one still answers questions, so nobody but the clock would end it."""
     job = make_job(tmp_path, cfg=2)
-    group = RankGroup(job.config, 2, job.degrees, job.timeout)
+    group = RankGroup(job)
     try:
         stick(group._actors[0], at=3)
         if how == "raises":
@@ -340,7 +340,7 @@ def test_a_rank_that_fails_while_the_other_is_stuck_is_named(how: str, tmp_path:
 def test_a_group_that_is_not_wanted_any_more_does_not_start(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     with pytest.raises(CancelledError, match="stopped while the ranks were starting"):
-        RankGroup(job.config, 2, job.degrees, job.timeout, unwanted=lambda: True)
+        RankGroup(job, unwanted=lambda: True)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -348,7 +348,7 @@ def test_what_cannot_be_loaded_is_refused_by_its_reason(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     nowhere = job.config.model_copy(update={"model": str(tmp_path / "nowhere")})
     with pytest.raises(BadRequestError, match="nowhere"):
-        RankGroup(nowhere, 2, job.degrees, job.timeout)
+        RankGroup(replace(job, config=nowhere))
 
 
 @pytest.mark.usefixtures("local_ray")

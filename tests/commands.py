@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+from tests.forked import Command, completed
 from tests.jobs import PROMPT
 
 STEPS = 40
@@ -21,9 +21,9 @@ Members = dict[str, psutil.Process]
 
 
 def generate(out: Path, *options: str) -> list[str]:
-    """The command, on Ray; `options` say on how many ranks, by default two, one for each branch."""
+    """The command's words, on Ray; `options` say on how many ranks, by default two, one for each branch."""
     ranks = options or ("--ranks", "2", "--cfg", "2")
-    command = [sys.executable, "-m", "launch", "generate", PROMPT, "--launcher", "ray", *ranks, *SIZE]
+    command = ["generate", PROMPT, "--launcher", "ray", *ranks, *SIZE]
     return [*command, "--out", str(out), "--checkpoint-every", "1", "--timeout", "5"]
 
 
@@ -35,15 +35,10 @@ def environment(cluster: str = "") -> dict[str, str]:
 @contextmanager
 def generating(
     out: Path, *options: str, step: int = STEPS // 10, cluster: str = ""
-) -> Iterator[tuple[subprocess.Popen[str], Members]]:
+) -> Iterator[tuple[Command, Members]]:
     """The command, whose ranks have done this step (a tenth of all, or several), and its family by name."""
-    with subprocess.Popen(
-        generate(out, *options),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(cluster),
-    ) as process:
+    words, pipe = generate(out, *options), subprocess.PIPE
+    with Command(words, stdout=pipe, stderr=pipe, env=environment(cluster)) as process:
         assert process.stderr is not None
         line = "begin"
         while line and f"step {step}/" not in line:
@@ -51,7 +46,7 @@ def generating(
         yield process, family(process)
 
 
-def family(process: subprocess.Popen[str]) -> Members:
+def family(process: Command) -> Members:
     """The command, its keeper, its driver, and all that they started, by their names."""
     members = psutil.Process(process.pid).children(recursive=True)
     keeper = next(member for member in members if member.ppid() == process.pid)
@@ -79,6 +74,5 @@ def digests(out: Path) -> list[str]:
 
 def made_alone(out: Path) -> list[str]:
     """Digests of the frames that one rank makes; two ranks of cfg make the same bits."""
-    command = [sys.executable, "-m", "launch", "generate", PROMPT, *SIZE, "--out", str(out)]
-    subprocess.run(command, check=True)
+    completed(["generate", PROMPT, *SIZE, "--out", str(out)]).check_returncode()
     return digests(out)

@@ -28,8 +28,8 @@ from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks, join
 
 _PATIENT = 120.0  # seconds that a test of success waits
-_PROCESSES = multiprocessing.get_context("forkserver")  # forked from a process that has imported everything
-_PROCESSES.set_forkserver_preload(["tests.preloaded"])
+PROCESSES = multiprocessing.get_context("forkserver")  # forked from a process that has imported everything
+PROCESSES.set_forkserver_preload(["tests.preloaded"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def watch_ranks(
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         processes = [
-            _PROCESSES.Process(
+            PROCESSES.Process(
                 target=_work,
                 args=(
                     Rendezvous.at("127.0.0.1", port, rank=rank, world=world),
@@ -221,9 +221,9 @@ class _WarmGroup:
         port = free_port()
         self._processes, self._connections = [], []
         for rank in range(world):
-            own, others = _PROCESSES.Pipe()
+            own, others = PROCESSES.Pipe()
             meeting = Rendezvous.at("127.0.0.1", port, rank=rank, world=world)
-            process = _PROCESSES.Process(target=_serve, args=(meeting, others), daemon=True)
+            process = PROCESSES.Process(target=_serve, args=(meeting, others), daemon=True)
             process.start()
             others.close()  # its end is seen when the process ends
             self._processes.append(process)

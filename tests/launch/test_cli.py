@@ -14,6 +14,7 @@ import pytest
 
 from launch import cli
 from runtime.request.config import shipped
+from tests.forked import Command
 
 PROMPT = "a red circle moving left on a black background"
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-length", "32"]
@@ -127,8 +128,8 @@ def test_a_failure_in_the_middle_exits_3_and_leaves_nothing(
 @pytest.mark.timeout(120)
 def test_ctrl_c_exits_130_and_resume_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = [PROMPT, "--out", str(tmp_path / "a.mp4"), "--steps", "40"]
-    command = [sys.executable, "-m", "launch", "generate", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with Command(["generate", *options], stderr=pipe, stdout=pipe) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "step 4/40" in line:
@@ -158,15 +159,15 @@ def test_ctrl_c_exits_130_and_resume_goes_on(tmp_path: Path, capfd: pytest.Captu
 def test_a_killed_command_leaves_what_the_next_one_goes_on_from_and_no_more(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     options = ["--out", str(tmp_path / "a.mp4"), "--steps", "40", "--checkpoints", str(tmp_path)]
-    command = [sys.executable, "-m", "launch", "generate", PROMPT, *options, "--checkpoint-every", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = ["generate", PROMPT, *options, "--checkpoint-every", "1"]
+    with Command(command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "step 8/40" in line:
                 process.kill()
                 break
     assert list(tmp_path.glob(".a.*.part.mp4"))  # nobody could remove it
-    assert run(*command[3:], "--resume") == 0
+    assert run(*command, "--resume") == 0
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["resumed_at"] >= 4 and len(report["decision_digest"]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.mp4", "a.png", "thesis.tex"]

@@ -19,12 +19,13 @@ from launch import cli, torchrun
 from launch.cli import without_launcher
 from launch.shell import rank
 from runtime.request.config import shipped
+from tests.forked import Command, completed
 from tests.ranks import free_port
 
 PROMPT = "a red circle moving left on a black background"
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-length", "32"]
-GENERATE = [sys.executable, "-m", "launch", "generate", PROMPT, "--timeout", "10"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+GENERATE = ["generate", PROMPT, "--timeout", "10"]
+TORCHRUN = "torch.distributed.run"
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -43,7 +44,7 @@ def test_two_ranks_make_the_video_of_one(tmp_path: Path, capfd: pytest.CaptureFi
     temporary.mkdir()
     own = os.environ | {"TMPDIR": str(temporary)}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own) as process:
+    with Command(command, stdout=pipe, stderr=pipe, env=own) as process:
         assert process.stdout is not None
         told = process.stdout.readline()
         process.send_signal(signal.SIGINT)  # the ranks are about to end
@@ -78,11 +79,11 @@ def test_two_nodes_make_one_video(tmp_path: Path) -> None:
         f"--master-port={port}",
     ]
     nodes = [
-        subprocess.Popen(
-            [*TORCHRUN, *meeting, "--node-rank", str(number), *job, "--ulysses", "2", "--cfg", "1"],
+        Command(
+            [*meeting, "--node-rank", str(number), *job, "--ulysses", "2", "--cfg", "1"],
+            TORCHRUN,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
         for number in range(2)
     ]
@@ -102,11 +103,11 @@ def test_a_node_without_the_config_says_so_and_the_others_end(tmp_path: Path) ->
     job = ["-m", "launch.torchrun", PROMPT, *SMALL, "--out", str(tmp_path / "a.mp4"), "--timeout", "60"]
     started = time.monotonic()
     nodes = [
-        subprocess.Popen(
-            [*TORCHRUN, *meeting, "--node-rank", str(number), *job, "--config", str(tmp_path / name)],
+        Command(
+            [*meeting, "--node-rank", str(number), *job, "--config", str(tmp_path / name)],
+            TORCHRUN,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
         )
         for number, name in enumerate(["mine.yaml", "missing.yaml"])
     ]
@@ -120,15 +121,9 @@ def test_a_node_without_the_config_says_so_and_the_others_end(tmp_path: Path) ->
 
 def test_a_rank_that_is_alone_ends_in_time(tmp_path: Path) -> None:
     environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
-    command = [sys.executable, "-m", "launch.torchrun", PROMPT, *SMALL, "--timeout", "3"]
     own = {name: str(value) for name, value in environment.items()} | {"MASTER_PORT": str(free_port())}
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "a.mp4")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | own,
-    )
+    words = [PROMPT, *SMALL, "--timeout", "3", "--out", str(tmp_path / "a.mp4")]
+    done = completed(words, "launch.torchrun", env=os.environ | own)
     assert done.returncode == 3
     assert (
         "lockstep: rank 1 failed at the meeting of the ranks: it did not arrive at localhost:" in done.stderr
@@ -141,15 +136,16 @@ def test_what_ends_the_first_rank_is_said_once(tmp_path: Path, nodes: int) -> No
     """It cannot write its files: they may have 8 KiB each. The first rank of another node says so there."""
     out = tmp_path / "a.mp4"
     if nodes == 1:
-        starts = [[*GENERATE, "--ranks", "2", "--launcher", "torchrun"]]
+        starts = [["launch", *GENERATE, "--ranks", "2", "--launcher", "torchrun"]]
     else:
         meeting = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=localhost"]
         meeting.append(f"--master-port={free_port()}")
         job = ["-m", "launch.torchrun", PROMPT, "--timeout", "10"]
-        starts = [[*TORCHRUN, *meeting, f"--node-rank={number}", *job] for number in range(2)]
+        starts = [[TORCHRUN, *meeting, f"--node-rank={number}", *job] for number in range(2)]
+    limited = ["prlimit", "--fsize=8192", sys.executable, "-m"]
     agents = [
         subprocess.Popen(
-            ["prlimit", "--fsize=8192", *start, *SMALL, "--checkpoint-every", "0", "--out", str(out)],
+            [*limited, *start, *SMALL, "--checkpoint-every", "0", "--out", str(out)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -165,10 +161,10 @@ def test_what_ends_the_first_rank_is_said_once(tmp_path: Path, nodes: int) -> No
 
 
 @contextmanager
-def running(out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def running(out: Path, *options: str) -> Iterator[Command]:
     """A video on two ranks that is being denoised; whatever is left of it at the end is killed."""
     command = [*GENERATE, "--ranks", "2", "--launcher", "torchrun", "--out", str(out), *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with Command(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stderr is not None
         try:
             for line in process.stderr:
@@ -180,7 +176,7 @@ def running(out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
                 left.kill()
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def ranks_of(process: Command) -> list[psutil.Process]:
     """The rank processes, by rank."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)
@@ -237,7 +233,7 @@ def test_a_signal_to_one_rank_cancels_all_at_one_step(tmp_path: Path) -> None:
 def test_a_rank_that_is_killed_before_it_meets_the_others_is_named(tmp_path: Path) -> None:
     """Nobody but the agent knows of it."""
     command = [*GENERATE, *SMALL, "--ranks", "2", "--launcher", "torchrun", "--out", str(tmp_path / "a.mp4")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as agent:
+    with Command(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as agent:
         ranks: list[psutil.Process] = []
         while not ranks:
             assert agent.poll() is None
@@ -266,9 +262,7 @@ def test_a_request_that_only_the_model_can_refuse_exits_2(tmp_path: Path) -> Non
     out = tmp_path / "a.mp4"
     options = ["--size", "64x48", "--frames", "5", "--steps", "2", "--ranks", "2"]
     options += ["--attention", "cudnn", "--launcher", "torchrun"]
-    done = subprocess.run(
-        [*GENERATE, *options, "--out", str(out)], capture_output=True, text=True, check=False
-    )
+    done = completed([*GENERATE, *options, "--out", str(out)])
     assert done.returncode == 2
     assert "attention: 'cudnn' given; it runs on cuda only" in done.stderr
     assert not out.exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +14,7 @@ from launch import cli
 from launch.cluster.cluster import Guard
 from launch.serve.entries import State
 from launch.serve.queue import Queue
+from tests.forked import completed
 from tests.jobs import PROMPT, TINY, make_job
 
 
@@ -23,13 +22,10 @@ def test_a_ray_that_cannot_be_started_is_said_once(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     small = ["--size", "64x48", "--frames", "5", "--steps", "4", "--ranks", "1", "--launcher", "ray"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "launch", "generate", PROMPT, *small, "--out", str(tmp_path / "a.mp4")],
+    ended = completed(
+        ["generate", PROMPT, *small, "--out", str(tmp_path / "a.mp4")],
         env={**os.environ, "RAY_ADDRESS": "", "RAY_TMPDIR": str(file)},
-        capture_output=True,
-        text=True,
         timeout=120,
-        check=False,
     )
     assert (ended.returncode, ended.stdout) == (3, ""), ended.stderr
     assert ended.stderr.count("Ray could not be started on this machine: ") == 1, ended.stderr

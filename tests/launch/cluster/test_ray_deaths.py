@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from launch.serve.entries import State
 from launch.serve.queue import Queue
 from tests.commands import STEPS, check_nothing_is_left, digests, environment, family, generating, made_alone
+from tests.forked import Command
 from tests.jobs import TINY, make_job
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(280)]
@@ -116,9 +116,8 @@ def test_a_queue_whose_last_request_is_done_is_served(
     with closing(Queue(tmp_path / "queue")) as queue:
         for name in ("a", "b"):
             queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY).absolute(), name=name)
-        command = [sys.executable, "-m", "launch", "queue", "run", "--queue", str(queue.folder)]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as pool:
+        words, pipe = ["queue", "run", "--queue", str(queue.folder)], subprocess.PIPE
+        with Command(words, stdout=pipe, stderr=pipe, env=environment()) as pool:
             while queue.count()[State.DONE] < 1:
                 assert pool.poll() is None
                 time.sleep(0.02)

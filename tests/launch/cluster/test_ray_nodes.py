@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.commands import check_nothing_is_left, digests, environment, generate, generating, made_alone
+from tests.forked import completed
 from tests.ranks import free_port
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -65,7 +65,7 @@ def ranks_on(cluster: Cluster) -> dict[Any, list[psutil.Process]]:
 def resume(cluster: Cluster, out: Path, *ranks: str) -> None:
     """Do what the command advised."""
     command, given = [*generate(out, *ranks), "--resume"], environment(cluster.address)
-    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=200)
+    done = completed(command, env=given, timeout=200)
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
     assert json.loads(out.with_suffix(".json").read_text())["resumed_at"] > 0
 
@@ -156,7 +156,7 @@ def test_a_cluster_of_another_version_is_refused_by_it(cluster: Cluster, tmp_pat
     content = json.loads(gcs.internal_kv_get(key, space))
     gcs.internal_kv_put(key, json.dumps({**content, "ray_version": "1.0.0"}).encode(), True, space)
     command, given = generate(tmp_path / "a.mp4"), environment(cluster.address)
-    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=200)
+    done = completed(command, env=given, timeout=200)
     assert (done.returncode, done.stdout) == (2, "")
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("lockstep: "))
     assert f"RAY_ADDRESS: '{cluster.address}' given; " in said and "1.0.0" in said

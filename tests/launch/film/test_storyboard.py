@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from launch import cli
 from launch.film.shots import plan_film
 from runtime.media.frames import read_frames
+from tests.forked import Command
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 
@@ -34,9 +33,7 @@ shots:
 def make(*arguments: str) -> int:
     """In a process of its own: those of other tests have used Ray, and its threads do not survive a fork."""
     clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.run(
-        [sys.executable, "-m", "launch", "storyboard", *arguments], check=False, env=clean
-    ).returncode
+    return Command(["storyboard", *arguments], env=clean).wait()
 
 
 def run(*arguments: str) -> int:

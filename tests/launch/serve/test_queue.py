@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from launch.commands.queue import _cores
 from launch.serve.entries import Progress, ReplicaEntry, State
 from launch.serve.queue import Queue, QueueError, kind_of
 from runtime.errors import BadRequestError
+from tests.forked import Command
 from tests.jobs import PROMPT, make_job
 
 
@@ -253,12 +253,12 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_queue_is_watched_only_while_somebody_listens(queue: Queue) -> None:
-    command = '"$0" -m launch status --watch --queue "$1" | head -1; exit ${PIPESTATUS[0]}'
-    done = subprocess.run(
-        ["bash", "-c", command, sys.executable, str(queue.folder)],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    pipe = subprocess.PIPE
+    with Command(["status", "--watch", "--queue", str(queue.folder)], stdout=pipe, stderr=pipe) as watch:
+        assert watch.stdout is not None and watch.stderr is not None
+        assert watch.stdout.readline()
+        watch.stdout.close()
+        assert (watch.wait(60), watch.stderr.read()) == (0, "")
 
 
 def test_a_queue_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,8 @@ def watch_ranks(
                 target=_work,
                 args=(
                     Rendezvous.at("127.0.0.1", port, rank=rank, world=world),
-                    {"timeout": timeout, "busy": busy, "host": hosts[rank] if hosts else None},
+                    {"timeout": timeout, "busy": busy},
+                    hosts[rank] if hosts else "",
                     Path(folder) / str(rank),
                     task,
                     arguments,
@@ -133,12 +134,15 @@ def block() -> None:
 
 def _work(
     rendezvous: Rendezvous,
-    bounds: dict[str, Any],
+    bounds: dict[str, float],
+    host: str,
     path: Path,
     task: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    if host:
+        socket.gethostname = lambda: host
 
     def give_up(error: BaseException) -> None:
         _end(path, None, error)

@@ -67,21 +67,25 @@ class RankGroup:
         self.places: list[dict[str, Any]] = []
         try:
             with _explained("placing the ranks"):
-                nodes = self._call("listing the nodes", ray.nodes)
-                self._place(bundle_for(job.config, job.world, nodes), job.world)
+                self._place(job)
             self.places = self._start(job)
         except BaseException:
             self.kill()
             raise
 
-    def _place(self, bundle: Bundle, world: int) -> None:
+    def _bundle(self, job: Job) -> Bundle:
+        return bundle_for(job.config, job.world, self._call("listing the nodes", ray.nodes))
+
+    def _place(self, job: Job) -> None:
         """Start one actor in each bundle and number them so that ranks of one node are neighbours."""
+        bundle, world = self._bundle(job), job.world
         placement = self._placement = self._call(
             "placing the ranks", placement_group, [bundle.resources] * world, strategy=bundle.strategy
         )
         deadline = time.monotonic() + _ROOM
         while not self._call("waiting for room", placement.wait, 1.0):
             self._check_wanted()
+            self._bundle(job)  # raises if there will be no room, as nodes were lost meanwhile
             if time.monotonic() > deadline:
                 raise JobFailedError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
         self._actors = [

@@ -237,7 +237,6 @@ def join(
     busy: float = math.inf,
     backend: Backend | None = None,
     give_up: Callable[[LockstepError], None] | None = None,
-    host: str | None = None,
 ) -> Iterator[Ranks]:
     """Meet the other ranks. While the block runs, a failure of any of them ends every wait of this one.
 
@@ -249,7 +248,6 @@ def join(
         busy: limit in seconds for a single long activity of a rank, such as loading; by default none.
         backend: gloo or nccl; by default nccl if every rank of a node has a GPU of its own.
         give_up: see `Watch`.
-        host: name of this machine; ranks with the same name share its files. By default its own name.
 
     Raises:
         BadRequestError: another rank refuses its request.
@@ -270,7 +268,7 @@ def join(
         if backend == "nccl":
             watch.queue = DeviceQueue(device)
         control = Peers(groups.control(), _ControlGuard(watch), Traffic())
-        nodes = _nodes(control.all_gather_object(host or host_name()))
+        nodes = _nodes(control.all_gather_object(host_name()))
         node = Peers(groups.of(nodes, rank), watch, traffic)
         per_node = math.gcd(*(len(members) for members in nodes))
         yield Ranks(

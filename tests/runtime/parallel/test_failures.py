@@ -176,6 +176,40 @@ def test_the_rank_that_holds_the_store_dies() -> None:
         assert outcome.error[2] in (f"step {STEP - 1}", f"step {STEP}")  # where the others are
 
 
+NODES = ("one", "one", "two", "two")  # the machine of each rank
+
+
+def node_dies(ranks: Ranks, lost: str) -> None:
+    """All ranks of a node end at once, and nobody else can look at their processes."""
+    engine = Engine(load_config("wan-tiny"), ranks)
+    request = engine.config.request("a red circle", **SMALL, steps=6)
+
+    def after(record: StepRecord) -> None:
+        if NODES[ranks.rank] == lost and record.index == STEP - 1:
+            die()
+
+    engine.generate(request, [FrameBuffer()] if ranks.is_leader else [], after)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("lost", ["two", "one"])
+def test_a_node_that_is_lost_ends_the_ranks_of_the_other(lost: str) -> None:
+    """The second is only silent; with the first, the store is gone."""
+    outcomes = watch_ranks(len(NODES), node_dies, lost, timeout=TIMEOUT, hosts=NODES)
+    ends = []
+    for node, outcome in zip(NODES, outcomes, strict=True):
+        if node == lost:
+            assert outcome.code == -9
+            continue
+        assert outcome.code == 3 and outcome.error is not None
+        kind, blamed, where, message = outcome.error
+        assert kind == "RankFailedError" and blamed is not None and NODES[blamed] == lost, message
+        assert where in (f"step {STEP - 1}", f"step {STEP}")
+        assert "no sign of life" in message
+        ends.append(outcome.ended)
+    assert max(ends) - min(ends) < TIMEOUT + SLACK
+
+
 class _Full:
     def write(self, frames_THW3: Frames) -> None:
         raise OSError("No space left on device")

@@ -1,4 +1,4 @@
-"""Engine: loads a model once and generates many videos. Every rank of a group has one, and all do the same.
+"""The engine: load once, generate many. Every rank of a group has one, and all do the same.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
 """
@@ -43,19 +43,16 @@ from runtime.sampling.segments import denoise_segments
 
 
 class Engine:
-    """A loaded model that serves requests one after another; none of them leaves a trace.
-
-    A request becomes a `Plan`, in which everything is decided that can be before it runs. Each rank prepares
-    a `Run` of the plan, which ends in a `Result`.
+    """A loaded model that serves requests one after another; each leaves it as it was.
 
     Args:
-        config: the model, its precision and its device.
+        config: which model, in which precision, on which device.
         ranks: the ranks that share it; by default this process alone.
-        degrees: degrees of parallelism; those left open are chosen for each request.
+        degrees: how they are to be arranged; what is left open is chosen for each request.
 
     Raises:
-        BadRequestError: the model is missing, incomplete or not supported.
-        RankFailedError: the ranks have different models or settings, or one has failed.
+        BadRequestError: the model is not there, not whole or not supported.
+        RankFailedError: the ranks were not given the same, or one has failed.
 
     Example:
         >>> engine = Engine(load_config("wan-tiny"))
@@ -160,11 +157,11 @@ class Engine:
 
     @torch.no_grad()
     def prepare(self, plan: Plan) -> Run:
-        """Prepare a run: check that all ranks have the same plan, encode the prompt and draw the noise.
+        """Make sure that all ranks mean the same, encode the prompt and draw the noise.
 
         Raises:
-            BadRequestError: the image cannot be used; raised on every rank.
-            RankFailedError: another rank has another plan, or has failed.
+            BadRequestError: the image cannot be used; on every rank.
+            RankFailedError: another rank was given another plan, or has failed.
         """
         self.ranks.at("the start of a generation")
         agreed = {
@@ -193,9 +190,7 @@ class Engine:
         return Run(plan, recipe, networks, noise_BCFHW, image, storage, tuple(warnings))
 
     def plan(self, request: VideoRequest, preset: Preset | None = None) -> Plan:
-        """Check a request against the model and decide everything that can be decided before it runs.
-
-        It is cheap and starts nothing.
+        """Check a request against the model and decide all that can be; cheap, and starts nothing.
 
         Args:
             preset: the request's preset, where it has been loaded already.
@@ -224,7 +219,7 @@ class Engine:
         return Plan(request, preset, sampler, len(timesteps), topology, attention, windows, course)
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
-        """Refuse a request that cannot fit the device; `tokens` is this rank's share, of all videos."""
+        """Refuse what cannot fit the device, whatever is done; `tokens` are this rank's, of all videos."""
         shape = self.sizes.architecture
         need = Need.of(
             math.prod(self.sizes.shape(request)),
@@ -236,7 +231,7 @@ class Engine:
         need.check(self.ranks.device, _asked(request))
 
     def _kernel(self, ring: int) -> str:
-        """Resolve the name of the self-attention kernel."""
+        """Name of the kernel of the self-attention."""
         return resolve(self.config.attention, self.ranks.device, self.loaded.dtype, ring=ring)
 
     def warm_up(self, full: Plan) -> None:
@@ -250,11 +245,11 @@ class Engine:
             denoise_segments(self.ranks, self.prepare(once), Result(once), commands=commands)
 
     def command(self, command: Command) -> bool:
-        """Give a command to what runs; returns False if nothing does. Thread-safe and signal-safe.
+        """Ask what runs for `command`; False if nothing does. For any thread and for signal handlers.
 
-        `STOP` ends the job after a step, with a checkpoint, and `CANCEL` before one: the first step that all
-        ranks can agree on, of this generation or the job's next. After the last step both come too late, and
-        the job is finished.
+        `STOP` ends the job after a step, the same on all ranks, with a checkpoint, and `CANCEL` before one:
+        the first that all can agree on, of this generation or the job's next. When the last step is done
+        both come too late, and the job is finished.
         """
         commands = self._commands
         if commands is None:
@@ -264,12 +259,12 @@ class Engine:
 
     @property
     def commands(self) -> Commands:
-        """Mailbox of the current `commanded` block; outside of one, a mailbox that stays empty."""
+        """What `command` is given now; of a `commanded` block, or else nothing ever."""
         return self._commands or Commands()
 
     @contextmanager
     def commanded(self) -> Iterator[Commands]:
-        """Open a mailbox for `command` while the block runs. Nested blocks share it, as they are one job."""
+        """What `command` is given while the block runs. Blocks within it share it: they are one job."""
         if self._commands is not None:
             yield self._commands
             return
@@ -280,7 +275,7 @@ class Engine:
             self._commands = None
 
     def _noise(self, request: VideoRequest) -> torch.Tensor:
-        """Draw the noise of the whole batch on the CPU: a seed means the same video on every machine."""
+        """Noise of the whole batch, drawn on the CPU so that a seed means the same video on every machine."""
         noise_BCFHW: torch.Tensor = randn_tensor(
             self.sizes.shape(request),
             generator=torch.Generator("cpu").manual_seed(request.seed),
@@ -290,19 +285,19 @@ class Engine:
         return noise_BCFHW
 
     def recipe(self, plan: Plan) -> Recipe:
-        """Make the recipe of a plan: everything that its result is a function of. Collective.
+        """Everything that the result is a function of; every rank asks at the same time.
 
         Raises:
-            BadRequestError: the image cannot be used; raised on every rank.
+            BadRequestError: the image cannot be used; on every rank.
         """
         return self.profile.recipe(plan.request, plan.preset, self._look(plan.request)[1])
 
     @contextmanager
     def image_held(self, request: VideoRequest) -> Iterator[None]:
-        """Read the request's image on the first rank; while the block runs, generations use that copy.
+        """Read the request's image on the first rank; while the block runs, generations use what was read.
 
         Raises:
-            BadRequestError: the image cannot be used.
+            BadRequestError: it cannot be used.
         """
         if request.image is not None and self.ranks.is_leader:
             self._picture = read_picture(request.image)
@@ -312,10 +307,10 @@ class Engine:
             self._picture = None
 
     def _look(self, request: VideoRequest) -> tuple[Picture | None, str]:
-        """Return the request's image on the first rank, which alone needs the file, and its digest on all.
+        """The request's image on the first rank, which alone needs to have it, and its digest on every rank.
 
         Raises:
-            BadRequestError: the image cannot be used; raised on every rank.
+            BadRequestError: it cannot be used; on every rank.
         """
         if request.image is None:
             return None, ""
@@ -334,7 +329,7 @@ class Engine:
 
     @torch.no_grad()
     def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], result: Result) -> None:
-        """Decode denoised latents, the same on every rank, and write the frames into `sinks`; see `run`."""
+        """Denoised latents, the same on every rank, → frames into `sinks`, as of `run`."""
         digests = [hashlib.sha256() for _ in sinks]
         at = partial(self.ranks.at, "decoding")
         at(busy=True)
@@ -349,7 +344,7 @@ class Engine:
                     for frames, sink, digest in zip(videos, sinks, digests, strict=True):
                         digest.update(frames.tobytes())
                         sink.write(frames)
-                at(busy=True)  # progress, which the other ranks see
+                at(busy=True)  # it gets on
         result.frames_sha256 = [digest.hexdigest() for digest in digests]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
 from starlette.testclient import TestClient
 
 from launch.http.app import make_app
@@ -66,6 +68,26 @@ def serving(folder: Path, keys: Path | None = None, **bounds: Any) -> Iterator[A
     """An API on the queue in `folder`."""
     with closing(Queue(folder)) as queue:
         yield Api(Service.on(queue, Catalog.of(["wan-tiny"]), Keys(keys), Bounds(**bounds)))
+
+
+@contextmanager
+def listening(api: Api) -> Iterator[str]:
+    """The app behind a real uvicorn in another thread; its address."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(api.service), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+        )
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def error_of(answer: Any) -> tuple[int, str, str | None]:

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from launch.http import content, health, metrics, models, videos
+from launch.http import content, events, health, metrics, models, videos
 from launch.http.bodies import MOST_BYTES
 from launch.http.errors import tell_errors
+from launch.http.hub import Hub
 from launch.http.limits import BodyLimit, OwnPagesOnly
 from launch.http.openapi import describe
 from launch.http.retention import Sweeper
@@ -50,9 +51,11 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         lifespan=_background,
     )
     app.state.service = service
+    app.state.hub = Hub(service.queue.last_event)
     app.state.metrics = metrics.ApiMetrics(service)
     app.include_router(videos.router)
     app.include_router(content.router)
+    app.include_router(events.router)
     app.include_router(models.router)
     app.include_router(health.router)
     app.include_router(metrics.router)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sqlite3
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from launch.http.errors import ApiError, not_found
 from launch.http.keys import Key
@@ -71,9 +73,33 @@ class Record:
         return self.entry.state not in (State.WAITING, State.RUNNING)
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to a video.
+
+    Attributes:
+        number: its place in the order of all events.
+        kind: `state`, `begun`, `step` or `preview`.
+    """
+
+    number: int
+    kind: str
+    told: dict[str, Any]
+    at: float
+    video: str
+
+    @property
+    def final(self) -> bool:
+        """Whether the video has ended with it."""
+        return self.kind == "state" and self.told["state"] not in (State.WAITING, State.RUNNING)
+
+
 def new_id(kind: str = "video") -> str:
     """An id that nobody can guess."""
     return f"{kind}_{secrets.token_hex(16)}"
+
+
+_ID_LENGTH = len(new_id())  # of a video's id, which begins the name of each request for it
 
 
 class Records:
@@ -257,6 +283,22 @@ class Records:
                 self.queue.cancel_in(base, record.entry.id)
             return record
 
+    def events(self, owner: str, *, after: int, video: str | None, limit: int) -> list[Event]:
+        """Events of an owner's videos, or of one of them, in their order.
+
+        Args:
+            after: number of the event before.
+        """
+        of_one = "" if video is None else "AND videos.id = ?"
+        query = (
+            "SELECT seq, events.kind AS kind, told, at, videos.id AS video FROM events "
+            "JOIN requests ON requests.id = events.request "
+            f"JOIN videos ON videos.id = substr(requests.name, 1, {_ID_LENGTH}) "
+            f"WHERE seq > ? AND {_SEEN} {of_one} ORDER BY seq LIMIT ?"
+        )
+        chosen = () if video is None else (video,)
+        return self.queue.read(_read_event, query, after, owner, *chosen, limit)
+
     def expire(self, keep: float) -> list[str]:
         """Delete videos that ended more than `keep` seconds ago; returns all whose files are to go."""
         with self.queue.transaction() as base:
@@ -304,6 +346,10 @@ def _read(row: sqlite3.Row) -> Record:
         remixed=row["remixed"],
         entry=read_entry(row),
     )
+
+
+def _read_event(row: sqlite3.Row) -> Event:
+    return Event(row["seq"], row["kind"], json.loads(row["told"]), row["at"], row["video"])
 
 
 def _number(row: sqlite3.Row) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from launch.http.errors import without_paths
-from launch.http.records import Record
+from launch.http.records import Event, Record
 from launch.http.video import RunDetails, Status, Video, VideoError
-from launch.serve.entries import State
+from launch.serve.entries import EXPIRED, State
 
 _STATUS: dict[State, Status] = {
     State.WAITING: "queued",
@@ -41,7 +42,7 @@ def to_video(record: Record, keep: float) -> Video:
         size=record.size,
         prompt=record.asked.prompt,
         remixed_from_video_id=record.remixed,
-        error=_error(record),
+        error=to_error(entry.state, entry.reason),
         request=details,
         run=RunDetails(
             position=record.ahead,
@@ -63,16 +64,25 @@ def _progress(record: Record) -> int:
     return min(99, 100 * done.step // done.steps) if done.steps else 0
 
 
-def _error(record: Record) -> VideoError | None:
-    """Why there will be no video."""
-    entry = record.entry
-    if entry.state is State.CANCELLED:
-        code = "cancelled" if entry.unwanted else "expired"
-    elif entry.state is State.FAILED:
+def to_error(state: State, reason: str) -> VideoError | None:
+    """Why there will be no video; None if there may be one."""
+    if state is State.CANCELLED:
+        code = "expired" if reason.startswith(EXPIRED) else "cancelled"
+    elif state is State.FAILED:
         code = "generation_failed"
     else:
         return None
-    return VideoError(code=code, message=without_paths(entry.reason))
+    return VideoError(code=code, message=without_paths(reason))
+
+
+def to_event(event: Event) -> dict[str, Any]:
+    """What a client sees of an event."""
+    told: dict[str, Any] = {"video_id": event.video, "at": event.at}
+    if event.kind != "state":
+        return told | event.told
+    state = State(event.told["state"])
+    error = to_error(state, event.told["reason"])
+    return told | {"status": _STATUS[state], "error": None if error is None else error.model_dump()}
 
 
 def poll_after_ms(record: Record) -> int | None:

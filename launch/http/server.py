@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
 
 from launch.http.app import LOCAL_HOSTS, make_app
@@ -72,10 +73,10 @@ def run_server(service: Service, pool: PoolKeeper, bound: socket.socket, console
 class _Server(uvicorn.Server):
     """Uvicorn that prints its address when it answers, and leaves signals to us."""
 
-    def __init__(self, app: object, url: str):
+    def __init__(self, app: FastAPI, url: str):
         super().__init__(
             uvicorn.Config(
-                app,  # type: ignore[arg-type]
+                app,
                 http="h11",
                 log_config=None,
                 access_log=False,
@@ -84,12 +85,16 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=_LEAVING,
             )
         )
-        self._url = url
+        self._url, self._hub = url, app.state.hub
 
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
         await super().startup(list(sockets or []))
         if self.started:
             print_path(self._url)
+
+    async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        await self._hub.close()  # streams would be waited for
+        await super().shutdown(list(sockets or []))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

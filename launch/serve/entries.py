@@ -14,6 +14,8 @@ from runtime.errors import BadRequestError
 from runtime.files.problems import explain
 from runtime.jobs.job import Job
 
+EXPIRED = "its deadline passed"  # beginning of the reason why a request was cancelled
+
 
 class State(StrEnum):
     """State of a queued request."""
@@ -40,6 +42,19 @@ class Progress:
     steps: int = 0
     nfe: int = 0
     seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """What happened while a request ran, for whoever follows it.
+
+    Attributes:
+        kind: `begun` (a generation) or `step`.
+        told: what is to be known of it, for JSON.
+    """
+
+    kind: str
+    told: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

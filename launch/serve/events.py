@@ -1,4 +1,4 @@
-"""Prints what happens while a pool serves a queue, one line per event."""
+"""What happens while a pool serves a queue: one line per event for people, and records for followers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.cluster.group import Begun, Ended
+from launch.cluster.group import Begun, Ended, Event
+from launch.serve.entries import Progress, RunEvent
 from launch.shell.terminal import say
 
 
@@ -23,3 +24,17 @@ def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
         return
     for line in (what, *(f"warning: {warning}" for warning in warnings)):
         say(console, f"{entry.name}: {line}")
+
+
+def run_event(event: Event, progress: Progress) -> RunEvent:
+    """Make the record of an event.
+
+    Args:
+        progress: of the request, after the event.
+    """
+    if isinstance(event, Begun):
+        kinds = "".join(str(kind)[0] for kind in event.kinds)  # c: computed, f: forecast
+        return RunEvent("begun", {"label": event.label, "kinds": kinds})
+    left = progress.seconds_left
+    told = {"step": progress.step, "steps": progress.steps, "kind": str(event.kind), "seconds": event.seconds}
+    return RunEvent("step", {**told, "error": event.error, "nfe": progress.nfe, "seconds_left": left})

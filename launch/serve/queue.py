@@ -13,13 +13,22 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TypeVar
 
-from launch.serve.entries import Entry, Progress, ReplicaEntry, State, read_entry, read_replica
+from launch.serve.entries import (
+    EXPIRED,
+    Entry,
+    Progress,
+    ReplicaEntry,
+    RunEvent,
+    State,
+    read_entry,
+    read_replica,
+)
 from launch.serve.tables import NEXT, TABLES
 from runtime.errors import BadRequestError, JobFailedError, reason
 from runtime.files.locks import hold
@@ -29,6 +38,7 @@ _Made = TypeVar("_Made")
 _PATIENCE = 20.0  # seconds to wait for another process that writes
 _LARGEST = 2**63 - 1  # largest integer in SQLite
 _LONGEST = 10 * 365 * 86400.0  # seconds; upper bound of `expires`
+_ADD_EVENT = "INSERT INTO events (request, kind, told, at) VALUES (?, ?, ?, ?)"
 _MEMORY = 3600.0  # seconds for which an owner's use counts against them
 
 
@@ -215,7 +225,7 @@ class Queue:
         """
         ended = "state NOT IN ('waiting', 'running') AND id < (SELECT MAX(id) FROM requests)"
         gone = base.execute(f"DELETE FROM requests WHERE id = ? AND {ended}", (id,)).rowcount > 0
-        for table in ("history", "outputs", "suspects") if gone else ():
+        for table in ("history", "events", "outputs", "suspects") if gone else ():
             base.execute(f"DELETE FROM {table} WHERE request = ?", (id,))
         return gone
 
@@ -224,7 +234,7 @@ class Queue:
         with self.transaction() as base:
             late = "SELECT id FROM requests WHERE state = 'waiting' AND deadline < ?"
             for (id,) in base.execute(late, (time.time(),)).fetchall():
-                _change(base, id, State.CANCELLED, "its deadline passed while it waited")
+                _change(base, id, State.CANCELLED, f"{EXPIRED} while it waited")
 
     def take(self, replica: int, loaded: str = "") -> Entry | None:
         """Return the next request, now running on `replica`; None if none can start.
@@ -245,11 +255,14 @@ class Queue:
             _change(base, row["id"], State.RUNNING, f"on replica {replica}")
             return read_entry(base.execute("SELECT * FROM requests WHERE id = ?", (row["id"],)).fetchone())
 
-    def report(self, id: int, progress: Progress) -> None:
-        """Record the progress of a running request."""
+    def report(self, id: int, progress: Progress, events: Sequence[RunEvent] = ()) -> None:
+        """Record the progress of a running request, and what happened since the last report."""
+        now = time.time()
         with self.transaction() as base:
             told = json.dumps(asdict(progress))
             base.execute("UPDATE requests SET progress = ? WHERE id = ?", (told, id))
+            rows = [(id, event.kind, json.dumps(event.told), now) for event in events]
+            base.executemany(_ADD_EVENT, rows)
 
     def put_back(self, id: int, reason: str, *, killed: bool) -> None:
         """Let a running request wait again.
@@ -285,6 +298,10 @@ class Queue:
         """Return each state that a request has been in, with the reason and the time."""
         query = "SELECT state, reason, at FROM history WHERE request = ? ORDER BY rowid"
         return self.read(lambda row: (State(row[0]), row[1], row[2]), query, id)
+
+    def last_event(self) -> int:
+        """Return the number of the last event of all requests; 0 if there is none."""
+        return self.read(lambda row: int(row[0] or 0), "SELECT MAX(seq) FROM events")[0]
 
     def show_replica(self, replica: ReplicaEntry) -> None:
         """Record the state of a replica, for `replicas`."""
@@ -376,4 +393,6 @@ def _change(base: sqlite3.Connection, id: int, state: State, reason: str) -> Non
 
 
 def _log(base: sqlite3.Connection, id: int, state: State, reason: str) -> None:
-    base.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (id, state, reason, time.time()))
+    now = time.time()
+    base.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (id, state, reason, now))
+    base.execute(_ADD_EVENT, (id, "state", json.dumps({"state": state, "reason": reason}), now))

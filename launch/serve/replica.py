@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup, StartError
 from launch.cluster.placement import NoRoomError
-from launch.serve.entries import Entry, Progress, ReplicaEntry, State
+from launch.serve.entries import EXPIRED, Entry, Progress, ReplicaEntry, RunEvent, State
+from launch.serve.events import run_event
 from launch.serve.queue import Queue, QueueError, kind_of
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.jobs.job import Job
@@ -106,7 +107,7 @@ class Replica:
         if now.unwanted:
             why = "cancelled"
         elif now.deadline is not None and time.time() > now.deadline:
-            why = "its deadline passed"
+            why = EXPIRED
         with self._at:
             if why and self._entry is entry:  # unless the request has ended meanwhile
                 self._unwanted = why
@@ -182,22 +183,24 @@ class Replica:
         return bool(self._unwanted) or self._pool.ending
 
     def _run(self, entry: Entry, job: Job, group: RankGroup) -> Ended:
-        progress, left, told = Progress(), TimeLeft([]), 0.0
+        progress, left, told, fresh = Progress(), TimeLeft([]), 0.0, list[RunEvent]()
         for event in group.run(job):
             self._say(entry, event, group)
             if isinstance(event, Ended):
-                self._tell(entry, progress)
+                self._tell(entry, progress, fresh)
                 return event
             if isinstance(event, Begun):
                 progress, left, told = Progress(event.label, steps=len(event.kinds)), TimeLeft(event.kinds), 0
             else:
                 left.add(event.index, event.kind, event.seconds)
                 progress = Progress(progress.label, event.index + 1, progress.steps, left.nfe, left.seconds)
+            fresh.append(run_event(event, progress))
             if self._is_unwanted():
                 group.stop()
             if time.monotonic() - told > _TELL:
                 told = time.monotonic()
-                self._tell(entry, progress)
+                self._tell(entry, progress, fresh)
+                fresh = []
         raise RuntimeError("a job ended without an end")
 
     def _say(self, entry: Entry, event: Event | Ended, group: RankGroup) -> None:
@@ -209,9 +212,9 @@ class Replica:
                 log.warning("events of replica %d are no longer shown: %s", self.number, error)
             self._mute = True
 
-    def _tell(self, entry: Entry, progress: Progress) -> None:
+    def _tell(self, entry: Entry, progress: Progress, events: Sequence[RunEvent]) -> None:
         try:
-            self._queue.report(entry.id, progress)
+            self._queue.report(entry.id, progress, events)
         except QueueError as error:  # the next report makes up for it
             log.warning("%s", error)
         seconds_left = progress.seconds_left or 0.0

@@ -1,7 +1,8 @@
 """Tables of a queue's SQLite file, and the query for the next request.
 
-A request in `suspects` was running when Ray was lost and may be to blame; its `uncounted` losses do not count
-against it yet, as other requests were running, too.
+`history` has the states of each request. `events` has these and what was told while it ran, of all requests
+in one order, for whoever follows them. A request in `suspects` was running when Ray was lost and may be to
+blame; its `uncounted` losses do not count against it yet, as other requests were running, too.
 """
 
 TABLES = """
@@ -32,6 +33,14 @@ CREATE TABLE IF NOT EXISTS history (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS ends_once
     ON history (request) WHERE state IN ('done', 'failed', 'cancelled');
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    request INTEGER NOT NULL REFERENCES requests (id),
+    kind TEXT NOT NULL CHECK (kind IN ('state', 'begun', 'step', 'preview')),
+    told TEXT NOT NULL,
+    at REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS events_by_request ON events (request, seq);
 CREATE TABLE IF NOT EXISTS outputs (
     path TEXT NOT NULL,
     request INTEGER NOT NULL REFERENCES requests (id)

@@ -209,6 +209,14 @@ class Coordinator:
             for schedule in self._adaptive:
                 schedule.observe(step, self.errors[step])
 
+    def error_of(self, step: int) -> float | None:
+        """Return the relative error of a computed step's forecast, on this rank's shard until the ranks have
+        added theirs up; None if there was nothing to forecast it from."""
+        own = self._squares.get(step)
+        if own is not None:
+            return math.sqrt(own.error / own.truth) if own.truth else None
+        return self.errors.get(step)
+
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """State for a checkpoint: decisions, equal on every rank; and this rank's sums not yet added up."""
         decisions = [

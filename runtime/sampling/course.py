@@ -1,6 +1,6 @@
-"""Course of a generation: which expert computes each step, and where histories start over.
+"""The course of a generation: which expert computes each step, and where histories begin anew.
 
-It follows from the sampler's timesteps alone, so all ranks have the same one, and a resumed generation too.
+Everything follows from the sampler's timesteps, so all ranks know it alike, and so does a resumed generation.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from runtime.models.base import Expert
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Assignment of experts to steps.
+    """Which expert computes each step.
 
     Attributes:
-        names: names of the experts.
-        numbers: index of each step's expert.
-        outputs_forgotten: steps before which histories of the model's output are dropped.
-        warmups: for each expert, number of steps that are computed after a history was dropped.
+        names: of the experts.
+        numbers: of every step's expert.
+        outputs_forgotten: steps before which histories of the model's output are forgotten.
+        warmups: the first steps of each expert that are computed, where histories are forgotten before them.
     """
 
     names: tuple[str, ...]
@@ -29,10 +29,9 @@ class Course:
 
     @classmethod
     def of(cls, experts: Sequence[Expert], timesteps: Sequence[float]) -> Course:
-        """Assign each timestep to the first expert whose boundary it reaches.
+        """The course of a sampler's timesteps: a step is the first expert's whose boundary it reaches.
 
-        Example:
-            With boundaries 875 and 0, the timesteps 1000, 900, 500 go to the experts 0, 0, 1.
+        Example: with boundaries 875 and 0, timesteps 1000, 900, 500 are of the experts 0, 0, 1.
         """
         numbers = tuple(
             next((n for n, one in enumerate(experts) if timestep >= one.boundary), len(experts) - 1)
@@ -45,23 +44,23 @@ class Course:
         return cls(names, numbers, forgotten, warmups)
 
     def name(self, step: int) -> str:
-        """Return the name of the expert that computes a step."""
+        """The expert that a step is of."""
         return self.names[self.numbers[step]]
 
     def forgets(self, step: int, *, outputs: bool) -> bool:
-        """Return whether a history is dropped before `step`, as it says nothing about later steps.
+        """Whether what is remembered says nothing of `step` and those after it.
 
         Args:
-            outputs: whether the history is of the model's output; if not, it is of features, which two
-                experts never share.
+            outputs: whether it is of the model's output; otherwise it is of features, which no two experts
+                have in common.
         """
         return step in (self.outputs_forgotten if outputs else _switches(self.numbers))
 
     def forced(self, *, outputs: bool) -> frozenset[int]:
-        """Return the steps that are computed whatever the schedule says, for lack of a history.
+        """Steps that must be computed whatever a schedule says, as there is nothing to forecast them from.
 
         Args:
-            outputs: as in `forgets`.
+            outputs: as of `forgets`.
         """
         found: set[int] = set()
         for switch in self.outputs_forgotten if outputs else _switches(self.numbers):
@@ -72,5 +71,5 @@ class Course:
 
 
 def _switches(numbers: Sequence[int]) -> frozenset[int]:
-    """Return the steps at which another expert takes over."""
+    """Steps that are of another expert than the step before."""
     return frozenset(step for step in range(1, len(numbers)) if numbers[step] != numbers[step - 1])

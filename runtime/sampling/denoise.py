@@ -32,6 +32,8 @@ class StepRecord:
         seconds: wall time of the step on this rank, including the accelerator's work.
         sent: bytes that this rank sent to other ranks.
         expert: name of the transformer that the step is of.
+        error: of a computed step, the relative error that its forecast would have had, as far as this rank
+            knows; None if there was nothing to forecast it from.
     """
 
     index: int
@@ -40,6 +42,7 @@ class StepRecord:
     seconds: float
     sent: int = 0
     expert: str = ""
+    error: float | None = None
 
 
 @dataclass(slots=True)
@@ -99,7 +102,8 @@ def denoise(state: Denoising, ranks: Ranks, start: int = 0) -> Iterator[StepReco
         seconds = time.perf_counter() - started
         coordinator.timed(seconds)
         sent = ranks.traffic.sent - sent
-        record = StepRecord(index, decision.kind, float(timestep), seconds, sent, decision.expert)
+        error = coordinator.error_of(index)
+        record = StepRecord(index, decision.kind, float(timestep), seconds, sent, decision.expert, error)
         state.steps.append(record)
         yield record
         if decision.command is Command.STOP:

@@ -113,6 +113,7 @@ def test_skipped_steps_change_little_and_are_recorded(engine: Engine, small: Mak
     assert fast.forecaster_bytes == 2 * 9 * tokens * channels * 4
     assert list(fast.errors) == fast.computed["cond"][1:]
     assert all(0 < error < 1 for error in fast.errors.values())
+    assert {step.index: step.error for step in fast.steps if step.error is not None} == fast.errors
 
 
 def test_frames_are_digested(engine: Engine, small: Make) -> None:

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 
-from launch.http.app import make_app
 from launch.serve.entries import State
-from tests.serving import Api, serving
+from tests.serving import Api, listening, serving
 
 SMALL: dict[str, Any] = {"frames": 5, "steps": 4, "spectrum": "off"}
-
-
-@contextmanager
-def listening(api: Api) -> Iterator[str]:
-    """The app behind a real uvicorn in another thread; its address."""
-    server = uvicorn.Server(uvicorn.Config(make_app(api.service), port=0, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -182,8 +182,8 @@ def compare(
         config, prompts, presets=presets, seeds=seeds, out=out, overwrite=overwrite, **given
     )
     with timed(console, f"loading {comparison.config.model}"):
-        comparison.load()
-    comparison.run(partial(StepProgress, console))
+        plans = comparison.load()
+    comparison.run(plans, partial(StepProgress, console))
     console.print(comparison.table())
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)

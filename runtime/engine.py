@@ -1,4 +1,4 @@
-"""The engine: load once, generate many. Every rank of a group has one, and all do the same.
+"""Engine: loads a model once and generates many videos. Every rank of a group has one, and all do the same.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
 """
@@ -43,16 +43,19 @@ from runtime.sampling.segments import denoise_segments
 
 
 class Engine:
-    """A loaded model that serves requests one after another; each leaves it as it was.
+    """A loaded model that serves requests one after another; none of them leaves a trace.
+
+    A request becomes a `Plan`, in which everything is decided that can be before it runs. Each rank prepares
+    a `Run` of the plan, which ends in a `Result`.
 
     Args:
-        config: which model, in which precision, on which device.
+        config: the model, its precision and its device.
         ranks: the ranks that share it; by default this process alone.
-        degrees: how they are to be arranged; what is left open is chosen for each request.
+        degrees: degrees of parallelism; those left open are chosen for each request.
 
     Raises:
-        BadRequestError: the model is not there, not whole or not supported.
-        RankFailedError: the ranks were not given the same, or one has failed.
+        BadRequestError: the model is missing, incomplete or not supported.
+        RankFailedError: the ranks have different models or settings, or one has failed.
 
     Example:
         >>> engine = Engine(load_config("wan-tiny"))
@@ -157,11 +160,11 @@ class Engine:
 
     @torch.no_grad()
     def prepare(self, plan: Plan) -> Run:
-        """Make sure that all ranks mean the same, encode the prompt and draw the noise.
+        """Prepare a run: check that all ranks have the same plan, encode the prompt and draw the noise.
 
         Raises:
-            BadRequestError: the image cannot be used; on every rank.
-            RankFailedError: another rank was given another plan, or has failed.
+            BadRequestError: the image cannot be used; raised on every rank.
+            RankFailedError: another rank has another plan, or has failed.
         """
         self.ranks.at("the start of a generation")
         agreed = {
@@ -190,7 +193,9 @@ class Engine:
         return Run(plan, recipe, networks, noise_BCFHW, image, storage, tuple(warnings))
 
     def plan(self, request: VideoRequest, preset: Preset | None = None) -> Plan:
-        """Check a request against the model and decide all that can be; cheap, and starts nothing.
+        """Check a request against the model and decide everything that can be decided before it runs.
+
+        It is cheap and starts nothing.
 
         Args:
             preset: the request's preset, where it has been loaded already.
@@ -219,7 +224,7 @@ class Engine:
         return Plan(request, preset, sampler, len(timesteps), topology, attention, windows, course)
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
-        """Refuse what cannot fit the device, whatever is done; `tokens` are this rank's, of all videos."""
+        """Refuse a request that cannot fit the device; `tokens` is this rank's share, of all videos."""
         shape = self.sizes.architecture
         need = Need.of(
             math.prod(self.sizes.shape(request)),
@@ -231,7 +236,7 @@ class Engine:
         need.check(self.ranks.device, _asked(request))
 
     def _kernel(self, ring: int) -> str:
-        """Name of the kernel of the self-attention."""
+        """Resolve the name of the self-attention kernel."""
         return resolve(self.config.attention, self.ranks.device, self.loaded.dtype, ring=ring)
 
     def warm_up(self, full: Plan) -> None:
@@ -245,11 +250,11 @@ class Engine:
             denoise_segments(self.ranks, self.prepare(once), Result(once), commands=commands)
 
     def command(self, command: Command) -> bool:
-        """Ask what runs for `command`; False if nothing does. For any thread and for signal handlers.
+        """Give a command to what runs; returns False if nothing does. Thread-safe and signal-safe.
 
-        `STOP` ends the job after a step, the same on all ranks, with a checkpoint, and `CANCEL` before one:
-        the first that all can agree on, of this generation or the job's next. When the last step is done
-        both come too late, and the job is finished.
+        `STOP` ends the job after a step, with a checkpoint, and `CANCEL` before one: the first step that all
+        ranks can agree on, of this generation or the job's next. After the last step both come too late, and
+        the job is finished.
         """
         commands = self._commands
         if commands is None:
@@ -259,12 +264,12 @@ class Engine:
 
     @property
     def commands(self) -> Commands:
-        """What `command` is given now; of a `commanded` block, or else nothing ever."""
+        """Mailbox of the current `commanded` block; outside of one, a mailbox that stays empty."""
         return self._commands or Commands()
 
     @contextmanager
     def commanded(self) -> Iterator[Commands]:
-        """What `command` is given while the block runs. Blocks within it share it: they are one job."""
+        """Open a mailbox for `command` while the block runs. Nested blocks share it, as they are one job."""
         if self._commands is not None:
             yield self._commands
             return
@@ -275,7 +280,7 @@ class Engine:
             self._commands = None
 
     def _noise(self, request: VideoRequest) -> torch.Tensor:
-        """Noise of the whole batch, drawn on the CPU so that a seed means the same video on every machine."""
+        """Draw the noise of the whole batch on the CPU: a seed means the same video on every machine."""
         noise_BCFHW: torch.Tensor = randn_tensor(
             self.sizes.shape(request),
             generator=torch.Generator("cpu").manual_seed(request.seed),
@@ -285,19 +290,19 @@ class Engine:
         return noise_BCFHW
 
     def recipe(self, plan: Plan) -> Recipe:
-        """Everything that the result is a function of; every rank asks at the same time.
+        """Make the recipe of a plan: everything that its result is a function of. Collective.
 
         Raises:
-            BadRequestError: the image cannot be used; on every rank.
+            BadRequestError: the image cannot be used; raised on every rank.
         """
         return self.profile.recipe(plan.request, plan.preset, self._look(plan.request)[1])
 
     @contextmanager
     def image_held(self, request: VideoRequest) -> Iterator[None]:
-        """Read the request's image on the first rank; while the block runs, generations use what was read.
+        """Read the request's image on the first rank; while the block runs, generations use that copy.
 
         Raises:
-            BadRequestError: it cannot be used.
+            BadRequestError: the image cannot be used.
         """
         if request.image is not None and self.ranks.is_leader:
             self._picture = read_picture(request.image)
@@ -307,10 +312,10 @@ class Engine:
             self._picture = None
 
     def _look(self, request: VideoRequest) -> tuple[Picture | None, str]:
-        """The request's image on the first rank, which alone needs to have it, and its digest on every rank.
+        """Return the request's image on the first rank, which alone needs the file, and its digest on all.
 
         Raises:
-            BadRequestError: it cannot be used; on every rank.
+            BadRequestError: the image cannot be used; raised on every rank.
         """
         if request.image is None:
             return None, ""
@@ -329,7 +334,7 @@ class Engine:
 
     @torch.no_grad()
     def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], result: Result) -> None:
-        """Denoised latents, the same on every rank, → frames into `sinks`, as of `run`."""
+        """Decode denoised latents, the same on every rank, and write the frames into `sinks`; see `run`."""
         digests = [hashlib.sha256() for _ in sinks]
         at = partial(self.ranks.at, "decoding")
         at(busy=True)
@@ -344,7 +349,7 @@ class Engine:
                     for frames, sink, digest in zip(videos, sinks, digests, strict=True):
                         digest.update(frames.tobytes())
                         sink.write(frames)
-                at(busy=True)  # it gets on
+                at(busy=True)  # progress, which the other ranks see
         result.frames_sha256 = [digest.hexdigest() for digest in digests]
 
 

@@ -61,7 +61,11 @@ class Compared:
 
 @dataclass(slots=True)
 class Comparison:
-    """A comparison of presets over prompts and seeds: for each prompt, each seed, all presets."""
+    """A comparison of presets over prompts and seeds: for each prompt, each seed, all presets.
+
+    Attributes:
+        presets: presets by name, the full sampler first.
+    """
 
     config: Config
     presets: dict[str, Preset]
@@ -72,60 +76,57 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
     _engine: Engine | None = None
 
-    def load(self) -> None:
-        """Load the model.
+    def load(self) -> list[list[Plan]]:
+        """Load the model and plan every video: for each request, one plan of each preset.
 
         Raises:
             BadRequestError: the model is incomplete, or a request does not fit it.
         """
-        self._engine = Engine(self.config)
-        for request in self.requests:
-            for preset in self.presets:
-                self._plan(request, preset)
+        engine = self._engine = Engine(self.config)
+        return [
+            [
+                engine.plan(request.model_copy(update={"spectrum": name}), preset)
+                for name, preset in self.presets.items()
+            ]
+            for request in self.requests
+        ]
 
-    def run(self, progress: Progress) -> None:
-        """Generate, measure, and write the side-by-side mp4 and the JSON."""
+    def run(self, plans: list[list[Plan]], progress: Progress) -> None:
+        """Generate, measure, and write the side-by-side mp4 and the JSON.
+
+        Args:
+            plans: from `load`.
+        """
         if self._engine is None:
             raise RuntimeError("load() first")
-        self._engine.warm_up(self._plan(self.requests[0], FULL))
-        columns = (FULL, *self.presets)
-        width, height = self.requests[0].width, self.requests[0].height
-        fps = self.config.fps
-        width, height = width * len(columns), height + _LABEL_HEIGHT
+        self._engine.warm_up(plans[0][0])
+        width, height = self.requests[0].width * len(self.presets), self.requests[0].height + _LABEL_HEIGHT
         with whole_files([self.out.with_suffix(".json"), self.out], overwrite=self.overwrite) as files:
             summary, video = files
-            with mp4_encoder(video, width=width, height=height, fps=fps) as sink:
-                for request in self.requests:
-                    self._run_one(request, columns, sink, progress)
+            with mp4_encoder(video, width=width, height=height, fps=self.config.fps) as sink:
+                for of_request in plans:
+                    self._run_one(of_request, sink, progress)
             summary.write_text(json.dumps(self._summary(), indent=2) + "\n", encoding="utf-8")
 
-    def _run_one(
-        self, request: VideoRequest, columns: Sequence[str], sink: FrameSink, progress: Progress
-    ) -> None:
+    def _run_one(self, plans: Sequence[Plan], sink: FrameSink, progress: Progress) -> None:
         """Make all columns of one prompt and seed, compare them with the first, write them side by side."""
         assert self._engine is not None
-        with raw_videos(request, count=len(columns)) as raw:
-            for column, video, file in zip(columns, raw.videos, raw.files, strict=True):
-                watch = ColourWatch()
-                plan = self._plan(request, column)
+        with raw_videos(plans[0].request, count=len(plans)) as raw:
+            for plan, video, file in zip(plans, raw.videos, raw.files, strict=True):
+                watch, request = ColourWatch(), plan.request
                 result = generate_shown(self._engine, plan, [Tee(file, watch)], progress)
                 raw.flush()
-                name = f"{column!r} of {request.prompt!r}, seed {request.seed},"
+                name = f"{request.spectrum!r} of {request.prompt!r}, seed {request.seed},"
                 self.warnings += [*result.warnings, *watch.warning(name)]
-                quality = None if column == FULL else compare_videos(video, raw.videos[0])
+                quality = None if request.spectrum == FULL else compare_videos(video, raw.videos[0])
                 self.results.append(_compared(result, quality))
-            sink.write(side_by_side(raw.videos, columns))
-
-    def _plan(self, request: VideoRequest, preset: str) -> Plan:
-        assert self._engine is not None
-        named = request.model_copy(update={"spectrum": preset})
-        return self._engine.plan(named, self.presets.get(preset))
+            sink.write(side_by_side(raw.videos, list(self.presets)))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per preset, with means over prompts and seeds."""
         full_seconds = _mean(r.denoise_seconds for r in self.results if r.preset == FULL)
         rows = []
-        for preset in (FULL, *self.presets):
+        for preset in self.presets:
             own = [r for r in self.results if r.preset == preset]
             qualities = [r.quality for r in own if r.quality is not None]
             seconds = _mean(r.denoise_seconds for r in own)
@@ -204,7 +205,7 @@ def plan_comparison(
     """
     settings = load_config(config)
     check_loras(settings)
-    chosen = {name: load_preset(name) for name in presets if name != FULL}
+    chosen = {name: load_preset(name) for name in (FULL, *presets)}
     if out.suffix != ".mp4":
         raise BadRequestError(f"out: {str(out)!r} given; the name must end in .mp4")
     for path in (out, out.with_suffix(".json")):
@@ -215,7 +216,7 @@ def plan_comparison(
         for seed in seeds
     ]
     check_image(requests[0].image)
-    check_room(requests[0], 1 + len(chosen))
+    check_room(requests[0], len(chosen))
     for preset in chosen.values():
         preset.check_request(settings.windowed(requests[0]))
     outputs = dict.fromkeys((out.with_suffix(".json"), out), "out")

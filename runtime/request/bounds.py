@@ -1,4 +1,4 @@
-"""Bounds of a request: what a model family can make, beyond what every request must be."""
+"""Bounds of a request: limits of a model family, beyond those of every request."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
-NUMBER = BeforeValidator(_no_truth_value)  # Python takes true for 1
+NUMBER = BeforeValidator(_no_truth_value)  # Python accepts true as 1
 
 _Step = Annotated[int, Field(ge=1, le=8192), NUMBER]
 
 
 class Bounds(BaseModel):
-    """What a model family can make. Every family has its own; a config states those of its model's family,
-    so that a request can be refused before the model is there. The defaults are Wan's.
+    """Limits of the videos that a model family can make.
+
+    A config states those of its model's family, so that requests can be refused before the model is
+    downloaded. The defaults are Wan's.
 
     Attributes:
-        pixels: width and height are multiples of it.
-        frames: a video has k · `frames` + 1 frames.
-        most_frames: a video has at most so many; 1 for a family that makes images.
-        guidance: whether the guidance scale joins two `branches` (classifier-free guidance), or is
-            `embedded`: an input of the transformer, which then has one branch.
+        pixels: width and height must be multiples of this.
+        frames: a video must have k · `frames` + 1 frames.
+        most_frames: largest number of frames; 1 for a family that makes images.
+        guidance: `branches` for classifier-free guidance, which joins two of them; `embedded` if the scale is
+            an input of the transformer, which then has a single branch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,27 +43,27 @@ class Bounds(BaseModel):
 
     @property
     def embedded(self) -> bool:
-        """Whether the guidance scale is an input of the transformer."""
+        """True if the guidance scale is an input of the transformer."""
         return self.guidance == "embedded"
 
     @property
     def frame_rule(self) -> str:
-        """How many frames a video may have, in words."""
+        """Formula of the allowed numbers of frames, such as `4k + 1`."""
         return f"{self.frames}k + 1"
 
     def nearest_frames(self, frames: float) -> int:
-        """The number of frames nearest to `frames` that a video can have."""
+        """Return the allowed number of frames that is nearest to `frames`."""
         return max(round((frames - 1) / self.frames), 0) * self.frames + 1
 
     def check(self, fields: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> None:
-        """Refuse a width, a height or a number of frames that the family cannot make.
+        """Refuse a width, a height or a number of frames that is out of bounds.
 
         Args:
-            fields: the request's, those that are there.
-            prefix: of the fields' places, for the message.
+            fields: fields of a request by name; others may be missing.
+            prefix: path of the fields in their file, for the message.
 
         Raises:
-            ValidationError: one line for each field that is out of its bounds.
+            ValidationError: one line for each field that is out of bounds.
         """
         lines = [
             InitErrorDetails(
@@ -75,7 +77,7 @@ class Bounds(BaseModel):
             raise ValidationError.from_exception_data("VideoRequest", lines)
 
     def _problems(self, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Each field that is out of its bounds, and what is allowed."""
+        """Yield each field that is out of bounds, with what is allowed."""
         for name in ("width", "height"):
             given = fields.get(name)
             if given is not None and given % self.pixels:

@@ -1,6 +1,6 @@
-"""The course of a generation: which expert computes each step, and where histories begin anew.
+"""Course of a generation: which expert computes each step, and where histories start over.
 
-Everything follows from the sampler's timesteps, so all ranks know it alike, and so does a resumed generation.
+It follows from the sampler's timesteps alone, so all ranks have the same one, and a resumed generation too.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from runtime.models.base import Expert
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Which expert computes each step.
+    """Assignment of experts to steps.
 
     Attributes:
-        names: of the experts.
-        numbers: of every step's expert.
-        outputs_forgotten: steps before which histories of the model's output are forgotten.
-        warmups: the first steps of each expert that are computed, where histories are forgotten before them.
+        names: names of the experts.
+        numbers: index of each step's expert.
+        outputs_forgotten: steps before which histories of the model's output are dropped.
+        warmups: for each expert, number of steps that are computed after a history was dropped.
     """
 
     names: tuple[str, ...]
@@ -29,9 +29,10 @@ class Course:
 
     @classmethod
     def of(cls, experts: Sequence[Expert], timesteps: Sequence[float]) -> Course:
-        """The course of a sampler's timesteps: a step is the first expert's whose boundary it reaches.
+        """Assign each timestep to the first expert whose boundary it reaches.
 
-        Example: with boundaries 875 and 0, timesteps 1000, 900, 500 are of the experts 0, 0, 1.
+        Example:
+            With boundaries 875 and 0, the timesteps 1000, 900, 500 go to the experts 0, 0, 1.
         """
         numbers = tuple(
             next((n for n, one in enumerate(experts) if timestep >= one.boundary), len(experts) - 1)
@@ -44,23 +45,23 @@ class Course:
         return cls(names, numbers, forgotten, warmups)
 
     def name(self, step: int) -> str:
-        """The expert that a step is of."""
+        """Return the name of the expert that computes a step."""
         return self.names[self.numbers[step]]
 
     def forgets(self, step: int, *, outputs: bool) -> bool:
-        """Whether what is remembered says nothing of `step` and those after it.
+        """Return whether a history is dropped before `step`, as it says nothing about later steps.
 
         Args:
-            outputs: whether it is of the model's output; otherwise it is of features, which no two experts
-                have in common.
+            outputs: whether the history is of the model's output; if not, it is of features, which two
+                experts never share.
         """
         return step in (self.outputs_forgotten if outputs else _switches(self.numbers))
 
     def forced(self, *, outputs: bool) -> frozenset[int]:
-        """Steps that must be computed whatever a schedule says, as there is nothing to forecast them from.
+        """Return the steps that are computed whatever the schedule says, for lack of a history.
 
         Args:
-            outputs: as of `forgets`.
+            outputs: as in `forgets`.
         """
         found: set[int] = set()
         for switch in self.outputs_forgotten if outputs else _switches(self.numbers):
@@ -71,5 +72,5 @@ class Course:
 
 
 def _switches(numbers: Sequence[int]) -> frozenset[int]:
-    """Steps that are of another expert than the step before."""
+    """Return the steps at which another expert takes over."""
     return frozenset(step for step in range(1, len(numbers)) if numbers[step] != numbers[step - 1])

@@ -1,4 +1,4 @@
-"""Preparation: the networks of a plan, with what each window is conditioned on, as one rank runs them.
+"""Preparation: builds the networks of a plan on one rank, one per window, with text and conditioning.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width, I image tokens, E
 channels of an image encoder.
@@ -29,14 +29,16 @@ def build_networks(
     text: Embeddings,
     image: ImageCondition | None,
 ) -> list[Networks]:
-    """The networks of each window; windows differ in their text alone.
+    """Build the networks of each window, which differ in their text alone.
 
-    Every rank asks for them at the same time. The experts' attention is left as the plan has it.
+    All ranks call it at the same time. It also sets the experts' attention to the plan's kernel.
 
     Args:
-        group: this rank's, of the plan's topology.
-        heads: of the transformers.
+        group: this rank's groups in the plan's topology.
+        heads: attention heads of the transformers.
         window_BCFHW: latents of one window.
+        text: embeddings of all prompts.
+        image: conditioning of the first window; None for a video from text alone.
     """
     texts = window_embeddings(plan.request, plan.windows, text)
     own = [_of_expert(expert, plan, group, heads, window_BCFHW, texts, image) for expert in experts]
@@ -54,7 +56,7 @@ def _of_expert(
     texts: Sequence[Sequence[torch.Tensor]],
     image: ImageCondition | None,
 ) -> list[Network]:
-    """One expert's network for each window."""
+    """Build one expert's network for each window."""
     adapter, request = expert.adapter, plan.request
     geometry = adapter.geometry(window_BCFHW)
     _use_attention(expert, plan, group, heads, geometry.grid.tokens, window_BCFHW.device)
@@ -65,7 +67,7 @@ def _of_expert(
     latents_BCFHW = None if image is None else image.latents_BCFHW
     embedded = scale if request.embedded else None
     networks = []
-    known: dict[int, torch.Tensor] = {}  # windows that share an embedding share what becomes of it
+    known: dict[int, torch.Tensor] = {}  # windows that share a prompt share its projection
     for embeddings in texts:
         for embedding in embeddings:
             if id(embedding) not in known:
@@ -81,7 +83,10 @@ def _of_expert(
 def _use_attention(
     expert: Expert, plan: Plan, group: RankGroup, heads: int, tokens: int, device: torch.device
 ) -> None:
-    """With whole sequences and torch's own choice of kernel, the model's attention stays as it came."""
+    """Set an expert's self-attention to the plan's kernel, with its tokens split over the ranks.
+
+    Whole sequences with torch's own choice of kernel keep the model's own attention.
+    """
     if plan.topology.sequence == 1 and plan.attention == "sdpa":
         expert.attention.restore()
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -32,7 +32,7 @@ from runtime.request.images import Picture, read_picture
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command, Commands
 from runtime.sampling.course import Course
-from runtime.sampling.denoise import StepRecord
+from runtime.sampling.denoise import OnStep
 from runtime.sampling.finite import check_prompts, likely_cause
 from runtime.sampling.memory import Need, shortage_explained
 from runtime.sampling.plan import Plan
@@ -96,7 +96,7 @@ class Engine:
         self,
         request: VideoRequest,
         sinks: Sequence[FrameSink],
-        on_step: Callable[[StepRecord], None] = lambda _: None,
+        on_step: OnStep = lambda _: None,
         checkpoints: Checkpoints | None = None,
     ) -> Result:
         """Plan a request and run the plan; see `run`. Every rank calls it with the same request.
@@ -111,7 +111,7 @@ class Engine:
         self,
         plan: Plan,
         sinks: Sequence[FrameSink],
-        on_step: Callable[[StepRecord], None] = lambda _: None,
+        on_step: OnStep = lambda _: None,
         checkpoints: Checkpoints | None = None,
     ) -> Result:
         """Run a plan: encode → denoise → decode → write. Every rank calls it with the same plan.
@@ -147,7 +147,7 @@ class Engine:
         self,
         run: Run,
         result: Result,
-        on_step: Callable[[StepRecord], None],
+        on_step: OnStep,
         checkpoints: Checkpoints | None,
         commands: Commands,
     ) -> torch.Tensor:

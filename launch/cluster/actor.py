@@ -19,7 +19,7 @@ from launch.shell.exits import exit_code, give_up
 from runtime.engine import Engine
 from runtime.errors import LockstepError, NotFiniteError
 from runtime.jobs.job import Job
-from runtime.jobs.run import OnStep, do_job
+from runtime.jobs.run import do_job
 from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import join
@@ -28,7 +28,7 @@ from runtime.parallel.watch import Watch
 from runtime.reports.report import Report
 from runtime.request.config import Config
 from runtime.sampling.commands import Command
-from runtime.sampling.denoise import StepRecord
+from runtime.sampling.denoise import OnStep, StepRecord
 from spectrum import StepKind
 
 log = logging.getLogger(__name__)

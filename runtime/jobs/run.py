@@ -1,4 +1,4 @@
-"""Running a job: from a request to videos, report and picture, with a comparison if requested.
+"""Running a job: videos, report and picture, with a comparison if requested.
 
 The first rank runs a job; the others follow it.
 """
@@ -22,14 +22,13 @@ from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
 from runtime.reports.report import ModelPart, Report, add_comparison, build_report
-from runtime.sampling.denoise import StepRecord
+from runtime.sampling.denoise import OnStep
 from runtime.sampling.plan import Plan
 from runtime.sampling.result import Result
 from spectrum import StepKind
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[StepRecord], None]
 Progress = Callable[[str, Sequence[StepKind]], AbstractContextManager[OnStep]]
 """Opens a progress display for one generation, given its name and the kind of each of its steps."""
 

@@ -70,7 +70,7 @@ _EVERY, _LATE_VIDEOS = 2, 3  # every second video is nudged early, and three of 
 _NUDGE = 0.5  # size, relative to the velocity's change since the step before
 _TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as fractions of all
 
-OnStep = Callable[[str, StepRecord], None]
+OnRunStep = Callable[[str, StepRecord], None]
 """Called with the name of the run and the record of each of its steps."""
 
 
@@ -103,7 +103,7 @@ class Calibrator:
         engine: Engine,
         requests: Sequence[VideoRequest],
         partial: Path,
-        on_step: OnStep = lambda _name, _record: None,
+        on_step: OnRunStep = lambda _name, _record: None,
         *,
         overwrite: bool = False,
     ):

@@ -6,7 +6,7 @@ Tensor legend: B batch, C latent channels, F latent frames, H, W latent height a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +43,10 @@ class StepRecord:
     sent: int = 0
     expert: str = ""
     error: float | None = None
+
+
+OnStep = Callable[[StepRecord], None]
+"""Called with the record of each step that is done."""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ Tensor legend: B batch, C latent channels, F latent frames, H, W latent height a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,13 +17,11 @@ from runtime.errors import CancelledError
 from runtime.parallel.ranks import Ranks
 from runtime.sampling.commands import Commands
 from runtime.sampling.coordinator import Coordinator, Deadline
-from runtime.sampling.denoise import Denoising, StepRecord, denoise
+from runtime.sampling.denoise import Denoising, OnStep, denoise
 from runtime.sampling.plan import Plan
 from runtime.sampling.result import Result
 from runtime.sampling.resume import Resumable
 from runtime.sampling.run import Run
-
-OnStep = Callable[[StepRecord], None]
 
 
 def denoise_segments(

@@ -20,14 +20,14 @@ from PIL import Image
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.jobs.run import OnStep, run_job
+from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer
 from runtime.media.raw import check_room
 from runtime.reports.report import Report
 from runtime.reports.run_picture import scale_errors
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.denoise import StepRecord
+from runtime.sampling.denoise import OnStep, StepRecord
 from spectrum import StepKind
 from tests.jobs import job_of
 

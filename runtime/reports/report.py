@@ -188,8 +188,7 @@ def build_report(
         step_seconds=StepSecondsPart(computed_median=typical.computed, forecast_median=typical.forecast),
         step_log=[
             StepPart(
-                **asdict(step) | {"sent": sent},
-                error=result.errors.get(step.index),
+                **asdict(step) | {"sent": sent, "error": result.errors.get(step.index)},
                 expected=expected.errors.get(step.index),
             )
             for step, sent in zip(result.steps, result.sent, strict=True)

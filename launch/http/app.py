@@ -16,6 +16,7 @@ from launch.http.openapi import describe
 from launch.http.retention import Sweeper
 from launch.http.service import Service
 from launch.http.video import Remix, VideoCreate
+from launch.http.webhooks import Webhooks
 from runtime.versions import versions
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -24,10 +25,13 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 @asynccontextmanager
 async def _background(app: FastAPI) -> AsyncIterator[None]:
     """What the server does beside answering."""
-    sweeper = Sweeper(app.state.service)
-    sweeper.start()
+    service = app.state.service
+    workers = (Sweeper(service), Webhooks(service))
+    for worker in workers:
+        worker.start()
     yield
-    sweeper.stop()
+    for worker in workers:
+        worker.stop()
 
 
 def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:

@@ -47,7 +47,8 @@ class Keys:
     @property
     def all(self) -> tuple[Key, ...]:
         """The keys as the file has them now."""
-        self._refresh()
+        if self._path is not None:
+            self._refresh()
         return self._known.keys
 
     def of(self, token: str | None) -> Key:

@@ -135,6 +135,7 @@ def keys() -> None:
 )
 @click.option("--queued", type=_COUNT, help="Requests of OWNER that may wait or run at a time.")
 @click.option("--per-hour", type=_COUNT, help="Requests that OWNER may make within an hour.")
+@click.option("--webhook", metavar="URL", help="Where to tell that a video of OWNER has ended.")
 def add(
     owner: str,
     file: Path,
@@ -142,14 +143,21 @@ def add(
     priority: int,
     queued: int | None,
     per_hour: int | None,
+    webhook: str | None,
 ) -> None:
-    """Make a key for OWNER, whose videos it makes and sees, and print it: only its hash is kept."""
-    from launch.http.keys import add_key, make_key, new_token
+    """Make a key for OWNER, whose videos it makes and sees, and print it: only its hash is kept.
 
-    token = new_token()
-    allowed = {"priority": priority, "queued": queued, "per_hour": per_hour}
+    With --webhook, the secret that signs the messages is printed on a second line.
+    """
+    from launch.http.keys import add_key, make_key, new_secret, new_token
+
+    token, secret = new_token(), new_secret()
+    hook = None if webhook is None else {"url": webhook, "secret": secret}
+    allowed = {"priority": priority, "queued": queued, "per_hour": per_hour, "webhook": hook}
     add_key(file, make_key(token, name=name or owner, owner=owner, **allowed))
     click.echo(token)
+    if hook is not None:
+        click.echo(secret)
 
 
 @keys.command("list", short_help="List keys.")

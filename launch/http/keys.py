@@ -5,6 +5,7 @@ A key has 256 random bits, so one SHA-256 protects it as well as any slow hash w
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
@@ -22,6 +23,7 @@ from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER
 
 PREFIX = "lockstep-"  # of every key, so that scanners for leaked secrets can find them
+SECRET = "whsec_"  # likewise, of a webhook's secret
 LOCAL = "local"  # owner of everything on a server without keys
 MOST_PRIORITY = 1_000_000
 
@@ -107,6 +109,11 @@ def digest_of(token: str) -> str:
 def new_token() -> str:
     """A new key."""
     return f"{PREFIX}{secrets.token_urlsafe(32)}"
+
+
+def new_secret() -> str:
+    """A new secret for the signatures of a webhook."""
+    return SECRET + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def make_key(token: str, **allowed: Any) -> Key:

@@ -99,7 +99,11 @@ def new_id(kind: str = "video") -> str:
     return f"{kind}_{secrets.token_hex(16)}"
 
 
-_ID_LENGTH = len(new_id())  # of a video's id, which begins the name of each request for it
+# An event's request is named after its video, with a number if the video was resumed.
+VIDEO_OF_REQUEST = (
+    "JOIN requests ON requests.id = events.request "
+    f"JOIN videos ON videos.id = substr(requests.name, 1, {len(new_id())})"
+)
 
 
 class Records:
@@ -292,9 +296,7 @@ class Records:
         of_one = "" if video is None else "AND videos.id = ?"
         query = (
             "SELECT seq, events.kind AS kind, told, at, videos.id AS video FROM events "
-            "JOIN requests ON requests.id = events.request "
-            f"JOIN videos ON videos.id = substr(requests.name, 1, {_ID_LENGTH}) "
-            f"WHERE seq > ? AND {_SEEN} {of_one} ORDER BY seq LIMIT ?"
+            f"{VIDEO_OF_REQUEST} WHERE seq > ? AND {_SEEN} {of_one} ORDER BY seq LIMIT ?"
         )
         chosen = () if video is None else (video,)
         return self.queue.read(_read_event, query, after, owner, *chosen, limit)

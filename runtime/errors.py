@@ -61,6 +61,11 @@ def named(error: BaseException) -> str:
     return name if said == name else f"{name}: {said}"
 
 
+def in_words(error: BaseException) -> str:
+    """What an error says to a user: Lockstep's own as it is, any other as `named`."""
+    return str(error) if isinstance(error, LockstepError) else named(error)
+
+
 def with_files(error: OSError) -> str:
     """What a system error says, after the files that it names."""
     names = (os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes))

@@ -17,7 +17,7 @@ import ray
 from launch.cluster.metrics import RankMetrics
 from launch.shell.exits import exit_code, give_up
 from runtime.engine import Engine
-from runtime.errors import LockstepError, NotFiniteError
+from runtime.errors import NotFiniteError, in_words
 from runtime.jobs.job import Job
 from runtime.jobs.run import do_job
 from runtime.parallel.devices import pick_device
@@ -127,8 +127,7 @@ class RankActor:
             if end in (End.FAILED, End.HOPELESS):
                 log.exception("rank %d: job failed", self._engine.ranks.rank)
                 self._leave(error)
-            reason = str(error) if isinstance(error, LockstepError) else repr(error)
-            return Ended(end, reason)
+            return Ended(end, in_words(error))
 
     def _leave(self, error: BaseException) -> None:
         """Tell the other ranks, as leaving the `join` block that `start` entered would."""

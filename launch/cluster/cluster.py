@@ -20,7 +20,7 @@ from rich.console import Console
 from launch.cluster.address import VARIABLE, cluster_address
 from launch.cluster.driver import Driver, drive
 from launch.shell.family import heed_no_signals
-from runtime.errors import BadRequestError, JobFailedError
+from runtime.errors import BadRequestError, JobFailedError, named
 from runtime.parallel.devices import check_room
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Guard:
                 self._look()
         except Exception as error:  # otherwise a driver could wait for a dead cluster for ever
             log.exception("the watch over Ray's processes failed")
-            self._lost(f"Ray's processes cannot be watched: {error!r}")
+            self._lost(f"Ray's processes cannot be watched: {named(error)}")
 
     def _find(self) -> None:
         """Find the processes; the raylet's agents start a little later."""

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launch.cluster.actor import Begun, End, Ended, Event, RankActor
 from launch.cluster.placement import Bundle, bundle_for
 from launch.shell.pulse import Pulse
-from runtime.errors import BadRequestError, CancelledError, JobFailedError, LockstepError, named
+from runtime.errors import BadRequestError, CancelledError, JobFailedError, in_words, named
 from runtime.jobs.job import Job
 from runtime.parallel.meeting import Rendezvous
 
@@ -329,8 +329,7 @@ def _explained(doing: str, kind: type[JobFailedError] = JobFailedError) -> Itera
     try:
         yield
     except RayTaskError as error:
-        cause = error.cause
-        raise kind(f"{doing}: {cause if isinstance(cause, LockstepError) else repr(cause)}") from error
+        raise kind(f"{doing}: {in_words(error.cause)}") from error
     except RayActorError as error:
         raise kind(f"{doing}: a rank died: {named(error)}") from error
     except GetTimeoutError as error:

@@ -16,7 +16,7 @@ from launch.serve.entries import Entry, State
 from launch.serve.queue import Queue, QueueError
 from launch.serve.replica import BACKOFF, KILLS, LOOK, OnEvent, Replica
 from launch.shell.pulse import Pulse
-from runtime.errors import JobFailedError
+from runtime.errors import JobFailedError, named
 
 __all__ = ["BACKOFF", "KILLS", "OnEvent", "Replica", "ReplicaPool"]
 
@@ -130,7 +130,7 @@ class ReplicaPool:
                     log.warning("deadlines and cancellations are delayed: %s", error)
                 except Exception as error:
                     log.exception("the pool stops")
-                    self.fail(f"deadlines and cancellations cannot be enforced: {error!r}")
+                    self.fail(f"deadlines and cancellations cannot be enforced: {named(error)}")
                     return
 
         thread = threading.Thread(target=watch, name="pool-watch", daemon=True)

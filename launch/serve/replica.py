@@ -13,7 +13,7 @@ from launch.cluster.placement import NoRoomError
 from launch.serve.entries import EXPIRED, Entry, Progress, ReplicaEntry, RunEvent, State
 from launch.serve.events import run_event
 from launch.serve.queue import Queue, QueueError, kind_of
-from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.errors import BadRequestError, CancelledError, JobFailedError, named
 from runtime.jobs.job import Job
 from spectrum import TimeLeft
 
@@ -150,7 +150,7 @@ class Replica:
             self._wait_for_ray(entry, str(error))
         except Exception as error:
             log.exception("%s: unexpected failure", entry.name)
-            self._lose(entry, f"unexpected failure: {error!r}")
+            self._lose(entry, f"unexpected failure: {named(error)}")
         else:
             self._finish(entry, ended)
 

@@ -18,7 +18,7 @@ from typing import Generic, Self, TypeVar
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from runtime.errors import BadRequestError, LockstepError, RankFailedError, named, reason
+from runtime.errors import BadRequestError, LockstepError, RankFailedError, in_words, reason
 
 MEETING = "the meeting of the ranks"
 
@@ -159,8 +159,7 @@ def leave(rendezvous: Rendezvous, error: Exception) -> None:
     def tell() -> None:
         store = _shared(rendezvous, _reach(rendezvous, _TRY))
         refused = isinstance(error, BadRequestError)
-        said = str(error) if refused else named(error)
-        _write_off(store, rendezvous.rank, said, refused=refused, told=True)
+        _write_off(store, rendezvous.rank, in_words(error), refused=refused, told=True)
 
     with suppress(RankFailedError, RuntimeError):
         running = Background(tell)
@@ -208,9 +207,9 @@ def _await_all(rendezvous: Rendezvous, store: Store, deadline: float) -> set[int
         time.sleep(_GLANCE)
 
 
-def _write_off(store: Store, rank: int, reason: str, *, refused: bool = False, told: bool = False) -> None:
+def _write_off(store: Store, rank: int, said: str, *, refused: bool = False, told: bool = False) -> None:
     """Call the meeting off because of `rank`; `told` if that rank itself explains it to the user."""
-    store.set(_OFF, json.dumps({"rank": rank, "reason": reason, "refused": refused, "told": told}))
+    store.set(_OFF, json.dumps({"rank": rank, "reason": said, "refused": refused, "told": told}))
 
 
 def _read_off(store: Store) -> LockstepError:

@@ -13,7 +13,15 @@ from torch.distributed import HashStore
 
 import launch
 import runtime
-from runtime.errors import LockstepError, RankFailedError, named, reason, with_files
+from runtime.errors import (
+    BadRequestError,
+    LockstepError,
+    RankFailedError,
+    in_words,
+    named,
+    reason,
+    with_files,
+)
 from runtime.parallel.heartbeats import ending
 from runtime.parallel.watch import Watch
 from tests.places import ROOT
@@ -64,6 +72,11 @@ def test_a_failed_rank_is_named_after_the_journey(rank: int | None) -> None:
 )
 def test_an_error_is_one_line_whatever_it_says(error: Exception, said: str, with_name: str) -> None:
     assert (reason(error), named(error)) == (said, with_name + said)
+
+
+def test_errors_of_ones_own_are_told_as_they_are() -> None:
+    assert in_words(BadRequestError("steps: 0 given\nframes: 2 given")) == "steps: 0 given\nframes: 2 given"
+    assert in_words(KeyError("seed")) == "KeyError: 'seed'"
 
 
 def test_a_system_error_is_told_with_its_files() -> None:

@@ -123,6 +123,7 @@ def test_a_rank_killed_while_writing_is_replaced(
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_call_into_ray_that_fails_costs_a_group(
     tmp_path: Path, undisturbed: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch

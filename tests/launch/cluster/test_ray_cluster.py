@@ -59,7 +59,7 @@ class Blind(Guard):
 def test_the_end_of_the_guard_is_told() -> None:
     told: queue.SimpleQueue[str] = queue.SimpleQueue()
     guard = Blind(told.put)
-    assert "cannot be watched: RuntimeError('no processes today')" in told.get(timeout=60)
+    assert "cannot be watched: RuntimeError: no processes today" in told.get(timeout=60)
     guard.end()
 
 

@@ -61,7 +61,7 @@ def test_a_rank_that_ray_has_lost_has_ended(error: RayError, monkeypatch: pytest
     ("cause", "kind", "said"),
     [
         (RankFailedError(1, "step 3", "it died"), StartError, "loading: rank 1 failed at step 3: it died"),
-        (ValueError("no such weight"), StartError, r"loading: ValueError\('no such weight'\)"),
+        (ValueError("no such weight"), StartError, "loading: ValueError: no such weight"),
     ],
 )
 def test_what_a_rank_raised_is_told_as_it_told_it(

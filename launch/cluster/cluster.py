@@ -34,7 +34,11 @@ _Result = TypeVar("_Result")
 
 
 def on_cluster(
-    cpus: int, about: Mapping[str, str], work: Callable[[Driver], _Result], console: Console
+    cpus: int,
+    about: Mapping[str, str],
+    work: Callable[[Driver], _Result],
+    console: Console,
+    made: Callable[[], _Result | None] = lambda: None,
 ) -> _Result:
     """Run `work` in a driver on the cluster of RAY_ADDRESS, or on a local one that ends with it.
 
@@ -44,6 +48,7 @@ def on_cluster(
     Args:
         cpus: minimum number of CPUs of a local cluster.
         about: description of the work, for `ray list jobs` and `ray job list`.
+        made: returns the result if it is there although the driver was lost.
 
     Raises:
         BadRequestError: there is no cluster at RAY_ADDRESS; or it is unset and this machine is far too small.
@@ -56,7 +61,7 @@ def on_cluster(
     if crowded:
         log.warning(crowded)
     task: Callable[[Driver], None] = partial(_drive, address, cpus, about, work)
-    return drive(task, console, own=address is None)  # type: ignore[no-any-return]
+    return drive(task, console, own=address is None, made=made)  # type: ignore[no-any-return]
 
 
 def _drive(

@@ -148,12 +148,15 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-def drive(work: Callable[[Driver], None], console: Console, *, own: bool) -> Any:
+def drive(
+    work: Callable[[Driver], None], console: Console, *, own: bool, made: Callable[[], Any] = lambda: None
+) -> Any:
     """Run `work` in a driver process, and in a new one when that is lost; returns what it passes to `done`.
 
     Args:
         work: calls `Driver.done` once.
         own: the driver starts its own Ray, so that a new driver can start a new one.
+        made: returns the result if it is there although the driver was lost, None if it is not.
 
     Raises:
         CancelledError: a signal came, or the work raised it.
@@ -168,6 +171,10 @@ def drive(work: Callable[[Driver], None], console: Console, *, own: bool) -> Any
             return ended.value
         if isinstance(ended, Raised):
             raise ended.error
+        result = made()
+        if result is not None:
+            say(console, f"{ended.reason}; its work was done all the same")
+            return result
         again, now = True, time.monotonic()
         lost = [*(when for when in lost if now - when < _MEMORY), now]
         if not own:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
@@ -32,7 +33,21 @@ BACKOFF = 1.0  # seconds before the second attempt; doubled before each further 
 def run_job_on_ray(job: Job, console: Console) -> None:
     """Run a job on its cluster, from placing the ranks to printing the path of the result."""
     about = {"prompt": job.request.prompt, "config": job.config.model, "out": str(job.outputs.video)}
-    print_result(on_cluster(job.world, about, partial(_in_driver, job, console), console), job, console)
+    made = partial(_made_since, job, job.outputs.state(job.request.videos))
+    print_result(on_cluster(job.world, about, partial(_in_driver, job, console), console, made), job, console)
+
+
+def _made_since(job: Job, before: dict[Path, tuple[int, int] | None]) -> Report | None:
+    """Report of a job all files of which were written since; None if it is not done.
+
+    Ranks may finish a job whose driver is lost.
+    """
+    now = job.outputs.state(job.request.videos)
+    if not job.is_made() or any(state is None or state == before[path] for path, state in now.items()):
+        return None
+    if job.checkpoints is not None:
+        job.checkpoints.remove()
+    return Report.model_validate_json(job.outputs.report.read_bytes())
 
 
 def _in_driver(job: Job, console: Console, driver: Driver) -> Report:

@@ -154,7 +154,7 @@ class Job:
 
     def retried(self) -> Job:
         """Copy the job so that it resumes; it may then replace a video that an earlier attempt made."""
-        kept, overwrite = self.checkpoints, self.outputs.overwrite or self._is_made()
+        kept, overwrite = self.checkpoints, self.outputs.overwrite or self.is_made()
         return replace(
             self,
             outputs=replace(self.outputs, overwrite=overwrite),
@@ -169,7 +169,7 @@ class Job:
         kept = self.checkpoints
         return self.retried() if kept is not None and kept.resume and kept.left else self
 
-    def _is_made(self) -> bool:
+    def is_made(self) -> bool:
         """Return whether a report of this very request exists; it appears before the videos that it names."""
         own = self.absolute()
         try:

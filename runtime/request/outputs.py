@@ -52,6 +52,10 @@ class Outputs:
         named = "out" if self.report == self.video.with_suffix(".json") else "report"
         return {self.report: named, self.picture: named, **dict.fromkeys(self.videos(count), "out")}
 
+    def state(self, count: int) -> dict[Path, tuple[int, int] | None]:
+        """Every file of `count` videos → what tells it from one that replaces it; None without a file."""
+        return {path: _state(path) for path in self.all(count)}
+
     def check(self, count: int) -> None:
         """Refuse names that cannot be written.
 
@@ -63,6 +67,14 @@ class Outputs:
         fields = self.all(count)
         for path in (*self.videos(count), self.report, self.picture):
             check_writable(path, overwrite=self.overwrite, field=fields[path])
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _check_suffix(path: Path, suffix: str, *, field: str) -> None:

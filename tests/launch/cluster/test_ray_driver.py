@@ -21,6 +21,7 @@ from launch.shell.logs import set_up_logging
 from runtime.errors import BadRequestError, CancelledError, RankFailedError
 
 what, tries = sys.argv[1], Path(sys.argv[2])
+made = tries.with_name("made")
 if what == "stops":
     ray_driver._SILENCE = 5.0  # five signs of life, so that a busy machine is no silence
 if what == "deaf":
@@ -88,6 +89,9 @@ def work(driver):
         started = subprocess.Popen(["sleep", "600"])
         with (tries.parent / "started").open("a") as file:
             file.write(f"{started.pid} ")
+    if what == "leaves its work done":
+        made.write_text("made without it")
+        os.kill(os.getpid(), signal.SIGKILL)
     if not driver.again:
         hit("before the end")
     driver.done("the result")
@@ -100,7 +104,9 @@ set_up_logging(console, verbose=False)
 if what == "does not leave":
     ray_driver._LEAVING = 0.1
 try:
-    print(ray_driver.drive(work, console, own=sys.argv[3] == "own"))
+    print(ray_driver.drive(
+        work, console, own=sys.argv[3] == "own", made=lambda: made.read_text() if made.exists() else None
+    ))
 except Exception as error:
     sys.exit(explain(error))
 """
@@ -154,6 +160,13 @@ def test_a_lost_driver_is_replaced_by_one_that_goes_on(what: str, reason: str, t
     code, out, said, tries = drive(what, tmp_path)
     assert (code, out, tries) == (0, "the result\n", ["False", "True"])
     assert reason in said
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_a_lost_driver_has_done_is_not_done_again(own: bool, tmp_path: Path) -> None:
+    code, out, said, tries = drive("leaves its work done", tmp_path, own=own)
+    assert (code, out, tries) == (0, "made without it\n", ["False"])
+    assert "the process that drives Ray was ended; its work was done all the same" in said
 
 
 def test_drivers_are_not_replaced_for_ever(tmp_path: Path) -> None:

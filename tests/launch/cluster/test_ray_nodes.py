@@ -111,24 +111,28 @@ def test_a_job_that_has_no_room_without_a_lost_node_ends_and_resumes_on_fewer_ra
 
 
 @pytest.mark.parametrize("victim", ["driver", "gcs_server"])
-def test_what_stops_ends_the_command_in_time_and_it_resumes(
+def test_what_stops_ends_the_command_in_time_and_nothing_is_lost(
     victim: str, cluster: Cluster, tmp_path: Path, undisturbed: list[str]
 ) -> None:
+    """The ranks may finish the video before it is noticed; otherwise it is resumed."""
     out = tmp_path / "a.mp4"
     with generating(out, cluster=cluster.address) as (command, members):
         gcs = daemon(cluster.head_node, "gcs_server")
         stopped = gcs if victim == "gcs_server" else members[victim]
         stopped.send_signal(signal.SIGSTOP)
         told, said = command.communicate(timeout=200)
-    assert (command.returncode, told) == (3, ""), said
-    assert "the cluster of RAY_ADDRESS was not started by this command" in said
-    assert "--resume" in said and "Traceback" not in said
+    assert "Traceback" not in said
     check_nothing_is_left(members)
     with contextlib.suppress(psutil.Error):
         stopped.send_signal(signal.SIGCONT)
     check_no_rank_is_left(cluster)
-    resume(cluster, out)
+    if command.returncode != 0:
+        assert (command.returncode, told) == (3, ""), said
+        assert "the cluster of RAY_ADDRESS was not started by this command" in said and "--resume" in said
+        resume(cluster, out)
+    assert told in ("", f"{out}\n")
     assert digests(out) == undisturbed
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "a.png"}
 
 
 @pytest.mark.parametrize("victim", ["rank", "keeper", "raylet"])

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from launch.cluster.run import _made_since
+from launch.shell.run import do_job
 from runtime.checkpoint.folder import VERSION, Checkpoints, manifest_name
+from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from tests.jobs import make_job
+from runtime.jobs.run import silent
+from runtime.reports.report import Report
+from tests.jobs import TINY, make_job
 
 
 def test_a_retry_replaces_what_the_attempt_before_made_and_nothing_else(tmp_path: Path) -> None:
@@ -26,6 +32,23 @@ def test_a_retry_replaces_what_the_attempt_before_made_and_nothing_else(tmp_path
     assert not job.retried().outputs.overwrite
     (tmp_path / "a.json").write_text("{}")
     assert not job.retried().outputs.overwrite
+
+
+def test_a_job_whose_driver_is_lost_is_done_once_all_its_files_are_new(
+    engine: Engine, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "a.mp4", **TINY)
+    before = job.outputs.state(1)
+    assert _made_since(job, before) is None
+    made = do_job(engine, job, silent)
+    assert isinstance(made, Report)
+    found = _made_since(job, before)
+    assert found is not None and found.frames_sha256 == made.frames_sha256
+    assert _made_since(job, job.outputs.state(1)) is None  # they are of an earlier run
+    other = replace(job, request=job.request.model_copy(update={"seed": 8}))
+    assert _made_since(other, before) is None
+    (tmp_path / "a.mp4").unlink()  # the report is there first
+    assert _made_since(job, before) is None
 
 
 def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:

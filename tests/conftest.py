@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from hypothesis import settings
 
 from launch.shell.exits import end_now
-from runtime.engine import Engine
-from runtime.request.config import Config, load_config
-from runtime.request.video_request import VideoRequest
 from runtime.signals import ENDING
 from tests.places import ROOT
-from tests.ranks import WarmRanks
+
+if TYPE_CHECKING:  # torch is imported by tests: the process that hands these out to others has no use for it
+    from runtime.engine import Engine
+    from runtime.request.config import Config
+    from runtime.request.video_request import VideoRequest
+    from tests.ranks import WarmRanks
 
 sys.path.insert(0, str(ROOT / "scripts"))  # the scripts are run from there, too
-torch.set_num_threads(1)
 settings.register_profile("lockstep", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.register_profile("search", deadline=None, max_examples=3000)  # pytest --hypothesis-profile=search
 settings.load_profile("lockstep")
+
+
+@pytest.hookimpl(trylast=True)  # when tests that are not asked for are gone
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left with one of them in the end; what
+    there is now is no garbage."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+    gc.collect()
+    gc.freeze()
 
 
 _ended: list[int] = []
@@ -51,19 +61,32 @@ def _signals_as_before() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def config() -> Config:
+    from runtime.request.config import load_config
+
     return load_config("wan-tiny")
 
 
 @pytest.fixture(scope="session")
 def engine(config: Config) -> Engine:
+    from runtime.engine import Engine
+
     return Engine(config)
 
 
 @pytest.fixture(scope="module")
 def warm() -> Iterator[WarmRanks]:
     """Ranks that the tests of a module share; see there for what may run on them."""
+    from tests.ranks import WarmRanks
+
     with closing(WarmRanks()) as ranks:
         yield ranks
 

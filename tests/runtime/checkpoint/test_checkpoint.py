@@ -37,6 +37,7 @@ from tests.jobs import job_of
 from tests.ranks import die, run_ranks, watch_ranks
 
 Make = Callable[..., VideoRequest]
+Undisturbed = Callable[[VideoRequest], tuple[Result, Frames]]
 STEPS = 10
 SMALL = {"width": 64, "height": 48, "frames": 5, "steps": STEPS, "max_sequence_length": 32, "seed": 7}
 PROMPT = "a red circle moving left on a black background"
@@ -72,6 +73,20 @@ def interrupt(engine: Engine, request: VideoRequest, folder: Path, until: int, e
 
 
 @pytest.fixture(scope="module")
+def undisturbed(engine: Engine) -> Undisturbed:
+    """What a request comes to; each is run once."""
+    known: dict[str, tuple[Result, Frames]] = {}
+
+    def made(request: VideoRequest) -> tuple[Result, Frames]:
+        name = request.model_dump_json()
+        if name not in known:
+            known[name] = run(engine, request)
+        return known[name]
+
+    return made
+
+
+@pytest.fixture(scope="module")
 def schedule(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """The name of a preset with this schedule."""
 
@@ -98,18 +113,20 @@ def test_every_sampler_goes_on_in_the_same_bits(
 
 
 @pytest.mark.parametrize("until", range(1, STEPS))
-def test_it_does_not_matter_where(engine: Engine, small: Make, tmp_path: Path, until: int) -> None:
+def test_it_does_not_matter_where(
+    engine: Engine, small: Make, undisturbed: Undisturbed, tmp_path: Path, until: int
+) -> None:
     request = small(steps=STEPS, spectrum="paper")
-    undisturbed, expected = run(engine, request)
+    whole, expected = undisturbed(request)
     interrupt(engine, request, tmp_path, until)
     result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert 0 < result.resumed_at <= until + 1
     assert np.array_equal(frames, expected)
-    assert result.digests == undisturbed.digests
-    assert result.computed == undisturbed.computed
-    assert result.errors == undisturbed.errors
+    assert result.digests == whole.digests
+    assert result.computed == whole.computed
+    assert result.errors == whole.errors
     assert [s.index for s in result.steps] == list(range(STEPS))
-    assert result.forecaster_bytes == undisturbed.forecaster_bytes
+    assert result.forecaster_bytes == whole.forecaster_bytes
 
 
 @pytest.mark.parametrize(
@@ -135,10 +152,10 @@ def test_every_schedule_goes_on(
 
 
 def test_a_generation_that_was_told_to_stop_loses_no_step(
-    engine: Engine, small: Make, tmp_path: Path
+    engine: Engine, small: Make, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     request = small(steps=STEPS, spectrum="paper")
-    undisturbed, expected = run(engine, request)
+    whole, expected = undisturbed(request)
 
     def stop(record: StepRecord) -> None:
         if record.index == 4:
@@ -148,7 +165,7 @@ def test_a_generation_that_was_told_to_stop_loses_no_step(
         engine.generate(request, [FrameBuffer()], stop, Checkpoints(tmp_path, every=100))
     result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at == 7
-    assert result.digests == undisturbed.digests
+    assert result.digests == whole.digests
     assert np.array_equal(frames, expected)
 
 
@@ -170,9 +187,11 @@ def test_after_the_last_step_only_the_decode_is_left(engine: Engine, small: Make
     assert np.array_equal(frames, expected)
 
 
-def test_interrupted_again_and_again(engine: Engine, small: Make, tmp_path: Path) -> None:
+def test_interrupted_again_and_again(
+    engine: Engine, small: Make, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     request = small(steps=STEPS, spectrum="paper")
-    expected = run(engine, request)[1]
+    expected = undisturbed(request)[1]
     interrupt(engine, request, tmp_path, until=2)
     for until in (4, 8):
         with pytest.raises(InterruptedHereError):
@@ -182,6 +201,14 @@ def test_interrupted_again_and_again(engine: Engine, small: Make, tmp_path: Path
     assert np.array_equal(frames, expected)
 
 
+@pytest.fixture(scope="module")
+def interrupted(engine: Engine, small: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of a generation that was interrupted after step 8; for copies of them."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    interrupt(engine, small(steps=STEPS, spectrum="paper"), folder, until=8)
+    return folder
+
+
 def newest(folder: Path, pattern: str) -> Path:
     return max(folder.glob(f"*/{pattern}"), key=lambda path: path.name)
 
@@ -189,11 +216,17 @@ def newest(folder: Path, pattern: str) -> Path:
 @pytest.mark.parametrize("pattern", ["part-*.pt", "manifest-*.json"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "gone"])
 def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
-    engine: Engine, small: Make, tmp_path: Path, pattern: str, harm: str
+    engine: Engine,
+    small: Make,
+    undisturbed: Undisturbed,
+    interrupted: Path,
+    tmp_path: Path,
+    pattern: str,
+    harm: str,
 ) -> None:
     request = small(steps=STEPS, spectrum="paper")
-    expected = run(engine, request)[1]
-    interrupt(engine, request, tmp_path, until=8)
+    expected = undisturbed(request)[1]
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     path = newest(tmp_path, pattern)
     content = path.read_bytes()
     middle = len(content) // 2
@@ -211,10 +244,12 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
     assert np.array_equal(frames, expected)
 
 
-def test_with_nothing_whole_it_starts_again(engine: Engine, small: Make, tmp_path: Path) -> None:
+def test_with_nothing_whole_it_starts_again(
+    engine: Engine, small: Make, undisturbed: Undisturbed, interrupted: Path, tmp_path: Path
+) -> None:
     request = small(steps=STEPS, spectrum="paper")
-    expected = run(engine, request)[1]
-    interrupt(engine, request, tmp_path, until=8)
+    expected = undisturbed(request)[1]
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.glob("*/part-*"):
         path.write_bytes(b"nonsense")
     result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))

@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from launch.http import content, events, health, metrics, models, videos
+from launch.http import content, events, films, health, metrics, models, videos
 from launch.http.bodies import MOST_BYTES
 from launch.http.errors import tell_errors
+from launch.http.film import FilmCreate
 from launch.http.hub import Hub
+from launch.http.joining import Joiner
 from launch.http.limits import BodyLimit, OwnPagesOnly
 from launch.http.openapi import describe
 from launch.http.retention import Sweeper
@@ -26,7 +28,7 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 async def _background(app: FastAPI) -> AsyncIterator[None]:
     """What the server does beside answering."""
     service = app.state.service
-    workers = (Sweeper(service), Webhooks(service))
+    workers = (Sweeper(service), Webhooks(service), Joiner(service))
     for worker in workers:
         worker.start()
     yield
@@ -60,11 +62,12 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app.include_router(videos.router)
     app.include_router(content.router)
     app.include_router(events.router)
+    app.include_router(films.router)
     app.include_router(models.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
     tell_errors(app)
-    describe(app, [VideoCreate, Remix])
+    describe(app, [VideoCreate, Remix, FilmCreate])
     app.add_middleware(BodyLimit, most=MOST_BYTES)
     known = LOCAL_HOSTS if hosts is None and service.keys.open else hosts
     app.add_middleware(OwnPagesOnly, hosts=known)

@@ -2,6 +2,7 @@
 
     assets/<SHA-256>.png         an image, decoded and written again by us
     results/<video id>/          video.mp4, its report and picture; checkpoints while it is made
+    results/<film id>/           film.mp4, poster.png, contact-sheet.png
 
 Ids come from the records and digests from the content, so nothing that a client sends is ever part of a path.
 """
@@ -21,7 +22,7 @@ from runtime.files.atomic import whole_file
 
 _DECODERS = 2  # images that are decoded at a time
 _IMAGE = re.compile(r"[0-9a-f]{64}\.png")
-_RESULT = re.compile(r"video_[0-9a-f]{32}")
+_RESULT = re.compile(r"(?:video|film)_[0-9a-f]{32}")
 
 
 class Store:
@@ -57,20 +58,29 @@ class Store:
         """The mp4 of a video; its report and its picture lie beside it."""
         return self._results / id / "video.mp4"
 
+    def film(self, id: str) -> Path:
+        """The folder of a film."""
+        return self._results / id
+
     def remove(self, id: str) -> None:
-        """Remove all that belongs to a video."""
+        """Remove all that belongs to a video or a film."""
         shutil.rmtree(self._results / id, ignore_errors=True)
 
     def room(self) -> int:
         """Bytes that are free where results are written."""
         return shutil.disk_usage(self._results if self._results.is_dir() else self._results.parent).free
 
-    def remove_unused(self, images: set[str], videos: set[str], age: float) -> None:
-        """Remove images and results that no record names, and that are older than `age` seconds."""
+    def remove_unused(self, images: set[str], results: set[str], age: float) -> None:
+        """Remove images and results that no record names, and that are older than `age` seconds.
+
+        Args:
+            images: digests that are in use.
+            results: ids of videos and films that are in use.
+        """
         before = time.time() - age
         for folder, ours, used in (
             (self._images, _IMAGE, {f"{digest}.png" for digest in images}),
-            (self._results, _RESULT, videos),
+            (self._results, _RESULT, results),
         ):
             for path in folder.iterdir() if folder.is_dir() else ():
                 with suppress(OSError):

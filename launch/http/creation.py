@@ -91,6 +91,18 @@ def accept(service: Service, asked: Asked, key: Key) -> tuple[Record, bool]:
         ApiError, BadRequestError: it cannot be made here, or not now; nothing was kept of it.
     """
     service.check_room()
+    return service.records.accept(*prepare(service, asked, key), key)
+
+
+def prepare(service: Service, asked: Asked, key: Key, film: str | None = None) -> tuple[NewVideo, Job]:
+    """Make what is accepted of a request: a record and a checked job.
+
+    Args:
+        film: id of the film that the video is for.
+
+    Raises:
+        ApiError, BadRequestError: it cannot be made here.
+    """
     service.check_priority(asked.fields.priority, key.priority)
     id, fields = new_id(), service.jobs.resolved(asked.fields)
     image = None if asked.image is None else service.store.image(asked.image)
@@ -98,8 +110,17 @@ def accept(service: Service, asked: Asked, key: Key) -> tuple[Record, bool]:
     idempotency = None if asked.idempotency is None else (asked.idempotency, asked.digest)
     size = f"{job.request.width}x{job.request.height}"
     details = _details(fields, job)
-    new = NewVideo(id, fields, details, size, asked.image, asked.remixed, idempotency)
-    return service.records.accept(new, job, key)
+    new = NewVideo(
+        id=id,
+        asked=fields,
+        details=details,
+        size=size,
+        image=asked.image,
+        remixed=asked.remixed,
+        film=film,
+        idempotency=idempotency,
+    )
+    return new, job
 
 
 def _details(fields: VideoCreate, job: Job) -> RequestDetails:

@@ -6,6 +6,7 @@ import json
 import secrets
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,8 @@ _HOUR, _DAY = 3600.0, 86400.0
 _OPEN = "state IN ('waiting', 'running')"
 _VIDEO = (
     "SELECT videos.id AS video, videos.created, videos.asked, videos.details, videos.size, videos.image, "
-    "videos.remixed, videos.deleted, requests.* FROM videos JOIN requests ON requests.id = videos.request "
+    "videos.remixed, videos.film, videos.deleted, requests.* "
+    "FROM videos JOIN requests ON requests.id = videos.request "
 )
 _SEEN = "videos.owner = ? AND NOT videos.deleted"
 
@@ -37,6 +39,7 @@ class NewVideo:
         size: WIDTHxHEIGHT.
         image: digest of its image in the store.
         remixed: id of the video that it is a remix of.
+        film: id of the film that it is made for.
         idempotency: the client's key for the request, and a digest of the request.
     """
 
@@ -46,6 +49,7 @@ class NewVideo:
     size: str
     image: str | None = None
     remixed: str | None = None
+    film: str | None = None
     idempotency: tuple[str, str] | None = None
 
 
@@ -64,6 +68,7 @@ class Record:
     size: str
     image: str | None
     remixed: str | None
+    film: str | None
     entry: Entry
     ahead: int | None = None
 
@@ -71,6 +76,11 @@ class Record:
     def ended(self) -> bool:
         """Whether it has ended, in whatever way."""
         return self.entry.state not in (State.WAITING, State.RUNNING)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended without a video, so that it can be resumed."""
+        return self.entry.state in (State.FAILED, State.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +144,8 @@ class Records:
             record = self._earlier(base, new, key.owner)
             replayed = record is not None
             if record is None:
-                self._check_quotas(base, key)
-                self._insert(base, new, job, key.owner)
+                self.check_quotas(base, key)
+                self.insert(base, new, job, key.owner)
                 record = self._one(base, new.id, key.owner)
         return self._placed(record), replayed
 
@@ -154,15 +164,22 @@ class Records:
             raise ApiError(422, "idempotency_key_reused", said, param="Idempotency-Key")
         return self._one(base, row["video"], owner)
 
-    def _check_quotas(self, base: sqlite3.Connection, key: Key) -> None:
+    def check_quotas(self, base: sqlite3.Connection, key: Key, count: int = 1) -> None:
+        """Refuse `count` more requests if there would be too many, as a part of the transaction `base`.
+
+        Raises:
+            ApiError: there would be.
+        """
         total = base.execute(f"SELECT COUNT(*) FROM requests WHERE {_OPEN}").fetchone()[0]
-        if total >= self._most:
-            said = f"{total} requests wait or run, more are not taken; try again later"
+        if total + count > self._most:
+            said = f"{total} requests wait or run, at most {self._most} may; try again later"
             raise ApiError(429, "queue_full", said, retry_after=30)
         if key.queued is not None:
             own = f"SELECT COUNT(*) FROM requests WHERE {_OPEN} AND owner = ?"
-            if base.execute(own, (key.owner,)).fetchone()[0] >= key.queued:
-                said = f"{key.queued} of your requests wait or run, your quota; try again when one has ended"
+            if base.execute(own, (key.owner,)).fetchone()[0] + count > key.queued:
+                said = (
+                    f"{key.queued} of your requests may wait or run at a time; try again when one has ended"
+                )
                 raise ApiError(429, "quota_queued", said, retry_after=30)
         if key.per_hour is not None:
             now = time.time()
@@ -170,21 +187,22 @@ class Records:
                 "SELECT created FROM videos WHERE owner = ? AND created > ? ORDER BY created",
                 (key.owner, now - _HOUR),
             ).fetchall()
-            if len(times) >= key.per_hour:
+            if len(times) + count > key.per_hour:
                 said = f"you made {len(times)} requests within an hour, your quota is {key.per_hour}"
                 first = times[0]["created"] if times else now
                 raise ApiError(429, "quota_per_hour", said, retry_after=first + _HOUR - now)
 
-    def _insert(self, base: sqlite3.Connection, new: NewVideo, job: Job, owner: str) -> None:
+    def insert(self, base: sqlite3.Connection, new: NewVideo, job: Job, owner: str) -> None:
+        """Add a video and its request, as a part of the transaction `base`."""
         asked = new.asked
         request = self.queue.insert(
             base, job, name=new.id, owner=owner, priority=asked.priority, seconds=asked.expires
         )
         details, told = new.details.model_dump_json(), asked.model_dump_json(exclude={"input_reference"})
         base.execute(
-            "INSERT INTO videos (id, request, owner, created, asked, details, size, image, remixed) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (new.id, request, owner, time.time(), told, details, new.size, new.image, new.remixed),
+            "INSERT INTO videos (id, request, owner, created, asked, details, size, image, remixed, film) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (new.id, request, owner, time.time(), told, details, new.size, new.image, new.remixed, new.film),
         )
         if new.idempotency is not None:
             name, digest = new.idempotency
@@ -209,6 +227,12 @@ class Records:
         if row is None:
             raise not_found("video", id)
         return _read(row)
+
+    def some(self, owner: str, ids: Sequence[str]) -> dict[str, Record]:
+        """Those videos of an owner that are there, by id."""
+        marks = ", ".join("?" * len(ids))
+        found = self.queue.read(_read, f"{_VIDEO} WHERE {_SEEN} AND videos.id IN ({marks})", owner, *ids)
+        return {record.id: record for record in found}
 
     def _placed(self, record: Record) -> Record:
         """The record of a waiting request with the number of those before it."""
@@ -263,10 +287,10 @@ class Records:
         """
         with self.queue.transaction() as base:
             record = self._one(base, id, key.owner)
-            if record.entry.state not in (State.FAILED, State.CANCELLED):
+            if not record.failed:
                 said = "only a video that has failed or was cancelled can be resumed"
                 raise ApiError(400, "video_not_resumable", said, param="video_id")
-            self._check_quotas(base, key)
+            self.check_quotas(base, key)
             again = self.queue.insert(
                 base,
                 record.entry.job.retried(),
@@ -346,6 +370,7 @@ def _read(row: sqlite3.Row) -> Record:
         size=row["size"],
         image=row["image"],
         remixed=row["remixed"],
+        film=row["film"],
         entry=read_entry(row),
     )
 

@@ -42,6 +42,7 @@ def to_video(record: Record, keep: float) -> Video:
         size=record.size,
         prompt=record.asked.prompt,
         remixed_from_video_id=record.remixed,
+        film_id=record.film,
         error=to_error(entry.state, entry.reason),
         request=details,
         run=RunDetails(

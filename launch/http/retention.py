@@ -1,10 +1,11 @@
-"""Removes what is no longer to be kept: deleted and expired videos, unused images, old idempotency keys."""
+"""Removes what is no longer to be kept: deleted and expired videos and films, and unused images."""
 
 from __future__ import annotations
 
 import logging
 import threading
 
+from launch.http.film_records import FilmRecords
 from launch.http.service import Service
 from launch.serve.queue import QueueError
 
@@ -32,12 +33,15 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Remove now what is not to be kept."""
-        records, store = self._service.records, self._service.store
-        for id in records.expire(self._service.bounds.keep):
+        records, store, keep = self._service.records, self._service.store, self._service.bounds.keep
+        films = FilmRecords(records)
+        gone = films.expire(keep)
+        for id in (*gone, *records.expire(keep)):
             store.remove(id)
+        films.forget(gone)
         records.forget()
         videos, images = records.in_use()
-        store.remove_unused(images, videos, _YOUNG)
+        store.remove_unused(images, videos | films.in_use(), _YOUNG)
 
     def _run(self) -> None:
         while not self._over.wait(_EVERY):

@@ -56,11 +56,10 @@ Seconds = Annotated[
 ]
 
 
-class VideoCreate(_Part):
-    """A request for a video. Only `prompt` is needed; what is missing has the model's default.
+class VideoFields(_Part):
+    """How a video is made. What is missing has the model's default.
 
     Attributes:
-        prompt: what the video shows.
         model: one of `GET /v1/models`.
         seconds, frames: length of the video, one of the two; seconds become the nearest number of frames that
             the model can make, and the video's `seconds` tell its true length.
@@ -82,7 +81,6 @@ class VideoCreate(_Part):
         expires: seconds from now after which the request is given up, waiting or running.
     """
 
-    prompt: Prompt
     model: Name | None = None
     seconds: Seconds | None = None
     size: Annotated[str, Field(pattern=_SIZE, examples=["832x480"])] | None = None
@@ -109,6 +107,12 @@ class VideoCreate(_Part):
         if len(budgets) > 1:
             raise ValueError(f"{' and '.join(budgets)} given; give one of them")
         return self
+
+
+class VideoCreate(VideoFields):
+    """A request for a video. Only `prompt`, what the video shows, is needed."""
+
+    prompt: Prompt
 
 
 class Remix(_Part):
@@ -173,6 +177,7 @@ class Video(BaseModel):
         seconds: true length of the video, as text.
         started_at: when a replica began with it.
         expires_at: when the video and all that belongs to it are removed.
+        film_id: the film that it was made for.
     """
 
     id: str
@@ -188,6 +193,7 @@ class Video(BaseModel):
     size: str
     prompt: str
     remixed_from_video_id: str | None
+    film_id: str | None
     error: VideoError | None
     request: RequestDetails
     run: RunDetails

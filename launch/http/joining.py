@@ -1,0 +1,85 @@
+"""Joins the videos of films whose shots are all there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from launch.http.assets import Store
+from launch.http.film_records import FilmRecord, FilmRecords
+from launch.http.service import Service
+from launch.serve.queue import QueueError
+from runtime.errors import JobFailedError
+from runtime.film.assemble import Part, join_film, write_contact_sheet, write_poster
+
+log = logging.getLogger("launch")
+
+_EVERY = 1.0  # seconds between two looks
+
+
+class Joiner:
+    """Joins in a thread while the server runs; what is interrupted is done again by the next server."""
+
+    def __init__(self, service: Service):
+        self._films, self._store = FilmRecords(service.records), service.store
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="joiner", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the film that is being joined."""
+        self._over.set()
+        self._thread.join()
+
+    def join(self) -> None:
+        """Join now what can be joined; a film that cannot be any more has failed."""
+        for film in self._films.unjoined():
+            if film.whole:
+                self._films.end(film.id, self._joined(film))
+            elif not film.open:
+                self._films.end(film.id, _missing(film))
+
+    def _joined(self, film: FilmRecord) -> str:
+        """Write a film's files; returns why that is not possible, or nothing."""
+        pieces = parts(film, self._store)
+        folder = self._store.film(film.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        fps = next(shot.record.details.fps for shot in film.shots if shot.record is not None)
+        try:
+            join_film(pieces, folder / "film.mp4", title=film.title, fps=fps)
+            write_poster(pieces, folder / "poster.png")
+            write_contact_sheet(pieces, folder / "contact-sheet.png")
+        except (JobFailedError, OSError) as error:
+            log.warning("%s: %s", film.id, error)
+            return str(error)
+        return ""
+
+    def _run(self) -> None:
+        while not self._over.wait(_EVERY):
+            try:
+                self.join()
+            except QueueError as error:
+                log.warning("films are joined later: %s", error)
+
+
+def parts(film: FilmRecord, store: Store) -> list[Part]:
+    """What a film is joined from, in order."""
+    return [
+        Part(shot.title, store.video(shot.video), shot.record.details.frames, shot.fade)
+        for shot in film.shots
+        if shot.record is not None
+    ]
+
+
+def _missing(film: FilmRecord) -> str:
+    """Why a film's shots cannot be joined."""
+    said = []
+    for number, shot in enumerate(film.shots, 1):
+        if shot.record is None:
+            said.append(f"shot {number}: its video was deleted")
+        elif shot.record.entry.reason:
+            said.append(f"shot {number}: {shot.record.entry.reason}")
+    return "\n".join(said)

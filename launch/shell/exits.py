@@ -36,12 +36,15 @@ log = logging.getLogger("launch")
 
 EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 130
 _LOOK = 0.05  # seconds between two checks whether imports are over
-_waiting = SignalCount()  # signals that wait for imports to end; per process, as signal handlers are
+# Per process, as signal handlers are:
+_raised = SignalCount()  # signals that raised KeyboardInterrupt while this command ran
+_waiting = SignalCount()  # signals that wait for imports to end
 
 
 def run_command(command: click.Command, arguments: list[str], name: str) -> int:
     """Run a command and return its exit code; if it ends early, explain on stderr why."""
     forgive_encodings()
+    _raised.forget()
     try:
         check_arguments(arguments)
         code = command.main(arguments, prog_name=name, standalone_mode=False)
@@ -195,11 +198,14 @@ def _to_nowhere(number: int) -> None:
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Signal handler that raises KeyboardInterrupt, so that the process ends in an orderly way.
 
-    While modules are being imported it waits: libraries swallow the exception there, or stay half imported
-    and fail later with another one. A second signal meanwhile ends the process at once.
+    The same signal sent again within a second does not disturb that. While modules are being imported it
+    waits: libraries swallow the exception there, or stay half imported and fail later with another one. A
+    second signal meanwhile ends the process at once.
     """
     if not _importing(frame):
-        raise KeyboardInterrupt
+        if _raised.hear():
+            raise KeyboardInterrupt
+        return
     if not _waiting.hear():
         return
     if _waiting.count > 1:

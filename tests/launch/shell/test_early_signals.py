@@ -81,3 +81,32 @@ end_with(run)
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "cleaned up\n", "")
+
+
+def test_a_signal_that_is_sent_twice_interrupts_once() -> None:
+    """By a terminal and by an agent, for example: the second comes while the command says why it ends."""
+    code = """
+import os, signal, sys
+import click
+from launch.shell.exits import end_with, interrupt, run_command
+signal.signal(signal.SIGINT, interrupt)
+signal.signal(signal.SIGTERM, interrupt)
+
+@click.command()
+def waits():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("left in order", flush=True)
+
+end_with(lambda arguments: run_command(waits, arguments, "waits"))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (
+        130,
+        "left in order\n",
+        "lockstep: cancelled",
+    )

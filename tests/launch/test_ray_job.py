@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
@@ -65,12 +66,15 @@ def accepts(address: str, environment: dict[str, str]) -> bool:
         return False
 
 
-def asked(address: str, path: str, environment: dict[str, str], **posted: str) -> Any:
+def asked(
+    address: str, path: str, environment: dict[str, str], method: str | None = None, **posted: str
+) -> Any:
     """What the job server answers; `ray job` itself takes seconds to start."""
     token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
     content = json.dumps(posted).encode() if posted else None
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    with urlopen(Request(f"{address}/api/jobs/{path}", content, headers), timeout=30) as answer:
+    request = Request(f"{address}/api/jobs/{path}", content, headers, method=method)
+    with urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
 
@@ -95,7 +99,9 @@ def test_a_job_is_stopped_and_another_goes_on_from_its_checkpoint(
         time.sleep(0.2)  # the test's own timeout ends this if the job fails
     about = asked(address, "first", environment)["metadata"]
     assert (about["lockstep_prompt"], about["lockstep_config"]) == (PROMPT, "wan-tiny")
-    ray("job", "stop", "--address", address, "first", environment=environment)
+    assert asked(address, "first/stop", environment, method="POST") == {"stopped": True}
+    while asked(address, "first", environment)["status"] == "RUNNING":
+        time.sleep(0.2)
     assert "lockstep: cancelled (stopped after step" in asked(address, "first/logs", environment)["logs"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
     stopped_at = max(int(path.name.split("-")[1]) for path in tmp_path.glob("*/*/manifest-*"))
@@ -133,9 +139,13 @@ def test_a_film_is_made_by_a_job(address: str, environment: dict[str, str], tmp_
     assert relative.returncode != 0 and "give an absolute path" in relative.stdout
 
 
-def test_without_the_token_nothing_is_submitted(address: str, environment: dict[str, str]) -> None:
-    stranger = environment | {"RAY_AUTH_TOKEN_PATH": "/nowhere", "RAY_AUTH_TOKEN": "not the token"}
-    assert ray("job", "list", "--address", address, environment=stranger).returncode != 0
+def test_without_the_token_nothing_is_submitted(
+    address: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("f" * 32)
+    with pytest.raises(HTTPError, match="403"):
+        asked(address, "", environment | {"RAY_AUTH_TOKEN_PATH": str(path)}, entrypoint="true")
 
 
 @pytest.mark.slow

@@ -226,7 +226,7 @@ def test_what_was_begun_by_a_lost_driver_fails_and_is_no_bad_request(tmp_path: P
 @pytest.mark.usefixtures("local_ray")
 def test_a_step_that_is_not_finite_is_not_tried_again(tmp_path: Path) -> None:
     begun: list[Event] = []
-    job = make_job(tmp_path, config=str(overflowing(tmp_path)), spectrum="off")
+    job = make_job(tmp_path, config=str(overflowing(tmp_path)), spectrum="off", ranks=1)
     with pytest.raises(NotFiniteError, match=r"^step 0: .*NaN or infinity") as caught, advising(job.advice):
         run_on_ray(job, Console(quiet=True), lambda event, group: begun.append(event))
     assert [type(event) for event in begun].count(Begun) == 1

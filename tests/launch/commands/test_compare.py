@@ -12,7 +12,7 @@ from launch import cli
 from launch.commands.compare import side_by_side
 from runtime.media.quality import RawVideo
 
-ARGUMENTS = ["--size", "96x96", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
+ARGUMENTS = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
 
 
 def test_presets_prompts_and_seeds_are_all_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

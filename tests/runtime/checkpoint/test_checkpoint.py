@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -676,6 +677,17 @@ def test_reading_a_checkpoint_may_take_its_time(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def on_whole_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Degrees], Any]:
+    """What `on_ranks` returns on ranks of which none dies; each number and arrangement is run once."""
+
+    @cache
+    def made(world: int, degrees: Degrees) -> Any:
+        return run_ranks(world, on_ranks, degrees, tmp_path_factory.mktemp("whole"), None)[0]
+
+    return made
+
+
+@pytest.fixture(scope="module")
 def alone() -> tuple[Frames, Result]:
     engine = Engine(load_config("wan-tiny"), Ranks.alone(torch.device("cpu")))
     sink = FrameBuffer()
@@ -696,12 +708,16 @@ def alone() -> tuple[Frames, Result]:
     ids=str,
 )
 def test_ranks_that_died_are_replaced_by_as_many_or_others(
-    tmp_path: Path, alone: tuple[Frames, Result], before: Any, after: Any
+    tmp_path: Path,
+    alone: tuple[Frames, Result],
+    on_whole_ranks: Callable[[int, Degrees], Any],
+    before: Any,
+    after: Any,
 ) -> None:
     outcomes = watch_ranks(before[0], on_ranks, before[1], tmp_path, 7, timeout=10)
     assert outcomes[1].code == -9
     frames, resumed_at, digests, sent, errors = run_ranks(after[0], on_ranks, after[1], tmp_path, None)[0]
-    undisturbed = run_ranks(after[0], on_ranks, after[1], tmp_path / "other", None)[0]
+    undisturbed = on_whole_ranks(*after)
     assert resumed_at >= 5
     assert digests == undisturbed[2] == alone[1].digests * after[0]
     if before == after:

@@ -29,7 +29,7 @@ from tests.jobs import job_of
 from tests.ranks import Outcome, block, die, run_ranks, stop, watch_ranks
 
 TIMEOUT = 5.0  # seconds
-BUSY = 1.5  # seconds
+BUSY = 3.0  # seconds
 STEP = 3  # at which things happen
 SLACK = 4.0  # seconds that a busy machine may add to noticing
 WORLD, ODD = 3, 1  # ranks, and which of them misbehaves
@@ -349,7 +349,7 @@ def twice(ranks: Ranks, folder: Path) -> list[str]:
     request = engine.config.request("a red circle", **SMALL, steps=1)
     for name, refused in (("a", False), ("a", True), ("b", False)):  # the second would replace a file
         places.append(ranks.where)
-        time.sleep(3 * BUSY)
+        time.sleep(1.5 * BUSY)
         job = job_of(engine, request, Outputs.named(folder / f"{name}.mp4"))
         with pytest.raises(BadRequestError) if refused else nullcontext():
             do_job(engine, job)

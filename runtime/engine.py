@@ -20,6 +20,7 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, NotFiniteError
 from runtime.forecasting.presets import Preset
 from runtime.media.mp4 import FrameSink, to_uint8
+from runtime.media.preview import PreviewSink
 from runtime.models.family import Model
 from runtime.parallel.devices import pick_device
 from runtime.parallel.kernels import USP, resolve
@@ -33,10 +34,12 @@ from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command, Commands
 from runtime.sampling.course import Course
 from runtime.sampling.denoise import OnStep
+from runtime.sampling.estimate import OnEstimate, unseen
 from runtime.sampling.finite import check_prompts, likely_cause
 from runtime.sampling.memory import Need, shortage_explained
 from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
+from runtime.sampling.previews import PreviewMaker
 from runtime.sampling.result import Result
 from runtime.sampling.run import Run
 from runtime.sampling.segments import denoise_segments
@@ -67,6 +70,7 @@ class Engine:
     def __init__(self, config: Config, ranks: Ranks | None = None, degrees: Degrees = Degrees()):  # noqa: B008
         self._picture: Picture | None = None
         self._commands: Commands | None = None
+        self._previews: PreviewSink | None = None
         self.config = config
         self.ranks = ranks or Ranks.alone(pick_device(config.device))
         self._degrees = degrees
@@ -137,8 +141,10 @@ class Engine:
             with result.seconds.measure("encode"):
                 run = self.prepare(plan)
             result.recipe, result.warnings = run.recipe.digest, [*run.warnings]
+            with result.seconds.measure("encode"):
+                on_estimate = self._show_previews(result)
             with result.seconds.measure("denoise"):
-                latents_BCFHW = self._denoise(run, result, on_step, checkpoints, commands)
+                latents_BCFHW = self._denoise(run, result, on_step, checkpoints, commands, on_estimate)
             self.decode(latents_BCFHW, sinks, result)
             self.ranks.at("finishing", busy=True)
             return result
@@ -150,9 +156,10 @@ class Engine:
         on_step: OnStep,
         checkpoints: Checkpoints | None,
         commands: Commands,
+        on_estimate: OnEstimate,
     ) -> torch.Tensor:
         try:
-            return denoise_segments(self.ranks, run, result, on_step, checkpoints, commands)
+            return denoise_segments(self.ranks, run, result, on_step, checkpoints, commands, on_estimate)
         except NotFiniteError as error:
             transformers = {expert.name: expert.module for expert in self.loaded.experts}
             cause = likely_cause(transformers, self.config, self.ranks)
@@ -278,6 +285,36 @@ class Engine:
             yield self._commands
         finally:
             self._commands = None
+
+    @contextmanager
+    def previewed(self, previews: PreviewSink | None) -> Iterator[None]:
+        """Let the first rank show previews of what is denoised while the block runs.
+
+        After a computed step, if a preview is due, the sink is given the clean estimate of the current
+        segment, in the colours that a linear map gives its latents. The frames stay the same, to the bit.
+
+        Args:
+            previews: receiver of previews; None for none. Other ranks do not use theirs.
+        """
+        before, self._previews = self._previews, previews if self.ranks.is_leader else None
+        try:
+            yield
+        finally:
+            self._previews = before
+
+    def _show_previews(self, result: Result) -> OnEstimate:
+        """Return what shows previews of a run, if any are wanted."""
+        sink, find_colours, request = self._previews, self.loaded.colours, result.plan.request
+        if sink is None:
+            return unseen
+        result.preview_seconds = []
+        if find_colours is None:
+            result.warnings.append(f"preview: none is shown, as {self.model.name} has no map to colours")
+            return unseen
+        with self.ranks.busy("fitting the colours of previews"):
+            colours = find_colours().to(self.ranks.device)
+        seconds = request.frames / self.config.fps / self.sizes.shape(request)[2]
+        return PreviewMaker(sink, colours.rgb, seconds, result.preview_seconds)
 
     def _noise(self, request: VideoRequest) -> torch.Tensor:
         """Draw the noise of the whole batch on the CPU: a seed means the same video on every machine."""

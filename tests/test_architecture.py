@@ -35,7 +35,7 @@ RUNTIME: Mapping[str, str] = {
     "forecasting": "files request",
     "recipe": "files forecasting request versions",
     "checkpoint": "files parallel recipe",
-    "sampling": "checkpoint files forecasting models parallel recipe request",
+    "sampling": "checkpoint files forecasting media models parallel recipe request",
     "profile": "forecasting models recipe request",
     "engine": "checkpoint forecasting media models parallel profile recipe request sampling",
     "reports": "files forecasting media sampling versions",

@@ -20,6 +20,7 @@ from runtime.engine import Engine
 from runtime.errors import NotFiniteError, in_words
 from runtime.jobs.job import Job
 from runtime.jobs.run import do_job
+from runtime.media.preview import Previews
 from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import join
@@ -42,7 +43,18 @@ class Begun:
     kinds: Sequence[StepKind]
 
 
-Event = Begun | StepRecord
+@dataclass(slots=True)
+class Previewed:
+    """A preview of what is being made.
+
+    Attributes:
+        content: an animated WebP; empty once there is a newer one.
+    """
+
+    content: bytes
+
+
+Event = Begun | StepRecord | Previewed
 """Progress of a job, as the first rank reports it."""
 
 
@@ -85,6 +97,7 @@ class RankActor:
         self._engine: Engine | None = None
         self._watch: Watch | None = None
         self._events: list[Event] = []
+        self._preview: Previewed | None = None
         self._job, self._stopped = -1, -1  # numbers of the current job, and of the last one told to stop
 
     @ray.method(concurrency_group="control")
@@ -114,12 +127,17 @@ class RankActor:
             "device": str(device),
         }
 
-    def run(self, number: int, job: Job) -> Ended:
-        """Do this rank's part of job `number` of the group; never raises."""
+    def run(self, number: int, job: Job, *, previews: bool = False) -> Ended:
+        """Do this rank's part of job `number` of the group; never raises.
+
+        Args:
+            previews: whether previews are to be among the first rank's events.
+        """
         assert self._engine is not None
         self._events, self._job = [], number
         try:
-            done = do_job(self._engine, job, self._show)
+            with self._previewed(previews):
+                done = do_job(self._engine, job, self._show)
             self._metrics.kept(done.checkpoint_bytes)
             return Ended(End.DONE, report=done.to_json() if isinstance(done, Report) else "")
         except BaseException as error:
@@ -140,6 +158,21 @@ class RankActor:
     def _show(self, label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
         self._events.append(Begun(label, kinds))
         yield self._step
+
+    @contextmanager
+    def _previewed(self, wanted: bool) -> Iterator[None]:
+        if not wanted or self._engine is None or not self._engine.ranks.is_leader:
+            yield
+            return
+        with Previews(self._add_preview) as previews, self._engine.previewed(previews):
+            yield
+
+    def _add_preview(self, content: bytes) -> None:
+        """Add a preview to the events; the one before is not needed any more."""
+        before, self._preview = self._preview, Previewed(content)
+        if before is not None:
+            before.content = b""
+        self._events.append(self._preview)
 
     def _step(self, record: StepRecord) -> None:
         self._events.append(record)

@@ -16,14 +16,14 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launch.cluster.actor import Begun, End, Ended, Event, RankActor
+from launch.cluster.actor import Begun, End, Ended, Event, Previewed, RankActor
 from launch.cluster.placement import Bundle, bundle_for
 from launch.shell.pulse import Pulse
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, in_words, named
 from runtime.jobs.job import Job
 from runtime.parallel.meeting import Rendezvous
 
-__all__ = ["Begun", "Bundle", "End", "Ended", "Event", "RankGroup", "StartError", "bundle_for"]
+__all__ = ["Begun", "Bundle", "End", "Ended", "Event", "Previewed", "RankGroup", "StartError", "bundle_for"]
 
 log = logging.getLogger(__name__)
 
@@ -156,19 +156,22 @@ class RankGroup:
         if self._unwanted():
             raise CancelledError("stopped while the ranks were starting")
 
-    def run(self, job: Job) -> Iterator[Event | Ended]:
+    def run(self, job: Job, *, previews: bool = False) -> Iterator[Event | Ended]:
         """Run a job; yields its events, `Ended` last. After `FAILED` and `HOPELESS` the group must be killed.
 
         `stop` may be called from another thread meanwhile.
+
+        Args:
+            previews: whether previews are to be among the events.
         """
         try:
-            yield from self._watched(job)
+            yield from self._watched(job, previews=previews)
         except RayError as error:  # of Ray itself, whatever became of the ranks
             yield Ended(End.FAILED, f"watching the ranks: {named(error)}")
 
-    def _watched(self, job: Job) -> Iterator[Event | Ended]:
+    def _watched(self, job: Job, *, previews: bool) -> Iterator[Event | Ended]:
         self._jobs += 1
-        running = [actor.run.remote(self._jobs, job) for actor in self._actors]
+        running = [actor.run.remote(self._jobs, job, previews=previews) for actor in self._actors]
         told, answered, end = 0, time.monotonic(), _Ends(len(running))
         while not end.over(self._timeout) and time.monotonic() - answered < 2 * self._timeout + _SILENCE:
             end.note(running, self._ready(running))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from launch.cluster.cluster import on_cluster
 from launch.cluster.driver import Driver
-from launch.cluster.group import Begun, End, Ended, Event, RankGroup
+from launch.cluster.group import Begun, End, Ended, Event, Previewed, RankGroup
 from launch.cluster.metrics import DriverMetrics
 from launch.shell.progress import StepProgress
 from launch.shell.pulse import Pulse
@@ -22,6 +22,7 @@ from launch.shell.signals import stopped_by_signals
 from launch.shell.terminal import say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
 from runtime.jobs.job import Job
+from runtime.media.preview import PreviewFile
 from runtime.reports.report import Report
 
 log = logging.getLogger("launch")
@@ -165,15 +166,24 @@ class _Run:
             return Ended(End.REFUSED, str(error))
         except JobFailedError as error:
             return Ended(End.FAILED, str(error))
-        for event in self._group.run(job):
+        path = job.outputs.preview
+        with nullcontext() if path is None else PreviewFile(path) as preview:
+            return self._follow(self._group, job, preview)
+
+    def _follow(self, group: RankGroup, job: Job, preview: PreviewFile | None) -> Ended:
+        """Run the job on a group and show its events, to the end."""
+        for event in group.run(job, previews=preview is not None):
             if self._cancelled.is_set():  # the signal came before there was a job to stop
-                self._group.stop()
+                group.stop()
             if isinstance(event, Ended):
                 self._show(None)
                 return event
-            self._on_event(event, self._group)
+            self._on_event(event, group)
             if isinstance(event, Begun):
                 self._show(StepProgress(self._console, event.label, event.kinds))
+            elif isinstance(event, Previewed):
+                if preview is not None and event.content:
+                    preview.put(event.content)
             elif self._progress is not None:
                 self._progress(event)
         raise RuntimeError("a job ended without an end")

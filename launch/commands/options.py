@@ -200,6 +200,12 @@ def generate_options(command: _Command) -> _Command:
             type=PathType(),
             help="JSON file for the report; the picture is written beside it.  [default: --out with .json]",
         ),
+        click.option(
+            "--preview",
+            type=PathType(),
+            metavar="FILE",
+            help="WebP that shows what the video is becoming, at most once a second; removed at the end.",
+        ),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
         click.option(
             "--compare",

@@ -120,8 +120,11 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
     help="Ranks that requests to come may need.",
 )
 @click.option("--keep", is_flag=True, help="Keep waiting for requests when the queue is empty.")
+@click.option(
+    "--previews", is_flag=True, help="Show what running requests are becoming, in the queue's previews/."
+)
 @click.pass_obj
-def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bool) -> None:
+def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bool, previews: bool) -> None:
     """Serve the queue until it is empty, on the Ray cluster of RAY_ADDRESS or on a local one."""
     from launch.cluster.cluster import on_cluster
     from launch.serve.entries import State
@@ -131,7 +134,8 @@ def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bo
         cores = _cores([ranks, *(_world(entry) for entry in opened.entries(*_OPEN))], replicas)
     about = {"queue": str(folder.absolute()), "replicas": str(replicas)}
     with advising(partial(_release, folder)):
-        stopped = on_cluster(cores, about, partial(_serve, folder, replicas, keep, console), console)
+        serving = partial(_serve, folder, replicas, keep, previews, console)
+        stopped = on_cluster(cores, about, serving, console)
     with _opened(folder, must_exist=True) as opened:
         ended = {state: count - before[state] for state, count in opened.count().items()}
     console.print(
@@ -154,14 +158,20 @@ def _release(folder: Path) -> str:
     return ""
 
 
-def _serve(folder: Path, replicas: int, keep: bool, console: Console, driver: Any) -> bool:
+def _serve(folder: Path, replicas: int, keep: bool, previews: bool, console: Console, driver: Any) -> bool:
     """Serve the queue, in a driver process; returns whether it was told to stop."""
     from launch.serve.events import print_event
     from launch.serve.pool import ReplicaPool
 
     with _opened(folder, must_exist=True) as opened:
         pool = ReplicaPool(
-            opened, replicas, partial(print_event, console), driver.pulse, driver.look, how_to_resume
+            opened,
+            replicas,
+            partial(print_event, console),
+            driver.pulse,
+            driver.look,
+            how_to_resume,
+            previews,
         )
         with driver.stopped_by_signals(pool.stop):
             pool.run(keep=keep, again=driver.again)

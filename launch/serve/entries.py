@@ -35,6 +35,7 @@ class Progress:
         label: name of the current generation; a compared job has two.
         nfe: evaluations since it was started or resumed.
         seconds_left: expected seconds until denoising ends.
+        preview: path of the WebP that shows what it is becoming; empty if there is none.
     """
 
     label: str = ""
@@ -42,6 +43,7 @@ class Progress:
     steps: int = 0
     nfe: int = 0
     seconds_left: float | None = None
+    preview: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class RunEvent:
     """What happened while a request ran, for whoever follows it.
 
     Attributes:
-        kind: `begun` (a generation) or `step`.
+        kind: `begun` (a generation), `step`, or `preview` (another one is there to be read).
         told: what is to be known of it, for JSON.
     """
 

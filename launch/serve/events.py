@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.cluster.group import Begun, Ended, Event
+from launch.cluster.group import Begun, Ended, Event, Previewed
 from launch.serve.entries import Progress, RunEvent
 from launch.shell.terminal import say
 
@@ -35,6 +35,8 @@ def run_event(event: Event, progress: Progress) -> RunEvent:
     if isinstance(event, Begun):
         kinds = "".join(str(kind)[0] for kind in event.kinds)  # c: computed, f: forecast
         return RunEvent("begun", {"label": event.label, "kinds": kinds})
+    if isinstance(event, Previewed):
+        return RunEvent("preview", {"step": progress.step, "steps": progress.steps})
     left = progress.seconds_left
     told = {"step": progress.step, "steps": progress.steps, "kind": str(event.kind), "seconds": event.seconds}
     return RunEvent("step", {**told, "error": event.error, "nfe": progress.nfe, "seconds_left": left})

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from launch.cluster.metrics import DriverMetrics
 from launch.serve.entries import Entry, State
+from launch.serve.previews import RequestPreviews
 from launch.serve.queue import Queue, QueueError
 from launch.serve.replica import BACKOFF, KILLS, LOOK, OnEvent, Replica
 from launch.shell.pulse import Pulse
@@ -32,6 +33,7 @@ class ReplicaPool:
         on_event: called in the replica's thread with the request, the event and the rank group.
         pulse: see `RankGroup`.
         advice: returns how to resume a request whose checkpoints are kept; added to the reason for its end.
+        previews: keep a preview of each running request in the queue's folder `previews`.
         look: called when ranks have died, before the request is blamed. Does not return if Ray was lost.
 
     Example:
@@ -47,9 +49,11 @@ class ReplicaPool:
         pulse: Pulse | None = None,
         look: Callable[[], None] = lambda: None,
         advice: Callable[[Entry], str] = lambda entry: "",
+        previews: bool = False,
     ) -> None:
         self._queue, self._ending, self.metrics = queue, threading.Event(), DriverMetrics()
         self.pulse, self.look, self.advice, self._problem = pulse, look, advice, ""
+        self.previews = RequestPreviews(queue.folder) if previews else None
         self.largest = 0  # ranks of the largest group that has started
         self._replicas = [Replica(number, queue, self, on_event) for number in range(replicas)]
         self._keep = False
@@ -66,7 +70,8 @@ class ReplicaPool:
             JobFailedError: no replica is left, or the queue became unusable; waiting requests keep waiting.
         """
         self._keep = keep
-        with self._queue.served(lost=again), self._watched():
+        kept = nullcontext() if self.previews is None else self.previews.kept()
+        with self._queue.served(lost=again), kept, self._watched():
             threads = [
                 threading.Thread(target=replica.serve, name=f"replica-{replica.number}", daemon=True)
                 for replica in self._replicas

@@ -359,9 +359,10 @@ def check_line(field: str, text: str | None) -> None:
 
 
 def written_by(job: Job) -> list[Path]:
-    """Return all result files of a job: videos, report, picture."""
+    """Return all files that a job writes: videos, report, picture, preview."""
     outputs = job.outputs
-    return [*outputs.videos(job.request.videos), outputs.report, outputs.picture]
+    shown = [] if outputs.preview is None else [outputs.preview]
+    return [*outputs.videos(job.request.videos), outputs.report, outputs.picture, *shown]
 
 
 def kind_of(job: Job) -> str:

@@ -6,15 +6,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from launch.cluster.group import Begun, End, Ended, Event, RankGroup, StartError
+from launch.cluster.group import Begun, End, Ended, Event, Previewed, RankGroup, StartError
 from launch.cluster.placement import NoRoomError
 from launch.serve.entries import EXPIRED, Entry, Progress, ReplicaEntry, RunEvent, State
 from launch.serve.events import run_event
 from launch.serve.queue import Queue, QueueError, kind_of
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, named
 from runtime.jobs.job import Job
+from runtime.media.preview import PreviewFile
 from spectrum import TimeLeft
 
 if TYPE_CHECKING:
@@ -183,18 +186,36 @@ class Replica:
         return bool(self._unwanted) or self._pool.ending
 
     def _run(self, entry: Entry, job: Job, group: RankGroup) -> Ended:
+        with self._preview_of(entry, job) as preview:
+            return self._follow(entry, job, group, preview)
+
+    def _preview_of(self, entry: Entry, job: Job) -> AbstractContextManager[PreviewFile | None]:
+        """The file for a request's previews: its own, or the pool's if that keeps any."""
+        if job.outputs.preview is not None:
+            return PreviewFile(job.outputs.preview)
+        return nullcontext() if self._pool.previews is None else self._pool.previews.of(entry.id)
+
+    def _follow(self, entry: Entry, job: Job, group: RankGroup, preview: PreviewFile | None) -> Ended:
+        """Run a request, and record its progress, to the end."""
         progress, left, told, fresh = Progress(), TimeLeft([]), 0.0, list[RunEvent]()
-        for event in group.run(job):
+        for event in group.run(job, previews=preview is not None):
             self._say(entry, event, group)
             if isinstance(event, Ended):
-                self._tell(entry, progress, fresh)
+                self._tell(entry, replace(progress, preview=""), fresh)
                 return event
-            if isinstance(event, Begun):
-                progress, left, told = Progress(event.label, steps=len(event.kinds)), TimeLeft(event.kinds), 0
+            if isinstance(event, Previewed):
+                if preview is not None and event.content and preview.put(event.content):
+                    progress = replace(progress, preview=str(preview.path))
+                    fresh.append(run_event(event, progress))
             else:
-                left.add(event.index, event.kind, event.seconds)
-                progress = Progress(progress.label, event.index + 1, progress.steps, left.nfe, left.seconds)
-            fresh.append(run_event(event, progress))
+                if isinstance(event, Begun):
+                    progress = Progress(event.label, steps=len(event.kinds), preview=progress.preview)
+                    left, told = TimeLeft(event.kinds), 0
+                else:
+                    left.add(event.index, event.kind, event.seconds)
+                    done, seconds = event.index + 1, left.seconds
+                    progress = replace(progress, step=done, nfe=left.nfe, seconds_left=seconds)
+                fresh.append(run_event(event, progress))
             if self._is_unwanted():
                 group.stop()
             if time.monotonic() - told > _TELL:

@@ -21,7 +21,7 @@ COLOURS = {
     State.FAILED: "red",
     State.CANCELLED: "magenta",
 }
-_LONG = ("why", "ranks")  # columns whose cells may wrap
+_LONG = ("why", "ranks", "preview")  # columns whose cells may wrap
 
 
 def tables(queue: Queue, states: Sequence[str]) -> Iterator[Table]:
@@ -56,6 +56,7 @@ def _row(entry: Entry) -> dict[str, str | Text]:
         "time": _time(entry) if left is None else f"{written_seconds(left)} left",
         "replica": "" if entry.replica is None else str(entry.replica),
         "tries": str(entry.tries) if entry.tries > 1 else "",
+        "preview": done.preview if running else "",
         "why": "" if running else entry.reason,
     }
 

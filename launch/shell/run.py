@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
@@ -13,6 +15,7 @@ from launch.shell.terminal import print_path
 from runtime.engine import Engine
 from runtime.jobs.job import Job
 from runtime.jobs.run import do_job
+from runtime.media.preview import PreviewFile, Previews
 from runtime.parallel.ranks import Ranks
 from runtime.reports.report import Report
 
@@ -33,11 +36,22 @@ def run_job_shown(
     with timed(console, f"loading {job.config.model}"):
         engine = Engine(job.config, ranks, job.degrees)
     on_loaded(engine)
-    with engine.commanded():  # until the path is printed: a command that comes too late changes nothing
+    # Commanded until the path is printed: a command that comes too late changes nothing.
+    with engine.commanded(), previewed_in(job.outputs.preview, engine):
         done = do_job(engine, job, partial(StepProgress, console))
         if isinstance(done, Report):
             print_result(done, job, console)
         ignore_signals()  # nothing is left to be stopped
+
+
+@contextmanager
+def previewed_in(path: Path | None, engine: Engine) -> Iterator[None]:
+    """Let the engine's first rank show previews in the file `path` while the block runs; None for none."""
+    if path is None or not engine.ranks.is_leader:
+        yield
+        return
+    with PreviewFile(path) as file, Previews(file.put) as previews, engine.previewed(previews):
+        yield
 
 
 def _expected(report: Report) -> str:

@@ -95,7 +95,7 @@ class Job:
             heads = config.architecture.heads
             topology = Topology.choose(world, heads=heads, guided=request.guided, wanted=degrees)
             topology.check(heads=heads, tokens=None, guided=request.guided)
-        check_apart(outputs.all(request.videos), inputs_of(config, request))
+        check_apart(outputs.touched(request.videos), inputs_of(config, request))
         patience = usual_timeout(config.compile) if timeout is None else timeout
         return cls(config, request, preset, outputs, compare, world, degrees, checkpoints, patience, recipe)
 
@@ -148,7 +148,7 @@ class Job:
             self,
             config=config,
             request=request,
-            outputs=Outputs(outputs.video.absolute(), outputs.report.absolute(), outputs.overwrite),
+            outputs=outputs.absolute(),
             checkpoints=None if kept is None else replace(kept, root=kept.root.absolute()),
         )
 

@@ -57,6 +57,7 @@ class JobOptions(BaseModel):
             videos, spectrum, deadline: fields of the request; see `VideoRequest`.
         out: the mp4.
         report: the JSON report; by default beside the mp4.
+        preview: the WebP that shows what the video is becoming; by default none.
         overwrite: whether existing files may be replaced.
         compare: also run the full sampler, and measure the quality against it.
         ranks: number of ranks; by default as many as the degrees need.
@@ -88,6 +89,7 @@ class JobOptions(BaseModel):
     deadline: Deadline | None = None
     out: Path
     report: Path | None = None
+    preview: Path | None = None
     overwrite: bool = False
     compare: bool = False
     ranks: _Degree | None = None
@@ -128,7 +130,7 @@ class JobOptions(BaseModel):
         }
         del given["prompt"]
         request = config.request(self.prompt, **{name: one for name, one in given.items() if one is not None})
-        outputs = Outputs.named(self.out, self.report, overwrite=self.overwrite)
+        outputs = Outputs.named(self.out, self.report, overwrite=self.overwrite, preview=self.preview)
         job = Job.build(
             config,
             request,
@@ -140,7 +142,7 @@ class JobOptions(BaseModel):
             timeout=self.timeout,
         )
         if is_path(self.config):
-            check_apart(outputs.all(request.videos), {Path(self.config): "config"})
+            check_apart(outputs.touched(request.videos), {Path(self.config): "config"})
         return job
 
     def _changed(self, config: Config) -> Config:

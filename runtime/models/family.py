@@ -5,7 +5,7 @@ Tensor legend: B batch, T frames, C latent channels, F latent frames, H, W heigh
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from runtime.models.base import Embeddings, Expert, ImageCondition
+from runtime.models.colours import LatentColours
 from runtime.parallel.ranks import Ranks
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
@@ -83,12 +84,15 @@ class Model:
     Attributes:
         experts: in the order in which they take their steps: the first begins, the last ends.
         image: None for a model that is conditioned on text alone.
+        colours: for previews, how its latents look; asked on the first rank only, and takes long the first
+            time. None if that is unknown.
     """
 
     experts: tuple[Expert, ...]
     text: TextEncoder
     decoder: Decoder
     image: ImageEncoder | None = None
+    colours: Callable[[], LatentColours] | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -75,6 +75,13 @@ class QualityPart(_Part):
     vmaf: float | None
 
 
+class PreviewPart(_Part):
+    """Previews that were made, and the time that they took of denoising on the first rank."""
+
+    count: int
+    seconds: float
+
+
 class ComparisonPart(_Part):
     """Comparison with the full sampler, which ran just before on the same machine."""
 
@@ -141,6 +148,7 @@ class Report(_Part):
     frames_sha256: list[str]
     videos: list[str]
     warnings: list[str] = []
+    preview: PreviewPart | None = None
     quality: QualityPart | None = None
     comparison: ComparisonPart | None = None
     versions: dict[str, str]
@@ -170,7 +178,7 @@ def build_report(
     phases = asdict(result.seconds)
     phases["write"] += write_seconds
     plan, computed, expected = result.plan, result.computed, result.expectation
-    topology, typical = plan.topology, result.step_seconds
+    topology, typical, previews = plan.topology, result.step_seconds, result.preview_seconds
     return Report(
         request=plan.request.model_dump(),
         spectrum=plan.preset.model_dump(),
@@ -210,6 +218,7 @@ def build_report(
         frames_sha256=result.frames_sha256,
         videos=[str(path) for path in videos],
         warnings=result.warnings,
+        preview=None if previews is None else PreviewPart(count=len(previews), seconds=sum(previews)),
         versions=versions(),
     )
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from runtime.errors import BadRequestError
-from runtime.files.checks import check_writable
+from runtime.files.checks import check_writable, refusing
+
+PREVIEW_MARK: Final = b"Lockstep preview"
+"""In every preview; a file that has it may be replaced, as a job that was killed left it."""
+
+_LARGEST_PREVIEW = 8 * 2**20  # bytes; they have some tens of thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +23,23 @@ class Outputs:
         video: the mp4; with several videos, a number is put before the suffix.
         report: the JSON report; the picture lies beside it.
         overwrite: whether existing files may be replaced.
+        preview: the WebP of previews, which is there only while the job runs; None for no previews.
     """
 
     video: Path
     report: Path
     overwrite: bool = False
+    preview: Path | None = None
 
     @classmethod
-    def named(cls, video: Path, report: Path | None = None, *, overwrite: bool = False) -> Outputs:
+    def named(
+        cls,
+        video: Path,
+        report: Path | None = None,
+        *,
+        overwrite: bool = False,
+        preview: Path | None = None,
+    ) -> Outputs:
         """Name a job's output files; the report lies beside the video unless it is named.
 
         Raises:
@@ -33,7 +48,14 @@ class Outputs:
         _check_suffix(video, ".mp4", field="out")
         if report is not None:
             _check_suffix(report, ".json", field="report")
-        return cls(video, report or video.with_suffix(".json"), overwrite)
+        if preview is not None:
+            _check_suffix(preview, ".webp", field="preview")
+        return cls(video, report or video.with_suffix(".json"), overwrite, preview)
+
+    def absolute(self) -> Outputs:
+        """Copy it with absolute paths."""
+        preview = None if self.preview is None else self.preview.absolute()
+        return Outputs(self.video.absolute(), self.report.absolute(), self.overwrite, preview)
 
     @property
     def picture(self) -> Path:
@@ -52,6 +74,11 @@ class Outputs:
         named = "out" if self.report == self.video.with_suffix(".json") else "report"
         return {self.report: named, self.picture: named, **dict.fromkeys(self.videos(count), "out")}
 
+    def touched(self, count: int) -> dict[Path, str]:
+        """Every file that is written at some time, the preview too → the option that names it."""
+        shown = {} if self.preview is None else {self.preview: "preview"}
+        return self.all(count) | shown
+
     def state(self, count: int) -> dict[Path, tuple[int, int] | None]:
         """Every file of `count` videos → what tells it from one that replaces it; None without a file."""
         return {path: _state(path) for path in self.all(count)}
@@ -67,6 +94,19 @@ class Outputs:
         fields = self.all(count)
         for path in (*self.videos(count), self.report, self.picture):
             check_writable(path, overwrite=self.overwrite, field=fields[path])
+        if self.preview is not None:
+            overwrite = self.overwrite or is_preview(self.preview)
+            check_writable(self.preview, overwrite=overwrite, field="preview")
+
+
+def is_preview(path: Path) -> bool:
+    """Return whether there is a preview at `path`, which an earlier job left."""
+    with refusing("preview", path):
+        try:
+            with path.open("rb") as file:
+                return PREVIEW_MARK in file.read(_LARGEST_PREVIEW)
+        except FileNotFoundError:
+            return False
 
 
 def _state(path: Path) -> tuple[int, int] | None:

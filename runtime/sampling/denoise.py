@@ -16,6 +16,7 @@ from runtime.errors import CancelledError
 from runtime.parallel.ranks import Ranks
 from runtime.sampling.commands import Command
 from runtime.sampling.coordinator import Coordinator
+from runtime.sampling.estimate import Estimate, OnEstimate, unseen
 from runtime.sampling.finite import check_finite, size_of
 from runtime.sampling.streams import Stream
 from spectrum import StepKind
@@ -69,7 +70,9 @@ class Denoising:
 
 
 @torch.no_grad()
-def denoise(state: Denoising, ranks: Ranks, start: int = 0) -> Iterator[StepRecord]:
+def denoise(
+    state: Denoising, ranks: Ranks, start: int = 0, on_estimate: OnEstimate = unseen
+) -> Iterator[StepRecord]:
     """Denoise `state.latents_BCFHW` from noise to clean latents, yielding after every step.
 
     The caller sets the pace: it may stop iterating after any step, and `state` is then complete up to that
@@ -79,6 +82,7 @@ def denoise(state: Denoising, ranks: Ranks, start: int = 0) -> Iterator[StepReco
         state: latents, sampler, stream and coordinator, at the beginning or as restored.
         ranks: all ranks of the group.
         start: first step to take; earlier ones were restored from a checkpoint.
+        on_estimate: given the clean estimate of every computed step; part of the step's time.
 
     Raises:
         CancelledError: the generation was stopped or cancelled.
@@ -95,14 +99,15 @@ def denoise(state: Denoising, ranks: Ranks, start: int = 0) -> Iterator[StepReco
         timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
         output = state.stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
         ranks.synchronize()  # samplers read numbers back, and would wait there even if a rank has failed
-        state.latents_BCFHW = sampler.step(
-            output.velocity_BCFHW, timestep, state.latents_BCFHW, return_dict=False
-        )[0]
+        before_BCFHW, velocity_BCFHW = state.latents_BCFHW, output.velocity_BCFHW
+        state.latents_BCFHW = sampler.step(velocity_BCFHW, timestep, before_BCFHW, return_dict=False)[0]
         size = size_of(state.latents_BCFHW)
         ranks.synchronize()
         check_finite(size, index, decision.kind, output.parts, ranks)
         if decision.kind is StepKind.COMPUTE:
             coordinator.observe(index, output.squares)
+            noise = float(timestep) / sampler.config.num_train_timesteps
+            on_estimate(Estimate(before_BCFHW, velocity_BCFHW, noise))
         seconds = time.perf_counter() - started
         coordinator.timed(seconds)
         sent = ranks.traffic.sent - sent

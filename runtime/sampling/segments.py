@@ -18,6 +18,7 @@ from runtime.parallel.ranks import Ranks
 from runtime.sampling.commands import Commands
 from runtime.sampling.coordinator import Coordinator, Deadline
 from runtime.sampling.denoise import Denoising, OnStep, denoise
+from runtime.sampling.estimate import OnEstimate, unseen
 from runtime.sampling.plan import Plan
 from runtime.sampling.result import Result
 from runtime.sampling.resume import Resumable
@@ -31,6 +32,7 @@ def denoise_segments(
     on_step: OnStep = lambda _: None,
     checkpoints: Checkpoints | None = None,
     commands: Commands | None = None,
+    on_estimate: OnEstimate = unseen,
 ) -> torch.Tensor:
     """Denoise all segments to clean latents `[B, C, F, H, W]`.
 
@@ -43,6 +45,7 @@ def denoise_segments(
         on_step: called after every step; steps are numbered through all segments.
         checkpoints: folder and options of checkpoints; None for none.
         commands: commands given on this rank. One that arrives between two segments is seen by the next.
+        on_estimate: given the clean estimate of the current segment, after every computed step.
 
     Raises:
         CancelledError, JobFailedError, RankFailedError: see `Engine.generate`.
@@ -54,7 +57,8 @@ def denoise_segments(
         segment = run.segment(number, video_BCFHW)
         coordinator = _coordinate(plan, identity, ranks, commands)
         state = Denoising(segment.noise_BCFHW, plan.fresh_sampler(), segment.stream, coordinator)
-        _denoise_one(Resumable(state, checkpoints, identity, plan.topology, ranks), result, ranks, on_step)
+        resumable = Resumable(state, checkpoints, identity, plan.topology, ranks)
+        _denoise_one(resumable, result, ranks, on_step, on_estimate)
         video_BCFHW = segment.follow(video_BCFHW, state.latents_BCFHW)
         # A segment is a function of the one before, whose decisions its digest proves.
         identity = f"{identity}\nafter {coordinator.digest}"
@@ -73,12 +77,14 @@ def _coordinate(plan: Plan, identity: str, ranks: Ranks, commands: Commands) -> 
     return Coordinator(schedules, identity, ranks, deadline, commands, plan.course, plan.forced)
 
 
-def _denoise_one(resumable: Resumable, result: Result, ranks: Ranks, on_step: OnStep) -> None:
+def _denoise_one(
+    resumable: Resumable, result: Result, ranks: Ranks, on_step: OnStep, on_estimate: OnEstimate
+) -> None:
     """Denoise one segment, and add what it took to the result."""
     state, before = resumable.state, len(result.steps)
     start = resumable.begin()
     try:
-        for record in denoise(state, ranks, start):
+        for record in denoise(state, ranks, start, on_estimate):
             resumable.after(record)
             on_step(replace(record, index=before + record.index))
     except CancelledError:

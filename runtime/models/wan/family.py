@@ -63,6 +63,7 @@ class WanFamily:
         # They import diffusers and transformers, which whoever looks at settings alone does not wait for.
         from runtime.models.wan.adapter import open_adapter
         from runtime.models.wan.attention import SelfAttention
+        from runtime.models.wan.colours import WanColours
         from runtime.models.wan.image import open_image_encoder
         from runtime.models.wan.loading import load_transformer, load_vae
         from runtime.models.wan.text import PromptEncoder
@@ -74,7 +75,7 @@ class WanFamily:
         text = PromptEncoder(folder, config, ranks, adapter.dtype)
         decoder = WanDecoder(load_vae(folder, config, ranks), config, ranks)
         image = open_image_encoder(folder, config, ranks, transformer, adapter.dtype, decoder)
-        return Model((expert,), text, decoder, image)
+        return Model((expert,), text, decoder, image, WanColours(folder, decoder))
 
 
 WAN: Final[Family] = WanFamily()

@@ -1,0 +1,170 @@
+"""Previews: small moving pictures of a video that is being made, for people who wait for it.
+
+Tensor legend: B videos, T frames, H, W height and width in pixels. Frames are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from PIL import Image
+
+from runtime.errors import JobFailedError
+from runtime.files.atomic import whole_file
+from runtime.media.mp4 import Frames
+from runtime.request.outputs import PREVIEW_MARK
+
+log = logging.getLogger(__name__)
+
+EVERY = 1.0  # seconds from one preview to the next
+LONGEST = 256  # pixels of the longer side
+MOST_FRAMES = 24
+_LARGER = 8  # times at most that a preview is enlarged: what a video is larger than its latents
+_PATIENCE = 5.0  # seconds to wait for the last preview
+
+
+class PreviewSink(Protocol):
+    """Receiver of previews of one generation."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it would take a preview now; costs nothing."""
+        ...
+
+    def show(self, frames_BTHW3: Frames, seconds: float) -> None:
+        """Take a preview; returns at once.
+
+        Args:
+            frames_BTHW3: small frames of each video, in temporal order.
+            seconds: how long each frame is to be seen.
+        """
+        ...
+
+
+class Previews:
+    """Sink that encodes previews in a thread of their own, and passes each on.
+
+    It takes at most one within `EVERY` seconds, and none while the last is still being encoded or passed on.
+
+    Args:
+        deliver: called in the thread with an animated WebP.
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, deliver: Callable[[bytes], object], clock: Callable[[], float] = time.monotonic):
+        self._deliver, self._clock = deliver, clock
+        self._thread: threading.Thread | None = None
+        self._next = -math.inf
+
+    @property
+    def due(self) -> bool:
+        return self._clock() >= self._next and not self._busy
+
+    @property
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def show(self, frames_BTHW3: Frames, seconds: float) -> None:
+        self._next = self._clock() + EVERY
+        make = threading.Thread(target=self._make, args=(frames_BTHW3, seconds), name="preview", daemon=True)
+        self._thread = make
+        make.start()
+
+    def _make(self, frames_BTHW3: Frames, seconds: float) -> None:
+        self._deliver(encode_preview(frames_BTHW3, seconds))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait a limited time for the preview at work, if there is one."""
+        if self._thread is not None:
+            self._thread.join(_PATIENCE)
+
+
+class PreviewFile:
+    """File that shows the newest preview; a context manager, which removes it at its end.
+
+    A full disk, or one that cannot be written, is a warning, once: nothing depends on a preview.
+
+    Args:
+        path: its name ends in `.webp`; in a folder that exists, or can be made.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._warned = False
+
+    def put(self, content: bytes) -> bool:
+        """Replace the preview, whole or not at all; returns whether it could be written."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(self.path) as temporary:
+                temporary.write_bytes(content)
+        except (OSError, JobFailedError) as error:
+            if not self._warned:
+                log.warning("preview: %r is not up to date: %s", str(self.path), error)
+            self._warned = True
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
+def encode_preview(frames_BTHW3: Frames, seconds: float) -> bytes:
+    """Encode frames as a WebP that plays for ever; several videos side by side, and below each other.
+
+    Args:
+        frames_BTHW3: of any size; the result's longer side has at most `LONGEST` pixels.
+        seconds: how long each frame is seen.
+    """
+    pictures = [_resized(Image.fromarray(frame_HW3)) for frame_HW3 in _in_rows(frames_BTHW3)]
+    encoded = io.BytesIO()
+    pictures[0].save(
+        encoded,
+        format="WEBP",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=max(1, round(1000 * seconds)),
+        loop=0,
+        quality=70,
+        method=1,
+        xmp=PREVIEW_MARK,
+    )
+    return encoded.getvalue()
+
+
+def _in_rows(frames_BTHW3: Frames) -> Frames:
+    """Arrange the videos in rows, one picture per frame; black where there is none."""
+    videos, frames, height, width, _ = frames_BTHW3.shape
+    columns = math.ceil(math.sqrt(videos))
+    rows = math.ceil(videos / columns)
+    cells = np.zeros((rows * columns, frames, height, width, 3), np.uint8)
+    cells[:videos] = frames_BTHW3
+    cells = cells.reshape(rows, columns, frames, height, width, 3).transpose(2, 0, 3, 1, 4, 5)
+    return cells.reshape(frames, rows * height, columns * width, 3)
+
+
+def _resized(picture: Image.Image) -> Image.Image:
+    scale = min(_LARGER, LONGEST / max(picture.size))
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from launch.http import content, events, films, health, metrics, models, videos
+from launch.http import comparing, content, estimates, events, films, health, metrics, models, page, videos
 from launch.http.bodies import MOST_BYTES
 from launch.http.errors import tell_errors
 from launch.http.film import FilmCreate
@@ -63,9 +63,12 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app.include_router(content.router)
     app.include_router(events.router)
     app.include_router(films.router)
+    app.include_router(estimates.router)
+    app.include_router(comparing.router)
     app.include_router(models.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    app.include_router(page.router)
     tell_errors(app)
     describe(app, [VideoCreate, Remix, FilmCreate])
     app.add_middleware(BodyLimit, most=MOST_BYTES)

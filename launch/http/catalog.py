@@ -15,6 +15,7 @@ from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.forecasting.presets import load_preset
 from runtime.models.folder import local_revision
 from runtime.request.config import Config, available, is_path, load_config
+from runtime.request.video_request import VideoRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,17 @@ def _chosen(known: Mapping[str, str], param: str, name: str) -> str:
 def calibrations_of(config: Config) -> list[tuple[str, Calibration]]:
     """The shipped calibrations that were measured on a config's model, as far as it lies on this machine."""
     return _measured_on(local_revision(config))
+
+
+def calibration_for(config: Config, request: VideoRequest) -> Calibration | None:
+    """The calibration that fits a request; None if there is none."""
+    for name, calibration in calibrations_of(config):
+        try:
+            calibration.conditions.check_request(config.windowed(request), name)
+        except BadRequestError:
+            continue
+        return calibration
+    return None
 
 
 @lru_cache(maxsize=64)

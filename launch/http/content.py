@@ -46,7 +46,7 @@ def content(
 @router.get("/{video_id}/report")
 def report(video_id: VideoId, service: TheService, key: Caller) -> dict[str, Any]:
     """The report of a finished video: computed steps, times, errors, versions."""
-    video = _made(service, service.records.video(video_id, key.owner))
+    video = made(service, service.records.video(video_id, key.owner))
     try:
         told = read_json(video.with_suffix(".json"))
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def report(video_id: VideoId, service: TheService, key: Caller) -> dict[str, Any
 
 def _file(service: Service, record: Record, variant: Variant) -> Path:
     """The file of a variant; pictures of the video are made when they are first asked for."""
-    video = _made(service, record)
+    video = made(service, record)
     match variant:
         case "video":
             return video
@@ -75,7 +75,7 @@ def _file(service: Service, record: Record, variant: Variant) -> Path:
     return path
 
 
-def _made(service: Service, record: Record) -> Path:
+def made(service: Service, record: Record) -> Path:
     """The mp4 of a finished video."""
     match record.entry.state:
         case State.DONE:

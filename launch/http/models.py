@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel
 
 from launch.http.auth import Caller
-from launch.http.catalog import Catalog, calibrations_of
+from launch.http.catalog import Catalog, calibration_for
 from launch.http.errors import not_found
 from launch.http.service import TheService
 from runtime.errors import BadRequestError
@@ -143,7 +143,7 @@ def _of_preset(config: Config, request: VideoRequest, name: str) -> Expected | N
         return None
     kinds = preset.expected_kinds(request.steps)
     computed = [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
-    calibration = _calibration(config, request)
+    calibration = calibration_for(config, request)
     known = preset.expectation(request.steps, computed, {}, {}, [])
     return Expected(
         nfe=len(computed),
@@ -156,7 +156,7 @@ def _of_preset(config: Config, request: VideoRequest, name: str) -> Expected | N
 @lru_cache(maxsize=64)
 def _budgets(config: Config, request: VideoRequest) -> tuple[Expected, ...]:
     """What plans for several budgets are expected to give; none without a calibration."""
-    calibration = _calibration(config, request)
+    calibration = calibration_for(config, request)
     return () if calibration is None else tuple(_planned(calibration))
 
 
@@ -167,17 +167,6 @@ def _planned(calibration: Calibration) -> Iterator[Expected]:
             told = calibration.predict(planner.plan(nfe).error)
             psnr, deviation = (None, None) if told is None else (told.psnr, told.deviation)
             yield Expected(nfe=nfe, psnr=psnr, deviation=deviation, seconds=_seconds(calibration, nfe))
-
-
-def _calibration(config: Config, request: VideoRequest) -> Calibration | None:
-    """The calibration that fits a request; None if there is none."""
-    for name, calibration in calibrations_of(config):
-        try:
-            calibration.conditions.check_request(config.windowed(request), name)
-        except BadRequestError:
-            continue
-        return calibration
-    return None
 
 
 def _seconds(calibration: Calibration, nfe: int) -> float:

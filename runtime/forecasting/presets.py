@@ -167,7 +167,8 @@ class Preset(BaseModel):
         expected = {step: error for step, error in enumerate(priced.errors) if error is not None}
         prediction = None
         if self.stream == "guided":
-            prediction = self.calibrated.predict(priced.error, surprise(errors, priced.expected))
+            known_surprise = surprise(errors, priced.expected) if errors else None
+            prediction = self.calibrated.predict(priced.error, known_surprise)
         if prediction is None:
             return replace(known, errors=expected)
         return replace(known, psnr=prediction.psnr, deviation=prediction.deviation, errors=expected)

@@ -1,0 +1,179 @@
+"""What a video would take and how good it would be, told before it is made."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from launch.http.auth import Caller
+from launch.http.bodies import read_fields
+from launch.http.catalog import calibration_for
+from launch.http.creation import Asked, read_asked
+from launch.http.openapi import taking
+from launch.http.records import new_id
+from launch.http.service import Service, TheService
+from launch.http.video import VideoCreate
+from runtime.files.text import read_json
+from runtime.jobs.job import Job
+from runtime.reports.step_seconds import read_step_seconds
+from spectrum import StepKind, StepSeconds
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+_RECENT = 8  # videos whose times are looked at
+_BESIDE = ("encode", "decode", "write")  # phases of a report that are no steps
+_LIKE = (
+    "SELECT videos.id FROM videos JOIN requests ON requests.id = videos.request "
+    "WHERE requests.state = 'done' AND NOT videos.deleted AND videos.size = ? "
+    "AND json_extract(videos.asked, '$.model') = ? AND json_extract(videos.details, '$.frames') = ? "
+    "ORDER BY requests.ended DESC LIMIT ?"
+)
+
+
+class ExpectedQuality(BaseModel):
+    """PSNR against the full sampler that a calibration expects, in dB, with its standard deviation."""
+
+    expected: float
+    deviation: float
+
+
+class ExpectedTime(BaseModel):
+    """Seconds that a replica will need.
+
+    Attributes:
+        denoise: of all steps.
+        total: with encoding, decoding and writing; None if it is not known.
+        source: `measured` on videos of this model, size and length that this server made, or told by the
+            `calibration`, which may have been made on another machine.
+    """
+
+    denoise: float
+    total: float | None
+    source: Literal["measured", "calibration"]
+
+
+class Estimate(BaseModel):
+    """What a request would become; nothing of it is kept.
+
+    Attributes:
+        seconds: true length of the video, as text.
+        nfe: number of steps that are to be computed; the schedules of some presets decide while they run.
+        computed: those steps.
+        exact: whether every step is computed.
+        psnr: None without a calibration for the request.
+        time: None as long as nothing is known.
+    """
+
+    object: Literal["video.estimate"] = "video.estimate"
+    model: str
+    size: str
+    frames: int
+    fps: int
+    seconds: str
+    steps: int
+    nfe: int
+    computed: list[Annotated[int, Field(ge=0)]]
+    exact: bool
+    psnr: ExpectedQuality | None
+    time: ExpectedTime | None
+
+
+@router.post("/estimate", openapi_extra=taking(VideoCreate, upload="input_reference"))
+async def estimate(request: Request, service: TheService, key: Caller) -> Estimate:
+    """What a request would become: length, computed steps, expected time and quality. It is checked like a
+    new video, and not carried out."""
+    fields = await read_fields(request)
+    return await run_in_threadpool(_of_fields, service, fields)
+
+
+def _of_fields(service: Service, fields: dict[str, Any]) -> Estimate:
+    return estimate_of(service, read_asked(service, fields, None))
+
+
+def estimate_of(service: Service, asked: Asked) -> Estimate:
+    """What a request would become.
+
+    Raises:
+        ApiError, BadRequestError: it cannot be made here.
+    """
+    fields = service.jobs.resolved(asked.fields)
+    image = None if asked.image is None else service.store.image(asked.image)
+    job = service.jobs.job(fields, service.store.video(new_id()), image)
+    request, fps = job.request, job.config.fps
+    computed = _computed(job)
+    times = _measured(service, job, fields.model or "") or _calibrated(job)
+    return Estimate(
+        model=fields.model or "",
+        size=f"{request.width}x{request.height}",
+        frames=request.frames,
+        fps=fps,
+        seconds=f"{request.frames / fps:.6g}",
+        steps=request.steps,
+        nfe=len(computed),
+        computed=computed,
+        exact=not job.preset.forecasts,
+        psnr=_quality(job, computed),
+        time=None if times is None else times.expected(request.steps, len(computed), request.deadline),
+    )
+
+
+def _computed(job: Job) -> list[int]:
+    kinds = job.preset.expected_kinds(job.request.steps)
+    return [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
+
+
+def _quality(job: Job, computed: list[int]) -> ExpectedQuality | None:
+    told = job.preset.expectation(job.request.steps, computed, {}, {}, [])
+    if told.psnr is None or told.deviation is None:
+        return None
+    return ExpectedQuality(expected=round(told.psnr, 2), deviation=round(told.deviation, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds of steps, and of all that is no step."""
+
+    steps: StepSeconds
+    beside: float | None
+    source: Literal["measured", "calibration"]
+
+    def expected(self, steps: int, nfe: int, deadline: float | None) -> ExpectedTime:
+        denoise = min(self.steps.total(nfe, steps - nfe), math.inf if deadline is None else deadline)
+        total = None if self.beside is None else round(denoise + self.beside, 3)
+        return ExpectedTime(denoise=round(denoise, 3), total=total, source=self.source)
+
+
+def _measured(service: Service, job: Job, model: str) -> _Times | None:
+    """Times of the last videos of the same model, size and length; None if there are none."""
+    size = f"{job.request.width}x{job.request.height}"
+    ids = service.queue.read(lambda row: str(row[0]), _LIKE, size, model, job.request.frames, _RECENT)
+    found = list(_reported(service, ids))
+    if not found:
+        return None
+    computed, forecast = (
+        [seconds for steps, _ in found if (seconds := steps.of(kind)) is not None] for kind in StepKind
+    )
+    beside = statistics.median(beside for _, beside in found)
+    return _Times(StepSeconds.medians(computed, forecast), beside, "measured")
+
+
+def _reported(service: Service, ids: list[str]) -> Iterator[tuple[StepSeconds, float]]:
+    """Seconds of steps, and of all that is no step, of videos whose reports are there."""
+    for id in ids:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # removed meanwhile
+            told = read_json(service.store.video(id).with_suffix(".json"))
+            yield read_step_seconds(told), sum(told["seconds"][part] for part in _BESIDE)
+
+
+def _calibrated(job: Job) -> _Times | None:
+    """Times that a calibration for such a request was made with; None if there is none."""
+    found = calibration_for(job.config, job.request)
+    return None if found is None else _Times(found.seconds.steps, None, "calibration")

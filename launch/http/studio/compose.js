@@ -1,0 +1,232 @@
+// The form that makes a video. It asks the server what a request would become before it is sent.
+
+import { ask } from "./api.js";
+import { byId, carryOut, h, say, setText } from "./dom.js";
+import { put } from "./live.js";
+import { duration } from "./words.js";
+
+const PATIENCE = 350; // milliseconds without typing before the server is asked
+const FIELDS = [
+  "prompt",
+  "model",
+  "spectrum",
+  "nfe",
+  "psnr",
+  "seconds",
+  "negative",
+  "seed",
+  "steps",
+  "guidance",
+  "fps",
+];
+const PROBLEMS = [...FIELDS, "size", "deadline", "priority", "input_reference"];
+const USUAL = ["steps", "guidance", "fps"]; // shown as what they are if nothing is typed
+
+let models;
+let asking = null;
+let timer = null;
+
+const form = () => byId("compose");
+const model = () => models.find((one) => one.id === byId("model").value);
+const chosenBudget = () => form().elements.budget.value;
+
+/** Fill the form with what the server offers. */
+export function openForm(offered, addShot) {
+  models = offered;
+  byId("model").replaceChildren(...models.map((one) => h("option", { value: one.id }, one.id)));
+  byId("model").addEventListener("change", changeModel);
+  form().addEventListener("input", changed);
+  form().addEventListener("submit", (event) => {
+    event.preventDefault();
+    carryOut(event.submitter ?? form().querySelector("[type=submit]"), byId("form-problem"), make);
+  });
+  byId("as-shot").addEventListener("click", () => {
+    if (!byId("prompt").value.trim()) return showProblem("prompt", "A shot needs a prompt.");
+    addShot(fields());
+    say("Added to the storyboard.");
+  });
+  changeModel();
+}
+
+function lora(name) {
+  const scale = h("input", { type: "number", step: "0.05", value: "1", "aria-label": `Scale of ${name}` });
+  return h(
+    "div",
+    { class: "lora" },
+    h("label", {}, h("input", { type: "checkbox", value: name }), name),
+    scale,
+  );
+}
+
+/** The choices of a model's presets, each with what is expected of it. */
+export function presetChoices(chosen) {
+  return chosen.presets.map(({ id, nfe, psnr }) => {
+    const quality = psnr === null ? "" : `, ${psnr.toFixed(0)} dB`;
+    const said = id === "off" ? "everything" : `${nfe} of ${chosen.defaults.steps} steps${quality}`;
+    return h("option", { value: id }, `${id} (${said})`);
+  });
+}
+
+function changeModel() {
+  const { defaults, multiple, budgets, loras } = model();
+  const choices = presetChoices(model()).filter((choice) => choice.value !== "off");
+  byId("spectrum").replaceChildren(...choices);
+  if (choices.some((choice) => choice.value === defaults.spectrum))
+    byId("spectrum").value = defaults.spectrum;
+  const [width, height] = defaults.size.split("x");
+  const usual = { ...defaults, width, height, seconds: Number(defaults.seconds).toFixed(1) };
+  for (const name of [...USUAL, "width", "height", "seconds"]) byId(name).placeholder = usual[name];
+  for (const name of ["width", "height"]) byId(name).step = multiple;
+  byId("negative").placeholder = defaults.negative || "nothing";
+  byId("loras").replaceChildren(h("legend", {}, "LoRAs"), ...loras.map(lora));
+  byId("loras").hidden = !loras.length;
+  const planned = ["nfe", "psnr"]; // they need a calibration
+  for (const radio of form().elements.budget)
+    radio.disabled = planned.includes(radio.value) && !budgets.length;
+  if (!budgets.length && planned.includes(chosenBudget())) form().elements.budget.value = "spectrum";
+  byId("no-budgets").hidden = budgets.length > 0;
+  changed();
+}
+
+function changed() {
+  const budget = chosenBudget();
+  for (const part of form().querySelectorAll("[data-budget]")) part.hidden = part.dataset.budget !== budget;
+  const steps = Number(byId("steps").value) || model().defaults.steps;
+  byId("nfe").max = Math.max(2, steps - 1);
+  setText(byId("nfe-told"), `${byId("nfe").value} of ${steps}`);
+  clearTimeout(timer);
+  timer = setTimeout(estimate, PATIENCE);
+}
+
+/** Fields of the request, as the API takes them. */
+function fields() {
+  const given = { model: byId("model").value, prompt: byId("prompt").value };
+  const budget = chosenBudget();
+  if (budget === "off") given.spectrum = "off";
+  else given[budget] = budget === "spectrum" ? byId(budget).value : Number(byId(budget).value);
+  const [width, height] = ["width", "height"].map((name) => byId(name).value || byId(name).placeholder);
+  if (byId("width").value || byId("height").value) given.size = `${width}x${height}`;
+  for (const name of ["seconds", "negative"]) if (byId(name).value) given[name] = byId(name).value;
+  for (const name of ["seed", "steps", "guidance", "fps", "deadline", "priority"]) {
+    const typed = byId(name).value.trim();
+    if (typed) given[name] = Number.isNaN(Number(typed)) ? typed : Number(typed);
+  }
+  const loras = [...byId("loras").querySelectorAll("[type=checkbox]:checked")];
+  const scaleOf = (box) => Number(box.closest(".lora").lastElementChild.value);
+  if (loras.length) given.loras = loras.map((box) => ({ name: box.value, scale: scaleOf(box) }));
+  return given;
+}
+
+/** The body of a request: with an image, it is a form. */
+async function body(given) {
+  const image = byId("image").files[0];
+  if (!image) return { json: given };
+  return { json: { ...given, input_reference: { image_url: await dataUrl(image) } } };
+}
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.replace(/^data:[^;]*/, `data:${file.type || "image/png"}`));
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
+async function estimate() {
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  const given = fields();
+  const untold = !given.prompt.trim();
+  if (untold) given.prompt = "a"; // what is expected depends on the rest
+  try {
+    const told = await ask("POST", "videos/estimate", { ...(await body(given)), signal });
+    clearProblems();
+    showExpected(told);
+  } catch (error) {
+    if (signal.aborted) return;
+    clearProblems();
+    byId("expected").replaceChildren();
+    if (error.param !== "prompt") showProblem(error.param, error.message);
+  }
+}
+
+function showExpected(told) {
+  const quality = told.exact
+    ? ["Exact", "the full sampler"]
+    : told.psnr
+      ? [`${told.psnr.expected.toFixed(1)} dB`, `PSNR expected, ± ${told.psnr.deviation.toFixed(1)}`]
+      : ["–", "PSNR unknown: not calibrated"];
+  const time = told.time
+    ? [
+        `about ${duration(told.time.total ?? told.time.denoise)}`,
+        told.time.source === "measured" ? "to make, as measured here" : "of denoising, as calibrated",
+      ]
+    : ["–", "time unknown until one is made"];
+  const facts = [
+    [`${told.nfe} of ${told.steps}`, "steps are computed"],
+    quality,
+    time,
+    [`${Number(told.seconds).toFixed(1)} s`, `of video, ${told.frames} frames`],
+  ];
+  const shown = facts.map(([value, what]) => h("div", {}, h("dt", {}, what), h("dd", {}, value)));
+  byId("expected").replaceChildren(h("dl", {}, shown));
+}
+
+function clearProblems() {
+  for (const name of PROBLEMS) showProblem(name, "");
+  setText(byId("form-problem"), "");
+}
+
+/** Show what is wrong beside the field that is to blame. */
+function showProblem(name, message) {
+  const field = (name ?? "").split(".")[0].replace("frames", "seconds");
+  const place = byId(`${field}-problem`) ?? byId("form-problem");
+  setText(place, message);
+  for (const input of form().querySelectorAll(`[aria-describedby="${place.id}"]`)) {
+    if (message) input.setAttribute("aria-invalid", "true");
+    else input.removeAttribute("aria-invalid");
+  }
+  if (message && place.closest("details")) place.closest("details").open = true;
+}
+
+async function make() {
+  clearTimeout(timer);
+  clearProblems();
+  const given = fields();
+  if (!given.prompt.trim()) {
+    showProblem("prompt", "Say what the video shows.");
+    byId("prompt").focus();
+    return;
+  }
+  const headers = { "Idempotency-Key": crypto.randomUUID?.() ?? String(Math.random()).slice(2) };
+  try {
+    put(await ask("POST", "videos", { ...(await body(given)), headers }));
+    say("The video waits in the queue.");
+  } catch (error) {
+    showProblem(error.param, error.message);
+    form().querySelector("[aria-invalid]")?.focus();
+  }
+}
+
+/** Fill the form with the request of a video. */
+export function fillFrom(video) {
+  const { request } = video;
+  const [width, height] = video.size.split("x");
+  byId("model").value = video.model;
+  changeModel();
+  const values = { prompt: video.prompt, width, height, seconds: video.seconds, negative: request.negative };
+  for (const name of ["seed", "steps", "guidance", "fps", "deadline"]) values[name] = request[name] ?? "";
+  for (const [name, value] of Object.entries(values)) byId(name).value = value;
+  const budget = request.nfe
+    ? "nfe"
+    : request.psnr
+      ? "psnr"
+      : request.spectrum === "off"
+        ? "off"
+        : "spectrum";
+  form().elements.budget.value = budget;
+  if (budget !== "off") byId(budget).value = request[budget];
+  changed();
+}

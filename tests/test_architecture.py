@@ -19,7 +19,7 @@ FORBIDDEN = {
 # Library → the only folders that may import it.
 HOMES = {
     "torch.distributed": ("runtime/parallel",),
-    "ray": ("launch/cluster", "launch/serve"),
+    "ray": ("launch/cluster", "launch/serve", "launch/http/deployment.py"),
 }
 GROUND = "errors"
 # Room of runtime/ → the rooms that it may import beside itself and the ground; a file of the root is a room.

@@ -7,7 +7,19 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from launch.http import comparing, content, estimates, events, films, health, metrics, models, page, videos
+from launch.http import (
+    comparing,
+    content,
+    estimates,
+    events,
+    films,
+    health,
+    metrics,
+    models,
+    page,
+    unsupported,
+    videos,
+)
 from launch.http.bodies import MOST_BYTES
 from launch.http.errors import tell_errors
 from launch.http.film import FilmCreate
@@ -61,6 +73,7 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app.state.metrics = metrics.ApiMetrics(service)
     app.include_router(videos.router)
     app.include_router(content.router)
+    app.include_router(unsupported.router)
     app.include_router(events.router)
     app.include_router(films.router)
     app.include_router(estimates.router)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 
 from launch.serve.queue import Queue, QueueError
 from launch.shell.tied import tied
@@ -33,10 +34,12 @@ class PoolKeeper:
         queue: the queue, which exists.
         replicas: number of replicas; 0 to leave the queue to a pool that others start.
         ranks: ranks that make a video together.
+        environment: of the pool's process; this one's by default.
     """
 
-    def __init__(self, queue: Queue, replicas: int, ranks: int):
+    def __init__(self, queue: Queue, replicas: int, ranks: int, environment: Mapping[str, str] | None = None):
         self._queue, self._replicas, self._ranks = queue, replicas, ranks
+        self._environment = environment
         self._over, self._hurry = threading.Event(), threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = ""  # why there is no pool; empty while there is one, or while one starts
@@ -108,6 +111,7 @@ class PoolKeeper:
         command += [word for option in options.items() for word in option]
         with subprocess.Popen(
             tied(command),
+            env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=_STDERR,
             start_new_session=True,  # a terminal's Ctrl-C is for the server, which stops the pool

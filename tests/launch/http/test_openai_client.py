@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 
@@ -101,6 +101,17 @@ def test_a_cancelled_job_ends_polling_as_failed(api: Api, client: openai.OpenAI)
     api.client.post(f"/v1/videos/{video.id}/cancel")
     ended = client.videos.poll(video.id)
     assert ended.status == "failed" and ended.error is not None and ended.error.code == "cancelled"
+
+
+def test_what_no_model_here_can_do_is_refused_with_the_reason(client: openai.OpenAI) -> None:
+    asks: list[Callable[[], Any]] = [
+        lambda: client.videos.edit(prompt="x", video=b"video"),
+        lambda: client.videos.extend(prompt="x", seconds="4", video=b"video"),
+    ]
+    for ask in asks:
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            ask()
+        assert refused.value.code == "unsupported"
 
 
 def test_what_is_final_is_not_tried_again(api: Api, client: openai.OpenAI) -> None:

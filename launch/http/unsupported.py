@@ -1,0 +1,29 @@
+"""Routes of OpenAI's contract that are refused: a client learns why, and that trying again is useless."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from fastapi import APIRouter
+
+from launch.http.auth import Caller
+from launch.http.errors import ApiError
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+
+@router.post("/edits", response_model=None)
+async def edit(key: Caller) -> NoReturn:
+    """Refused: no model here changes a video that is given."""
+    said = "no model here edits a video; remix makes one again with another prompt and the same seed"
+    raise ApiError(422, "unsupported", said)
+
+
+@router.post("/extensions", response_model=None)
+async def extend(key: Caller) -> NoReturn:
+    """Refused: the latents that a video could be gone on from are not kept."""
+    said = (
+        "a finished video is not gone on with, as its latents are not kept; make a longer one with the same "
+        "seed, or a film of several shots"
+    )
+    raise ApiError(422, "unsupported", said)

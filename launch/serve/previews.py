@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from runtime.errors import BadRequestError
 from runtime.media.preview import PreviewFile
 from runtime.request.outputs import is_preview
 
@@ -36,5 +37,6 @@ class RequestPreviews:
     def _clear(self) -> None:
         with suppress(OSError):
             for path in [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]:
-                if path.is_file() and is_preview(path):
-                    path.unlink()
+                with suppress(OSError, BadRequestError):  # another user's
+                    if path.is_file() and is_preview(path):
+                        path.unlink()

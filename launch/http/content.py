@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 
 from launch.http.auth import Caller
@@ -15,12 +15,16 @@ from launch.http.records import Record
 from launch.http.service import Service, TheService
 from launch.http.videos import VideoId
 from launch.serve.entries import State
+from launch.serve.previews import RequestPreviews
 from runtime.files.text import read_json
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 Variant = Literal["video", "thumbnail", "spritesheet", "picture"]
 _TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".jpg": "image/jpeg", ".png": "image/png"}
+_PREVIEW: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/webp": {}}, "description": "The preview."}
+}
 _BINARY: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind: {} for kind in _TYPES.values()}, "description": "The file, or a range."}
 }
@@ -41,6 +45,19 @@ def content(
     kind = _TYPES[path.suffix]
     name = f"{video_id}{'' if variant == 'video' else f'-{variant}'}{path.suffix}"
     return FileResponse(path, media_type=kind, filename=name, content_disposition_type="inline")
+
+
+@router.get("/{video_id}/preview", response_class=Response, responses=_PREVIEW)
+def preview(video_id: VideoId, service: TheService, key: Caller) -> Response:
+    """What a video is becoming while it is made, an animated WebP; a `preview` event tells of another."""
+    record = service.records.video(video_id, key.owner)
+    try:
+        if record.entry.state is State.RUNNING and record.entry.progress.preview:
+            seen = RequestPreviews(service.queue.folder).of(record.entry.id).path.read_bytes()
+            return Response(seen, media_type="image/webp", headers={"Cache-Control": "no-store"})
+    except FileNotFoundError:  # it has ended just now
+        pass
+    raise ApiError(404, "no_preview", "there is no preview of this video now")
 
 
 @router.get("/{video_id}/report")

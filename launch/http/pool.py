@@ -107,7 +107,7 @@ class PoolKeeper:
             "--replicas": str(self._replicas),
             "--ranks": str(self._ranks),
         }
-        command = [sys.executable, "-m", "launch", "queue", "run", "--keep"]
+        command = [sys.executable, "-m", "launch", "queue", "run", "--keep", "--previews"]
         command += [word for option in options.items() for word in option]
         with subprocess.Popen(
             tied(command),

@@ -53,6 +53,7 @@ def to_video(record: Record, keep: float) -> Video:
             seconds_left=done.seconds_left if entry.state is State.RUNNING else None,
             tries=entry.tries,
             cancelling=entry.unwanted and not record.ended,
+            preview=bool(done.preview) and entry.state is State.RUNNING,
         ),
     )
 

@@ -159,6 +159,7 @@ class RunDetails(BaseModel):
         seconds_left: expected seconds until the last step: it is known which steps are forecast.
         tries: how often it was begun: more than once after a rank group or the server died.
         cancelling: it was cancelled, and ends after the current step.
+        preview: a preview of what it is becoming can be read.
     """
 
     position: int | None = None
@@ -168,6 +169,7 @@ class RunDetails(BaseModel):
     seconds_left: float | None = None
     tries: int = 0
     cancelling: bool = False
+    preview: bool = False
 
 
 class Video(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import pytest
 from PIL import Image
 
 from launch.serve.entries import Progress, State
-from tests.serving import SMALL, Api, error_of, serving
+from launch.serve.previews import RequestPreviews
+from tests.serving import SMALL, Api, error_of, listening, serving
 
 
 @pytest.fixture
@@ -256,6 +258,42 @@ def test_content_is_a_file_with_ranges_and_pictures(api: Api) -> None:
     assert error_of(api.client.get(f"{place}?variant=picture"))[:2] == (404, "content_missing")
     api.service.store.video(id).unlink()
     assert error_of(api.client.get(place))[:2] == (404, "content_missing")
+
+
+def test_a_preview_is_there_while_the_video_is_made(api: Api) -> None:
+    id = api.create()["id"]
+    place = f"/v1/videos/{id}/preview"
+    assert error_of(api.client.get(place))[:2] == (404, "no_preview")
+    entry = api.queue.take(0)
+    assert entry is not None
+    with RequestPreviews(api.queue.folder).of(entry.id) as file:
+        assert file.put(image("WEBP"))
+        api.queue.report(entry.id, Progress("", 1, 4, 1, 1.0, str(file.path)))
+        assert api.video(id)["run"]["preview"]
+        answer = api.client.get(place)
+        assert answer.headers["content-type"] == "image/webp" and answer.content == image("WEBP")
+    assert error_of(api.client.get(place))[:2] == (404, "no_preview")  # its pool was killed
+    api.queue.end(entry.id, State.DONE)
+    assert not api.video(id)["run"]["preview"]
+
+
+def test_an_upload_that_breaks_off_is_no_request(api: Api) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na red circle\r\n--b--\r\n'
+    head = (
+        "POST /v1/videos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        f"Content-Length: {len(form) + 100}\r\n\r\n"
+    )
+    with listening(api) as url:
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as broken:
+            broken.sendall(head.encode() + form)
+        with socket.create_connection(
+            ("127.0.0.1", port)
+        ) as unheard:  # whole, but nobody waits for the answer
+            unheard.sendall(head.replace(str(len(form) + 100), str(len(form))).encode() + form)
+        while not api.queue.entries():
+            pass
+    assert len(api.queue.entries()) == 1
 
 
 def test_a_failure_is_told_without_the_servers_folders(api: Api) -> None:

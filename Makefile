@@ -20,16 +20,16 @@ video: $(VENV)/.installed  ## A video from the embedded model on two ranks, comp
 film: $(VENV)/.installed  ## The example storyboard, two shots at a time, as one film
 	$(BIN)/lockstep storyboard configs/storyboards/shapes.yaml --out out/film --replicas 2 --compare
 
-serve: $(VENV)/.installed  ## The HTTP API with wan-tiny, until Ctrl-C
+serve: $(VENV)/.installed  ## Serve the HTTP API with wan-tiny, until Ctrl-C
 	$(BIN)/lockstep serve --queue out/queue
 
-test: $(VENV)/.installed  ## Three files at a time, for two cores: much of what tests do is wait
+test: $(VENV)/.installed  ## Three files at a time on two cores, as tests mostly wait
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/.installed  ## The tests that take minutes, too
+test-slow: $(VENV)/.installed  ## All tests, including those that take minutes
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
-chaos: $(VENV)/.installed  ## 300 random faults, two at a time; two hours. Goes on where it was stopped
+chaos: $(VENV)/.installed  ## 300 random faults, two at a time; two hours. Resumes where it was stopped
 	$(BIN)/python scripts/chaos.py --runs 300 --jobs 2 --log docs/reliability.jsonl --out docs/reliability.md
 
 fuzz: $(VENV)/.installed  ## Damaged and hostile input of every kind, for five minutes
@@ -42,17 +42,17 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed  ## What a forecast costs against the reference's formula, and what many ranks gain
+bench: $(VENV)/.installed  ## Cost of a forecast against the reference's formula, and scaling over ranks
 	$(BIN)/python scripts/bench_forecast.py --out docs/forecast.md
 	$(BIN)/python scripts/bench_scaling.py --out docs/scaling.md
 
-evaluate: $(VENV)/.installed  ## What wan-tiny can do: colour, background and motion of 48 videos
+evaluate: $(VENV)/.installed  ## Accuracy of wan-tiny: colour, background and motion of 48 videos
 	$(BIN)/python scripts/evaluate_wan_tiny.py
 
-quality: $(VENV)/.installed  ## Quality at equal evaluations, against everything else; an hour on two cores
+quality: $(VENV)/.installed  ## Quality at equal evaluations, against other methods; an hour on two cores
 	$(BIN)/python scripts/bench_quality.py --out docs/quality.md
 
-train: $(VENV)/.installed  ## wan-tiny from nothing, 80 minutes on two cores; continues where it was stopped
+train: $(VENV)/.installed  ## wan-tiny from scratch, 80 minutes on two cores; resumes where it was stopped
 	env -u OMP_NUM_THREADS MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_TOP_PAD_=100000000 \
 		$(BIN)/python scripts/train_wan_tiny.py --out runtime/models/wan-tiny --compile
 

@@ -279,7 +279,12 @@ def plan(
 @click.option("--only", multiple=True, metavar="ID", help="Make only this shot; may be given several times.")
 @click.option("--dry-run", is_flag=True, help="Show what each shot will cost, and make nothing.")
 @click.option("--price", type=PRICE, help="Price of one rank for an hour, for the costs shown by --dry-run.")
-@click.option("--gpu", type=FileNameType(), help="GPU on which --dry-run rehearses what was never timed.")
+@click.option(
+    "--gpu",
+    type=FileNameType(),
+    metavar="NAME|FILE",
+    help="GPU on which --dry-run rehearses shots that were never timed, such as h100.",
+)
 @click.option("--audio", type=PathType(), help="Sound track of the film, in any format that ffmpeg reads.")
 @click.option(
     "--compare", is_flag=True, help="Also measure the shots that are made against the full sampler."
@@ -336,27 +341,27 @@ def storyboard(
         print_path(path)
 
 
-@cli.command(short_help="Say what a job would take on GPUs that are not here.")
+@cli.command(short_help="Show what a job would need on GPUs that you do not have.")
 @rehearse_options
 @click.pass_obj
 def rehearse(console: Console, /, rank: str | None, as_json: bool, **options: Any) -> None:
-    """Say what a job would compute, hold, send and launch on GPUs that need not be here.
+    """Show what a job would compute, hold, send and launch on GPUs that you need not have.
 
-    The engine itself runs, on tensors that do not exist: without weights, and in seconds. docs/rehearse.md
-    says what is counted and what is estimated.
+    The engine itself runs on fake tensors, without weights, in seconds. docs/rehearse.md explains what is
+    counted and what is estimated.
     """
     import json
 
-    from launch.commands.rehearse import build_asked, chosen_ranks, show
-    from runtime.rehearsal.account import told
+    from launch.commands.rehearse import build_scenario, chosen_ranks, show
+    from runtime.rehearsal.account import to_json
     from runtime.rehearsal.options import options as ways
     from runtime.rehearsal.rehearse import rehearse as rehearsed
 
-    asked = build_asked(**options)
-    found = rehearsed(asked, chosen_ranks(rank, asked))
-    fitting = [] if found.fits else list(ways(asked))
+    scenario = build_scenario(**options)
+    found = rehearsed(scenario, chosen_ranks(rank, scenario))
+    fitting = [] if found.fits else list(ways(scenario))
     if as_json:
-        click.echo(json.dumps(told(found, fitting)))
+        click.echo(json.dumps(to_json(found, fitting)))
         return
     shown = Terminal()
     for part in show(found, options["config"], fitting):

@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded, and so whether it can serve a request."""
+"""Profile of a model: its settings, from which requests are checked before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from runtime.errors import BadRequestError
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.forecasting.validity import Conditions
 from runtime.models.folder import expected_family, find_model
-from runtime.models.sampler import begin_sampler, load_scheduler, sampler_settings
+from runtime.models.sampler import begin_sampler, load_sampler, sampler_settings
 from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 
 
 class ModelProfile:
-    """A model's settings, by which requests are checked.
+    """A model's settings, against which requests are checked.
 
     Args:
-        config: which model, and how it is used.
+        config: config that names the model.
+
+    Attributes:
+        folder: folder of the model.
+        family, sizes: its family, and the sizes of its latents.
+        sampler: its sampler, without timesteps; see `fresh_sampler`.
 
     Raises:
-        BadRequestError: the model is not there, not whole or not supported.
+        BadRequestError: the model is missing, incomplete or not supported.
     """
 
     def __init__(self, config: Config):
@@ -30,16 +35,17 @@ class ModelProfile:
         self.folder = find_model(config)
         self.family = self.folder.family
         self.sizes = self.family.sizes(self.folder)
-        self.scheduler = load_scheduler(self.folder, config.scheduler, self.family.timesteps)
+        self.sampler = load_sampler(self.folder, config.scheduler, self.family.timesteps)
 
     def check(self, request: VideoRequest, preset: Preset | None = None) -> Preset:
-        """Refuse a request that the model cannot serve on any ranks; return its preset.
+        """Check that the model can serve a request, on any number of ranks; return the request's preset.
 
         Args:
-            preset: the request's preset, where it has been loaded already.
+            request: the request.
+            preset: its preset, if it has been loaded already.
 
         Raises:
-            BadRequestError: the request is refused; the message says why.
+            BadRequestError: it cannot; the message says why.
         """
         if problem := self.family.refuses(self.folder, request):
             raise BadRequestError(problem)
@@ -55,22 +61,28 @@ class ModelProfile:
         return preset
 
     def fresh_sampler(self, request: VideoRequest, device: torch.device | None = None) -> SchedulerMixin:
-        """The sampler with a request's timesteps set, at its beginning.
+        """Make a sampler with a request's timesteps, at the first of them.
+
+        Args:
+            request: the request.
+            device: device of the timesteps.
 
         Raises:
-            BadRequestError: it cannot take so many steps, or the model cannot serve the request's size.
+            BadRequestError: the sampler does not support the number of steps, or the model the size.
         """
         tokens = self.sizes.tokens(self.config.windowed(request))
-        sampler = type(self.scheduler).from_config(self.scheduler.config)
-        given = self.family.timesteps(dict(self.scheduler.config), request.steps, tokens)
+        sampler = type(self.sampler).from_config(self.sampler.config)
+        given = self.family.timesteps(dict(self.sampler.config), request.steps, tokens)
         begin_sampler(sampler, request.steps, device, given)
         return sampler
 
     def recipe(self, request: VideoRequest, preset: Preset, image: str | None) -> Recipe:
-        """Everything that a video of `request` is a function of.
+        """Recipe of a request's video: everything that the video is a function of.
 
         Args:
-            image: digest of the request's image; None or empty if it has none.
+            request: the request.
+            preset: its preset.
+            image: digest of its image; None or empty if it has none.
         """
         return Recipe.of(
             self.config,
@@ -78,11 +90,11 @@ class ModelProfile:
             preset,
             image=image,
             revision=self.folder.revision,
-            sampler={"kind": type(self.scheduler).__name__, **sampler_settings(self.scheduler)},
+            sampler={"kind": type(self.sampler).__name__, **sampler_settings(self.sampler)},
         )
 
     def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:
-        """What a calibration for `request` would be made for."""
+        """Conditions under which a calibration for `request` is valid."""
         return Conditions(
             model=self.folder.name,
             revision=self.folder.revision,
@@ -99,7 +111,7 @@ class ModelProfile:
 
 
 def check_loras(config: Config) -> None:
-    """Refuse LoRAs that the config's kind of model cannot use, before it is fetched or loaded.
+    """Refuse LoRAs that the config's model family cannot use, before a model is downloaded or loaded.
 
     Raises:
         BadRequestError: a file holds no LoRA, or a part of it would not be used.

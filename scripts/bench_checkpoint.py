@@ -1,5 +1,5 @@
-"""What checkpoints cost, in one run: how long they hold the denoising loop up, how busy the thread is that
-writes them, and denoising with and without them in alternating rounds.
+"""Cost of checkpoints: delay of the denoising loop, load of the writing thread, and denoising with and
+without them in alternating rounds.
 
 python scripts/bench_checkpoint.py
 """
@@ -31,10 +31,10 @@ GOAL = 0.02  # of denoising time
 
 @dataclass
 class Clock:
-    """Seconds that checkpoints took since it was set.
+    """Seconds spent on checkpoints.
 
     Attributes:
-        held: wall time for which the denoising loop was held up, the last checkpoint's writing included.
+        held: wall time by which the denoising loop was delayed, including the writing of the last checkpoint.
         busy: CPU time of the writing threads, which run beside the loop.
     """
 
@@ -44,7 +44,7 @@ class Clock:
 
 @contextmanager
 def clocked() -> Iterator[Clock]:
-    """Count what is spent on checkpoints meanwhile."""
+    """Measure the time that is spent on checkpoints within the context."""
     clock = Clock()
     patched = [
         (Resumable, "after", "held", time.perf_counter),
@@ -74,7 +74,7 @@ def clocked() -> Iterator[Clock]:
 
 @dataclass
 class Round:
-    """One generation: seconds of denoising, and of it for checkpoints."""
+    """One generation: seconds of denoising, and how many of them checkpoints took."""
 
     denoise: float
     held: float
@@ -82,7 +82,7 @@ class Round:
 
 
 def measure(rounds: int, every: list[int]) -> dict[int, list[Round]]:
-    """What each generation took, by `every`; 0 stands for no checkpoints."""
+    """Measure generations, by `every`; 0 stands for no checkpoints."""
     engine = Engine(load_config("wan-tiny"))
     request = engine.config.request("a red circle moving left on a black background")
     results: dict[int, list[Round]] = {count: [] for count in (0, *every)}

@@ -1,11 +1,11 @@
-"""What a forecast costs: against the reference's formula, and end to end on wan-tiny. One run, ratios.
+"""Cost of a forecast: against the reference's formula, and end to end on wan-tiny.
 
     python scripts/bench_forecast.py --out docs/forecast.md
 
 The reference (SPECTRUM: fit, then evaluate) fits a P×F coefficient matrix C = (ΦᵀΦ + λI)⁻¹ ΦᵀH to the K
 remembered features at every refit, in their dtype, and forecasts φ(τ*)ᵀC from it until the next computed
-step. Lockstep makes every forecast as one weighted sum of the K features. Both sides are timed alternately in
-this process on the same data; a process of its own measures each side's peak memory.
+step. Lockstep computes every forecast as one weighted sum of the K features. Both are timed alternately in
+this process on the same data; peak memory is measured in a separate process for each.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ GOAL_FORECAST, GOAL_SPEEDUP = 10.0, 0.9
 
 
 def design(steps: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """Φ of these steps, `[K, P]`."""
+    """Design matrix Φ of these steps, `[K, P]`."""
     return torch.from_numpy(chebyshev_basis(2.0 * np.asarray(steps) / HORIZON - 1.0, DEGREE)).to(dtype)
 
 
 def reference_fit(steps: list[int], history_KF: torch.Tensor) -> torch.Tensor:
-    """C, `[P, F]`: normal equations, with the right-hand side of the features' size."""
+    """Fit the coefficients C, `[P, F]`, by normal equations with a right-hand side of the features' size."""
     phi = design(steps, history_KF.dtype)
     gram = (phi.T @ phi).float() + RIDGE * torch.eye(DEGREE + 1)
     right = phi.T @ history_KF
@@ -62,7 +62,7 @@ def our_forecast(steps: list[int], target: int, history: list[torch.Tensor]) -> 
 
 
 def median_seconds(sides: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Median time of each side over alternating rounds, after one round to warm up."""
+    """Median time of each function over alternating rounds, after a warm-up round."""
     times: list[list[float]] = [[] for _ in sides]
     for round_ in range(rounds + 1):
         for side, own in zip(sides, times, strict=True):
@@ -110,7 +110,7 @@ def time_whole_run(dtype: torch.dtype, size: int) -> tuple[float, float]:
 
 
 def peak_memory(side: str) -> None:
-    """Child process: print the bytes that one forecast needs beyond the history it is made from."""
+    """Print the bytes that one forecast needs beyond its history; runs in a child process."""
     size, count = SIZES[-1], HISTORIES[-1]
     history_KF = torch.ones(count, size, dtype=torch.bfloat16)
     reference_fit([0, 1], torch.ones(2, 10))  # loads the linear algebra library before the measurement
@@ -124,13 +124,13 @@ def peak_memory(side: str) -> None:
 
 
 def resident_bytes(field: str) -> int:
-    """A memory field of this process as Linux counts it: VmRSS is now, VmHWM the most so far."""
+    """Read a memory field of this process: VmRSS is the current size, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def peak_memories() -> dict[str, int]:
-    """Bytes beyond the history, for both sides."""
+    """Measure the bytes beyond the history, for both methods."""
     command = [sys.executable, __file__, "--peak-memory"]
     return {
         side: int(subprocess.run([*command, side], capture_output=True, text=True, check=True).stdout)
@@ -139,7 +139,7 @@ def peak_memories() -> dict[str, int]:
 
 
 def end_to_end(rounds: int) -> dict[str, tuple[int, list[float]]]:
-    """NFE and denoising seconds of each preset, in alternating rounds."""
+    """Measure NFE and denoising seconds of each preset, in alternating rounds."""
     engine = Engine(load_config("wan-tiny"))
     prompt = "a red circle moving left on a black background"
     requests = {name: engine.config.request(prompt, spectrum=name) for name in ("off", "paper", "paper-fast")}
@@ -158,7 +158,7 @@ def report(rounds: int, runs: int) -> None:
     torch.set_num_threads(1)
     command = f"python scripts/bench_forecast.py --rounds {rounds} --runs {runs}"
     installed = ", ".join(f"{name} {number}" for name, number in versions().items())
-    print("# What a forecast costs\n")
+    print("# Cost of a forecast\n")
     print(f"Made by `{command}` on {date.today()}, {platform.machine()}, one thread; {installed}.\n")
     report_forecasts(rounds)
     report_memory()
@@ -229,7 +229,7 @@ def report_end_to_end(runs: int) -> None:
 
 
 def print_row(*cells: object, head: bool = False) -> None:
-    """A row of a Markdown table."""
+    """Print a row of a Markdown table."""
     print("|", " | ".join(map(str, cells)), "|")
     if head:
         print("|", " | ".join("---" for _ in cells), "|")

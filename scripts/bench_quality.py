@@ -1,10 +1,10 @@
-"""Quality at equal evaluations: Lockstep's presets, fewer steps, Spectrum as published, and others' caches.
+"""Quality at equal evaluations: Lockstep's presets, fewer steps, Spectrum as published, and other caches.
 
     python scripts/bench_quality.py --results docs/quality.jsonl --out docs/quality.md
 
 24 prompts × seeds that no calibration has seen, each made by every method and measured against the frames of
-the full sampler; three settings, each with a calibration of its own. Every result is one line of JSON; those
-that are there already are not made again; it may be stopped at any time. An evaluation is of both branches.
+the full sampler; three settings, each with a calibration of its own. Every result is one line of JSON. The
+script may be stopped at any time and resumes after the existing results. An evaluation covers both branches.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ CALIBRATIONS = Path("out/quality-calibrations")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A way of sampling. The first one's calibration is the one that is shipped.
+    """A sampler with its settings. The first one's calibration is the shipped one.
 
     Attributes:
-        name: shown in the document.
-        peers: whether other caches are measured, too.
-        prompts: how many videos.
+        name: name in the document.
+        peers: whether other caches are measured as well.
+        prompts: number of videos.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Setting:
         return load_config("wan-tiny").model_copy(update={"scheduler": self.scheduler})
 
     def request(self, number: int) -> VideoRequest:
-        """The prompt and seed of this number."""
+        """Request with the prompt and seed of this number."""
         scene = SCENES[_unseen()[number]]
         return self.config().request(
             scene.caption, seed=number, steps=self.steps, guidance=self.guidance, spectrum="off"
@@ -79,7 +79,7 @@ class Setting:
 
     @property
     def calibration(self) -> str:
-        """Name or path of its own."""
+        """Name or path of its calibration."""
         return (
             "wan-tiny" if self is SETTINGS[0] else str(CALIBRATIONS / f"{self.name.replace(' ', '-')}.json")
         )
@@ -110,7 +110,7 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One method on one prompt and seed; `predicted` is the PSNR that the report promised."""
+    """Result of one method on one prompt and seed; `predicted` is the PSNR that the report expected."""
 
     setting: str
     number: int
@@ -126,12 +126,12 @@ class Result:
 
 
 def _unseen() -> list[int]:
-    """Scenes that the calibration's prompts are not taken from."""
+    """List the scenes that are not among the calibration's prompts."""
     return list(np.random.default_rng(48).permutation(len(SCENES))[:PROMPTS].tolist())
 
 
 def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
-    """Method → preset, for one budget."""
+    """Make the presets for one budget, by the name of the method."""
     own = setting.calibration
     schedule = {"kind": "explicit", "computed": paper_steps(setting.steps, budget)}
     ridge = {"kind": "chebyshev"}
@@ -178,7 +178,7 @@ def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
 
 
 def paper_steps(steps: int, budget: int) -> list[int]:
-    """The paper's rule with the growth that comes closest to `budget` computed steps, cut or filled to it."""
+    """Steps of the paper's rule with the growth closest to `budget` computed steps, cut or filled to it."""
     warmup = 5 if budget >= 10 else 3
     found = min(
         (
@@ -195,7 +195,7 @@ Made = tuple[Frames, float, dict[str, Any]]
 
 
 class Worker:
-    """Makes the videos of one process."""
+    """Worker process that makes and measures videos."""
 
     def __init__(self, folder: Path):
         torch.set_num_threads(1)
@@ -209,7 +209,7 @@ class Worker:
         return self._engines[setting.name]
 
     def run(self, setting: Setting, number: int, done: set[str]) -> Iterator[Result]:
-        """All methods that are not in `done`, on one prompt and seed."""
+        """Run all methods that are not in `done` on one prompt and seed."""
         request = setting.request(number)
         todo = {key: make for key, make in self._methods(setting, request).items() if key not in done}
         if not todo:
@@ -275,7 +275,7 @@ class Worker:
         return sink.frames, float(budget), {}
 
     def _placed(self, setting: Setting, request: VideoRequest, budget: int) -> Made:
-        """The sampler itself with its steps at the planned noise levels, and nothing forecast."""
+        """Run the sampler with its steps at the planned noise levels, and nothing forecast."""
         engine = self._engine(setting)
         planned = load_calibration(setting.calibration).planner("guided").plan(budget)
         profile = engine.profile
@@ -298,7 +298,7 @@ class Worker:
         return sink.frames, float(budget), {}
 
     def _wrong(self, setting: Setting, request: VideoRequest, budget: int) -> Made:
-        """The default setting's calibration under another one: what refusing it spares."""
+        """Use the default setting's calibration under another setting, as if it were not refused."""
         wrong = load_calibration("wan-tiny")
         steps = setting.steps
         own = load_calibration(setting.calibration)
@@ -325,7 +325,7 @@ class Worker:
 
     @contextmanager
     def _reference(self, setting: Setting, request: VideoRequest) -> Iterator[Callable[[Frames], Quality]]:
-        """Measures frames against the full sampler's."""
+        """Frames of the full sampler, against which others are measured."""
         sink = FrameBuffer()
         self._engine(setting).generate(request, [sink])
         truth = RawVideo(self._folder / f"truth-{os.getpid()}.rgb", request.width, request.height)
@@ -340,7 +340,7 @@ class Worker:
 
 
 def calibrate() -> None:
-    """The calibrations that are missing."""
+    """Make the calibrations that are missing."""
     for setting in SETTINGS[1:]:
         out = Path(setting.calibration)
         if out.is_file():
@@ -359,7 +359,7 @@ def calibrate() -> None:
 
 
 def work(arguments: tuple[int, str, int, list[str], str]) -> list[dict[str, Any]]:
-    """One prompt and seed of one setting, in a process."""
+    """Run all methods on one prompt and seed of one setting, in a process of its own."""
     index, results, number, done, folder = arguments
     logging.disable(logging.INFO)
     worker = _worker(folder)

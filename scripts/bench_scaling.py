@@ -1,6 +1,6 @@
-"""What many ranks cost and gain: bytes against theory, times against one rank, and rehearsals of more.
+"""Scaling over ranks: bytes against theory, times against one rank, and rehearsals of larger machines.
 
-One run measures all sides: in every round each topology runs once, one rank alone among them.
+One run measures everything: in every round each topology runs once, including a single rank.
 
     python scripts/bench_scaling.py --out docs/scaling.md
 """
@@ -37,7 +37,7 @@ from runtime.parallel.ranks import Ranks, join
 from runtime.parallel.topology import Degrees, Topology
 from runtime.rehearsal.account import seconds
 from runtime.rehearsal.machine import load_gpu
-from runtime.rehearsal.rehearse import Asked, rehearse
+from runtime.rehearsal.rehearse import Scenario, rehearse
 from runtime.request.config import load_config
 from runtime.sampling.coordinator import RECORD_BYTES, Coordinator
 from runtime.sampling.denoise import Denoising, denoise
@@ -59,7 +59,7 @@ ALONE = Topology()
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One topology, over all rounds: the least seconds of a step, and bytes sent by all ranks."""
+    """Measurements of one topology over all rounds: least seconds of a step, bytes sent by all ranks."""
 
     computed: float
     forecast: float
@@ -109,7 +109,7 @@ def run_once(ranks: Ranks, topology: Topology) -> Measured:
 
 
 def run_rounds(ranks: Ranks, topologies: list[Topology], rounds: int) -> dict[Topology, list[Measured]]:
-    """Every topology once per round; a rank alone works while the others wait."""
+    """Run every topology once per round; a single rank works while the others wait."""
     results: dict[Topology, list[Measured]] = {topology: [] for topology in topologies}
     for _ in range(rounds):
         for topology in topologies:
@@ -122,7 +122,7 @@ def run_rounds(ranks: Ranks, topologies: list[Topology], rounds: int) -> dict[To
 
 
 def on_ranks(world: int, task: Any, *arguments: Any) -> list[Any]:
-    """Run `task(ranks, *arguments)` in `world` processes of one thread each; their results in rank order."""
+    """Run `task(ranks, *arguments)` in `world` processes of one thread; return results in rank order."""
     processes = multiprocessing.get_context("spawn")
     with contextlib.closing(socket.socket()) as probe, tempfile.TemporaryDirectory() as folder:
         probe.bind(("127.0.0.1", 0))
@@ -150,7 +150,7 @@ def _work(rank: int, world: int, port: int, folder: str, task: Any, arguments: t
 
 
 def summed(results: list[dict[Topology, list[Measured]]], topology: Topology) -> Measured:
-    """Of all ranks and rounds: least times of the slowest rank, bytes added up."""
+    """Combine all ranks and rounds: least times of the slowest rank, and the sum of all bytes."""
     of_ranks = [result[topology] for result in results if result[topology]]
     rounds = list(zip(*of_ranks, strict=True))
     return Measured(
@@ -163,7 +163,7 @@ def summed(results: list[dict[Topology, list[Measured]]], topology: Topology) ->
 
 
 def theory(topology: Topology) -> tuple[int, int]:
-    """Bytes that all ranks together send at the least, at a computed and at a forecast step."""
+    """Least bytes that all ranks together must send, at a computed and at a forecast step."""
     value, branches = 4, 2
     feature, whole = TOKENS * HEADS * HEAD_DIM * value, TOKENS * PATCH * value
     ulysses = 4 * feature * (topology.ulysses - 1) // topology.ulysses
@@ -192,15 +192,15 @@ def report(rounds: int) -> None:
 
 def report_bytes(measured: dict[Topology, Measured]) -> None:
     print("## Bytes\n")
-    print("Sent by all ranks together, counted at every transfer, and what theory says is the least.\n")
+    print("Sent by all ranks together, counted at every transfer, and the least in theory.\n")
     row("cfg × ring × ulysses", "computed step", "theory", "forecast step", "theory", head=True)
     for topology, found in measured.items():
         least = theory(topology)
         assert (found.computed_bytes, found.forecast_bytes) == least, (topology, found, least)
         row(name(topology), *(f"{x:,}" for x in (found.computed_bytes, least[0])),
             *(f"{x:,}" for x in (found.forecast_bytes, least[1])))  # fmt: skip
-    print("\nNothing else is sent but, at each step, a message between every two ranks: the digest of all")
-    print(f"decisions, commands, and what is known of the time, {RECORD_BYTES} bytes.\n")
+    print("\nIn addition, every two ranks exchange one message at each step, with the digest of all")
+    print(f"decisions, commands and the time left: {RECORD_BYTES} bytes.\n")
 
 
 def report_times(pairs: list[Any], alone: Measured) -> None:
@@ -240,25 +240,25 @@ def report_formulas() -> None:
 
 
 def report_rehearsals() -> None:
-    """What `lockstep rehearse` says of many GPUs."""
-    print("## What a rehearsal says of large machines\n")
+    """Print rehearsals of many GPUs."""
+    print("## Rehearsals of larger machines\n")
     print("By `lockstep rehearse --config CONFIG --ranks N --gpu h100`, for the preset `paper`: 50 steps, of")
     print("which 14 are computed. Memory and bytes sent by the first rank are **counted**; seconds are")
     print("**estimates** by assumed speeds: [rehearse.md](rehearse.md). No GPU has confirmed any of it.\n")
-    row("config", "GPUs", "cfg × ring × ulysses", "most held, GiB", "sent a computed step, GB",
+    row("config", "GPUs", "cfg × ring × ulysses", "peak, GiB", "sent per computed step, GB",
         "computed, s", "forecast, s", "denoising, s", "against one GPU", head=True)  # fmt: skip
     for config_name in ("wan2.1-t2v-1.3b-480p", "wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p"):
         config, alone = load_config(config_name), 0.0
         for world in (1, 2, 4, 8, 16, 32, 64):
-            asked = Asked(config, config.request("rehearsed"), Degrees(), world, load_gpu("h100"))
-            found = rehearse(asked, [0])
+            scenario = Scenario(config, config.request("rehearsed"), Degrees(), world, load_gpu("h100"))
+            found = rehearse(scenario, [0])
             took, sent = seconds(found), sum(found.ranks[0].steps.last.sent.values())
             alone = alone or took["denoise"]
             row(config_name, world, name(found.topology), f"{found.peak / 2**30:.1f}", f"{sent / 1e9:.2f}",
                 f"{took['computed_step']:.3f}", f"{took['forecast_step']:.4f}", f"{took['denoise']:.1f}",
                 f"{alone / took['denoise']:.1f} ×")  # fmt: skip
     print(
-        "\n`wan2.1-t2v-1.3b` has 12 heads: with guidance its branches go to two halves, and Ulysses takes the"
+        "\n`wan2.1-t2v-1.3b` has 12 heads: with guidance each branch gets half the ranks; Ulysses takes the"
     )
     print("largest degree that divides 12 and fits a node; the ring takes the rest. For comparison: LightX2V")
     print(f"published {PUBLISHED} s for a guided step of I2V 14B at 480p on one H100 with diffusers.")
@@ -269,7 +269,7 @@ def name(topology: Topology) -> str:
 
 
 def row(*cells: object, head: bool = False) -> None:
-    """A row of a Markdown table."""
+    """Print a row of a Markdown table."""
     print("|", " | ".join(map(str, cells)), "|")
     if head:
         print("|", " | ".join("---" for _ in cells), "|")

@@ -1,10 +1,9 @@
-"""The memory of a long video: one window, ten of them, and the same video without windows.
+"""Memory of a long video: one window, ten windows, and the same video without windows.
 
     python scripts/bench_windows.py
 
-Each video is made, as far as its mp4, in a process of its own: the kernel's peak (VmHWM) above the loaded
-model.
-Prints a line for each, with its ratio to one window.
+Each video is made in a process of its own, up to its mp4. Prints a line for each: the process's peak (VmHWM)
+above the loaded model, and its ratio to that of one window.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ STREAMS = ("guided", "feature")
 
 
 def memory_megabytes(kind: str) -> float:
-    """Memory of this process: `VmRSS` now, `VmHWM` the most it has had."""
+    """Memory of this process: `VmRSS` is the current size, `VmHWM` the peak."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(kind)) / 1024
 

@@ -1,12 +1,12 @@
-"""The same requests on two revisions of Lockstep: frames, digests of decisions and bytes must be equal.
+"""Compare two revisions of Lockstep on the same requests: frames, decision digests and bytes must be equal.
 
     python scripts/compare_revisions.py 6218bab          # against what is checked out now
     python scripts/compare_revisions.py 6218bab HEAD~3
 
-Each revision is checked out beside the other and asked through its command line: one rank, both halves of
-guidance, Ulysses, ring, windows, blended presets, an image (I2V and VACE, small random models), and a run
-that is stopped and resumed. Prints a table; exit code 1 if anything differs. A change that must not alter
-results is shown with it.
+Each revision is checked out in a folder of its own and run through its command line: one rank, split
+guidance branches, Ulysses, ring, windows, blended presets, an image (I2V and VACE, small random models), and
+a run that is stopped and resumed. Prints a table; exit code 1 if anything differs. Use it for changes that
+must not alter results.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Case:
     """A request, as arguments of `lockstep generate`.
 
     Attributes:
-        model: `i2v` or `vace` for a small random one; empty for wan-tiny.
+        model: `i2v` or `vace` for a small random model; empty for wan-tiny.
         stop: whether it is stopped after some steps, and resumed.
     """
 
@@ -69,10 +69,10 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """A checkout, and the reports of what it was asked.
+    """A checkout, and the reports of its runs.
 
     Attributes:
-        checkout: where commands are run, as Python looks for modules there before it looks elsewhere.
+        checkout: working directory of the commands, where Python looks for modules first.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Revision:
     outputs: Path
 
     def ask(self, case: Case, models: Path) -> dict[str, Any]:
-        """What its report says of a case."""
+        """Run a case; return its report."""
         out = self.outputs / f"{case.name.replace(' ', '-').replace(',', '')}.mp4"
         command = [sys.executable, "-m", "launch", "generate", PROMPT, *case.arguments, "--out", str(out)]
         if case.model:
@@ -117,7 +117,7 @@ class Revision:
 
 
 def checked_out(revision: str, folder: Path) -> Path:
-    """A checkout of `revision` in `folder`."""
+    """Check out `revision` in `folder`."""
     archive = subprocess.run(["git", "archive", revision], cwd=ROOT, capture_output=True, check=True).stdout
     folder.mkdir(parents=True)
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
@@ -125,7 +125,7 @@ def checked_out(revision: str, folder: Path) -> Path:
 
 
 def write_models(folder: Path) -> None:
-    """Small random models that take an image, and their configs."""
+    """Write small random models that take an image, and their configs."""
     import yaml
 
     from tests.conditioned import write_i2v, write_image, write_vace
@@ -142,7 +142,7 @@ def write_models(folder: Path) -> None:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Fields of two reports that are not equal; digests of decisions need only agree among ranks."""
+    """List the fields that differ between two reports; decision digests only have to agree among ranks."""
     changed = [name for name in before if name not in NAMED and before[name] != after[name]]
     return changed + [name for name in NAMED if len(set(after[name])) != 1]
 

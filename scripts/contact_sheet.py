@@ -1,4 +1,4 @@
-"""A contact sheet of wan-tiny's videos: a row each, five of the frames, and the prompt.
+"""Contact sheet of wan-tiny's videos: a row of five frames for each, with its prompt.
 
 python scripts/contact_sheet.py --out docs/contact-sheet.png
 """
@@ -30,7 +30,7 @@ COLUMNS, SHOWN, CAPTION_HEIGHT, GAP = 2, 5, 18, 8
 
 
 def strip(engine: Engine, prompt: str, seed: int, preset: str) -> Frames:
-    """Five frames of one video beside each other, over its prompt."""
+    """Draw five frames of a video side by side, above its prompt."""
     sink = FrameBuffer()
     engine.generate(engine.config.request(prompt, spectrum=preset, seed=seed), [sink])
     frames = sink.frames

@@ -1,9 +1,9 @@
-"""What wan-tiny can do: are colour, background and motion of its videos what the captions say?
+"""Accuracy of wan-tiny: whether colour, background and motion of its videos are as the captions say.
 
     python scripts/evaluate_wan_tiny.py
 
-48 fixed prompts × seeds through the engine, measured by `wan_tiny_measure`; and the VAE's reconstruction of
-held-out clips. Prints a Markdown table and exits with 1 when a goal is missed.
+Makes 48 fixed prompts × seeds with the engine and measures them with `wan_tiny_measure`; also measures the
+VAE's reconstruction of held-out clips. Prints a Markdown table, and exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ PROPERTIES = ("colour", "background", "motion")
 
 
 def fixed_scenes() -> list[Scene]:
-    """48 of the 504 scenes, always the same."""
+    """Choose 48 of the 504 scenes, always the same."""
     chosen = np.random.default_rng(48).permutation(len(SCENES))[:PROMPTS]
     return [SCENES[int(index)] for index in chosen]
 
 
 def generate(engine: Engine, scene: Scene, seed: int, preset: str) -> Frames:
-    """One video of the scene's caption, `[T, H, W, 3]`."""
+    """Make one video of the scene's caption, `[T, H, W, 3]`."""
     sink = FrameBuffer()
     engine.generate(engine.config.request(scene.caption, spectrum=preset, seed=seed), [sink])
     return sink.frames
 
 
 def find(arguments: tuple[str, str, Sequence[tuple[int, Scene]]]) -> list[tuple[int, Scene, Finding, Frames]]:
-    """One process's share: generate and measure, on one thread."""
+    """Generate and measure one process's share, on one thread."""
     model, preset, share = arguments
     torch.set_num_threads(1)
     engine = Engine(load_config("wan-tiny").model_copy(update={"model": model}))
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def contact_sheet(found: Sequence[tuple[int, Scene, Finding, Frames]], path: Path) -> None:
-    """Five frames of each video in a row, two videos beside each other; a red bar marks a wrong one."""
+    """Draw five frames of each video in a row, two videos side by side; a red bar marks a wrong one."""
     from PIL import Image
 
     rows = []

@@ -1,11 +1,11 @@
-"""Mutates valid input of every kind and looks at what is made of it: `make fuzz`.
+"""Fuzzing: mutate valid input of every kind and check how Lockstep handles it (`make fuzz`).
 
     python scripts/fuzz.py --seconds 600 --seed 1 [--only storyboard]
 
 Requests, configs, presets, calibrations, storyboards, checkpoints, reports, queues, LoRA files, model folders
-and images are cut, flipped, and filled with what nobody expects. Each must be taken, or refused with
-`BadRequestError`; within seconds, within memory, and without a write beside its own folder, a program that is
-started or a call to another machine. What fails is kept in `out/fuzz/`, as small as hypothesis could make it.
+and images are truncated, corrupted, and filled with unexpected values. Each must be accepted or refused with
+`BadRequestError`, within seconds and within a memory limit, without writing outside its own folder, starting
+a program or contacting another machine. Failing inputs are kept in `out/fuzz/`, minimised by hypothesis.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _WORDS = [
 
 @dataclass(slots=True)
 class Tally:
-    """What became of a target's inputs: `seconds` is of the slowest."""
+    """Outcomes of a target's inputs; `seconds` is the time of the slowest."""
 
     taken: int = 0
     refused: int = 0
@@ -62,7 +62,7 @@ class Tally:
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: Sequence[tuple[str, bytes]]) -> tuple[str, bytes]:
-    """A valid file with up to three changes."""
+    """Mutate a valid file by up to three changes."""
     suffix, original = draw(st.sampled_from(valid))
     content = bytearray(original)
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
@@ -93,10 +93,10 @@ def mutated(draw: st.DrawFn, valid: Sequence[tuple[str, bytes]]) -> tuple[str, b
 
 
 def check(target: Target, number: int, tally: Tally, examples: int | None = None) -> None:
-    """One round.
+    """Run one round of a target.
 
     Raises:
-        Exception: whatever a load raised that is no refusal; `failing` of it is the file.
+        Exception: an input raised it, and it is not a refusal; its attribute `failing` is the file.
     """
 
     @seed(number)
@@ -133,11 +133,11 @@ def check(target: Target, number: int, tally: Tally, examples: int | None = None
 
 
 class OutOfBoundsError(Exception):
-    """An input took too long, or led to what no input may lead to."""
+    """An input took too long, or caused something that no input may cause."""
 
 
 class _Breach(BaseException):
-    """The same where it happens, which no code takes for an error of its own."""
+    """Like `OutOfBoundsError`, raised where it happens; no code catches it as an error of its own."""
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _check_place(event: str, path: object, *, follows: bool) -> None:
-    """What moves or removes a link does not follow it."""
+    """Check a path that is written to; moving or removing a link does not follow it."""
     if isinstance(path, str | bytes | os.PathLike):
         given_ = Path(os.fsdecode(path)).absolute()
         place = given_.resolve() if follows else given_.parent.resolve() / given_.name
@@ -202,7 +202,7 @@ def _check_place(event: str, path: object, *, follows: bool) -> None:
 
 @contextmanager
 def _staying_in(folder: str) -> Iterator[None]:
-    """Nothing is written elsewhere, no program is started and nobody is called."""
+    """Forbid writes outside the folder, programs and connections within the context."""
     _allowed.append(os.path.realpath(folder))
     try:
         yield
@@ -211,9 +211,9 @@ def _staying_in(folder: str) -> Iterator[None]:
 
 
 def run(seconds: float, number: int, only: Sequence[str], out: Path) -> int:
-    """Rounds of every target in turn until the time is over; how many failures there were.
+    """Run rounds of every target in turn until the time is over; return the number of failures.
 
-    A target that has failed is left alone: what it finds next is mostly the same.
+    A target that has failed is skipped from then on: it would mostly find the same failure again.
     """
     ends = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="lockstep-fuzz-") as scratch:

@@ -1,4 +1,4 @@
-"""Kinds of input from outside: valid files, and what Lockstep does with them before it starts anything."""
+"""Targets of fuzzing: valid files of every kind, and how Lockstep loads them before it starts anything."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Target:
     """A kind of input.
 
     Attributes:
-        valid: files that are taken, by their suffix.
-        load: does with such a file what Lockstep does before it starts anything.
-        examples: of one round, for what takes long.
+        valid: suffixes and contents of valid files.
+        load: loads such a file as Lockstep does before it starts anything.
+        examples: number of examples per round, smaller for slow targets.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Target:
 
 
 def targets(scratch: Path) -> list[Target]:
-    """Everything that comes from outside. Files that they stand on are made in `scratch`."""
+    """Make all targets; files that they need are written in `scratch`."""
     return [
         Target("request", _requests(), _load_request),
         Target("config", _shipped(".", "wan-tiny", "wan2.1-i2v-14b-480p"), _load_config),
@@ -114,7 +114,7 @@ def _load_preset(path: Path) -> None:
 
 
 def _small_calibration() -> bytes:
-    """The shipped one, of its first eight steps."""
+    """The shipped calibration, cut to its first eight steps."""
     content = json.loads(shipped("calibrations", "wan-tiny.json").read_text())
     n = 8
     content["conditions"]["steps"] = n
@@ -145,7 +145,7 @@ def _storyboards() -> list[tuple[str, bytes]]:
 
 
 def _checkpoint(whole: Path, name: str) -> tuple[list[tuple[str, bytes]], Callable[[Path], object]]:
-    """One file of a checkpoint; its checksum is right."""
+    """Target: one file of a checkpoint, with a correct checksum."""
     topology, file = Topology(cfg=1, ring=1, ulysses=1), "part-00000-0.pt"
     writer = CheckpointWriter(whole, "{}", topology, 0, 1)
     writer.finish(Snapshot(0, {"latents": torch.zeros(2)}, {"a": 1}, {"cond": {0: torch.zeros(1, 2, 3)}}))
@@ -165,7 +165,7 @@ def _checkpoint(whole: Path, name: str) -> tuple[list[tuple[str, bytes]], Callab
 
 
 def _identity() -> tuple[list[tuple[str, bytes]], Callable[[Path], object]]:
-    """What tells which request a checkpoint is of, where another one is to be resumed."""
+    """Target: a checkpoint's recipe, when another request is to be resumed."""
     made = json.dumps({"request": {"prompt": "a", "steps": 6, "travel": []}, "model": "b"})
 
     def load(path: Path) -> None:
@@ -196,7 +196,7 @@ def _reports() -> list[tuple[str, bytes]]:
 
 
 def _load_report(path: Path) -> None:
-    """As the times of steps, and as the manifest of a film that is to be replaced."""
+    """Load a report for its step times, and as the manifest of a film that is to be replaced."""
     (path.parent / "film").mkdir()
     shutil.copy(path, path.parent / "film/film.json")
     with suppress(BadRequestError):
@@ -224,7 +224,7 @@ def _queues(scratch: Path) -> list[tuple[str, bytes]]:
 
 
 def _load_queue(path: Path) -> None:
-    """A damaged file is a `QueueError`: commands end with what it says."""
+    """Load a queue; a damaged file raises `QueueError`, whose message commands print."""
     folder = path.parent / "queue"
     folder.mkdir()
     path.replace(folder / "queue.sqlite")
@@ -249,7 +249,7 @@ def _lora() -> bytes:
 
 
 class _Loras:
-    """Adds a LoRA to the weights of wan-tiny."""
+    """Target that adds a LoRA to the weights of wan-tiny."""
 
     def __init__(self) -> None:
         self._model: Transformer = WanTransformer3DModel.from_pretrained(
@@ -262,7 +262,7 @@ class _Loras:
 
 
 def _model_part(part: str) -> tuple[list[tuple[str, bytes]], Callable[[Path], object]]:
-    """One file of a model folder; the others are those of wan-tiny."""
+    """Target: one file of a model folder; the others are those of wan-tiny."""
     source = EMBEDDED_MODELS / "wan-tiny"
     config = load_config("wan-tiny")
 
@@ -281,7 +281,7 @@ def _model_part(part: str) -> tuple[list[tuple[str, bytes]], Callable[[Path], ob
 
 
 def _weights(part: str) -> tuple[list[tuple[str, bytes]], Callable[[Path], object]]:
-    """The header of a file of weights."""
+    """Header of a weight file."""
     ((_, whole),) = _model_part(part)[0]
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     load = _model_part(part)[1]

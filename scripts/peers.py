@@ -1,7 +1,7 @@
-"""Caching methods of others on the same model, sampler, prompt and noise: diffusers' hooks, and cache-dit.
+"""Other caching methods on the same model, sampler, prompt and noise: diffusers' hooks, and cache-dit.
 
-Evaluations are counted by work: the multiplications of the linear layers in the transformer's blocks, over
-those of a step in which everything is computed. A method that computes half of the blocks has half of one.
+Evaluations are counted by work: the multiplications of the linear layers in the transformer's blocks, divided
+by those of a completely computed step. A method that computes half of the blocks has half an evaluation.
 
 cache-dit is used where it is installed (`pip install --no-deps cache-dit`); Lockstep does not depend on it.
 """
@@ -29,7 +29,7 @@ from diffusers import (
 
 from runtime.media.mp4 import Frames
 from runtime.models.folder import find_model
-from runtime.models.sampler import load_scheduler
+from runtime.models.sampler import load_sampler
 from runtime.request.config import EMBEDDED_MODELS, Config
 from runtime.request.video_request import VideoRequest
 
@@ -46,7 +46,7 @@ class Work:
     done: float = 0.0
 
     def watch(self, transformer: torch.nn.Module) -> None:
-        """Count from now on."""
+        """Start counting."""
         for layer in transformer.blocks.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.register_forward_hook(self._add)
@@ -65,17 +65,17 @@ class PeerPipeline:
         self.load()
 
     def load(self) -> None:
-        """A fresh pipeline: not every method cleans up after itself."""
+        """Load a fresh pipeline, as not every method cleans up after itself."""
         self.pipe = WanPipeline.from_pretrained(self._folder, dtype=torch.float32)
         self.pipe.text_encoder.float()  # transformers keeps the file's float16
-        self.pipe.scheduler = load_scheduler(find_model(self._config), self._config.scheduler)
+        self.pipe.scheduler = load_sampler(find_model(self._config), self._config.scheduler)
         self.pipe.set_progress_bar_config(disable=True)
         self._work = Work()
         self._work.watch(self.pipe.transformer)
         self._whole_step = 0.0
 
     def frames(self, request: VideoRequest) -> tuple[Frames, float]:
-        """The video, and the evaluations that it took."""
+        """Make a video; return it with its number of evaluations."""
         if not self._whole_step:
             before = self._work.done
             self._run(request.model_copy(update={"steps": 1}))
@@ -99,7 +99,7 @@ class PeerPipeline:
         return np.rint(video * np.float32(255)).astype(np.uint8)
 
     def magnitude_ratios(self, request: VideoRequest) -> list[float]:
-        """What MagCache wants to know of the model: from one full run, as its own calibration prints it."""
+        """Ratios that MagCache needs of the model, from one full run, as its own calibration prints them."""
         key = request.steps, request.guidance
         if key not in self._ratios:
             said = io.StringIO()
@@ -114,7 +114,7 @@ class PeerPipeline:
 
 @contextmanager
 def enabled(transformer: Any, config: Any) -> Iterator[None]:
-    """One of diffusers' caches, switched on."""
+    """Enable one of diffusers' caches within the context."""
     transformer.enable_cache(config)
     try:
         yield
@@ -159,7 +159,7 @@ def seacache(threshold: float, consecutive: int) -> Method:
 
 
 def magcache(threshold: float, consecutive: int, retention: float) -> Method:
-    """MagCache, with ratios from a full run on the same prompt: kinder than it would be in use."""
+    """MagCache, with ratios from a full run on the same prompt: better than it would be in practice."""
     return _hook(
         lambda peer, request: MagCacheConfig(
             threshold=threshold,
@@ -177,7 +177,7 @@ def firstblock(threshold: float) -> Method:
 
 
 def fastercache(interval: int, first: int) -> Method:
-    """FasterCache's attention cache. Its other half needs both branches in one batch; Wan has two."""
+    """FasterCache's attention cache. Its other half needs both branches in one batch; Wan runs two."""
     return _hook(
         lambda peer, request: FasterCacheConfig(
             spatial_attention_block_skip_range=interval,
@@ -220,7 +220,7 @@ def dbcache(threshold: float, warmup: int, calibrator: str = "") -> Method:
 
 
 def methods() -> dict[str, Method]:
-    """Every peer that can be run here, at settings that give comparable evaluations of 50 steps."""
+    """All peers that can run here, with settings that give comparable numbers of evaluations."""
     found: dict[str, Method] = {}
     for interval, warmup in ((8, 3), (6, 3), (5, 4), (4, 5), (3, 5)):
         found[f"TaylorSeer, every {interval} after {warmup}"] = taylorseer(interval, warmup)

@@ -36,7 +36,7 @@ _PEER_COLOURS = dict(
 
 
 def write_document(results: list[Result], out: Path, notes: Path) -> None:
-    """Write `out` and, beside it, the plot; `notes` is the text that the tables come before."""
+    """Write `out` and, beside it, the plot; `notes` is the text after the tables."""
     results = complete(results)
     settings = list(dict.fromkeys(result["setting"] for result in results))
     plot = out.with_suffix(".png")
@@ -50,7 +50,7 @@ def write_document(results: list[Result], out: Path, notes: Path) -> None:
 
 
 def complete(results: list[Result]) -> list[Result]:
-    """Without methods that were not measured on all videos of their setting: their means do not compare."""
+    """Drop methods that were not measured on all videos of their setting, as their means do not compare."""
     groups: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
     for result in results:
         groups[result["setting"], result["method"], result["budget"]].append(result)
@@ -68,15 +68,15 @@ def _head(results: list[Result], plot: Path) -> str:
     count = ", ".join(str(len(numbers)) for numbers in videos.values())
     return f"""# Quality at equal evaluations
 
-Everything here is made by
+Everything on this page is made by
 
     python scripts/bench_quality.py --out docs/quality.md
 
 on wan-tiny (two cores, over an hour; every result: [quality.jsonl](quality.jsonl)). Prompts and seeds
-that no calibration has seen, {count} in the settings below, each made by every method from the same noise
+that no calibration has seen ({count} in the settings below), each made by every method from the same noise
 and measured against the frames of the full sampler, before any lossy encoding. NFE are evaluations of both
 branches together; for others' caches they are counted by work, see `scripts/peers.py`. Means over the videos,
-the 10th percentile of the PSNR beside them. Small model: a lead for 14B, not a proof.
+the 10th percentile of the PSNR beside them. The model is small: a hint for 14B, not a proof.
 
 Versions: {used}.
 
@@ -121,7 +121,7 @@ def _setting(results: list[Result]) -> Iterable[str]:
 
 
 def _goals(results: list[Result]) -> str:
-    """What was to be reached, and whether it was."""
+    """Write the goals, and whether they were reached."""
     paper, ten, best = _of(results, PAPER, 14), _of(results, BEST, 10), _of(results, BEST, 14)
     lines = []
     for name, value in (("mean", _mean_psnr), ("10th percentile", _tenth)):
@@ -147,7 +147,7 @@ def _goals(results: list[Result]) -> str:
 
 
 def _promises(results: list[Result]) -> str:
-    """How well the report's prediction held."""
+    """Write how well the reports' predictions held."""
     told = [r for r in results if r["method"] == BEST and r["predicted"] is not None]
     if not told:
         return ""
@@ -163,7 +163,7 @@ def _promises(results: list[Result]) -> str:
 
 
 def _bytes(results: list[Result]) -> str:
-    """Memory of the streams."""
+    """Write the memory of the streams."""
     rows = []
     for name in ("Spectrum (paper), w = 0.5", "velocity, w = 0.5", "guided, w = 0.5", BEST):
         own = _of(results, name, 14)
@@ -180,7 +180,7 @@ def _rival(results: list[Result], own: list[Result], budgets: list[int]) -> str:
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """Mean PSNR against evaluations."""
+    """Draw mean PSNR against evaluations."""
     figure = Figure(figsize=(9, 6), layout="constrained", dpi=130)
     axes = figure.subplots()
     for name, colour in _OURS.items():

@@ -1,4 +1,4 @@
-"""Train wan-tiny, the embedded model, from nothing.
+"""Train wan-tiny, the embedded model, from scratch.
 
     python scripts/train_wan_tiny.py --out runtime/models/wan-tiny
 
@@ -10,8 +10,8 @@ Five stages, each resumable at its last checkpoint and skipped when done:
     decoder      fine-tune the VAE's decoder with the latents unchanged
     export       a diffusers folder in float16, and the numbers for its model card
 
-Every random number is a function of (seed, stage, step), so a resumed run sees the data an uninterrupted one
-would.
+Every random number is a function of (seed, stage, step), so a resumed run sees the same data as an
+uninterrupted one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a clip shows, read off its pixels: the shape's colour, the background, and the motion.
+"""Measurements of a clip's pixels: the shape's colour, the background, and the motion.
 
-Simple measurements, no learned judge. On rendered clips they are right every time (tests/scripts), so what
-they find in a generated video is the model's doing.
+They are simple and not learned. On rendered clips they are always right (tests/scripts), so errors in a
+generated video are the model's.
 
 Tensor legend: F frames, H height, W width.
 """
@@ -22,14 +22,14 @@ _LEAST_PIXELS = 12  # a shape smaller than this is not seen
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found; a name is empty where no shape was seen."""
+    """Measured properties; a name is empty if no shape was found."""
 
     colour: str
     background: str
     motion: str
 
     def agrees(self, scene: Scene) -> dict[str, bool]:
-        """For each property, whether it is as the caption says."""
+        """Compare each property with the caption."""
         return {
             name: getattr(self, name) == getattr(scene, name) for name in ("colour", "background", "motion")
         }
@@ -49,7 +49,7 @@ def measure(frames_FHW3: NDArray[np.float32]) -> Finding:
 
 
 def _border(frames: NDArray[np.float32], width: int = 6) -> NDArray[np.float32]:
-    """The pixels of the frame's edge, where the shape hardly comes, `[…, pixels, 3]`."""
+    """Pixels of the frame's border, which the shape rarely reaches, `[…, pixels, 3]`."""
     top, bottom = frames[..., :width, :, :], frames[..., -width:, :, :]
     left, right = frames[..., width:-width, :width, :], frames[..., width:-width, -width:, :]
     parts = [part.reshape(*part.shape[:-3], -1, 3) for part in (top, bottom, left, right)]

@@ -20,7 +20,7 @@ TRAIN_SEED, HELD_OUT_SEED = 0, 1
 
 
 def generator(*key: int) -> torch.Generator:
-    """A generator that is a pure function of `key`."""
+    """Make a generator whose seed is a pure function of `key`."""
     state = 0
     for part in key:
         state = (state * 1_000_003 + part + 1) % (2**63)
@@ -58,7 +58,7 @@ class Stage:
 
 
 class Average:
-    """Exponential moving average of a module's parameters; short at first, so that it forgets the start."""
+    """Exponential moving average of a module's parameters; short at first, to forget the start."""
 
     def __init__(self, modules: nn.ModuleList, decay: float):
         self.decay = decay

@@ -25,7 +25,7 @@ CAPTION_TOKENS = 16  # no caption is longer
 
 
 def new_tokenizer() -> T5Tokenizer:
-    """Caption words are pieces; any other word falls back to characters, so no text is refused."""
+    """Make a tokenizer: caption words are tokens; other words are split into characters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(f"▁{word}", -2.0) for word in vocabulary()]
     pieces += [("▁", -5.0)]
@@ -45,7 +45,7 @@ def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
 
 
 def new_transformer(pad_bias: torch.Tensor) -> WanTransformer3DModel:
-    """Untrained; output zero and gates small, so that training starts from a quiet model."""
+    """Make an untrained transformer whose output is zero and whose gates are small."""
     torch.manual_seed(2)
     model = WanTransformer3DModel(
         num_attention_heads=6, attention_head_dim=32, num_layers=8, ffn_dim=768, text_dim=64, freq_dim=128
@@ -61,7 +61,7 @@ def new_transformer(pad_bias: torch.Tensor) -> WanTransformer3DModel:
 
 
 class ExplicitAttention:
-    """Wan attention as plain matrix products: at 180 tokens faster on a CPU than the fused kernel.
+    """Wan's attention as plain matrix products, at 180 tokens faster on a CPU than the fused kernel.
 
     In cross-attention the last key stands for all padding. Wan does not mask padding, and every padding token
     has the same embedding (zero), so one key with log(count) added to its score is exactly `count` of them.

@@ -1,4 +1,4 @@
-"""wan-tiny's VAE: how it starts, how it is trained, and the latents it makes.
+"""wan-tiny's VAE: its initial weights, its training, and its latents.
 
 Clips and crops are `[B, 3, F, H, W]`: B batch, F frames, H height, W width; float32 in [-1, 1].
 """
@@ -22,7 +22,7 @@ IMAGE_STEPS, CLIP_STEPS, DECODER_STEPS = 300, 1100, 240
 
 
 def new_vae() -> AutoencoderKLWan:
-    """An untrained VAE whose convolutions start as the identity; from the usual start it learns the mean."""
+    """Make an untrained VAE whose convolutions are the identity; usual weights would learn only the mean."""
     torch.manual_seed(0)
     vae = AutoencoderKLWan(
         base_dim=16,
@@ -56,7 +56,7 @@ def _start_as_identity(conv: nn.Conv2d | nn.Conv3d) -> None:
 
 
 def reconstruct(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """Pixels without the clamp of `vae.decode`, whose gradient vanishes on dark and bright backgrounds."""
+    """Decode without the clamp of `vae.decode`, whose gradient vanishes on dark and bright backgrounds."""
     return torch.cat(list(decode_chunks(vae, latents)), dim=2)
 
 
@@ -126,7 +126,7 @@ def train_vae(stage: Stage) -> AutoencoderKLWan:
 
 
 def finetune_decoder(stage: Stage, vae: AutoencoderKLWan) -> None:
-    """Train the decoder alone; the latents that the transformer learnt to make keep their meaning."""
+    """Train only the decoder, so that the latents that the transformer has learnt keep their meaning."""
     modules = nn.ModuleList([vae.post_quant_conv, vae.decoder])
     if stage.result.exists():
         vae.load_state_dict(torch.load(stage.result, weights_only=True))
@@ -151,7 +151,7 @@ def finetune_decoder(stage: Stage, vae: AutoencoderKLWan) -> None:
 
 @torch.no_grad()
 def encode_clips(stage: Stage, vae: AutoencoderKLWan) -> dict[str, Any]:
-    """Latents of the training and held-out clips, normalised per channel, with the statistics."""
+    """Encode the training and held-out clips; latents are normalised per channel, with their statistics."""
     if stage.result.exists():
         return torch.load(stage.result, weights_only=True)
     sets: dict[str, Any] = {}

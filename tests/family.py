@@ -28,7 +28,7 @@ from runtime.errors import BadRequestError
 from runtime.models.base import Embeddings, Expert, Geometry, Grid, Rotary, Tokens
 from runtime.models.family import At, Model
 from runtime.models.folder import ModelFolder
-from runtime.models.loading import open_component, spread, spread_blocks
+from runtime.models.loading import distribute, distribute_blocks, load_component
 from runtime.models.precision import Precision
 from runtime.models.registry import register
 from runtime.models.settings import ModelIndex
@@ -269,10 +269,10 @@ class ToyFamily:
         self, name: str, folder: ModelFolder, config: Config, ranks: Ranks, index: ToyIndex
     ) -> Expert:
         kept, computed = config.dtype.of("transformer"), config.dtype.computed
-        model = open_component(ToyTransformer, folder, name, kept, ranks.node)
+        model = load_component(ToyTransformer, folder, name, kept, ranks.node)
         blocks, shard = list(model.blocks), config.memory.transformer == "shard"
-        weights = spread_blocks(blocks, ranks, name, shard=shard)
-        spread(model, ranks, name)
+        weights = distribute_blocks(blocks, ranks, name, shard=shard)
+        distribute(model, ranks, name)
         precision = Precision(kept, computed, model._keep_in_fp32_modules)
         precision.convert(model, blocks)
         adapter = ToyAdapter(model, precision.visiting(weights), computed)

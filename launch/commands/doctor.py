@@ -78,7 +78,7 @@ def _version_of(package: str) -> str:
 
 
 def _ffmpeg() -> str:
-    """Its version, its place and its filters, or why it cannot be used."""
+    """Version, path and filters of ffmpeg, or why it cannot be used."""
     try:
         executable = imageio_ffmpeg.get_ffmpeg_exe()
         said = subprocess.run([executable, "-version"], capture_output=True, text=True, check=True).stdout

@@ -127,6 +127,7 @@ def sampling_options(command: _Command) -> _Command:
         click.option(
             "--image",
             type=FileNameType(),
+            metavar="FILE",
             help="Image that the video starts with, for models that make videos from images.",
         ),
         click.option(
@@ -292,33 +293,56 @@ def generate_options(command: _Command) -> _Command:
 
 
 def rehearse_options(command: _Command) -> _Command:
-    """Everything that `rehearse` takes: what changes what a job computes, holds or sends."""
+    """Add the options of `rehearse`: those that change what a job computes, holds or sends."""
     options = [
         sampling_options,
-        click.option("--videos", type=int, help="Videos made as one batch."),
+        click.option("--videos", type=int, help="Number of videos made as one batch.  [default: 1]"),
         click.option(
             "--spectrum",
             type=FileNameType(),
-            help="Forecasting preset: off, a preset's name, or a YAML file.",
+            metavar="off|NAME|FILE",
+            help=f"Forecasting preset: a shipped one or a YAML file; off computes every step.  {_CONFIGS}",
         ),
         click.option(
             "--gpu",
             type=FileNameType(),
             default="h100",
             show_default=True,
-            help="A GPU's name, or a YAML file.",
+            metavar="NAME|FILE",
+            help="GPU to rehearse on: h100, h200, b200, 4090, or a YAML file.",
         ),
-        click.option("--ranks", type=DEGREE, help="GPUs that make the video together.  [default: 1]"),
-        click.option("--ulysses", type=DEGREE, help="Ranks that split attention heads."),
-        click.option("--ring", type=DEGREE, help="Ranks that pass keys and values around."),
-        click.option("--cfg", type=DEGREE, help="2 gives each guidance branch its own ranks."),
-        click.option("--attention", help="Kernel of the self-attention, one of torch's."),
         click.option(
-            "--shard/--replicate", default=None, help="Shard the transformer over the ranks (FSDP2)."
+            "--ranks", type=DEGREE, metavar="N", help="GPUs that make the video together.  [default: 1]"
+        ),
+        click.option(
+            "--ulysses",
+            type=DEGREE,
+            metavar="N",
+            help="Ranks that split the attention heads.  [default: chosen]",
+        ),
+        click.option(
+            "--ring",
+            type=DEGREE,
+            metavar="N",
+            help="Ranks that pass keys and values around.  [default: chosen]",
+        ),
+        click.option(
+            "--cfg",
+            type=DEGREE,
+            metavar="N",
+            help="2 gives each guidance branch ranks of its own.  [default: chosen]",
+        ),
+        click.option("--attention", metavar="NAME", help=f"Self-attention kernel of torch.  {_CONFIGS}"),
+        click.option(
+            "--shard/--replicate",
+            default=None,
+            help="Shard the transformer's weights over the ranks (FSDP2), or give each rank all of them.  "
+            f"{_CONFIGS}",
         ),
         click.option(
             "--rank",
-            help="Rehearse this rank, or one of each kind: all.  [default: the first, and the usual other]",
+            metavar="N|all",
+            help="Show this rank, or one of each kind.  [default: the first rank and one other]",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]

@@ -1,4 +1,4 @@
-"""`lockstep rehearse`: what a job would compute, hold, send and launch on GPUs that are not here."""
+"""`lockstep rehearse`: shows what a job would compute, hold, send and launch on GPUs that need not exist."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from runtime.rehearsal.estimate import estimate
 from runtime.rehearsal.machine import load_gpu
 from runtime.rehearsal.options import Option
 from runtime.rehearsal.phases import Phase
-from runtime.rehearsal.rehearse import Asked, RankFindings, Rehearsal
+from runtime.rehearsal.rehearse import RankFindings, Rehearsal, Scenario
 from runtime.request.config import Config, load_config
 
 _GIB = 2**30
 
 
-def build_asked(
+def build_scenario(
     *,
     config: str,
     gpu: str,
@@ -32,8 +32,8 @@ def build_asked(
     shard: bool | None,
     size: tuple[int, int] | None,
     **given: Any,
-) -> Asked:
-    """Options of the command line → what is to be rehearsed.
+) -> Scenario:
+    """Build the scenario to rehearse from options of the command line.
 
     Raises:
         BadRequestError: a name or value is not valid.
@@ -44,7 +44,7 @@ def build_asked(
     if size is not None:
         fields |= {"width": size[0], "height": size[1]}
     world = degrees.product if ranks is None else ranks
-    return Asked(settings, settings.request("rehearsed", **fields), degrees, world, load_gpu(gpu))
+    return Scenario(settings, settings.request("rehearsed", **fields), degrees, world, load_gpu(gpu))
 
 
 def _changed(config: Config, attention: str | None, shard: bool | None) -> Config:
@@ -55,8 +55,12 @@ def _changed(config: Config, attention: str | None, shard: bool | None) -> Confi
     return config.model_copy(update=changes)
 
 
-def chosen_ranks(given: str | None, asked: Asked) -> list[int] | None:
-    """What `--rank` names: a rank, or one of each kind for `all`; None for the usual ones.
+def chosen_ranks(given: str | None, scenario: Scenario) -> list[int] | None:
+    """Ranks to rehearse for `--rank`: one rank, or one of each kind for `all`; None for the default.
+
+    Args:
+        given: value of the option; None if it was not given.
+        scenario: the scenario.
 
     Raises:
         BadRequestError: there is no such rank.
@@ -66,18 +70,19 @@ def chosen_ranks(given: str | None, asked: Asked) -> list[int] | None:
     if given == "all":
         from runtime.rehearsal.rehearse import every_kind
 
-        return every_kind(asked)
-    if not given.isdecimal() or int(given) >= asked.ranks:
-        raise BadRequestError(f"rank: {given!r} given; it must be from 0 to {asked.ranks - 1}, or all")
+        return every_kind(scenario)
+    if not given.isdecimal() or int(given) >= scenario.ranks:
+        raise BadRequestError(f"rank: {given!r} given; it must be from 0 to {scenario.ranks - 1}, or all")
     return [int(given)]
 
 
 def show(rehearsal: Rehearsal, name: str, options: Sequence[Option]) -> Iterator[str | Table]:
-    """Everything that was found, for people.
+    """Yield the findings as sentences and tables.
 
     Args:
-        name: of the config.
-        options: that would make it fit, where it does not.
+        rehearsal: the findings.
+        name: name of the config.
+        options: ways to make the job fit, if it does not.
     """
     yield from summary(rehearsal, name)
     if not rehearsal.fits:
@@ -87,7 +92,7 @@ def show(rehearsal: Rehearsal, name: str, options: Sequence[Option]) -> Iterator
 
 
 def details(rehearsal: Rehearsal) -> Iterator[str | Table]:
-    """What each rank would hold and do, under its name."""
+    """Yield tables of each rank's memory and work."""
     for found in rehearsal.ranks:
         yield ""
         yield _called(found)
@@ -96,10 +101,10 @@ def details(rehearsal: Rehearsal) -> Iterator[str | Table]:
 
 
 def summary(rehearsal: Rehearsal, name: str) -> list[str]:
-    """Sentences before and behind the tables: what was rehearsed, and what it comes to."""
-    asked, took = rehearsal.asked, seconds(rehearsal)
-    request, gpu = asked.request, asked.gpu
-    lost = "in" if rehearsal.fits else "NOT in"
+    """Write the sentences above the tables: the scenario, whether it fits, and the estimated times."""
+    scenario, took = rehearsal.scenario, seconds(rehearsal)
+    request, gpu = scenario.request, scenario.gpu
+    fits = "fits" if rehearsal.fits else "does NOT fit"
     guided = "both branches" if request.guided else "one branch"
     return [
         f"{name}: {request.width}x{request.height}, {request.frames} frames, {guided} of "
@@ -108,28 +113,28 @@ def summary(rehearsal: Rehearsal, name: str) -> list[str]:
         f"{arrangement(rehearsal.topology)} on {rehearsal.topology.world} × {gpu.name}, attention "
         f"{rehearsal.attention}; {request.spectrum}: {rehearsal.computed} steps computed, "
         f"{rehearsal.forecast} forecast",
-        f"fits: {lost} {gpu.memory_gib:g} GiB; at most {rehearsal.peak / _GIB:.1f} GiB are held by tensors, "
-        f"{abs(rehearsal.room) / _GIB:.1f} GiB are {'left' if rehearsal.fits else 'lacking'} after what is "
-        "assumed to be lost",
-        f"estimate, not measured: denoising {_time(took['denoise'])} ({_time(took['computed_step'])} a "
-        f"computed step, {_time(took['forecast_step'])} a forecast one), encoding {_time(took['encode'])}, "
-        f"decoding {_time(took['decode'])}",
+        f"it {fits} in {gpu.memory_gib:g} GiB: tensors hold at most {rehearsal.peak / _GIB:.1f} GiB, and "
+        f"after assumed losses {abs(rehearsal.room) / _GIB:.1f} GiB are "
+        f"{'left' if rehearsal.fits else 'missing'}",
+        f"estimated, not measured: denoising {_time(took['denoise'])} ({_time(took['computed_step'])} per "
+        f"computed step, {_time(took['forecast_step'])} per forecast step), encoding "
+        f"{_time(took['encode'])}, decoding {_time(took['decode'])}",
     ]
 
 
 def options_table(options: Sequence[Option]) -> Table | str:
-    """What would make the job fit, for people."""
+    """Make the table of ways to make the job fit."""
     if not options:
-        return "it would fit on none of up to 64 such GPUs, whatever is offloaded or sharded"
-    table = Table(title="It would fit as follows; seconds are estimated")
-    for column in ("GPUs", "cfg × ring × ulysses", "with", "held, GiB", "denoising, s"):
+        return "it would not fit on up to 64 such GPUs, even with everything offloaded and sharded"
+    table = Table(title="It would fit as follows (seconds are estimated)")
+    for column in ("GPUs", "cfg × ring × ulysses", "with", "peak, GiB", "denoising, s"):
         table.add_column(column, justify="left" if column == "with" else "right")
     for one in options:
         found, changes = one.rehearsal, [f"{field}: {value}" for field, value in one.changes.items()]
         table.add_row(
             str(found.topology.world),
             f"{found.topology.cfg} × {found.topology.ring} × {found.topology.ulysses}",
-            "\n".join(changes) or "nothing else",
+            "\n".join(changes) or "no change",
             f"{found.peak / _GIB:.1f}",
             f"{seconds(found)['denoise']:.3g}",
         )
@@ -137,20 +142,21 @@ def options_table(options: Sequence[Option]) -> Table | str:
 
 
 def notes() -> list[str]:
-    """What the numbers are worth."""
+    """Write how far to trust the numbers."""
     return [f"counted: {COUNTED}", f"estimated: {ESTIMATED}", f"unmeasured: {UNMEASURED}"]
 
 
-_SOURCES = {"folder": "its folder", "cache": "the cache of downloads", "published": "what is published of it"}
+_SOURCES = {"folder": "its folder", "cache": "the download cache", "published": "the published model"}
 
 
 def arrangement(topology: Topology) -> str:
+    """Write a topology with the names of its axes."""
     return f"cfg {topology.cfg} × ring {topology.ring} × ulysses {topology.ulysses}"
 
 
 def _memory_table(found: RankFindings) -> Table:
     table = Table()
-    table.add_column("most held, GiB")
+    table.add_column("peak memory, GiB")
     for phase in found.peaks:
         table.add_column(phase, justify="right")
     for part in ("peak", "weights", "history", "activations"):
@@ -190,8 +196,8 @@ _AXES = {
 
 def _called(found: RankFindings) -> str:
     others = [str(rank) for rank in found.alike if rank != found.rank]
-    alike = f"; ranks {', '.join(others)} are like it" if others else ""
-    return f"rank {found.rank}: {found.tokens:,} tokens, in attention {found.heads} heads{alike}"
+    alike = f"; the same for ranks {', '.join(others)}" if others else ""
+    return f"rank {found.rank}: {found.tokens:,} tokens, {found.heads} heads in attention{alike}"
 
 
 def _amount(value: float) -> str:
@@ -199,7 +205,7 @@ def _amount(value: float) -> str:
 
 
 def _estimated(phase: Phase, rehearsal: Rehearsal) -> str:
-    return f"{estimate(phase, rehearsal.topology, rehearsal.asked.gpu).total:.3g}"
+    return f"{estimate(phase, rehearsal.topology, rehearsal.scenario.gpu).total:.3g}"
 
 
 def _time(value: float) -> str:

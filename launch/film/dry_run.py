@@ -16,7 +16,7 @@ from runtime.film.storyboard import ShotRequest
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.account import seconds as rehearsal_seconds
 from runtime.rehearsal.machine import Gpu
-from runtime.rehearsal.rehearse import Asked, rehearse
+from runtime.rehearsal.rehearse import Scenario, rehearse
 from runtime.reports.step_seconds import read_step_seconds
 from spectrum import StepKind, StepSeconds
 
@@ -65,7 +65,7 @@ class _Estimates:
 
     def __init__(self, film: Film, gpu: Gpu | None = None):
         self._film, self._gpu = film, gpu
-        self._rehearsed: dict[Asked, StepSeconds] = {}
+        self._rehearsed: dict[Scenario, StepSeconds] = {}
         self._steps: dict[tuple[str, int], _Steps] = {}
         self._reports: dict[tuple[object, ...], StepSeconds | None] = {}
 
@@ -105,11 +105,11 @@ class _Estimates:
             return None
         given = {"prompt": "rehearsed", "negative": "", "travel": (), "seed": 0}
         window = one.settings.windowed(one.request).model_copy(update=given)
-        asked = Asked(one.settings, window, Degrees(), self._film.world, self._gpu)
-        if asked not in self._rehearsed:
-            took = rehearsal_seconds(rehearse(asked, [0]))
-            self._rehearsed[asked] = StepSeconds(took["computed_step"], took["forecast_step"])
-        return self._rehearsed[asked]
+        scenario = Scenario(one.settings, window, Degrees(), self._film.world, self._gpu)
+        if scenario not in self._rehearsed:
+            took = rehearsal_seconds(rehearse(scenario, [0]))
+            self._rehearsed[scenario] = StepSeconds(took["computed_step"], took["forecast_step"])
+        return self._rehearsed[scenario]
 
 
 def reported_seconds(folder: Path) -> dict[tuple[object, ...], StepSeconds | None]:
@@ -145,7 +145,7 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
     Args:
         replicas: number of shots made at a time.
         price: price of one rank for an hour, in any currency.
-        gpu: where steps are rehearsed that were never timed.
+        gpu: GPU on which steps that were never timed are rehearsed.
     """
     table = Table(title=f"{film.board.title}: {len(film.shots)} shots, {length(film.parts)} frames")
     priced = [] if price is None else ["cost"]

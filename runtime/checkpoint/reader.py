@@ -1,4 +1,7 @@
-"""Reading checkpoints: the newest that is complete on every rank, for the same topology or another."""
+"""Reading checkpoints: the newest that is complete on every rank, for the same topology or another.
+
+Parts are mapped, and only the tensors that this rank needs are copied out of them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from runtime.checkpoint.folder import complete_steps, read_manifest
 from runtime.checkpoint.history import History
 from runtime.checkpoint.writer import file_digest
 from runtime.errors import reason
+from runtime.files.tensors import each_tensor, map_tensors
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
 
@@ -79,11 +83,10 @@ def _read(folder: Path, step: int, topology: Topology, rank: int, branches: tupl
     for branch in branches:
         holders = [rank] if same else _holders(written, branch)
         pieces = [parts.history(manifests[r], branch) for r in holders]
-        history[branch] = {
-            at: torch.cat([piece[at] for piece in pieces], dim=1) if len(pieces) > 1 else pieces[0][at]
-            for at in (pieces[0] if pieces else {})
-        }
-    return Restored(step, parts.read(first, first["last"])["shared"], own, history, same)
+        steps = pieces[0] if pieces else {}
+        history[branch] = {at: torch.cat([piece[at] for piece in pieces], dim=1) for at in steps}  # copies
+    shared = each_tensor(parts.read(first, first["last"])["shared"], torch.Tensor.clone)
+    return Restored(step, shared, own, history, same)
 
 
 def _holders(topology: Topology, branch: str) -> list[int]:
@@ -94,7 +97,7 @@ def _holders(topology: Topology, branch: str) -> list[int]:
 
 
 class _Parts:
-    """Parts of one folder, each verified and read once."""
+    """Parts of one folder, each verified and mapped once."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -105,7 +108,7 @@ class _Parts:
             path = self._folder / name
             if file_digest(path) != manifest["parts"][name]:
                 raise ValueError(f"{path} is damaged: its checksum differs from the manifest's")
-            self._read[name] = torch.load(path, weights_only=True)
+            self._read[name] = map_tensors(path)
         return self._read[name]
 
     def history(self, manifest: Mapping[str, Any], branch: str) -> dict[int, torch.Tensor]:

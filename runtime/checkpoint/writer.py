@@ -23,7 +23,7 @@ from runtime.checkpoint.folder import IDENTITY, VERSION, complete_steps, identit
 from runtime.checkpoint.history import History
 from runtime.errors import JobFailedError, named, reason
 from runtime.files.atomic import whole_file
-from runtime.files.tensors import save_tensors
+from runtime.files.tensors import each_tensor, save_tensors
 from runtime.files.text import read_json
 from runtime.parallel.topology import Topology
 
@@ -146,7 +146,7 @@ class CheckpointWriter:
         }
         content = {"own": snapshot.own, "values": new}
         if self._rank == 0:
-            content["shared"] = _on_cpu(snapshot.shared)
+            content["shared"] = each_tensor(snapshot.shared, torch.Tensor.cpu)
         with whole_file(self._folder / name) as temporary:
             save_tensors(content, temporary)
             digest = file_digest(temporary)
@@ -206,17 +206,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _on_cpu(content: Any) -> Any:
-    """Copy nested dicts and lists, with their tensors moved to the CPU."""
-    if isinstance(content, torch.Tensor):
-        return content.cpu()
-    if isinstance(content, dict):
-        return {key: _on_cpu(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_on_cpu(value) for value in content]
-    return content
 
 
 def _why(error: Exception) -> str:

@@ -100,7 +100,7 @@ class Preset(BaseModel):
         )
 
     def _sources(self) -> Iterator[tuple[str, str | None]]:
-        """What the code of its parts is told apart by."""
+        """Yield the parts, with the identity of their code; None for Lockstep's own."""
         yield "stream", STREAM_TRAITS[self.stream].source
         parts = {"schedule": self.schedule, "uncond": self.uncond, "predictor": self.predictor}
         yield from ((name, source_of(type(part))) for name, part in parts.items() if part is not None)

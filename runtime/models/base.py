@@ -1,4 +1,4 @@
-"""What sampling sees of a model, whatever its family: adapters, experts, and what they are given.
+"""Interface between sampling and a model of any family: adapters, experts, and their inputs.
 
 Tensor legend: B batch, L tokens, D channels of the transformer, T text tokens, E channels of an encoder, I
 image tokens, C latent channels, F latent frames, H, W latent height and width, P values of a token's patch.
@@ -17,18 +17,18 @@ from runtime.parallel.attention import Attend
 from runtime.request.video_request import VideoRequest
 
 Tokens: TypeAlias = tuple[torch.Tensor, ...]
-"""What the blocks run on, `[B, L, D]` each: the latents; in VACE what is known of them, too."""
+"""Input of the transformer blocks, `[B, L, D]` each: the latents and, for VACE, the control latents."""
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines `[1, L, 1, channels of a head]`, one row per token."""
+"""Rotary position embedding: cosines and sines `[1, L, 1, channels of a head]`, one row per token."""
 
 Time: TypeAlias = Any
-"""The embedded timestep, in whatever form the adapter that made it wants it back."""
+"""Embedded timestep; its type is private to the adapter that made it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How many tokens a latent has along each axis."""
+    """Number of tokens of a latent along each axis."""
 
     frames: int
     height: int
@@ -41,7 +41,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What depends only on the latent's shape."""
+    """Token grid and rotary table of latents; both depend only on their shape."""
 
     grid: Grid
     rotary: Rotary
@@ -49,11 +49,11 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """What the branches attend to.
+    """Text embeddings of a request, from the text encoder.
 
     Attributes:
-        prompts: `[B, T, E]` of each prompt along the video, the first one's first.
-        negative: `[B, T, E]` of the unconditional branch, if there is one.
+        prompts: `[B, T, E]` for each prompt along the video, in order.
+        negative: `[B, T, E]` for the unconditional branch, if there is one.
     """
 
     prompts: list[torch.Tensor]
@@ -62,12 +62,12 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where in a condition is what.
+    """Channel layout of the conditioning tensor.
 
     Attributes:
-        known: channels of the latents of what is known.
+        known: channels of the known frames' latents.
         mask: channels of the mask.
-        mark: what the mask says of a frame that is known.
+        mark: value of the mask at a known frame.
     """
 
     known: slice
@@ -77,13 +77,13 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class ImageCondition:
-    """What a window is conditioned on, beside its text.
+    """Conditioning of a window beside its text.
 
     Attributes:
-        latents_BCFHW: goes into the transformer with the noisy latents, in its dtype: a mask, and the latents
-            of what is known, with the latents of nothing behind them.
-        layout: of its channels.
-        tokens_BIE: of an image encoder; the blocks attend to them, too.
+        latents_BCFHW: input of the transformer beside the noisy latents, in its dtype: a mask, and the
+            latents of the known frames, padded with those of empty frames.
+        layout: layout of its channels.
+        tokens_BIE: output of an image encoder, which the blocks attend to as well.
     """
 
     latents_BCFHW: torch.Tensor
@@ -91,9 +91,12 @@ class ImageCondition:
     tokens_BIE: torch.Tensor | None = None
 
     def continued_from(self, tail_BCFHW: torch.Tensor) -> ImageCondition:
-        """That of a window that begins with these latent frames of the one before.
+        """Conditioning of a window that begins with the last latent frames of the one before.
 
-        They are taken as they are: nothing is decoded and encoded again, so colours do not shift.
+        The latents are used as they are: nothing is decoded and encoded again, so colours do not shift.
+
+        Args:
+            tail_BCFHW: those latent frames.
         """
         latents_BCFHW, frames = self.latents_BCFHW.clone(), tail_BCFHW.shape[2]
         latents_BCFHW[:, self.layout.known, :frames] = tail_BCFHW
@@ -102,13 +105,13 @@ class ImageCondition:
 
 
 class Adapter(Protocol):
-    """A transformer as three pieces, embed → blocks → head, that together equal its own forward.
+    """A transformer in three pieces, embed → blocks → head, that together equal its own forward.
 
     A step can be cut between them: a forecast step runs only the head, and ranks split the tokens between
     `embed` and `unpatchify`.
 
     Attributes:
-        dtype: what it computes in, whatever its weights are kept in.
+        dtype: compute dtype, which may differ from the dtype that its weights are stored in.
     """
 
     dtype: torch.dtype
@@ -118,53 +121,59 @@ class Adapter(Protocol):
         ...
 
     def text(self, embeddings_BTE: torch.Tensor, image_BIE: torch.Tensor | None = None) -> torch.Tensor:
-        """Text encoder output, and that of an image encoder → `[B, T, D]`, what the blocks attend to."""
+        """Project the text and image encoders' outputs to `[B, T, D]`, for cross-attention."""
         ...
 
     def time(self, timestep_B: torch.Tensor, guidance: float | None = None) -> Time:
         """Embed the timestep, 0 … 1000, of each batch entry.
 
         Args:
-            guidance: the scale, for a transformer that has it embedded; None for one that has not.
+            guidance: guidance scale, for a transformer that embeds it; None for others.
         """
         ...
 
     def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
-        """Latents, and what they are conditioned on, both in the transformer's dtype → tokens."""
+        """Embed latents and their conditioning, both in the transformer's dtype, as tokens."""
         ...
 
     def branches(
         self, tokens: Tokens, texts_BTD: Sequence[torch.Tensor], time: Time, rotary: Rotary
     ) -> list[torch.Tensor]:
-        """Run every block for several texts: tokens → one feature `[B, L, D]` for each text.
+        """Run every block for several texts; return one feature `[B, L, D]` for each text.
 
-        `rotary` holds these tokens' rows. All texts pass a block before the next one is run, whose weights
-        may have to be collected. A joint transformer, whose blocks change the text tokens, too, has all of
-        those on every rank, and gives the feature of the other tokens.
+        All texts pass a block before the next one runs, so that sharded weights are gathered once. A joint
+        transformer, whose blocks also change the text tokens, has all of those on every rank, and returns
+        the feature of the other tokens.
+
+        Args:
+            tokens: this rank's tokens.
+            texts_BTD: one text for each branch, from `text`.
+            time: embedded timestep, from `time`.
+            rotary: rows of the rotary table for these tokens.
         """
         ...
 
     def project(self, feature_BLD: torch.Tensor, time: Time) -> torch.Tensor:
-        """Feature → patches `[B, L, P]`, token by token."""
+        """Project a feature to patches `[B, L, P]`, token by token."""
         ...
 
     def unpatchify(self, patches_BLP: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Projected tokens `[B, L, P]` → velocity `[B, C, F, H, W]`."""
+        """Rearrange patches `[B, L, P]` of all tokens to a velocity `[B, C, F, H, W]`."""
         ...
 
 
 class AttentionSwitch(Protocol):
-    """Who does a transformer's attention over tokens that ranks share."""
+    """Switch between a transformer's own attention and attention over tokens that are split over ranks."""
 
     joint: bool
-    """Whether text tokens, which every rank has, stand before those that are split; see `attend`."""
+    """Whether text tokens, which every rank has, precede the tokens that are split; see `attend`."""
 
     def split(self, attend: Attend) -> None:
-        """Let `attend` do it, from now on."""
+        """Run self-attention with `attend` from now on."""
         ...
 
     def restore(self) -> None:
-        """Let the model do it as it came."""
+        """Run the model's own attention from now on."""
         ...
 
 
@@ -177,13 +186,14 @@ class Expert:
     """One of a model's transformers, and the range of timesteps that it is for. Most models have one.
 
     Attributes:
-        name: of its folder, such as `transformer`.
+        name: name of its folder, such as `transformer`.
+        adapter, attention: its three pieces, and the switch of its attention.
         module: the transformer itself.
-        boundary: the lowest timestep that it computes; those below are the next expert's.
-        guidance: the scale of a request at its steps.
-        history: whether forecasts of the model's output (`velocity`, `guided`) begin `fresh` at its first
-            step, or go on from what the expert before has left (`carried`). Features are never mixed.
-        warmup: its first steps that are computed, where history begins fresh; at least 1.
+        boundary: lowest timestep that it computes; lower ones belong to the next expert.
+        guidance: guidance scale of a request at its steps.
+        history: history from which the model's output (`velocity`, `guided`) is forecast: `fresh` begins
+            anew at its first step, `carried` keeps the previous expert's. Features are never mixed.
+        warmup: number of its first steps that are computed where history is fresh; at least 1.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a model family is, and what a loaded model is: nothing here knows a particular model.
+"""Model families and loaded models: the interfaces that every family implements.
 
 Tensor legend: B batch, T frames, C latent channels, F latent frames, H, W height and width, 3 colours.
 """
@@ -29,47 +29,48 @@ class TextEncoder(Protocol):
     """The text encoder of one rank group.
 
     Attributes:
-        warnings: sentences about words of the last prompt that do not count, on the first rank.
+        warnings: sentences about the part of the last prompt that was truncated, on the first rank.
     """
 
     warnings: list[str]
 
     def encode(self, request: VideoRequest) -> Embeddings:
-        """The prompts' embeddings, on every rank's device, in the transformer's dtype."""
+        """Encode the prompts; the embeddings are on every rank's device, in the transformer's dtype."""
         ...
 
 
 class ImageEncoder(Protocol):
-    """Encodes what a model is conditioned on beside its text, for one rank group."""
+    """Encoder of a model's conditioning beside its text, for one rank group."""
 
     def encode(
         self, request: VideoRequest, image: Image.Image | None, noise_BCFHW: torch.Tensor
     ) -> ImageCondition:
-        """Encode what the request's first window is conditioned on; every rank gets it.
+        """Encode the conditioning of the request's first window; every rank gets it.
 
         Args:
-            image: the request's, on the first rank; None if it has none.
-            noise_BCFHW: the window's.
+            image: image of the request, on the first rank; None if it has none.
+            noise_BCFHW: initial noise of the window.
         """
         ...
 
 
 class At(Protocol):
-    """Hears what a rank is at: work of its own (`busy`), or a transfer."""
+    """Callback that hears whether a rank is doing work of its own (`busy`) or a transfer."""
 
     def __call__(self, *, busy: bool) -> None: ...
 
 
 class Decoder(Protocol):
-    """Latents → frames (a VAE), for one rank group."""
+    """Decoder of latents into frames (a VAE), for one rank group."""
 
     def frames(self, latents_BCFHW: torch.Tensor, at: At) -> Generator[torch.Tensor]:
         """Decode denoised latents, the same on every rank, into frames in temporal order.
 
-        Every rank iterates to the end, or closes it.
+        Every rank iterates to the end, or closes the generator.
 
         Args:
-            at: told whether this rank is at work of its own or at a transfer, whenever that changes.
+            latents_BCFHW: the denoised latents.
+            at: called whenever this rank changes between work of its own and a transfer.
 
         Yields:
             Frames `[B, T, H, W, 3]` in [0, 1] on the first rank; nothing on the others.
@@ -82,10 +83,11 @@ class Model:
     """A loaded model, on one rank.
 
     Attributes:
-        experts: in the order in which they take their steps: the first begins, the last ends.
-        image: None for a model that is conditioned on text alone.
-        colours: for previews, how its latents look; asked on the first rank only, and takes long the first
-            time. None if that is unknown.
+        experts: transformers in the order of their steps: the first denoises the first steps.
+        text, decoder: its text encoder and its VAE.
+        image: encoder of its other conditioning; None for a model that is conditioned on text alone.
+        colours: colours of its latents, for previews; called on the first rank only, and slow the first time.
+            None if they are unknown.
     """
 
     experts: tuple[Expert, ...]
@@ -96,15 +98,15 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the transformers compute in; all the same."""
+        """Compute dtype of the transformers; all have the same."""
         return self.experts[0].adapter.dtype
 
 
 class Sizes(Protocol):
-    """What a model makes of pixels, by its settings; no weights are needed.
+    """Sizes of a model's latents, from its settings; no weights are needed.
 
     Attributes:
-        architecture: of its transformers, all the same.
+        architecture: shape of its transformers; all have the same.
     """
 
     @property
@@ -115,59 +117,59 @@ class Sizes(Protocol):
         ...
 
     def tokens(self, request: VideoRequest) -> int:
-        """Tokens of one video that ranks share; it must fill whole ones, each of which has a position.
+        """Number of tokens of one video that are split over ranks.
 
         Raises:
-            BadRequestError: it does not, or there is none.
+            BadRequestError: the video does not fill whole tokens, or a token would have no position.
         """
         ...
 
     def windows(self, request: VideoRequest, config: Config) -> Windows:
-        """What of it the model sees at a time."""
+        """Windows of the video that the model sees one at a time."""
         ...
 
 
 class Family(Protocol):
-    """A kind of model: everything that is particular to it. One object without state, found by the registry.
+    """A model family: everything that is particular to it. A stateless object, found by the registry.
 
-    What is asked for before a model is loaded imports neither diffusers nor transformers at the top of its
-    file.
+    Files that are imported before a model is loaded import neither diffusers nor transformers at their top.
 
     Attributes:
-        name: for messages.
-        bounds: of a request.
+        name: name for messages.
+        bounds: bounds of a request.
     """
 
     name: str
     bounds: Bounds
 
     def foreign(self, path: Path) -> str:
-        """What a folder without `model_index.json` is, if it is one of this family's in another layout, and
-        what to do about it; empty if it is none."""
+        """Describe a folder without `model_index.json` that holds a model of this family in another layout,
+        and say what to do about it; empty for any other folder."""
         ...
 
     def check(self, path: Path, pipeline: str, expected: Architecture | None) -> None:
-        """Make sure that a folder holds a whole model; only headers and settings are read.
+        """Check that a folder holds a complete model; only headers and settings are read.
 
         Args:
-            pipeline: its class, by `model_index.json`.
-            expected: what its transformers should be.
+            path: the folder.
+            pipeline: class of its pipeline, from `model_index.json`.
+            expected: shape that its transformers should have; None for any.
 
         Raises:
-            OSError, ValueError, SafetensorError: a file is missing, corrupt, or not what another says it is.
+            OSError, ValueError, SafetensorError: a file is missing or corrupt, or contradicts another.
         """
         ...
 
     def read_lora(self, lora: Lora) -> str:
-        """The digest of a LoRA for models of this family, whichever they are, as a word for a revision.
+        """Digest of a LoRA for any model of this family, as a part of a revision.
 
         Raises:
-            BadRequestError: it does not, or a part of it would not be used.
+            BadRequestError: it is no LoRA for this family, or a part of it would not be used.
         """
         ...
 
     def fit_lora(self, lora: Lora, path: Path, pipeline: str) -> str:
-        """As `read_lora`, of a LoRA that fits the model in `path`.
+        """Check that a LoRA fits the model in `path`; return its digest, as `read_lora` does.
 
         Raises:
             BadRequestError: it does not fit.
@@ -175,27 +177,28 @@ class Family(Protocol):
         ...
 
     def refuses(self, folder: ModelFolder, request: VideoRequest) -> str:
-        """Why a model cannot serve a request, whatever its weights; empty if it can."""
+        """Reason why a model cannot serve a request, whatever its weights; empty if it can."""
         ...
 
     def sizes(self, folder: ModelFolder) -> Sizes:
-        """What a model makes of pixels."""
+        """Sizes of a model's latents."""
         ...
 
     def timesteps(self, settings: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
-        """What a sampler's `set_timesteps` is given beside the number of steps, such as `mu` where its shift
+        """Arguments of a sampler's `set_timesteps` beside the number of steps, such as `mu` where the shift
         depends on the number of tokens.
 
         Args:
-            settings: of the sampler.
-            tokens: of one video that ranks share.
+            settings: settings of the sampler.
+            steps: number of steps.
+            tokens: number of tokens of one video that are split over ranks.
         """
         ...
 
     def load(self, folder: ModelFolder, config: Config, ranks: Ranks) -> Model:
-        """The model on every rank's device. Every rank calls it at the same time.
+        """Load a model on every rank's device. Every rank calls it at the same time.
 
         Raises:
-            BadRequestError: the weights do not fit the settings beside them, or are not numbers.
+            BadRequestError: the weights do not fit the settings beside them, or are not finite.
         """
         ...

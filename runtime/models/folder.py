@@ -1,4 +1,4 @@
-"""Models on disk: where they are, and whether they are whole."""
+"""Models on disk: where they are, and whether they are complete."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ModelFolder:
     """A complete model in diffusers layout on this machine.
 
     Attributes:
-        name: what the user called it.
+        name: name that the user gave.
         path: the folder.
-        revision: the repository's commit, or `sha256:…` over the folder's files; with that of a LoRA.
-        pipeline: class of its pipeline in diffusers, by which its family is known.
+        revision: commit of the repository, or `sha256:…` over the folder's files; with digests of LoRAs.
+        pipeline: class of its pipeline in diffusers, which determines its family.
     """
 
     name: str
@@ -42,18 +42,18 @@ class ModelFolder:
 
     @property
     def family(self) -> Family:
-        """What it is one of."""
+        """Family of the model."""
         return find_family(self.pipeline)
 
 
 def find_model(config: Config) -> ModelFolder:
-    """Locate the config's model, fetching it if it is a repository, and check that its files are whole.
+    """Locate the config's model, download it if it is a repository, and check that its files are complete.
 
     Only headers and settings are read, so this is quick for any size of model.
 
     Raises:
-        BadRequestError: there is no such model, it is of no family that is known or of one that makes other
-            videos than the config says, a file is missing or corrupt, or a LoRA is none for it.
+        BadRequestError: there is no such model, its family is unknown or has other bounds than the config, a
+            file is missing or corrupt, or a LoRA does not fit.
     """
     local = find_local(config)
     path, commit = (local, None) if local else _download(config.model, config.revision)
@@ -75,9 +75,9 @@ def find_model(config: Config) -> ModelFolder:
 
 
 def expected_family(config: Config) -> Family:
-    """The family that a config's model is of, as far as that is known before the model is fetched.
+    """Family of a config's model, as far as that is known before the model is downloaded.
 
-    A repository that is not on this machine is taken for what the shipped configs name, Wan.
+    A repository that is not on this machine is assumed to be of the shipped configs' family, Wan.
     """
     local = find_local(config)
     try:
@@ -87,12 +87,12 @@ def expected_family(config: Config) -> Family:
 
 
 def _written(bounds: Bounds) -> str:
-    """As it stands in a config."""
+    """Write bounds as a config has them."""
     return "{" + ", ".join(f"{name}: {value}" for name, value in bounds.model_dump().items()) + "}"
 
 
 def local_revision(config: Config) -> str | None:
-    """The revision of a model that lies on this machine, unchecked; None if it would be fetched.
+    """Revision of a model on this machine, which is not checked; None if it would be downloaded.
 
     Raises:
         BadRequestError: a LoRA cannot be read.
@@ -105,10 +105,10 @@ def local_revision(config: Config) -> str | None:
 
 
 def find_local(config: Config) -> Path | None:
-    """The folder of an embedded model, or of a model on disk; None if it has to be fetched.
+    """Folder of an embedded model or of a model on disk; None if it has to be downloaded.
 
     Raises:
-        BadRequestError: it is a file, or a folder that may not be looked into.
+        BadRequestError: it is a file, or a folder that cannot be read.
     """
     name = config.model
     embedded = [EMBEDDED_MODELS / name] if is_embedded(name) else []
@@ -147,16 +147,16 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadRequestError(
             f"model: {repository!r} given; it is neither embedded ({embedded}) nor a folder, "
-            f"and it could not be fetched as a Hugging Face repository: {reason(error)}"
+            f"and it could not be downloaded as a Hugging Face repository: {reason(error)}"
         ) from None
     return path, path.name
 
 
 def folder_digest(path: Path) -> str:
-    """SHA-256 over names, sizes and content of the folder's files.
+    """SHA-256 over names, sizes and contents of a folder's files.
 
-    Of a file above 64 MB count its name, its size, its first MB (for safetensors the header: every weight's
-    name, type and place) and 62 MB more, in pieces of 1 MB spread evenly to its end.
+    A file above 64 MiB counts with its name, its size, its first MiB (for safetensors the header: every
+    weight's name, dtype and offset) and 62 MiB more, in pieces of 1 MiB spread evenly to its end.
     """
     digest = hashlib.sha256()
     for file in sorted(

@@ -1,6 +1,6 @@
-"""Weights from disk to the devices: each file is read once per node, and no rank ever holds two copies.
+"""Loading weights from disk to the devices: each file is read once per node, and no rank holds two copies.
 
-The first rank of a node reads; the others receive the tensors one by one.
+The first rank of a node reads, and broadcasts the tensors one by one to the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights, is_
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
-def open_component(
+def load_component(
     kind: type[_Network],
     folder: ModelFolder,
     component: str,
@@ -30,13 +30,15 @@ def open_component(
     node: Peers,
     change: Callable[[_Network], None] = lambda _: None,
 ) -> _Network:
-    """A component's weights on the CPU of the first rank of a node; on the others everything but the values.
+    """Load a component's weights on the CPU of a node's first rank; other ranks get an empty model.
 
     Args:
-        kind: its class in diffusers (a `ModelMixin`).
-        component: the name of its folder.
-        dtype: that its weights are kept in.
-        change: called with the model where its weights are, as for merging a LoRA.
+        kind: class of the component in diffusers (a `ModelMixin`).
+        folder: the model.
+        component: name of the component's folder.
+        dtype: dtype in which its weights are stored.
+        node: ranks of this machine.
+        change: called with the model on the rank that has its weights, for example to merge a LoRA.
 
     Raises:
         BadRequestError: the weights do not fit the configuration beside them.
@@ -53,39 +55,40 @@ def open_component(
     if node.rank != 0:
         with init_empty_weights(include_buffers=True):
             model = loader.from_config(loader.load_config(path))
-        for name, shape, kept in layout:  # diffusers keeps some in float32: as the reader found it
+        for name, shape, kept in layout:  # diffusers keeps some in float32: as on the rank that reads
             _replace(model, name, torch.empty(shape, dtype=getattr(torch, kept), device="meta"))
     found: _Network = model.eval().requires_grad_(False)
     return found
 
 
-def spread_blocks(blocks: Sequence[nn.Module], ranks: Ranks, source: str, *, shard: bool) -> Weights:
-    """Bring a transformer's blocks from the first rank of the node to where they are to be.
+def distribute_blocks(blocks: Sequence[nn.Module], ranks: Ranks, source: str, *, shard: bool) -> Weights:
+    """Shard a transformer's blocks over all ranks if `shard` is set; return where their weights are.
 
     Args:
-        source: where they come from, for messages.
-        shard: whether ranks share them out (FSDP2); otherwise they wait for `spread`.
+        blocks: the blocks, with their weights on the first rank of each node.
+        source: name of the model, for messages.
+        shard: whether to shard them (FSDP2); otherwise they are left for `distribute`.
 
     Raises:
-        BadRequestError: a weight is not a number; on every rank.
+        BadRequestError: a weight is not finite; on every rank.
     """
     if not shard or ranks.size == 1:
         return WholeWeights()
     shares = ShardedWeights(ranks.mesh(), ranks.everyone)
     for block in blocks:  # one whole block at a time is on the device
-        spread(block, ranks, source)
-        shares.share_out(block)
+        distribute(block, ranks, source)
+        shares.shard(block)
     return shares
 
 
-def spread(module: nn.Module, ranks: Ranks, source: str) -> None:
-    """Move what is on the first rank of the node to every rank's device, tensor by tensor.
+def distribute(module: nn.Module, ranks: Ranks, source: str) -> None:
+    """Broadcast a module from the first rank of a node to the device of every rank, tensor by tensor.
 
     Args:
-        source: where it comes from, for messages.
+        source: name of the model, for messages.
 
     Raises:
-        BadRequestError: a weight is not a number; on every rank.
+        BadRequestError: a weight is not finite; on every rank.
     """
     for name in [name for name, _ in _tensors(module)]:  # no list of tensors: each is to be freed when moved
         tensor = _find(module, name)
@@ -96,14 +99,14 @@ def spread(module: nn.Module, ranks: Ranks, source: str) -> None:
         ranks.node.broadcast(moved)
         if not is_finite(moved):
             raise BadRequestError(
-                f"model: {source} cannot be used: its weights {name} hold what is not a number, or overflow "
+                f"model: {source} cannot be used: its weights {name} are not finite, or overflow "
                 f"{str(moved.dtype).removeprefix('torch.')}"
             )
         _replace(module, name, moved)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers."""
+    """Yield names and values of parameters and buffers."""
     yield from module.named_parameters()
     yield from module.named_buffers()
 
@@ -125,10 +128,13 @@ def _replace(module: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def refuse_missing(folder: ModelFolder, component: str, info: dict[str, Any]) -> None:
-    """Refuse a component of which weights were not found, by what its loader tells.
+    """Refuse a component that lacks weights.
+
+    Args:
+        info: loading info that `from_pretrained` returned.
 
     Raises:
-        BadRequestError: the first that is missing.
+        BadRequestError: weights are missing; the message names the first.
     """
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -139,7 +145,7 @@ def refuse_missing(folder: ModelFolder, component: str, info: dict[str, Any]) ->
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is a number; one pass, and nothing is allocated."""
+    """Return whether every element is finite; takes one pass and allocates nothing."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))

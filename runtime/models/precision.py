@@ -1,4 +1,4 @@
-"""Precision: weights that are kept in one dtype while steps compute in another."""
+"""Precision: storage dtype of weights and compute dtype of steps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from runtime.parallel.sharding import Weights
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """What a transformer's weights are kept in, and what its steps compute in.
+    """Storage dtype of a transformer's weights, and compute dtype of its steps.
 
     Attributes:
-        kept: dtype of the weights.
-        computed: dtype of the steps.
-        exempt: names of modules and parameters that are in float32 whatever steps compute in, such as norms.
+        kept: storage dtype of the weights.
+        computed: compute dtype of the steps.
+        exempt: names of modules and parameters that stay in float32, such as norms.
     """
 
     kept: torch.dtype
@@ -27,7 +27,7 @@ class Precision:
     exempt: Collection[str] = field(default_factory=frozenset)
 
     def convert(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Bring all that is in no block to what steps compute in, for good: it is little."""
+        """Convert all weights outside the blocks to the compute dtype for good: they are few."""
         if self.kept == self.computed:
             return
         inside = {id(module) for block in blocks for module in block.modules()}
@@ -36,12 +36,12 @@ class Precision:
                 self._convert(name, module)
 
     def visiting(self, weights: Weights) -> Weights:
-        """`weights` whose blocks are in what steps compute in while they are visited, and only then."""
+        """Wrap `weights` so that a block is in the compute dtype while it is visited, and only then."""
         return weights if self.kept == self.computed else _CastWeights(weights, self)
 
     @contextmanager
     def computing(self, block: nn.Module) -> Iterator[None]:
-        """A block's weights in what steps compute in, while the `with` block runs."""
+        """Hold a block's weights in the compute dtype within the context."""
         kept = [(module, self._convert(name, module)) for name, module in block.named_modules()]
         try:
             yield
@@ -50,7 +50,7 @@ class Precision:
                 module._parameters.update(parameters)
 
     def _convert(self, name: str, module: nn.Module) -> dict[str, nn.Parameter]:
-        """Convert a module's own parameters, not those of its parts; what they were."""
+        """Convert a module's own parameters, without its submodules'; return the replaced ones by name."""
         changed = {}
         for leaf, parameter in module._parameters.items():
             exempt = any(part in self.exempt for part in (*name.split("."), leaf))
@@ -62,7 +62,7 @@ class Precision:
 
 
 class _CastWeights:
-    """See `Precision.visiting`. One block at a time is there in both dtypes."""
+    """Weights that are cast while they are visited; see `Precision.visiting`. One block is held twice."""
 
     def __init__(self, weights: Weights, precision: Precision):
         self._weights, self._precision = weights, precision

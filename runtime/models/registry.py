@@ -1,7 +1,6 @@
-"""The registry: which family a model is of, by the class of its pipeline in `model_index.json`.
+"""Registry of model families, by the class of a model's pipeline in `model_index.json`.
 
-Families are named here and imported when one is asked for, so that looking needs neither torch's models nor
-diffusers.
+A family is imported when it is requested, so that a lookup alone does not import diffusers.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ _FAMILIES = {
 
 
 def register(pipeline: str, family: str) -> None:
-    """Add a family.
+    """Register a family for a pipeline.
 
     Args:
-        pipeline: the class of a pipeline that it has.
-        family: where the object is that is its `Family`: `package.module:NAME`.
+        pipeline: class of the pipeline in diffusers.
+        family: location of the `Family` object, as `package.module:NAME`.
 
     Raises:
         ValueError: another family has that pipeline.
     """
     if _FAMILIES.setdefault(pipeline, family) != family:
-        raise ValueError(f"{pipeline} is of the family {_FAMILIES[pipeline]}")
+        raise ValueError(f"{pipeline} belongs to the family {_FAMILIES[pipeline]}")
 
 
 def find_family(pipeline: str) -> Family:
-    """The family that a class of pipelines is of.
+    """Find the family of a pipeline class.
 
     Raises:
         ValueError: there is none.
@@ -47,10 +46,10 @@ def find_family(pipeline: str) -> Family:
 
 
 def family_in(folder: Path) -> tuple[Family, str]:
-    """The family of the model in a folder, and the class of its pipeline.
+    """Find the family of the model in a folder, and the class of its pipeline.
 
     Raises:
-        OSError, ValueError: there is no model in diffusers layout, or it is of no family.
+        OSError, ValueError: there is no model in diffusers layout, or its family is unknown.
     """
     index = folder / "model_index.json"
     if not index.is_file():
@@ -62,7 +61,7 @@ def family_in(folder: Path) -> tuple[Family, str]:
 
 
 def families() -> Iterator[Family]:
-    """All families, each once; Wan, which every shipped config is for, is the first."""
+    """Yield all families, each once; Wan, which every shipped config is for, is the first."""
     for family in dict.fromkeys(_FAMILIES.values()):
         yield _load(family)
 

@@ -1,4 +1,4 @@
-"""Samplers: diffusers' schedulers, configured for flow matching, and accepted by what they can do."""
+"""Samplers: diffusers' schedulers, configured for flow matching and accepted if they pass a trial run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from runtime.models.folder import ModelFolder
 from runtime.request.config import SamplerConfig
 
 _PROBED_STEPS = 10
-_MOST_TIMESTEPS = 100_000  # of training; samplers make tables of them
-_CLOSE = 0.25  # relative; a sampler of another kind misses by far
+_MOST_TIMESTEPS = 100_000  # of training; samplers allocate tables of this size
+_CLOSE = 0.25  # relative; a sampler of another kind misses by far more
 _CLASSES: dict[Any, str] = {
     **dict.fromkeys((int, float, bool), "a number"),
     str: "text",
@@ -35,7 +35,7 @@ _CLASSES: dict[Any, str] = {
     type(None): "null",
 }
 Timesteps = Callable[[dict[str, Any], int, int], dict[str, Any]]
-"""Settings of a sampler, steps, and tokens → what `set_timesteps` is given beside the number of steps."""
+"""Sampler settings, number of steps, number of tokens → further arguments of `set_timesteps`."""
 
 _PROBED_TOKENS = 1024
 _REMEDY = "name another in the config, such as `scheduler: {kind: unipc, shift: 3.0}`"
@@ -45,22 +45,24 @@ def _no_more(settings: dict[str, Any], steps: int, tokens: int) -> dict[str, Any
     return {}
 
 
-def load_scheduler(
+def load_sampler(
     folder: ModelFolder, choice: SamplerConfig, timesteps: Timesteps = _no_more
 ) -> SchedulerMixin:
-    """The sampler of `choice`, configured for flow matching from the model's own settings.
+    """Load the sampler of `choice`, configured for flow matching from the model's own settings.
 
     Args:
-        timesteps: the model family's.
+        folder: the model.
+        choice: the config's choice of a sampler.
+        timesteps: `timesteps` of the model's family.
 
     Raises:
-        BadRequestError: a setting is of the wrong type, or the sampler is none that can be used: it is not
-            deterministic, not made for flow matching, or its state cannot be kept in a checkpoint.
+        BadRequestError: a setting has the wrong type, or the sampler cannot be used: it is not deterministic
+            or not made for flow matching, or its state cannot be stored in a checkpoint.
     """
     settings = read_json(folder.path / "scheduler" / "scheduler_config.json")
     kind, wanted = _wanted(settings, choice)
     if kind is None:
-        raise _refusal(folder, str(settings.get("_class_name")), "it is no sampler of diffusers")
+        raise _refusal(folder, str(settings.get("_class_name")), "diffusers has no such sampler")
     if problem := _wrong_setting(kind, wanted):
         raise _refusal(folder, kind.__name__, problem)
     given = timesteps(wanted, _PROBED_STEPS, _PROBED_TOKENS)
@@ -69,7 +71,7 @@ def load_scheduler(
         raise _refusal(folder, kind.__name__, problem)
     try:
         sampler = kind.from_config(wanted)
-    except Exception as error:  # whatever a class of diffusers makes of settings that it does not support
+    except Exception as error:  # diffusers' classes raise anything for settings that they do not support
         raise _refusal(folder, kind.__name__, named(error) + _own(kind, wanted)) from None
     if problem := _incapable(lambda: kind.from_config(sampler.config), given):
         raise _refusal(folder, kind.__name__, problem + _own(kind, wanted))
@@ -79,7 +81,7 @@ def load_scheduler(
 def _wanted(
     settings: dict[str, Any], choice: SamplerConfig
 ) -> tuple[type[SchedulerMixin] | None, dict[str, Any]]:
-    """The class and its settings; None if the model names none."""
+    """Choose the sampler's class and settings; the class is None if the model names none."""
     own = settings.get("flow_shift", settings.get("shift"))
     shift = choice.shift or (1.0 if own is None else own)
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
@@ -107,17 +109,17 @@ def _refusal(folder: ModelFolder, sampler: str, problem: str) -> BadRequestError
 
 
 def _own(kind: type[SchedulerMixin], settings: dict[str, Any]) -> str:
-    """The settings that are not the class's defaults, in brackets."""
+    """Write the settings that differ from the class's defaults, in parentheses."""
     defaults = {one.name: one.default for one in signature(kind.__init__).parameters.values()}
     own = [f"{name}: {value}" for name, value in settings.items() if defaults.get(name, value) != value]
     return f" ({', '.join(own)})" if own else ""
 
 
 def _wrong_setting(kind: type[SchedulerMixin], settings: dict[str, Any]) -> str:
-    """What is wrong with a value, by the types of the class's parameters; empty if nothing is."""
+    """Describe a setting whose value or type the class's parameters do not allow; empty if there is none."""
     try:
         hints = get_type_hints(kind.__init__)
-    except NameError:  # a type that is imported for type checkers alone
+    except NameError:  # a type that is imported only for type checkers
         hints = {}
     for name, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -133,7 +135,7 @@ def _wrong_setting(kind: type[SchedulerMixin], settings: dict[str, Any]) -> str:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; of `Literal` the types of its values."""
+    """List the members of a union, or the types of a `Literal`'s values."""
     members = get_args(hint)
     if hint is None or not members or get_origin(hint) in _CLASSES:
         return (hint,) if hint is not None else (object,)
@@ -145,20 +147,20 @@ def _plain(hint: Any) -> Any:
 
 
 def _incapable(fresh: Callable[[], SchedulerMixin], given: dict[str, Any]) -> str:
-    """Why a sampler cannot be used, found by using it on a few numbers; empty if it can be.
+    """Try a sampler on a small tensor; return the reason why it cannot be used, empty if it can.
 
-    The velocity of a straight way from noise to a clean sample is given at every step: a sampler for flow
-    matching goes along it.
+    At every step the velocity is that of the straight line from noise to a clean sample, which a sampler for
+    flow matching follows.
     """
     numbers = torch.Generator().manual_seed(0)
     noise = torch.randn((1, 4, 1, 4, 4), generator=numbers)
     clean = torch.rand(noise.shape, generator=numbers) - 0.5
     try:
         ends = [_sampled(fresh, given, noise, noise - clean, seed) for seed in (1, 2)]
-    except Exception as error:  # whatever a class that is no sampler for this makes of it
-        return f"it cannot be used as the model's pipelines do: {named(error)}"
+    except Exception as error:  # a class that is no such sampler may raise anything
+        return f"it cannot be used as the model's pipelines use it: {named(error)}"
     if not ends[0].isfinite().all():
-        return "with its settings it gives what is not a number"
+        return "with its settings, its result is not finite"
     if not torch.equal(*ends):
         return "it adds noise at its steps, so a seed would not mean one video"
     off, way = ends[0] - clean, noise - clean
@@ -168,7 +170,7 @@ def _incapable(fresh: Callable[[], SchedulerMixin], given: dict[str, Any]) -> st
     try:
         kept = _sampled(fresh, given, noise, noise - clean, 1, interrupted=True)
     except Exception as error:  # pickle raises AttributeError, too
-        return f"its state cannot be kept in a checkpoint: {named(error)}"
+        return f"its state cannot be stored in a checkpoint: {named(error)}"
     return "" if torch.equal(kept, ends[0]) else "its state cannot be restored from a checkpoint"
 
 
@@ -181,7 +183,12 @@ def _sampled(
     *,
     interrupted: bool = False,
 ) -> torch.Tensor:
-    """Where the sampler ends; `seed` is of torch's own generator, which it should not draw from."""
+    """Sample from `noise` to the end.
+
+    Args:
+        seed: seed of torch's global generator, which a sampler should not draw from.
+        interrupted: whether to store the sampler's state in the middle, and restore it in a fresh sampler.
+    """
     sample, cpu = noise, torch.device("cpu")
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
@@ -199,7 +206,7 @@ def _sampled(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without diffusers' advice on how to use what is only tried."""
+    """Silence diffusers' warnings about a sampler that is only tried."""
     logger = logging.getLogger("diffusers")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -218,19 +225,22 @@ def _begun(sampler: SchedulerMixin, given: dict[str, Any]) -> SchedulerMixin:
 def begin_sampler(
     sampler: SchedulerMixin, steps: int, device: torch.device | None, given: dict[str, Any] | None = None
 ) -> None:
-    """Set its timesteps, and let it stand at the first.
+    """Set a sampler's timesteps and begin at the first.
 
     Args:
-        given: to `set_timesteps`, beside the number of steps.
+        sampler: the sampler.
+        steps: number of steps.
+        device: device of its timesteps.
+        given: further arguments of `set_timesteps`.
 
     Raises:
-        BadRequestError: it cannot take so many steps.
+        BadRequestError: the sampler does not support this number of steps.
     """
     try:
         sampler.set_timesteps(steps, device=device, **(given or {}))
         sampler.set_begin_index(0)
         ordered = bool(sampler.timesteps.isfinite().all()) and len(sampler.timesteps) >= steps
-    except Exception as error:  # as of `load_scheduler`
+    except Exception as error:  # as of `load_sampler`
         ordered, said = False, named(error)
     else:
         said = "it has fewer"
@@ -241,9 +251,9 @@ def begin_sampler(
 def sampler_settings(sampler: SchedulerMixin) -> dict[str, str]:
     """Settings of a sampler that differ from its class's own defaults, sorted, as text.
 
-    Two samplers that compute the same have the same settings here: whichever process made them, whether
-    their file was written before a setting existed, and whatever diffusers keeps in the config for itself
-    (names that begin with an underscore, among them a list whose order is that of a set).
+    Samplers that compute the same have equal settings here, even if their files were written before a setting
+    existed. Names that begin with an underscore are left out: diffusers keeps them for itself, and the order
+    of one of its lists differs from process to process.
     """
     parameters = signature(type(sampler).__init__).parameters
     defaults = {name: _as_text(parameter.default) for name, parameter in parameters.items()}
@@ -252,7 +262,7 @@ def sampler_settings(sampler: SchedulerMixin) -> dict[str, str]:
 
 
 def _as_text(value: Any) -> str:
-    """A setting as text; a sequence reads the same as list, tuple or array."""
+    """Write a setting as text; lists, tuples and arrays of equal values read the same."""
     return str(
         [_as_text(one) for one in value]
         if hasattr(value, "__len__") and not isinstance(value, str | dict)
@@ -261,9 +271,9 @@ def _as_text(value: Any) -> str:
 
 
 def sampler_state(sampler: SchedulerMixin) -> dict[str, Any]:
-    """What a sampler has become since it was made: plain values, tensors, and lists of them.
+    """State of a sampler: plain values, tensors, and lists of them.
 
-    Functions among its attributes are settings, not state.
+    Callable attributes are settings, not state.
     """
     return {
         name: list(value) if isinstance(value, list) else value
@@ -273,11 +283,17 @@ def sampler_state(sampler: SchedulerMixin) -> dict[str, Any]:
 
 
 def restore_sampler(sampler: SchedulerMixin, state: dict[str, Any], device: torch.device) -> None:
-    """Make `sampler`, freshly made with the same settings, what it was. Its tables stay where they are."""
+    """Restore the state of a sampler.
+
+    Args:
+        sampler: a fresh sampler with the same settings; its tables stay on their devices.
+        state: the state, from `sampler_state`.
+        device: device of its other tensors.
+    """
     for name, value in state.items():
         now = getattr(sampler, name, None)
         if isinstance(now, torch.Tensor) and now.shape == getattr(value, "shape", None):
-            setattr(sampler, name, value.to(now.device))  # a table: the sampler knows where it wants it
+            setattr(sampler, name, value.to(now.device))  # a table, whose device the sampler has chosen
         else:
             setattr(sampler, name, _moved(value, device))
 
@@ -289,5 +305,5 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that mean the same to every sampler."""
+    """Keep the settings that mean the same to every sampler."""
     return {key: settings[key] for key in ("num_train_timesteps",) if key in settings}

@@ -1,5 +1,4 @@
-"""Settings of a model folder's components, read from its JSON files and checked by type: what all families
-have."""
+"""Settings of a model folder's components, read from its JSON files and type-checked, for every family."""
 
 from __future__ import annotations
 
@@ -15,17 +14,17 @@ from runtime.files.text import read_json
 
 
 class Settings(BaseModel):
-    """Fields as in diffusers, with its defaults; unknown ones are another version's."""
+    """Base of a component's settings: fields as in diffusers, with its defaults; unknown ones are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The settings in a JSON file.
+        """Read the settings in a JSON file.
 
         Raises:
-            FileNotFoundError, ValueError: there is none, or a field is missing, of another type or out of its
-                bounds.
+            FileNotFoundError, ValueError: the file is missing, or a field is missing, of the wrong type or
+                out of bounds.
         """
         try:
             return cls.model_validate(read_json(path))
@@ -48,20 +47,20 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 
 class ModelIndex(Settings):
-    """model_index.json: which pipeline it is."""
+    """Contents of `model_index.json`: the class of the pipeline."""
 
     pipeline: str = Field(alias="_class_name")
 
 
 def empty_model(make: Callable[[], Any], path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of the model that settings describe; nothing is allocated.
+    """Names and shapes of the weights of a model that settings describe; nothing is allocated.
 
     Args:
-        make: builds it.
-        path: of the settings, for the message.
+        make: builds the model.
+        path: file of the settings, for messages.
 
     Raises:
-        ValueError: they describe none.
+        ValueError: no model can be built from them.
     """
     import torch
 

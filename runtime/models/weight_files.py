@@ -1,4 +1,4 @@
-"""Weight files of a model's component: which there are, and whether they hold what its settings describe.
+"""Weight files of a model's component, compared with the weights that its settings describe.
 
 Only headers are read, so this is quick for any size of model.
 """
@@ -22,18 +22,18 @@ class WeightFiles:
     """The safetensors files of one component.
 
     Args:
-        folder: where they lie.
-        stem: of their names, as diffusers or transformers name them.
+        folder: folder of the component.
+        stem: stem of the files' names, as diffusers or transformers choose it.
     """
 
     folder: Path
     stem: str
 
     def shapes(self) -> Shapes:
-        """Name and shape of every weight, by the files' headers.
+        """Names and shapes of all weights, from the files' headers.
 
         Raises:
-            OSError, ValueError: a file is missing or corrupt, or is not what the index says.
+            OSError, ValueError: a file is missing or corrupt, or contradicts the index.
         """
         index = self.folder / f"{self.stem}.safetensors.index.json"
         if not index.is_file():
@@ -59,15 +59,15 @@ class WeightFiles:
         return {name: shape for shapes in held.values() for name, shape in shapes.items()}
 
     def check(self, wanted: Shapes, *, prefix: str = "", complete: bool = True) -> None:
-        """Refuse weights that a model does not have room for.
+        """Check the files against the weights of a model.
 
         Args:
-            wanted: name and shape of the model's weights.
-            prefix: that names in the files may have before those of the model.
-            complete: whether every weight of the model must be there.
+            wanted: names and shapes of the model's weights.
+            prefix: prefix that names in the files may have before the model's names.
+            complete: whether the files must hold every weight of the model.
 
         Raises:
-            OSError, ValueError: one is missing or of another shape, or see `shapes`.
+            OSError, ValueError: a weight is missing or has another shape, or see `shapes`.
         """
         found = {name.removeprefix(prefix): shape for name, shape in self.shapes().items()}
         missing = sorted(wanted.keys() - found.keys())
@@ -81,7 +81,7 @@ class WeightFiles:
                 )
 
     def _instead(self) -> str:
-        """What lies there that cannot be read, and what to do about it."""
+        """Describe a file in the folder that cannot be read, and say what to do about it; empty if none."""
         for file in sorted(self.folder.glob("*")):
             if file.suffix == ".safetensors" and file.name.startswith(f"{self.stem}."):
                 variant = file.name.removeprefix(f"{self.stem}.").removesuffix(".safetensors")
@@ -96,7 +96,7 @@ def _header(path: Path) -> Shapes:
         raise FileNotFoundError(f"{path} is missing")
     with path.open("rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
-            raise ValueError(f"{path} is Git LFS's note of where the weights are: run `git lfs pull`")
+            raise ValueError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
     try:
         with safe_open(path, framework="pt") as content:  # checks that the header covers the file exactly
             return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118

@@ -61,7 +61,7 @@ class ShardedWeights:
         self._mesh, self._gather = mesh, _CountedGather(everyone)
         self._shares: dict[nn.Module, FSDPModule] = {}
 
-    def share_out(self, block: nn.Module) -> None:
+    def shard(self, block: nn.Module) -> None:
         """Shard a block that is whole on every rank, and keep this rank's shard."""
         share = fully_shard(_Share(block), mesh=self._mesh, reshard_after_forward=True)
         share.set_custom_all_gather(self._gather)  # type: ignore[arg-type]

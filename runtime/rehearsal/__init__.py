@@ -1,4 +1,4 @@
-"""Lockstep's own engine on tensors that do not exist: what a job would compute, hold, send and launch.
+"""Rehearsals: the engine on fake tensors, counting what a job would compute, hold, send and launch.
 
-It needs neither weights nor a GPU, and says nothing of numbers, hangs or the real speed of anything.
+A rehearsal needs neither weights nor a GPU, and tells nothing about numbers, hangs or real speed.
 """

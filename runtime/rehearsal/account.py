@@ -19,34 +19,35 @@ COUNTED = (
 )
 ESTIMATED = (
     "seconds: a roofline with assumed shares of the makers' speeds; whether it fits: 2 GiB and 5 % of what "
-    "is held are assumed to be lost to the CUDA context, communicators, workspaces and fragmentation; "
-    "reading weights, encoding mp4 and what the host does beside launching are left out"
+    "tensors hold are assumed to be lost to the CUDA context, communicators, workspaces and fragmentation; "
+    "reading weights, encoding mp4 and the host's work other than launching are left out"
 )
 UNMEASURED = (
-    "nothing was run: no speed, hang, stream or number is known from this, and no GPU has confirmed it; "
-    "compiled blocks, xfuser's kernels and FSDP's own copies are not rehearsed"
+    "nothing was run: this tells nothing about real speed, hangs, streams or numbers, and no GPU has "
+    "confirmed it; compiled blocks, xfuser's kernels and FSDP's own copies are not rehearsed"
 )
 
 
-def told(rehearsal: Rehearsal, options: Sequence[Option] = ()) -> dict[str, Any]:
-    """What was found, as plain JSON; sizes in bytes, times in seconds.
+def to_json(rehearsal: Rehearsal, options: Sequence[Option] = ()) -> dict[str, Any]:
+    """Write a rehearsal as plain JSON; sizes in bytes, times in seconds.
 
     Args:
-        options: that would make it fit.
+        rehearsal: the rehearsal.
+        options: ways to make the job fit.
     """
-    asked = rehearsal.asked
+    scenario = rehearsal.scenario
     return {
         "schema": SCHEMA,
-        "request": asked.request.model_dump(mode="json", exclude={"prompt", "negative", "seed", "image"}),
+        "request": scenario.request.model_dump(mode="json", exclude={"prompt", "negative", "seed", "image"}),
         "model": {
-            "name": asked.config.model,
+            "name": scenario.config.model,
             "settings": rehearsal.source,
             "parameters": rehearsal.parameters,
-            "dtype": asked.config.dtype.model_dump(),
+            "dtype": scenario.config.dtype.model_dump(),
         },
-        "memory": asked.config.memory.model_dump(),
-        "tiles": None if asked.config.tiles is None else asked.config.tiles.model_dump(),
-        "gpu": asked.gpu.model_dump(),
+        "memory": scenario.config.memory.model_dump(),
+        "tiles": None if scenario.config.tiles is None else scenario.config.tiles.model_dump(),
+        "gpu": scenario.gpu.model_dump(),
         "topology": {"world": rehearsal.topology.world, **asdict(rehearsal.topology)},
         "attention": rehearsal.attention,
         "tokens": rehearsal.tokens,
@@ -75,7 +76,7 @@ def _option(option: Option) -> dict[str, Any]:
 
 
 def seconds(rehearsal: Rehearsal) -> dict[str, float]:
-    """Estimates for the whole job: of the slowest rank that was rehearsed."""
+    """Estimated seconds of the whole job, for the slowest rank that was rehearsed."""
     first, steps = rehearsal.ranks[0], _slowest(rehearsal)
     found = {"encode": _estimate(first.encode, rehearsal).total, **steps}
     denoise = rehearsal.computed * steps["computed_step"] + rehearsal.forecast * steps["forecast_step"]
@@ -130,4 +131,4 @@ def _phase(phase: Phase, rehearsal: Rehearsal) -> dict[str, Any]:
 
 
 def _estimate(phase: Phase, rehearsal: Rehearsal) -> Estimate:
-    return estimate(phase, rehearsal.topology, rehearsal.asked.gpu)
+    return estimate(phase, rehearsal.topology, rehearsal.scenario.gpu)

@@ -1,4 +1,4 @@
-"""The engine of one rank, with a model that is made up."""
+"""Engine of one rank, with a fake model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from runtime.models.wan.vae import WanDecoder
 from runtime.parallel.kernels import AUTO, GOOD_CUDNN, Card, choose, resolve
 from runtime.parallel.sharding import Weights, WholeWeights
 from runtime.parallel.topology import Degrees
+from runtime.rehearsal.fake import DEVICE, FakeDevice, diffusers_module
 from runtime.rehearsal.machine import Gpu
-from runtime.rehearsal.made_up import DEVICE, MadeUp, diffusers_module
-from runtime.rehearsal.peers import MadeUpPeers, MadeUpRanks
+from runtime.rehearsal.peers import FakePeers, FakeRanks
 from runtime.rehearsal.repeats import RepeatedBlocks, RepeatedDecoder
 from runtime.rehearsal.settings import RehearsedProfile
-from runtime.rehearsal.shares import MadeUpShares
+from runtime.rehearsal.shards import FakeShards
 from runtime.request.config import Config, Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Plan
@@ -34,35 +34,39 @@ _HOPPER = (9, 0)
 
 
 class RehearsedEngine(Engine):
-    """As `Engine`, of one rank among ranks that are not there.
-
-    Attributes:
-        made_up: what counts what it does.
-        parameters: of the transformer.
+    """An `Engine` on fake tensors, for one rank of a group whose other ranks do not exist.
 
     Args:
-        gpu: that it would run on.
-        whole: run all blocks and tiles, also those that are like others; nothing is counted otherwise for it.
+        config: config of the model.
+        profile: settings of the model.
+        ranks: this rank, and the group.
+        degrees: requested topology.
+        gpu: GPU that the job would run on.
+        whole: whether to run all blocks and tiles, also those that equal others; the counts are the same.
+
+    Attributes:
+        fake: device that counts.
+        parameters: number of the transformer's parameters.
     """
 
-    ranks: MadeUpRanks
+    ranks: FakeRanks
     profile: RehearsedProfile
 
     def __init__(
         self,
         config: Config,
         profile: RehearsedProfile,
-        ranks: MadeUpRanks,
+        ranks: FakeRanks,
         degrees: Degrees,
         gpu: Gpu,
         *,
         whole: bool = False,
     ):
-        self._known, self._gpu, self._whole, self.made_up = profile, gpu, whole, MadeUp()
+        self._known, self._gpu, self._whole, self.fake = profile, gpu, whole, FakeDevice()
         super().__init__(config, ranks, degrees)
 
-    def made_ready(self, plan: Plan) -> Run:
-        """As `prepare`, with made-up embeddings of the prompts; to be called where tensors are made up."""
+    def prepare_fake(self, plan: Plan) -> Run:
+        """Prepare a plan as `prepare` does, with fake embeddings; call it within `fake.running`."""
         noise_BCFHW = torch.empty(self.sizes.shape(plan.request), device=DEVICE)
         window_BCFHW = noise_BCFHW[:, :, plan.windows.slice(0)]
         text, image = self._embeddings(plan.request), self._condition(plan, window_BCFHW)
@@ -74,34 +78,34 @@ class RehearsedEngine(Engine):
 
     @property
     def heads(self) -> int:
-        """Of the transformer."""
+        """Number of the transformer's heads."""
         return self.sizes.architecture.heads
 
     @property
     def kind(self) -> ModelKind:
-        """Of the model."""
+        """Kind of the model."""
         return ModelKind(self.model.pipeline)
 
     @property
     def adapter_dtype(self) -> torch.dtype:
-        """In which the transformer computes."""
+        """Compute dtype of the transformer."""
         return self.loaded.dtype
 
     @property
     def vae(self) -> AutoencoderKLWan | None:
-        """The VAE, where this rank has one."""
+        """The VAE; None on a rank that has none."""
         return self._vae
 
     def _read_profile(self) -> RehearsedProfile:
         return self._known
 
     def _load(self) -> Model:
-        """The model, of which no text encoder is loaded: `runtime.rehearsal.phases` makes one up."""
+        """Make the fake model, without a text encoder: `runtime.rehearsal.phases` makes one when needed."""
         config, dtype = self.config, self.config.dtype.of("transformer")
         if config.dtype.computed != dtype:
             raise BadRequestError(
-                f"dtype.compute: {config.dtype.compute} given; steps that compute in another dtype than "
-                "weights are kept in cannot be rehearsed"
+                f"dtype.compute: {config.dtype.compute} given; a compute dtype that differs from the storage "
+                "dtype cannot be rehearsed"
             )
         self._transformer, weights = self._make_transformer(dtype)
         adapter = open_adapter(self._transformer, weights)
@@ -119,20 +123,20 @@ class RehearsedEngine(Engine):
         vace = self.kind is ModelKind.VACE
         kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
         path = self.model.path / "transformer"
-        model = diffusers_module(self.made_up, kind, path, dtype)
+        model = diffusers_module(self.fake, kind, path, dtype)
         self.parameters = sum(one.numel() for one in model.parameters())
         for tensor in (*model.parameters(), *model.buffers()):
             self.ranks.node.broadcast(tensor)
-        weights = self._share_out(model)
+        weights = self._shard(model)
         if not self._whole:
-            weights = RepeatedBlocks(weights, self.made_up.ledger, self.ranks)
+            weights = RepeatedBlocks(weights, self.fake.ledger, self.ranks)
         return model, weights
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
-        """Whether it fits is what a rehearsal is to find out."""
+        """Check nothing: a rehearsal reports whether the job fits."""
 
     def _kernel(self, ring: int) -> str:
-        """Name of the kernel that would run on the GPU in question."""
+        """Name of the attention kernel that would run on the GPU."""
         name, dtype = self.config.attention, self.loaded.dtype
         if name == AUTO:
             card = Card(_HOPPER, GOOD_CUDNN) if self._gpu.cudnn else None
@@ -141,27 +145,27 @@ class RehearsedEngine(Engine):
             raise BadRequestError(f"attention: {name!r} given; only torch's own kernels can be rehearsed")
         return resolve(name, DEVICE, dtype, ring=ring)
 
-    def _share_out(self, model: Transformer) -> Weights:
+    def _shard(self, model: Transformer) -> Weights:
         if self.config.memory.transformer != "shard" or self.ranks.size == 1:
             return WholeWeights()
-        assert isinstance(self.ranks.everyone, MadeUpPeers)
-        shares = MadeUpShares(self.ranks.everyone, self.made_up.ledger)
-        with self.made_up.running():
+        assert isinstance(self.ranks.everyone, FakePeers)
+        shares = FakeShards(self.ranks.everyone, self.fake.ledger)
+        with self.fake.running():
             for block in every_block(model):
-                shares.share_out(block)
+                shares.shard(block)
         return shares
 
     def _make_vae(self) -> AutoencoderKLWan | None:
         if self.config.tiles is None and not self.ranks.is_leader:
             return None
         path, dtype = self.model.path / "vae", self.config.dtype.of("vae")
-        vae: AutoencoderKLWan = diffusers_module(self.made_up, AutoencoderKLWan, path, dtype)
+        vae: AutoencoderKLWan = diffusers_module(self.fake, AutoencoderKLWan, path, dtype)
         if not self._whole:
-            vae.decoder = RepeatedDecoder(vae.decoder, self.made_up.ledger)
+            vae.decoder = RepeatedDecoder(vae.decoder, self.fake.ledger)
         return vae
 
     def _embeddings(self, request: VideoRequest) -> Embeddings:
-        """Of the prompts, as the text encoder would give them."""
+        """Make fake embeddings of the prompts."""
         shape = (request.videos, request.max_sequence_length, self._transformer.config.text_dim)
         made = [
             torch.empty(shape, dtype=self.loaded.dtype, device=DEVICE)
@@ -171,7 +175,7 @@ class RehearsedEngine(Engine):
         return Embeddings(made[:count], made[count] if request.guided else None)
 
     def _condition(self, plan: Plan, window_BCFHW: torch.Tensor) -> ImageCondition | None:
-        """What the window is conditioned on, as the image encoder would give it."""
+        """Make the fake conditioning of a window; None for a model that is conditioned on text alone."""
         if self._image is None:
             return None
         settings, (batch, channels, *rest) = self._transformer.config, window_BCFHW.shape
@@ -186,7 +190,7 @@ class RehearsedEngine(Engine):
 
     @property
     def image_tokens(self) -> int:
-        """Of an image encoder: one for each patch, and one of the whole."""
+        """Number of the image encoder's tokens: one for each patch and one for the whole image."""
         from runtime.models.wan.settings import ImageEncoderSettings
 
         found = ImageEncoderSettings.read(self.model.path / "image_encoder" / "config.json")

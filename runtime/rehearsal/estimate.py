@@ -1,8 +1,8 @@
-"""How long things might take on a GPU: arithmetic with assumed speeds, no measurement.
+"""Estimates of times on a GPU: arithmetic with assumed speeds, no measurement.
 
-Each operator takes as long as its operations at the speed that its kind is assumed to reach, or as its bytes
-at that of the memory, whichever is longer (a roofline); or all of them together as long as their launches.
-Ring transfers hide behind all but one part of the attention; nothing else is assumed to overlap.
+An operator takes the time of its operations at the speed assumed for its kind, or of its bytes at that of the
+memory, whichever is longer (a roofline). A phase takes the time of all its operators, or of their launches if
+that is longer. Ring transfers overlap with all but one part of the attention; nothing else overlaps.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.phases import Phase
 
 REACHED = {"attention": 0.4, "linear": 0.63, "convolution": 0.5, "other": 1.0}
-"""Kind → share of the makers' operations per second that is assumed to be reached."""
-REACHED_BYTES = 0.78  # the same of bytes per second of the memory
-REACHED_LINK = 0.67  # and of links
-LAUNCH = 5e-6  # seconds that a launch takes the host, assumed
-LATENCY = 20e-6  # and that a transfer takes at least
+"""Kind of operator → assumed efficiency: share of the makers' operations per second that it reaches."""
+REACHED_BYTES = 0.78  # the same for bytes per second of the memory
+REACHED_LINK = 0.67  # the same for links
+LAUNCH = 5e-6  # seconds of the host for a launch, assumed
+LATENCY = 20e-6  # least seconds of a transfer, assumed
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds of one phase or step on one rank, estimated.
+    """Estimated seconds of one phase or step on one rank.
 
     Attributes:
-        attention, linear, convolution, other: of the operators of each kind.
-        launches: that all of them take to launch; it counts where it is more than they take.
-        exposed: of transfers that nothing hides.
+        attention, linear, convolution, other: seconds of the operators of each kind.
+        launches: seconds of all launches; they count where they exceed those of the operators.
+        exposed: seconds of transfers that overlap with nothing.
     """
 
     attention: float
@@ -41,11 +41,12 @@ class Estimate:
 
     @property
     def total(self) -> float:
+        """Seconds of the whole phase or step."""
         return max(self.attention + self.linear + self.convolution + self.other, self.launches) + self.exposed
 
 
 def estimate(phase: Phase, topology: Topology, gpu: Gpu) -> Estimate:
-    """What a phase or step of one rank might take."""
+    """Estimate the time of a phase or step of one rank."""
     seconds = _seconds(phase.work, gpu)
     ring = _transfer(phase.sent.get("ring", 0), topology.sequence, gpu)
     hidden = seconds["attention"] * (topology.ring - 1) / topology.ring
@@ -62,7 +63,7 @@ def estimate(phase: Phase, topology: Topology, gpu: Gpu) -> Estimate:
 
 
 def _seconds(work: Work, gpu: Gpu) -> dict[str, float]:
-    """Of the operators of each kind."""
+    """Estimate the seconds of the operators of each kind."""
     found = dict.fromkeys(REACHED, 0.0)
     for operator, times in work.operators.items():
         found[operator.kind] += times * _of_one(operator, gpu)
@@ -76,7 +77,13 @@ def _of_one(operator: Operator, gpu: Gpu) -> float:
 
 
 def _transfer(sent: int, span: int, gpu: Gpu) -> float:
-    """Of what a rank sends at once to `span` neighbouring ranks, itself among them."""
+    """Estimate the seconds of a transfer.
+
+    Args:
+        sent: bytes that a rank sends at once.
+        span: number of neighbouring ranks that take part, itself among them.
+        gpu: the GPU.
+    """
     if not sent:
         return 0.0
     speed = gpu.link_gbps if span <= gpu.per_node else gpu.network_gbps

@@ -1,4 +1,4 @@
-"""Indexing of tensors on a device for which torch is not built: `x[…]` asks for the device, views do not."""
+"""Indexing of fake tensors on a device that torch is not built for: `x[…]` needs the device, views do not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def get(tensor: torch.Tensor, index: Any) -> torch.Tensor:
-    """`tensor[index]` for integers, slices, `None`, an ellipsis, and tensors."""
+    """Return `tensor[index]`; `index` may hold integers, slices, `None`, an ellipsis and tensors."""
     entries = _entries(tensor, index)
     picked: list[torch.Tensor | None] = []
     axis = 0
@@ -29,7 +29,7 @@ def get(tensor: torch.Tensor, index: Any) -> torch.Tensor:
 
 
 def put(tensor: torch.Tensor, index: Any, value: Any) -> None:
-    """`tensor[index] = value` where `index` holds no tensors."""
+    """Assign `tensor[index] = value`; `index` may not hold tensors."""
     there = get(tensor, index)
     if isinstance(value, torch.Tensor):
         torch.ops.aten.copy_.default(there, value)
@@ -38,7 +38,7 @@ def put(tensor: torch.Tensor, index: Any, value: Any) -> None:
 
 
 def _entries(tensor: torch.Tensor, index: Any) -> list[Any]:
-    """One entry for each axis that is named, the ellipsis written out."""
+    """List one entry for each axis of an index, with the ellipsis expanded."""
     given = list(index) if isinstance(index, tuple) else [index]
     named = sum(entry is not None and entry is not Ellipsis for entry in given)
     at = next((place for place, entry in enumerate(given) if entry is Ellipsis), None)

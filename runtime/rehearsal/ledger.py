@@ -1,4 +1,4 @@
-"""What operators on made-up tensors would take: operations, bytes read and written, launches, and memory."""
+"""Ledger of operators on fake tensors: operations, bytes read and written, launches, and memory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ KINDS = ("attention", "linear", "convolution", "other")
 
 
 class Operator(NamedTuple):
-    """One launch, as far as its cost goes.
+    """Cost of one operator launch.
 
     Attributes:
-        kind: `attention`, `linear` (products of matrices), `convolution`, or `other`, whose operations are
-            not counted.
-        itemsize: bytes of the numbers that it works with.
-        flops: floating-point operations, a multiplication and an addition being two.
+        kind: `attention`, `linear` (matrix products), `convolution`, or `other`, whose operations are not
+            counted.
+        itemsize: bytes per number of its inputs.
+        flops: floating-point operations; a multiplication and an addition are two.
         moved: bytes of all its tensors.
     """
 
@@ -37,17 +37,18 @@ class Operator(NamedTuple):
 
 @dataclass(slots=True)
 class Work:
-    """Operators, and how often each is launched."""
+    """Operators and the number of launches of each."""
 
     operators: Counter[Operator] = field(default_factory=Counter)
 
     @property
     def launches(self) -> int:
+        """Number of all launches."""
         return self.operators.total()
 
     @property
     def flops(self) -> dict[str, int]:
-        """Operations by kind, where there are any."""
+        """Floating-point operations by kind; kinds without any are left out."""
         found = dict.fromkeys(KINDS, 0)
         for operator, times in self.operators.items():
             found[operator.kind] += times * operator.flops
@@ -55,19 +56,19 @@ class Work:
 
     @property
     def moved(self) -> int:
-        """Bytes that operators read and write, if none of it stays in a cache."""
+        """Bytes that operators read and write if no cache helps."""
         return sum(times * operator.moved for operator, times in self.operators.items())
 
     def copy(self) -> Work:
-        """Another one, which does not change with this one."""
+        """Copy this work."""
         return Work(Counter(self.operators))
 
     def minus(self, other: Work) -> Work:
-        """What came after `other`, which was a part of this."""
+        """Work that was added after `other`, an earlier copy of this."""
         return Work(self.operators - other.operators)
 
     def plus(self, other: Work, times: int = 1) -> Work:
-        """Both together, the other one so often."""
+        """Sum of this work and `times` times the other."""
         joined = Counter(self.operators)
         for operator, count in other.operators.items():
             joined[operator] += times * count
@@ -76,11 +77,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The most that a device held at one time, in bytes.
+    """Peak memory of a device, in bytes.
 
     Attributes:
-        peak: of everything.
-        weights, history: of it.
+        peak: the most bytes that were held at one time.
+        weights, history: bytes of these that were weights, and history for forecasts.
     """
 
     peak: int
@@ -89,17 +90,20 @@ class Memory:
 
     @property
     def activations(self) -> int:
-        """What is neither weights nor history."""
+        """Bytes at the peak that were neither weights nor history."""
         return self.peak - self.weights - self.history
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what runs in it on tensors of one type of device.
+    """Dispatch mode that counts operators on tensors of one device, and the memory that these hold.
+
+    Args:
+        device: type of the device, such as `cuda`.
 
     Attributes:
-        now, peak: bytes held, and the most since `start`.
-        weights: bytes of what is held that are weights.
-        work: since `start`.
+        now, peak: bytes held now, and at most since `start`.
+        weights: bytes held now by weights.
+        work: operators since `start`.
     """
 
     def __init__(self, device: str):
@@ -112,23 +116,32 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.work = Work()
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Begin a measurement."""
         self.peak, self._weights_at_peak, self.work = self.now, self.weights, Work()
 
     def finish(self, history: int = 0) -> tuple[Work, Memory]:
-        """What was done and held since `start`; `history` is what of it is kept for forecasts."""
+        """Return work and peak memory since `start`.
+
+        Args:
+            history: bytes of it that are history for forecasts.
+        """
         work, self.work = self.work, Work()
         return work, Memory(self.peak, self._weights_at_peak, history)
 
     def add(self, work: Work, rise: int = 0) -> None:
-        """Count what is like something that was done already; meanwhile so many bytes more were held."""
+        """Count work that is not run because it equals work that was.
+
+        Args:
+            work: the work.
+            rise: bytes that it would hold meanwhile, beside those held now.
+        """
         for operator, times in work.operators.items():
             self.work.operators[operator] += times
         self._reach(self.now + rise)
 
     @contextmanager
     def rise(self) -> Iterator[list[int]]:
-        """The one number of the list becomes how many bytes more than before were held within the block."""
+        """Measure how far memory rises within the context; at its end the list's one number is that rise."""
         found, peak, weights, self.peak = [0], self.peak, self._weights_at_peak, self.now
         before = self.now
         try:
@@ -139,8 +152,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.peak, self._weights_at_peak = peak, weights
 
     @contextmanager
-    def of_weights(self) -> Iterator[None]:
-        """What is made while the block runs are weights."""
+    def as_weights(self) -> Iterator[None]:
+        """Count tensors that are made within the context as weights."""
         before, self._are_weights = self._are_weights, True
         try:
             yield
@@ -185,7 +198,7 @@ _LAUNCHES: dict[Any, bool] = {}
 
 
 def _launches(func: Any) -> bool:
-    """Whether an operator computes or copies anything: neither a view nor fresh memory."""
+    """Return whether an operator computes or copies anything, rather than making a view or fresh memory."""
     if func not in _LAUNCHES:
         returns = func._schema.returns
         view = any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
@@ -194,7 +207,7 @@ def _launches(func: Any) -> bool:
 
 
 def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:
-    """All tensors in arguments or results, those in lists included."""
+    """List all tensors in arguments or results, those in nested lists included."""
     found: list[torch.Tensor] = []
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -223,5 +236,5 @@ def _operator(
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's own elements; expanded ones are there once."""
+    """Bytes of a tensor's elements; expanded elements count once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -1,4 +1,4 @@
-"""What a GPU is said to be able to do: for judging whether a job fits, and for estimates."""
+"""GPUs by their data sheets: for judging whether a job fits, and for estimates."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from runtime.request.video_request import Title
 _Speed = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), NUMBER]
 
 RESERVE = 2 * 2**30  # bytes, assumed: the CUDA context, communicators, and workspaces of kernels
-FRAGMENTED = 0.05  # of what is held, assumed: lost between blocks of the allocator
+FRAGMENTED = 0.05  # share of what is held, assumed: lost between blocks of the allocator
 
 
 class Gpu(BaseModel):
-    """A GPU by its makers' numbers: dense, and each way for links.
+    """A GPU by its maker's numbers.
 
     Attributes:
-        name: as it is shown.
-        memory_gib: as torch reports it, in GiB.
+        name: displayed name.
+        memory_gib: memory as torch reports it, in GiB.
         bfloat16_tflops, tf32_tflops, float32_tflops: 10¹² operations per second, without sparsity.
-        memory_gbps: 10⁹ bytes per second that it reads and writes.
-        link_gbps: 10⁹ bytes per second to a GPU of the same machine.
-        network_gbps: 10⁹ bytes per second to one of another machine.
+        memory_gbps: memory bandwidth, 10⁹ bytes per second.
+        link_gbps: bandwidth to a GPU of the same machine, 10⁹ bytes per second in each direction.
+        network_gbps: bandwidth to a GPU of another machine, 10⁹ bytes per second in each direction.
         per_node: GPUs in one machine.
-        cudnn: whether `attention: auto` takes cuDNN's kernel in a ring.
+        cudnn: whether `attention: auto` chooses cuDNN's kernel in a ring.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,18 +51,18 @@ class Gpu(BaseModel):
 
     @property
     def memory(self) -> int:
-        """Bytes."""
+        """Memory in bytes."""
         return int(self.memory_gib * 2**30)
 
     def room(self, held: int) -> int:
-        """Bytes left where tensors take `held`, after what is assumed to be lost; below 0 it does not fit."""
+        """Bytes left when tensors hold `held` bytes, after assumed losses; negative if they do not fit."""
         return self.memory - RESERVE - int(held * (1 + FRAGMENTED))
 
 
 def load_gpu(name: str) -> Gpu:
-    """The GPU called `name` in `configs/gpus/`, or the one in the YAML file `name`.
+    """Load a GPU by its name in `configs/gpus/`, or from a YAML file.
 
     Raises:
-        BadRequestError: there is none, or it is not valid; the message says what there is.
+        BadRequestError: there is none, or it is not valid; the message lists the available ones.
     """
     return open_yaml(name, folder="gpus", field="gpu").parse(Gpu)

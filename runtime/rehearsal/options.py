@@ -1,4 +1,4 @@
-"""What would make a job fit that does not: memory options of the config, and more ranks."""
+"""Options that would make a job fit: memory options of the config, and more ranks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from runtime.errors import BadRequestError
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.ledger import Memory
-from runtime.rehearsal.rehearse import Asked, RankFindings, Rehearsal, rehearse
+from runtime.rehearsal.rehearse import RankFindings, Rehearsal, Scenario, rehearse
 from runtime.request.config import Config, Tiles
 
 _MOST_RANKS = 64
-_ENOUGH = 3  # ways that are offered
+_ENOUGH = 3  # options that are offered
 _TILES = Tiles(size=256, stride=192)
 
 
@@ -21,21 +21,21 @@ class Option:
     """A way to make a job fit.
 
     Attributes:
-        changes: field of the config → its value.
-        rehearsal: of the job as it would be then, by its first rank, which holds the most.
+        changes: field of the config → new value.
+        rehearsal: rehearsal of the changed job, by its first rank, which holds the most.
     """
 
     changes: dict[str, str]
     rehearsal: Rehearsal
 
 
-def options(asked: Asked) -> Iterator[Option]:
-    """Ways to make a job fit that does not: first with its own number of ranks, then with more."""
-    found, ranks, degrees = 0, asked.ranks, asked.degrees
-    if asked.gpu.room(0) < 0:
+def options(scenario: Scenario) -> Iterator[Option]:
+    """Yield ways to make a job fit: first with its own number of ranks, then with more."""
+    found, ranks, degrees = 0, scenario.ranks, scenario.degrees
+    if scenario.gpu.room(0) < 0:
         return
-    while ranks <= max(_MOST_RANKS, asked.ranks) and found < _ENOUGH:
-        option = _first_that_fits(replace(asked, ranks=ranks, degrees=degrees))
+    while ranks <= max(_MOST_RANKS, scenario.ranks) and found < _ENOUGH:
+        option = _first_that_fits(replace(scenario, ranks=ranks, degrees=degrees))
         if option is not None:
             found += 1
             yield option
@@ -44,13 +44,13 @@ def options(asked: Asked) -> Iterator[Option]:
 
 @dataclass(frozen=True, slots=True)
 class _Remedy:
-    """Something that lets a rank hold less.
+    """A change of the config that reduces a rank's memory.
 
     Attributes:
-        field, value: of the config, as it is said.
-        phases: in which it helps.
-        helps: whether it could, with so many ranks and what was found so far.
-        applied: the config with it.
+        field, value: field of the config and its new value, as displayed.
+        phases: phases in which it helps.
+        helps: returns whether it could help, from the config, the number of ranks and a rank's findings.
+        applied: returns the changed config.
     """
 
     field: str
@@ -96,37 +96,37 @@ _REMEDIES = (
 )
 
 
-def _first_that_fits(asked: Asked) -> Option | None:
-    """As asked, with one remedy after the other for what does not fit; None if nothing helps."""
+def _first_that_fits(scenario: Scenario) -> Option | None:
+    """Apply one remedy after another until a scenario fits; None if nothing helps."""
     remedies: list[_Remedy] = []
     try:
-        found = rehearse(asked, [0])
+        found = rehearse(scenario, [0])
         while not found.fits:
             remedy = _remedy(found)
             if remedy is None:
                 return None
             remedies.append(remedy)
-            found = rehearse(_with(asked, remedies), [0])
-    except BadRequestError:  # so many ranks have no token each
+            found = rehearse(_with(scenario, remedies), [0])
+    except BadRequestError:  # more ranks than tokens
         return None
-    for remedy in remedies[:-1]:  # the last one may do without those before
+    for remedy in remedies[:-1]:  # the last one may make earlier ones unnecessary
         fewer = [one for one in remedies if one is not remedy]
-        without = rehearse(_with(asked, fewer), [0])
+        without = rehearse(_with(scenario, fewer), [0])
         if without.fits:
             remedies, found = fewer, without
     return Option({remedy.field: remedy.value for remedy in remedies}, found)
 
 
-def _with(asked: Asked, remedies: list[_Remedy]) -> Asked:
-    config = asked.config
+def _with(scenario: Scenario, remedies: list[_Remedy]) -> Scenario:
+    config = scenario.config
     for remedy in remedies:
         config = remedy.applied(config)
-    return replace(asked, config=config)
+    return replace(scenario, config=config)
 
 
 def _remedy(rehearsal: Rehearsal) -> _Remedy | None:
-    """The least costly that helps in the phase that holds the most."""
-    asked, found = rehearsal.asked, rehearsal.ranks[0]
+    """Choose the least costly remedy that helps in the phase with the highest peak; None if none does."""
+    scenario, found = rehearsal.scenario, rehearsal.ranks[0]
 
     def held(phase: str) -> int:
         memory: Memory = found.peaks[phase]
@@ -134,6 +134,6 @@ def _remedy(rehearsal: Rehearsal) -> _Remedy | None:
 
     worst = max(found.peaks, key=held)
     for remedy in _REMEDIES:
-        if worst in remedy.phases and remedy.helps(asked.config, asked.ranks, found):
+        if worst in remedy.phases and remedy.helps(scenario.config, scenario.ranks, found):
             return remedy
     return None

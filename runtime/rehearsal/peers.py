@@ -1,4 +1,4 @@
-"""Ranks that are not there: what this one would send them is counted, and what they would send is made up."""
+"""Fake ranks: bytes that this rank would send are counted, and received tensors are fake."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from runtime.parallel.ranks import RankGroup, Ranks
 from runtime.parallel.topology import Topology
 
 
-class MadeUpPeers(Peers):
-    """As one rank of `size` sees the others. `Peers` counts what is sent; then nothing is sent."""
+class FakePeers(Peers):
+    """Peers that do not exist, as one rank of `size` sees them. `Peers` counts bytes; nothing is sent."""
 
     def __init__(self, rank: int, size: int):
         super().__init__(None, Unguarded(), Traffic())
@@ -23,8 +23,8 @@ class MadeUpPeers(Peers):
         """Bytes that this rank would have sent."""
         return self._traffic
 
-    def collects(self, piece: int) -> None:
-        """Count a gather to which every rank gives `piece` bytes: see `all_gather_into_tensor`."""
+    def count_all_gather(self, piece: int) -> None:
+        """Count an all-gather to which every rank contributes `piece` bytes."""
         self._enter(piece * (self.size - 1))
 
     def _move(
@@ -37,7 +37,7 @@ class MadeUpPeers(Peers):
 
 
 class Echo(Peers):
-    """For small messages: every rank would have said the same."""
+    """Peers for small messages: each of them answers with this rank's own message."""
 
     def __init__(self, rank: int, size: int):
         super().__init__(None, Unguarded(), Traffic())
@@ -47,52 +47,53 @@ class Echo(Peers):
         return Transfer(None, outgoing, shapes, self._guard, polls=False)
 
 
-class MadeUpGroup(RankGroup):
-    """The ranks arranged along the axes of a topology, each axis with a traffic of its own."""
+class FakeGroup(RankGroup):
+    """Fake ranks along the axes of a topology; traffic is counted for each axis."""
 
     def __init__(self, topology: Topology, rank: int):
         self.topology, self.place = topology, topology.place(rank)
-        self._cfg = MadeUpPeers(self.place.cfg, topology.cfg)
-        self._ring = MadeUpPeers(self.place.ring, topology.ring)
-        self._ulysses = MadeUpPeers(self.place.ulysses, topology.ulysses)
-        self._sequence = MadeUpPeers(self.place.sequence, topology.sequence)
+        self._cfg = FakePeers(self.place.cfg, topology.cfg)
+        self._ring = FakePeers(self.place.ring, topology.ring)
+        self._ulysses = FakePeers(self.place.ulysses, topology.ulysses)
+        self._sequence = FakePeers(self.place.sequence, topology.sequence)
 
     @property
-    def axes(self) -> dict[str, MadeUpPeers]:
-        """The peers along each axis."""
+    def axes(self) -> dict[str, FakePeers]:
+        """Peers along each axis."""
         found = {axis: getattr(self, f"_{axis}") for axis in ("cfg", "ring", "ulysses", "sequence")}
-        return {axis: peers for axis, peers in found.items() if isinstance(peers, MadeUpPeers)}
+        return {axis: peers for axis, peers in found.items() if isinstance(peers, FakePeers)}
 
 
-class MadeUpRanks(Ranks):
-    """All ranks of a job that is not run, from one of them.
+class FakeRanks(Ranks):
+    """All ranks of a rehearsed job, as one of them sees them.
 
     Args:
-        device: where its tensors would live.
+        device: device of the rank.
+        rank, size: number of the rank, and of all ranks.
         per_node: GPUs of one machine.
     """
 
     def __init__(self, device: torch.device, rank: int, size: int, per_node: int):
         control = Echo(rank, size)
-        everyone = MadeUpPeers(rank, size)
-        node = MadeUpPeers(rank % per_node, min(per_node, size - rank // per_node * per_node))
+        everyone = FakePeers(rank, size)
+        node = FakePeers(rank % per_node, min(per_node, size - rank // per_node * per_node))
         super().__init__(
             device, everyone.traffic, everyone=everyone, control=control, node=node, per_node=per_node
         )
-        self._made: dict[Topology, MadeUpGroup] = {}
+        self._made: dict[Topology, FakeGroup] = {}
         self.per_node = min(per_node, size)
 
-    def group(self, topology: Topology) -> MadeUpGroup:
+    def group(self, topology: Topology) -> FakeGroup:
         if topology not in self._made:
-            self._made[topology] = MadeUpGroup(topology, self.rank)
+            self._made[topology] = FakeGroup(topology, self.rank)
         return self._made[topology]
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         pass
 
     @property
-    def within_blocks(self) -> list[MadeUpPeers]:
-        """What transformer blocks may send to, of all groups that were asked for."""
+    def within_blocks(self) -> list[FakePeers]:
+        """Peers to which transformer blocks may send, in all groups that were made."""
         return [
             peers
             for group in self._made.values()
@@ -101,7 +102,7 @@ class MadeUpRanks(Ranks):
         ]
 
     def sent(self, topology: Topology) -> dict[str, int]:
-        """Bytes sent so far along each axis."""
-        assert isinstance(self.everyone, MadeUpPeers)
+        """Bytes that this rank has sent so far along each axis of a topology."""
+        assert isinstance(self.everyone, FakePeers)
         peers = {**self.group(topology).axes, "everyone": self.everyone}
         return {axis: one.traffic.sent for axis, one in peers.items()}

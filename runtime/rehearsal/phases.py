@@ -1,4 +1,4 @@
-"""The phases of a job as one rank goes through them, each in as few pieces as tell the whole.
+"""Phases of a job on one rank, each rehearsed with as few steps, blocks and frames as determine the whole.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
 """
@@ -16,8 +16,8 @@ from runtime.files.text import read_json
 from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.vae import decode_frames
 from runtime.rehearsal.engine import RehearsedEngine
+from runtime.rehearsal.fake import DEVICE
 from runtime.rehearsal.ledger import Memory, Work
-from runtime.rehearsal.made_up import DEVICE
 from runtime.sampling.finite import size_of
 from runtime.sampling.plan import Plan
 from runtime.sampling.run import Run
@@ -29,9 +29,10 @@ _DECODED = 3  # latent frames: the first, the second, and one that is like all a
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What one rank does in a phase, or in one step of it.
+    """Work and memory of one rank in a phase, or in one step of it.
 
     Attributes:
+        work, memory: operators, and peak memory.
         sent: axis → bytes that this rank sends.
     """
 
@@ -40,12 +41,12 @@ class Phase:
     sent: dict[str, int] = field(default_factory=dict)
 
     def times(self, count: int) -> Phase:
-        """The same so often, one after the other."""
+        """Repeat this phase `count` times."""
         sent = {axis: count * size for axis, size in self.sent.items()}
         return replace(self, work=Work().plus(self.work, count), sent=sent)
 
     def then(self, other: Phase) -> Phase:
-        """Both, one after the other."""
+        """Join this phase and the one that follows it."""
         axes = {**self.sent, **other.sent}
         sent = {axis: self.sent.get(axis, 0) + other.sent.get(axis, 0) for axis in axes}
         memory = max((self.memory, other.memory), key=lambda memory: memory.peak)
@@ -54,13 +55,13 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Denoising on one rank.
+    """Denoising steps of one rank.
 
     Attributes:
-        first, last: computed steps, with nothing and with the most to forecast from.
-        forecast: with the most to forecast from; None where nothing is forecast.
-        history: bytes kept for forecasts when the last step is done.
-        kept: values of them.
+        first, last: first and last computed step, with an empty and with the longest history.
+        forecast: last forecast step, with the longest history; None if nothing is forecast.
+        history: bytes of the history after the last step.
+        kept: number of values in it.
     """
 
     first: Phase
@@ -71,57 +72,57 @@ class Steps:
 
     @property
     def memory(self) -> Memory:
-        """The most of any step."""
+        """Peak memory of all steps."""
         steps = [self.first, self.last, *([self.forecast] if self.forecast else [])]
         return max((step.memory for step in steps), key=lambda memory: memory.peak)
 
 
 class Rehearser:
-    """Goes through a job as one rank.
+    """Rehearsal of a job on one rank; call its methods in the order of the phases.
 
     Args:
-        engine: of the rank.
-        plan: of the job.
+        engine: engine of the rank.
+        plan: plan of the job.
     """
 
     def __init__(self, engine: RehearsedEngine, plan: Plan):
-        self._engine, self._plan, self._made_up = engine, plan, engine.made_up
+        self._engine, self._plan, self._fake = engine, plan, engine.fake
 
     def load(self) -> Phase:
-        """Weights that stay on the device, from when they are there."""
-        ledger = self._made_up.ledger
+        """Rehearse loading: the weights that stay on the device."""
+        ledger = self._fake.ledger
         ledger.start()
         self._kept_text = self._text_encoder() if self._keeps_text else None
         work, memory = ledger.finish()
         return Phase(work, memory, {"node": self._engine.ranks.node.traffic.sent})  # type: ignore[attr-defined]
 
     def encode(self) -> Phase:
-        """Prompts, and what the model sees beside them; on the first rank, which then hands it on."""
-        engine, ledger = self._engine, self._made_up.ledger
+        """Rehearse encoding of prompts and other conditioning, on the first rank, which broadcasts it."""
+        engine, ledger = self._engine, self._fake.ledger
         ledger.start()
         if engine.ranks.is_leader:
             encoder: Any = self._kept_text if self._keeps_text else self._text_encoder()
-            with self._made_up.running():
+            with self._fake.running():
                 shape = (1, self._plan.request.max_sequence_length)
                 ids = torch.ones(shape, dtype=torch.long, device=DEVICE)
                 encoder(ids, torch.ones_like(ids)).last_hidden_state.to(engine.adapter_dtype)
                 one = ledger.work.copy()
                 for _ in range(len(self._plan.request.travel) + self._plan.request.guided):
-                    ledger.add(one)  # texts are of one length
+                    ledger.add(one)  # all texts have the same length
                 del ids
             del encoder
-            self._see()
+            self._encode_condition()
         work, memory = ledger.finish()
         return Phase(work, memory)
 
     def denoise(self) -> tuple[Run, Steps]:
-        """The steps that tell of all: the first and the last that are computed, and the last forecast one."""
+        """Rehearse the first and the last computed step, and the last forecast step."""
         plan, kinds = self._plan, self._plan.preset.expected_kinds(self._plan.steps)
         computed = [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
         forecast = [step for step, kind in enumerate(kinds) if kind is StepKind.FORECAST]
-        sampler = plan.fresh_sampler()  # its tables are real
-        with self._made_up.running():
-            run = self._engine.made_ready(plan)
+        sampler = plan.fresh_sampler()  # its tables are real tensors
+        with self._fake.running():
+            run = self._engine.prepare_fake(plan)
             segment = run.segment(0, None)
             loop = _Loop(self._engine, plan, segment.stream, sampler, segment.noise_BCFHW)
             first = loop.step(StepKind.COMPUTE, computed[0])
@@ -137,10 +138,14 @@ class Rehearser:
             return run, Steps(first, last, of_forecast, history, kept)
 
     def decode(self, run: Run) -> Phase:
-        """All frames; `run` is still held while they are decoded."""
-        engine, ledger = self._engine, self._made_up.ledger
+        """Rehearse decoding of all frames.
+
+        Args:
+            run: result of `denoise`, whose tensors are held meanwhile.
+        """
+        engine, ledger = self._engine, self._fake.ledger
         frames = run.noise_BCFHW.shape[2]
-        with self._made_up.running():
+        with self._fake.running():
             latents_BCFHW = torch.empty_like(run.noise_BCFHW)
             parts = list(_decoded(engine, latents_BCFHW, min(_DECODED, frames)))
             ledger.start()
@@ -159,40 +164,40 @@ class Rehearser:
 
         folder, dtype = self._engine.model.path, self._engine.config.dtype.of("text_encoder")
         settings = UMT5Config.from_dict(read_json(folder / "text_encoder" / "config.json"))
-        return self._made_up.module(
+        return self._fake.module(
             lambda: UMT5EncoderModel(settings), lambda _, one: dtype if one.is_floating_point() else one.dtype
         )
 
-    def _see(self) -> None:
-        """What an image encoder and the VAE do with an image, or with nothing in its place."""
+    def _encode_condition(self) -> None:
+        """Rehearse the image encoder and the VAE's encoder, with an image or with empty frames."""
         engine, request = self._engine, self._engine.config.windowed(self._plan.request)
         if engine.kind is ModelKind.TEXT:
             return
         if engine.kind is ModelKind.IMAGE:
-            self._see_image()
+            self._encode_image()
         vae = engine.vae
         assert vae is not None
-        times = 2 if engine.kind is ModelKind.VACE else 1  # what is known, and what is to be changed
+        times = 2 if engine.kind is ModelKind.VACE else 1  # known and editable regions
         shape = (1, vae.config.in_channels, request.frames, request.height, request.width)
-        with self._made_up.running():
+        with self._fake.running():
             for _ in range(times):
                 vae.encode(torch.empty(shape, dtype=vae.dtype, device=DEVICE))
 
-    def _see_image(self) -> None:
+    def _encode_image(self) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         folder, dtype = self._engine.model.path, self._engine.config.dtype.of("image_encoder")
         settings = CLIPVisionConfig.from_dict(read_json(folder / "image_encoder" / "config.json"))
-        encoder = self._made_up.module(
+        encoder = self._fake.module(
             lambda: CLIPVisionModel(settings), lambda _, one: dtype if one.is_floating_point() else one.dtype
         )
-        with self._made_up.running():
+        with self._fake.running():
             size = settings.image_size
             encoder(torch.empty((1, 3, size, size), dtype=dtype, device=DEVICE), output_hidden_states=True)
 
 
 class _Loop:
-    """The denoising loop's body, at steps that are chosen."""
+    """Body of the denoising loop, run at chosen steps."""
 
     def __init__(
         self,
@@ -206,8 +211,8 @@ class _Loop:
         self._sampler, self._latents_BCFHW = sampler, noise_BCFHW
 
     def step(self, kind: StepKind, index: int) -> Phase:
-        """One step of `runtime.denoise.denoise`, but for what reads numbers back."""
-        engine, stream, ledger = self._engine, self._stream, self._engine.made_up.ledger
+        """Run one step of `runtime.sampling.denoise.denoise`, except for what reads numbers back."""
+        engine, stream, ledger = self._engine, self._stream, self._engine.fake.ledger
         kinds = dict.fromkeys(self._plan.request.branches, kind)
         timestep_B = torch.empty(self._latents_BCFHW.shape[0], dtype=torch.float32, device=DEVICE)
         sent, held = engine.ranks.sent(self._plan.topology), stream.bytes
@@ -221,12 +226,12 @@ class _Loop:
         return Phase(work, memory, {axis: now[axis] - sent[axis] for axis in now if now[axis] > sent[axis]})
 
     def warm_up(self) -> None:
-        """Let the sampler remember as much as it does in the middle of a run."""
+        """Step the sampler until it holds as many tensors as in the middle of a run."""
         for _ in range(min(2, self._plan.steps - 4)):
             self._take(torch.empty_like(self._latents_BCFHW))
 
     def remember(self, steps: list[int]) -> None:
-        """Fill what the stream forecasts from with made-up values of these computed steps."""
+        """Fill the stream's history with fake values of these computed steps."""
         memory = self._plan.preset.build_predictor(self._plan.steps).memory
         kept = steps if memory is None else steps[-memory:]
 
@@ -247,12 +252,12 @@ class _Loop:
 
 
 class _EnoughError(Exception):
-    """A rank that only decodes for others has decoded enough."""
+    """Ends decoding on a rank that only decodes tiles for the first."""
 
 
 def _decoded(engine: RehearsedEngine, latents_BCFHW: torch.Tensor, frames: int) -> Iterator[Phase]:
-    """The first latent frames, one by one."""
-    ledger, everyone = engine.made_up.ledger, engine.ranks.everyone
+    """Yield the decoding of the first latent frames, one by one."""
+    ledger, everyone = engine.fake.ledger, engine.ranks.everyone
     done: list[Phase] = []
     sent = 0
 

@@ -1,6 +1,7 @@
-"""Settings of the published models that the shipped configs name, so that they are known without a download.
+"""Settings of the published models that the shipped configs name, so that no download is needed.
 
-As of Wan's repositories in diffusers layout; what is not stated is diffusers' or transformers' default.
+They are those of Wan's repositories in diffusers layout; fields that are left out have the defaults of
+diffusers or transformers.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _CLIP = {
 
 
 def _model(pipeline: str, *parts: _Settings, image_encoder: bool = False) -> dict[str, _Settings]:
-    """File → content, of a model whose transformer is described by `parts`."""
+    """Make the files of a model, as file → content; `parts` override settings of its transformer."""
     kind = "WanVACETransformer3DModel" if pipeline == "WanVACEPipeline" else "WanTransformer3DModel"
     transformer: dict[str, Any] = {"_class_name": kind, **_TRANSFORMER}
     for part in parts:
@@ -92,7 +93,7 @@ PUBLISHED: dict[str, dict[str, _Settings]] = {
 
 
 def write_settings(repository: str, folder: Path) -> None:
-    """Write the files of one of `PUBLISHED` into `folder`, as its repository has them."""
+    """Write the settings files of one of `PUBLISHED` into `folder`, as its repository has them."""
     for name, content in PUBLISHED[repository].items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)

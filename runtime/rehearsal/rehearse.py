@@ -1,4 +1,4 @@
-"""A job, rehearsed: each kind of rank once, with what it would compute, hold, send and launch."""
+"""Rehearsal of a job: what one rank of each kind would compute, hold, send and launch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from runtime.models.wan.folder import ModelKind
 from runtime.parallel.sequence import Split
 from runtime.parallel.topology import Degrees, Topology
 from runtime.rehearsal.engine import RehearsedEngine
+from runtime.rehearsal.fake import DEVICE
 from runtime.rehearsal.ledger import Memory
 from runtime.rehearsal.machine import Gpu
-from runtime.rehearsal.made_up import DEVICE
-from runtime.rehearsal.peers import MadeUpRanks
+from runtime.rehearsal.peers import FakeRanks
 from runtime.rehearsal.phases import Phase, Rehearser, Steps
 from runtime.rehearsal.settings import RehearsedProfile
 from runtime.request.config import Config, Tiles
@@ -22,11 +22,14 @@ from spectrum import StepKind
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is to be rehearsed.
+class Scenario:
+    """A job to rehearse.
 
     Attributes:
-        ranks: how many would run it, each on a GPU of its own.
+        config, request: the job's config and request.
+        degrees: requested topology.
+        ranks: number of ranks, each on a GPU of its own.
+        gpu: the GPU.
     """
 
     config: Config
@@ -38,13 +41,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class RankFindings:
-    """One rank, and all that are like it.
+    """Findings of one rank, which hold for all ranks of its kind.
 
     Attributes:
-        rank: that was rehearsed.
+        rank: rank that was rehearsed.
         alike: all ranks that would do the same, itself included.
-        tokens, heads: its share of a branch's sequence, and of the heads within attention.
-        load, encode, decode: each as a whole.
+        tokens, heads: its shares of a branch's tokens, and of the heads within attention.
+        load, encode, decode: these phases as a whole.
+        steps: its denoising steps.
     """
 
     rank: int
@@ -58,7 +62,7 @@ class RankFindings:
 
     @property
     def peaks(self) -> dict[str, Memory]:
-        """The most that it holds in each phase."""
+        """Peak memory of each phase."""
         return {
             "load": self.load.memory,
             "encode": self.encode.memory,
@@ -68,24 +72,26 @@ class RankFindings:
 
     @property
     def peak(self) -> int:
-        """The most that it ever holds, in bytes."""
+        """Peak memory of all phases, in bytes."""
         return max(memory.peak for memory in self.peaks.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What is known of a job that was not run.
+    """Findings of a rehearsal.
 
     Attributes:
-        source: where the model's settings are from.
-        parameters: of the transformer.
-        tokens: of a branch's whole sequence in one window.
-        windows, segments: of the video, and how often there is something to denoise.
+        scenario: the job.
+        source: origin of the model's settings.
+        parameters: number of the transformer's parameters.
+        topology, attention: topology and attention kernel that the job would choose.
+        tokens: tokens of a branch in one window.
+        windows, segments: number of the video's windows, and of the segments that are denoised one by one.
         computed, forecast: steps of each kind in a segment, as far as they are known before the job runs.
-        ranks: the kinds of ranks that were rehearsed, the first rank's first.
+        ranks: findings of the ranks that were rehearsed, the first rank's first.
     """
 
-    asked: Asked
+    scenario: Scenario
     source: str
     parameters: int
     topology: Topology
@@ -99,42 +105,44 @@ class Rehearsal:
 
     @property
     def peak(self) -> int:
-        """The most that any rank ever holds, in bytes."""
+        """Peak memory of all ranks, in bytes."""
         return max(one.peak for one in self.ranks)
 
     @property
     def room(self) -> int:
-        """Bytes left on the GPU that has the least; below 0 it does not fit."""
-        return self.asked.gpu.room(self.peak)
+        """Bytes left on the fullest GPU; negative if the job does not fit."""
+        return self.scenario.gpu.room(self.peak)
 
     @property
     def fits(self) -> bool:
+        """True if the job fits on every GPU."""
         return self.room >= 0
 
 
-def rehearse(asked: Asked, ranks: list[int] | None = None) -> Rehearsal:
+def rehearse(scenario: Scenario, ranks: list[int] | None = None) -> Rehearsal:
     """Rehearse a job.
 
     Args:
-        ranks: that are wanted; by default the first, and of the others the one with the most to do.
+        scenario: the job.
+        ranks: ranks to rehearse; by default the first, and of the others the one with the most work.
 
     Raises:
-        BadRequestError: the job would be refused before anything starts, or nothing is known of its model.
+        BadRequestError: the job would be refused before anything starts, or its model's settings are unknown.
     """
-    profile = RehearsedProfile(asked.config)
-    asked = _with_image(asked, profile)
-    engine, plan = _open(asked, profile, 0)
-    tokens = engine.sizes.tokens(asked.config.windowed(asked.request))
-    kinds = _kinds_of_ranks(plan, tokens, engine.heads, _tiles(engine, asked))
+    profile = RehearsedProfile(scenario.config)
+    scenario = _with_image(scenario, profile)
+    engine, plan = _open(scenario, profile, 0)
+    tokens = engine.sizes.tokens(scenario.config.windowed(scenario.request))
+    kinds = _kinds_of_ranks(plan, tokens, engine.heads, _tiles(engine, scenario))
     wanted = _two_of(kinds) if ranks is None else ranks
     found = []
     for rank in wanted:
         if rank != 0:
-            engine, plan = _open(asked, profile, rank)
+            engine, plan = _open(scenario, profile, rank)
         found.append(_rehearse_one(engine, plan, tokens, next(k for k in kinds if rank in k)))
     decided = plan.preset.expected_kinds(plan.steps)
     return Rehearsal(
-        asked=asked,
+        scenario=scenario,
         source=profile.source,
         parameters=engine.parameters,
         topology=plan.topology,
@@ -148,26 +156,26 @@ def rehearse(asked: Asked, ranks: list[int] | None = None) -> Rehearsal:
     )
 
 
-def every_kind(asked: Asked) -> list[int]:
-    """The first rank of each kind."""
-    profile = RehearsedProfile(asked.config)
-    asked = _with_image(asked, profile)
-    engine, plan = _open(asked, profile, 0)
-    tokens = engine.sizes.tokens(asked.config.windowed(asked.request))
-    return [kind[0] for kind in _kinds_of_ranks(plan, tokens, engine.heads, _tiles(engine, asked))]
+def every_kind(scenario: Scenario) -> list[int]:
+    """List the first rank of each kind; ranks of one kind do the same work."""
+    profile = RehearsedProfile(scenario.config)
+    scenario = _with_image(scenario, profile)
+    engine, plan = _open(scenario, profile, 0)
+    tokens = engine.sizes.tokens(scenario.config.windowed(scenario.request))
+    return [kind[0] for kind in _kinds_of_ranks(plan, tokens, engine.heads, _tiles(engine, scenario))]
 
 
-def _with_image(asked: Asked, profile: RehearsedProfile) -> Asked:
-    """With an image where the model needs one: which, makes no difference."""
-    if profile.folder.pipeline != ModelKind.IMAGE or asked.request.image is not None:
-        return asked
-    return replace(asked, request=asked.request.model_copy(update={"image": "made up"}))
+def _with_image(scenario: Scenario, profile: RehearsedProfile) -> Scenario:
+    """Add an image to the request if the model needs one; any image gives the same findings."""
+    if profile.folder.pipeline != ModelKind.IMAGE or scenario.request.image is not None:
+        return scenario
+    return replace(scenario, request=scenario.request.model_copy(update={"image": "made up"}))
 
 
-def _open(asked: Asked, profile: RehearsedProfile, rank: int) -> tuple[RehearsedEngine, Plan]:
-    ranks = MadeUpRanks(DEVICE, rank, asked.ranks, asked.gpu.per_node)
-    engine = RehearsedEngine(asked.config, profile, ranks, asked.degrees, asked.gpu)
-    return engine, engine.plan(asked.request)
+def _open(scenario: Scenario, profile: RehearsedProfile, rank: int) -> tuple[RehearsedEngine, Plan]:
+    ranks = FakeRanks(DEVICE, rank, scenario.ranks, scenario.gpu.per_node)
+    engine = RehearsedEngine(scenario.config, profile, ranks, scenario.degrees, scenario.gpu)
+    return engine, engine.plan(scenario.request)
 
 
 def _rehearse_one(engine: RehearsedEngine, plan: Plan, tokens: int, alike: tuple[int, ...]) -> RankFindings:
@@ -188,9 +196,9 @@ def _rehearse_one(engine: RehearsedEngine, plan: Plan, tokens: int, alike: tuple
 
 
 def _kinds_of_ranks(plan: Plan, tokens: int, heads: int, tiles: int) -> list[tuple[int, ...]]:
-    """Ranks that do the same: equal shares of tokens and heads among equal peers, and as many tiles.
+    """Group ranks by the work that they do: their shares of tokens, heads and tiles, and their neighbours'.
 
-    Those with the most to do come first.
+    Groups with the most work come first.
     """
     topology = plan.topology
     shares, of_heads = Split.even(tokens, topology.sequence), Split.even(heads, topology.ulysses)
@@ -200,20 +208,20 @@ def _kinds_of_ranks(plan: Plan, tokens: int, heads: int, tiles: int) -> list[tup
         place = topology.place(rank)
         own = (shares.sizes[place.sequence], of_heads.sizes[place.ulysses])
         decoded = tiles // topology.world + (rank < tiles % topology.world)
-        following = ring[(place.ring + 1) % topology.ring]  # what this rank does not pass on
+        following = ring[(place.ring + 1) % topology.ring]  # the one share that this rank does not pass on
         kinds[(*own, decoded, ring[place.ring], following, rank == 0)].append(rank)
     return [tuple(kinds[key]) for key in sorted(kinds, reverse=True)]
 
 
 def _two_of(kinds: list[tuple[int, ...]]) -> list[int]:
-    """The first rank, and of the others one with the most to do."""
+    """Choose the first rank, and of the others one with the most work."""
     return [0, *[kind[0] for kind in kinds if 0 not in kind][:1]]
 
 
-def _tiles(engine: RehearsedEngine, asked: Asked) -> int:
-    """How many tiles a frame is decoded in; none if it is decoded whole."""
-    tiles: Tiles | None = asked.config.tiles
+def _tiles(engine: RehearsedEngine, scenario: Scenario) -> int:
+    """Number of tiles of a frame; 0 if frames are decoded whole."""
+    tiles: Tiles | None = scenario.config.tiles
     if tiles is None:
         return 0
-    rows, columns = (-(-size // tiles.stride) for size in (asked.request.height, asked.request.width))
+    rows, columns = (-(-size // tiles.stride) for size in (scenario.request.height, scenario.request.width))
     return rows * columns

@@ -1,6 +1,6 @@
-"""What is alike is run once or twice, and counted as often as there is of it: blocks, and tiles of frames.
+"""Repeated parts (blocks, and tiles of frames) are run once or twice, and counted as often as they occur.
 
-That changes no count: the tests run everything, and compare.
+This changes no count: the tests run everything, and compare.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from torch import nn
 
 from runtime.parallel.sharding import Weights
 from runtime.rehearsal.ledger import Ledger, Work
-from runtime.rehearsal.peers import MadeUpRanks
+from runtime.rehearsal.peers import FakeRanks
 
-_RUN = 2  # blocks of each class: the first may find other memory than those after it
+_RUN = 2  # blocks of each class: memory before the first may differ from memory before later ones
 
 
 class RepeatedBlocks:
-    """Visits the first blocks of each class, and counts the others as what the last of these took.
+    """Weights that visit only the first blocks of each class, and count the others as the last of these.
 
     Args:
-        weights: where the blocks' weights are.
-        ranks: what blocks send to.
+        weights: weights of the blocks.
+        ledger: ledger of their work.
+        ranks: ranks to which blocks send.
     """
 
-    def __init__(self, weights: Weights, ledger: Ledger, ranks: MadeUpRanks):
+    def __init__(self, weights: Weights, ledger: Ledger, ranks: FakeRanks):
         self._weights, self._ledger, self._ranks = weights, ledger, ranks
 
     def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
@@ -51,7 +52,7 @@ class RepeatedBlocks:
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """What decoding one area of a latent frame took and left."""
+    """Result of decoding one area of a latent frame: its work, and the state that it left."""
 
     work: Work
     rise: int
@@ -61,7 +62,7 @@ class _Decoded:
 
 
 class RepeatedDecoder(nn.Module):
-    """A VAE's decoder that runs areas of one size, at one place in the video, only once.
+    """A VAE's decoder that decodes areas of the same size and the same position in time only once.
 
     Source: the signature of `diffusers.models.autoencoders.autoencoder_kl_wan.WanDecoder3d`.
     """
@@ -93,5 +94,5 @@ class RepeatedDecoder(nn.Module):
 
 
 def _size(one: Any) -> Any:
-    """A tensor's shape; what else is in a cache is itself."""
+    """Replace a tensor in a cache by its shape; return anything else as it is."""
     return one.shape if isinstance(one, torch.Tensor) else one

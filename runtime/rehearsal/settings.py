@@ -1,4 +1,4 @@
-"""What is known of a model without its weights: by its folder, the cache of downloads, or the tables here."""
+"""Settings of a model without its weights: from its folder, the download cache, or `published`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin
 
 from runtime.errors import BadRequestError
 from runtime.models.folder import ModelFolder, find_local, folder_digest
-from runtime.models.sampler import load_scheduler
+from runtime.models.sampler import load_sampler
 from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.settings import TextEncoderSettings, TransformerSettings, VaeSettings, WanIndex
 from runtime.profile import ModelProfile
@@ -24,13 +24,16 @@ Source = Literal["folder", "cache", "published"]
 
 
 class RehearsedProfile(ModelProfile):
-    """A model's settings, of which the files of weights need not be there.
+    """Profile of a model whose weights need not be present.
+
+    Args:
+        config: config that names the model.
 
     Attributes:
-        source: where they are from: a folder, the cache of downloads, or what is published of the model.
+        source: origin of the settings: a folder, the download cache, or the published settings.
 
     Raises:
-        BadRequestError: nothing is known of the model, or it is none that is supported.
+        BadRequestError: the model's settings are unknown, or it is not supported.
     """
 
     def __init__(self, config: Config):
@@ -47,10 +50,10 @@ class RehearsedProfile(ModelProfile):
         self.folder = ModelFolder(config.model, path, revision, kind)
         self.family = self.folder.family
         self.sizes = self.family.sizes(self.folder)
-        self.scheduler = load_scheduler(self.folder, config.scheduler)
+        self.sampler = load_sampler(self.folder, config.scheduler)
 
     def fresh_sampler(self, request: VideoRequest, device: torch.device | None = None) -> SchedulerMixin:
-        """As of the model; its tables are real, and so on the CPU."""
+        """Make a sampler as `ModelProfile` does, but on the CPU, as its tables are real tensors."""
         return super().fresh_sampler(request, None)
 
 
@@ -63,10 +66,13 @@ def _kind(index: WanIndex) -> ModelKind:
 
 
 def find_settings(config: Config) -> tuple[Path, Source]:
-    """A folder with the JSON files of the config's model, and where they are from. Nothing is fetched.
+    """Find the settings of a config's model without a download.
+
+    Returns:
+        A folder with the model's JSON files, and their origin.
 
     Raises:
-        BadRequestError: nothing is known of the model.
+        BadRequestError: the model's settings are unknown.
     """
     local = find_local(config)
     if local is not None:
@@ -77,13 +83,13 @@ def find_settings(config: Config) -> tuple[Path, Source]:
     if config.model in PUBLISHED:
         return _written(config.model), "published"
     raise BadRequestError(
-        f"model: {config.model!r} given; its settings are not here, and it is none of those that are known "
-        f"without them ({', '.join(PUBLISHED)}); give a folder in diffusers layout (its *.json files suffice)"
+        f"model: {config.model!r} given; its settings are neither on this machine nor shipped with Lockstep "
+        f"({', '.join(PUBLISHED)} are); give a folder in diffusers layout (its *.json files suffice)"
     )
 
 
 def _cached(config: Config) -> Path | None:
-    """The model in the cache of downloads, with or without its weights."""
+    """Find the model in the download cache, with or without its weights; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -98,12 +104,13 @@ def _cached(config: Config) -> Path | None:
 
 @cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """Removed when the process ends."""
+    """Temporary folder that is removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="lockstep-rehearsal-")
 
 
 @cache
 def _written(repository: str) -> Path:
+    """Write the published settings of a repository to a temporary folder, once."""
     folder = Path(_temporary().name) / repository.replace("/", "--")
     folder.mkdir()
     write_settings(repository, folder)

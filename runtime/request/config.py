@@ -52,7 +52,7 @@ class Dtypes(_Part):
 
     @property
     def computed(self) -> torch.dtype:
-        """What the transformer computes in."""
+        """Compute dtype of the transformer."""
         return _dtype(self.compute or self.transformer)
 
 

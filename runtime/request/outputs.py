@@ -67,7 +67,7 @@ class Outputs:
         return [self.video.with_stem(f"{self.video.stem}-{number}") for number in range(1, count + 1)]
 
     def all(self, count: int) -> dict[Path, str]:
-        """Every file that is written for `count` videos → the option that names it.
+        """Map every file that is written for `count` videos to the option that names it.
 
         They appear in this order: the videos that an existing report names belong to its job.
         """

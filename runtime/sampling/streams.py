@@ -28,44 +28,57 @@ Kinds = Mapping[str, StepKind]
 
 
 class Stream(Protocol):
-    """One choice of what is forecast."""
+    """A stream: the quantity that is forecast, with its history."""
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
-        """Compute some branches, remembering what later forecasts need, and forecast the others."""
+        """Compute some branches, recording values for later forecasts, and forecast the others.
+
+        Args:
+            step: index of the step.
+            kinds: branches that are computed, and those that are forecast.
+            latents_BCFHW: latents before the step.
+            timestep_B: timestep of each batch entry.
+        """
         ...
 
     def history(self) -> History:
-        """What this rank remembers of its own shard. Not copied, and never written to again."""
+        """History of this rank's own shard; its tensors are not copied, and never written to again."""
         ...
 
     def whole(self) -> History:
-        """What every rank remembers alike. Not copied, and never written to again."""
+        """History that is the same on every rank; its tensors are not copied, and never written to again."""
         ...
 
     def restore(self, history: History, whole: History, *, sharded: bool) -> None:
-        """Remember a `history`, of this rank's shards or of all tokens to take them from, and a `whole`."""
+        """Restore the history.
+
+        Args:
+            history: result of `history`, of this rank's shards or of all tokens.
+            whole: result of `whole`.
+            sharded: whether `history` holds this rank's shards; otherwise they are taken from all tokens.
+        """
         ...
 
     @property
     def bytes(self) -> int:
-        """Memory held for forecasting on this rank."""
+        """Memory of the history on this rank, in bytes."""
         ...
 
     @property
     def kept(self) -> int:
-        """Values remembered of each thing that is forecast."""
+        """Number of values in the history of each tensor that is forecast."""
         ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `history` may be of, on this rank."""
+        """Keys that `history` may have on this rank."""
         ...
 
 
 class ComputedStream:
-    """Nothing is remembered; every step is computed."""
+    """Stream without a history, which computes every step."""
 
     bytes = 0
     kept = 0
@@ -114,7 +127,7 @@ class ForecastStream:
         self._tracks = {name: Track(predictor, storage) for name in names}
 
     def _begin(self, step: int) -> Network:
-        """What computes `step`. Forecasters begin anew where another expert does, and its histories do."""
+        """Return the network for `step`; clear the history if another expert begins with a fresh one."""
         if self._networks.forgets(step, outputs=self._outputs):
             self._tracks = {name: Track(self._predictor, self._storage) for name in self._tracks}
         return self._networks.at(step)
@@ -183,16 +196,16 @@ class FeatureStream(ForecastStream):
         self._remember(history)
 
     def _kept_of(self, feature_BSD: torch.Tensor, time: Time, network: Network) -> torch.Tensor:
-        """What is remembered of a computed feature, per token."""
+        """Derive the value that is recorded, per token, from a computed feature."""
         return feature_BSD
 
     def _patches_of(self, value: torch.Tensor, time: Time, network: Network) -> torch.Tensor:
-        """What was remembered or forecast → projected tokens `[B, S, P]`."""
+        """Project a recorded or forecast value to patches `[B, S, P]`."""
         return network.adapter.project(value, time)
 
 
 class VelocityStream(FeatureStream):
-    """Each branch's output, token by token; a forecast step runs nothing of the model."""
+    """Stream of each branch's output, token by token; a forecast step runs no part of the model."""
 
     _OUTPUTS = True
 
@@ -204,7 +217,7 @@ class VelocityStream(FeatureStream):
 
 
 class GuidedStream(ForecastStream):
-    """The guided velocity `[B, C, F, H, W]`, which every rank has whole: a forecast step moves nothing."""
+    """Stream of the guided velocity `[B, C, F, H, W]`, whole on every rank: a forecast step sends nothing."""
 
     NAME: ClassVar[str] = "guided"
     names: tuple[str, ...] = ()

@@ -544,7 +544,7 @@ def test_a_bad_request_exits_2_and_starts_nothing(
 DONE = {
     "plan": ("--nfe 7", "7 of 50 steps"),
     "storyboard": ("--dry-run", "2 shots, 34 frames"),
-    "rehearse": (TINY, "estimate, not measured: denoising"),
+    "rehearse": (TINY, "estimated, not measured: denoising"),
     "doctor": ("", "wan2.1-t2v-14b-720p"),
     "queue add": ("", "1"),
     "queue cancel": ("2", ""),

@@ -75,7 +75,7 @@ def test_every_sampler_is_the_pipelines_to_the_bit(
 ) -> None:
     choice = SamplerConfig(kind=kind, shift=5.0)  # type: ignore[arg-type]
     other = Engine(config.model_copy(update={"scheduler": choice}))
-    pipeline = WanPipeline(**{**peer.components, "scheduler": other.profile.scheduler})
+    pipeline = WanPipeline(**{**peer.components, "scheduler": other.profile.sampler})
     pipeline.set_progress_bar_config(disable=True)
     request = small(spectrum="off")
     frames = generate(other, request)[0]
@@ -230,7 +230,7 @@ def test_a_gpu_makes_the_video_of_the_cpu(engine: Engine, small: Make, config: C
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("width", 16 * 1025, "positions for 1024 tokens along each axis, and this would be 1025"),
+        ("width", 16 * 1025, "positions for 1024 tokens along each axis, but this needs 1025"),
         ("height", 72, "needs a multiple of 16"),
     ],
 )
@@ -256,5 +256,5 @@ def test_words_beyond_the_text_encoders_length_are_said(engine: Engine) -> None:
     long = engine.config.request("a red circle " * 20, negative="blurry " * 40, guidance=3.0, **given)
     warnings = engine.generate(long, [FrameBuffer()]).warnings
     assert [one.split(":")[0] for one in warnings] == ["prompt", "negative"]
-    assert "max_sequence_length is 32; what does not count begins with '" in warnings[0]
+    assert "max_sequence_length is 32; the part that is ignored begins with '" in warnings[0]
     assert engine.generate(engine.config.request("a dog", **given), [FrameBuffer()]).warnings == []

@@ -1,8 +1,8 @@
-"""Wan's transformer as three pieces, embed → blocks → head, that together equal its own forward bit for bit.
+"""Wan's transformer in three pieces, embed → blocks → head, that together equal its own forward bit for bit.
 
-The pieces are where a step can be cut: a forecast step runs only the head, which is `project` and
-`unpatchify`, and ranks split the tokens between `embed` and `unpatchify`. What does not change during a
-generation (text embedding, rotary table) is computed once.
+A step can be cut between the pieces: a forecast step runs only the head (`project` and `unpatchify`), and
+ranks split the tokens between `embed` and `unpatchify`. What does not change during a generation (text
+embedding, rotary table) is computed once.
 
 Tensor legend: B batch, L tokens, D channels of the transformer, C latent channels, F latent frames, H, W
 latent height and width, T text tokens.
@@ -26,21 +26,22 @@ Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """The embedded timestep: one vector for the head, six per block."""
+    """Embedded timestep: one vector for the head, six for the blocks."""
 
     head_BD: torch.Tensor
     blocks_B6D: torch.Tensor
 
 
 class WanAdapter:
-    """A `WanTransformer3DModel`, cut open.
+    """A `WanTransformer3DModel` in three pieces; see `runtime.models.base.Adapter`.
 
-    An image (I2V) enters here: more channels beside the latents in `embed`, image tokens before the text in
-    `text`.
+    An image (I2V) enters as additional channels beside the latents in `embed`, and as image tokens before
+    the text in `text`.
 
     Args:
-        weights: where those of the blocks are, by default whole on the device.
-        dtype: what it computes in, by default what its weights are kept in.
+        model: the transformer.
+        weights: where the blocks' weights are, by default whole on the device.
+        dtype: compute dtype, by default the dtype that its weights are stored in.
 
     Source: `diffusers.models.transformers.transformer_wan.WanTransformer3DModel.forward`.
     """
@@ -48,7 +49,7 @@ class WanAdapter:
     def __init__(self, model: Transformer, weights: Weights | None = None, dtype: torch.dtype | None = None):
         self._model, self._weights = model, weights or WholeWeights()
         self._patch: tuple[int, int, int] = tuple(model.config.patch_size)
-        self.dtype: torch.dtype = dtype or model.dtype  # a walk over all modules: once, not at every step
+        self.dtype: torch.dtype = dtype or model.dtype  # visits all modules: once, not at every step
 
     def geometry(self, latents_BCFHW: torch.Tensor) -> Geometry:
         """Token grid and rotary table of latents of this shape."""
@@ -58,7 +59,7 @@ class WanAdapter:
         return Geometry(Grid(frames, height, width), self._model.rope(latents_BCFHW))
 
     def text(self, embeddings_BTE: torch.Tensor, image_BIE: torch.Tensor | None = None) -> torch.Tensor:
-        """Text encoder output, and that of an image encoder → `[B, T, D]`, what the blocks attend to."""
+        """Project the text and image encoders' outputs to `[B, T, D]`, for cross-attention."""
         embedder = self._model.condition_embedder
         text_BTD: torch.Tensor = embedder.text_embedder(embeddings_BTE)
         if image_BIE is None:
@@ -66,7 +67,7 @@ class WanAdapter:
         return torch.concat([embedder.image_embedder(image_BIE), text_BTD], dim=1)
 
     def time(self, timestep_B: torch.Tensor, guidance: float | None = None) -> Time:
-        """Embed the timestep, 0 … 1000, of each batch entry. Guidance is embedded in no Wan."""
+        """Embed the timestep, 0 … 1000, of each batch entry. No Wan model embeds guidance."""
         embedder = self._model.condition_embedder
         projected = embedder.timesteps_proj(timestep_B)
         weight_dtype = next(iter(embedder.time_embedder.parameters())).dtype
@@ -77,20 +78,28 @@ class WanAdapter:
         return Time(head_BD, blocks.unflatten(1, (6, -1)))
 
     def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
-        """Latents, and what they are conditioned on, both in the transformer's dtype → tokens."""
+        """Embed latents and their conditioning, both in the transformer's dtype, as tokens."""
         if condition_BCFHW is not None:
             latents_BCFHW = torch.cat([latents_BCFHW, condition_BCFHW], dim=1)
         return (_tokens(self._model.patch_embedding, latents_BCFHW),)
 
     def blocks(self, tokens: Tokens, text_BTD: torch.Tensor, time: Time, rotary: Rotary) -> torch.Tensor:
-        """Run every transformer block: tokens → feature `[B, L, D]`; `rotary` holds these tokens' rows."""
+        """Run every transformer block for one text; return the feature `[B, L, D]`. See `branches`."""
         return self.branches(tokens, [text_BTD], time, rotary)[0]
 
     def branches(
         self, tokens: Tokens, texts_BTD: Sequence[torch.Tensor], time: Time, rotary: Rotary
     ) -> list[torch.Tensor]:
-        """As `blocks` for several texts: all of them pass a block before the next one, whose weights may have
-        to be collected, is run."""
+        """Run every transformer block for several texts; return one feature `[B, L, D]` for each text.
+
+        All texts pass a block before the next one runs, so that sharded weights are gathered once.
+
+        Args:
+            tokens: this rank's tokens.
+            texts_BTD: one text for each branch, from `text`.
+            time: embedded timestep, from `time`.
+            rotary: rows of the rotary table for these tokens.
+        """
         (tokens_BLD,) = tokens
         features_BLD = [tokens_BLD] * len(texts_BTD)
         for block in self._weights.visit(self._model.blocks):
@@ -99,14 +108,14 @@ class WanAdapter:
         return features_BLD
 
     def project(self, feature_BLD: torch.Tensor, time: Time) -> torch.Tensor:
-        """Feature → patches `[B, L, patch · C]`: norm, modulate by the timestep, project, token by token."""
+        """Project a feature to patches `[B, L, patch · C]`: norm, modulation by the timestep, projection."""
         shift, scale = (self._model.scale_shift_table + time.head_BD.unsqueeze(1)).chunk(2, dim=1)
         normed = (self._model.norm_out(feature_BLD.float()) * (1 + scale) + shift).type_as(feature_BLD)
         patches_BLP: torch.Tensor = self._model.proj_out(normed)
         return patches_BLP
 
     def unpatchify(self, patches_BLP: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Projected tokens `[B, L, patch · C]` → velocity `[B, C, F, H, W]`."""
+        """Rearrange patches `[B, L, patch · C]` of all tokens to a velocity `[B, C, F, H, W]`."""
         p_f, p_h, p_w = self._patch
         blocks = patches_BLP.reshape(
             patches_BLP.shape[0], grid.frames, grid.height, grid.width, p_f, p_h, p_w, -1
@@ -115,22 +124,22 @@ class WanAdapter:
 
 
 class VaceAdapter(WanAdapter):
-    """A `WanVACETransformer3DModel`: beside the blocks runs a path of fewer blocks over what is known of the
-    video, and adds to theirs.
+    """A `WanVACETransformer3DModel`: a second path of fewer blocks runs over the control latents, and its
+    outputs are added to those of the blocks.
 
-    A block of that path runs just after the block that it adds to, so one addend is held at a time, not all.
+    A control block runs just after the block whose output it adds to, so only one hint is held at a time.
 
     Source: `diffusers.models.transformers.transformer_wan_vace.WanVACETransformer3DModel.forward`.
     """
 
     def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
-        """Latents, and what is known of the video (96 channels in Wan2.1) → tokens of both.
+        """Embed latents and control latents (96 channels in Wan2.1) as tokens.
 
         Raises:
-            ValueError: nothing is said of what is known.
+            ValueError: there are no control latents.
         """
         if condition_BCFHW is None:
-            raise ValueError("VACE is conditioned on what is known of a video, if it is nothing")
+            raise ValueError("VACE needs control latents, even if nothing of the video is known")
         return (*super().embed(latents_BCFHW), _tokens(self._model.vace_patch_embedding, condition_BCFHW))
 
     def branches(
@@ -152,7 +161,7 @@ class VaceAdapter(WanAdapter):
         return features_BLD
 
     def _in_order(self) -> list[nn.Module]:
-        """The blocks as they run: one of the path after each that it adds to."""
+        """List all blocks in the order in which they run: a control block follows the block it adds to."""
         path = iter(self._model.vace_blocks)
         order: list[nn.Module] = []
         for layer, block in enumerate(self._model.blocks):
@@ -163,13 +172,13 @@ class VaceAdapter(WanAdapter):
 def open_adapter(
     model: Transformer, weights: Weights | None = None, dtype: torch.dtype | None = None
 ) -> WanAdapter:
-    """The adapter of a model's class."""
+    """Make the adapter for a transformer, by its class; for the arguments see `WanAdapter`."""
     kind = VaceAdapter if isinstance(model, WanVACETransformer3DModel) else WanAdapter
     return kind(model, weights, dtype)
 
 
 def every_block(model: Transformer) -> list[nn.Module]:
-    """All that have a self-attention, those of VACE's own path included."""
+    """List all blocks that have self-attention, VACE's control blocks included."""
     return [*model.blocks, *getattr(model, "vace_blocks", ())]
 
 

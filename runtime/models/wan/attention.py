@@ -1,4 +1,4 @@
-"""Wan's self-attention over the tokens of one rank: attention processors that diffusers' blocks run.
+"""Wan's self-attention over tokens that are split over ranks: attention processors for diffusers' blocks.
 
 Tensor legend: B batch, S tokens on this rank, H heads, D channels of a head.
 """
@@ -14,10 +14,13 @@ from runtime.parallel.attention import Attend
 
 
 class SplitSelfAttention:
-    """Wan's self-attention for one shard of the tokens: a diffusers attention processor.
+    """Wan's self-attention for one shard of the tokens, as an attention processor of diffusers.
 
-    Only the attention itself crosses ranks; a compiled block breaks its graph there. Projections, norms and
+    Only the attention itself communicates; a compiled block breaks its graph there. Projections, norms and
     the rotary embedding act on each token alone.
+
+    Args:
+        attend: attention over the tokens of all ranks.
 
     Source: `diffusers.models.transformers.transformer_wan.WanAttnProcessor`.
     """
@@ -44,7 +47,7 @@ class SplitSelfAttention:
 
 
 class SelfAttention:
-    """Which processor every block's self-attention runs; cross-attention stays local and as it is."""
+    """Switch of the processor in every block's self-attention; cross-attention is local and unchanged."""
 
     joint = False
 
@@ -54,10 +57,10 @@ class SelfAttention:
         self._processors: dict[Attend, SplitSelfAttention] = {}
 
     def split(self, attend: Attend) -> None:
-        """Let `attend` do the attention.
+        """Run self-attention with `attend` from now on.
 
-        All blocks share one processor, and an equal `attend` gets the one that it had before: what was
-        compiled stays valid.
+        All blocks share one processor, and an equal `attend` gets the same processor again, so compiled code
+        stays valid.
         """
         if attend not in self._processors:
             self._processors[attend] = SplitSelfAttention(attend)
@@ -65,13 +68,18 @@ class SelfAttention:
             module.set_processor(self._processors[attend])
 
     def restore(self) -> None:
-        """Let the model do it as it came."""
+        """Run the model's own attention from now on."""
         for module, processor in zip(self._modules, self._own, strict=True):
             module.set_processor(processor)
 
 
 def rotate(x_BSHD: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Turn each pair of channels by its token's angle; the table is `[1, S, 1, D]`, cosines and sines."""
+    """Apply the rotary embedding: rotate each pair of channels by its token's angle.
+
+    Args:
+        x_BSHD: queries or keys.
+        rotary: cosines and sines `[1, S, 1, D]`.
+    """
     even, odd = x_BSHD[..., 0::2], x_BSHD[..., 1::2]
     cosines, sines = rotary[0][..., 0::2], rotary[1][..., 1::2]
     turned = torch.empty_like(x_BSHD)

@@ -1,4 +1,4 @@
-"""Wan as a family: Wan2.1 that makes videos from text, from an image (I2V), or from either (VACE)."""
+"""Wan as a model family: Wan2.1 makes videos from text, from an image (I2V), or from either (VACE)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
 from runtime.request.video_request import VideoRequest
 
-_TEXT_BESIDE_IMAGE = 512  # text tokens, where image tokens stand before them: `WanAttnProcessor` counts on it
+_TEXT_BESIDE_IMAGE = 512  # text tokens after image tokens: `WanAttnProcessor` relies on this number
 
 
 class WanFamily:
-    """See `runtime.models.family.Family`."""
+    """The Wan family; see `runtime.models.family.Family`."""
 
     name = "Wan"
     bounds = Bounds()
@@ -60,7 +60,7 @@ class WanFamily:
         return {}
 
     def load(self, folder: ModelFolder, config: Config, ranks: Ranks) -> Model:
-        # They import diffusers and transformers, which whoever looks at settings alone does not wait for.
+        # These import diffusers and transformers, which takes seconds; settings alone do not need them.
         from runtime.models.wan.adapter import open_adapter
         from runtime.models.wan.attention import SelfAttention
         from runtime.models.wan.colours import WanColours

@@ -1,4 +1,4 @@
-"""Wan's models on disk: which kinds there are, and whether a folder holds one that is whole."""
+"""Wan's models on disk: their kinds, and whether a folder holds a complete one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
 
 class ModelKind(StrEnum):
-    """What a model makes videos from, by the name of its pipeline in diffusers."""
+    """Kind of a Wan model by its input: text, an image, or VACE; the value is its pipeline in diffusers."""
 
     TEXT = "WanPipeline"
     IMAGE = "WanImageToVideoPipeline"
@@ -36,17 +36,22 @@ class ModelKind(StrEnum):
 
 
 def foreign_layout(path: Path) -> str:
-    """What a folder of Wan's own repositories is; empty for another folder."""
+    """Describe a folder in the layout of Wan's own repositories; empty for any other folder."""
     if not _is_original(path):
         return ""
     return f"it is in the layout of Wan's own repositories; one in diffusers layout is needed: {_EXAMPLE}"
 
 
 def check_folder(path: Path, kind: ModelKind, expected: Architecture | None) -> None:
-    """Make sure that settings are well-formed and fit each other, and that weights are what they say.
+    """Check that a folder's settings are valid and fit each other, and that its weights match them.
+
+    Args:
+        path: the folder.
+        kind: kind of the model.
+        expected: shape that its transformer should have; None for any.
 
     Raises:
-        OSError, ValueError, SafetensorError: what is wrong.
+        OSError, ValueError, SafetensorError: they are not; the message says what is wrong.
     """
     if WanIndex.read(path / "model_index.json").has_two_transformers:
         raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
@@ -70,7 +75,7 @@ def check_folder(path: Path, kind: ModelKind, expected: Architecture | None) -> 
 
 
 def _check_weights(path: Path, kind: ModelKind) -> None:
-    """Compare the headers of all weight files with the models that the settings describe."""
+    """Check the headers of all weight files against the models that the settings describe."""
     for component, model in (("transformer", kind.transformer), ("vae", "AutoencoderKLWan")):
         folder = path / component
         WeightFiles(folder, _DIFFUSERS_WEIGHTS).check(_shapes(folder, model))
@@ -91,25 +96,25 @@ def _check_weights(path: Path, kind: ModelKind) -> None:
 
 
 def transformer_shapes(path: Path, kind: ModelKind) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the transformer's weights."""
+    """Names and shapes of the transformer's weights, from its settings."""
     return _shapes(path / "transformer", kind.transformer)
 
 
 def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the weights of a component that is a class of diffusers, by its settings."""
-    import diffusers  # not where only names are asked for: it takes seconds
+    """Names and shapes of a diffusers component's weights, from its settings."""
+    import diffusers  # here because it takes seconds
 
     settings = folder / "config.json"
     return empty_model(lambda: getattr(diffusers, model).from_config(read_json(settings)), settings)
 
 
 def _is_original(path: Path) -> bool:
-    """Whether a folder is one of Wan's own: its VAE and text encoder are pickled beside the weights."""
+    """Return whether a folder has the layout of Wan's own repositories: VAE and text encoder are pickled."""
     return any(path.glob("Wan2*_VAE.pth")) or any(path.glob("models_t5_*.pth"))
 
 
 def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> None:
-    """Refuse a transformer that takes what it is conditioned on otherwise than Wan2.1's do."""
+    """Refuse a transformer whose conditioning differs from that of Wan2.1."""
     has_image = transformer.image_dim is not None
     extra = transformer.in_channels - transformer.channels
     has_control = transformer.vace_layers is not None
@@ -117,6 +122,6 @@ def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> No
     if has_control != (kind is ModelKind.VACE) or named != kind.transformer:
         raise ValueError(f"it is a {kind}, but its transformer is a {named}")
     if kind is not ModelKind.IMAGE and (has_image or extra):
-        raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not give")
+        raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not take")
     if kind is ModelKind.IMAGE and not (has_image and extra):
-        raise ValueError("it takes an image otherwise than Wan2.1's I2V, which is not supported yet")
+        raise ValueError("its image conditioning is not that of Wan2.1's I2V, which is not supported yet")

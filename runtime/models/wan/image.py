@@ -1,7 +1,7 @@
-"""Image conditioning: what a model sees beside its text, encoded on the first rank only.
+"""Image conditioning, encoded on the first rank only and broadcast to the others.
 
-Image to video (I2V) sees an image, and beside the noisy latents those of what is known. VACE sees latents of
-what is known and of what is to be changed, and a mask; here it knows an image, or nothing.
+Image to video (I2V) is conditioned on image tokens and on latents of the known frames; VACE on latents of
+the known and of the editable regions and on a mask, where here either an image is known or nothing.
 
 Tensor legend: B batch, I image tokens, E image encoder channels, C latent channels with those of a mask, F
 latent frames, H, W latent height and width.
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 
 class WanImageEncoder(ABC):
-    """Encodes images for one rank group.
+    """Encoder of image conditioning for one rank group; subclasses encode for one kind of model.
 
     Args:
-        transformer: what they are for.
-        dtype: what it computes in.
-        decoder: whose VAE encodes, too.
+        folder, config, ranks: the model, its config, and the ranks.
+        transformer: transformer that is conditioned.
+        dtype: its compute dtype.
+        decoder: decoder whose VAE also encodes.
     """
 
     def __init__(
@@ -55,7 +56,13 @@ class WanImageEncoder(ABC):
     def encode(
         self, request: VideoRequest, image: Image.Image | None, noise_BCFHW: torch.Tensor
     ) -> ImageCondition:
-        """Encode what the request's first window is conditioned on; every rank gets it."""
+        """Encode the conditioning of the request's first window; every rank gets it.
+
+        Args:
+            request: the request.
+            image: its image, on the first rank; None if it has none.
+            noise_BCFHW: initial noise of the window.
+        """
         encoded: list[torch.Tensor] = []
         with self._decoder.at_work() as vae:
             if self._ranks.is_leader:
@@ -74,15 +81,20 @@ class WanImageEncoder(ABC):
         vae: AutoencoderKLWan,
         noise_BCFHW: torch.Tensor,
     ) -> list[torch.Tensor]:
-        """The latents, and behind them image tokens if there are any; in any dtype."""
+        """Encode latents, and image tokens if the model has them; in any dtype."""
 
     @abstractmethod
     def _layout(self, channels: int, total: int) -> Layout:
-        """That of `total` channels, where a latent has `channels`."""
+        """Channel layout of the conditioning.
+
+        Args:
+            channels: channels of a latent.
+            total: channels of the conditioning.
+        """
 
 
 class I2VEncoder(WanImageEncoder):
-    """Wan2.1's I2V. Its image encoder is loaded for each image, and freed.
+    """Encoder for Wan2.1's I2V. Its image encoder is loaded for each image, and freed.
 
     Source: `diffusers.WanImageToVideoPipeline`, which does the encoding.
     """
@@ -115,7 +127,7 @@ class I2VEncoder(WanImageEncoder):
         return Layout(known=slice(total - channels, total), mask=slice(total - channels), mark=1.0)
 
     def _pipeline(self, vae: AutoencoderKLWan) -> WanImageToVideoPipeline:
-        """diffusers' pipeline with nothing in it but what encodes images. Who needs none imports none."""
+        """Make diffusers' pipeline with only the parts that encode images."""
         from diffusers import WanImageToVideoPipeline
         from transformers import CLIPImageProcessor, CLIPVisionModel
 
@@ -136,7 +148,7 @@ class I2VEncoder(WanImageEncoder):
 
 
 class VaceEncoder(WanImageEncoder):
-    """Wan2.1's VACE: the first frame is known where there is an image, and no other is.
+    """Encoder for Wan2.1's VACE: with an image the first frame is known, without one nothing is.
 
     Source: `diffusers.WanVACEPipeline`, which does the encoding.
     """
@@ -187,6 +199,6 @@ def open_image_encoder(
     dtype: torch.dtype,
     decoder: WanDecoder,
 ) -> WanImageEncoder | None:
-    """That of the model's kind; None for a model that is conditioned on text alone."""
+    """Make the encoder for a model's kind; None for a model that is conditioned on text alone."""
     kind = _ENCODERS.get(ModelKind(folder.pipeline))
     return None if kind is None else kind(folder, config, ranks, transformer, dtype, decoder)

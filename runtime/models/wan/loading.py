@@ -1,4 +1,4 @@
-"""Wan's components from disk to the devices."""
+"""Loading Wan's components from disk to the devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
 from runtime.models.folder import ModelFolder
-from runtime.models.loading import open_component, refuse_missing, spread, spread_blocks
+from runtime.models.loading import distribute, distribute_blocks, load_component, refuse_missing
 from runtime.models.precision import Precision
 from runtime.models.wan.adapter import Transformer, every_block
 from runtime.models.wan.folder import ModelKind
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 
 class LoadedTransformer(NamedTuple):
-    """A transformer on this rank's device, and where the weights of its blocks are."""
+    """A transformer on this rank's device, and the weights of its blocks, whole or sharded."""
 
     model: Transformer
     weights: Weights
 
 
 def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> LoadedTransformer:
-    """The transformer on every rank's device: whole, or its blocks sharded over all ranks (FSDP2).
+    """Load the transformer on every rank's device: whole, or with its blocks sharded over all ranks (FSDP2).
 
     Raises:
-        BadRequestError: the weights do not fit the configuration beside them.
+        BadRequestError: the weights do not fit the settings beside them, or are not finite.
     """
     vace = folder.pipeline == ModelKind.VACE
     kind: type[Transformer] = WanVACETransformer3DModel if vace else WanTransformer3DModel
@@ -47,14 +47,14 @@ def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> Loade
             merge_lora(model, lora, folder.revision)
 
     kept = config.dtype.of("transformer")
-    model = open_component(kind, folder, "transformer", kept, ranks.node, add_loras)
+    model = load_component(kind, folder, "transformer", kept, ranks.node, add_loras)
     precision = Precision(kept, config.dtype.computed, model._keep_in_fp32_modules)
     shard = config.memory.transformer == "shard"
-    weights = spread_blocks(every_block(model), ranks, source, shard=shard)
-    spread(model, ranks, source)
+    weights = distribute_blocks(every_block(model), ranks, source, shard=shard)
+    distribute(model, ranks, source)
     precision.convert(model, every_block(model))
     if config.compile:
-        for block in every_block(model):  # alike, so they share their compiled code
+        for block in every_block(model):  # of one class, so they share their compiled code
             block.compile()
     shared = ", sharded" * (shard and ranks.size > 1)
     log.info("loaded the transformer of %s on %s%s", folder.name, ranks.device, shared)
@@ -62,19 +62,19 @@ def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> Loade
 
 
 def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKLWan | None:
-    """The VAE where it is needed: on every rank if they share tiles, otherwise on the first."""
+    """Load the VAE where it is needed: on every rank if it decodes in tiles, otherwise on the first."""
     if config.tiles is None:
         if not ranks.is_leader:
             return None
         ranks = Ranks.alone(ranks.device)
-    model = open_component(AutoencoderKLWan, folder, "vae", config.dtype.of("vae"), ranks.node)
-    spread(model, ranks, f"the VAE of {folder.name!r}")
+    model = load_component(AutoencoderKLWan, folder, "vae", config.dtype.of("vae"), ranks.node)
+    distribute(model, ranks, f"the VAE of {folder.name!r}")
     return model
 
 
 def load_text_encoder(folder: ModelFolder, config: Config, device: torch.device) -> UMT5EncoderModel:
-    """The text encoder, on this rank alone."""
-    disable_progress_bar()  # loading is one phase of ours, with its own line
+    """Load the text encoder on this rank alone."""
+    disable_progress_bar()  # Lockstep shows loading itself
     model, info = UMT5EncoderModel.from_pretrained(
         folder.path / "text_encoder", dtype=config.dtype.of("text_encoder"), output_loading_info=True
     )

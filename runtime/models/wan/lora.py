@@ -1,7 +1,7 @@
-"""LoRA: small weights that change what a model makes, merged into the transformer when it is loaded.
+"""LoRA: low-rank weights that are merged into the transformer when it is loaded.
 
-Merged weights cost nothing per step, and everything else (ranks, sharding, forecasts) is as without. Either
-every weight of a file counts, or the file is refused.
+Merged weights cost nothing per step, and nothing else (ranks, sharding, forecasts) depends on them. Either
+every weight of a file is used, or the file is refused.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA as diffusers names its weights, of which every one counts.
+    """A LoRA file that was checked, with weights under diffusers' names.
 
     Attributes:
-        lora: which file, and how much of it.
-        digest: what the file holds and how much of it counts, as a word for a model's revision.
-        modules: shapes of its weights by the module that they are for, such as `blocks.0.attn1.to_q`, and in
-            it by their part, such as `lora_A.weight`.
+        lora: the file and the scale of its weights.
+        digest: digest of the file's content and the scale, as a part of a model's revision.
+        modules: module such as `blocks.0.attn1.to_q` → part such as `lora_A.weight` → shape.
     """
 
     lora: Lora
@@ -48,13 +47,13 @@ class LoraFile:
     modules: Mapping[str, Mapping[str, tuple[int, ...]]]
 
     def check(self, model: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse weights for another model, and halves.
+        """Check that the LoRA fits a model and that each module has both of its matrices.
 
         Args:
             model: names and shapes of the transformer's weights.
 
         Raises:
-            BadRequestError: there is one.
+            BadRequestError: a weight is for another model, or one of a pair is missing.
         """
         modules = self.modules
         strangers = [name for name in modules if f"{name}.weight" not in model]
@@ -77,13 +76,14 @@ class LoraFile:
                 )
 
     def refusal(self, problem: str) -> BadRequestError:
+        """Error that names the file and a problem with it."""
         return _refusal(self.lora.file, problem)
 
 
 def read_lora(lora: Lora) -> LoraFile:
-    """What is in a safetensors file of LoRA weights, whatever trainer wrote it.
+    """Read and check a safetensors file of LoRA weights in any trainer's format.
 
-    A file is read and checked once, for as long as it stays as it is.
+    A file is read only once, unless it changes.
 
     Raises:
         BadRequestError: there is no such file, it holds no LoRA, or a part of it would not be used.
@@ -98,11 +98,12 @@ def read_lora(lora: Lora) -> LoraFile:
 
 
 def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
-    """Add `scale` times the LoRA to the weights that it is for.
+    """Add `scale` times the LoRA to the weights that it is for, in place.
 
     Args:
-        model: in any dtype, whole, on the CPU.
-        revision: of the model folder that was checked.
+        model: transformer in any dtype, whole, on the CPU.
+        lora: the file and its scale.
+        revision: revision of the model folder that was checked, with the LoRA's digest.
 
     Raises:
         BadRequestError: it is for another model, or the file has changed since it was checked.
@@ -111,7 +112,7 @@ def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
     """
     file, content = read_lora(lora), _content(lora.file)
     if file.digest not in revision or file.digest != _word(_digest(content), lora):
-        raise file.refusal("the file has changed while the model was loaded")
+        raise file.refusal("the file changed while the model was loading")
     file.check({name: tuple(tensor.shape) for name, tensor in model.named_parameters()})
     settings = LoraSettings.read(content)
     bias = any("lora_B.bias" in parts for parts in file.modules.values())
@@ -124,21 +125,19 @@ def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
         ValueError,
         TypeError,
         KeyError,
-    ) as error:  # ranks that are not those of its weights
+    ) as error:  # the ranks in its metadata are not those of its weights
         said = str(error).strip().splitlines()
         raise file.refusal(f"it does not fit the model: {said[-1].strip() if said else error!r}") from None
     unused = [name for name in file.modules if "lora" not in getattr(model.get_submodule(name), "lora_A", {})]
     if unused:
-        raise file.refusal(
-            f"by its metadata, weights of {len(unused)} modules do not count: {_first(unused)}"
-        )
+        raise file.refusal(f"its metadata excludes the weights of {len(unused)} modules: {_first(unused)}")
     model.fuse_lora(lora_scale=lora.scale, adapter_names=["lora"])
     model.unload_lora()
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What is known of a file whose every weight counts; see `LoraFile`."""
+    """Digest and modules of a file that was checked; see `LoraFile`."""
 
     digest: str
     modules: Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -146,12 +145,17 @@ class _Checked:
 
 @lru_cache(maxsize=256)
 def _checked(file: str, state: tuple[int, ...]) -> _Checked:
-    """What is in a file that is in this state, by its inode, size and times."""
+    """Read and check a file.
+
+    Args:
+        file: the file.
+        state: its inode, size and times; cached results are for this state alone.
+    """
     content = _content(file)
     try:
         weights = load(content)
     except (SafetensorError, ValueError) as error:
-        raise _refusal(file, f"it is no safetensors file: {reason(error)}") from None
+        raise _refusal(file, f"it is not a safetensors file: {reason(error)}") from None
     if problem := _unsupported(weights):
         raise _refusal(file, problem)
     try:
@@ -165,7 +169,7 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
     for name, value in converted.items():
         match = _WEIGHT.match(name)
         if match is None:
-            raise _refusal(file, f"{name} is no weight of a LoRA that is understood")
+            raise _refusal(file, f"{name} is not a LoRA weight of a known format")
         modules.setdefault(match[1], {})[match[2]] = tuple(value.shape)
     try:
         LoraSettings.read(content)
@@ -192,9 +196,9 @@ def _content(file: str) -> bytes:
     try:
         if path.is_dir():
             inside = sorted(one.name for one in path.glob("*.safetensors"))[:_SHOWN]
-            problem = "it is a folder" + (f", name the file in it: {', '.join(inside)}" if inside else "")
+            problem = "it is a folder" + (f"; name the file in it: {', '.join(inside)}" if inside else "")
         elif path.exists() and not path.is_file():
-            problem = "it cannot be read: it is no file"
+            problem = "it cannot be read: it is not a regular file"
         else:
             return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -203,7 +207,7 @@ def _content(file: str) -> bytes:
 
 
 def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:
-    """Why these are no weights that diffusers merges into Wan; empty if they may be."""
+    """Reason why diffusers cannot merge these weights into Wan; empty if it may be able to."""
     dora = [name for name in weights if "dora_scale" in name or "lora_magnitude_vector" in name]
     if dora:
         return f"it is a DoRA, which is not supported ({dora[0]})"
@@ -212,15 +216,15 @@ def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:
     others = [name for name in weights if not name.startswith(_PREFIXES)]
     if others or len({_prefix(name) for name in weights}) > 1:
         return (
-            f"it has {min(others or weights)}; its names must all begin with `transformer.` "
-            "(diffusers), with `diffusion_model.` (ComfyUI) or with `lora_unet_` (kohya, musubi-tuner)"
+            f"it has {min(others or weights)}; all names must begin with `transformer.` (diffusers), "
+            "with `diffusion_model.` (ComfyUI) or with `lora_unet_` (kohya, musubi-tuner)"
         )
     adapters = {match[2] for match in map(_ADAPTER.search, weights) if match}
     if len(adapters) > 1:
-        return f"it holds {len(adapters)} adapters ({_first(list(adapters))}), one is needed"
+        return f"it holds {len(adapters)} adapters ({_first(list(adapters))}); it must hold one"
     for name, value in weights.items():
         if not value.float().isfinite().all():
-            return f"{name} holds what is not a number"
+            return f"{name} has values that are not finite"
     return ""
 
 
@@ -229,7 +233,7 @@ def _prefix(name: str) -> str:
 
 
 def _converted(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights under diffusers' names, scaled by the alphas that stand beside them."""
+    """Convert weights to diffusers' names, scaled by the alphas beside them."""
     from diffusers import WanPipeline
 
     given = {
@@ -243,11 +247,12 @@ def _converted(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _unused(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names that diffusers passes over in silence, found by converting numbers that tell whose they are.
+    """Names of weights that diffusers silently ignores.
 
-    An alpha is used with the weights that it is for.
+    They are found by converting a file in which each weight is a number of its own. An alpha counts as used
+    with the weights that it scales.
     """
-    names = dict(enumerate(weights, start=2))  # 1 is in matrices that are made up
+    names = dict(enumerate(weights, start=2))  # 1 is used in matrices that the conversion fills in
     numbered = {
         name: torch.tensor(1.0) if name.endswith(".alpha") else torch.full((1, 1), float(number))
         for number, name in names.items()

@@ -1,4 +1,4 @@
-"""Ranks and alphas of a LoRA, as diffusers' trainers keep them in the header of its file."""
+"""Ranks and alphas of a LoRA, which diffusers' trainers store in the header of its file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from runtime.files.problems import explain, shown
 
 _METADATA = "lora_adapter_metadata"
 _PREFIX = "transformer."
-_TRAINING = (  # what says how it was trained, or what it is for; the names of its weights say that, too
+_TRAINING = (  # how it was trained, and which modules it is for, which the names of its weights tell as well
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules",
     "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_bias",
     "lora_dropout", "lora_ga_config", "peft_version", "revision", "runtime_config", "target_modules",
     "task_type",
 )  # fmt: skip
-_INITIAL = (True, False, "gaussian", "eva", "orthogonal")  # others change the model's own weights
+_INITIAL = (True, False, "gaussian", "eva", "orthogonal")  # other ways change the model's own weights
 _NOTHING: tuple[object, ...] = (None, False, "", [], {})
 
 
@@ -27,7 +27,7 @@ def _pattern(name: str) -> str:
     try:
         re.compile(name)
     except re.error as error:
-        raise ValueError(f"{name!r} is no regular expression: {error}") from None
+        raise ValueError(f"{name!r} is not a regular expression: {error}") from None
     return name
 
 
@@ -37,7 +37,7 @@ _Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
 class LoraSettings(BaseModel):
-    """Settings that change what is added to a model; fields as in `peft.LoraConfig`."""
+    """Settings that change what a LoRA adds to a model; fields as in `peft.LoraConfig`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,10 +49,13 @@ class LoraSettings(BaseModel):
 
     @classmethod
     def read(cls, content: bytes) -> LoraSettings | None:
-        """Those in a safetensors file; None if it tells none.
+        """Read the settings in a safetensors file; None if it has none.
+
+        Args:
+            content: content of the file.
 
         Raises:
-            ValueError: they are damaged, or say something that is not supported.
+            ValueError: they are damaged or not supported.
         """
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
@@ -60,13 +63,13 @@ class LoraSettings(BaseModel):
             return None
         told = json.loads(header[_METADATA])
         if not isinstance(told, dict):
-            raise ValueError(f"{_METADATA} is no object")  # noqa: TRY004 of a file
+            raise ValueError(f"{_METADATA} is not an object")  # noqa: TRY004 of a file
         own = {name.removeprefix(_PREFIX): value for name, value in told.items() if name.startswith(_PREFIX)}
         if not own:
             bare = [name for name in told if "." not in name]
             if bare:
-                raise ValueError(f"{_METADATA} has {shown(bare[0])}, its names must begin with {_PREFIX}")
-            return None  # of another part of a pipeline
+                raise ValueError(f"{_METADATA} has {shown(bare[0])}; its names must begin with {_PREFIX}")
+            return None  # it is for another part of a pipeline
         _refuse_unsupported(own)
         try:
             return cls.model_validate(
@@ -76,15 +79,21 @@ class LoraSettings(BaseModel):
             raise ValueError("; ".join(f"{_METADATA}: {explain(error)}".splitlines())) from None
 
     def for_peft(self, modules: Iterable[str], *, bias: bool) -> dict[str, Any]:
-        """What `load_lora_adapter` takes for a LoRA of these modules."""
+        """Make the metadata that `load_lora_adapter` takes.
+
+        Args:
+            modules: modules of the LoRA.
+            bias: whether it has biases.
+        """
         own = self.model_dump() | {"target_modules": sorted(modules), "lora_bias": bias}
         return {f"{_PREFIX}{name}": value for name, value in own.items()}
 
 
 def _refuse_unsupported(own: Mapping[str, Any]) -> None:
-    """
+    """Refuse settings that are not supported and differ from PEFT's defaults.
+
     Raises:
-        ValueError: a setting is not understood, and is not what PEFT takes where none is given.
+        ValueError: there is one.
     """
     from peft import LoraConfig
 

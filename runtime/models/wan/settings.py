@@ -19,18 +19,19 @@ def _even(value: int) -> int:
 
 
 class WanIndex(ModelIndex):
-    """model_index.json of Wan: which of its components are there."""
+    """Contents of Wan's `model_index.json`: its components."""
 
     transformer_2: list[str | None] | None = None
     boundary_ratio: float | None = None
 
     @property
     def has_two_transformers(self) -> bool:
+        """True for Wan2.2's models of two experts."""
         return any(self.transformer_2 or ()) or self.boundary_ratio is not None
 
 
 class TransformerSettings(Settings):
-    """transformer/config.json of Wan."""
+    """Contents of Wan's `transformer/config.json`."""
 
     class_name: str | None = Field(None, alias="_class_name")
     patch_size: list[_Count] = Field([1, 2, 2], min_length=3, max_length=3)
@@ -54,12 +55,12 @@ class TransformerSettings(Settings):
 
     @property
     def channels(self) -> int:
-        """Channels of what it predicts: those that it is given, where nothing else is said."""
+        """Channels of its output; by default those of its input."""
         return self.out_channels or self.in_channels
 
     @property
     def architecture(self) -> Architecture:
-        """Its shape."""
+        """Shape of the transformer."""
         return Architecture(
             layers=self.num_layers,
             heads=self.num_attention_heads,
@@ -69,7 +70,7 @@ class TransformerSettings(Settings):
 
 
 class VaeSettings(Settings):
-    """vae/config.json of Wan. The VAEs of the Wan2.1 repositories state no scale factors."""
+    """Contents of Wan's `vae/config.json`. The VAEs of the Wan2.1 repositories state no scale factors."""
 
     class_name: str | None = Field(None, alias="_class_name")
     base_dim: _Count = 96
@@ -93,7 +94,7 @@ class VaeSettings(Settings):
     def _one_number_for_each_channel(self) -> Self:
         for name in ("latents_mean", "latents_std"):
             given = getattr(self, name)
-            numbers = 16 if given is None else len(given)  # diffusers' own are Wan2.1's
+            numbers = 16 if given is None else len(given)  # diffusers' defaults are Wan2.1's
             if numbers != self.z_dim:
                 raise ValueError(f"{name} has {numbers} numbers where z_dim is {self.z_dim}")
         if len(self.temperal_downsample) != len(self.dim_mult) - 1:
@@ -102,7 +103,7 @@ class VaeSettings(Settings):
 
 
 class TextEncoderSettings(Settings):
-    """text_encoder/config.json of UMT5."""
+    """Contents of UMT5's `text_encoder/config.json`."""
 
     model_type: str = "umt5"
     vocab_size: _Count
@@ -120,7 +121,7 @@ class TextEncoderSettings(Settings):
 
 
 class ImageEncoderSettings(Settings):
-    """image_encoder/config.json of CLIP."""
+    """Contents of CLIP's `image_encoder/config.json`."""
 
     hidden_size: _Count = 768
     intermediate_size: _Count = 3072

@@ -15,15 +15,15 @@ from runtime.request.windows import Windows
 
 @dataclass(frozen=True, slots=True)
 class LatentSizes:
-    """What a model makes of pixels.
+    """Sizes of a model's latents, as functions of a request.
 
     Attributes:
-        model: its name.
-        channels: of a latent.
-        temporal, spatial: how much smaller latents are than the video.
+        model: name of the model.
+        channels: channels of a latent.
+        temporal, spatial: compression factors of the VAE.
         patch: latent frames, height and width of a token.
-        positions: for tokens, along each axis.
-        architecture: of the transformer.
+        positions: number of token positions along each axis.
+        architecture: shape of the transformer.
     """
 
     model: str
@@ -36,7 +36,7 @@ class LatentSizes:
 
     @classmethod
     def of_model(cls, folder: ModelFolder) -> Self:
-        """By its settings; no weights are read."""
+        """Read a model's sizes from its settings; no weights are read."""
         transformer = TransformerSettings.read(folder.path / "transformer" / "config.json")
         vae = VaeSettings.read(folder.path / "vae" / "config.json")
         frames, height, width = transformer.patch_size
@@ -51,7 +51,7 @@ class LatentSizes:
         )
 
     def of(self, request: VideoRequest) -> tuple[int, int, int]:
-        """Latent frames, height and width."""
+        """Number of latent frames, and height and width of a latent."""
         return (
             (request.frames - 1) // self.temporal + 1,
             request.height // self.spatial,
@@ -63,10 +63,10 @@ class LatentSizes:
         return (request.videos, self.channels, *self.of(request))
 
     def tokens(self, request: VideoRequest) -> int:
-        """Tokens of one video; it must fill whole ones, and there must be a position for each.
+        """Number of tokens of one video.
 
         Raises:
-            BadRequestError: it does not, or there is none.
+            BadRequestError: the video does not fill whole tokens, or a token would have no position.
         """
         tokens = 1
         for name, size, patch in zip(
@@ -78,13 +78,13 @@ class LatentSizes:
             if size // patch > self.positions:
                 raise BadRequestError(
                     f"{given} has positions for {self.positions} tokens along each axis, "
-                    f"and this would be {size // patch}"
+                    f"but this needs {size // patch}"
                 )
             tokens *= size // patch
         return tokens
 
     def windows(self, request: VideoRequest, config: Config) -> Windows:
-        """What of it the model sees at a time."""
+        """Windows of the video that the model sees one at a time."""
         total, window = self.of(request)[0], config.window
         if window is None:
             return Windows(total, total, (0,))

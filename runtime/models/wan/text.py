@@ -1,4 +1,4 @@
-"""Prompts → text embeddings: encoded on the first rank only, and handed to the others.
+"""Text embeddings of prompts, encoded on the first rank only and broadcast to the others.
 
 Tensor legend: B batch, T text tokens, E text encoder channels.
 """
@@ -20,17 +20,20 @@ from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 
-_SHOWN = 200  # characters of a text that does not count
+_SHOWN = 200  # characters of a truncated text's rest
 
 
 class PromptEncoder:
-    """The text encoder of one rank group; only its first rank ever loads one.
+    """Text encoder of one rank group; only its first rank loads one.
 
-    The last prompt's embeddings are kept: a comparison asks for the same ones again. So are sentences about
-    words of it that do not count (`warnings`, on the first rank).
+    The last prompt's embeddings are cached: a comparison needs the same ones again.
 
     Args:
-        dtype: of the embeddings, the transformer's.
+        folder, config, ranks: the model, its config, and the ranks.
+        dtype: dtype of the embeddings, the transformer's compute dtype.
+
+    Attributes:
+        warnings: sentences about the part of the last prompt that was truncated, on the first rank.
 
     Source: `diffusers.WanPipeline.encode_prompt`, which does the encoding.
     """
@@ -45,7 +48,7 @@ class PromptEncoder:
 
     @torch.no_grad()
     def encode(self, request: VideoRequest) -> Embeddings:
-        """The prompts' embeddings, on every rank's device."""
+        """Encode the prompts; the embeddings are on every rank's device."""
         key = (
             request.prompt,
             request.travel,
@@ -55,16 +58,16 @@ class PromptEncoder:
         )
         if self._last is None or self._last[0] != key:
             own = self._run(request) if self._ranks.is_leader else []
-            handed = self._ranks.broadcast_tensors(own, self._dtype)
+            received = self._ranks.broadcast_tensors(own, self._dtype)
             prompts = 1 + len(request.travel)
-            self._last = key, Embeddings(handed[:prompts], handed[prompts] if request.guided else None)
+            self._last = key, Embeddings(received[:prompts], received[prompts] if request.guided else None)
         return self._last[1]
 
     def _run(self, request: VideoRequest) -> list[torch.Tensor]:
-        """Each prompt's, then the negative one's."""
+        """Encode each prompt, then the negative one."""
         device, policy = self._ranks.device, self._config.memory.text_encoder
         pipeline = self._pipeline or self._load(device)
-        self.warnings = _unread(pipeline.tokenizer, request)
+        self.warnings = _truncated(pipeline.tokenizer, request)
         pipeline.text_encoder.to(device)
         encode = partial(
             pipeline.encode_prompt,
@@ -84,7 +87,7 @@ class PromptEncoder:
         return torch.device("cpu") if offload else self._ranks.device
 
     def _load(self, device: torch.device) -> WanPipeline:
-        """diffusers' pipeline with nothing in it but what encodes prompts."""
+        """Make diffusers' pipeline with only the parts that encode prompts."""
         return WanPipeline(
             tokenizer=AutoTokenizer.from_pretrained(self._folder.path / "tokenizer"),
             text_encoder=load_text_encoder(self._folder, self._config, device),
@@ -93,18 +96,18 @@ class PromptEncoder:
         )
 
 
-def _unread(tokenizer: Any, request: VideoRequest) -> list[str]:
-    """A sentence for each text that is longer than what the text encoder is given of it."""
+def _truncated(tokenizer: Any, request: VideoRequest) -> list[str]:
+    """Write a sentence for each text that has more tokens than the text encoder takes."""
     texts = [("prompt", request.prompt), *((f"travel at {p.at:g}", p.prompt) for p in request.travel)]
     if request.guided:
         texts.append(("negative", request.negative))
     sentences, room = [], request.max_sequence_length
     for name, text in texts:
         tokens = tokenizer(prompt_clean(text), verbose=False).input_ids
-        if len(tokens) > room:  # the last of those that count is the mark of the end
+        if len(tokens) > room:  # the last one that is used is the end of the sequence
             words = tokenizer.decode(tokens[room - 1 :], skip_special_tokens=True).strip()
             sentences.append(
-                f"{name}: it has {len(tokens)} tokens and max_sequence_length is {room}; what does not count "
-                f"begins with {words[:_SHOWN]!r}" + " …" * (len(words) > _SHOWN)
+                f"{name}: it has {len(tokens)} tokens but max_sequence_length is {room}; the part that is "
+                f"ignored begins with {words[:_SHOWN]!r}" + " …" * (len(words) > _SHOWN)
             )
     return sentences

@@ -1,10 +1,10 @@
-"""VAE decode as a stream of frames: only one chunk of the video is alive at a time.
+"""VAE decoding as a stream of frames: only one chunk of the video is in memory at a time.
 
-Whole frames are decoded on the first rank. Tiles are shared out over the ranks, each of which keeps the
+Whole frames are decoded on the first rank. Tiles are distributed over the ranks, each of which keeps the
 causal feature caches of its own tiles; the first rank blends them, as `AutoencoderKLWan.tiled_decode` does.
 
 Tensor legend: B batch, C latent channels, F latent frames, T pixel frames of one chunk, H, W height and
-width, 3 colours (or those folded into space: see `patch_size`).
+width, 3 colours (or colours of several pixels: see `patch_size`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from runtime.request.config import Config, Tiles
 
 
 class WanDecoder:
-    """The VAE of one rank group, on the device while it works.
+    """VAE of one rank group, on the device while it works.
 
     Args:
         vae: a Wan VAE. Without tiles only the first rank needs one.
+        config, ranks: config of the model, and the ranks.
     """
 
     def __init__(self, vae: AutoencoderKLWan | None, config: Config, ranks: Ranks):
@@ -37,7 +38,7 @@ class WanDecoder:
 
     @contextmanager
     def at_work(self) -> Iterator[AutoencoderKLWan | None]:
-        """The VAE on the device while the block runs; None on ranks that have none."""
+        """Hold the VAE on the device within the context; yields None on ranks that have none."""
         if self.vae is not None:
             self.vae.to(self._ranks.device)
         try:
@@ -48,7 +49,7 @@ class WanDecoder:
 
     @torch.no_grad()
     def frames(self, latents_BCFHW: torch.Tensor, at: At) -> Generator[torch.Tensor]:
-        """Frames in temporal order, on the first rank; see `decode_frames`."""
+        """Decode latents into frames in temporal order, on the first rank; see `decode_frames`."""
         with self.at_work() as vae:
             yield from decode_frames(vae, latents_BCFHW, self._config.tiles, self._ranks.everyone, at)
 
@@ -67,16 +68,16 @@ def decode_frames(
 ) -> Iterator[torch.Tensor]:
     """Decode normalised latents into frames, in temporal order.
 
-    The concatenation along time is bit-equal to what `WanPipeline` returns for the same latents, with its
-    VAE's tiling enabled where there are `tiles`. It does not depend on the number of ranks.
+    The concatenation along time is bit-equal to the output of `WanPipeline` for the same latents, with its
+    VAE's tiling enabled if there are `tiles`. It does not depend on the number of ranks.
 
     Args:
         vae: a Wan VAE; in use until the iterator is exhausted or closed. Without tiles only the first rank
             needs one.
-        latents_BCFHW: what the sampler left, normalised per channel, in any dtype, the same on every rank.
-        tiles: what ranks share; None decodes whole frames.
-        peers: the ranks, every one of which calls this.
-        at: told whether this rank is at work of its own or at a transfer, whenever that changes.
+        latents_BCFHW: denoised latents, normalised per channel, in any dtype, the same on every rank.
+        tiles: tiles that are distributed over the ranks; None decodes whole frames.
+        peers: the ranks; all of them call this function.
+        at: called whenever this rank changes between work of its own and a transfer.
 
     Yields:
         Frames `[B, T, H, W, 3]` in [0, 1], in the VAE's dtype; T is 1 first, then the VAE's temporal factor.
@@ -101,7 +102,7 @@ def decode_frames(
 
 
 def decode_chunks(vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Decode one latent frame at a time, each as a whole.
+    """Decode whole frames, one latent frame at a time.
 
     The concatenation of the chunks along time is what `AutoencoderKLWan._decode` computes before it clamps.
 
@@ -118,7 +119,7 @@ def decode_chunks(vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor) -> Iterato
 
 
 class _CausalDecoder:
-    """Decodes one area of the latents frame by frame, with the feature cache that this needs.
+    """Decoder of one area of the latents, frame by frame, with its feature cache.
 
     Source: `AutoencoderKLWan._decode`, which keeps the cache in the VAE.
     """
@@ -129,7 +130,7 @@ class _CausalDecoder:
         self._first = True
 
     def decode(self, hidden_BCFHW: torch.Tensor) -> torch.Tensor:
-        """The next latent frame, through `post_quant_conv` already → unclamped pixels `[B, 3, T, H, W]`."""
+        """Decode the next latent frame, after `post_quant_conv`, to unclamped pixels `[B, 3, T, H, W]`."""
         pixels: torch.Tensor = self._decoder(
             hidden_BCFHW, feat_cache=self._cache, feat_idx=[0], first_chunk=self._first
         )
@@ -138,7 +139,7 @@ class _CausalDecoder:
 
 
 def _unfold(vae: AutoencoderKLWan, pixels_B3THW: torch.Tensor) -> torch.Tensor:
-    """Some VAEs decode patches of pixels as channels."""
+    """Unfold patches of pixels, which some VAEs decode as channels."""
     if vae.config.patch_size is None:
         return pixels_B3THW
     unfolded: torch.Tensor = unpatchify(pixels_B3THW, patch_size=vae.config.patch_size)
@@ -146,21 +147,21 @@ def _unfold(vae: AutoencoderKLWan, pixels_B3THW: torch.Tensor) -> torch.Tensor:
 
 
 def _exceeds(vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor, tiles: Tiles) -> bool:
-    """Whether a frame is larger than one tile."""
+    """Return whether a frame is larger than one tile."""
     size = tiles.size // vae.spatial_compression_ratio
     return any(length > size for length in latents_BCFHW.shape[3:])
 
 
 @dataclass(frozen=True, slots=True)
 class _Tiling:
-    """Where tiles lie, in latents and in what the decoder makes of them.
+    """Layout of tiles, in latents and in the decoder's output.
 
     Attributes:
         rows, columns: areas of the latents along height and width.
         shapes: height and width of each decoded tile, row by row.
-        stride: what of a decoded tile stays, in both directions.
-        overlap: what is blended with the tile before.
-        height, width: of the decoded frame.
+        stride: rows and columns of a decoded tile that are kept.
+        overlap: rows and columns that are blended with the tile before.
+        height, width: size of the decoded frame.
     """
 
     rows: list[slice]
@@ -187,14 +188,14 @@ class _Tiling:
 
     @property
     def areas(self) -> list[tuple[slice, slice]]:
-        """Each tile's area of the latents, row by row."""
+        """Areas of the latents of all tiles, row by row."""
         return [(row, column) for row in self.rows for column in self.columns]
 
 
 def _decode_tiles(
     vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor, tiles: Tiles, peers: Peers, at: At
 ) -> Iterator[torch.Tensor]:
-    """Every rank decodes its tiles of a frame and sends them to the first, which yields the blended frame."""
+    """Decode this rank's tiles of each frame and send them to the first rank, which yields blended frames."""
     tiling = _Tiling.of(vae, latents_BCFHW.shape[3], latents_BCFHW.shape[4], tiles)
     owners = [index % peers.size for index in range(len(tiling.areas))]
     mine = [index for index, owner in enumerate(owners) if owner == peers.rank]
@@ -222,7 +223,7 @@ def _send_to_first(
     like: torch.Tensor,
     peers: Peers,
 ) -> list[torch.Tensor]:
-    """All tiles on the first rank, in order; nothing on the others."""
+    """Gather all tiles on the first rank, in order; empty on the others."""
     nothing = like.new_empty(0)
     outgoing = torch.cat([nothing, *(tile.reshape(-1) for tile in own)])
     sizes = [numel(shape) for shape in shapes]
@@ -240,7 +241,7 @@ def _send_to_first(
 
 
 def _blend(decoded: list[torch.Tensor], tiling: _Tiling) -> torch.Tensor:
-    """Tiles → the frame, in the order in which `AutoencoderKLWan.tiled_decode` blends them (in place)."""
+    """Blend tiles into a frame, in place and in the order of `AutoencoderKLWan.tiled_decode`."""
     columns = len(tiling.columns)
     rows = [decoded[start : start + columns] for start in range(0, len(decoded), columns)]
     strips: list[torch.Tensor] = []
@@ -257,9 +258,14 @@ def _blend(decoded: list[torch.Tensor], tiling: _Tiling) -> torch.Tensor:
 
 
 def fade(before: torch.Tensor, tile: torch.Tensor, overlap: int, axis: int) -> torch.Tensor:
-    """`tile` `[B, C, T, H, W]`, faded in from the end of the one `before` along H (−2) or W (−1), in place.
+    """Blend the beginning of `tile` with the end of the tile `before`, in place.
 
-    The bits are those of the VAE's own `blend_v` and `blend_h`, which take some launches for every row.
+    The result is bit-equal to the VAE's own `blend_v` and `blend_h`, which launch kernels for every row.
+
+    Args:
+        before, tile: tiles `[B, C, T, H, W]`.
+        overlap: number of rows or columns that are blended.
+        axis: axis along which the tiles are adjacent: −2 for H, −1 for W.
     """
     extent = min(before.shape[axis], tile.shape[axis], overlap)
     shares = torch.arange(extent, dtype=torch.float64, device=tile.device) / extent
@@ -267,5 +273,5 @@ def fade(before: torch.Tensor, tile: torch.Tensor, overlap: int, axis: int) -> t
     old, new = before.narrow(axis, before.shape[axis] - extent, extent), tile.narrow(axis, 0, extent)
     new.copy_(
         (old * rest).to(tile.dtype) + (new * row).to(tile.dtype)
-    )  # products in float32, as with numbers
+    )  # products in float32, as with Python's numbers
     return tile

@@ -21,7 +21,7 @@ def printed(*arguments: str) -> str:
 
 def test_it_says_what_is_counted_and_what_is_estimated() -> None:
     said = printed("--ranks", "2")
-    for words in ("fits: in 79.1 GiB", "launches", "counted:", "estimate, not measured", "unmeasured:"):
+    for words in ("it fits in 79.1 GiB", "launches", "counted:", "estimated, not measured", "unmeasured:"):
         assert words in said
 
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from runtime.checkpoint.folder import VERSION, Checkpoints, complete_steps, manifest_name
+from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
@@ -609,6 +610,23 @@ def test_checkpoints_whose_request_is_not_known_are_refused(content: str, tmp_pa
     with pytest.raises(BadRequestError, match="do not match"), kept.locked(['{"request": {}}']):
         pass
     assert (folder / "identity.json").read_text() == content
+
+
+def test_what_was_restored_no_longer_needs_its_files(tmp_path: Path) -> None:
+    """Parts are mapped while they are read; another rank may remove or replace them right after."""
+    values = {step: torch.randn(1, 300, 8).bfloat16() for step in range(3)}
+    shared = {"latents": torch.randn(2, 3), "sampler": {"outputs": [torch.randn(4), None]}, "stream": {}}
+    alone = Topology(cfg=1, ring=1, ulysses=1)
+    writer = CheckpointWriter(tmp_path, "{}", alone, 0, 1)
+    writer.finish(Snapshot(0, shared, {"sums": 1}, {"cond": values, "uncond": values}))
+    restored = restore(tmp_path, alone, Ranks.alone(torch.device("cpu")), ("cond",))
+    assert restored is not None and restored.history.keys() == {"cond"}
+    (part,) = tmp_path.glob("part-*.pt")
+    with part.open("r+b") as file:
+        file.write(bytes(part.stat().st_size))
+    assert all(torch.equal(restored.history["cond"][step], values[step]) for step in values)
+    assert torch.equal(restored.shared["latents"], shared["latents"])
+    assert torch.equal(restored.shared["sampler"]["outputs"][0], shared["sampler"]["outputs"][0])
 
 
 def on_ranks(ranks: Ranks, degrees: Degrees, folder: Path, until: int | None, spectrum: str = "paper") -> Any:

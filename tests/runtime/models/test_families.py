@@ -100,7 +100,7 @@ def test_a_family_is_found_by_its_pipeline(folder: Path) -> None:
     assert find_family("ToyPipeline") is TOY is find_model(toy_config(folder)).family
     with pytest.raises(ValueError, match=r"it is a FluxPipeline; supported are WanPipeline, .*, ToyPipeline"):
         find_family("FluxPipeline")
-    with pytest.raises(ValueError, match="WanPipeline is of the family runtime"):
+    with pytest.raises(ValueError, match="WanPipeline belongs to the family runtime"):
         register("WanPipeline", "tests.family:TOY")
 
 
@@ -150,7 +150,7 @@ def test_the_samplers_shift_depends_on_the_tokens(toy: Engine) -> None:
     tokens = [toy.profile.sizes.tokens(request) for request in (small, large)]
     assert tokens == [27, 117]
     for request, count in zip((small, large), tokens, strict=True):
-        sampler = type(toy.profile.scheduler).from_config(toy.profile.scheduler.config)
+        sampler = type(toy.profile.sampler).from_config(toy.profile.sampler.config)
         sampler.set_timesteps(STEPS, mu=shift_of(count))
         assert torch.equal(toy.plan(request).fresh_sampler().timesteps, sampler.timesteps)
     assert switch(toy, small) < switch(toy, large)

@@ -227,7 +227,7 @@ def test_weights_that_are_not_numbers_do_not_load(config: Config, copy: Path, co
     name = sorted(tensors)[3]
     tensors[name].view(-1)[1] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(BadRequestError, match=f"its weights {re.escape(name)} hold what is not a number"):
+    with pytest.raises(BadRequestError, match=f"its weights {re.escape(name)} are not finite"):
         Engine(config.model_copy(update={"model": str(copy)}))
 
 

@@ -48,7 +48,7 @@ def import_xfuser() -> None:
         module.__spec__, module.__path__ = importlib.machinery.ModuleSpec(name, None), []
         sys.modules.setdefault(name, module)
     card = SimpleNamespace(gcnArchName="", major=9, minor=0)
-    made_up = {
+    fake = {
         "is_available": lambda: True,
         "get_device_name": lambda *_: "NVIDIA H100",
         "get_device_capability": lambda *_: (9, 0),
@@ -56,7 +56,7 @@ def import_xfuser() -> None:
         "current_device": lambda: 0,
         "get_device_properties": lambda *_: card,
     }
-    with patch.multiple(torch.cuda, **made_up), patch.object(torch.version, "cuda", "12.8"):
+    with patch.multiple(torch.cuda, **fake), patch.object(torch.version, "cuda", "12.8"):
         importlib.import_module("xfuser.model_executor.layers.usp")
 
 

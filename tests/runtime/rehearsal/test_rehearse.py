@@ -16,12 +16,12 @@ from runtime.engine import Engine
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.engine import RehearsedEngine
+from runtime.rehearsal.fake import DEVICE, FakeDevice, diffusers_module
 from runtime.rehearsal.machine import RESERVE, load_gpu
-from runtime.rehearsal.made_up import DEVICE, MadeUp, diffusers_module
 from runtime.rehearsal.options import options
-from runtime.rehearsal.peers import MadeUpRanks
+from runtime.rehearsal.peers import FakeRanks
 from runtime.rehearsal.phases import Phase, Rehearser
-from runtime.rehearsal.rehearse import Asked, RankFindings, Rehearsal, rehearse
+from runtime.rehearsal.rehearse import RankFindings, Rehearsal, Scenario, rehearse
 from runtime.rehearsal.settings import RehearsedProfile
 from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Tiles, available, load_config
 from runtime.request.video_request import VideoRequest
@@ -69,7 +69,7 @@ def rehearsed(world: int, rank: int, job: tuple[Degrees, bool, str]) -> RankFind
     degrees, shard, spectrum = job
     config = configured(shard)
     request = small(config).model_copy(update={"spectrum": spectrum})
-    return rehearse(Asked(config, request, degrees, world, GPU), [rank]).ranks[0]
+    return rehearse(Scenario(config, request, degrees, world, GPU), [rank]).ranks[0]
 
 
 JOBS: dict[int, list[tuple[Degrees, bool, str]]] = {
@@ -108,7 +108,7 @@ def test_bytes_are_those_of_real_runs(world: int) -> None:
 
 def phases(config: Config, request: VideoRequest, rank: int, world: int, *, whole: bool) -> list[Phase]:
     """Every phase and step of a rank, with what is alike run once, or all of it."""
-    ranks = MadeUpRanks(DEVICE, rank, world, GPU.per_node)
+    ranks = FakeRanks(DEVICE, rank, world, GPU.per_node)
     engine = RehearsedEngine(config, RehearsedProfile(config), ranks, Degrees(), GPU, whole=whole)
     plan = engine.plan(request)
     rehearser = Rehearser(engine, plan)
@@ -139,7 +139,7 @@ def test_made_up_weights_are_those_that_are_loaded(kind: Any, part: str, dtype: 
         tensors = (*model.named_parameters(), *model.named_buffers())
         return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors}
 
-    made = diffusers_module(MadeUp(), kind, folder, dtype)
+    made = diffusers_module(FakeDevice(), kind, folder, dtype)
     assert layout(made) == layout(kind.from_pretrained(folder, dtype=dtype))
 
 
@@ -173,7 +173,7 @@ def test_operations_are_those_of_the_formula(name: str) -> None:
 def at_scale(name: str, ranks: int) -> Rehearsal:
     """The job of a shipped config on so many H100s."""
     config = load_config(name)
-    return rehearse(Asked(config, config.request("x"), Degrees(), ranks, GPU), None if ranks > 1 else [0])
+    return rehearse(Scenario(config, config.request("x"), Degrees(), ranks, GPU), None if ranks > 1 else [0])
 
 
 @pytest.mark.timeout(120)
@@ -232,7 +232,7 @@ def test_every_config_is_known_without_its_weights(name: str) -> None:
     config = load_config(name)
     small_one = config.request("x", width=64, height=48, frames=5)
     rank = 0 if name in {"wan2.1-i2v-14b-480p", "wan2.1-vace-1.3b-480p"} else 1  # the first also encodes
-    found = rehearse(Asked(config, small_one, Degrees(), 2, GPU), [rank])
+    found = rehearse(Scenario(config, small_one, Degrees(), 2, GPU), [rank])
     assert found.parameters == pytest.approx(PARAMETERS[name], rel=0.005)
     assert config.architecture is not None
     assert found.ranks[0].steps.last.work.flops["attention"] > 0
@@ -242,7 +242,7 @@ def test_every_config_is_known_without_its_weights(name: str) -> None:
 @pytest.mark.parametrize("spectrum", available("spectrum"))
 def test_every_preset_is_rehearsed(spectrum: str) -> None:
     config = load_config("wan-tiny")
-    found = rehearse(Asked(config, config.request("x", spectrum=spectrum), Degrees(), 2, GPU), [1])
+    found = rehearse(Scenario(config, config.request("x", spectrum=spectrum), Degrees(), 2, GPU), [1])
     steps = found.ranks[0].steps
     assert (steps.forecast is None) == (spectrum == "off")
     assert found.computed + found.forecast == 50
@@ -252,11 +252,11 @@ def test_what_does_not_fit_is_told_how_it_would() -> None:
     """A frame of four tiles takes the most when it is decoded whole."""
     config = load_config("wan-tiny")
     request = config.request("x", width=448, height=448, frames=1, steps=5)
-    asked = Asked(config, request, Degrees(), 1, GPU)
-    held = rehearse(asked, [0]).peak
+    scenario = Scenario(config, request, Degrees(), 1, GPU)
+    held = rehearse(scenario, [0]).peak
     scarce = GPU.model_copy(update={"memory_gib": (RESERVE + held) / GIB})
     assert scarce.room(held) < 0
-    option = next(options(replace(asked, gpu=scarce)))
+    option = next(options(replace(scenario, gpu=scarce)))
     assert option.changes == {"tiles": "{size: 256, stride: 192}"}
     assert option.rehearsal.fits and option.rehearsal.peak < held
 
@@ -266,7 +266,7 @@ def test_history_is_offloaded() -> None:
     request = config.request("x", width=128, height=128, frames=17)
     kept, moved = (
         rehearse(
-            Asked(config.model_copy(update={"memory": Memory(history=how)}), request, Degrees(), 1, GPU)
+            Scenario(config.model_copy(update={"memory": Memory(history=how)}), request, Degrees(), 1, GPU)
         ).ranks[0]
         for how in ("keep", "offload")
     )
@@ -279,7 +279,7 @@ def test_sharding_holds_two_blocks_and_the_shares() -> None:
     config = load_config("wan2.1-t2v-14b-480p")
     kept, shared = (
         rehearse(
-            Asked(
+            Scenario(
                 config.model_copy(update={"memory": Memory(transformer=how, text_encoder="free")}),
                 config.request("x"),
                 Degrees(),

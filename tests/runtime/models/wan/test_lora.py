@@ -211,7 +211,7 @@ def test_a_file_that_changes_while_the_model_loads_is_refused(config: Config, fi
     own = with_lora(config, file)
     folder = find_model(own)
     save_file(peft(), file)
-    with pytest.raises(BadRequestError, match="has changed while the model was loaded"):
+    with pytest.raises(BadRequestError, match="changed while the model was loading"):
         load_transformer(folder, own, Ranks.alone(torch.device("cpu")))
 
 
@@ -234,13 +234,13 @@ A, B = (f"transformer.{TARGET}.lora_{part}.weight" for part in "AB")
             without(original(), "diffusion_model.blocks.3.ffn.0.lora_B.weight"),
             "lora_B.weight is missing",
         ),
-        (peft() | {A: torch.full((4, WIDTH), float("nan"))}, "lora_A.weight holds what is not a number"),
-        (peft() | {B: torch.full((WIDTH, 4), float("inf"))}, "lora_B.weight holds what is not a number"),
-        (peft(""), "has blocks.0.attn1.to_k.lora_A.weight; its names must all begin with `transformer.`"),
-        (peft("base_model.model."), "must all begin with `transformer.`"),
-        (peft("dit."), "must all begin with `transformer.`"),
-        (peft() | original(), "must all begin with `transformer.`"),
-        (peft("transformer_2."), "must all begin with `transformer.`"),
+        (peft() | {A: torch.full((4, WIDTH), float("nan"))}, "lora_A.weight has values that are not finite"),
+        (peft() | {B: torch.full((WIDTH, 4), float("inf"))}, "lora_B.weight has values that are not finite"),
+        (peft(""), "has blocks.0.attn1.to_k.lora_A.weight; all names must begin with `transformer.`"),
+        (peft("base_model.model."), "all names must begin with `transformer.`"),
+        (peft("dit."), "all names must begin with `transformer.`"),
+        (peft() | original(), "all names must begin with `transformer.`"),
+        (peft("transformer_2."), "all names must begin with `transformer.`"),
         (peft(adapter=".a") | peft(adapter=".b"), "it holds 2 adapters (a, b)"),
         (peft() | {"transformer.x.lora_magnitude_vector": torch.ones(4)}, "it is a DoRA"),
         (original() | {"diffusion_model.blocks.0.self_attn.q.dora_scale": torch.ones(4)}, "it is a DoRA"),
@@ -259,7 +259,7 @@ A, B = (f"transformer.{TARGET}.lora_{part}.weight" for part in "AB")
         ),
         (original() | {"diffusion_model.blocks.0.self_attn.q.lokr_w1": torch.ones(4, 4)}, "cannot read it"),
         (original() | {"diffusion_model.blocks.0.cross_attn.k_img.lora_A.weight": torch.ones(4, 4)}, "k_img"),
-        (peft() | {f"transformer.{TARGET}.alpha": torch.tensor(2.0)}, "to_q.alpha is no weight of a LoRA"),
+        (peft() | {f"transformer.{TARGET}.alpha": torch.tensor(2.0)}, "to_q.alpha is not a LoRA weight"),
     ],
 )
 def test_what_would_not_count_whole_is_refused(
@@ -276,12 +276,12 @@ def test_what_would_not_count_whole_is_refused(
     ("make", "said"),
     [
         (lambda path: None, "it cannot be read: No such file"),
-        (lambda path: path.write_bytes(b""), "it is no safetensors file"),
-        (lambda path: torch.save(peft(), path), "it is no safetensors file"),
-        (os.mkfifo, "it is no file"),
+        (lambda path: path.write_bytes(b""), "it is not a safetensors file"),
+        (lambda path: torch.save(peft(), path), "it is not a safetensors file"),
+        (os.mkfifo, "it is not a regular file"),
         (
             lambda path: [path.mkdir(), save_file(peft(), path / "a.safetensors")],
-            "it is a folder, name the file in it: a.safetensors",
+            "it is a folder; name the file in it: a.safetensors",
         ),
         (
             lambda path: save_file(peft(), path, metadata={"lora_adapter_metadata": "["}),
@@ -334,13 +334,13 @@ def test_metadata_needs_only_what_counts(config: Config, tmp_path: Path) -> None
     ("metadata", "said"),
     [
         (in_header(target_modules=["to_q"]), "lora_adapter_metadata: r: missing; lora_alpha: missing"),
-        ({"lora_adapter_metadata": json.dumps(TOLD)}, "has 'r', its names must begin with transformer."),
+        ({"lora_adapter_metadata": json.dumps(TOLD)}, "has 'r'; its names must begin with transformer."),
         (metadata_of(r="4"), "r: '4' given; should be a valid integer"),
         (metadata_of(r=0), "r: 0 given; should be greater than or equal to 1"),
         (metadata_of(lora_alpha=float("nan")), "lora_alpha: nan given; should be a finite number"),
         (metadata_of(lora_alpha=10**400), "lora_alpha: a number with very many digits given"),
         (metadata_of(rank_pattern=[1]), "rank_pattern: a list given; should be a mapping"),
-        (metadata_of(alpha_pattern={"(": 4}), "'(' is no regular expression"),
+        (metadata_of(alpha_pattern={"(": 4}), "'(' is not a regular expression"),
         (metadata_of(use_dora=True), "has use_dora: True, which is not supported"),
         (metadata_of(init_lora_weights="pissa"), "has init_lora_weights: 'pissa', which is not supported"),
         (metadata_of(alora_invocation_tokens=[1]), "has alora_invocation_tokens: a list, which is not"),

@@ -58,5 +58,5 @@ def test_the_pieces_of_vace_equal_its_forward(dtype: torch.dtype) -> None:
     feature = adapter.blocks(tokens, adapter.text(embeddings), time, geometry.rotary)
 
     assert torch.equal(adapter.unpatchify(adapter.project(feature, time), geometry.grid), expected)
-    with pytest.raises(ValueError, match="conditioned on what is known"):
+    with pytest.raises(ValueError, match="VACE needs control latents"):
         adapter.embed(latents)

@@ -1,4 +1,4 @@
-"""A device that does not exist, tensors on it, and modules of such tensors."""
+"""Fake device: fake tensors on a device that does not exist, and modules of such tensors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from runtime.rehearsal.ledger import Ledger
 DEVICE = torch.device("cuda", 0)
 
 
-class MadeUp:
-    """Everything that torch does while a `with` block of it runs is made up: shapes are right, and nothing is
-    computed or allocated. What would happen on the device is counted.
+class FakeDevice:
+    """A device that does not exist: torch propagates shapes, and computes and allocates nothing.
 
     Attributes:
-        ledger: what counts it.
+        ledger: ledger of the work and memory that a real device would need.
     """
 
     def __init__(self) -> None:
@@ -36,23 +35,23 @@ class MadeUp:
 
     @contextmanager
     def running(self) -> Iterator[Ledger]:
-        """Make up what the block does."""
+        """Run the context on fake tensors, and count its work."""
         with _no_streams(), self._fake, self.ledger, _Accelerator(), torch.no_grad():
             yield self.ledger
 
     def module(
         self, make: Callable[[], nn.Module], dtype_of: Callable[[str, torch.Tensor], torch.dtype]
     ) -> Any:
-        """A module whose parameters and buffers are made up, on the device, and count as weights.
+        """Make a module whose parameters and buffers are fake tensors on the device and count as weights.
 
         Args:
-            make: builds it; runs where nothing is allocated.
-            dtype_of: name and tensor as they are made → the dtype in which it is loaded.
+            make: builds the module, on the meta device.
+            dtype_of: name and tensor → dtype in which the tensor is loaded.
         """
         with torch.device("meta"):
             module = make()
         known: dict[int, torch.Tensor] = {}
-        with self.running() as ledger, ledger.of_weights():
+        with self.running() as ledger, ledger.as_weights():
             for name, owner in module.named_modules():
                 for box in (owner._parameters, owner._buffers):
                     for leaf, tensor in box.items():
@@ -69,7 +68,7 @@ class MadeUp:
 
 
 def diffusers_dtype(kind: Any, dtype: torch.dtype) -> Callable[[str, torch.Tensor], torch.dtype]:
-    """In which dtype diffusers loads each weight of a model class: some stay in float32."""
+    """Make `dtype_of` for `FakeDevice.module` as diffusers loads a model class: some stay in float32."""
     kept = kind._keep_in_fp32_modules or []
 
     def dtype_of(name: str, tensor: torch.Tensor) -> torch.dtype:
@@ -80,14 +79,16 @@ def diffusers_dtype(kind: Any, dtype: torch.dtype) -> Callable[[str, torch.Tenso
     return dtype_of
 
 
-def diffusers_module(made_up: MadeUp, kind: Any, path: Path, dtype: torch.dtype) -> Any:
-    """A diffusers model as its settings in `path` describe it."""
-    return made_up.module(lambda: kind.from_config(kind.load_config(path)), diffusers_dtype(kind, dtype))
+def diffusers_module(fake: FakeDevice, kind: Any, path: Path, dtype: torch.dtype) -> Any:
+    """Make a fake diffusers model from its settings in `path`."""
+    return fake.module(lambda: kind.from_config(kind.load_config(path)), diffusers_dtype(kind, dtype))
 
 
 class _Accelerator(TorchFunctionMode):
-    """What a build of torch for the CPU does otherwise: it indexes no tensors of other devices and pins no
-    memory, and its choice of a kernel for attention is the definition, with the whole matrix in memory."""
+    """Functions that a CPU build of torch lacks for fake tensors on a GPU.
+
+    It cannot index tensors of other devices or pin memory, and its attention materialises the whole matrix.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -111,7 +112,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Flash attention, or for float32 and masks the memory-efficient one."""
+    """Run flash attention, or for float32 and masks memory-efficient attention."""
     if attn_mask is None and query.element_size() == 2:
         output, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
             query, key, value, dropout_p, is_causal, scale=scale
@@ -138,11 +139,11 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     torch.Tensor.contiguous: _contiguous,
     torch.Tensor.copy_: torch.ops.aten.copy_.default,
 }
-"""What asks for the device → what does the same without."""
+"""Function that needs the device → replacement that does not."""
 
 
 class _Stream:
-    """A stream or an event of a device on which nothing takes time."""
+    """A stream or an event that does nothing."""
 
     def wait_stream(self, stream: Any) -> None: ...
     def wait_event(self, event: Any) -> None: ...
@@ -156,7 +157,7 @@ _STREAMS = SimpleNamespace(
 
 @contextmanager
 def _no_streams() -> Iterator[None]:
-    """While the block runs, accelerators have streams that do nothing, as a build for the CPU has none."""
+    """Replace accelerators' streams, which a CPU build lacks, by ones that do nothing."""
     with (
         patch.object(torch, "get_device_module", lambda *_: _STREAMS),
         patch.object(torch.accelerator, "device_index", lambda _: contextlib.nullcontext()),

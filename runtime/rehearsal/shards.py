@@ -1,8 +1,8 @@
-"""A transformer whose blocks are shared out over all ranks, as made-up tensors.
+"""Fake shards of a transformer's blocks.
 
-FSDP2 needs a device for its streams, so what it does is modelled: each rank holds an equal share of every
-parameter, rounded up along its first axis; one gather for each block, into one buffer, out of which the whole
-parameters are copied while the next block's gather runs. Bytes are those of `runtime.sharding` on real ranks.
+FSDP2 needs a device for its streams, so it is modelled: each rank holds an equal share of every parameter,
+rounded up along its first axis. Each block is gathered into one buffer, out of which the whole parameters are
+copied while the next block is gathered. Bytes equal those of `runtime.parallel.sharding` on real ranks.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from itertools import zip_longest
 import torch
 from torch import nn
 
+from runtime.rehearsal.fake import DEVICE
 from runtime.rehearsal.ledger import Ledger
-from runtime.rehearsal.made_up import DEVICE
-from runtime.rehearsal.peers import MadeUpPeers
+from runtime.rehearsal.peers import FakePeers
 
 
-class MadeUpShares:
-    """This rank's shares of the blocks; whole blocks are there only while they are visited.
+class FakeShards:
+    """Fake weights of blocks that are sharded over all ranks; a block is whole only while it is visited.
 
     Args:
         everyone: all ranks.
-        ledger: of what is held.
+        ledger: ledger of the memory that they hold.
     """
 
-    def __init__(self, everyone: MadeUpPeers, ledger: Ledger):
+    def __init__(self, everyone: FakePeers, ledger: Ledger):
         self._everyone, self._ledger = everyone, ledger
         self._shares: dict[nn.Module, list[torch.Tensor]] = {}
 
-    def share_out(self, block: nn.Module) -> None:
-        """Keep this rank's share of a block that is whole; to be called where tensors are made up."""
+    def shard(self, block: nn.Module) -> None:
+        """Keep only this rank's share of a whole block; call it within `FakeDevice.running`."""
         size, parameters = self._everyone.size, list(block.parameters())
-        with self._ledger.of_weights():
+        with self._ledger.as_weights():
             self._shares[block] = [
                 torch.empty((-(-one.shape[0] // size), *one.shape[1:]), dtype=one.dtype, device=DEVICE)
                 for one in parameters
@@ -53,14 +53,14 @@ class MadeUpShares:
                 self._let_go(block)
 
     def _gather(self, block: nn.Module) -> torch.Tensor:
-        """The buffer in which all ranks' shares arrive."""
+        """Start to gather a block; return the buffer for all ranks' shares."""
         piece = sum(share.numel() * share.element_size() for share in self._shares[block])
-        self._everyone.collects(piece)
-        with self._ledger.of_weights():
+        self._everyone.count_all_gather(piece)
+        with self._ledger.as_weights():
             return torch.empty(piece * self._everyone.size, dtype=torch.uint8, device=DEVICE)
 
     def _make_whole(self, block: nn.Module) -> None:
-        with self._ledger.of_weights():
+        with self._ledger.as_weights():
             _replace(block, lambda one: torch.empty(one.shape, dtype=one.dtype, device=DEVICE))
 
     def _let_go(self, block: nn.Module) -> None:
@@ -68,7 +68,7 @@ class MadeUpShares:
 
 
 def _replace(block: nn.Module, make: object) -> None:
-    """Exchange each parameter for what `make` makes of it."""
+    """Replace each parameter by `make` of it."""
     assert callable(make)
     for module in block.modules():
         for leaf, parameter in module._parameters.items():

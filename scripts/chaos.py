@@ -1,24 +1,24 @@
-"""Random faults: jobs are disturbed at random moments, and must end as promised, however they are disturbed.
+"""Random faults: disturb jobs at random moments, and check that they end as promised.
 
     python scripts/chaos.py --runs 300 --jobs 2 --log out/chaos.jsonl --out docs/reliability.md
 
 A fault is a signal (KILL, STOP, TERM, INT) to a random process of a job (the command, a rank, one of Ray's
 own, ffmpeg), a disk that becomes full (a small tmpfs, where this user may mount one), a limit on the size of
-files, or a clock that jumps (where there is a C compiler). It comes before, while or after a job denoises,
-equally often. All is drawn from `--seed`; the moments are taken from an undisturbed run of each job, which is
-made first.
+files, or a clock that jumps (where there is a C compiler). It comes before, during or after denoising,
+equally often. Everything is drawn from `--seed`; the moments are taken from an undisturbed run of each job,
+which is made first.
 
-Checked each time:
-* the job ends within a bound, and with an exit code of the contract: 0, 3, or 130 where it was told to stop
-  (2 where a full disk keeps it from starting; death by SIGKILL where the command itself was hit by it);
-* stderr says what happened, without a traceback, and stdout has the result's path alone;
+Checks after each fault:
+* the job ends within a bound, and with an exit code of the contract: 0, 3, or 130 if a signal asked it to
+  stop (2 if a full disk keeps it from starting; death by SIGKILL if that hit the command itself);
+* stderr says what happened, without a traceback, and stdout holds only the result's path;
 * no process and no listening socket is left, and nothing in /dev/shm;
-* the same command (with --resume where there is one) then ends with 0, in the bits and the files of the
-  undisturbed run, and with nothing else: no temporary and no half-written file;
-* foreign files in all folders are as they were.
+* the same command (with --resume if it has that option) then ends with 0, with the bits and the files of the
+  undisturbed run and no others: no temporary and no half-written file;
+* foreign files in all folders are unchanged.
 
-Every run lies in a folder of its own, which is kept when something is wrong. Runs that are in the log already
-are not made again.
+Every run has a folder of its own, which is kept if something is wrong. Runs that are in the log already are
+not repeated.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Ended:
 
     Attributes:
         code: exit code, negative for a signal; None if it had to be killed.
-        outlived: seconds for which processes that it had started were there after it.
+        outlived: seconds for which processes that it had started outlived it.
         left: processes, sockets and shared memory that were still there after that.
     """
 
@@ -87,14 +87,14 @@ class Ended:
 
 @dataclass(slots=True)
 class Record:
-    """One fault and what came of it, a line of the log.
+    """One fault and its outcome, as a line of the log.
 
     Attributes:
-        struck: what was hit; empty if the job was over before.
-        during: the last mark before.
-        code, seconds: how the disturbed command ended, and how long after the fault.
-        resumed, resumed_seconds: the same for the command that went on; None where none was needed.
-        problems: kind of promise that was broken, and what was seen.
+        struck: process or resource that was hit; empty if the job was over before.
+        during: last mark before the fault.
+        code, seconds: exit code of the disturbed command, and seconds from the fault to its end.
+        resumed, resumed_seconds: the same for the command that resumed it; None if none was needed.
+        problems: kinds of broken promises, and what was observed.
     """
 
     seed: int
@@ -124,12 +124,12 @@ class Run:
             (folder / name).mkdir(parents=True)
 
     def prepare(self) -> None:
-        """Files of the job, and foreign ones."""
+        """Write files of the job, and foreign ones."""
         self.planted = plant(self.folder, self.job.folders)
         self.job.prepare(self.folder)
 
     def start(self, more: Sequence[str], bound: float, striker: Striker | None = None) -> tuple[Ended, Marks]:
-        """Run the command to its end; `bound` seconds after the fault, or the start, it is killed."""
+        """Run the command to its end; it is killed `bound` seconds after the fault, or after its start."""
         self._commands += 1
         said = [self.folder / f"{stream}-{self._commands}" for stream in ("stdout", "stderr")]
         prefix, extra = (striker.prefix(), striker.environment()) if striker else ([], {})
@@ -152,7 +152,7 @@ class Run:
         return Ended(code, seconds, *texts, *ended), marks
 
     def made(self) -> set[str]:
-        """Names of all files and folders but the foreign ones."""
+        """Names of all files and folders except the foreign ones."""
         foreign = {*self.planted, *(path.parent for path in self.planted)}
         return {name for name, path in files(self.folder) if path not in foreign}
 
@@ -172,7 +172,7 @@ class Run:
         sockets: set[str],
         shared: set[str],
     ) -> tuple[float, list[str]]:
-        """See that nothing is left, and end it."""
+        """Find what the command left behind, and end it."""
         if code is None:
             stuck = self._now(process.pid)
             kill(stuck)
@@ -217,7 +217,7 @@ def _follow(
 
 
 def undisturbed(job: Job, folder: Path) -> Reference:
-    """Run a job as it is."""
+    """Run a job without a fault."""
     run = Run(job, folder)
     run.prepare()
     ended, marks = run.start((), _FIRST)
@@ -229,7 +229,7 @@ def undisturbed(job: Job, folder: Path) -> Reference:
 
 
 def disturb(seed: int, fault: Fault, job: Job, reference: Reference, folder: Path) -> Record:
-    """Run a job, disturb it, let it go on, and check what was promised."""
+    """Run a job, disturb it, resume it, and check the promises."""
     record = Record(seed, fault.number, job.name, asdict(fault))
     run = Run(job, folder)
     striker = Striker(fault, folder, run.name)
@@ -260,7 +260,7 @@ def _bound(job: Job, fault: Fault, reference: Reference) -> float:
 
 
 def _check_end(record: Record, fault: Fault, ended: Ended, striker: Striker, job: Job) -> None:
-    """How the disturbed command ended, what it said, and what it left."""
+    """Check how the disturbed command ended, what it said, and what it left."""
     if ended.code is None:
         record.blame("hang", f"it had not ended {record.seconds:.0f} s after the fault")
         return
@@ -282,7 +282,7 @@ def _check_end(record: Record, fault: Fault, ended: Ended, striker: Striker, job
 
 
 def _may_end_with(fault: Fault, striker: Striker) -> set[int]:
-    """Exit codes that the contract has for a fault."""
+    """Exit codes that the contract allows after a fault."""
     codes = {0, 3}
     if fault.kind == "signal" and fault.how in ("INT", "TERM"):
         codes.add(130)
@@ -298,7 +298,7 @@ def _may_end_with(fault: Fault, striker: Striker) -> set[int]:
 
 
 def _go_on(record: Record, run: Run, reference: Reference) -> None:
-    """Give the command again unless it was done, and compare what there is then with the undisturbed run."""
+    """Repeat the command unless it was done, and compare its results with the undisturbed run."""
     if record.code != 0:
         again, _ = run.start(run.job.again, _FIRST)
         record.resumed, record.resumed_seconds = again.code, round(again.seconds, 2)
@@ -315,7 +315,7 @@ _OWN = frozenset({"stdout-1", "stderr-1", "stdout-2", "stderr-2", "clock"})
 
 
 def _was_done(run: Run, reference: Reference, again: Ended) -> bool:
-    """Whether the command refused to go on since all was there already."""
+    """Return whether the command refused to run again because everything was done already."""
     return again.code == 2 and " exists; " in again.stderr and run.made() - _OWN == reference.files - _OWN
 
 
@@ -331,13 +331,13 @@ def _check_bits(record: Record, run: Run, wanted: Bits) -> None:
 
 
 class Campaign:
-    """Many faults, some side by side.
+    """Many faults, some of them side by side.
 
     Args:
         names: jobs to choose from.
-        kinds: of faults, of `chaos_faults.KINDS`.
-        folder: of all runs.
-        log: where records are kept; what it has already is read.
+        kinds: kinds of faults, from `chaos_faults.KINDS`.
+        folder: folder of all runs.
+        log: file of records; existing ones are read.
     """
 
     def __init__(
@@ -349,7 +349,7 @@ class Campaign:
         self.records: list[Record] = [] if log is None else read_log(log)
 
     def run(self, numbers: Sequence[int], jobs: int = 1) -> None:
-        """Make the runs of these numbers that are not in the log."""
+        """Make the runs with these numbers that are not in the log."""
         done = {(record.seed, record.number) for record in self.records}
         chosen = {n: choose_job(self._seed, n, self._names) for n in numbers if (self._seed, n) not in done}
         with ThreadPoolExecutor(jobs) as pool:
@@ -376,7 +376,7 @@ class Campaign:
         return record
 
     def _again(self, record: Record) -> str:
-        """The command that makes this run alone."""
+        """Command that makes only this run."""
         chosen = [f"--only {name}" for name in self._names if len(self._names) < len(JOBS)]
         chosen += [f"--fault {kind}" for kind in self._kinds if len(self._kinds) < len(KINDS)]
         first = ["python scripts/chaos.py", f"--seed {record.seed} --first {record.number} --runs 1"]
@@ -408,20 +408,20 @@ class Campaign:
 
 
 def read_log(log: Path) -> list[Record]:
-    """The records of a log; none if there is no log."""
+    """Read the records of a log; none if there is no log."""
     if not log.is_file():
         return []
     return [Record(**json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def _made() -> str:
-    """How a page came about."""
+    """Write how and when a page was made."""
     told = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray"))
     return f"Made on {os.cpu_count()} cores, the last on {date.today()}; {told}."
 
 
 def _closed(sockets: set[str], within: float = 5.0) -> bool:
-    """Whether nobody listens at these any more; the kernel closes those of a process after it is gone."""
+    """Return whether these sockets are closed; the kernel closes a process's sockets after its end."""
     deadline = time.monotonic() + within
     while sockets & open_sockets():
         if time.monotonic() > deadline:

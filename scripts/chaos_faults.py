@@ -1,4 +1,4 @@
-"""What befalls a run of `scripts/chaos.py`: drawn from a seed, and brought about at its moment."""
+"""Faults of `scripts/chaos.py`: drawn from a seed, and caused at their moments."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Reference:
     """An undisturbed run of a job.
 
     Attributes:
-        timeline: what could be seen of it (see `chaos_watch.Marks`), with seconds since its start.
-        roles: its processes: when they were first and last seen.
-        files: what it leaves.
+        timeline: its marks (see `chaos_watch.Marks`), with seconds since its start.
+        roles: when processes of each role were first and last seen.
+        files: files that it leaves.
     """
 
     seconds: float
@@ -44,7 +44,7 @@ class Reference:
     bits: Bits
 
     def phases(self, job: Job) -> list[list[int]]:
-        """Numbers of the marks before denoising, while it goes on, and after it; those that there are."""
+        """Numbers of the marks before, during and after denoising, without empty phases."""
         names = [name for name, _ in self.timeline]
         first = next((n for n, name in enumerate(names) if re.search(job.begins, name)), len(names))
         last = next((n for n, name in enumerate(names) if re.search(job.ends, name)), len(names))
@@ -55,15 +55,15 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is to happen.
+    """A fault.
 
     Attributes:
-        kind: of `KINDS`.
-        target: role of the process, or the folder whose disk is full.
-        how: signal, bytes that a file may have, or seconds by which the clock jumps.
-        mark, late, before: it comes so many seconds after this mark, at the latest with the one named last.
-        pause: seconds after which a stopped process goes on, if it does.
-        pick: of several processes of one role, where from 0 to 1.
+        kind: one of `KINDS`.
+        target: role of the process, or the folder whose disk becomes full.
+        how: signal, size limit of files in bytes, or seconds by which the clock jumps.
+        mark, late, before: it comes `late` seconds after `mark`, at the latest with the mark `before`.
+        pause: seconds after which a stopped process is continued, if it is.
+        pick: choice among several processes of one role, from 0 to 1.
     """
 
     number: int
@@ -79,12 +79,12 @@ class Fault:
 
     @property
     def on_command(self) -> bool:
-        """Whether the command itself is hit, so that nobody else can tell how it ends."""
+        """Whether the command itself is hit, so that nobody else can report how it ends."""
         return self.kind == "signal" and self.target in ("driver", "terminal")
 
     @property
     def goes_on(self) -> bool:
-        """Whether what is stopped is continued: nobody else could, or only after ten minutes."""
+        """Whether the stopped process is continued, as nothing would replace it within ten minutes."""
         joins = self.target == "ffmpeg" and self.job.startswith("film")
         return self.how == "STOP" and (self.target == "driver" or joins)
 
@@ -96,12 +96,12 @@ class Fault:
 
 
 def choose_job(seed: int, number: int, jobs: Sequence[str]) -> str:
-    """The job that fault `number` is for."""
+    """Job of fault `number`."""
     return random.Random(f"{seed}/{number}/job").choice(jobs)
 
 
 def draw(seed: int, number: int, job: Job, reference: Reference, kinds: Sequence[str]) -> Fault:
-    """Fault `number` of a seed: every phase of the job is as likely, and within it every mark."""
+    """Draw fault `number` of a seed: all phases of the job are equally likely, and all marks of a phase."""
     rng = random.Random(f"{seed}/{number}")
     possible = [kind for kind in kinds if can(kind, job)]
     weights = [6 if kind == "signal" else 1 for kind in possible]
@@ -127,7 +127,7 @@ def draw(seed: int, number: int, job: Job, reference: Reference, kinds: Sequence
 def _moment(
     rng: random.Random, job: Job, reference: Reference, since: float, until: float
 ) -> tuple[str, float, str]:
-    """A mark within this time of the undisturbed run, a delay that ends before the next one, and that one."""
+    """Draw a mark within this time of the undisturbed run, a delay after it, and the mark that follows."""
     times = [seconds for _, seconds in reference.timeline] + [reference.seconds]
     phases = [
         [number for number in phase if times[number + 1] >= since and times[number] <= until]
@@ -141,7 +141,7 @@ def _moment(
 
 
 def can(kind: str, job: Job) -> bool:
-    """Whether this kind of fault can be brought about here."""
+    """Return whether this kind of fault can be caused on this machine."""
     if kind == "disk":
         return _can_mount()
     if kind == "limit":
@@ -168,7 +168,7 @@ def _mount(folder: Path) -> bool:
 
 @cache
 def _clock() -> Path | None:
-    """The library of a clock that jumps; None without a C compiler."""
+    """Build the library with a clock that jumps; None without a C compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         return None
@@ -179,11 +179,11 @@ def _clock() -> Path | None:
 
 
 class Striker:
-    """Brings one fault about in the folder of a run.
+    """Causes one fault in the folder of a run.
 
     Attributes:
-        struck: the process that was hit, or what was done; empty until then.
-        after: seconds since the start, and the last mark, when it happened.
+        struck: process that was hit, or description of the fault; empty until then.
+        after: seconds since the start, and the last mark, at that moment.
     """
 
     def __init__(self, fault: Fault, folder: Path, run: str):
@@ -196,7 +196,7 @@ class Striker:
         self.before: list[Member] = []
 
     def set_up(self) -> None:
-        """What must be there before the command starts."""
+        """Prepare the fault before the command starts."""
         if self._fault.kind == "disk" and not _mount(self._folder / self._fault.target):
             raise RuntimeError(f"cannot mount a disk at {self._folder / self._fault.target}")
         if self._fault.kind == "clock":
@@ -205,7 +205,7 @@ class Striker:
             self.struck = f"at most {self._fault.how} bytes a file"
 
     def prefix(self) -> list[str]:
-        """What the command is started with."""
+        """Words before the command with which it is started."""
         if self._fault.kind == "limit":
             return ["prlimit", f"--fsize={self._fault.how}"]
         return []
@@ -216,7 +216,7 @@ class Striker:
         return {"LD_PRELOAD": str(_clock()), "LOCKSTEP_CHAOS_CLOCK": str(self._folder / "clock")}
 
     def look(self, marks: Marks, driver: int) -> None:
-        """Strike, if the time has come; a stopped command goes on after its pause."""
+        """Cause the fault if its moment has come, and continue a stopped process after its pause."""
         if self._stopped is not None:
             pid, until = self._stopped
             if marks.seconds >= until:
@@ -249,7 +249,7 @@ class Striker:
         return True
 
     def _send_signal(self, driver: int) -> bool:
-        """Hit a process of the role; False if there is none yet."""
+        """Send the signal to a process of the role; return False if there is none yet."""
         number = signal.Signals[f"SIG{self._fault.how}"]
         if self._fault.target == "terminal":
             self.before = members(self._folder, self._run, driver)
@@ -269,12 +269,12 @@ class Striker:
         return True
 
     def repair(self) -> None:
-        """The disk has room again."""
+        """Make room on the full disk again."""
         if self._fault.kind == "disk":
             (self._folder / self._fault.target / _BALLAST).unlink(missing_ok=True)
 
     def tear_down(self) -> None:
-        """Take the disk away; what lies on it is kept in the folder."""
+        """Unmount the disk; its files are kept in the folder."""
         if self._fault.kind != "disk":
             return
         place = self._folder / self._fault.target
@@ -303,7 +303,7 @@ def _send(pid: int, number: int) -> bool:
 
 
 def _handles(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Return whether a process has a handler for a signal."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

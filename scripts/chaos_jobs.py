@@ -1,4 +1,4 @@
-"""The commands that `scripts/chaos.py` disturbs, how each goes on, and what it must end in."""
+"""Jobs of `scripts/chaos.py`: commands that are disturbed, how each is resumed, and its expected results."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Job:
     """One kind of job, in a folder of its own that is the working directory of its command.
 
     Attributes:
-        arguments: what follows `lockstep`.
-        again: what is added to go on after an interruption.
-        victims: roles of processes that may be hit; one that is named more often is hit more often.
-        folders: that are made beforehand; each gets foreign files, and a disk of its own that can be full.
-        stdout: all that may be said there, once it is done.
+        arguments: arguments of `lockstep`.
+        again: arguments that are added to resume after an interruption.
+        victims: roles of processes that may be hit; a role that is listed twice is hit twice as often.
+        folders: folders that are made beforehand; each gets foreign files, and a disk that may become full.
+        stdout: the only permitted output on stdout, once it is done.
         begins, ends: patterns of the marks (see `chaos_watch`) at which denoising begins and ends.
-        bits: what must be equal, however the job was disturbed.
-        files: written beforehand.
-        queued: names of requests that are put into the queue beforehand, and again when they have failed.
+        bits: results that must be equal, however the job was disturbed.
+        files: files that are written beforehand.
+        queued: names of requests that are put into the queue beforehand, and again if they have failed.
     """
 
     name: str
@@ -66,14 +66,14 @@ class Job:
         return "gcs" in self.victims
 
     def prepare(self, folder: Path) -> None:
-        """Make what the command finds in its folder."""
+        """Make the files that the command finds in its folder."""
         for name, text in self.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         if self.queued:
             _in_queue(folder, [_request(name) for name in self.queued])
 
     def repair(self, folder: Path) -> None:
-        """Ask again for what was given up: a queue keeps requests that failed, but does not repeat them."""
+        """Add failed requests again: a queue keeps them, but does not repeat them."""
         if self.queued:
             _in_queue(folder, [[*_request(name), "--resume"] for name in self.queued], only_failed=True)
 
@@ -153,7 +153,7 @@ JOBS = {job.name: job for job in _jobs()}
 
 
 def _video_bits(video: Path) -> Bits:
-    """The frames of a video, as its report has them and as the file has them, and how they were made."""
+    """Digests of a video's frames, from its report and from the file, and the decisions that made them."""
     report = json.loads(video.with_suffix(".json").read_text("utf-8"))
     return {"mp4": _frames(video), **{name: report[name] for name in _SAME}}
 
@@ -164,7 +164,7 @@ def _calibration(path: Path) -> Bits:
 
 
 def _frames(video: Path) -> str:
-    """SHA-256 of a video's decoded frames."""
+    """Compute SHA-256 of a video's decoded frames."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video), "-f", "rawvideo", "-"]
     decoded = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
     return hashlib.sha256(decoded).hexdigest()
@@ -201,6 +201,6 @@ def _in_queue(folder: Path, requests: list[list[str]], *, only_failed: bool = Fa
 
 
 def normal(name: str) -> str:
-    """A name without what differs from run to run: process numbers, random letters, digests of paths."""
+    """Remove from a name what differs from run to run: process ids, random letters, digests of paths."""
     name = re.sub(r"\.[\w-]+\.\d+\.\w{8}\.part", ".part", name)
     return re.sub(r"-[0-9a-f]{8}\.checkpoints", ".checkpoints", name)

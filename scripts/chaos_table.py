@@ -1,4 +1,4 @@
-"""Tables and the page of what `scripts/chaos.py` found."""
+"""Tables and the page of the results of `scripts/chaos.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Record = dict[str, Any]
 
 
 def befell(record: _Record) -> str:
-    """What was hit, for a row of a table."""
+    """Name what was hit, for a row of a table."""
     fault = record["fault"]
     if fault["kind"] != "signal":
         return _KINDS[fault["kind"]]
@@ -26,12 +26,12 @@ def befell(record: _Record) -> str:
 
 
 def by_job(records: Sequence[_Record]) -> str:
-    """A row for each job and what befell it."""
+    """Make a table with a row for each job and what was hit."""
     return _table("job | hit", records, lambda record: f"{record['job']} | {befell(record)}")
 
 
 def by_signal(records: Sequence[_Record]) -> str:
-    """A row for each role and signal."""
+    """Make a table with a row for each role and signal."""
     signals = [record for record in records if record["fault"]["kind"] == "signal"]
     return _table("hit | by", signals, lambda r: f"{r['fault']['target']} | {r['fault']['how']}")
 
@@ -61,27 +61,29 @@ def _has(record: _Record, problem: str) -> bool:
 
 
 def _found(records: Iterable[_Record]) -> str:
-    """What was wrong, one line each; nothing if all was right."""
+    """List all problems, one line each; empty if there are none."""
     lines = [
         f"* seed {record['seed']}, number {record['number']}, {record['job']}: {kind}: {what}"
         for record in records
         for kind, what in record["problems"]
     ]
-    return "\n".join(["", "### What is wrong", "", *lines]) if lines else ""
+    return "\n".join(["", "### Problems", "", *lines]) if lines else ""
 
 
 def write_page(records: Sequence[_Record], out: Path, made: str) -> None:
     """Write the page of these records.
 
     Args:
-        made: the command, and when.
+        records: the records.
+        out: the page.
+        made: sentence on the command and the date.
     """
     struck = [record for record in records if record["struck"]]
     late = len(records) - len(struck)
     tables = [by_job(struck), "By role and signal:", by_signal(struck)]
     if late:
         tables.append(
-            f"{late} more came when the job was over, or its victim was gone; they are left out above."
+            f"{late} more came after the job or the process to hit had ended; they are left out above."
         )
     text = NOTES.read_text(encoding="utf-8")
     text = text.replace("{made}", f"{len(records)} faults so far. {made}")

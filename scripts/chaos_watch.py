@@ -1,4 +1,4 @@
-"""The processes, files and words of one command while it runs, and what is left of them afterwards."""
+"""Observation of one command: its processes, files and output while it runs, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class Member:
     command: str
 
     def __str__(self) -> str:
-        """Number and beginning of the command; without folders, which differ from machine to machine."""
+        """Write process id and beginning of the command, without folders, which differ between machines."""
         return f"{self.pid} {without_folders(self.command)[:80]}"
 
 
 def without_folders(command: str) -> str:
-    """The command with the last part alone of every absolute path."""
+    """Shorten every absolute path in a command to its last part."""
     return re.sub(r"(?<!\S)/\S*/", "", command)
 
 
 def members(folder: Path, run: str, driver: int) -> list[Member]:
-    """All processes of a run that are alive: those with its name in their environment, its folder as working
-    directory or in their command line, and their children. (Titles that processes give themselves overwrite
-    their environment.)"""
+    """List the living processes of a run: those with its name in their environment, its folder as working
+    directory or in their command line, and their children. (Titles that processes set overwrite their
+    environment.)"""
     found: dict[int, Member] = {}
     others: list[tuple[int, int, str]] = []
     wanted = f"{MARKER}={run}".encode()
@@ -92,7 +92,7 @@ def _role(pid: int, command: str, driver: int) -> str:
 
 
 def kill(run: list[Member]) -> None:
-    """End what is left of a run."""
+    """Kill the processes that are left of a run."""
     for member in run:
         try:
             os.kill(member.pid, signal.SIGKILL)
@@ -101,7 +101,7 @@ def kill(run: list[Member]) -> None:
 
 
 def wait_for_end(folder: Path, run: str, driver: int, seconds: float) -> tuple[list[Member], float]:
-    """The processes that are still there after so many seconds, and how long there were any."""
+    """Wait at most some seconds for processes to end; return those left, and how long there were any."""
     started = time.monotonic()
     while True:
         left = [member for member in members(folder, run, driver) if member.pid != driver]
@@ -112,7 +112,7 @@ def wait_for_end(folder: Path, run: str, driver: int, seconds: float) -> tuple[l
 
 
 def listening(processes: list[Member]) -> set[str]:
-    """Inodes of the TCP sockets at which these processes listen."""
+    """Inodes of the TCP sockets on which these processes listen."""
     held = set()
     for member in processes:
         try:
@@ -126,7 +126,7 @@ def listening(processes: list[Member]) -> set[str]:
 
 
 def open_sockets() -> set[str]:
-    """Inodes of all TCP sockets of this machine at which somebody listens."""
+    """Inodes of all listening TCP sockets of this machine."""
     found = set()
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
@@ -162,12 +162,12 @@ def files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def digest_of(path: Path) -> str:
-    """What a foreign file is known by."""
+    """Digest of a foreign file."""
     return f"{path.stat().st_mtime_ns} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def plant(folder: Path, folders: tuple[str, ...]) -> dict[Path, str]:
-    """Put foreign files where the job works, some with names like its own; they must stay as they are."""
+    """Write foreign files where the job works, some with names like its own; they must stay unchanged."""
     planted = []
     for name in folders:
         base = folder / name
@@ -180,13 +180,14 @@ def plant(folder: Path, folders: tuple[str, ...]) -> dict[Path, str]:
 
 
 def harmed(planted: dict[Path, str]) -> list[Path]:
-    """Foreign files that are not as they were."""
+    """List the foreign files that have changed."""
     return [path for path, digest in planted.items() if not path.is_file() or digest_of(path) != digest]
 
 
 class Marks:
-    """What can be seen from outside of a command's progress: its words, its files, its processes. Each is
-    told once, by a name that is the same in every run, with the seconds since the start."""
+    """Marks of a command's progress, as seen from outside: its output, its files, its processes.
+
+    Each is recorded once, with the seconds since the start, under a name that is the same in every run."""
 
     def __init__(self, folder: Path, run: str, driver: int, words: Path, known: set[str]):
         self._folder, self._run, self._driver, self._words = folder, run, driver, words
@@ -196,7 +197,7 @@ class Marks:
         self.roles: dict[str, tuple[float, float]] = {"driver": (0.0, 0.0), "terminal": (0.0, 0.0)}
 
     def look(self) -> None:
-        """Take note of what is new."""
+        """Record new marks."""
         for line in self._lines():
             self._tell(line)
         for name, _ in files(self._folder):

@@ -1,4 +1,4 @@
-"""A headless Chromium that looks at pages, where there is one."""
+"""Looking at pages with a headless Chromium, where one is installed."""
 
 from __future__ import annotations
 

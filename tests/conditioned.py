@@ -1,4 +1,4 @@
-"""Tiny random models that see more than text: for wiring, shapes and determinism, not for looks."""
+"""Tiny random models with conditioning beside text, for tests of wiring, shapes and determinism."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADS, CHANNELS, IMAGE_CHANNELS = 4, 16, 24
 
 
 def write_i2v(folder: Path) -> Path:
-    """An image-to-video model: a random transformer of 2 blocks and a random image encoder."""
+    """Write an image-to-video model: a random transformer of 2 blocks and a random image encoder."""
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
         num_attention_heads=HEADS, attention_head_dim=CHANNELS, in_channels=36, out_channels=16, text_dim=64,
@@ -46,12 +46,12 @@ def write_i2v(folder: Path) -> Path:
 
 
 def write_vace(folder: Path) -> Path:
-    """A VACE model around `vace_transformer`."""
+    """Write a VACE model with `vace_transformer`."""
     return write_pipeline("WanVACEPipeline", folder, transformer=vace_transformer())
 
 
 def vace_transformer() -> WanVACETransformer3DModel:
-    """Three random blocks; the control path adds to the first and the last."""
+    """Make a VACE transformer of three random blocks; control is added to the first and the last."""
     torch.manual_seed(0)
     model = WanVACETransformer3DModel(
         num_attention_heads=HEADS, attention_head_dim=CHANNELS, in_channels=16, out_channels=16, text_dim=64,
@@ -63,7 +63,7 @@ def vace_transformer() -> WanVACETransformer3DModel:
 
 
 def write_pipeline(name: str, folder: Path, **own: Any) -> Path:
-    """A pipeline of its own parts and wan-tiny's text encoder, VAE and sampler."""
+    """Write a pipeline of these parts and wan-tiny's text encoder, VAE and sampler."""
     whole = WanPipeline.from_pretrained(EMBEDDED_MODELS / "wan-tiny", torch_dtype=torch.float32)
     parts = {name: getattr(whole, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
     getattr(diffusers, name)(**parts, **own).save_pretrained(folder)
@@ -71,7 +71,7 @@ def write_pipeline(name: str, folder: Path, **own: Any) -> Path:
 
 
 def write_image(path: Path, seed: int = 0) -> Path:
-    """A blurry picture."""
+    """Write a blurry picture."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
     Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC).save(path)
     return path
@@ -84,12 +84,12 @@ def config_of(config: Config, folder: Path) -> Config:
 
 
 def denoised(engine: Engine, request: VideoRequest) -> torch.Tensor:
-    """The request's clean latents."""
+    """Denoise the request's latents."""
     plan = engine.plan(request)
     result = Result(plan)
     return denoise_segments(engine.ranks, engine.prepare(plan), result)
 
 
 def denoised_on(ranks: Ranks, config: Config, request: VideoRequest, degrees: Degrees) -> torch.Tensor:
-    """The same, as one of many ranks."""
+    """Denoise the request's latents as one of many ranks."""
     return denoised(Engine(config, ranks, degrees), request)

@@ -1,8 +1,8 @@
-"""A second model family, as small as one can be: for the seams that Wan does not have.
+"""A second model family, as small as possible, for interfaces that Wan does not use.
 
-A joint text-image transformer whose blocks change the text tokens, too; two experts; guidance that is
-embedded; a sampler whose shift depends on the number of tokens; videos of 2k + 1 frames whose sizes are
-multiples of 8. Its weights are random. Importing this module registers it.
+A joint text-image transformer whose blocks also change the text tokens; two experts; embedded guidance; a
+sampler whose shift depends on the number of tokens; videos of 2k + 1 frames whose sizes are multiples of 8.
+Its weights are random. Importing this module registers it.
 
 Tensor legend: B batch, L image tokens, R text tokens, S tokens on this rank, H heads, D channels, E channels
 of the text, C latent channels, F latent frames, P values of a token's patch.
@@ -51,7 +51,7 @@ _SHORT, _LONG = (16, 0.3), (256, 1.2)  # tokens and mu, as pipelines with dynami
 
 
 class ToyBlock(nn.Module):
-    """Text and image tokens attend to each other, and both go on."""
+    """Block in which text and image tokens attend to each other, and which returns both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class ToyBlock(nn.Module):
 
 
 class ToyTransformer(ModelMixin, ConfigMixin):
-    """The transformer, with a forward of its own, which the adapter must equal."""
+    """The transformer, with its own forward, which the adapter must equal."""
 
     config_name = "config.json"
     _keep_in_fp32_modules: ClassVar[list[str]] = ["guidance_in"]
@@ -175,7 +175,7 @@ class ToyAttention:
 
 
 class ToyTextEncoder:
-    """A prompt's embedding is noise that its words are the seed of."""
+    """Text encoder whose embeddings are noise, seeded by the words of the prompt."""
 
     def __init__(self, ranks: Ranks, dtype: torch.dtype):
         self._ranks, self._dtype = ranks, dtype
@@ -189,7 +189,7 @@ class ToyTextEncoder:
 
 
 class ToyDecoder:
-    """Pixels are the first three channels of their latent."""
+    """Decoder whose pixels are the first three channels of the latents."""
 
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
@@ -225,7 +225,7 @@ class ToySizes:
 
 
 class ToyIndex(ModelIndex):
-    """model_index.json: where the second expert begins, and what it does with histories."""
+    """Contents of `model_index.json`: where the second expert begins, and its kind of history."""
 
     boundary: float
     history: Literal["fresh", "carried"]
@@ -294,13 +294,13 @@ register(PIPELINE, "tests.family:TOY")
 
 
 def shift_of(tokens: int) -> float:
-    """The sampler's shift for so many tokens: a straight line."""
+    """Shift of the sampler for a number of tokens: a straight line."""
     slope = (_LONG[1] - _SHORT[1]) / (_LONG[0] - _SHORT[0])
     return _SHORT[1] + slope * (tokens - _SHORT[0])
 
 
 def write_toy(folder: Path, history: str = "fresh") -> Path:
-    """A model of the family, in diffusers layout."""
+    """Write a model of the family, in diffusers layout."""
     for number, name in enumerate(EXPERTS):
         torch.manual_seed(number)
         ToyTransformer().save_pretrained(folder / name)
@@ -311,7 +311,7 @@ def write_toy(folder: Path, history: str = "fresh") -> Path:
 
 
 def toy_config(folder: Path, **changes: Any) -> Config:
-    """The config of the model in `folder`."""
+    """Make the config of the model in `folder`."""
     defaults = Defaults(width=40, height=24, frames=5, steps=12, guidance=3.5, spectrum="paper")
     given = {"model": str(folder), "bounds": TOY.bounds, "dtype": Dtypes(transformer="float32"), "fps": 8}
     return Config(**{**given, "defaults": defaults, **changes})

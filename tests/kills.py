@@ -1,4 +1,4 @@
-"""Jobs that are killed at a moment of their end, for tests of how they go on."""
+"""Jobs that are killed at a moment of their end, for tests of how they resume."""
 
 from __future__ import annotations
 

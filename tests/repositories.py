@@ -1,7 +1,7 @@
-"""Small random stand-ins for the repositories that the shipped configs name; only their weights differ.
+"""Small random stand-ins for the repositories in the shipped configs; only their weights differ.
 
-Weights lie in several files, as large models' do; the sampler's settings are written as an older diffusers
-wrote them; the transformer is stored in float32 and loaded as the config says.
+Weights are split into several files, as those of large models are; the sampler's settings are as an older
+diffusers wrote them; the transformer is stored in float32 and loaded as the config says.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write_repositories(cache: Path) -> None:
 
 
 def write_stand_in(repository: str, folder: Path) -> Path:
-    """A small random model of the family of `repository`, in the layout of the published ones."""
+    """Write a small random model of the family of `repository`, in the layout of the published ones."""
     write = write_i2v if "I2V" in repository else write_vace if "VACE" in repository else _write_t2v
     write(folder)
     _split_weights(folder / "transformer")
@@ -60,7 +60,7 @@ def write_stand_in(repository: str, folder: Path) -> Path:
 
 
 def write_config(name: str, folder: Path, **changes: Any) -> Path:
-    """The shipped config called `name` for its stand-in: without the size of the published transformer."""
+    """Write the shipped config `name` for its stand-in, without the size of the published transformer."""
     content = yaml.safe_load(shipped(f"{name}.yaml").read_text(encoding="utf-8"))
     del content["architecture"]
     path = folder / f"{name}.yaml"

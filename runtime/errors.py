@@ -49,14 +49,14 @@ class CancelledError(LockstepError):
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one line: a system error without its number and files, any other without further
-    lines; the name of its class if it says nothing."""
+    """Message of an error, on one line: without the number and files of a system error, and without further
+    lines; the name of its class if it has no message."""
     said = (isinstance(error, OSError) and error.strerror) or str(error)
     return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
 def named(error: BaseException) -> str:
-    """An unexpected error on one line: the name of its class, and what it says."""
+    """Describe an unexpected error on one line: the name of its class, and its message."""
     name, said = type(error).__name__, reason(error)
     return name if said == name else f"{name}: {said}"
 
@@ -67,6 +67,6 @@ def in_words(error: BaseException) -> str:
 
 
 def with_files(error: OSError) -> str:
-    """What a system error says, after the files that it names."""
+    """Message of a system error, preceded by the files that it names."""
     names = (os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes))
     return ": ".join([*(repr(name) for name in dict.fromkeys(names)), reason(error)])

@@ -304,7 +304,7 @@ def _go_on(record: Record, run: Run, reference: Reference) -> None:
         record.resumed, record.resumed_seconds = again.code, round(again.seconds, 2)
         if again.code != 0 and not _was_done(run, reference, again):
             words = " / ".join(again.stderr.strip().splitlines()[-3:])
-            record.blame("resume", f"the command that goes on ends with {again.code}: {words}")
+            record.blame("resume", f"the command that resumes ends with {again.code}: {words}")
         record.problems += [("leftover", f"after the resume: {what}") for what in again.left]
     _check_bits(record, run, reference.bits)
     record.problems += [("leftover", name) for name in sorted(run.made() - reference.files - _OWN)]

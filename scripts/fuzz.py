@@ -165,7 +165,7 @@ _REACHES = {
     "socket.connect",
     "socket.getaddrinfo",
 }
-_MOVES = {  # the places of paths among what is told of it
+_MOVES = {  # positions of paths among the event's arguments
     **dict.fromkeys(("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"), (0,)),
     **dict.fromkeys(("sqlite3.connect", "os.utime"), (0,)),
     **dict.fromkeys(("os.rename", "os.link"), (0, 1)),

@@ -176,7 +176,7 @@ def _identity() -> tuple[list[tuple[str, bytes]], Callable[[Path], object]]:
         (folder / "manifest-00000-0.json").write_text("{}")
         other = json.dumps({"request": {"prompt": "c"}, "model": {"name": "d"}})
         with suppress(BadRequestError), kept.locked([other]):
-            raise AssertionError("another request's checkpoints were gone on with")
+            raise AssertionError("another request's checkpoints were resumed")
 
     return [(".json", identity_text(made).encode())], load
 

@@ -262,8 +262,8 @@ class _Attempt:
             log.warning("stopping after this step; a second signal stops at once")
 
     def _gives_up(self) -> bool:
-        """Whether to kill the driver now: after a second signal, or if it has nothing to save or does not
-        answer the first."""
+        """Return whether to kill the driver now: after a second signal, or if it has nothing to save or does
+        not answer the first."""
         if self._answer is None:
             return self._asked.count > 1 or self._asked.since() > _DEAF
         return self._asked.count > 1 or not self._answer.stops

@@ -38,7 +38,7 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 @asynccontextmanager
 async def _background(app: FastAPI) -> AsyncIterator[None]:
-    """What the server does beside answering."""
+    """Run the server's background tasks."""
     service = app.state.service
     workers = (Sweeper(service), Webhooks(service), Joiner(service))
     for worker in workers:

@@ -1,4 +1,4 @@
-"""Who asks: the key of a request, as its header `Authorization: Bearer KEY` tells it."""
+"""Authentication: the key of a request, from its header `Authorization: Bearer KEY`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _bearer = HTTPBearer(auto_error=False, description="A key of the server's file o
 
 
 class Keys:
-    """The keys that a server knows. A change of their file counts from the next request on.
+    """Keys of a server. Changes of their file take effect with the next request.
 
     Args:
         path: the file; None for a server that anyone on its machine may use.
@@ -86,7 +86,7 @@ class Keys:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """What changes when the file is written; a missing file is refused by whoever reads it."""
+    """State of the file, which differs after it was written; reading a missing file is refused later."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a server offers: models, presets and LoRAs by name. Clients choose among these and give no paths."""
+"""Catalogue of a server: models, presets and LoRAs by name. Clients choose among these and give no paths."""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ def serve(
 ) -> None:
     """Serve videos over HTTP until a signal comes, with OpenAI's contract of `/v1/videos`.
 
-    Requests go into the queue, which a pool of replicas beside the server serves. What was accepted is gone
-    on with, whatever is killed. The address is printed when it answers: docs/serve.md.
+    Requests go into the queue, which a pool of replicas beside the server serves. Accepted requests survive
+    whatever is killed, and are resumed. The address is printed once the server answers: docs/serve.md.
     """
     try:
         from launch.http.auth import Keys

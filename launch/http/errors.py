@@ -44,7 +44,7 @@ class ErrorBody(BaseModel):
 
 
 class ApiError(Exception):
-    """A refusal, or a failure that the client is told of.
+    """A refusal, or a failure that is reported to the client.
 
     Args:
         status: of HTTP.
@@ -74,7 +74,7 @@ class ApiError(Exception):
 
     @property
     def response(self) -> JSONResponse:
-        """The response that tells it."""
+        """HTTP response with this error."""
         kinds = {429: "rate_limit_error"}
         kind = kinds.get(self.status, _KIND if self.status < 500 else "server_error")
         param = None if self.param is None else _sendable(self.param)

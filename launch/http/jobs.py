@@ -133,7 +133,7 @@ class JobMaker:
 
 @lru_cache(maxsize=64)
 def _profile(config: Config) -> ModelProfile:
-    """What is known of a model that lies on this machine."""
+    """Profile of a model on this machine."""
     return ModelProfile(config)
 
 
@@ -144,7 +144,7 @@ def _fewest(calibration: Calibration, psnr: float) -> int:
 
 
 def _frames(asked: VideoCreate, config: Config, fps: int) -> int | None:
-    """How many frames were asked for; None for the config's."""
+    """Number of requested frames; None for the config's default."""
     if asked.seconds is None:
         return asked.frames
     seconds = float(asked.seconds)

@@ -1,4 +1,4 @@
-"""What is refused before a request is read: bodies that are too large, and pages of other sites."""
+"""Limits that apply before a request is read: no bodies that are too large, and no pages of other sites."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class PoolKeeper:
         self._hurry.set()
 
     def stop(self) -> None:
-        """Stop the pool after a step; running requests wait in the queue, with checkpoints to go on from."""
+        """Stop the pool after a step; running requests wait in the queue, with checkpoints to resume from."""
         self._over.set()
         while self._thread.is_alive():  # a join without a timeout would block signals
             self._thread.join(_LOOK)

@@ -1,4 +1,4 @@
-"""What the API keeps of its videos beside the queue, in the same file: an accepted request is never lost."""
+"""Records of the API's videos, beside the queue in the same file, so an accepted request is never lost."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ class Records:
             return self._one(base, id, owner)
 
     def resume(self, id: str, key: Key) -> Record:
-        """Go on with a video that failed or was cancelled from its last checkpoint, within the quotas.
+        """Resume a video that failed or was cancelled from its last checkpoint, within the quotas.
 
         Raises:
             ApiError: it has not ended, or is completed.

@@ -22,7 +22,7 @@ _WAITING = 1000  # likewise, per request that is before
 
 
 def to_video(record: Record, keep: float) -> Video:
-    """What a client sees of a video.
+    """Make the object that a client sees of a video.
 
     Args:
         keep: seconds for which a video is kept after its end.

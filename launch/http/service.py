@@ -21,7 +21,7 @@ _DAY = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a server bounds.
+    """Limits of a server.
 
     Attributes:
         queued: requests that may wait or run at a time, of all owners.
@@ -36,7 +36,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What answers requests, without HTTP.
+    """Service behind the routes, independent of HTTP.
 
     Attributes:
         pool: returns why no replica can begin with a request now; empty if one can.

@@ -97,7 +97,7 @@ def cancel(video_id: VideoId, response: Response, service: TheService, key: Call
 
 @router.post("/{video_id}/resume")
 def resume(video_id: VideoId, response: Response, service: TheService, key: Caller) -> Video:
-    """Go on with a video that failed or was cancelled, from its last checkpoint."""
+    """Resume a video that failed or was cancelled, from its last checkpoint."""
     service.check_room()
     return told(service, service.records.resume(video_id, key), response)
 
@@ -111,7 +111,7 @@ async def remix(
     key: Caller,
     idempotency: IdempotencyKey = None,
 ) -> Video:
-    """Make a video again with a new prompt, and everything else, its seed included, as it was."""
+    """Make a video again with a new prompt and everything else unchanged, including its seed."""
     fields = await read_fields(request)
     return await run_in_threadpool(_remix, service, key, video_id, fields, idempotency, response)
 

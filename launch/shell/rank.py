@@ -1,4 +1,4 @@
-"""What every rank command under torchrun does: join the other ranks, and report why it leaves.
+"""Frame of every rank command under torchrun: join the other ranks, and report why this one leaves.
 
 The first rank prints. When it fails, the first rank of every other node prints its reason as well; all others
 only log, and every line of a log names its rank.

@@ -155,7 +155,7 @@ class _Agent(LocalElasticAgent):
         return result
 
     def _explaining(self) -> bool:
-        """Whether the first rank has still time to learn why another has ended, which left it a message."""
+        """Return whether the first rank still has time to read why another rank ended."""
         first, *others = [handler.proc.poll() for handler in self._processes()]
         if first is not None or not any(code in _EXPLAINED for code in others):
             return False

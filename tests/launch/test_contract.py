@@ -30,7 +30,7 @@ from launch.commands import calibrate as calibrate_rank
 from launch.commands.build_job import build_job
 from launch.commands.calibrate import plan_calibration
 from launch.commands.compare import plan_comparison
-from launch.commands.rehearse import build_asked
+from launch.commands.rehearse import build_scenario
 from launch.film.shots import plan_film
 from launch.serve.queue import Queue
 from launch.shell.exits import interrupt
@@ -394,7 +394,7 @@ PLANS: dict[str, Callable[[list[str]], Any]] = {
     "storyboard": lambda words: plan_film(
         **options_of("storyboard", words, "replicas", "dry_run", "price", "gpu", "schema")
     ),
-    "rehearse": lambda words: build_asked(**options_of("rehearse", words, "rank", "as_json")),
+    "rehearse": lambda words: build_scenario(**options_of("rehearse", words, "rank", "as_json")),
     "queue add": queued,
     "queue run": lambda words: options_of("queue run", words),
 }

@@ -43,11 +43,16 @@ export async function ask(method, path, options) {
   return (await send(method, path, options)).json();
 }
 
+/** What a route sends, as it is. */
+export async function fetchBlob(path) {
+  return (await send("GET", path)).blob();
+}
+
 /** A URL for an image or a video. The browser fetches it itself, unless the server needs a key. */
 export async function fileUrl(path) {
   if (!getKey()) return new URL(path, ROOT).href;
   if (!blobs.has(path)) {
-    const made = send("GET", path).then(async (answer) => URL.createObjectURL(await answer.blob()));
+    const made = fetchBlob(path).then((blob) => URL.createObjectURL(blob));
     blobs.set(path, made);
     made.catch(() => blobs.delete(path));
   }

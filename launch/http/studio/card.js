@@ -3,6 +3,7 @@
 import { ask, fileUrl } from "./api.js";
 import { actionButton, h, say, setText } from "./dom.js";
 import { put } from "./live.js";
+import { showPreview } from "./preview.js";
 import { stepsOf } from "./runs.js";
 import { Strip } from "./strip.js";
 import { settings, standing, stateOf } from "./words.js";
@@ -42,6 +43,7 @@ export class Card {
     this.resume.hidden = !(state === "failed" || state === "cancelled");
     setText(this.problem, state === "failed" ? video.error.message : "");
     this.strip.show(stepsOf(video, () => this.update(video)));
+    if (state === "running") showPreview(this.picture, video);
     if (state === "done" && this.shown !== "thumbnail") {
       this.shown = "thumbnail";
       fileUrl(`videos/${this.id}/content?variant=thumbnail`).then(

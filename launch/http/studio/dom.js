@@ -1,5 +1,8 @@
 // Elements from what was typed or answered: always as text, never as HTML.
 
+/** Whether the person wants nothing to move by itself. */
+export const CALM = matchMedia("(prefers-reduced-motion: reduce)");
+
 /** Make an element. A property that begins with `on` is a listener; null and false are left out. */
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);

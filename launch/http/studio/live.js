@@ -77,9 +77,9 @@ async function listen() {
 
 function hear({ type, data }) {
   heard(type, data);
-  if (type !== "step") return lookAgain();
   const at = recent.findIndex((one) => one.id === data.video_id);
-  if (at < 0) return lookAgain();
+  if (type === "state" || at < 0) return lookAgain();
+  if (type !== "step") return tell();
   const { step, steps, nfe, seconds_left } = data;
   const run = { ...recent[at].run, step, steps, nfe, seconds_left };
   recent = recent.with(at, { ...recent[at], status: "in_progress", run });

@@ -4,7 +4,7 @@ import { ask, events } from "./api.js";
 
 const KINDS = { c: "compute", f: "forecast" };
 
-const runs = new Map(); // id → { plan, kinds, report, asked }
+const runs = new Map(); // id → { plan, kinds, preview, report, asked }
 
 /** Fields of a request that makes the same video again. */
 export function requestOf(video) {
@@ -20,7 +20,7 @@ export function requestOf(video) {
 }
 
 function runOf(id) {
-  if (!runs.has(id)) runs.set(id, { plan: null, kinds: [], report: null, asked: new Set() });
+  if (!runs.has(id)) runs.set(id, { plan: null, kinds: [], preview: null, report: null, asked: new Set() });
   return runs.get(id);
 }
 
@@ -30,7 +30,11 @@ export function heard(type, data) {
   if (type === "begun")
     run.plan = [...data.kinds].flatMap((kind, step) => (KINDS[kind] === "compute" ? [step] : []));
   if (type === "step") run.kinds[data.step - 1] = data.kind;
+  if (type === "preview") run.preview = data.step;
 }
+
+/** The step of a video's newest preview; null if there was none. */
+export const previewOf = (id) => runOf(id).preview;
 
 async function once(run, what, action) {
   if (run.asked.has(what)) return;

@@ -2,13 +2,12 @@
 
 import { ask, download, fileUrl, forget } from "./api.js";
 import { Card } from "./card.js";
-import { actionButton, byId, confirmed, h, say, setText } from "./dom.js";
+import { CALM, actionButton, byId, confirmed, h, say, setText } from "./dom.js";
 import { drop, isOpen, onChange, put, videos } from "./live.js";
+import { showPreview } from "./preview.js";
 import { reportOf, stepsOf } from "./runs.js";
 import { Strip, legend } from "./strip.js";
 import { duration, moment, settings, standing, stateOf, steps } from "./words.js";
-
-const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 
 let view = null; // what is shown
 let actions; // of other views: makeAgain, addShot, forgetTile
@@ -46,6 +45,7 @@ class View {
     this.strip = new Strip(true);
     this.stage = h("div", { class: "stage" });
     this.standing = h("p", { class: "standing" });
+    this.preview = h("img", { class: "empty preview", alt: "Preview of what the video is becoming" });
     this.problem = h("p", { class: "problem", role: "alert" });
     this.facts = h("dl", { class: "facts" });
     this.buttons = h("div", { class: "actions" });
@@ -92,13 +92,14 @@ class View {
     this.facts.replaceChildren(
       ...facts(video).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
     );
+    if (state === "running") showPreview(this.preview, video);
     const shown = `${state} ${video.run.cancelling}`;
     if (this.shown === shown) return;
     this.shown = shown;
     this.buttons.replaceChildren(...this.possible(state));
     if (state === "failed") setText(this.problem, video.error.message);
     this.stage.replaceChildren(
-      state === "done" ? player(video) : h("p", { class: "empty" }, "The video appears here."),
+      state === "done" ? player(video) : state === "running" ? this.preview : waiting(),
     );
     this.sheets.replaceChildren(...(state === "done" ? pictures(video) : []));
   }
@@ -184,6 +185,8 @@ class View {
     );
   }
 }
+
+const waiting = () => h("p", { class: "empty" }, "The video appears here.");
 
 function player(video) {
   const media = h("video", {

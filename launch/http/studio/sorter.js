@@ -47,7 +47,7 @@ export class Sorter {
       const { top, height } = element.getBoundingClientRect();
       const middle = top + height / 2;
       if (number < from && y < middle && number < to) to = number;
-      if (number > from && y > middle) to = number;
+      if (number > from && y >= middle) to = number;
     });
     return to;
   }

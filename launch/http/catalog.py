@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from launch.http.errors import ApiError
+from launch.http.video import NAME_LETTERS, is_name
 from runtime.errors import BadRequestError
 from runtime.files.checks import refusing
 from runtime.files.text import user_path
@@ -57,12 +58,12 @@ class Catalog:
         chosen = [*dict.fromkeys([*available("spectrum"), *presets])]
         for preset in chosen:
             load_preset(preset)
-        files: dict[str, str] = {}
-        for name, file in loras:
-            path = user_path(file).absolute()
-            with refusing("lora", path), path.open("rb"):
-                files[name] = str(path)
-        return cls(_named("config", configs), _named("spectrum", chosen), files, ranks)
+        return cls(
+            models=_by_name("config", map(_named, configs)),
+            presets=_by_name("spectrum", map(_named, chosen)),
+            loras=_by_name("lora", [(name, _readable(file)) for name, file in loras]),
+            ranks=ranks,
+        )
 
     @property
     def default(self) -> str:
@@ -98,14 +99,27 @@ class Catalog:
         return _chosen(self.loras, "loras", name)
 
 
-def _named(field: str, given: Sequence[str]) -> dict[str, str]:
-    """Name → what was given: shipped ones have their own names, files that of the file."""
+def _named(given: str) -> tuple[str, str]:
+    """Name of a config or preset, and what to load: a shipped one by its name, a file by its path."""
+    return (Path(given).stem, str(user_path(given).absolute())) if is_path(given) else (given, given)
+
+
+def _readable(file: str) -> str:
+    """Absolute path of a LoRA file that can be read."""
+    path = user_path(file).absolute()
+    with refusing("lora", path), path.open("rb"):
+        return str(path)
+
+
+def _by_name(field: str, offered: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What is offered under each name; refuse two of one name, and names that no client can give."""
     found: dict[str, str] = {}
-    for one in given:
-        name = Path(one).stem if is_path(one) else one
+    for name, thing in offered:
+        if not is_name(name):
+            raise BadRequestError(f"{field}: {name!r} given; names that clients can give have {NAME_LETTERS}")
         if name in found:
-            raise BadRequestError(f"{field}: {one!r} given; {found[name]!r} has the same name, rename one")
-        found[name] = str(user_path(one).absolute()) if is_path(one) else one
+            raise BadRequestError(f"{field}: {thing!r} given; {found[name]!r} has the same name, rename one")
+        found[name] = thing
     return found
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 
 from launch.http.auth import Caller
-from launch.http.errors import ApiError
+from launch.http.errors import ApiError, without_paths
 from launch.http.pictures import write_spritesheet, write_thumbnail
 from launch.http.records import Record
 from launch.http.service import Service, TheService
@@ -21,6 +21,7 @@ from runtime.files.text import read_json
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 Variant = Literal["video", "thumbnail", "spritesheet", "picture"]
+_PATHS = {"videos", "image", "spectrum", "calibration", "name"}  # fields of reports that may hold one
 _TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".jpg": "image/jpeg", ".png": "image/png"}
 _PREVIEW: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/webp": {}}, "description": "The preview."}
@@ -68,7 +69,7 @@ def report(video_id: VideoId, service: TheService, key: Caller) -> dict[str, Any
         told = read_json(video.with_suffix(".json"))
     except (OSError, ValueError):
         raise _missing(video_id) from None
-    return {name: _of_names(value) for name, value in told.items()}
+    return {name: _of_names(value, name) for name, value in told.items()}
 
 
 def _file(service: Service, record: Record, variant: Variant) -> Path:
@@ -111,10 +112,12 @@ def _missing(id: str) -> ApiError:
     return ApiError(404, "content_missing", f"the files of {id!r} are not there any more")
 
 
-def _of_names(told: Any) -> Any:
-    """Keep of every absolute path in a report only the name."""
+def _of_names(told: Any, key: str = "") -> Any:
+    """Keep of every path in a report only the name; texts of the user's stay as they are."""
     if isinstance(told, dict):
-        return {name: _of_names(value) for name, value in told.items()}
+        return {name: _of_names(value, name) for name, value in told.items()}
     if isinstance(told, list):
-        return [_of_names(value) for value in told]
-    return Path(told).name if isinstance(told, str) and told.startswith("/") and Path(told).name else told
+        return [_of_names(value, key) for value in told]
+    if key == "warnings":
+        return without_paths(told)
+    return Path(told).name if key in _PATHS and isinstance(told, str) else told

@@ -19,13 +19,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _no_file_name(name: str) -> str:
-    if re.fullmatch(r"[\w.+:-]+", name) is None:
-        raise ValueError("must be a name: letters, digits, . + : - and _")
-    return name
+NAME_LETTERS = "letters, digits, . + : - and _"
 
 
-Name = Annotated[str, Field(max_length=200), AfterValidator(_no_file_name)]
+def is_name(text: str) -> bool:
+    """Whether something can be offered, and chosen, by this name."""
+    return len(text) <= 200 and re.fullmatch(r"[\w.+:-]+", text) is not None
+
+
+def _named(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"must be a name: {NAME_LETTERS}")
+    return text
+
+
+Name = Annotated[str, Field(max_length=200), AfterValidator(_named)]
 """Name of something that this server offers; never a path."""
 
 

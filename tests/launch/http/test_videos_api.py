@@ -260,6 +260,31 @@ def test_content_is_a_file_with_ranges_and_pictures(api: Api) -> None:
     assert error_of(api.client.get(place))[:2] == (404, "content_missing")
 
 
+def test_a_report_keeps_the_users_texts_and_no_folder(api: Api) -> None:
+    id = api.create()["id"]
+    api.finish()
+    place = f"/v1/videos/{id}/report"
+    assert error_of(api.client.get(place))[:2] == (404, "content_missing")
+    told = {
+        "request": {
+            "prompt": "/imagine a/b",
+            "negative": "/",
+            "image": "/srv/a.png",
+            "spectrum": "/q/p/x.yaml",
+        },
+        "model": {"name": "/models/own", "revision": "1"},
+        "videos": ["/q/results/video.mp4"],
+        "warnings": ["image: '/srv/a.png' was stretched"],
+    }
+    api.service.store.video(id).with_suffix(".json").write_text(json.dumps(told))
+    assert api.client.get(place).json() == {
+        "request": {"prompt": "/imagine a/b", "negative": "/", "image": "a.png", "spectrum": "x.yaml"},
+        "model": {"name": "own", "revision": "1"},
+        "videos": ["video.mp4"],
+        "warnings": ["image: 'a.png' was stretched"],
+    }
+
+
 def test_a_preview_is_there_while_the_video_is_made(api: Api) -> None:
     id = api.create()["id"]
     place = f"/v1/videos/{id}/preview"

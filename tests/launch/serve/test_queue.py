@@ -17,7 +17,7 @@ import pytest
 
 from launch import cli
 from launch.commands.queue import _cores
-from launch.serve.entries import Progress, ReplicaEntry, State
+from launch.serve.entries import Progress, ReplicaEntry, RunEvent, State
 from launch.serve.queue import Queue, QueueError, kind_of
 from runtime.errors import BadRequestError
 from tests.forked import Command
@@ -100,6 +100,46 @@ def test_a_request_ends_once(queue: Queue) -> None:
     assert [state for state, _, _ in queue.history(id)] == [State.WAITING, State.RUNNING, State.DONE]
     with closing(connect(queue)) as base, pytest.raises(sqlite3.IntegrityError):
         base.execute("INSERT INTO history VALUES (?, 'failed', '', 0)", (id,))
+
+
+def test_a_request_is_a_part_of_a_larger_transaction_or_not_there(queue: Queue) -> None:
+    job = make_job(Path("/nowhere/a.mp4"))
+    with pytest.raises(BadRequestError, match="no"), queue.transaction() as base:
+        queue.insert(base, job, name="a")
+        raise BadRequestError("no")
+    assert queue.entries() == [] and queue.last_event() == 0
+    with queue.transaction() as base:
+        id = queue.insert(base, job, name="a")
+        queue.cancel_in(base, id)
+    assert queue.entry(id).state is State.CANCELLED
+
+
+def test_events_have_one_order_and_outlive_the_pool(queue: Queue) -> None:
+    one, two = add(queue, "one"), add(queue, "two")
+    queue.take(0)
+    steps = [RunEvent("begun", {"label": "x"}), RunEvent("step", {"step": 1})]
+    queue.report(one, Progress("x", 1, 4, 1), steps)
+    queue.end(one, State.FAILED, "why")
+    with closing(Queue(queue.folder)) as other:
+        rows = other.read(tuple, "SELECT request, kind, told FROM events ORDER BY seq")
+        assert other.last_event() == len(rows)
+    assert [(request, kind) for request, kind, _ in rows] == [
+        (one, "state"), (two, "state"), (one, "state"), (one, "begun"), (one, "step"), (one, "state"),
+    ]  # fmt: skip
+    assert json.loads(rows[-1][2]) == {"state": "failed", "reason": "why"}
+
+
+def test_what_is_forgotten_gives_its_number_to_nobody(queue: Queue) -> None:
+    ids = [add(queue, name) for name in "abc"]
+    queue.take(0)
+    for id in ids[1:]:
+        queue.cancel(id)
+    with queue.transaction() as base:
+        assert [queue.forget_in(base, id) for id in ids] == [False, True, False]  # runs; is gone; is the last
+    assert [entry.id for entry in queue.entries()] == [ids[0], ids[2]]
+    assert queue.history(ids[1]) == []
+    assert queue.read(tuple, "SELECT * FROM events WHERE request = ?", ids[1]) == []
+    assert add(queue, "b") == ids[2] + 1  # its file is free, and its name
 
 
 def test_two_threads_never_take_the_same(queue: Queue) -> None:

@@ -51,12 +51,19 @@ def daemon(node: Any, name: str) -> psutil.Process:
     return psutil.Process(node.all_processes[name][0].process.pid)
 
 
+def title_of(process: psutil.Process) -> str:
+    """What a process calls itself; nothing once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def ranks_on(cluster: Cluster) -> dict[Any, list[psutil.Process]]:
     """Node → the ranks that run there."""
     found: dict[Any, list[psutil.Process]] = {}
     for node in cluster.worker_nodes:
-        children = daemon(node, "raylet").children()
-        children = [child for child in children if "RankActor" in " ".join(child.cmdline())]
+        children = [child for child in daemon(node, "raylet").children() if "RankActor" in title_of(child)]
         if children:
             found[node] = children
     return found

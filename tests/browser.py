@@ -7,10 +7,15 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -40,3 +45,32 @@ def look_at(page: Path, script: str, folder: Path) -> tuple[Any, list[str]]:
     found = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found is not None, done.stderr
     return json.loads(html.unescape(found[1])), _ERRORS.findall(done.stderr)
+
+
+@contextmanager
+def browsing(url: str, **settings: Any) -> Iterator[tuple[Page, list[str]]]:
+    """A page at `url` in a browser of its own, and what the browser complains of from now on.
+
+    Args:
+        settings: of Playwright's browser context, such as `color_scheme`.
+    """
+    from playwright.sync_api import sync_playwright
+
+    complaints: list[str] = []
+    with sync_playwright() as driver:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        context = browser.new_context(**settings)
+        context.set_default_timeout(120_000)  # a busy machine is no failure
+        page = context.new_page()
+        page.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: complaints.append(asked.url) if not _own(asked.url, url) else None)
+        page.goto(url)
+        yield page, complaints
+        browser.close()
+
+
+def _own(asked: str, url: str) -> bool:
+    """Whether a request is for the page's own server, or for bytes that the page has already."""
+    return asked.startswith((f"{url}/", f"blob:{url}/"))

@@ -236,10 +236,11 @@ function facts(video) {
           ? `${request.psnr} dB expected`
           : request.spectrum,
     ],
-    ["Computed", report ? `${report.nfe.cond} of ${report.steps} steps` : `${steps(run.nfe)} so far`],
     ["Guidance", String(request.guidance)],
     ["Seed", String(request.seed)],
   ];
+  if (report) told.push(["Computed", `${report.nfe.cond} of ${report.steps} steps`]);
+  else if (isOpen(video)) told.push(["Computed", `${steps(run.nfe)} so far`]);
   if (request.negative) told.push(["Not shown", request.negative]);
   if (report?.expectation?.psnr) {
     const { psnr, deviation } = report.expectation;

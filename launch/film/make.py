@@ -87,10 +87,19 @@ def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Consol
 
     said = Terminal(stderr=True, quiet=True) if console.is_terminal else console
     with closing(Queue(film.out / "queue")) as queue:
+        if driver.again:
+            _end_done(film, submitted, queue)
         pool = ReplicaPool(queue, replicas, partial(print_event, said), driver.pulse, driver.look)
         with driver.stopped_by_signals(pool.stop), shown_live(console, film, queue, submitted):
             pool.run(again=driver.again)
         return pool.ending
+
+
+def _end_done(film: Film, submitted: dict[int, int], queue: Queue) -> None:
+    """End requests of shots that were done when an earlier driver was lost, before it could say so."""
+    for number, id in submitted.items():
+        if queue.entry(id).state is State.RUNNING and film.done(number):
+            queue.end(id, State.DONE)
 
 
 def _remove_checkpoints(film: Film) -> None:

@@ -92,7 +92,7 @@ class Watch:
         store.set_timeout(timedelta(seconds=self._bounds.patience))
         self._give_up = give_up
         self._heartbeat, self._began = own_heartbeat(), time.monotonic()
-        self._lock = threading.Lock()
+        self._lock, self._publishing = threading.Lock(), threading.Lock()
         self._diagnosis: Diagnosis | None = None
         self._told = (
             threading.Event()
@@ -277,8 +277,9 @@ class Watch:
 
     def _publish(self) -> None:
         reached, since = self._reached(), time.monotonic() - self._began
-        self._change(beat=self._heartbeat.beat + 1, reached=reached, since=since)
-        self._store.set(_key(self._rank), json.dumps(asdict(self._heartbeat)))
+        with self._publishing:  # or an older heartbeat of one thread could replace how this rank ended
+            self._change(beat=self._heartbeat.beat + 1, reached=reached, since=since)
+            self._store.set(_key(self._rank), json.dumps(asdict(self._heartbeat)))
 
     def _reached(self) -> int:
         """Number of marks that the accelerator has reached; if it raises, this rank has failed."""

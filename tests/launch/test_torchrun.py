@@ -204,7 +204,10 @@ def test_a_rank_that_dies_or_stops_ends_the_job(tmp_path: Path, number: signal.S
     assert stdout == ""
     assert stderr.count(f"lockstep: rank {victim} failed at step") == 1
     assert stderr.count("lockstep: ") == 2  # and what can be done now
-    assert {path.name for path in tmp_path.iterdir()} <= {"a.checkpoints"}
+    left = {path.name for path in tmp_path.iterdir()}
+    if number == signal.SIGKILL:  # what the killed one was writing is swept by the next who writes there
+        left = {name for name in left if ".part." not in name}
+    assert left <= {"a.checkpoints"}
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict, replace
 
 import psutil
@@ -153,3 +155,29 @@ def test_a_rank_that_tells_the_cause_and_ends_while_it_is_judged_is_not_the_caus
     watch._notice({0: own, 1: cause, 2: before})
     found = watch.failure()
     assert isinstance(found, RankFailedError) and (found.rank, found.where) == (1, "step 2")
+
+
+class _Hesitant(HashStore):
+    """A store into which the watch's thread, once told to hesitate, writes half a second late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hesitates, self.late = False, threading.Event()
+
+    def set(self, key: str, value: str) -> None:
+        if self.hesitates and threading.current_thread().name == "lockstep-watch":
+            self.late.set()
+            time.sleep(0.5)
+        super().set(key, value)
+
+
+def test_how_a_rank_ended_is_not_replaced_by_an_older_heartbeat() -> None:
+    """Another rank would take the end of the process for its death, and a cancelled job for a failed one."""
+    store = _Hesitant()
+    watch = Watch(store, 0, 1, timeout=5.0)
+    watch.start()
+    store.hesitates = True
+    watch.at("idle")  # the thread tells it
+    assert store.late.wait(10)
+    watch.end(CancelledError("stopped after step 6"))
+    assert json.loads(store.get("heartbeat/0"))["state"] == RankState.CANCELLED

@@ -74,3 +74,8 @@ def browsing(url: str, **settings: Any) -> Iterator[tuple[Page, list[str]]]:
 def _own(asked: str, url: str) -> bool:
     """Whether a request is for the page's own server, or for bytes that the page has already."""
     return asked.startswith((f"{url}/", f"blob:{url}/"))
+
+
+def faults(complaints: list[str]) -> list[str]:
+    """Complaints, but for the lines that Chromium writes for each answer that is a refusal."""
+    return [said for said in complaints if not re.search("Failed to load resource.* 40[04]", said)]

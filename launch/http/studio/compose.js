@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { byId, carryOut, h, say, setText } from "./dom.js";
-import { put } from "./live.js";
+import { onChange, put } from "./live.js";
 import { duration } from "./words.js";
 
 const PATIENCE = 350; // milliseconds without typing before the server is asked
@@ -46,6 +46,12 @@ export function openForm(offered, addShot) {
     say("Added to the storyboard.");
   });
   changeModel();
+  let newest = null; // finished video: what is expected follows from what was measured
+  onChange((recent) => {
+    const done = recent.find((video) => video.status === "completed")?.id ?? null;
+    if (done !== newest) changed();
+    newest = done;
+  });
 }
 
 function lora(name) {
@@ -192,7 +198,6 @@ function showProblem(name, message) {
 }
 
 async function make() {
-  clearTimeout(timer);
   clearProblems();
   const given = fields();
   if (!given.prompt.trim()) {

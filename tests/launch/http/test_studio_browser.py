@@ -11,7 +11,7 @@ import pytest
 
 from launch.http.joining import Joiner
 from launch.http.keys import Key, add_key, digest_of
-from tests.browser import browsing, needs_browser
+from tests.browser import browsing, faults, needs_browser
 from tests.serving import Api, listening, serving
 
 if TYPE_CHECKING:
@@ -58,11 +58,6 @@ def page(served: tuple[Api, str]) -> Iterator[Page]:
         page.locator("#ended .card[data-state=done] img[src]").nth(1).wait_for()
         yield page
         assert faults(complaints) == []
-
-
-def faults(complaints: list[str]) -> list[str]:
-    """Complaints, but for the lines that Chromium writes for each answer that is a refusal."""
-    return [said for said in complaints if not re.search("Failed to load resource.* 40[04]", said)]
 
 
 def test_what_was_typed_is_text(page: Page) -> None:

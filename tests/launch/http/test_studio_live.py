@@ -102,6 +102,7 @@ def test_a_budget_is_kept_and_compared_with_the_full_sampler(page: Page) -> None
     page.locator("#expected", has_text="as measured here").wait_for()
     card.locator("a.prompt").click()
     wait(page, "document.querySelector('.stage video').readyState >= 2")
+    assert wait(page, "document.querySelector('.sheets .picture').width") > 500  # as wide as the page
     page.get_by_role("button", name="Compare").click()
     page.locator(".measured", has_text="PSNR").wait_for(timeout=1000 * _PATIENCE)
     said = re.search(r"PSNR ([\d.]+) dB", page.locator(".measured").inner_text())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+import click
 import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.console import Console
 from launch.http.app import LOCAL_HOSTS, make_app
 from launch.http.pool import PoolKeeper
 from launch.http.service import Service
-from launch.shell.terminal import print_path, say
+from launch.shell.terminal import say
 from runtime.errors import BadRequestError
 from runtime.signals import SignalCount, ending_signals
 
@@ -63,6 +64,8 @@ def run_server(service: Service, pool: PoolKeeper, bound: socket.socket, console
     try:
         pool.start()
         server.run(sockets=[bound])
+        if server.problem is not None:
+            raise server.problem
         say(console, "stopping the replicas after this step; a second signal stops them at once")
     finally:
         pool.stop()
@@ -71,7 +74,13 @@ def run_server(service: Service, pool: PoolKeeper, bound: socket.socket, console
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that prints its address when it answers, and leaves signals to us."""
+    """Uvicorn that prints its address when it answers, and leaves signals to us.
+
+    Attributes:
+        problem: why the address could not be printed; the server has ended because of it.
+    """
+
+    problem: OSError | None = None
 
     def __init__(self, app: FastAPI, url: str):
         super().__init__(
@@ -90,7 +99,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
         await super().startup(list(sockets or []))
         if self.started:
-            print_path(self._url)
+            try:
+                click.echo(self._url)
+            except OSError as error:
+                self.problem, self.should_exit = error, True
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         await self._hub.close()  # streams would be waited for

@@ -66,6 +66,10 @@ ENTRIES: dict[str, tuple[click.Command, list[str]]] = {
     "queue cancel": (cli.cli, ["1", "--queue", "queue"]),
     "queue run": (cli.cli, ["--queue", "queue"]),
     "status": (cli.cli, ["--queue", "queue"]),
+    "serve": (cli.cli, ["--queue", "queue", "--port", "0", "--replicas", "0"]),
+    "keys add": (cli.cli, ["ann", "--keys", "keys.yaml"]),
+    "keys list": (cli.cli, ["--keys", "keys.yaml"]),
+    "keys remove": (cli.cli, ["bob", "--keys", "keys.yaml"]),
 }
 """Of commands that a program starts as modules: the entry whose options they have, and one of their own."""
 RANKS: dict[str, tuple[click.Command, str]] = {
@@ -245,6 +249,31 @@ CASES = [
     Case("queue run", "--queue b", refused="queue: 'b' given; there is no queue in this folder"),
     Case("queue run", "--replicas 5000", refused="5000 is not in the range 1<=x<=4096"),
     *of("queue run", ("--keep", {"keep": True}), ("--previews", {"previews": True})),
+    *of("queue run", ("--ranks 2", {"ranks": 2})),
+    *of(
+        "serve",
+        ("--queue b", {"folder": "b"}),
+        ("--replicas 3", {"replicas": 3}),
+        ("--ranks 2", {"ranks": 2}),
+        ("--port 8001", {"port": 8001}),
+        ("--days 3", {"days": 3.0}),
+    ),
+    Case("serve", "--config nope", refused="config: 'nope' given"),
+    Case("serve", "--spectrum nope", refused="spectrum: 'nope' given"),
+    Case("serve", "--lora mine none.safetensors", refused="none.safetensors' given; No such file"),
+    Case("serve", "--host 0.0.0.0", refused="without --keys the server is for this machine alone"),
+    Case("serve", "--keys none.yaml", refused="keys: "),
+    *of(
+        "keys add",
+        ("--keys b.yaml", {"file": "b.yaml"}),
+        ("--name n", {"name": "n"}),
+        ("--priority 5", {"priority": 5}),
+        ("--queued 3", {"queued": 3}),
+        ("--per-hour 9", {"per_hour": 9}),
+        ("--webhook https://example.org/h", {"webhook": "https://example.org/h"}),
+    ),
+    Case("keys list", "--keys none.yaml", refused="keys: "),
+    Case("keys remove", "--keys none.yaml", refused="keys: "),
     Case("status", "--queue b", refused="queue: 'b' given; there is no queue in this folder"),
     Case("status", "--json", says='"requests": ['),
     Case("status", "--all", says="request-1"),
@@ -310,6 +339,10 @@ REFUSED = [
     ("queue cancel", "7", "request: 7 given; the queue has no"),
     ("queue run", "too", "unexpected extra argument (too)"),
     ("status", "too", "unexpected extra argument (too)"),
+    ("serve", "--port 65536", "65536 is not in the range 0<=x<=65535"),
+    ("keys add", "--name bob", "has a key of this name"),
+    ("keys list", "too", "unexpected extra argument (too)"),
+    ("keys remove", "too", "unexpected extra argument (too)"),
 ]  # fmt: skip
 
 
@@ -333,6 +366,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (1, 2):
         assert cli.run(["queue", "add", PROMPT, *queue, "--out", str(folder / f"{number}.mp4")]) == 0
     assert cli.run(["queue", "cancel", "1", *queue]) == 0
+    assert cli.run(["keys", "add", "bob", "--keys", str(folder / "keys.yaml")]) == 0
     return folder
 
 
@@ -397,6 +431,8 @@ PLANS: dict[str, Callable[[list[str]], Any]] = {
     "rehearse": lambda words: build_scenario(**options_of("rehearse", words, "rank", "as_json")),
     "queue add": queued,
     "queue run": lambda words: options_of("queue run", words),
+    "serve": lambda words: options_of("serve", words),
+    "keys add": lambda words: options_of("keys add", words),
 }
 
 
@@ -474,6 +510,7 @@ def test_every_option_has_a_case_and_every_case_an_option() -> None:
     found = dict(commands(cli.cli))
     assert names_of(found.pop("")).keys() == {"--verbose", "--version"}
     assert names_of(found.pop("queue")) == {}
+    assert names_of(found.pop("keys")) == {}
     assert found.keys() == ENTRIES.keys()
     for entry, command in found.items():
         options = names_of(command)
@@ -549,6 +586,9 @@ DONE = {
     "queue add": ("", "1"),
     "queue cancel": ("2", ""),
     "status": ("", "request-2"),
+    "keys add": ("", "lockstep-"),
+    "keys list": ("", "bob owner bob priority 0"),
+    "keys remove": ("", ""),
 }
 # What a command opens or starts, at which it is interrupted; if need be, with the option that names it.
 INTERRUPTED = {
@@ -559,14 +599,18 @@ INTERRUPTED = {
     "queue cancel": "queue.sqlite",
     "queue run": "queue.sqlite",
     "status": "queue.sqlite",
+    "serve": "wan-tiny.yaml",
+    **dict.fromkeys(("keys add", "keys list", "keys remove"), "keys.yaml"),
 }
 # Commands that end with 3 when their result cannot be told, and words that let them have one.
-UNTOLD = {entry: words for entry, (words, said) in DONE.items() if said}
+UNTOLD = {entry: words for entry, (words, said) in DONE.items() if said} | {"serve": ""}
 # What takes a model, a Ray or a lost disk: where these commands end so.
 ELSEWHERE = {
     ("compare", 0): "launch/commands/test_compare.py::test_presets_prompts_and_seeds_are_all_run",
     ("calibrate", 0): "launch/commands/test_calibrate.py::test_calibrate_plan_and_generate",
     ("queue run", 0): "launch/serve/test_ray_pool.py::test_a_killed_and_a_stopped_pool_lose_nothing",
+    ("serve", 0): "launch/http/test_server.py::test_a_server_that_is_killed_goes_on_with_what_it_accepted",
+    ("keys remove", 3): "launch/http/test_serve_command.py::test_a_file_of_keys_that_cannot_be_written_stays",
     ("compare", 3): "launch/test_cli.py::test_advice_is_given_where_it_is_true",
     ("generate", 3): "launch/test_cli.py::test_a_failure_in_the_middle_exits_3_and_leaves_nothing",
     ("queue cancel", 3): "launch/serve/test_queue.py::test_a_commit_that_fails_leaves_the_queue_as_it_was",
@@ -739,6 +783,9 @@ FIELDS = {
     "comparison.denoise_seconds": "number",
     "comparison.speedup": "number",
     "comparison.ideal_speedup": "number",
+    "preview": "object or null",
+    "preview.count": "integer",
+    "preview.seconds": "number",
     "versions": "object",
 }
 NOT_OF_WAN = {"request.embedded"}  # fields that are there for other families alone
@@ -814,6 +861,7 @@ def test_one_run_with_many_options(folder: Path, capfd: pytest.CaptureFixture[st
     (folder / "kept" / "thesis.tex").write_text("mine")
     before = files(folder)
     words = "--out sub/a.mp4 --report reports/b.json --checkpoints kept --checkpoint-every 1 --videos 2 "
+    words += "--preview sub/p.webp "
     words += "--seed 3 --negative blue --guidance 3 --spectrum paper-fast --lora one.safetensors 0.01 "
     words += "--attention math --replicate --no-compile --timeout 60 --busy-timeout 60 --cfg 1 --compare"
     assert run("generate", *SMALL, *words.split()) == 0

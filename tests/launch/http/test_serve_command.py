@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,16 @@ def test_what_is_offered_has_one_name_each(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "paper.yaml").write_text(json.dumps({"schedule": {"kind": "full"}}))
     assert run("serve", "--queue", str(tmp_path / "queue"), "--spectrum", str(tmp_path / "paper.yaml")) == 2
     assert "'paper' has the same name, rename one" in capsys.readouterr().err
+
+
+def test_a_file_of_keys_that_cannot_be_written_stays(tmp_path: Path) -> None:
+    file = str(tmp_path / "keys.yaml")
+    assert run("keys", "add", "ann", "--keys", file) == 0
+    before = Path(file).read_bytes()
+    command = ["prlimit", "--fsize=0", sys.executable, "-m", "launch", "keys", "remove", "ann"]
+    command += ["--keys", file]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (3, ""), ended.stderr
+    assert ended.stderr.startswith("lockstep: ") and "File too large" in ended.stderr
+    assert Path(file).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.yaml"]

@@ -98,7 +98,7 @@ def test_without_a_window_the_model_must_see_all_of_it(windowed: Engine, config:
     beyond = small().model_copy(update={"frames": 4097})
     assert len(windowed.plan(beyond).windows) == 512
     whole = Engine(config.model_copy(update={"window": None}))
-    with pytest.raises(BadRequestError, match=r"frames: 4097 given; wan-tiny .*this would be 1025"):
+    with pytest.raises(BadRequestError, match=r"frames: 4097 given; wan-tiny .*this needs 1025"):
         whole.plan(beyond)
 
 

@@ -29,7 +29,7 @@ def write_picture(report: Report, path: Path) -> None:
     times, errors = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
     _draw_times(times, report.step_log)
     _draw_errors(errors, report.step_log)
-    figure.suptitle(_title(report), fontsize=10, parse_math=False)  # names may hold a $
+    figure.suptitle(title_of(report), fontsize=10, parse_math=False)  # names may hold a $
     figure.savefig(path, format="png")
 
 
@@ -97,12 +97,12 @@ def scale_errors(axes: Axes, errors: list[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _title(report: Report) -> str:
+def title_of(report: Report) -> str:
+    """Title of a run's picture: model, size, preset by its file's name, and what is known of its quality."""
     request = report.request
     size = f"{request['width']}×{request['height']}×{request['frames']}"
-    lines = [
-        f"{report.model.name} · {size} · {request['spectrum']} · NFE {report.nfe.cond} of {report.steps}"
-    ]
+    preset = Path(request["spectrum"]).name  # folders are of no interest, nor everybody's business
+    lines = [f"{report.model.name} · {size} · {preset} · NFE {report.nfe.cond} of {report.steps}"]
     if report.expectation.psnr is not None:
         lines.append(f"expected PSNR {report.expectation.psnr:.1f} ± {report.expectation.deviation:.1f} dB")
     if report.quality is not None and report.comparison is not None:

@@ -24,7 +24,7 @@ from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer
 from runtime.media.raw import check_room
 from runtime.reports.report import Report
-from runtime.reports.run_picture import scale_errors
+from runtime.reports.run_picture import scale_errors, title_of
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import OnStep, StepRecord
@@ -92,6 +92,13 @@ def test_the_mp4_shows_the_generated_frames(engine: Engine, small: Make, tmp_pat
     shown = np.frombuffer(data, np.uint8).reshape(kept.frames.shape)
     error = np.mean((shown.astype(float) - kept.frames) ** 2)
     assert 10 * np.log10(255**2 / error) > 25
+
+
+def test_the_picture_names_a_preset_without_its_folders(engine: Engine, small: Make, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("schedule: {kind: full}\n")
+    report = run_job(engine, job_of(engine, small(spectrum=str(preset), steps=1), outputs(tmp_path)))
+    assert "mine.yaml" in title_of(report) and str(tmp_path) not in title_of(report)
 
 
 def test_the_picture_is_a_picture(engine: Engine, small: Make, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = Server(tmp_path_factory.mktemp("server"))
     assert cli.run(["keys", "add", "ann", "--keys", str(made.keys)]) == 0
     try:
+        made.start()
         yield made
     finally:
         for process in made.left():
@@ -96,7 +97,6 @@ def wait(until: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def test_openais_client_makes_a_video(server: Server, token: str) -> None:
-    server.start()
     client = server.client(token)
     video = client.videos.create_and_poll(prompt="a red circle", size="64x48", extra_body=SMALL)
     assert video.status == "completed", video.error

@@ -78,6 +78,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         made.start()
         yield made
     finally:
+        if made.process is not None and made.process.poll() is None:
+            made.end()  # it clears up what it has started, whatever that calls itself
         for process in made.left():
             process.kill()
 

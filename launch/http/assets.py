@@ -5,6 +5,7 @@
     results/<film id>/           film.mp4, poster.png, contact-sheet.png
 
 Ids come from the records and digests from the content, so nothing that a client sends is ever part of a path.
+What others put there stays: files are removed by name, and folders when they are empty then.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.http.decode import decode_apart
-from runtime.files.atomic import whole_file
+from runtime.checkpoint.folder import Checkpoints
+from runtime.files.atomic import remove_orphans, whole_file
 
 _DECODERS = 2  # images that are decoded at a time
 _IMAGE = re.compile(r"[0-9a-f]{64}\.png")
 _RESULT = re.compile(r"(?:video|film)_[0-9a-f]{32}")
+VIDEO, THUMBNAIL, SPRITESHEET = "video.mp4", "thumbnail.webp", "spritesheet.jpg"
+FILM, POSTER, SHEET = "film.mp4", "poster.png", "contact-sheet.png"
+_OWN = (VIDEO, "video.json", "video.png", THUMBNAIL, SPRITESHEET, FILM, POSTER, SHEET)
 
 
 class Store:
@@ -56,7 +61,7 @@ class Store:
 
     def video(self, id: str) -> Path:
         """The mp4 of a video; its report and its picture lie beside it."""
-        return self._results / id / "video.mp4"
+        return self._results / id / VIDEO
 
     def film(self, id: str) -> Path:
         """The folder of a film."""
@@ -64,7 +69,7 @@ class Store:
 
     def remove(self, id: str) -> None:
         """Remove all that belongs to a video or a film."""
-        shutil.rmtree(self._results / id, ignore_errors=True)
+        _remove_result(self._results / id)
 
     def room(self) -> int:
         """Bytes that are free where results are written."""
@@ -78,11 +83,24 @@ class Store:
             results: ids of videos and films that are in use.
         """
         before = time.time() - age
-        for folder, ours, used in (
-            (self._images, _IMAGE, {f"{digest}.png" for digest in images}),
-            (self._results, _RESULT, results),
+        for folder, ours, used, remove in (
+            (self._images, _IMAGE, {f"{digest}.png" for digest in images}, Path.unlink),
+            (self._results, _RESULT, results, _remove_result),
         ):
             for path in folder.iterdir() if folder.is_dir() else ():
                 with suppress(OSError):
                     if ours.fullmatch(path.name) and path.name not in used and path.lstat().st_mtime < before:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                        remove(path)
+
+
+def _remove_result(folder: Path) -> None:
+    """Remove what Lockstep wrote of a video or a film, and the folder if it is empty then."""
+    if folder.is_symlink():
+        return
+    Checkpoints(Checkpoints.folder_of(folder / VIDEO, None), every=1).remove()
+    for name in _OWN:
+        remove_orphans(folder / name)
+        with suppress(OSError):
+            (folder / name).unlink()
+    with suppress(OSError):
+        folder.rmdir()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 
+from launch.http.assets import SPRITESHEET, THUMBNAIL
 from launch.http.auth import Caller
 from launch.http.errors import ApiError, without_paths
 from launch.http.pictures import write_spritesheet, write_thumbnail
@@ -81,11 +82,11 @@ def _file(service: Service, record: Record, variant: Variant) -> Path:
         case "picture":
             path = video.with_suffix(".png")
         case "thumbnail":
-            path = video.with_name("thumbnail.webp")
+            path = video.with_name(THUMBNAIL)
             if not path.is_file():
                 write_thumbnail(video, path, record.details.frames)
         case "spritesheet":
-            path = video.with_name("spritesheet.jpg")
+            path = video.with_name(SPRITESHEET)
             if not path.is_file():
                 write_spritesheet(video, path, record.details.frames)
     if not path.is_file():

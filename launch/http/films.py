@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from launch.http.assets import FILM, POSTER, SHEET
 from launch.http.auth import Caller
 from launch.http.bodies import read_fields
 from launch.http.creation import prepare, read_asked
@@ -29,7 +30,7 @@ from runtime.film.storyboard import Crossfade
 router = APIRouter(prefix="/v1/films", tags=["films"])
 
 FilmId = Annotated[str, Path(max_length=200, description="The film's `id`.")]
-_FILES = {"video": "film.mp4", "thumbnail": "poster.png", "spritesheet": "contact-sheet.png"}
+_FILES = {"video": FILM, "thumbnail": POSTER, "spritesheet": SHEET}
 _TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 _BINARY: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind: {} for kind in _TYPES.values()}, "description": "The file, or a range."}

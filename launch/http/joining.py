@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from launch.http.assets import Store
+from launch.http.assets import FILM, POSTER, SHEET, Store
 from launch.http.film_records import FilmRecord, FilmRecords
 from launch.http.service import Service
 from launch.serve.queue import QueueError
@@ -49,9 +49,9 @@ class Joiner:
         folder.mkdir(parents=True, exist_ok=True)
         fps = next(shot.record.details.fps for shot in film.shots if shot.record is not None)
         try:
-            join_film(pieces, folder / "film.mp4", title=film.title, fps=fps)
-            write_poster(pieces, folder / "poster.png")
-            write_contact_sheet(pieces, folder / "contact-sheet.png")
+            join_film(pieces, folder / FILM, title=film.title, fps=fps)
+            write_poster(pieces, folder / POSTER)
+            write_contact_sheet(pieces, folder / SHEET)
         except (JobFailedError, OSError) as error:
             log.warning("%s: %s", film.id, error)
             return str(error)

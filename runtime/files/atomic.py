@@ -96,7 +96,7 @@ def _temporary(path: Path) -> Iterator[Path]:
     The file is locked while the block runs, so that other processes can tell whether it is still being
     written, across containers and machines; its name tells only people.
     """
-    _remove_orphans(path)
+    remove_orphans(path)
     who = f"{socket.gethostname()}.{os.getpid()}"
     descriptor = None
     while descriptor is None:
@@ -173,7 +173,7 @@ def _numbered(path: Path, number: int) -> Path:
     return path.with_stem(f"{shortened(path.stem)}.{number}")
 
 
-def _remove_orphans(path: Path) -> None:
+def remove_orphans(path: Path) -> None:
     """Remove temporary files of `path` that no process is writing any more."""
     stem, suffix = re.escape(f".{shortened(path.stem)}."), re.escape(f".part{path.suffix}")
     own = re.compile(rf"{stem}[^/]+\.\d+\.[0-9a-f]{{8}}{suffix}")

@@ -43,6 +43,32 @@ def test_nothing_is_removed_before_its_time(tmp_path: Path) -> None:
         assert not stray.parent.exists() and foreign.exists()
 
 
+def test_what_others_put_beside_results_stays(tmp_path: Path) -> None:
+    """The queue's folder is its user's: nothing in it is removed but what Lockstep wrote, by name."""
+    with serving(tmp_path / "queue") as api:
+        done = api.create()["id"]
+        api.finish()
+        video = api.service.store.video(done)
+        stray = video.parent.with_name("video_" + "0" * 32)
+        linked = video.parent.with_name("film_" + "0" * 32)
+        mine, elsewhere = tmp_path / "mine", tmp_path / "mine" / "video.mp4"
+        mine.mkdir()
+        elsewhere.write_text("mine")
+        linked.symlink_to(mine)
+        left = video.with_name(".video.some-host.1.0123abcd.part.mp4")  # of a process that was killed
+        left.touch()
+        kept = [folder / name for folder in (video.parent, stray) for name in ("notes.txt", "video.mov")]
+        stray.mkdir()
+        for path in kept:
+            path.write_text("mine")
+        os.utime(stray, (0, 0))
+        os.utime(linked, (0, 0), follow_symlinks=False)
+        api.client.delete(f"/v1/videos/{done}")
+        Sweeper(api.service).sweep()
+        assert set(video.parent.parent.glob("video_*/*")) == set(kept)
+        assert linked.is_symlink() and elsewhere.read_text() == "mine"
+
+
 def test_a_deleted_running_video_keeps_its_folder_until_its_ranks_have_stopped(tmp_path: Path) -> None:
     with serving(tmp_path / "queue") as api:
         id = api.create()["id"]

@@ -9,7 +9,7 @@ import os
 import signal
 from types import FrameType
 
-from runtime.signals import ending_signals
+from runtime.parallel.signals import ending_signals
 
 _CANCELLED = 130
 

@@ -35,7 +35,7 @@ from launch.shell.exits import advising, end_with, interrupt, run_command
 from launch.shell.logs import set_up_logging
 from launch.shell.terminal import Terminal, print_path
 from runtime.errors import BadRequestError
-from runtime.signals import ending_signals
+from runtime.parallel.signals import ending_signals
 
 log = logging.getLogger("launch")
 

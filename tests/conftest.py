@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from launch.shell.exits import end_now
-from runtime.signals import ENDING
+from runtime.parallel.signals import ENDING
 from tests.places import ROOT
 
 if TYPE_CHECKING:  # torch is imported by tests: the process that hands these out to others has no use for it

@@ -25,11 +25,10 @@ GROUND = "errors"
 # Room of runtime/ → the rooms that it may import beside itself and the ground; a file of the root is a room.
 RUNTIME: Mapping[str, str] = {
     "errors": "",
-    "signals": "",
     "files": "",
     "versions": "",
     "request": "files",
-    "parallel": "files signals",
+    "parallel": "files",
     "media": "files request",
     "models": "files parallel request",
     "forecasting": "files request",

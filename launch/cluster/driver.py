@@ -27,7 +27,7 @@ from launch.shell.family import Family
 from launch.shell.pulse import Pulse
 from launch.shell.terminal import say
 from runtime.errors import CancelledError, JobFailedError, LockstepError, named
-from runtime.signals import SignalCount, ending_signals
+from runtime.parallel.signals import SignalCount, ending_signals
 
 log = logging.getLogger("launch")
 

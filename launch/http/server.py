@@ -18,7 +18,7 @@ from launch.http.pool import PoolKeeper
 from launch.http.service import Service
 from launch.shell.terminal import say
 from runtime.errors import BadRequestError
-from runtime.signals import SignalCount, ending_signals
+from runtime.parallel.signals import SignalCount, ending_signals
 
 _LEAVING = 5  # seconds for answers that are being sent when the server is told to end
 

@@ -30,7 +30,7 @@ from runtime.errors import (
     named,
     with_files,
 )
-from runtime.signals import SignalCount, ending_signals
+from runtime.parallel.signals import SignalCount, ending_signals
 
 log = logging.getLogger("launch")
 

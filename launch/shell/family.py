@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import psutil
 
-from runtime.signals import ENDING
+from runtime.parallel.signals import ENDING
 
 _LOOK = 0.1  # seconds between two checks of what has ended
 _PATIENCE = 10.0  # seconds for the keeper to end everything, before the command does it

@@ -31,8 +31,8 @@ from runtime.errors import BadRequestError, LockstepError, RankFailedError
 from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import MEETING, Rendezvous, leave
 from runtime.parallel.ranks import Ranks, join
+from runtime.parallel.signals import ending_signals
 from runtime.request.config import Config
-from runtime.signals import ending_signals
 
 log = logging.getLogger("launch")
 

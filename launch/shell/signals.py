@@ -10,8 +10,8 @@ from types import FrameType
 
 from launch.shell.exits import interrupt
 from runtime.engine import Engine
+from runtime.parallel.signals import SignalCount, ending_signals
 from runtime.sampling.commands import Command
-from runtime.signals import SignalCount, ending_signals
 
 log = logging.getLogger("launch")
 

@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous import registry as meeting_places
 from torch.distributed.launcher.api import LaunchConfig
 
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
-from runtime.signals import ENDING, SignalCount
+from runtime.parallel.signals import ENDING, SignalCount
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.signals import ending_signals
+from runtime.parallel.signals import ending_signals
 
 
 def listens(pid: int) -> bool:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import signals
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
-from runtime.parallel import agent
+from runtime.parallel import agent, signals
 from runtime.parallel.agent import run_on_this_machine
 
 _BEGIN = """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import signals
-from runtime.signals import SignalCount
+from runtime.parallel import signals
+from runtime.parallel.signals import SignalCount
 
 
 def test_signals_within_a_second_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

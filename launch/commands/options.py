@@ -137,6 +137,31 @@ def sampling_options(command: _Command) -> _Command:
     return _with(options, command)
 
 
+def degree_options(command: _Command) -> _Command:
+    """Add the degrees of parallelism."""
+    options = [
+        click.option(
+            "--ulysses",
+            type=DEGREE,
+            metavar="N",
+            help="Ranks that split the attention heads.  [default: chosen]",
+        ),
+        click.option(
+            "--ring",
+            type=DEGREE,
+            metavar="N",
+            help="Ranks that pass keys and values around.  [default: chosen]",
+        ),
+        click.option(
+            "--cfg",
+            type=DEGREE,
+            metavar="N",
+            help="2 gives each guidance branch ranks of its own.  [default: chosen]",
+        ),
+    ]
+    return _with(options, command)
+
+
 def calibrate_options(command: _Command) -> _Command:
     """Add the argument and options of `calibrate`, on one rank or many."""
     options = [
@@ -219,24 +244,7 @@ def generate_options(command: _Command) -> _Command:
             metavar="N",
             help="Processes that make the video together; each has a GPU, or shares the CPU.  [default: 1]",
         ),
-        click.option(
-            "--ulysses",
-            type=DEGREE,
-            metavar="N",
-            help="Ranks that split the attention heads.  [default: chosen]",
-        ),
-        click.option(
-            "--ring",
-            type=DEGREE,
-            metavar="N",
-            help="Ranks that pass keys and values around.  [default: chosen]",
-        ),
-        click.option(
-            "--cfg",
-            type=DEGREE,
-            metavar="N",
-            help="2 gives each guidance branch ranks of its own.  [default: chosen]",
-        ),
+        degree_options,
         click.option(
             "--lora",
             type=(FileNameType(), SCALE),
@@ -314,24 +322,7 @@ def rehearse_options(command: _Command) -> _Command:
         click.option(
             "--ranks", type=DEGREE, metavar="N", help="GPUs that make the video together.  [default: 1]"
         ),
-        click.option(
-            "--ulysses",
-            type=DEGREE,
-            metavar="N",
-            help="Ranks that split the attention heads.  [default: chosen]",
-        ),
-        click.option(
-            "--ring",
-            type=DEGREE,
-            metavar="N",
-            help="Ranks that pass keys and values around.  [default: chosen]",
-        ),
-        click.option(
-            "--cfg",
-            type=DEGREE,
-            metavar="N",
-            help="2 gives each guidance branch ranks of its own.  [default: chosen]",
-        ),
+        degree_options,
         click.option("--attention", metavar="NAME", help=f"Self-attention kernel of torch.  {_CONFIGS}"),
         click.option(
             "--shard/--replicate",

@@ -14,23 +14,24 @@ from launch.http import (
     events,
     films,
     health,
+    joining,
     metrics,
     models,
     page,
+    retention,
     unsupported,
     videos,
+    webhooks,
 )
 from launch.http.bodies import MOST_BYTES
 from launch.http.errors import tell_errors
 from launch.http.film import FilmCreate
 from launch.http.hub import Hub
-from launch.http.joining import Joiner
 from launch.http.limits import BodyLimit, OwnPagesOnly
 from launch.http.openapi import describe
-from launch.http.retention import Sweeper
+from launch.http.rounds import Rounds
 from launch.http.service import Service
 from launch.http.video import Remix, VideoCreate
-from launch.http.webhooks import Webhooks
 from runtime.versions import versions
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -40,12 +41,18 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 async def _background(app: FastAPI) -> AsyncIterator[None]:
     """Run the server's background tasks."""
     service = app.state.service
-    workers = (Sweeper(service), Webhooks(service), Joiner(service))
-    for worker in workers:
-        worker.start()
+    sweep, send = retention.Sweeper(service).sweep, webhooks.Webhooks(service).send
+    join = joining.Joiner(service).join
+    tasks = (
+        Rounds("sweeper", retention.EVERY, sweep, "videos that expired are kept longer"),
+        Rounds("webhooks", webhooks.EVERY, send, "webhooks are delayed"),
+        Rounds("joiner", joining.EVERY, join, "films are joined later"),
+    )
+    for task in tasks:
+        task.start()
     yield
-    for worker in workers:
-        worker.stop()
+    for task in tasks:
+        task.stop()
 
 
 def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import logging
-import threading
 
 from launch.http.assets import FILM, POSTER, SHEET, Store
 from launch.http.film_records import FilmRecord, FilmRecords
 from launch.http.service import Service
-from launch.serve.queue import QueueError
 from runtime.errors import JobFailedError
 from runtime.film.assemble import Part, join_film, write_contact_sheet, write_poster
 
 log = logging.getLogger("launch")
 
-_EVERY = 1.0  # seconds between two looks
+EVERY = 1.0  # seconds between two looks
 
 
 class Joiner:
-    """Joins in a thread while the server runs; what is interrupted is done again by the next server."""
+    """Joins films, in rounds; what is interrupted is done again by the next server."""
 
     def __init__(self, service: Service):
         self._films, self._store = FilmRecords(service.records), service.store
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="joiner", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the film that is being joined."""
-        self._over.set()
-        self._thread.join()
 
     def join(self) -> None:
         """Join now what can be joined; a film that cannot be any more has failed."""
@@ -56,13 +43,6 @@ class Joiner:
             log.warning("%s: %s", film.id, error)
             return str(error)
         return ""
-
-    def _run(self) -> None:
-        while not self._over.wait(_EVERY):
-            try:
-                self.join()
-            except QueueError as error:
-                log.warning("films are joined later: %s", error)
 
 
 def parts(film: FilmRecord, store: Store) -> list[Part]:

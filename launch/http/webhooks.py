@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import json
 import logging
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -24,11 +23,10 @@ from launch.http.deliveries import Deliveries, Delivery
 from launch.http.keys import SECRET, Key, Webhook
 from launch.http.service import Service
 from launch.serve.entries import State
-from launch.serve.queue import QueueError
 
 log = logging.getLogger("launch")
 
-_EVERY = 1.0  # seconds between two looks at what is to be sent
+EVERY = 1.0  # seconds between two looks at what is to be sent
 _TIMEOUT = 10.0  # seconds for an answer
 _TRIES = 8
 _FIRST, _LONGEST = 5.0, 3600.0  # seconds before the second try, fourfold before each further one
@@ -36,21 +34,10 @@ _AT_A_TIME = 4
 
 
 class Webhooks:
-    """Sends webhooks in a thread while the server runs; what was not sent then is sent by the next one."""
+    """Sends webhooks, in rounds; what was not sent when the server ends is sent by the next one."""
 
     def __init__(self, service: Service):
         self._keys, self._deliveries = service.keys, Deliveries(service.queue)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after what is being sent."""
-        self._over.set()
-        self._thread.join()
 
     def send(self) -> None:
         """Send what is due now."""
@@ -77,13 +64,6 @@ class Webhooks:
             self._deliveries.done(delivery)
         else:
             self._deliveries.later(delivery, min(_FIRST * 4 ** (tries - 1), _LONGEST))
-
-    def _run(self) -> None:
-        while not self._over.wait(_EVERY):
-            try:
-                self.send()
-            except QueueError as error:
-                log.warning("webhooks are delayed: %s", error)
 
 
 def targets(keys: tuple[Key, ...]) -> dict[str, dict[str, Webhook]]:

@@ -14,6 +14,8 @@ log = logging.getLogger("launch")
 class Rounds:
     """Makes rounds in a thread while the server runs; what fails or is interrupted is done by a later one.
 
+    No error ends the rounds: a fault of ours is logged with its traceback, and the next round is made.
+
     Args:
         name: name of the thread.
         every: seconds from one round to the next.
@@ -41,3 +43,5 @@ class Rounds:
                 self._work()
             except (OSError, QueueError) as error:
                 log.warning("%s: %s", self._delayed, error)
+            except Exception:
+                log.exception("%s", self._delayed)

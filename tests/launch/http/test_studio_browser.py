@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from launch.http import joining
 from launch.http.joining import Joiner
 from launch.http.keys import Key, add_key, digest_of
+from launch.http.rounds import Rounds
 from tests.browser import browsing, faults, needs_browser
 from tests.serving import Api, listening, serving
 
@@ -36,7 +38,7 @@ RING = """(() => {
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, str]]:
     """An API with two finished videos, and its address."""
     with serving(tmp_path_factory.mktemp("queue")) as api, listening(api) as url:
-        joiner = Joiner(api.service)
+        joiner = Rounds("joiner", joining.EVERY, Joiner(api.service).join, "films are joined later")
         joiner.start()
         for prompt in ("a green square", PROMPT):
             api.create(prompt=prompt, spectrum="paper", steps=12)

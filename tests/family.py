@@ -82,7 +82,7 @@ class ToyTransformer(ModelMixin, ConfigMixin):
     config_name = "config.json"
     _keep_in_fp32_modules: ClassVar[list[str]] = ["guidance_in"]
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, layers: int = SHAPE.layers) -> None:
         super().__init__()
         self.patch_in, self.text_in = nn.Linear(CHANNELS * PATCH**2, WIDTH), nn.Linear(TEXT_CHANNELS, WIDTH)

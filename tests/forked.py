@@ -47,7 +47,7 @@ class Command(subprocess.Popen[str]):
         self._process = PROCESSES.Process(target=_run, args=work, daemon=True)
         self._process.start()
         self.pid, self._child_created = self._process.pid, True
-        self._close_pipe_fds(*pipes)
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
     def _internal_poll(self, _deadstate: int | None = None) -> int | None:
         if self.returncode is None:

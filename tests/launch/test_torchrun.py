@@ -173,7 +173,7 @@ def running(out: Path, *options: str) -> Iterator[Command]:
             yield process
         finally:
             for left in (*ranks_of(process), process):
-                left.kill()
+                left.kill()  # type: ignore[attr-defined]
 
 
 def ranks_of(process: Command) -> list[psutil.Process]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 import launch
 import runtime

@@ -17,7 +17,7 @@ from runtime.media.mp4 import Frames
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import load_config
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.coordinator import Command
+from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
 from tests.conditioned import write_image
 from tests.ranks import run_ranks

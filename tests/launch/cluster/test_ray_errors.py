@@ -9,7 +9,6 @@ import pytest
 from ray import exceptions
 from ray.exceptions import RayError
 
-from launch.cluster import group
 from launch.cluster.group import End, Ended, StartError, _Ends, _error_of, _explained
 from runtime.errors import BadRequestError, JobFailedError, RankFailedError
 
@@ -47,7 +46,7 @@ def test_a_rank_that_ray_has_lost_has_ended(error: RayError, monkeypatch: pytest
             raise error
         return Ended(End.DONE, report="{}")
 
-    monkeypatch.setattr(group.ray, "get", get)
+    monkeypatch.setattr("launch.cluster.group.ray.get", get)
     ends = _Ends(2)
     ends.note(["done", "lost"], ["done", "lost"])
     assert ends.bad and ends.over(0.0)
@@ -75,5 +74,5 @@ def test_what_a_rank_refuses_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> No
     def get(reference: str) -> None:
         raise of_a_task(BadRequestError("attention: 'x' given"))
 
-    monkeypatch.setattr(group.ray, "get", get)
+    monkeypatch.setattr("launch.cluster.group.ray.get", get)
     assert isinstance(_error_of("refused"), BadRequestError)

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from launch.cluster.run import _made_since
-from launch.shell.run import do_job
 from runtime.checkpoint.folder import VERSION, Checkpoints, manifest_name
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.jobs.run import silent
+from runtime.jobs.run import do_job, silent
 from runtime.reports.report import Report
 from tests.jobs import TINY, make_job
 

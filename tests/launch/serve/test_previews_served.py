@@ -67,7 +67,7 @@ def sizes(path: Path, into: set[tuple[int, int]]) -> None:
     except FileNotFoundError:
         return
     with Image.open(io.BytesIO(content)) as picture:
-        picture.seek(picture.n_frames - 1)
+        picture.seek(getattr(picture, "n_frames", 1) - 1)
         picture.load()
         into.add(picture.size)
 

@@ -103,8 +103,8 @@ def test_gram_matrices_are_of_the_streams(made: Made, engine: Engine) -> None:
     latents = run.noise_BCFHW
     with torch.no_grad():
         for step, timestep in enumerate(sampler.timesteps):
-            time = run.network.adapter.time(timestep.expand(1))
-            velocities.append(run.network.compute(latents, time).velocity_BCFHW.double().flatten())
+            time = run.network.adapter.time(timestep.expand(1))  # type: ignore[attr-defined]
+            velocities.append(run.network.compute(latents, time).velocity_BCFHW.double().flatten())  # type: ignore[attr-defined]
             latents = (
                 latents
                 + (sampler.sigmas[step + 1] - sampler.sigmas[step])

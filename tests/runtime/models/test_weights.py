@@ -128,7 +128,7 @@ def test_channels_that_go_out_are_those_that_come_in_unless_said_otherwise(
     engine = Engine(config.model_copy(update={"model": str(copy)}))
     sink = FrameBuffer()
     engine.generate(small(steps=1).full, [sink])
-    assert engine.sizes.channels == 16 and sink.frames.shape == (5, 48, 64, 3)
+    assert engine.sizes.channels == 16 and sink.frames.shape == (5, 48, 64, 3)  # type: ignore[attr-defined]
 
 
 def shard(copy: Path) -> dict[str, str]:
@@ -260,7 +260,7 @@ def test_settings_that_an_older_folder_lacks_are_its_classes_defaults(config: Co
     path.write_text(json.dumps({name: value for name, value in settings.items() if name not in newer}))
     engine = Engine(config.model_copy(update={"model": str(copy)}))
     request = engine.config.request("a", width=64, height=48, frames=9, steps=1)
-    assert engine.sizes.of(request) == (3, 6, 8)
+    assert engine.sizes.of(request) == (3, 6, 8)  # type: ignore[attr-defined]
     sink = FrameBuffer()
     engine.generate(request.full, [sink])
     assert sink.frames.shape == (9, 48, 64, 3)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from runtime.parallel import signals
 from runtime.parallel.signals import SignalCount
 
 
 def test_signals_within_a_second_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 10.2, 10.9, 11.1, 11.5, 12.2])
-    monkeypatch.setattr(signals.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr("runtime.parallel.signals.time.monotonic", lambda: next(times))
     heard = SignalCount()
     assert [heard.hear() for _ in range(5)] == [True, False, False, True, False]
     assert heard.count == 2

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 
 import psutil
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from runtime.errors import CancelledError, RankFailedError
 from runtime.parallel.heartbeats import (

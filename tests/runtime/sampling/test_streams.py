@@ -86,7 +86,7 @@ def test_forecast_is_the_head_of_the_weighted_features(network: Network) -> None
         time = adapter.time(timesteps[step : step + 1])
         remembered.append(
             [
-                adapter.blocks(adapter.embed(latents), b.text_BTD, time, network.geometry.rotary)
+                adapter.blocks(adapter.embed(latents), b.text_BTD, time, network.geometry.rotary)  # type: ignore[attr-defined]
                 for b in network.branches
             ]
         )
@@ -116,7 +116,7 @@ def test_error_is_that_of_the_forecast_that_was_not_needed(network: Network) -> 
     time, second = adapter.time(timestep), noise() * 2
     features = [
         [
-            adapter.blocks(adapter.embed(x), b.text_BTD, time, network.geometry.rotary)
+            adapter.blocks(adapter.embed(x), b.text_BTD, time, network.geometry.rotary)  # type: ignore[attr-defined]
             for x in (noise(), second)
         ]
         for b in network.branches
@@ -136,7 +136,7 @@ def test_one_branch_may_be_computed_while_the_other_is_forecast(network: Network
     stream.advance(0, COMPUTED, noise(), timestep)
     adapter, time = network.adapter, network.adapter.time(timestep)
     cond, uncond = (
-        adapter.blocks(adapter.embed(x), branch.text_BTD, time, network.geometry.rotary)
+        adapter.blocks(adapter.embed(x), branch.text_BTD, time, network.geometry.rotary)  # type: ignore[attr-defined]
         for x, branch in zip((noise() * 2, noise()), network.branches, strict=True)
     )
     forecast = uncond * float(PREDICTOR.weights([0], 1)[0])
@@ -153,7 +153,7 @@ def test_forecast_steps_run_no_block(network: Network) -> None:
         nonlocal calls
         calls += 1
 
-    hook = network.adapter._model.blocks[0].register_forward_hook(count)
+    hook = network.adapter._model.blocks[0].register_forward_hook(count)  # type: ignore[attr-defined]
     try:
         schedule = paper_schedule(12, warmup=2)
         stream = FeatureStream(network, PREDICTOR)
@@ -191,7 +191,7 @@ def test_forecasts_of_outputs_run_nothing_of_the_model(network: Network) -> None
     for name in ("velocity", "guided"):
         stream = STREAMS[name](network, PREDICTOR)
         stream.advance(0, COMPUTED, noise(), torch.tensor([900.0]))
-        hook = network.adapter._model.proj_out.register_forward_hook(lambda *_: pytest.fail("it ran"))
+        hook = network.adapter._model.proj_out.register_forward_hook(lambda *_: pytest.fail("it ran"))  # type: ignore[attr-defined]
         try:
             stream.advance(1, FORECAST, noise(), torch.tensor([800.0]))
         finally:

@@ -84,9 +84,9 @@ def test_every_window_is_evaluated_as_a_video_of_its_own(windowed: Engine, small
     kinds = {"cond": "compute", "uncond": "compute"}
     with torch.no_grad():
         velocity = run.open_stream().advance(0, kinds, latents, timestep).velocity_BCFHW  # type: ignore[arg-type]
-        time = run.network.adapter.time(timestep)
+        time = run.network.adapter.time(timestep)  # type: ignore[attr-defined]
         first, second = (
-            run.network.compute(latents[:, :, part].contiguous(), time).velocity_BCFHW
+            run.network.compute(latents[:, :, part].contiguous(), time).velocity_BCFHW  # type: ignore[attr-defined]
             for part in (slice(0, 3), slice(2, 5))
         )
     assert torch.equal(velocity[:, :, :2], first[:, :, :2])

@@ -345,7 +345,7 @@ def storyboard(
 @rehearse_options
 @click.pass_obj
 def rehearse(console: Console, /, rank: str | None, as_json: bool, **options: Any) -> None:
-    """Show what a job would compute, hold, send and launch on GPUs that you need not have.
+    """Show the compute, memory and traffic of a job on GPUs that you do not have.
 
     The engine itself runs on fake tensors, without weights, in seconds. docs/rehearse.md explains what is
     counted and what is estimated.

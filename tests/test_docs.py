@@ -89,6 +89,16 @@ def test_scripts_and_targets_that_are_named_exist() -> None:
         assert all((ROOT / name).exists() for name in re.findall(r"(?<!/)\bscripts/\w+\.py", text)), page
 
 
+def test_nothing_tells_to_install_a_package_of_this_name_from_a_registry() -> None:
+    name = re.search(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert name is not None
+    sources = [
+        path for folder in ("launch", "runtime", "spectrum") for path in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    for path in [*PAGES, *sources]:
+        assert not re.search(rf"pip install '?{name[1]}", path.read_text(encoding="utf-8")), path
+
+
 def parts(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     """A model and those that its fields are made of."""
     yield model

@@ -47,6 +47,7 @@ def _findings() -> Iterator[tuple[str, str]]:
     yield "ray", _version_of("ray")
     yield "ffmpeg", _ffmpeg()
     yield "presets", ", ".join(available("spectrum"))
+    yield "calibrations", ", ".join(available("calibrations", "json"))
     yield "extensions", ", ".join(announced()) or "none"
 
 
@@ -62,7 +63,7 @@ def _importable(package: str) -> str:
     try:
         found = version(package)
     except PackageNotFoundError:
-        return "not installed; pip install 'lockstep-video[gpu]' on a machine with CUDA"
+        return "not installed; on a machine with CUDA, install Lockstep with its extra: pip install '.[gpu]'"
     try:
         importlib.import_module(package)
     except Exception as error:  # a CUDA package may raise anything on a machine without CUDA
@@ -102,7 +103,7 @@ def _models() -> Table:
         splits = [_splits(heads, world) for world in _WORLDS]
         table.add_row(name, str(heads or "?"), _weights(config), *splits)
     table.caption = (
-        "With guidance above 1, cfg = 2 takes twice the ranks. Other splits work, too, less evenly."
+        "With guidance, twice the ranks can be used (cfg = 2). Other splits work as well, less evenly."
     )
     return table
 
@@ -115,4 +116,4 @@ def _splits(heads: int | None, world: int) -> str:
 
 
 def _weights(config: Config) -> str:
-    return "here" if find_local(config) else "to fetch"
+    return "present" if find_local(config) else "to download"

@@ -230,7 +230,7 @@ def generate_options(command: _Command) -> _Command:
             "--preview",
             type=PathType(),
             metavar="FILE",
-            help="WebP that shows what the video is becoming, at most once a second; removed at the end.",
+            help="WebP preview, renewed at most once a second while the video is made; removed at the end.",
         ),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
         click.option(

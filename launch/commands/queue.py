@@ -40,9 +40,9 @@ def queue_option(command: _Command) -> _Command:
 
 @click.group(short_help="Add, cancel and serve requests.")
 def queue() -> None:
-    """Keep requests in a queue, which replicas on Ray serve. A queue is a folder and outlives its replicas.
+    """Add requests to a queue, cancel them, and serve the queue with replicas on Ray.
 
-    `lockstep status` shows it.
+    A queue is a folder, and outlives its replicas. `lockstep status` shows it.
     """
 
 
@@ -117,11 +117,11 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
     default=1,
     show_default=True,
     metavar="N",
-    help="Ranks that requests to come may need.",
+    help="Ranks per request, for requests that are added later.",
 )
 @click.option("--keep", is_flag=True, help="Keep waiting for requests when the queue is empty.")
 @click.option(
-    "--previews", is_flag=True, help="Show what running requests are becoming, in the queue's previews/."
+    "--previews", is_flag=True, help="Write a preview of each running request to the queue's previews/."
 )
 @click.pass_obj
 def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bool, previews: bool) -> None:

@@ -56,12 +56,12 @@ async def _background(app: FastAPI) -> AsyncIterator[None]:
 
 
 def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
-    """Make the app.
+    """Make the ASGI app of the API.
 
     Args:
-        service: what answers.
-        hosts: names by which the server may be asked; by default those of this machine alone, unless keys
-            protect it.
+        service: service behind the routes.
+        hosts: host names that requests may use; by default those of this machine alone, unless keys protect
+            the server.
 
     Example:
         >>> service = Service.on(Queue(Path("queue")), Catalog.of(["wan-tiny"]), Keys(None))
@@ -70,7 +70,7 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app = FastAPI(
         title="Lockstep",
         version=versions()["lockstep"],
-        description="Videos on the queue of this server. The contract is that of OpenAI's `/v1/videos`.",
+        description="Makes videos. Follows the contract of OpenAI's `/v1/videos`.",
         docs_url=None,
         redoc_url=None,
         lifespan=_background,

@@ -1,11 +1,11 @@
-"""Files of the API: uploaded images by their content, results by the id of their video.
+"""Files of the API: uploaded images, named by their content, and results, named by the id of their video.
 
-    assets/<SHA-256>.png         an image, decoded and written again by us
+    assets/<SHA-256>.png         an image, decoded and encoded again by Lockstep
     results/<video id>/          video.mp4, its report and picture; checkpoints while it is made
     results/<film id>/           film.mp4, poster.png, contact-sheet.png
 
 Ids come from the records and digests from the content, so nothing that a client sends is ever part of a path.
-What others put there stays: files are removed by name, and folders when they are empty then.
+Files that others put there stay: Lockstep removes its own by name, and a folder only if it is empty then.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _OWN = (VIDEO, "video.json", "video.png", THUMBNAIL, SPRITESHEET, FILM, POSTER, 
 
 
 class Store:
-    """The files in a queue's folder."""
+    """Files of the API in a queue's folder."""
 
     def __init__(self, folder: Path):
         self._images, self._results = folder / "assets", folder / "results"
         self._decoders = threading.Semaphore(_DECODERS)
 
     def add_image(self, content: bytes) -> str:
-        """Keep an image, and return the digest by which `image` finds it.
+        """Store an image, and return the digest by which `image` finds it.
 
         Raises:
-            BadRequestError: it is no image, or is too large.
+            BadRequestError: it is not an image, or is too large.
         """
         with self._decoders:
             pixels = decode_apart(content)
@@ -56,23 +56,23 @@ class Store:
         return digest
 
     def image(self, digest: str) -> Path:
-        """The file of an image."""
+        """Path of a stored image."""
         return self._images / f"{digest}.png"
 
     def video(self, id: str) -> Path:
-        """The mp4 of a video; its report and its picture lie beside it."""
+        """Path of the mp4 of a video; its report and its picture lie beside it."""
         return self._results / id / VIDEO
 
     def film(self, id: str) -> Path:
-        """The folder of a film."""
+        """Path of the folder of a film."""
         return self._results / id
 
     def remove(self, id: str) -> None:
-        """Remove all that belongs to a video or a film."""
+        """Remove all files of a video or a film."""
         _remove_result(self._results / id)
 
     def room(self) -> int:
-        """Bytes that are free where results are written."""
+        """Free bytes on the disk to which results are written."""
         return shutil.disk_usage(self._results if self._results.is_dir() else self._results.parent).free
 
     def remove_unused(self, images: set[str], results: set[str], age: float) -> None:

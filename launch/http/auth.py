@@ -21,13 +21,13 @@ _bearer = HTTPBearer(auto_error=False, description="A key of the server's file o
 
 
 class Keys:
-    """Keys of a server. Changes of their file take effect with the next request.
+    """API keys of a server. Changes to their file take effect at the next request.
 
     Args:
-        path: the file; None for a server that anyone on its machine may use.
+        path: the file of keys; None for a server that anyone on its machine may use.
 
     Raises:
-        BadRequestError: the file cannot be read, is not one of keys, or has none.
+        BadRequestError: the file cannot be read, is not a file of keys, or has none.
     """
 
     def __init__(self, path: Path | None):
@@ -41,21 +41,21 @@ class Keys:
 
     @property
     def open(self) -> bool:
-        """Whether no key is needed."""
+        """Whether the server needs no key."""
         return self._path is None
 
     @property
     def all(self) -> tuple[Key, ...]:
-        """The keys as the file has them now."""
+        """All keys that the file holds now."""
         if self._path is not None:
             self._refresh()
         return self._known.keys
 
     def of(self, token: str | None) -> Key:
-        """The key that a request gave.
+        """Key that a request was sent with.
 
         Raises:
-            ApiError: it gave none, or one that is unknown.
+            ApiError: the request has no key, or an unknown one.
         """
         if self._path is None:
             return ANYONE
@@ -97,7 +97,7 @@ def _state(path: Path) -> tuple[int, int]:
 async def caller(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Key:
-    """The key of the request that is being answered."""
+    """Key of the request that is being answered: a dependency of routes."""
     keys: Keys = request.app.state.service.keys
     return keys.of(None if given is None else given.credentials)
 

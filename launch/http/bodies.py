@@ -27,7 +27,7 @@ _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 async def read_fields(request: Request) -> dict[str, Any]:
-    """Read the body of a request; uploads are bytes.
+    """Read the body of a request into nested fields; uploads are bytes.
 
     Raises:
         ApiError: it is neither a JSON object nor a form, or is too deep or too long.

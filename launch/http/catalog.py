@@ -1,4 +1,4 @@
-"""Catalogue of a server: models, presets and LoRAs by name. Clients choose among these and give no paths."""
+"""Catalogue of a server: the models, presets and LoRAs that clients choose by name, never by path."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Catalog:
         loras: Iterable[tuple[str, str]] = (),
         ranks: int = 1,
     ) -> Catalog:
-        """Make a catalogue, after loading all that is in it.
+        """Make a catalogue; everything in it is loaded once to check it.
 
         Args:
             configs: names of shipped configs, or paths.
-            presets: likewise; those that are shipped are offered, too.
+            presets: likewise; shipped presets are always offered.
             loras: names and files.
 
         Raises:
@@ -67,11 +67,11 @@ class Catalog:
 
     @property
     def default(self) -> str:
-        """The model of requests that name none."""
+        """Name of the model for requests that name none."""
         return next(iter(self.models))
 
     def config(self, model: str | None) -> str:
-        """The config of a model.
+        """Config of the model of this name.
 
         Raises:
             ApiError: there is no such model.
@@ -83,7 +83,7 @@ class Catalog:
         return self.models[name]
 
     def preset(self, name: str) -> str:
-        """The preset of a name.
+        """Preset of this name.
 
         Raises:
             ApiError: there is no such preset.
@@ -91,7 +91,7 @@ class Catalog:
         return _chosen(self.presets, "spectrum", name)
 
     def lora(self, name: str) -> str:
-        """The file of a LoRA.
+        """Path of the LoRA of this name.
 
         Raises:
             ApiError: there is no such LoRA.

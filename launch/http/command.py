@@ -16,7 +16,7 @@ from runtime.errors import BadRequestError
 _COUNT = click.IntRange(min=0, max=10**9)
 
 
-@click.command(short_help="Serve videos over HTTP.")
+@click.command(short_help="Serve an HTTP API and a web page.")
 @queue_option
 @click.option(
     "--replicas",
@@ -24,7 +24,7 @@ _COUNT = click.IntRange(min=0, max=10**9)
     default=1,
     show_default=True,
     metavar="N",
-    help="Videos made at the same time; 0 leaves the queue to `lockstep queue run --keep`.",
+    help="Videos made at the same time; 0 to serve the queue with `lockstep queue run --keep` instead.",
 )
 @click.option(
     "--ranks",
@@ -42,7 +42,7 @@ _COUNT = click.IntRange(min=0, max=10**9)
     default=("wan-tiny",),
     show_default=True,
     metavar="NAME|FILE",
-    help="Model that is offered; may be given several times, the first is the default.",
+    help="Config that clients may choose; may be given several times, the first is the default.",
 )
 @click.option(
     "--spectrum",
@@ -50,7 +50,7 @@ _COUNT = click.IntRange(min=0, max=10**9)
     type=FileNameType(),
     multiple=True,
     metavar="FILE",
-    help="Forecasting preset that is offered beside the shipped ones; may be given several times.",
+    help="Forecasting preset that clients may choose, besides the shipped ones; may be given several times.",
 )
 @click.option(
     "--lora",
@@ -58,23 +58,35 @@ _COUNT = click.IntRange(min=0, max=10**9)
     type=(str, FileNameType()),
     multiple=True,
     metavar="NAME FILE",
-    help="LoRA that is offered under a name; may be given several times.",
+    help="LoRA weights that clients may choose by NAME; may be given several times.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address; others than this need --keys.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen on; any other than this machine's own needs --keys.",
+)
 @click.option(
     "--port",
     type=click.IntRange(min=0, max=65535),
     default=8000,
     show_default=True,
-    help="Port; 0 for a free one.",
+    metavar="N",
+    help="Port to listen on; 0 for a free one.",
 )
-@click.option("--keys", type=PathType(), help="File of keys that clients need; `lockstep keys` makes it.")
+@click.option(
+    "--keys",
+    type=PathType(),
+    help="File of API keys, one of which clients must send; `lockstep keys add` makes it.",
+)
 @click.option(
     "--days",
     type=NumberType(0.001, 3650.0),
     default=7.0,
     show_default=True,
-    help="Days for which a video is kept after its end.",
+    metavar="NUMBER",
+    help="Days to keep a video after it has ended.",
 )
 @click.pass_obj
 def serve(
@@ -91,10 +103,10 @@ def serve(
     keys: Path | None,
     days: float,
 ) -> None:
-    """Serve videos over HTTP until a signal comes, with OpenAI's contract of `/v1/videos`.
+    """Serve an HTTP API for OpenAI's video client, and a web page, until Ctrl-C.
 
-    Requests go into the queue, which a pool of replicas beside the server serves. Accepted requests survive
-    whatever is killed, and are resumed. The address is printed once the server answers: docs/serve.md.
+    Requests go into the queue, and a pool of replicas makes their videos. After a crash or a kill, the same
+    command resumes every accepted request. The address is printed once the server is ready: docs/serve.md.
     """
     try:
         from launch.http.auth import Keys
@@ -121,21 +133,28 @@ def serve(
 _FILE = click.option("--keys", "file", type=PathType(), required=True, help="File of keys.")
 
 
-@click.group(short_help="Make and revoke keys of the server.")
+@click.group(short_help="Add, list and remove API keys of the server.")
 def keys() -> None:
-    """Make and revoke the keys that clients of `lockstep serve --keys FILE` need."""
+    """Add, list and remove the API keys that clients of `lockstep serve --keys FILE` need."""
 
 
-@keys.command(short_help="Make a key.")
+@keys.command(short_help="Add a key and print it.")
 @click.argument("owner")
 @_FILE
-@click.option("--name", help="Name of the key, unique in the file.  [default: OWNER]")
+@click.option("--name", metavar="NAME", help="Name of the key, unique in the file.  [default: OWNER]")
 @click.option(
-    "--priority", type=PRIORITY, default=0, show_default=True, help="Highest priority of its requests."
+    "--priority",
+    type=PRIORITY,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Highest priority that its requests may have.",
 )
-@click.option("--queued", type=_COUNT, help="Requests of OWNER that may wait or run at a time.")
-@click.option("--per-hour", type=_COUNT, help="Requests that OWNER may make within an hour.")
-@click.option("--webhook", metavar="URL", help="Where to tell that a video of OWNER has ended.")
+@click.option(
+    "--queued", type=_COUNT, metavar="N", help="Limit of requests of OWNER that wait or run at a time."
+)
+@click.option("--per-hour", type=_COUNT, metavar="N", help="Limit of requests of OWNER within an hour.")
+@click.option("--webhook", metavar="URL", help="URL to notify when a video of OWNER ends.")
 def add(
     owner: str,
     file: Path,
@@ -145,9 +164,9 @@ def add(
     per_hour: int | None,
     webhook: str | None,
 ) -> None:
-    """Make a key for OWNER, whose videos it makes and sees, and print it: only its hash is kept.
+    """Add a key with which OWNER's videos can be made and seen, and print it. Only its hash is stored.
 
-    With --webhook, the secret that signs the messages is printed on a second line.
+    With --webhook, the secret that signs the notifications is printed on a second line.
     """
     from launch.http.keys import add_key, make_key, new_secret, new_token
 
@@ -163,7 +182,7 @@ def add(
 @keys.command("list", short_help="List keys.")
 @_FILE
 def list_keys(file: Path) -> None:
-    """List the keys of a file, one line each: name, owner, priority and quotas."""
+    """List the keys of a file, one per line: name, owner, priority and limits."""
     from launch.http.keys import read_keys
 
     for key in read_keys(file).keys:
@@ -172,11 +191,11 @@ def list_keys(file: Path) -> None:
         click.echo("  ".join([key.name, f"owner {key.owner}", *told]))
 
 
-@keys.command(short_help="Revoke a key.")
+@keys.command(short_help="Remove a key.")
 @click.argument("name")
 @_FILE
 def remove(name: str, file: Path) -> None:
-    """Revoke the key NAME: a running server refuses it from the next request on."""
+    """Remove the key NAME: a running server refuses it from the next request on."""
     from launch.http.keys import remove_key
 
     remove_key(file, name)

@@ -1,4 +1,4 @@
-"""Routes that set a video beside the one that the full sampler makes of the same request."""
+"""Routes that compare a video with the one that the full sampler makes of the same request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SAME = (
 
 
 class MeasuredQuality(BaseModel):
-    """How near a video is to a reference, measured on the two mp4 files: their encoding counts, too.
+    """Quality of a video against a reference, measured on the mp4 files, so their encoding counts as well.
 
     Attributes:
         psnr: dB; 100 for equal frames.
@@ -52,7 +52,7 @@ class MeasuredQuality(BaseModel):
 
 @router.post("/{video_id}/full")
 def full(video_id: VideoId, response: Response, service: TheService, key: Caller) -> Video:
-    """The same video with every step computed: the one that is there or on its way, else it is made."""
+    """Make the same video with every step computed, or return it if it exists or is already being made."""
     record = service.records.video(video_id, key.owner)
     if not record.entry.job.preset.forecasts:
         said = "every step of this video was computed; there is nothing to compare it with"
@@ -84,7 +84,7 @@ def quality(
     service: TheService,
     key: Caller,
 ) -> MeasuredQuality:
-    """How near a video is to another one of the same size and length."""
+    """Measure the quality of a video against another one of the same size and length."""
     one, other = (service.records.video(id, key.owner) for id in (video_id, reference))
     request = one.entry.job.request
     if _shape(request) != _shape(other.entry.job.request):

@@ -1,4 +1,4 @@
-"""Routes for what belongs to a finished video: the mp4, pictures of it, and the report."""
+"""Routes for the files of a video: the mp4, pictures, the preview and the report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def content(
         Variant, Query(description="`picture` shows the run: the time of each step.")
     ] = "video",
 ) -> FileResponse:
-    """The mp4 of a finished video, one of its frames, a sheet of many, or the picture of its run."""
+    """Get the mp4 of a finished video, its thumbnail, a contact sheet, or the picture of its run."""
     record = service.records.video(video_id, key.owner)
     path = _file(service, record, variant)
     kind = _TYPES[path.suffix]
@@ -51,7 +51,7 @@ def content(
 
 @router.get("/{video_id}/preview", response_class=Response, responses=_PREVIEW)
 def preview(video_id: VideoId, service: TheService, key: Caller) -> Response:
-    """What a video is becoming while it is made, an animated WebP; a `preview` event tells of another."""
+    """Get the preview of a running video, an animated WebP; a `preview` event announces a new one."""
     record = service.records.video(video_id, key.owner)
     try:
         if record.entry.state is State.RUNNING and record.entry.progress.preview:
@@ -64,7 +64,7 @@ def preview(video_id: VideoId, service: TheService, key: Caller) -> Response:
 
 @router.get("/{video_id}/report")
 def report(video_id: VideoId, service: TheService, key: Caller) -> dict[str, Any]:
-    """The report of a finished video: computed steps, times, errors, versions."""
+    """Get the report of a finished video: computed steps, times, errors, versions."""
     video = made(service, service.records.video(video_id, key.owner))
     try:
         told = read_json(video.with_suffix(".json"))
@@ -95,7 +95,7 @@ def _file(service: Service, record: Record, variant: Variant) -> Path:
 
 
 def made(service: Service, record: Record) -> Path:
-    """The mp4 of a finished video."""
+    """Path of the mp4 of a finished video."""
     match record.entry.state:
         case State.DONE:
             pass

@@ -1,4 +1,4 @@
-"""Accepting a video: fields of a body → a checked job and a record, in the queue or not at all."""
+"""Accepts videos: a request becomes a checked job and a record, both stored or neither."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Asked:
 
     @property
     def digest(self) -> str:
-        """What a repetition of the same request has in common with it."""
+        """Digest that repetitions of the same request have in common."""
         told = self.fields.model_dump(mode="json", exclude={"input_reference"})
         text = json.dumps([told, self.image, self.remixed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_asked(service: Service, fields: Mapping[str, Any], idempotency: str | None) -> Asked:
-    """Read the fields of a body; an image in it is decoded and kept.
+    """Read a request for a video from the fields of a body; an image in it is decoded and stored.
 
     Raises:
         ApiError, BadRequestError: one of them is unknown, missing or out of bounds.
@@ -88,14 +88,14 @@ def accept(service: Service, asked: Asked, key: Key) -> tuple[Record, bool]:
     """Accept a video, or return the one that an earlier request with the same idempotency key made.
 
     Raises:
-        ApiError, BadRequestError: it cannot be made here, or not now; nothing was kept of it.
+        ApiError, BadRequestError: the video cannot be made here, or not now; nothing is stored.
     """
     service.check_room()
     return service.records.accept(*prepare(service, asked, key), key)
 
 
 def prepare(service: Service, asked: Asked, key: Key, film: str | None = None) -> tuple[NewVideo, Job]:
-    """Make what is accepted of a request: a record and a checked job.
+    """Prepare the record and the checked job of a request; nothing is accepted yet.
 
     Args:
         film: id of the film that the video is for.

@@ -1,6 +1,6 @@
-"""Decodes an uploaded image in a process of its own, which a bomb can end and nothing else.
+"""Decodes an uploaded image in a process of its own: a decompression bomb ends that process and nothing else.
 
-What comes back is written again by us, so no other process ever reads a byte that a client chose.
+The result is encoded again by Lockstep, so no other process ever reads a byte that a client chose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def decode_apart(content: bytes) -> bytes:
     """Decode an image to an upright RGB PNG of at most 40 million pixels.
 
     Raises:
-        BadRequestError: it is no PNG, JPEG or WebP, or is too large.
+        BadRequestError: it is not a PNG, JPEG or WebP, or is too large.
     """
     if len(content) > MOST_BYTES:
         raise BadRequestError(
@@ -43,7 +43,7 @@ def decode_apart(content: bytes) -> bytes:
 
 
 def main() -> None:
-    """Decode what stdin has, and write it to stdout; why not, to stderr."""
+    """Decode the image on stdin and write it to stdout; the reason for a refusal goes to stderr."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     Image.MAX_IMAGE_PIXELS = _MOST_PIXELS // 2  # Pillow refuses twice as many

@@ -1,4 +1,4 @@
-"""Webhooks that are yet to be delivered, beside the events that they tell of."""
+"""Webhook messages that are yet to be delivered, stored beside the events that they report."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CREATE TABLE IF NOT EXISTS collected (event INTEGER NOT NULL)
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message to one address.
+    """A webhook message to one address.
 
     Attributes:
-        event: number of the event that it tells of.
-        tries: how often it was tried.
+        event: number of the event that it reports.
+        tries: attempts so far.
     """
 
     event: int
@@ -47,12 +47,12 @@ class Delivery:
 
     @property
     def id(self) -> str:
-        """The message's id, the same at every try."""
+        """Id of the message, the same at every attempt."""
         return f"evt_{self.event}"
 
 
 class Deliveries:
-    """Deliveries of a queue; several servers may share them."""
+    """Webhook deliveries of a queue; several servers may share them."""
 
     def __init__(self, queue: Queue):
         self._queue = queue
@@ -63,10 +63,10 @@ class Deliveries:
                 base.execute("INSERT INTO collected SELECT COALESCE(MAX(seq), 0) FROM events")
 
     def collect(self, targets: Mapping[str, Mapping[str, Any]]) -> None:
-        """Note a delivery for each end of a video since the last call.
+        """Store a delivery for each video that has ended since the last call.
 
         Args:
-            targets: owner → addresses.
+            targets: owner → addresses (keys of the inner mapping).
         """
         newest = self._queue.last_event()
         [last] = self._queue.read(lambda row: int(row[0]), "SELECT event FROM collected")
@@ -91,7 +91,7 @@ class Deliveries:
             base.execute("UPDATE collected SET event = MAX(event, ?)", (newest,))
 
     def due(self, *, lease: float, limit: int) -> list[Delivery]:
-        """Deliveries that are due now; nobody else gets them for `lease` seconds."""
+        """Take the deliveries that are due now; no other server gets them for `lease` seconds."""
         now = time.time()
         query = "SELECT * FROM deliveries WHERE next <= ? ORDER BY next, event LIMIT ?"
         if not self._queue.read(tuple, query, now, 1):
@@ -105,12 +105,12 @@ class Deliveries:
         return found
 
     def done(self, delivery: Delivery) -> None:
-        """Forget a delivery that was made or given up."""
+        """Remove a delivery that succeeded or is given up."""
         with self._queue.transaction() as base:
             base.execute("DELETE FROM deliveries WHERE event = ? AND url = ?", (delivery.event, delivery.url))
 
     def later(self, delivery: Delivery, seconds: float) -> None:
-        """Try again after some seconds."""
+        """Postpone a delivery that failed by some seconds."""
         with self._queue.transaction() as base:
             base.execute(
                 "UPDATE deliveries SET tries = tries + 1, next = ? WHERE event = ? AND url = ?",

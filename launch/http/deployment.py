@@ -34,7 +34,7 @@ class Settings(BaseModel):
         keys: file of keys; without one the API answers to names of this machine only.
         replicas: videos made at the same time; 0 leaves the queue to `lockstep queue run --keep`.
         ranks: processes that make a video together.
-        days: for which a video is kept after its end.
+        days: days for which a video is kept after its end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +48,7 @@ class Settings(BaseModel):
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Settings:
-        """Read the arguments.
+        """Read the arguments of `serve run`.
 
         Raises:
             BadRequestError: one of them is unknown, missing or out of bounds.
@@ -63,7 +63,7 @@ class Settings(BaseModel):
 
 
 def app(given: dict[str, str]) -> serve.Application:
-    """Make the application.
+    """Make the Ray Serve application of the API.
 
     Args:
         given: see `Settings`.

@@ -29,7 +29,7 @@ _KIND = "invalid_request_error"
 
 
 class ErrorDetails(BaseModel):
-    """What went wrong, for programs (`code`, `param`) and people (`message`)."""
+    """Details of an error, for programs (`code`, `param`) and people (`message`)."""
 
     message: str
     type: str
@@ -47,10 +47,10 @@ class ApiError(Exception):
     """A refusal, or a failure that is reported to the client.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         code: for programs, such as `video_not_found`.
         message: for people: what was given, and what to do.
-        param: the field that is to blame.
+        param: the field at fault.
         retry_after: seconds after which the same request may succeed; None if it will not, and clients that
             try again by themselves are told not to.
     """
@@ -88,12 +88,12 @@ def _sendable(text: str) -> str:
 
 
 def not_found(kind: str, id: str) -> ApiError:
-    """There is no such thing, or it is another owner's."""
+    """Make the error for something that does not exist or belongs to another owner."""
     return ApiError(404, f"{kind}_not_found", f"there is no {kind} {id[:80]!r}", param=f"{kind}_id")
 
 
 def refusal(error: BadRequestError) -> ApiError:
-    """A refusal by Lockstep itself, whose first line names the field."""
+    """Make the error for a refusal by Lockstep, whose first line names the field."""
     message = without_paths(str(error))
     found = _FIELD.match(message)
     param = found[1] if found else None
@@ -101,7 +101,7 @@ def refusal(error: BadRequestError) -> ApiError:
 
 
 def of_fields(error: ValidationError, model: type[BaseModel]) -> ApiError:
-    """Fields that are missing, unknown or out of bounds; the first one counts."""
+    """Make the error for fields that are missing, unknown or out of bounds; the first one counts."""
     first = error.errors(include_url=False)[0]
     code = _CODES.get(first["type"], "invalid_value")
     param = ".".join(map(str, first["loc"])) or None
@@ -109,12 +109,12 @@ def of_fields(error: ValidationError, model: type[BaseModel]) -> ApiError:
 
 
 def without_paths(message: str) -> str:
-    """Keep of each absolute path only the name: folders of the server are nobody else's business."""
+    """Shorten every absolute path in a text to its name, as clients must not see the server's folders."""
     return _PATH.sub(r"'\1'", message)
 
 
 def tell_errors(app: FastAPI) -> None:
-    """Make the app answer every error in this shape."""
+    """Make the app answer every error in the shape that OpenAI's clients read."""
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(BadRequestError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

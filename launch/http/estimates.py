@@ -1,4 +1,4 @@
-"""What a video would take and how good it would be, told before it is made."""
+"""Estimates of time and quality, before a video is made."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class ExpectedQuality(BaseModel):
 
 
 class ExpectedTime(BaseModel):
-    """Seconds that a replica will need.
+    """Seconds that a replica is expected to need.
 
     Attributes:
         denoise: of all steps.
         total: with encoding, decoding and writing; None if it is not known.
-        source: `measured` on videos of this model, size and length that this server made, or told by the
+        source: `measured` on videos of this model, size and length that this server made, or taken from the
             `calibration`, which may have been made on another machine.
     """
 
@@ -61,7 +61,7 @@ class ExpectedTime(BaseModel):
 
 
 class Estimate(BaseModel):
-    """What a request would become; nothing of it is kept.
+    """Estimate of what a request would become.
 
     Attributes:
         seconds: true length of the video, as text.
@@ -69,7 +69,7 @@ class Estimate(BaseModel):
         computed: those steps.
         exact: whether every step is computed.
         psnr: None without a calibration for the request.
-        time: None as long as nothing is known.
+        time: None if no times are known.
     """
 
     object: Literal["video.estimate"] = "video.estimate"
@@ -88,8 +88,8 @@ class Estimate(BaseModel):
 
 @router.post("/estimate", openapi_extra=taking(VideoCreate, upload="input_reference"))
 async def estimate(request: Request, service: TheService, key: Caller) -> Estimate:
-    """What a request would become: length, computed steps, expected time and quality. It is checked like a
-    new video, and not carried out."""
+    """Estimate a request: length, computed steps, expected time and quality. It is checked like a new video,
+    but no video is made."""
     fields = await read_fields(request)
     return await run_in_threadpool(_of_fields, service, fields)
 
@@ -99,7 +99,7 @@ def _of_fields(service: Service, fields: dict[str, Any]) -> Estimate:
 
 
 def estimate_of(service: Service, asked: Asked) -> Estimate:
-    """What a request would become.
+    """Estimate what a request would become.
 
     Raises:
         ApiError, BadRequestError: it cannot be made here.

@@ -1,4 +1,4 @@
-"""Routes of server-sent events, which go on where a client left off: `Last-Event-ID`."""
+"""Routes of server-sent events, which resume where a client left off (`Last-Event-ID`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ After = Annotated[
 async def events(
     request: Request, service: TheService, key: Caller, last: LastEventId = None, after: After = None
 ) -> Response:
-    """Events of all your videos, from now on or after the last that was seen."""
+    """Stream the events of all your videos, from now on or after the last one seen."""
     start = last if last is not None else after
     if start is None:
         start = await run_in_threadpool(service.queue.last_event)
@@ -63,7 +63,7 @@ async def video_events(
     last: LastEventId = None,
     after: After = None,
 ) -> Response:
-    """Events of a video, from its first or after the last that was seen, until it has ended."""
+    """Stream the events of a video, from its first or after the last one seen, until it has ended."""
     record = await run_in_threadpool(service.records.video, video_id, key.owner)
     start = last if last is not None else after or 0
     if record.ended and not await run_in_threadpool(_read, service, key.owner, video_id, start):

@@ -1,4 +1,4 @@
-"""A film of the API: what a client asks for, and the object that it gets to see."""
+"""Films in the API: the request, and the object that clients receive."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MOST_SHOTS = 200
 
 
 class FilmShot(VideoFields):
-    """A shot: a video to be made, with fields that it has of its own, or one that is there already.
+    """A shot of a film: a video to be made, with fields of its own, or an existing video.
 
     Attributes:
         id: names the shot in messages.
         title: title of its chapter; by default the beginning of its prompt.
         transition: from the shot before: `{"kind": "cut"}` or `{"kind": "crossfade", "frames": 8}`.
         prompt: what it shows.
-        video_id: a video of yours that the shot is; it need not be completed.
+        video_id: one of your videos, to be used as the shot; it need not be completed.
     """
 
     id: Annotated[str, Field(max_length=100)] | None = None
@@ -41,7 +41,7 @@ class FilmShot(VideoFields):
 
 
 class FilmCreate(VideoFields):
-    """A request for a film: a storyboard. Fields of videos are those of every shot that has none of its own.
+    """A request for a film: a storyboard. Fields of videos apply to every shot that has none of its own.
 
     Attributes:
         title: of the film.
@@ -53,7 +53,7 @@ class FilmCreate(VideoFields):
 
 
 class FilmShotState(BaseModel):
-    """A shot as it is now.
+    """A shot of a film as it is now.
 
     Attributes:
         start: second of the film at which it begins.
@@ -72,10 +72,10 @@ class FilmShotState(BaseModel):
 
 
 class Film(BaseModel):
-    """A film, from its request on; times are seconds since the epoch.
+    """A film; times are seconds since the epoch.
 
     Attributes:
-        progress: mean of the shots'; 100 only when the film is there.
+        progress: per cent, the mean over the shots; 100 only when the film is finished.
         expires_at: when the film is removed; its videos have times of their own.
     """
 
@@ -104,7 +104,7 @@ class FilmList(BaseModel):
 
 
 class FilmDeleted(BaseModel):
-    """The film is gone."""
+    """Response to the deletion of a film."""
 
     id: str
     object: Literal["film.deleted"] = "film.deleted"

@@ -1,4 +1,4 @@
-"""What the API keeps of films: an ordered list of videos, and how joining them ended."""
+"""Records of the API's films: an ordered list of videos each, and how joining them ended."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class NewShot:
     """A shot of a film that is to be accepted.
 
     Attributes:
-        video: id of the video that it is.
-        made: the video and its job, if it is to be made.
+        video: id of its video.
+        made: the video and its job, if it is to be made; None for an existing video.
         fade: frames of the crossfade from the shot before.
     """
 
@@ -34,7 +34,7 @@ class NewShot:
 
 @dataclass(frozen=True, slots=True)
 class ShotRecord:
-    """A shot.
+    """A shot of a stored film.
 
     Attributes:
         record: its video; None if that was deleted.
@@ -48,7 +48,7 @@ class ShotRecord:
 
 @dataclass(frozen=True, slots=True)
 class FilmRecord:
-    """A film.
+    """A stored film.
 
     Attributes:
         ended: when its shots were joined, or could not be; None before.
@@ -65,17 +65,17 @@ class FilmRecord:
 
     @property
     def open(self) -> bool:
-        """Whether any of its videos may still be made."""
+        """Whether any of the film's videos has not ended."""
         return any(shot.record is not None and not shot.record.ended for shot in self.shots)
 
     @property
     def whole(self) -> bool:
-        """Whether all its videos are there."""
+        """Whether all of the film's videos are finished."""
         return all(shot.record is not None and shot.record.entry.state is State.DONE for shot in self.shots)
 
 
 class FilmRecords:
-    """Films of a queue, beside its videos."""
+    """Films of a queue, stored beside its videos."""
 
     def __init__(self, records: Records):
         self._records, self._queue = records, records.queue
@@ -102,10 +102,10 @@ class FilmRecords:
             )
 
     def film(self, id: str, owner: str) -> FilmRecord:
-        """A film of an owner.
+        """Film of an owner, by its id.
 
         Raises:
-            ApiError: there is none of this id.
+            ApiError: the owner has no film of this id.
         """
         found = self._films(f"WHERE id = ? AND {_SEEN}", id, owner)
         if not found:
@@ -115,7 +115,7 @@ class FilmRecords:
     def page(
         self, owner: str, *, after: str | None, limit: int, ascending: bool
     ) -> tuple[list[FilmRecord], bool]:
-        """Films of an owner, and whether there are more; arguments as of `Records.page`."""
+        """A page of an owner's films, and whether there are more; arguments as for `Records.page`."""
         sign, order = (">", "ASC") if ascending else ("<", "DESC")
         start = 0 if ascending else 2**63 - 1
         if after is not None:
@@ -130,11 +130,11 @@ class FilmRecords:
         return found[:limit], len(found) > limit
 
     def unjoined(self) -> list[FilmRecord]:
-        """Films that have not ended."""
+        """Films that were neither joined nor given up."""
         return self._films("WHERE ended IS NULL AND NOT deleted")
 
     def end(self, id: str, problem: str) -> None:
-        """Note that a film's shots were joined, or why they could not be."""
+        """Record that a film's shots were joined, or why they could not be."""
         with self._queue.transaction() as base:
             base.execute(
                 "UPDATE films SET ended = ?, problem = ? WHERE id = ? AND ended IS NULL",
@@ -142,7 +142,7 @@ class FilmRecords:
             )
 
     def reopen(self, id: str) -> None:
-        """Let a film that has failed be joined again when its videos are there."""
+        """Let a failed film be joined again once its videos are finished."""
         with self._queue.transaction() as base:
             base.execute("UPDATE films SET ended = NULL, problem = '' WHERE id = ? AND problem != ''", (id,))
 

@@ -1,4 +1,4 @@
-"""From a film's record to the object that clients see."""
+"""Makes the objects of films that clients see from their records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.http.video import Status, VideoError
 
 
 def to_film(film: FilmRecord, keep: float) -> Film:
-    """What a client sees of a film.
+    """Make the object that a client sees of a film.
 
     Args:
         keep: seconds for which a film is kept after its end.

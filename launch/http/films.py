@@ -1,4 +1,4 @@
-"""Routes of `/v1/films`: storyboards whose shots are videos, joined when all of them are there."""
+"""Routes of `/v1/films`: storyboards whose shots are videos, joined when all of them are finished."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _EITHER = (("seconds", "frames"), ("spectrum", "nfe", "psnr"))  # of these, one 
 
 @router.post("", openapi_extra=taking(FilmCreate))
 async def create_film(request: Request, service: TheService, key: Caller) -> Film:
-    """Accept a film: every shot that is to be made becomes a video, all of them or none."""
+    """Create a film. Each shot that is to be made becomes a video; all are accepted or none."""
     fields = await read_fields(request)
     return await run_in_threadpool(_create, service, key, fields)
 
@@ -128,7 +128,7 @@ def list_films(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> FilmList:
-    """Your films, newest first unless `order` is `asc`."""
+    """List your films, newest first unless `order` is `asc`."""
     page, more = FilmRecords(service.records).page(
         key.owner, after=after, limit=limit, ascending=order == "asc"
     )
@@ -139,7 +139,7 @@ def list_films(
 
 @router.get("/{film_id}")
 def retrieve_film(film_id: FilmId, service: TheService, key: Caller) -> Film:
-    """A film as it is now."""
+    """Get a film as it is now."""
     return to_film(FilmRecords(service.records).film(film_id, key.owner), service.bounds.keep)
 
 
@@ -150,7 +150,7 @@ def film_content(
     key: Caller,
     variant: Literal["video", "thumbnail", "spritesheet"] = "video",
 ) -> FileResponse:
-    """The mp4 of a finished film with its chapters, its poster, or frames of every shot."""
+    """Get the mp4 of a finished film with its chapters, its poster, or frames of every shot."""
     film = FilmRecords(service.records).film(film_id, key.owner)
     if film.ended is None:
         raise ApiError(400, "film_not_ready", "the film is not ready; ask again when it is completed")
@@ -182,7 +182,7 @@ def cancel_film(film_id: FilmId, service: TheService, key: Caller) -> Film:
 
 @router.post("/{film_id}/resume")
 def resume_film(film_id: FilmId, service: TheService, key: Caller) -> Film:
-    """Go on with a film that has failed: its failed and cancelled videos from their last checkpoints."""
+    """Resume a film that has failed: its failed and cancelled videos resume from their last checkpoints."""
     films = FilmRecords(service.records)
     film = films.film(film_id, key.owner)
     if not film.problem:
@@ -197,7 +197,7 @@ def resume_film(film_id: FilmId, service: TheService, key: Caller) -> Film:
 
 @router.delete("/{film_id}")
 def delete_film(film_id: FilmId, service: TheService, key: Caller) -> FilmDeleted:
-    """Delete a film. Its videos stay: those that are being made are made."""
+    """Delete a film. Its videos are kept, and those that are being made are finished."""
     films = FilmRecords(service.records)
     films.delete(films.film(film_id, key.owner).id)
     service.store.remove(film_id)

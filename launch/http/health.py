@@ -1,4 +1,4 @@
-"""Routes for whoever watches the server: is it alive, and can it begin with a request?"""
+"""Health checks: whether the server is alive, and whether it can begin with a request."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """All is well."""
+    """Response of a healthy server."""
 
     status: Literal["ok"] = "ok"
 
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """The process answers."""
+    """Answer 200 while the process is alive."""
     return Health()
 
 
 @router.get("/readyz")
 def readyz(service: TheService) -> Health:
-    """A request would be accepted, and a replica could begin with it; 503 with the reason if not."""
+    """Answer 200 if a request would be accepted and a replica could begin with it, else the reason."""
     problem = service.pool()
     if problem:
         raise ApiError(503, "not_ready", problem, retry_after=2)

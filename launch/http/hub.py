@@ -1,4 +1,4 @@
-"""Wakes those who follow events: one look at the queue's file for all of them."""
+"""Wakes the streams that wait for events: one poll of the queue's file serves all of them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Hub:
 
     @property
     def over(self) -> bool:
-        """Whether the server ends."""
+        """Whether the server is ending."""
         return self._over
 
     def check_streams(self, owner: str) -> None:
-        """Refuse another stream of an owner if there are too many.
+        """Refuse an owner another stream if too many are open.
 
         Raises:
-            ApiError: there are.
+            ApiError: too many are open.
         """
         if self._streams.total() >= _MOST or self._streams[owner] >= _OF_ONE:
             raise ApiError(429, "too_many_streams", "too many streams of events are open", retry_after=10)
@@ -53,7 +53,7 @@ class Hub:
             self._streams[owner] -= 1
 
     async def wait(self, after: int, seconds: float) -> bool:
-        """Wait until there is an event after `after`, or the server ends; False after so many seconds."""
+        """Wait until there is an event after `after` or the server ends; return False after `seconds`."""
         self._waiting += 1
         try:
             if self._task is None or self._task.done():

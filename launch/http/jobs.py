@@ -1,4 +1,4 @@
-"""From a video that a client asks for to the job that makes it."""
+"""Makes the job of a video that a client asks for."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class JobMaker:
     presets: Path
 
     def resolved(self, asked: VideoCreate) -> VideoCreate:
-        """What was asked for with its model and its seed, so that it can be made again."""
+        """Fill in the model and the seed of a request, so that the same video can be made again."""
         model = asked.model or self.catalog.default
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         return asked.model_copy(update={"model": model, "seed": seed})
@@ -48,12 +48,12 @@ class JobMaker:
         """Make the job of a video, checked and with absolute paths.
 
         Args:
-            asked: `resolved`.
-            out: the mp4.
-            image: the image that the video starts from.
+            asked: the request, from `resolved`.
+            out: path of the mp4.
+            image: path of the image that the video starts from.
 
         Raises:
-            ApiError, BadRequestError: something in it is not offered, or out of bounds.
+            ApiError, BadRequestError: something in the request is not offered, or out of bounds.
         """
         name = self.catalog.config(asked.model)
         config = load_config(name)

@@ -1,4 +1,4 @@
-"""Joins the videos of films whose shots are all there."""
+"""Joins the videos of films whose shots are all finished."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ EVERY = 1.0  # seconds between two looks
 
 
 class Joiner:
-    """Joins films, in rounds; what is interrupted is done again by the next server."""
+    """Joins the shots of films; an interrupted join is repeated by the next server."""
 
     def __init__(self, service: Service):
         self._films, self._store = FilmRecords(service.records), service.store
 
     def join(self) -> None:
-        """Join now what can be joined; a film that cannot be any more has failed."""
+        """Join every film whose shots are finished; one that can no longer be joined has failed."""
         for film in self._films.unjoined():
             if film.whole:
                 self._films.end(film.id, self._joined(film))
@@ -46,7 +46,7 @@ class Joiner:
 
 
 def parts(film: FilmRecord, store: Store) -> list[Part]:
-    """What a film is joined from, in order."""
+    """Parts that a film is joined from, in order."""
     return [
         Part(shot.title, store.video(shot.video), shot.record.details.frames, shot.fade)
         for shot in film.shots

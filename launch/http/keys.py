@@ -1,4 +1,4 @@
-"""The file of API keys: who may use the server, and how much. Keys themselves are never written, only hashes.
+"""The file of API keys: who may use the server, and how much. It holds hashes, never the keys themselves.
 
 A key has 256 random bits, so one SHA-256 protects it as well as any slow hash would.
 """
@@ -39,7 +39,7 @@ _Count = Annotated[int, Field(ge=0, le=10**9), NUMBER]
 
 
 class Webhook(BaseModel):
-    """Where an owner's events are sent, and the secret that signs them."""
+    """URL to which an owner's events are sent, and the secret that signs them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,11 +48,11 @@ class Webhook(BaseModel):
 
 
 class Key(BaseModel):
-    """A key, and what it allows.
+    """An API key, and what it allows.
 
     Attributes:
         name: for people, unique in the file.
-        sha256: of the key.
+        sha256: SHA-256 of the key.
         owner: whose videos it makes and sees; several keys may have one owner.
         priority: the highest priority that its requests may have.
         queued: most requests of the owner that may wait or run at a time; None for no bound.
@@ -86,7 +86,7 @@ class KeyFile(BaseModel):
         return self
 
     def find(self, token: str) -> Key | None:
-        """The key that `token` is; takes as long for a wrong one as for a right one."""
+        """Find the key whose token this is; takes as long for a wrong token as for a right one."""
         digest, found = digest_of(token), None
         for key in self.keys:
             if hmac.compare_digest(key.sha256, digest):
@@ -94,7 +94,7 @@ class KeyFile(BaseModel):
         return found
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all, for its owner's eyes only."""
+        """Write the file, whole or not at all, readable by its owner alone."""
         content = self.model_dump(mode="json", exclude_none=True)
         with whole_file(path) as temporary:
             temporary.chmod(0o600)
@@ -102,22 +102,22 @@ class KeyFile(BaseModel):
 
 
 def digest_of(token: str) -> str:
-    """What the file keeps of a key."""
+    """Digest of a key, as the file stores it."""
     return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
 
 
 def new_token() -> str:
-    """A new key."""
+    """Draw a new key."""
     return f"{PREFIX}{secrets.token_urlsafe(32)}"
 
 
 def new_secret() -> str:
-    """A new secret for the signatures of a webhook."""
+    """Draw a new secret that signs a webhook's messages."""
     return SECRET + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def make_key(token: str, **allowed: Any) -> Key:
-    """What a file keeps of a key.
+    """Make the entry of a key in the file.
 
     Args:
         token: the key.
@@ -136,7 +136,7 @@ def read_keys(path: Path) -> KeyFile:
     """Read a file of keys.
 
     Raises:
-        BadRequestError: it cannot be read, or is not one.
+        BadRequestError: it cannot be read, or is not a file of keys.
     """
     return YamlFile.read(path, "keys").parse(KeyFile)
 

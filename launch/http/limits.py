@@ -12,7 +12,7 @@ from launch.http.errors import ApiError
 
 
 class BodyLimit:
-    """Ends requests whose body is larger than `most` bytes, whether they say so or not."""
+    """Middleware that ends requests whose body is larger than `most` bytes, declared or not."""
 
     def __init__(self, app: ASGIApp, most: int):
         self._app, self._most = app, most
@@ -46,13 +46,13 @@ class BodyLimit:
 
 
 class OwnPagesOnly:
-    """Refuses what a browser sends for a page of another site.
+    """Middleware that refuses requests that a browser sends for a page of another site.
 
-    A browser lets any page post forms to this machine, and a page whose name is pointed at 127.0.0.1 even
-    read the answers; the user of the browser would not know.
+    A browser lets any page post forms to this machine, and a page whose host name is pointed at 127.0.0.1
+    (DNS rebinding) even read the answers, without the user's knowledge.
 
     Args:
-        hosts: names by which this server may be asked; None if keys protect it, or if it has many names.
+        hosts: host names that requests may use; None if keys protect the server, or if it has many names.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str] | None):

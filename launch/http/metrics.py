@@ -1,4 +1,4 @@
-"""Metrics for Prometheus at `/metrics`: requests by route, and the queue as it is when asked."""
+"""Metrics for Prometheus at `/metrics`: requests by route, and the state of the queue."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # se
 
 
 class ApiMetrics:
-    """The metrics of one server."""
+    """Metrics of one server."""
 
     def __init__(self, service: Service):
         self.registry = CollectorRegistry()
@@ -68,7 +68,7 @@ class _Queue(Collector):
 
 
 class Measured:
-    """Counts requests and times them, by the route's pattern: ids in labels would never end."""
+    """Middleware that counts and times requests by the route's pattern, as ids would make endless labels."""
 
     def __init__(self, app: ASGIApp, metrics: ApiMetrics):
         self._app, self._metrics = app, metrics
@@ -95,6 +95,6 @@ class Measured:
 
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request, key: Caller) -> Response:
-    """Metrics as Prometheus reads them."""
+    """Get metrics in the text format of Prometheus."""
     found: ApiMetrics = request.app.state.metrics
     return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Routes of `/v1/models`: what this server offers, with what each choice is expected to cost and to give."""
+"""Routes of `/v1/models`: what this server offers, with the expected time and quality of each choice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BUDGETS = (4, 6, 8, 10, 12, 14, 16, 20, 25, 30, 40)  # computed steps
 
 
 class Expected(BaseModel):
-    """What is expected of a number of computed steps.
+    """Expected quality and time for a number of computed steps.
 
     Attributes:
         nfe: computed steps.
@@ -48,7 +48,7 @@ class PresetChoice(Expected):
 
 
 class ModelDefaults(BaseModel):
-    """What a request has that gives nothing but a prompt."""
+    """Settings of a request that gives only a prompt."""
 
     size: str
     seconds: str
@@ -61,7 +61,7 @@ class ModelDefaults(BaseModel):
 
 
 class Model(BaseModel):
-    """A model and what may be chosen with it.
+    """A model, and what may be chosen with it.
 
     Attributes:
         multiple: width and height are multiples of it.
@@ -84,7 +84,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models; the first is the default."""
+    """All models of the server; the first is the default."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -92,13 +92,13 @@ class ModelList(BaseModel):
 
 @router.get("")
 def list_models(service: TheService, key: Caller) -> ModelList:
-    """The models of this server."""
+    """List the models of this server."""
     return ModelList(data=[_model(service.catalog, name) for name in service.catalog.models])
 
 
 @router.get("/{model}")
 def retrieve_model(model: Annotated[str, Path(max_length=200)], service: TheService, key: Caller) -> Model:
-    """One model."""
+    """Get one model."""
     if model not in service.catalog.models:
         raise not_found("model", model)
     return _model(service.catalog, model)

@@ -1,4 +1,4 @@
-"""The API's own description: bodies that are read as JSON or as a form, and the shape of errors."""
+"""The OpenAPI description: bodies that are read as JSON or as a form, and the shape of errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ERRORS = {
 
 
 def taking(model: type[BaseModel], upload: str | None = None) -> dict[str, Any]:
-    """What to add to a route whose body has the fields of `model`, as JSON or as a form.
+    """Describe a route's body, which has the fields of `model`, as JSON or as a form (for `openapi_extra`).
 
     Args:
-        upload: field of a form that may be a file.
+        upload: name of the field that a form may send as a file.
     """
     schema: dict[str, Any] = {"$ref": f"{_AT}{model.__name__}"}
     form = schema
@@ -35,10 +35,10 @@ def taking(model: type[BaseModel], upload: str | None = None) -> dict[str, Any]:
 
 
 def describe(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
-    """Make the app describe itself, at `/openapi.json`.
+    """Make the app serve its OpenAPI description at `/openapi.json`.
 
     Args:
-        bodies: models that routes are `taking`.
+        bodies: models of the bodies that routes are `taking`.
     """
 
     def described() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The studio: one page for people, of files that lie in `studio/` and are served as they are."""
+"""Serves the studio, a page for people, from the static files in `studio/`."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ _Known = Annotated[str | None, Header(alias="If-None-Match")]
 
 @router.get("/")
 async def root() -> RedirectResponse:
-    """Who opens the server's address in a browser wants the page."""
+    """Redirect from the server's address to the studio."""
     return RedirectResponse("studio/", 307, HEADERS)
 
 
 @router.get("/studio/")
 async def index(known: _Known = None) -> Response:
-    """The page itself."""
+    """Get the studio's page."""
     return _answer("index.html", known)
 
 
 @router.get("/studio/{name}")
 async def file(name: Annotated[str, InPath(max_length=200)], known: _Known = None) -> Response:
-    """A module, the style sheet or the icon of the page."""
+    """Get a script, the style sheet or the icon of the studio."""
     return _answer(name, known)
 
 

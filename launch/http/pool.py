@@ -1,4 +1,4 @@
-"""A pool of replicas for the server's queue, in a process of its own that is replaced when it ends.
+"""Runs a pool of replicas for the server's queue, in a process of its own that is replaced when it ends.
 
 Only one pool serves a queue: if another process does, this one waits until it is gone.
 """
@@ -28,13 +28,13 @@ _LEAVING = 30.0  # seconds for it to end at once
 
 
 class PoolKeeper:
-    """Keeps a pool at work on a queue.
+    """Keeps a pool of replicas running on a queue.
 
     Args:
-        queue: the queue, which exists.
+        queue: an existing queue.
         replicas: number of replicas; 0 to leave the queue to a pool that others start.
         ranks: ranks that make a video together.
-        environment: of the pool's process; this one's by default.
+        environment: environment of the pool's process; by default that of this process.
     """
 
     def __init__(self, queue: Queue, replicas: int, ranks: int, environment: Mapping[str, str] | None = None):
@@ -46,11 +46,11 @@ class PoolKeeper:
         self._thread = threading.Thread(target=self._keep, name="pool-keeper", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread that keeps a pool running."""
         self._thread.start()
 
     def problem(self) -> str:
-        """Why no replica can begin with a request now; empty if one can."""
+        """Reason why no replica can begin with a request now; empty if one can."""
         if self._ended:
             return self._ended
         states = [replica.state for replica in self._queue.replicas()]
@@ -59,7 +59,7 @@ class PoolKeeper:
         return "" if any(state != "gone" for state in states) else "all replicas are gone"
 
     def hurry(self) -> None:
-        """Let `stop` not wait for the end of a step."""
+        """Make `stop` end the pool at once instead of after a step."""
         self._hurry.set()
 
     def stop(self) -> None:

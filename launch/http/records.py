@@ -1,4 +1,4 @@
-"""Records of the API's videos, beside the queue in the same file, so an accepted request is never lost."""
+"""Records of the API's videos, in the file of the queue, so that an accepted request is never lost."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class NewVideo:
 
     Attributes:
         id: from `new_id`.
-        asked: what the client asked for, resolved.
-        details: what becomes of it.
+        asked: the client's request, with its model and seed.
+        details: the settings that follow from it.
         size: WIDTHxHEIGHT.
         image: digest of its image in the store.
-        remixed: id of the video that it is a remix of.
-        film: id of the film that it is made for.
+        remixed: id of the video of which it is a remix.
+        film: id of the film for which it is made.
         idempotency: the client's key for the request, and a digest of the request.
     """
 
@@ -55,10 +55,10 @@ class NewVideo:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A video with its request in the queue.
+    """A stored video, with its request in the queue.
 
     Attributes:
-        ahead: requests that are before it; None if it does not wait.
+        ahead: number of requests before it; None if it does not wait.
     """
 
     id: str
@@ -74,22 +74,23 @@ class Record:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether the video has ended, in whatever way."""
         return self.entry.state not in (State.WAITING, State.RUNNING)
 
     @property
     def failed(self) -> bool:
-        """Whether it has ended without a video, so that it can be resumed."""
+        """Whether the video was cancelled or has failed, so that it can be resumed."""
         return self.entry.state in (State.FAILED, State.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened to a video.
+    """An event in the life of a video.
 
     Attributes:
         number: its place in the order of all events.
         kind: `state`, `begun`, `step` or `preview`.
+        told: its data.
     """
 
     number: int
@@ -100,12 +101,12 @@ class Event:
 
     @property
     def final(self) -> bool:
-        """Whether the video has ended with it."""
+        """Whether the video ended with this event."""
         return self.kind == "state" and self.told["state"] not in (State.WAITING, State.RUNNING)
 
 
 def new_id(kind: str = "video") -> str:
-    """An id that nobody can guess."""
+    """Make an id that nobody can guess."""
     return f"{kind}_{secrets.token_hex(16)}"
 
 
@@ -120,8 +121,8 @@ class Records:
     """Videos of a queue. Every change is one transaction together with the queue's.
 
     Args:
-        queue: the queue that carries them out.
-        most: requests that may wait or run at a time, of all owners.
+        queue: the queue that makes the videos.
+        most: requests of all owners that may wait or run at a time.
     """
 
     def __init__(self, queue: Queue, most: int):
@@ -131,7 +132,7 @@ class Records:
                 base.execute(statement)
 
     def accept(self, new: NewVideo, job: Job, key: Key) -> tuple[Record, bool]:
-        """Accept a video within the owner's quotas; once this returns, it will end once, come what may.
+        """Accept a video within the owner's quotas; an accepted video ends exactly once, whatever fails.
 
         Returns:
             The video, and whether an earlier request with the same idempotency key had made it.
@@ -165,10 +166,10 @@ class Records:
         return self._one(base, row["video"], owner)
 
     def check_quotas(self, base: sqlite3.Connection, key: Key, count: int = 1) -> None:
-        """Refuse `count` more requests if there would be too many, as a part of the transaction `base`.
+        """Refuse `count` more requests if they would be too many, within the transaction `base`.
 
         Raises:
-            ApiError: there would be.
+            ApiError: the queue or a quota would be exceeded.
         """
         total = base.execute(f"SELECT COUNT(*) FROM requests WHERE {_OPEN}").fetchone()[0]
         if total + count > self._most:
@@ -193,7 +194,7 @@ class Records:
                 raise ApiError(429, "quota_per_hour", said, retry_after=first + _HOUR - now)
 
     def insert(self, base: sqlite3.Connection, new: NewVideo, job: Job, owner: str) -> None:
-        """Add a video and its request, as a part of the transaction `base`."""
+        """Add a video and its request, within the transaction `base`."""
         asked = new.asked
         request = self.queue.insert(
             base, job, name=new.id, owner=owner, priority=asked.priority, seconds=asked.expires
@@ -211,10 +212,10 @@ class Records:
             )
 
     def video(self, id: str, owner: str) -> Record:
-        """A video of an owner.
+        """Video of an owner, by its id.
 
         Raises:
-            ApiError: there is none of this id.
+            ApiError: the owner has no video of this id.
         """
         found = self.queue.read(_read, f"{_VIDEO} WHERE videos.id = ? AND {_SEEN}", id, owner)
         if not found:
@@ -229,7 +230,7 @@ class Records:
         return _read(row)
 
     def some(self, owner: str, ids: Sequence[str]) -> dict[str, Record]:
-        """Those videos of an owner that are there, by id."""
+        """Videos of an owner, by id; ids without a video are left out."""
         marks = ", ".join("?" * len(ids))
         found = self.queue.read(_read, f"{_VIDEO} WHERE {_SEEN} AND videos.id IN ({marks})", owner, *ids)
         return {record.id: record for record in found}
@@ -247,14 +248,14 @@ class Records:
     def page(
         self, owner: str, *, after: str | None, limit: int, ascending: bool
     ) -> tuple[list[Record], bool]:
-        """Videos of an owner in the order in which they were accepted, and whether there are more.
+        """A page of an owner's videos in the order in which they were accepted, and whether there are more.
 
         Args:
-            after: id of the video before the page.
-            limit: most videos of the page.
+            after: id of the last video of the page before.
+            limit: most videos on the page.
 
         Raises:
-            ApiError: `after` is no video's id.
+            ApiError: `after` is not the id of a video.
         """
         sign, order = (">", "ASC") if ascending else ("<", "DESC")
         start = 0 if ascending else 2**63 - 1
@@ -312,10 +313,10 @@ class Records:
             return record
 
     def events(self, owner: str, *, after: int, video: str | None, limit: int) -> list[Event]:
-        """Events of an owner's videos, or of one of them, in their order.
+        """Events of an owner's videos, or of one of them, in order.
 
         Args:
-            after: number of the event before.
+            after: number of the last event that was seen.
         """
         of_one = "" if video is None else "AND videos.id = ?"
         query = (
@@ -326,7 +327,7 @@ class Records:
         return self.queue.read(_read_event, query, after, owner, *chosen, limit)
 
     def expire(self, keep: float) -> list[str]:
-        """Delete videos that ended more than `keep` seconds ago; returns all whose files are to go."""
+        """Delete videos that ended more than `keep` seconds ago; return ids of all whose files are to go."""
         with self.queue.transaction() as base:
             ended = f"SELECT id FROM requests WHERE NOT {_OPEN}"
             base.execute(
@@ -337,7 +338,7 @@ class Records:
             return [row["id"] for row in rows]
 
     def forget(self) -> None:
-        """Remove all trace of videos that were deleted, as soon as they count for no quota any more."""
+        """Remove all trace of deleted videos once they no longer count towards a quota."""
         now = time.time()
         gone = (
             "SELECT videos.id FROM videos JOIN requests ON requests.id = request "

@@ -1,4 +1,4 @@
-"""From a record to the object that clients see."""
+"""Makes the objects of videos that clients see from their records."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _progress(record: Record) -> int:
 
 
 def to_error(state: State, reason: str) -> VideoError | None:
-    """Why there will be no video; None if there may be one."""
+    """Make the error of a request that ended without a video; None for others."""
     if state is State.CANCELLED:
         code = "expired" if reason.startswith(EXPIRED) else "cancelled"
     elif state is State.FAILED:
@@ -78,7 +78,7 @@ def to_error(state: State, reason: str) -> VideoError | None:
 
 
 def to_event(event: Event) -> dict[str, Any]:
-    """What a client sees of an event."""
+    """Make the data of an event that a client sees."""
     told: dict[str, Any] = {"video_id": event.video, "at": event.at}
     if event.kind != "state":
         return told | event.told
@@ -88,7 +88,7 @@ def to_event(event: Event) -> dict[str, Any]:
 
 
 def poll_after_ms(record: Record) -> int | None:
-    """Milliseconds after which there may be something new to see; None if nothing will change."""
+    """Milliseconds after which a client should poll again; None if nothing will change."""
     done = record.entry.progress
     match record.entry.state:
         case State.WAITING:

@@ -10,13 +10,13 @@ _YOUNG = 3600.0  # seconds for which a file without a record may belong to a req
 
 
 class Sweeper:
-    """Sweeps, in rounds. Each step may be interrupted and is done again then."""
+    """Removes what is no longer to be kept; a sweep that was interrupted is repeated."""
 
     def __init__(self, service: Service):
         self._service = service
 
     def sweep(self) -> None:
-        """Remove now what is not to be kept."""
+        """Remove everything that is no longer to be kept."""
         records, store, keep = self._service.records, self._service.store, self._service.bounds.keep
         films = FilmRecords(records)
         gone = films.expire(keep)

@@ -1,4 +1,4 @@
-"""Work that the server does beside its answers, again and again, in a thread."""
+"""Repeats work of the server in a background thread."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ log = logging.getLogger("launch")
 
 
 class Rounds:
-    """Makes rounds in a thread while the server runs; what fails or is interrupted is done by a later one.
+    """Repeats work in a thread while the server runs; a round that fails is made up for by the next.
 
-    No error ends the rounds: a fault of ours is logged with its traceback, and the next round is made.
+    No error ends the thread: an unexpected one is logged with its traceback.
 
     Args:
         name: name of the thread.
         every: seconds from one round to the next.
-        work: makes a round.
-        delayed: what a warning says of a round that failed.
+        work: does one round of work.
+        delayed: what the warning about a failed round says.
     """
 
     def __init__(self, name: str, every: float, work: Callable[[], None], delayed: str):
@@ -29,11 +29,11 @@ class Rounds:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the current round."""
+        """End the thread after the current round."""
         self._over.set()
         self._thread.join()
 

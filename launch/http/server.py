@@ -32,7 +32,7 @@ def bind(host: str, port: int, *, open: bool) -> socket.socket:
         open: whether the server asks for no keys.
 
     Raises:
-        BadRequestError: the address is not there or in use, or would let others in without keys.
+        BadRequestError: the address does not exist or is in use, or would let others in without keys.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

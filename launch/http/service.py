@@ -1,4 +1,4 @@
-"""All that the routes share: the queue and what the API adds to it."""
+"""The service behind the routes: the queue, and what the API adds to it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Service:
     """Service behind the routes, independent of HTTP.
 
     Attributes:
-        pool: returns why no replica can begin with a request now; empty if one can.
+        pool: returns the reason why no replica can begin with a request now; empty if one can.
     """
 
     queue: Queue
@@ -60,7 +60,7 @@ class Service:
         bounds: Bounds = Bounds(),
         pool: Callable[[], str] = lambda: "",
     ) -> Service:
-        """A service on a queue."""
+        """Make the service of a queue."""
         return cls(
             queue=queue,
             keys=keys,
@@ -76,7 +76,7 @@ class Service:
         """Refuse a request whose video might find the disk full.
 
         Raises:
-            ApiError: less is free than must be.
+            ApiError: too little is free.
         """
         free = self.store.room()
         if free < self.bounds.free:

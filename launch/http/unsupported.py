@@ -1,4 +1,4 @@
-"""Routes of OpenAI's contract that are refused: a client learns why, and that trying again is useless."""
+"""Routes of OpenAI's contract that are always refused, with the reason."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 @router.post("/edits", response_model=None)
 async def edit(key: Caller) -> NoReturn:
-    """Refused: no model here changes a video that is given."""
+    """Always refused: no model here edits an existing video."""
     said = "no model here edits a video; remix makes one again with another prompt and the same seed"
     raise ApiError(422, "unsupported", said)
 
 
 @router.post("/extensions", response_model=None)
 async def extend(key: Caller) -> NoReturn:
-    """Refused: the latents that a video could be gone on from are not kept."""
+    """Always refused: the latents from which a video could be extended are not kept."""
     said = (
         "a finished video is not gone on with, as its latents are not kept; make a longer one with the same "
         "seed, or a film of several shots"

@@ -1,4 +1,4 @@
-"""A video of the API: what a client asks for, and the object that it gets to see."""
+"""Videos in the API: the request, and the object that clients receive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME_LETTERS = "letters, digits, . + : - and _"
 
 
 def is_name(text: str) -> bool:
-    """Whether something can be offered, and chosen, by this name."""
+    """Whether a model, preset or LoRA can be offered under this name."""
     return len(text) <= 200 and re.fullmatch(r"[\w.+:-]+", text) is not None
 
 
@@ -65,12 +65,12 @@ Seconds = Annotated[
 
 
 class VideoFields(_Part):
-    """How a video is made. What is missing has the model's default.
+    """Settings of a video; those that are not given have the model's defaults.
 
     Attributes:
         model: one of `GET /v1/models`.
-        seconds, frames: length of the video, one of the two; seconds become the nearest number of frames that
-            the model can make, and the video's `seconds` tell its true length.
+        seconds, frames: length of the video, one of the two; seconds are rounded to the nearest number of
+            frames that the model can make, and the video's `seconds` are its true length.
         size: WIDTHxHEIGHT in pixels.
         input_reference: image that the video starts from, for models that take one; a file of a form, or a
             data URL.
@@ -78,11 +78,11 @@ class VideoFields(_Part):
         steps: steps of the sampler.
         guidance: scale of classifier-free guidance; 1 or less turns it off.
         negative: what the video should not show.
-        seed: of the noise; by default drawn, and told in the video's `request`.
+        seed: seed of the noise; random by default, and stated in the video's `request`.
         spectrum: name of a forecasting preset, or `off` to compute every step.
-        nfe: instead of a preset, the number of steps to compute: those that matter most are chosen.
-        psnr: instead of a preset, as many computed steps as are expected to reach this PSNR in dB against the
-            full sampler.
+        nfe: instead of a preset: how many steps to compute. Those that matter most are chosen.
+        psnr: instead of a preset: PSNR in dB against the full sampler. The fewest steps that are expected to
+            reach it are computed.
         deadline: seconds that denoising may take; steps that do not fit are forecast.
         loras: LoRAs of this server, by name, each with its scale.
         priority: requests of higher priority run first; at most your key's.
@@ -118,13 +118,13 @@ class VideoFields(_Part):
 
 
 class VideoCreate(VideoFields):
-    """A request for a video. Only `prompt`, what the video shows, is needed."""
+    """A request for a video. Only `prompt` is required."""
 
     prompt: Prompt
 
 
 class Remix(_Part):
-    """A new prompt for a video that is made again with everything else as it was."""
+    """A request to make a video again with a new prompt and everything else unchanged."""
 
     prompt: Prompt
 
@@ -133,14 +133,14 @@ Status = Literal["queued", "in_progress", "completed", "failed"]
 
 
 class VideoError(BaseModel):
-    """Why there is no video."""
+    """Reason why a video was not made."""
 
     code: str
     message: str
 
 
 class RequestDetails(BaseModel):
-    """All that the video is made from, with the values that were not given."""
+    """All settings of a video, including those that its request did not give."""
 
     frames: int
     fps: int
@@ -158,16 +158,16 @@ class RequestDetails(BaseModel):
 
 
 class RunDetails(BaseModel):
-    """How far it is.
+    """Progress of a video.
 
     Attributes:
-        position: how many requests are before it; None once it has begun.
-        step, steps: finished steps, and all of them.
+        position: number of requests before it; None once it has begun.
+        step, steps: number of finished steps, and of all steps.
         nfe: steps that were computed since it began or was resumed; the others were forecast.
-        seconds_left: expected seconds until the last step: it is known which steps are forecast.
-        tries: how often it was begun: more than once after a rank group or the server died.
-        cancelling: it was cancelled, and ends after the current step.
-        preview: a preview of what it is becoming can be read.
+        seconds_left: expected seconds until the last step; they take into account which steps are forecast.
+        tries: how often it was begun; more than once after a rank group or the server died.
+        cancelling: whether it was cancelled and ends after the current step.
+        preview: whether there is a preview.
     """
 
     position: int | None = None
@@ -181,13 +181,13 @@ class RunDetails(BaseModel):
 
 
 class Video(BaseModel):
-    """A video, from its request on; times are seconds since the epoch.
+    """A video, finished or not; times are seconds since the epoch.
 
     Attributes:
         seconds: true length of the video, as text.
         started_at: when a replica began with it.
-        expires_at: when the video and all that belongs to it are removed.
-        film_id: the film that it was made for.
+        expires_at: when the video and its files are removed.
+        film_id: id of the film for which it was made.
     """
 
     id: str
@@ -220,7 +220,7 @@ class VideoList(BaseModel):
 
 
 class VideoDeleted(BaseModel):
-    """The video is gone."""
+    """Response to the deletion of a video."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"

@@ -1,4 +1,4 @@
-"""Routes of `/v1/videos`: the contract of OpenAI's client, and what goes beyond it."""
+"""Routes of `/v1/videos`: those that OpenAI's client uses, and further ones."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 VideoId = Annotated[str, Path(max_length=200, description="The video's `id`.")]
 IdempotencyKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", description="A request with the same key is carried out once."),
+    Header(alias="Idempotency-Key", description="Requests with the same key make one video."),
 ]
 _POLL, _REPLAYED = "openai-poll-after-ms", "Idempotent-Replayed"
 
 
 def told(service: Service, record: Record, response: Response) -> Video:
-    """The video, with the header that tells when to ask again."""
+    """Make the object of a video, and set the header that says when to poll again."""
     after = poll_after_ms(record)
     if after is not None:
         response.headers[_POLL] = str(after)
@@ -41,7 +41,7 @@ def told(service: Service, record: Record, response: Response) -> Video:
 async def create(
     request: Request, response: Response, service: TheService, key: Caller, idempotency: IdempotencyKey = None
 ) -> Video:
-    """Accept a request for a video. It is `queued` until a replica begins with it."""
+    """Create a video. It is `queued` until a replica begins with it."""
     fields = await read_fields(request)
     return await run_in_threadpool(_create, service, key, fields, idempotency, response)
 
@@ -67,7 +67,7 @@ def list_videos(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> VideoList:
-    """Your videos, newest first unless `order` is `asc`."""
+    """List your videos, newest first unless `order` is `asc`."""
     page, more = service.records.page(key.owner, after=after, limit=limit, ascending=order == "asc")
     videos = [to_video(record, service.bounds.keep) for record in page]
     first, last = (videos[0].id, videos[-1].id) if videos else (None, None)
@@ -76,7 +76,7 @@ def list_videos(
 
 @router.get("/{video_id}")
 def retrieve(video_id: VideoId, response: Response, service: TheService, key: Caller) -> Video:
-    """A video as it is now."""
+    """Get a video as it is now."""
     return told(service, service.records.video(video_id, key.owner), response)
 
 
@@ -91,7 +91,7 @@ def delete(video_id: VideoId, service: TheService, key: Caller) -> VideoDeleted:
 
 @router.post("/{video_id}/cancel")
 def cancel(video_id: VideoId, response: Response, service: TheService, key: Caller) -> Video:
-    """Cancel a video: one that waits ends at once, a running one after a step. It can be resumed."""
+    """Cancel a video: a waiting one ends at once, a running one after a step. It can be resumed."""
     return told(service, service.records.cancel(video_id, key.owner), response)
 
 

@@ -1,7 +1,7 @@
-"""Webhooks: tells an owner's server that a video has ended, signed, until it has heard it or is given up.
+"""Sends webhooks: signed messages to an owner's server that a video has ended, with retries.
 
-Body and signature are those of OpenAI's webhooks (Standard Webhooks), so its client can check them. Where to
-send is in the file of keys: a client cannot make this server send anything anywhere.
+Body and signature are those of OpenAI's webhooks (Standard Webhooks), so its client can check them. Addresses
+come from the file of keys alone: a client cannot make this server send anything anywhere.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _AT_A_TIME = 4
 
 
 class Webhooks:
-    """Sends webhooks, in rounds; what was not sent when the server ends is sent by the next one."""
+    """Sends webhooks; messages that are unsent when the server ends are sent by the next one."""
 
     def __init__(self, service: Service):
         self._keys, self._deliveries = service.keys, Deliveries(service.queue)
 
     def send(self) -> None:
-        """Send what is due now."""
+        """Send all messages that are due."""
         hooks = targets(self._keys.all)
         self._deliveries.collect(hooks)
         due = self._deliveries.due(lease=2 * _TIMEOUT, limit=_AT_A_TIME)
@@ -67,7 +67,7 @@ class Webhooks:
 
 
 def targets(keys: tuple[Key, ...]) -> dict[str, dict[str, Webhook]]:
-    """Owner → address → webhook."""
+    """Webhooks by owner and address."""
     found: dict[str, dict[str, Webhook]] = {}
     for key in keys:
         if key.webhook is not None:
@@ -76,14 +76,14 @@ def targets(keys: tuple[Key, ...]) -> dict[str, dict[str, Webhook]]:
 
 
 def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
-    """Signature of a message, as the header `webhook-signature` has it."""
+    """Sign a message, for the header `webhook-signature`."""
     key = base64.b64decode(secret.removeprefix(SECRET))
     signed = f"{id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
 def post(hook: Webhook, delivery: Delivery) -> str:
-    """Send a message; returns why it was not taken, or nothing."""
+    """Send a message once; return why it failed, or an empty text."""
     body = json.dumps(_message(delivery)).encode()
     now = int(time.time())
     headers = {

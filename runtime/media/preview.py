@@ -1,4 +1,4 @@
-"""Previews: small moving pictures of a video that is being made, for people who wait for it.
+"""Previews: small animated pictures of a video while it is being made.
 
 Tensor legend: B videos, T frames, H, W height and width in pixels. Frames are uint8 RGB.
 """
@@ -34,31 +34,31 @@ _PATIENCE = 5.0  # seconds to wait for the last preview
 
 
 class PreviewSink(Protocol):
-    """Receiver of previews of one generation."""
+    """Receiver of the previews of one generation."""
 
     @property
     def due(self) -> bool:
-        """Whether it would take a preview now; costs nothing."""
+        """Whether the sink would take a preview now; asking is cheap."""
         ...
 
     def show(self, frames_BTHW3: Frames, seconds: float) -> None:
-        """Take a preview; returns at once.
+        """Show a preview; returns at once.
 
         Args:
             frames_BTHW3: small frames of each video, in temporal order.
-            seconds: how long each frame is to be seen.
+            seconds: how long each frame is shown.
         """
         ...
 
 
 class Previews:
-    """Sink that encodes previews in a thread of their own, and passes each on.
+    """Sink that encodes previews in a thread and delivers each; a context manager.
 
-    It takes at most one within `EVERY` seconds, and none while the last is still being encoded or passed on.
+    It takes at most one preview every `EVERY` seconds, and none while another is being encoded or delivered.
 
     Args:
-        deliver: called in the thread with an animated WebP.
-        clock: seconds, for tests.
+        deliver: called in the thread with the bytes of an animated WebP.
+        clock: returns seconds; for tests.
     """
 
     def __init__(self, deliver: Callable[[bytes], object], clock: Callable[[], float] = time.monotonic):
@@ -89,18 +89,18 @@ class Previews:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait a limited time for the preview at work, if there is one."""
+        """Wait a limited time for a preview that is still being encoded or delivered."""
         if self._thread is not None:
             self._thread.join(_PATIENCE)
 
 
 class PreviewFile:
-    """File that shows the newest preview; a context manager, which removes it at its end.
+    """File that holds the newest preview; a context manager that removes the file at its end.
 
-    A full disk, or one that cannot be written, is a warning, once: nothing depends on a preview.
+    If it cannot be written (a full disk, for instance), one warning is logged: nothing depends on a preview.
 
     Args:
-        path: its name ends in `.webp`; in a folder that exists, or can be made.
+        path: the file, whose name ends in `.webp`; missing folders are created.
     """
 
     def __init__(self, path: Path):
@@ -108,7 +108,7 @@ class PreviewFile:
         self._warned = False
 
     def put(self, content: bytes) -> bool:
-        """Replace the preview, whole or not at all; returns whether it could be written."""
+        """Replace the file, whole or not at all; return whether it could be written."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self.path) as temporary:
@@ -131,11 +131,11 @@ class PreviewFile:
 
 
 def encode_preview(frames_BTHW3: Frames, seconds: float) -> bytes:
-    """Encode frames as a WebP that plays for ever; several videos side by side, and below each other.
+    """Encode frames as an animated WebP that loops for ever; several videos are arranged in a grid.
 
     Args:
-        frames_BTHW3: of any size; the result's longer side has at most `LONGEST` pixels.
-        seconds: how long each frame is seen.
+        frames_BTHW3: frames of any size; the longer side of the result has at most `LONGEST` pixels.
+        seconds: how long each frame is shown.
     """
     pictures = [_resized(Image.fromarray(frame_HW3)) for frame_HW3 in _in_rows(frames_BTHW3)]
     encoded = io.BytesIO()

@@ -244,7 +244,8 @@ def _import_xfuser(device: torch.device) -> None:
         importlib.import_module("xfuser")
     except Exception as error:  # CUDA packages raise anything on machines that they do not support
         raise BadRequestError(
-            f"attention: xfuser cannot be imported ({named(error)}); pip install 'lockstep-video[gpu]'"
+            f"attention: xfuser cannot be imported ({named(error)}); install Lockstep with its extra: "
+            "pip install '.[gpu]'"
         ) from None
 
 

@@ -1,4 +1,4 @@
-// The API of this server. Every request goes through here, with the key that the person gave.
+// The API of this server. Every request goes through here, with the key that the user gave.
 
 const KEY = "lockstep-key";
 const ROOT = new URL("../v1/", document.baseURI);
@@ -38,12 +38,12 @@ async function send(method, path, { json, form, headers, signal } = {}) {
   throw new ApiError(answer.status, told?.error);
 }
 
-/** The JSON that a route answers. */
+/** Send a request and return the JSON of the response. */
 export async function ask(method, path, options) {
   return (await send(method, path, options)).json();
 }
 
-/** What a route sends, as it is. */
+/** Get the content of a route as a blob. */
 export async function fetchBlob(path) {
   return (await send("GET", path)).blob();
 }
@@ -59,7 +59,7 @@ export async function fileUrl(path) {
   return blobs.get(path);
 }
 
-/** Let go of what is held of paths that begin so. */
+/** Release the object URLs of all paths with this beginning. */
 export function forget(beginning) {
   for (const [path, url] of blobs) {
     if (!path.startsWith(beginning)) continue;
@@ -68,7 +68,7 @@ export function forget(beginning) {
   }
 }
 
-/** Hand a file to the person. */
+/** Save a file as a download. */
 export async function download(path, name) {
   const link = document.createElement("a");
   link.href = await fileUrl(path);

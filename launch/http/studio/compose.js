@@ -68,7 +68,7 @@ function lora(name) {
 export function presetChoices(chosen) {
   return chosen.presets.map(({ id, nfe, psnr }) => {
     const quality = psnr === null ? "" : `, ${psnr.toFixed(0)} dB`;
-    const said = id === "off" ? "everything" : `${nfe} of ${chosen.defaults.steps} steps${quality}`;
+    const said = id === "off" ? "all steps" : `${nfe} of ${chosen.defaults.steps} steps${quality}`;
     return h("option", { value: id }, `${id} (${said})`);
   });
 }
@@ -83,7 +83,7 @@ function changeModel() {
   const usual = { ...defaults, width, height, seconds: Number(defaults.seconds).toFixed(1) };
   for (const name of [...USUAL, "width", "height", "seconds"]) byId(name).placeholder = usual[name];
   for (const name of ["width", "height"]) byId(name).step = multiple;
-  byId("negative").placeholder = defaults.negative || "nothing";
+  byId("negative").placeholder = defaults.negative || "none";
   byId("loras").replaceChildren(h("legend", {}, "LoRAs"), ...loras.map(lora));
   byId("loras").hidden = !loras.length;
   const planned = ["nfe", "psnr"]; // they need a calibration
@@ -123,7 +123,7 @@ function fields() {
   return given;
 }
 
-/** The body of a request: with an image, it is a form. */
+/** The body of a request; an image is sent in it as a data URL. */
 async function body(given) {
   const image = byId("image").files[0];
   if (!image) return { json: given };
@@ -160,18 +160,18 @@ async function estimate() {
 
 function showExpected(told) {
   const quality = told.exact
-    ? ["Exact", "the full sampler"]
+    ? ["Exact", "as the full sampler"]
     : told.psnr
       ? [`${told.psnr.expected.toFixed(1)} dB`, `PSNR expected, ± ${told.psnr.deviation.toFixed(1)}`]
       : ["–", "PSNR unknown: not calibrated"];
   const time = told.time
     ? [
         `about ${duration(told.time.total ?? told.time.denoise)}`,
-        told.time.source === "measured" ? "to make, as measured here" : "of denoising, as calibrated",
+        told.time.source === "measured" ? "to make, as measured here" : "to denoise, as calibrated",
       ]
-    : ["–", "time unknown until one is made"];
+    : ["–", "time unknown until a video is made"];
   const facts = [
-    [`${told.nfe} of ${told.steps}`, "steps are computed"],
+    [`${told.nfe} of ${told.steps}`, "steps computed"],
     quality,
     time,
     [`${Number(told.seconds).toFixed(1)} s`, `of video, ${told.frames} frames`],
@@ -201,14 +201,14 @@ async function make() {
   clearProblems();
   const given = fields();
   if (!given.prompt.trim()) {
-    showProblem("prompt", "Say what the video shows.");
+    showProblem("prompt", "Enter a prompt: what the video shows.");
     byId("prompt").focus();
     return;
   }
   const headers = { "Idempotency-Key": crypto.randomUUID?.() ?? String(Math.random()).slice(2) };
   try {
     put(await ask("POST", "videos", { ...(await body(given)), headers }));
-    say("The video waits in the queue.");
+    say("The video is in the queue.");
   } catch (error) {
     showProblem(error.param, error.message);
     form().querySelector("[aria-invalid]")?.focus();

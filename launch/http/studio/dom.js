@@ -1,6 +1,6 @@
 // Elements from what was typed or answered: always as text, never as HTML.
 
-/** Whether the person wants nothing to move by itself. */
+/** Whether the user prefers reduced motion. */
 export const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** Make an element. A property that begins with `on` is a listener; null and false are left out. */
@@ -19,17 +19,17 @@ export function h(name, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Change text only where it differs, so that what is read aloud is what is new. */
+/** Set the text of an element only if it differs, so that screen readers announce only what is new. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Tell those who do not see the page. */
+/** Announce something to screen readers. */
 export function say(text) {
   setText(byId("said"), text);
 }
 
-/** Show a dialog that asks before something is deleted; whether the person agreed. */
+/** Ask in a dialog before something is deleted; resolves to whether the user agreed. */
 export function confirmed(question) {
   const dialog = byId("confirm");
   setText(byId("confirm-said"), question);
@@ -40,7 +40,7 @@ export function confirmed(question) {
   });
 }
 
-/** Run what a button asks for; it is busy meanwhile, and what went wrong is shown beside it. */
+/** Run the action of a button, which is busy meanwhile; an error is shown beside it. */
 export async function carryOut(button, problem, action) {
   if (button.getAttribute("aria-busy") === "true") return;
   button.setAttribute("aria-busy", "true");

@@ -81,7 +81,7 @@ export async function showFilm(id) {
     place.querySelector("h1").focus({ preventScroll: true });
   } catch (error) {
     place.replaceChildren(
-      h("h1", { tabindex: "-1" }, "There is no such film"),
+      h("h1", { tabindex: "-1" }, "Film not found"),
       h("p", { class: "hint" }, error.message),
     );
   }
@@ -170,7 +170,7 @@ class View {
     const image = h("img", { alt: "" });
     if (shot.status === "completed")
       showWhenNear(image, () => fileUrl(`videos/${shot.video_id}/content?variant=thumbnail`));
-    const fade = shot.fade ? ` · fades in over ${shot.fade} frames` : "";
+    const fade = shot.fade ? ` · crossfade over ${shot.fade} frames` : "";
     const about = `from ${shot.start.toFixed(1)} s · ${shot.seconds.toFixed(1)} s${fade} · ${SHOTS[shot.status]}`;
     const play =
       this.film.status === "completed" &&
@@ -214,7 +214,7 @@ class View {
   }
 
   async remove() {
-    if (!(await confirmed("Delete this film? Its videos stay."))) return;
+    if (!(await confirmed("Delete this film? Its videos are kept."))) return;
     await ask("DELETE", `films/${this.film.id}`);
     forget(`films/${this.film.id}/`);
     say("Deleted.");

@@ -54,7 +54,7 @@ function draw() {
   );
   byId("more-tiles").hidden = !more;
   byId("no-tiles").hidden = found.length > 0;
-  setText(byId("no-tiles"), known.size ? "No prompt has these words." : "Finished videos appear here.");
+  setText(byId("no-tiles"), known.size ? "No prompt matches." : "Finished videos appear here.");
 }
 
 function tile(video, variant) {

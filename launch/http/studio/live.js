@@ -1,4 +1,4 @@
-// Your videos as the server knows them now, and who wants to hear of changes.
+// The newest videos as the server has them, and the listeners that hear of changes.
 
 import { ask, events } from "./api.js";
 import { heard } from "./runs.js";
@@ -25,10 +25,10 @@ export function onChange(listener) {
 
 export const videos = () => recent;
 
-/** Look again at once: something was asked for. */
+/** Poll again at once, as something was requested. */
 export const lookAgain = () => wake();
 
-/** Put a video that a route has answered where it belongs. */
+/** Take in a video from a response. */
 export function put(video) {
   const known = recent.findIndex((one) => one.id === video.id);
   recent = known < 0 ? [video, ...recent] : recent.with(known, video);
@@ -36,13 +36,13 @@ export function put(video) {
   lookAgain();
 }
 
-/** A video is gone. */
+/** Remove a deleted video. */
 export function drop(id) {
   recent = recent.filter((one) => one.id !== id);
   tell();
 }
 
-/** Follow the server, for as long as the page is open. `connected` hears whether it answers. */
+/** Poll the server while the page is open; `connected` gets the connection problem, or an empty text. */
 export async function follow(connected) {
   listen();
   for (;;) {
@@ -57,7 +57,7 @@ export async function follow(connected) {
   }
 }
 
-/** Hear of every step when it is made; what is missed is found by the next look. */
+/** Follow the stream of events; what it misses is found by the next poll. */
 async function listen() {
   let last = null;
   for (;;) {

@@ -1,4 +1,4 @@
-// What a video is becoming while it is made: a short loop, or its first frame for those who want calm.
+// The preview of a running video: a short loop, or its first frame if the user prefers reduced motion.
 
 import { fetchBlob } from "./api.js";
 import { CALM } from "./dom.js";

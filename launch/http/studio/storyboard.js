@@ -119,9 +119,9 @@ function shotElement(shot) {
     ? []
     : [
         input("seconds", "Seconds", { min: "0.1", step: "any", placeholder: usual }),
-        input("seed", "Seed", { min: "0", step: "1", placeholder: "drawn" }),
+        input("seed", "Seed", { min: "0", step: "1", placeholder: "random" }),
       ];
-  const fade = input("fade", "Fade in, frames", { min: "0", max: "999", step: "1" });
+  const fade = input("fade", "Crossfade, frames", { min: "0", max: "999", step: "1" });
   const button = (name, label, action) =>
     h("button", { type: "button", class: `quiet ${name}`, onclick: action }, label);
   return h(
@@ -166,7 +166,7 @@ function thereAlready(shot) {
     "div",
     { class: "there" },
     image,
-    h("div", {}, link, h("p", { class: "settings" }, "this video, as it is")),
+    h("div", {}, link, h("p", { class: "settings" }, "existing video")),
   );
 }
 
@@ -184,7 +184,7 @@ function arrange(from, to) {
   drawShots();
   const own = byId("shots").children[to];
   if (own.contains(focused)) (focused.disabled ? own.querySelector(".handle") : focused).focus();
-  setText(byId("moved"), `Shot moved to place ${to + 1} of ${board.shots.length}.`);
+  setText(byId("moved"), `Shot moved to position ${to + 1} of ${board.shots.length}.`);
 }
 
 function remove(key) {
@@ -279,7 +279,7 @@ async function make() {
   }
   try {
     const film = await ask("POST", "films", { json: content() });
-    say("The film waits in the queue.");
+    say("The film is in the queue.");
     location.hash = `#/film/${film.id}`;
   } catch (error) {
     showProblems(error);

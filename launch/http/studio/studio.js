@@ -43,7 +43,7 @@ function show(focus) {
 
 function openQueue() {
   byId("queue-heading").append(legend());
-  const open = new CardList(byId("open"), "Nothing is being made.");
+  const open = new CardList(byId("open"), "The queue is empty.");
   const ended = new CardList(byId("ended"), "Nothing yet.");
   const order = (one, other) => rank(one) - rank(other) || one.created_at - other.created_at;
   onChange((recent) => {

@@ -1,4 +1,4 @@
-// One video: the film itself, its steps, what was measured, and the full sampler's beside it.
+// One video: a player, its steps, what was measured, and a comparison with the full sampler.
 
 import { ask, download, fileUrl, forget } from "./api.js";
 import { Card } from "./card.js";
@@ -33,7 +33,7 @@ export async function showVideo(id) {
     place.querySelector("h1").focus({ preventScroll: true });
   } catch (error) {
     place.replaceChildren(
-      h("h1", { tabindex: "-1" }, "There is no such video"),
+      h("h1", { tabindex: "-1" }, "Video not found"),
       h("p", { class: "hint" }, error.message),
     );
   }
@@ -45,7 +45,7 @@ class View {
     this.strip = new Strip(true);
     this.stage = h("div", { class: "stage" });
     this.standing = h("p", { class: "standing" });
-    this.preview = h("img", { class: "empty preview", alt: "Preview of what the video is becoming" });
+    this.preview = h("img", { class: "empty preview", alt: "Preview of the video" });
     this.problem = h("p", { class: "problem", role: "alert" });
     this.facts = h("dl", { class: "facts" });
     this.buttons = h("div", { class: "actions" });
@@ -107,7 +107,7 @@ class View {
   possible(state) {
     const { video, problem } = this;
     const doing = (what) => async () => put(await ask("POST", `videos/${video.id}/${what}`));
-    const again = actionButton("Change and make again", problem, async () => actions.makeAgain(this.video));
+    const again = actionButton("Edit and make again", problem, async () => actions.makeAgain(this.video));
     const shot = actionButton("Add to storyboard", problem, async () => {
       actions.addShot(video);
       say("Added to the storyboard.");
@@ -154,7 +154,7 @@ class View {
     if (first) {
       this.card = new Card(reference);
       const hint =
-        "The full sampler makes the same video, every step computed. Then both are shown side by side.";
+        "The full sampler makes the same video with every step computed. Then both are shown side by side.";
       this.beside.replaceChildren(
         h(
           "section",
@@ -207,8 +207,8 @@ function player(video) {
 
 function pictures(video) {
   const kinds = [
-    ["spritesheet", "Contact sheet", "Frames from all over the video"],
-    ["picture", "Times of the steps", "Chart of the time that each step took"],
+    ["spritesheet", "Contact sheet", "Frames from throughout the video"],
+    ["picture", "Step times", "Chart of the time that each step took"],
   ];
   return kinds.map(([variant, title, alt]) => {
     const image = h("img", { alt, class: variant });
@@ -241,7 +241,7 @@ function facts(video) {
   ];
   if (report) told.push(["Computed", `${report.nfe.cond} of ${report.steps} steps`]);
   else if (isOpen(video)) told.push(["Computed", `${steps(run.nfe)} so far`]);
-  if (request.negative) told.push(["Not shown", request.negative]);
+  if (request.negative) told.push(["Negative prompt", request.negative]);
   if (report?.expectation?.psnr) {
     const { psnr, deviation } = report.expectation;
     told.push(["Expected", `PSNR ${psnr.toFixed(1)} ± ${deviation.toFixed(1)} dB against the full sampler`]);
@@ -251,8 +251,8 @@ function facts(video) {
       "Time",
       `${duration(report.seconds.denoise)} denoising, ${duration(report.seconds.total)} in all`,
     ]);
-  if (run.tries > 1) told.push(["Begun", `${run.tries} times`]);
-  told.push(["Accepted", moment(video.created_at)]);
+  if (run.tries > 1) told.push(["Started", `${run.tries} times`]);
+  told.push(["Created", moment(video.created_at)]);
   if (video.expires_at) told.push(["Kept until", moment(video.expires_at)]);
   return told;
 }
@@ -280,7 +280,7 @@ class Pair {
       max: "1",
       step: "0.001",
       value: "0",
-      "aria-label": "Place in both videos",
+      "aria-label": "Position in both videos",
     });
     this.place.addEventListener("input", () => this.seek(Number(this.place.value)));
     const [first, second] = this.media;

@@ -17,7 +17,7 @@ export function settings(video) {
   const { request } = video;
   const how = request.nfe ? `${request.nfe} steps` : request.psnr ? `${request.psnr} dB` : request.spectrum;
   const parts = [video.model, video.size.replace("x", "×"), `${Number(video.seconds).toFixed(1)} s`];
-  return [...parts, how === "off" ? "everything computed" : how].join(" · ");
+  return [...parts, how === "off" ? "all steps computed" : how].join(" · ");
 }
 
 const ENDS = { cancelled: "Cancelled", expired: "Expired", generation_failed: "Failed" };
@@ -34,7 +34,7 @@ export function standing(video) {
   switch (video.status) {
     case "queued":
       if (run.cancelling) return "Cancelling";
-      return run.position ? `Waiting, ${run.position} before it` : run.tries ? "Waiting to go on" : "Next";
+      return run.position ? `Waiting, ${run.position} ahead of it` : run.tries ? "Waiting to resume" : "Next in line";
     case "in_progress": {
       if (run.cancelling) return "Cancelling after this step";
       if (!run.steps) return "Loading";

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -17,6 +19,9 @@ def test_doctor_names_everything_that_matters(
     stdout = capfd.readouterr().out
     for word in (torch.__version__, "xfuser", "ray", "libvmaf yes", "wan2.1-t2v-14b-720p", "wan-tiny"):
         assert word in stdout
+    shown = dict(re.findall(r"│ (\w+) +│ (.*?) *│", stdout))
+    assert shown["presets"].split(", ")[0] == "off"
+    assert shown["calibrations"] == "wan-tiny"
 
 
 def test_a_package_that_cannot_be_imported_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_it_is_set_beside_the_full_sampler_and_downloaded(page: Page, api: Api) 
     page.locator(".beside .card").wait_for()
     api.finish()
     page.locator(".measured", has_text="PSNR 100.0 dB").wait_for()
-    page.get_by_label("Place in both videos").fill("0.5")
+    page.get_by_label("Position in both videos").fill("0.5")
     times = page.evaluate("[...document.querySelectorAll('.pair video')].map(media => media.currentTime)")
     assert times[0] == times[1] > 0.2
     with page.expect_download() as saved:
@@ -145,7 +145,7 @@ def test_a_film_is_made_from_shots_that_were_dragged(page: Page, api: Api) -> No
     assert page.evaluate("document.activeElement.className") == "handle"
     _drag(page, 0, 1)
     assert page.evaluate(ORDER) == ["video", "a green triangle"]
-    page.locator("#shots .shot").nth(1).get_by_label("Fade in").fill("2")
+    page.locator("#shots .shot").nth(1).get_by_label("Crossfade").fill("2")
     page.reload()  # a storyboard outlives the page
     page.locator("#shots .shot").nth(1).wait_for()
     page.get_by_label("Title of the film").fill("Two <shots>")
@@ -154,7 +154,7 @@ def test_a_film_is_made_from_shots_that_were_dragged(page: Page, api: Api) -> No
     api.finish()
     page.locator("#view-film .stage video").wait_for()
     assert page.locator(".reel li").count() == 2
-    assert "fades in over 2 frames" in page.locator(".reel").inner_text()
+    assert "crossfade over 2 frames" in page.locator(".reel").inner_text()
 
 
 def _drag(page: Page, one: int, other: int) -> None:

@@ -72,15 +72,16 @@ Everything on this page is made by
 
     python scripts/bench_quality.py --out docs/quality.md
 
-on wan-tiny, in more than an hour on two cores; every single result is in [quality.jsonl](quality.jsonl). Prompts
-and seeds are ones that no calibration has seen: {count} in the settings below. Every method makes each video from
-the same noise, and the frames are measured against those of the full sampler, before any lossy encoding.
+on wan-tiny, in more than an hour on two cores; every single result is in [quality.jsonl](quality.jsonl).
+No calibration has seen the prompts and seeds: {count} in the settings below. Every method makes each video
+from the same noise, and the frames are measured against those of the full sampler, before any lossy encoding.
 NFE is the number of evaluations of the transformer, where both branches together count as one; for the caches
 of others, work is converted to evaluations (`scripts/peers.py`). Numbers are means over the videos, with the
-10th percentile of the PSNR in brackets. w is the share of Chebyshev regression in the forecast, the rest is
-linear extrapolation: the preset `paper` has w = 1. *watched* are the presets `planned-14` and `planned-10` as
-shipped; *planned* are plans without their guard ([calibration.md](calibration.md#how-plans-are-made)). The model
-is small, so the results are only a hint for 14B.
+10th percentile of the PSNR in brackets. w is the share of Chebyshev regression in the forecast, the
+rest is linear extrapolation: the preset `paper` has w = 1. *watched* are the presets `planned-14` and
+`planned-10` as shipped; *planned* are plans without their guard
+([calibration.md](calibration.md#how-plans-are-made)). The model is small, so the results are only a hint for
+14B.
 
 Versions: {used}.
 

@@ -149,7 +149,7 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
     """
     table = Table(title=f"{film.board.title}: {len(film.shots)} shots, {length(film.parts)} frames")
     priced = [] if price is None else ["cost"]
-    for column in ("shot", "frames", "windows", "NFE", "denoising, s", "rank-seconds", *priced, ""):
+    for column in ("shot", "frames", "windows", "NFE", "denoising, s", "rank seconds", *priced, ""):
         table.add_column(column, justify="left" if column in ("shot", "") else "right")
     missing, todo, estimates = set(film.missing), [], _Estimates(film, gpu)
     for number, one in enumerate(film.shots):
@@ -173,9 +173,9 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
     names = (f"s of denoising on {replicas} replica{'s' if replicas > 1 else ''}", "rank-seconds", "in cost")
     said = [f"{amount} {name}" for amount, name in zip(amounts, names, strict=False)]
     if any(one.seconds is None for one in todo):
-        said.append("what is unknown")
+        said.append("plus what is unknown")
     if gpu is not None:
-        said.append(f"where no report tells, estimated by a rehearsal on {gpu.name}")
+        said.append(f"estimated by a rehearsal on {gpu.name} where there is no report")
     table.caption = f"to do: {', '.join(said)}"
     return table
 

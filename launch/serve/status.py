@@ -24,16 +24,18 @@ COLOURS = {
 _LONG = ("why", "ranks", "preview")  # columns whose cells may wrap
 
 
-def tables(queue: Queue, states: Sequence[str]) -> Iterator[Table]:
-    """Yield the table of the requests in these states, and the table of replicas."""
+def tables(queue: Queue, states: Sequence[str]) -> Iterator[Table | Text]:
+    """Yield the table of the requests in these states, and the table of replicas; a line for an empty one."""
     title = ", ".join(f"{number} {state}" for state, number in queue.count().items())
-    yield _table(title, [_row(entry) for entry in queue.entries(*map(State, states))])
-    yield _table("replicas", [_replica_row(replica) for replica in queue.replicas()])
+    requests = [_row(entry) for entry in queue.entries(*map(State, states))]
+    yield _table(title, requests) if requests else Text(title)
+    replicas = [_replica_row(replica) for replica in queue.replicas()]
+    yield _table("replicas", replicas) if replicas else Text("no replicas")
 
 
 def _table(title: str, rows: Sequence[Mapping[str, str | Text]]) -> Table:
     """Make a table with a column for every key that has a value in some row."""
-    names = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in names:
         table.add_column(name, no_wrap=name not in _LONG)

@@ -90,7 +90,7 @@ def test_what_was_never_timed_is_rehearsed(film: Film) -> None:
 def test_reports_of_other_models_ranks_and_sizes_say_nothing(film: Film, changes: dict[str, object]) -> None:
     timed(film, **changes)
     assert estimate(film, 0).seconds is None
-    assert "to do: 0.0 s of denoising on 1 replica, 0.0 rank-seconds, what is unknown" in told(film)
+    assert "to do: 0.0 s of denoising on 1 replica, 0.0 rank-seconds, plus what is unknown" in told(film)
 
 
 def test_replicas_share_the_time_and_not_the_cost(film: Film) -> None:
@@ -102,6 +102,13 @@ def test_replicas_share_the_time_and_not_the_cost(film: Film) -> None:
     last = 6.0 + estimate(film, 2).seconds  # type: ignore[operator]
     expected = f"{last:.1f} s of denoising on 2 replicas, {total:.1f} rank-seconds, {total / 100:.4f} in cost"
     assert f"to do: {expected}" in said
+
+
+def test_the_headings_fit_a_narrow_terminal(film: Film) -> None:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(dry_run_table(film, price=36.0))
+    assert "…" not in capture.get()
 
 
 def test_ranks_that_work_together_cost_each(film: Film) -> None:

@@ -292,6 +292,12 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert queue.entry(1).unwanted
 
 
+def test_the_status_of_an_empty_queue_is_said(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["status", "--queue", str(queue.folder)]) == 0
+    counts = "0 waiting, 0 running, 0 done, 0 failed, 0 cancelled"
+    assert capsys.readouterr().out == f"{counts}\nno replicas\n"
+
+
 def test_a_queue_is_watched_only_while_somebody_listens(queue: Queue) -> None:
     pipe = subprocess.PIPE
     with Command(["status", "--watch", "--queue", str(queue.folder)], stdout=pipe, stderr=pipe) as watch:

@@ -247,7 +247,7 @@ class Engine:
         return resolve(self.config.attention, self.ranks.device, self.loaded.dtype, ring=ring)
 
     def warm_up(self, full: Plan) -> None:
-        """Run the transformer once at a plan's size, so that what a first forward sets up is set up.
+        """Run one step at a plan's size, so that what a first forward sets up is not measured later.
 
         Args:
             full: plan without forecasts.

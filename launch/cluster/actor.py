@@ -45,7 +45,7 @@ class Begun:
 
 @dataclass(slots=True)
 class Previewed:
-    """A preview of what is being made.
+    """Event: a preview of the running job.
 
     Attributes:
         content: an animated WebP; empty once there is a newer one.
@@ -59,7 +59,7 @@ Event = Begun | StepRecord | Previewed
 
 
 class End(StrEnum):
-    """How a job ended on a group."""
+    """Ways in which a job ends on a rank group."""
 
     DONE = "done"
     REFUSED = "refused"  # the request cannot be served; the group is fine

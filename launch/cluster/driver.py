@@ -60,7 +60,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[_Result]):
-    """The driver's work is done."""
+    """Message: the driver's work is done, with its result."""
 
     value: _Result
 

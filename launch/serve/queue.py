@@ -48,7 +48,7 @@ class QueueError(JobFailedError):
 
 
 class Queue:
-    """The queue in `folder`, created if need be. Thread-safe.
+    """Queue of requests in `folder`, created if there is none. Thread-safe.
 
     It uses SQLite's rollback journal: the write-ahead log does not work on a disk that machines share.
 
@@ -314,7 +314,7 @@ class Queue:
         return self.read(read_replica, "SELECT * FROM replicas ORDER BY number")
 
     def read(self, make: Callable[[sqlite3.Row], _Made], query: str, *values: object) -> list[_Made]:
-        """Return what `make` makes of each row of a query."""
+        """Run a query, and return `make` of each row."""
         with self._lock, self._explained("read"):
             return [make(row) for row in self._base.execute(query, values)]
 

@@ -33,17 +33,17 @@ class Registry(dict[str, _T]):
         self._kind = kind
 
     def add(self, name: str, thing: _T) -> None:
-        """Add a thing.
+        """Add an object under a name.
 
         Raises:
-            ValueError: another thing has that name.
+            ValueError: another object has this name.
         """
         if self.get(name, thing) is not thing:
             raise ValueError(f"there is a {self._kind} {name!r} already; give this one another name")
         self[name] = thing
 
     def find(self, name: str) -> _T | None:
-        """Find the thing of a name; None if neither Lockstep nor an installed package has one.
+        """Find the object of this name; None if neither Lockstep nor an installed package has one.
 
         Raises:
             BadRequestError: an announced module cannot be imported.

@@ -79,7 +79,7 @@ class StepTimes(_Part):
 
     @property
     def steps(self) -> StepSeconds:
-        """Seconds of each kind."""
+        """Seconds of a computed and of a forecast step, as `StepSeconds`."""
         return StepSeconds(self.computed, self.forecast)
 
 

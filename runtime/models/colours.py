@@ -38,7 +38,7 @@ class LatentColours:
     bias_3: torch.Tensor
 
     def to(self, device: torch.device) -> LatentColours:
-        """Copy it to a device."""
+        """Copy the map to a device."""
         return LatentColours(self.weights_C3.to(device), self.bias_3.to(device))
 
     def rgb(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:

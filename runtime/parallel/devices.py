@@ -74,7 +74,7 @@ class DeviceQueue:
         self._marks.append(event)
 
     def reached(self) -> int:
-        """Number of marks that the accelerator has reached; called from one thread, maybe not `mark`'s."""
+        """Number of marks that the accelerator has reached; may be called from another thread than `mark`."""
         while self._marks and self._marks[0].query():
             self._marks.popleft()
             self._reached += 1

@@ -44,5 +44,5 @@ class SignalCount:
         return time.monotonic() - self._first if self.count else 0.0
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Reset the count to 0."""
         self.count = 0

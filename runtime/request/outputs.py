@@ -1,4 +1,4 @@
-"""Output files of a job."""
+"""Output files of a job: the videos, the report, its picture and the preview."""
 
 from __future__ import annotations
 

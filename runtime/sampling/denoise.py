@@ -24,7 +24,7 @@ from spectrum import StepKind
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """Record of one step.
+    """Record of one step of denoising.
 
     Attributes:
         index: step i, 0 ≤ i < n.

@@ -31,7 +31,7 @@ class Estimate:
         return self.latents_BCFHW.shape[2]
 
     def clean(self, every: int = 1) -> torch.Tensor:
-        """Return every so many latent frames of x₀ = x − σ · v, in float32."""
+        """Compute x₀ = x − σ · v, in float32, of every `every`-th latent frame."""
         x_BCFHW, v_BCFHW = self.latents_BCFHW[:, :, ::every], self.velocity_BCFHW[:, :, ::every]
         return torch.sub(x_BCFHW, v_BCFHW.to(x_BCFHW.dtype), alpha=self.noise)
 
@@ -41,4 +41,4 @@ OnEstimate = Callable[[Estimate], None]
 
 
 def unseen(estimate: Estimate) -> None:
-    """Do nothing: nobody looks at estimates."""
+    """Ignore an estimate: for runs without previews."""

@@ -1,4 +1,4 @@
-"""Colours of a Wan VAE's latents: fitted at first use to what it makes of drawn clips, and kept.
+"""Colours of a Wan VAE's latents: fitted at first use on drawn clips, and cached.
 
 Tensor legend: N clips, T frames, C latent channels, F latent frames, H, W height and width, 3 colours.
 """
@@ -61,7 +61,7 @@ class WanColours:
 
 @torch.no_grad()
 def fit_vae(vae: AutoencoderKLWan) -> LatentColours:
-    """Fit the map to what the VAE decodes its own latents of drawn clips to."""
+    """Fit the map from latents to colours on drawn clips, which the VAE encodes and decodes."""
     latents, frames = [], []
     for clips_N3THW in torch.split(draw_clips(_CLIPS, _FRAMES, _SIZE), _AT_ONCE):
         latents.append(encode(vae, clips_N3THW))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 from launch.serve.entries import State
+from tests.places import ROOT
 from tests.serving import Api, listening, serving
 
 SMALL: dict[str, Any] = {"frames": 5, "steps": 4, "spectrum": "off"}
@@ -121,3 +125,27 @@ def test_what_is_final_is_not_tried_again(api: Api, client: openai.OpenAI) -> No
         for prompt in ("one", "two"):
             eager.videos.create(prompt=prompt, extra_body=SMALL, extra_headers={"Idempotency-Key": "same"})
     assert len(api.queue.entries()) == asked + 1
+
+
+def test_the_example_of_the_documentation_runs_as_it_is_printed(
+    api: Api, client: openai.OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    example, *_ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "http://127.0.0.1:8000/v1" in example
+    over = threading.Event()
+
+    def replica() -> None:
+        while not over.wait(0.05):
+            if api.queue.entries(State.WAITING):
+                api.finish()
+
+    working = threading.Thread(target=replica)
+    working.start()
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(example.replace("http://127.0.0.1:8000/v1", str(client.base_url)), {})
+    finally:
+        over.set()
+        working.join()
+    assert (tmp_path / "circle.mp4").read_bytes()[4:8] == b"ftyp"

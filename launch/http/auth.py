@@ -82,7 +82,7 @@ class Keys:
                 self._read = found
                 self._known = read_keys(self._path)
             except (OSError, BadRequestError) as error:
-                log.warning("the keys stay as they were: %s", error)
+                log.warning("the changed file of keys cannot be used, so its last keys stay valid: %s", error)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -116,7 +116,7 @@ def _by_name(field: str, offered: Iterable[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, thing in offered:
         if not is_name(name):
-            raise BadRequestError(f"{field}: {name!r} given; names that clients can give have {NAME_LETTERS}")
+            raise BadRequestError(f"{field}: {name!r} given; clients can only choose names of {NAME_LETTERS}")
         if name in found:
             raise BadRequestError(f"{field}: {thing!r} given; {found[name]!r} has the same name, rename one")
         found[name] = thing
@@ -126,7 +126,7 @@ def _by_name(field: str, offered: Iterable[tuple[str, str]]) -> dict[str, str]:
 def _chosen(known: Mapping[str, str], param: str, name: str) -> str:
     if name not in known:
         names = ", ".join(known) or "none"
-        said = f"{param}: {name!r} given; there is no such one here, this server has {names}"
+        said = f"{param}: {name!r} given; this server offers {names}"
         raise ApiError(400, "invalid_value", said, param=param)
     return known[name]
 

@@ -88,9 +88,7 @@ def quality(
     one, other = (service.records.video(id, key.owner) for id in (video_id, reference))
     request = one.entry.job.request
     if _shape(request) != _shape(other.entry.job.request):
-        said = (
-            f"reference: it has {_said(other)}, the video {_said(one)}; only videos of the same shape compare"
-        )
+        said = f"reference: it has {_said(other)}, the video {_said(one)}; sizes and lengths must be equal"
         raise ApiError(400, "invalid_value", said, param="reference")
     if request.frames * request.height * request.width * 3 > _MOST_BYTES:
         said = f"reference: videos of {_said(one)} are too large to be compared here"

@@ -110,7 +110,7 @@ def made(service: Service, record: Record) -> Path:
 
 
 def _missing(id: str) -> ApiError:
-    return ApiError(404, "content_missing", f"the files of {id!r} are not there any more")
+    return ApiError(404, "content_missing", f"the files of {id!r} no longer exist")
 
 
 def _of_names(told: Any, key: str = "") -> Any:

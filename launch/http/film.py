@@ -36,7 +36,7 @@ class FilmShot(VideoFields):
             raise ValueError("give a prompt, or the video_id of a video; not both")
         given = self.model_fields_set - {"id", "title", "transition", "video_id"}
         if self.video_id is not None and given:
-            raise ValueError(f"{', '.join(sorted(given))} given; a video that is there has its own")
+            raise ValueError(f"{', '.join(sorted(given))} given; an existing video has its own")
         return self
 
 

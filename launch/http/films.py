@@ -114,9 +114,9 @@ def _check_join(service: Service, key: Key, shots: Sequence[NewShot]) -> None:
             raise _of_shot(ApiError(400, "invalid_value", said), number)
         leaving = shots[number + 1].fade if number + 1 < len(shots) else 0
         if number == 0 and shot.fade:
-            raise _of_shot(ApiError(400, "invalid_value", "there is nothing before it to fade from"), number)
+            raise _of_shot(ApiError(400, "invalid_value", "there is no shot before it to fade from"), number)
         if shot.fade + leaving >= video.details.frames:
-            said = f"{shot.fade + leaving} frames fade, and it has {video.details.frames}"
+            said = f"{shot.fade + leaving} of its frames would fade, and it has {video.details.frames}"
             raise _of_shot(ApiError(400, "invalid_value", said), number)
 
 
@@ -158,7 +158,7 @@ def film_content(
         raise ApiError(400, "film_failed", "there is no film; its `error` says why")
     path = service.store.film(film.id) / _FILES[variant]
     if not path.is_file():
-        raise ApiError(404, "content_missing", f"the files of {film_id!r} are not there any more")
+        raise ApiError(404, "content_missing", f"the files of {film_id!r} no longer exist")
     name = f"{_file_name(film.title)}{'' if variant == 'video' else f'-{variant}'}{path.suffix}"
     return FileResponse(
         path, media_type=_TYPES[path.suffix], filename=name, content_disposition_type="inline"

@@ -161,7 +161,7 @@ class Records:
         if row is None:
             return None
         if row["digest"] != digest:
-            said = "this Idempotency-Key was used for another request; take a new one"
+            said = "this Idempotency-Key was used for another request; use a new one"
             raise ApiError(422, "idempotency_key_reused", said, param="Idempotency-Key")
         return self._one(base, row["video"], owner)
 
@@ -189,7 +189,7 @@ class Records:
                 (key.owner, now - _HOUR),
             ).fetchall()
             if len(times) + count > key.per_hour:
-                said = f"you made {len(times)} requests within an hour, your quota is {key.per_hour}"
+                said = f"you made {len(times)} requests in the last hour, and your quota is {key.per_hour}"
                 first = times[0]["created"] if times else now
                 raise ApiError(429, "quota_per_hour", said, retry_after=first + _HOUR - now)
 

@@ -23,7 +23,7 @@ async def edit(key: Caller) -> NoReturn:
 async def extend(key: Caller) -> NoReturn:
     """Always refused: the latents from which a video could be extended are not kept."""
     said = (
-        "a finished video is not gone on with, as its latents are not kept; make a longer one with the same "
+        "a finished video cannot be extended, as its latents are not kept; make a longer one with the same "
         "seed, or a film of several shots"
     )
     raise ApiError(422, "unsupported", said)

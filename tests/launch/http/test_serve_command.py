@@ -69,7 +69,7 @@ def test_a_server_that_cannot_serve_says_why(tmp_path: Path, capsys: pytest.Capt
             (["--lora", "mine", lora], f"lora: {lora!r} given"),
             (
                 ["--lora", "my own", str(keys)],
-                "lora: 'my own' given; names that clients can give have letters",
+                "lora: 'my own' given; clients can only choose names of letters",
             ),
             (["--lora", "mine", str(keys), "--lora", "mine", str(keys)], "has the same name, rename one"),
             (["--days", "0"], "--days"),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from spectrum.predictor import Predictor
+from spectrum.storage import kept, placed
 from spectrum.weighted import weighted_sum
 
 
@@ -90,7 +91,7 @@ class Forecaster:
         self._check_alike(step, value)
         self._device, self._newest = value.device, value.detach()
         self._steps.append(step)
-        self._values.append(_kept(self._newest, self._storage))
+        self._values.append(kept(self._newest, self._storage))
         if self._predictor.memory is not None:
             del self._steps[: -self._predictor.memory], self._values[: -self._predictor.memory]
 
@@ -142,20 +143,4 @@ class Forecaster:
             device: device on which forecasts are made; by default the one on which values are kept.
         """
         self._device, self._newest, self._steps = device, None, list(state["steps"])
-        self._values = [_placed(value, self._storage, device) for value in state["values"]]
-
-
-def _kept(value: torch.Tensor, storage: torch.device | None) -> torch.Tensor:
-    """Move `value` to `storage`; a copy from an accelerator is not waited for."""
-    if storage is None or storage == value.device:
-        return value
-    if storage.type != "cpu" or value.device.type == "cpu":
-        return value.to(storage)
-    return torch.empty_like(value, device=storage, pin_memory=True).copy_(value, non_blocking=True)
-
-
-def _placed(value: torch.Tensor, storage: torch.device | None, device: torch.device | None) -> torch.Tensor:
-    """Move a restored `value` to `storage`, or to `device`; pinned if an accelerator will fetch it."""
-    if storage is None or storage.type != "cpu" or device is None or device.type == "cpu":
-        return value.to(device=storage or device)
-    return value.to(storage).pin_memory()
+        self._values = [placed(value, self._storage, device) for value in state["values"]]

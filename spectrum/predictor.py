@@ -89,12 +89,12 @@ class Blend:
         return None if None in memories else max(m for m in memories if m is not None)
 
     def weights(self, history: Sequence[int], target: int) -> NDArray[np.float64]:
-        return self.share * _latest(self.first, history, target) + (1.0 - self.share) * _latest(
+        return self.share * latest_weights(self.first, history, target) + (1.0 - self.share) * latest_weights(
             self.second, history, target
         )
 
 
-def _latest(predictor: Predictor, history: Sequence[int], target: int) -> NDArray[np.float64]:
+def latest_weights(predictor: Predictor, history: Sequence[int], target: int) -> NDArray[np.float64]:
     """Weights of `predictor` on the steps that it remembers, zero on older ones."""
     kept = len(history) if predictor.memory is None else min(predictor.memory, len(history))
     weights = np.zeros(len(history))

@@ -1,0 +1,142 @@
+"""Choice of a fitted solver's nodes, from Gram matrices alone.
+
+A state that is off does harm only through the values computed there. To first order, the squared error of the
+result is therefore
+
+    cost(nodes) = ρ_N² + Σ_{0<k<N} (A^p_{s_k} w_k J_{s_k} ρ_k)²
+
+with ρ_k the part of the full sampler's state at node k that lies outside of the span of the noise and the
+velocities at the nodes before, ρ_N that of the result, J_s how much a velocity changes with the state, w_k
+half of the two adjacent gaps in σ (all of the one after the last node), and A_s what of a velocity's error is
+left at the end.
+
+Legend: n sampler steps; N nodes; s_k the step of node k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectrum.calibrated import Gram
+from spectrum.solver.multistep import Multistep
+
+_RIDGE = 1e-5  # of the regressions: true trajectories alone would be extrapolated too boldly
+_STARTS = 8
+_SETTLED = 1e-9  # relative gain below which a search ends
+
+
+@dataclass(frozen=True, eq=False)
+class NodePlanner:
+    """Plans nodes for one model and sampler.
+
+    Attributes:
+        gram: mean over videos of ⟨·, ·⟩ of (x₀, v_0 … v_{n−1}) of full runs, each divided by the squared norm
+            of its result, `[n + 1, n + 1]`.
+        full: the full sampler.
+        levels: σ of the sampler, `[n + 1]`.
+        sensitivity: A, `[n]`.
+        response: J, the relative change of the velocity per change of the state, `[n]`.
+        power: p, which damps A; 1 puts more nodes early.
+        required: steps that are always nodes.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+
+    gram: Gram
+    full: Multistep
+    levels: Sequence[float]
+    sensitivity: Sequence[float]
+    response: Sequence[float]
+    power: float = 1.0
+    required: Collection[int] = ()
+    _known: dict[tuple[int, ...], float] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        n = self.full.nfe
+        lengths = (len(self.gram) - 1, len(self.levels) - 1, len(self.sensitivity), len(self.response))
+        if lengths != (n, n, n, n):
+            raise ValueError(f"{n} steps do not fit Gram matrix, levels, sensitivity, response of {lengths}")
+
+    @property
+    def steps(self) -> int:
+        """Number of sampler steps n."""
+        return self.full.nfe
+
+    def plan(self, nfe: int) -> tuple[int, ...]:
+        """Find good nodes, by exchanging one at a time from several deterministic starts.
+
+        Raises:
+            ValueError: `nfe` is not within 1 … n, or there are more required steps.
+        """
+        fixed = {0, *self.required}
+        if not len(fixed) <= nfe <= self.steps:
+            raise ValueError(f"nfe must be within {len(fixed)} … {self.steps}, got {nfe}")
+        found = [self._improved(start, fixed) for start in self._starts(nfe, fixed)]
+        return min(found, key=lambda nodes: (self.cost(nodes), nodes))
+
+    def cost(self, nodes: Sequence[int]) -> float:
+        """Expected squared error of the result, relative to its squared size; to compare nodes with."""
+        n, levels = self.steps, np.asarray(self.levels)
+        ends = [*nodes, n]
+        total = self._outside(nodes, n)
+        for k in range(1, len(nodes)):
+            step = ends[k]
+            after = (levels[step] - levels[ends[k + 1]]) * (0.5 if k + 1 < len(nodes) else 1.0)
+            share = 0.5 * (levels[ends[k - 1]] - levels[step]) + after
+            gain = self.sensitivity[step] ** self.power * share * self.response[step]
+            total += gain**2 * self._outside(nodes[:k], step)
+        return float(total)
+
+    def _outside(self, before: Sequence[int], step: int) -> float:
+        """Squared size of the state at `step` outside of the span of noise and values at `before`."""
+        key = (*before, step)
+        if key not in self._known:
+            self._known[key] = self._residual(before, step)
+        return self._known[key]
+
+    def _residual(self, before: Sequence[int], step: int) -> float:
+        state = np.zeros(self.steps + 1)
+        state[: step + 1] = self.full.rows[step]
+        own = [0, *(1 + node for node in before)]
+        gram = self.gram[np.ix_(own, own)]
+        prior = np.zeros(len(own))
+        prior[0] = 1.0
+        damped = gram + _RIDGE * np.diag(gram.diagonal())
+        row = prior + np.linalg.solve(damped, self.gram[own] @ state - gram @ prior)
+        state[own] -= row
+        return max(float(state @ self.gram @ state), 0.0)
+
+    def _starts(self, nfe: int, fixed: set[int]) -> list[tuple[int, ...]]:
+        """Draw sets of nodes, denser at early steps."""
+        rng = np.random.default_rng(0)
+        free = np.array(sorted(set(range(self.steps)) - fixed), dtype=np.int64)
+        count = nfe - len(fixed)
+        if count == 0:
+            return [tuple(sorted(fixed))]
+        odds: NDArray[np.float64] = 1.0 / np.maximum(free, 1) ** 0.7
+        odds /= odds.sum()
+        return [
+            tuple(sorted(fixed | {int(step) for step in rng.choice(free, count, replace=False, p=odds)}))
+            for _ in range(_STARTS)
+        ]
+
+    def _improved(self, nodes: tuple[int, ...], fixed: set[int]) -> tuple[int, ...]:
+        """Move one node at a time to the step where it helps most, until no move helps."""
+        least, moved = self.cost(nodes), True
+        while moved:
+            moved = False
+            for node in nodes:
+                if node in fixed:
+                    continue
+                others = set(nodes) - {node}
+                moves = [tuple(sorted(others | {step})) for step in range(self.steps) if step not in nodes]
+                best = min(moves, key=self.cost, default=nodes)
+                if self.cost(best) < least * (1.0 - _SETTLED):
+                    nodes, least, moved = best, self.cost(best), True
+                    break
+        return nodes

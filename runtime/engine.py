@@ -35,7 +35,7 @@ from runtime.sampling.commands import Command, Commands
 from runtime.sampling.course import Course
 from runtime.sampling.denoise import OnStep
 from runtime.sampling.estimate import OnEstimate, unseen
-from runtime.sampling.finite import check_prompts, likely_cause
+from runtime.sampling.finite import check_frames, check_prompts, likely_cause
 from runtime.sampling.memory import Need, shortage_explained
 from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
@@ -129,7 +129,7 @@ class Engine:
 
         Raises:
             BadRequestError: the image cannot be used; nothing was started.
-            JobFailedError: a checkpoint could not be written, memory ran out, or a step gave NaN or infinity.
+            JobFailedError: a checkpoint could not be written, memory ran out, or a step or a frame has NaN.
             CancelledError: `command` was told to end it.
             RankFailedError: another rank disagreed, or has failed.
         """
@@ -381,6 +381,7 @@ class Engine:
                     chunk_BTHW3 = next(chunks, None)
                     if chunk_BTHW3 is None:
                         break
+                    check_frames(chunk_BTHW3, self.config)
                     videos = [to_uint8(frames_THW3) for frames_THW3 in chunk_BTHW3]
                 with result.seconds.measure("write"):
                     for frames, sink, digest in zip(videos, sinks, digests, strict=True):

@@ -79,6 +79,27 @@ def likely_cause(transformers: Mapping[str, nn.Module], config: Config, ranks: R
     return f"the weights are finite: check {scales}dtype.transformer, the sampler and its shift"
 
 
+def check_frames(frames: torch.Tensor, config: Config) -> None:
+    """Refuse decoded frames with NaN, which would become black pixels.
+
+    Raises:
+        NotFiniteError: there are some.
+    """
+    if torch.isfinite(frames).all():
+        return
+    dtype = config.dtype.vae
+    raise NotFiniteError(
+        f"the VAE, in {dtype}, produced NaN or infinity from finite latents; {_remedy(dtype)}"
+    )
+
+
+def _remedy(dtype: str) -> str:
+    """Say what to do about a component in `dtype` whose output is not finite."""
+    if dtype == "float16":
+        return f"float16 ends at {_LARGEST_HALF}: use bfloat16"
+    return "check the model's files"
+
+
 def check_prompts(text: Embeddings, config: Config) -> None:
     """Refuse text embeddings with NaN or infinity.
 
@@ -89,7 +110,6 @@ def check_prompts(text: Embeddings, config: Config) -> None:
     if all(bool(torch.isfinite(embedding).all()) for embedding in (*text.prompts, *negative)):
         return
     dtype = config.dtype.text_encoder
-    why = (
-        f"float16 ends at {_LARGEST_HALF}: use bfloat16" if dtype == "float16" else "check the model's files"
+    raise NotFiniteError(
+        f"the text encoder, in {dtype}, produced NaN or infinity for the prompt; {_remedy(dtype)}"
     )
-    raise NotFiniteError(f"the text encoder, in {dtype}, produced NaN or infinity for the prompt; {why}")

@@ -165,6 +165,18 @@ def test_a_text_encoder_that_gives_no_numbers_is_named() -> None:
         check_prompts(Embeddings([good], bad), config)
 
 
+def test_frames_that_are_no_numbers_are_not_written(engine: Engine) -> None:
+    """A VAE that overflows; without a check they would be black where they are NaN."""
+    bias = engine.loaded.decoder.vae.decoder.conv_out.bias  # type: ignore[attr-defined]
+    kept, sink = float(bias[0]), FrameBuffer()
+    bias[0] = float("nan")
+    try:
+        with pytest.raises(NotFiniteError, match=r"the VAE, in float32, produced NaN .*; check the model's"):
+            engine.generate(engine.config.request(PROMPT, **SMALL), [sink])
+    finally:
+        bias[0] = kept
+
+
 @pytest.mark.parametrize("ranks", [[], ["--ranks", "2", "--launcher", "torchrun"]], ids=["one", "two"])
 def test_the_command_fails_with_one_line(
     broken: Config, ranks: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]

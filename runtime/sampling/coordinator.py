@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from runtime.errors import RankFailedError
+from runtime.errors import CancelledError, RankFailedError
 from runtime.parallel.collectives import Transfer
 from runtime.parallel.ranks import Ranks, minority
 from runtime.sampling.commands import Command, Commands
@@ -35,7 +35,7 @@ class Decision:
         step: index of the step.
         kinds: branch → compute or forecast.
         command: agreed by all ranks. `FORCE_COMPUTE` is already in `kinds`; `STOP` ends the generation after
-            this step, `CANCEL` before it.
+            this step. There is no decision for a step before which it is cancelled.
         expert: name of the transformer that the step is of.
     """
 
@@ -155,11 +155,14 @@ class Coordinator:
         """Decide `step`; called once per step, in ascending order, on every rank.
 
         Raises:
+            CancelledError: the generation was cancelled; nothing is decided, on any rank.
             RankFailedError: a rank disagreed about an earlier step, or has failed.
         """
         self.confirm()
         agreed = self._agreed
         self._ranks.at(f"step {step}")
+        if agreed is Command.CANCEL:
+            raise CancelledError(f"cancelled before step {step}")
         kinds = {id(schedule): schedule.kind(step) for schedule in self._distinct}
         if agreed is Command.FORCE_COMPUTE or step in self._forced:
             kinds = dict.fromkeys(kinds, StepKind.COMPUTE)

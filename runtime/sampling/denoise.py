@@ -94,8 +94,6 @@ def denoise(
         timestep = sampler.timesteps[index]
         started, sent = time.perf_counter(), ranks.traffic.sent
         decision = coordinator.decide(index)
-        if decision.command is Command.CANCEL:
-            raise CancelledError(f"cancelled before step {index}")
         timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
         output = state.stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
         ranks.synchronize()  # samplers read numbers back, and would wait there even if a rank has failed

@@ -8,6 +8,7 @@ from threading import Thread
 import pytest
 import torch
 
+from runtime.errors import CancelledError
 from runtime.parallel.collectives import Peers, Shape, Traffic, Transfer, Unguarded
 from runtime.parallel.ranks import Ranks
 from runtime.sampling.commands import Command, Commands
@@ -75,7 +76,9 @@ def test_the_strongest_command_holds_from_the_next_step_that_can_agree_on_it() -
     commands.give(Command.CANCEL)
     commands.give(Command.STOP)
     assert one.decide(3) == Decision(3, {"cond": FORECAST, "uncond": FORECAST})
-    assert one.decide(4).command is Command.CANCEL
+    with pytest.raises(CancelledError, match="cancelled before step 4"):
+        one.decide(4)
+    assert [decision.step for decision in one.decisions] == [0, 1, 2, 3]
 
 
 class _Interrupted(Peers):
@@ -93,13 +96,21 @@ class _Interrupted(Peers):
         return transfer
 
 
+def told(one: Coordinator, step: int) -> Command:
+    """What was agreed on before `step`."""
+    try:
+        return one.decide(step).command
+    except CancelledError:
+        return Command.CANCEL
+
+
 @pytest.mark.parametrize("command", [Command.FORCE_COMPUTE, Command.STOP, Command.CANCEL])
 def test_a_command_that_comes_while_the_step_is_told_is_not_lost(command: Command) -> None:
     commands = Commands()
     peers = _Interrupted(commands, command)
     ranks = Ranks(torch.device("cpu"), Traffic(), everyone=peers, control=peers, node=peers)
     one = coordinator(FixedSchedule(4, (0,)), commands=commands, ranks=ranks)
-    assert [one.decide(step).command for step in range(3)] == [Command.NONE, Command.NONE, command]
+    assert [told(one, step) for step in range(3)] == [Command.NONE, Command.NONE, command]
 
 
 def test_a_stop_is_seen_by_whoever_comes_later() -> None:

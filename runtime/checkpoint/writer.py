@@ -67,6 +67,22 @@ class CheckpointWriter:
         self._error: Exception | None = None
         self.bytes = 0
 
+    def resume(self, step: int) -> None:
+        """Go on after a restored checkpoint, which is not written again; call it once all ranks have read it.
+
+        This rank's manifests of later steps, which an interrupted group left, are removed: another rank's new
+        one could complete them, although the decisions may differ where they depend on the clock.
+
+        Args:
+            step: last step of that checkpoint; -1 if there was none that could be used.
+        """
+        self._last = step
+        own = re.compile(rf"manifest-(\d{{5,}})-{self._rank}\.json")
+        with contextlib.suppress(OSError):  # then it cannot be replaced, either, which `wait` tells
+            found = [(own.fullmatch(path.name), path) for path in self._folder.iterdir()]
+            for path in [path for match, path in found if match and int(match[1]) > step]:
+                path.unlink()
+
     def offer(self, computed: bool, snapshot: Callable[[], Snapshot]) -> None:
         """Write a checkpoint in the background if one is due; called after every step.
 
@@ -91,7 +107,7 @@ class CheckpointWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def finish(self, snapshot: Snapshot) -> None:
-        """Write this snapshot, unless it was written already, and wait for it.
+        """Write this snapshot, unless it was written or restored, and wait for it.
 
         Raises:
             JobFailedError: it could not be written.

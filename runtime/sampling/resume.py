@@ -52,7 +52,11 @@ class Resumable:
         self._writer = CheckpointWriter(
             folder, self._identity, self._topology, self._ranks.rank, self._checkpoints.every
         )
-        return 0 if found is None else found.step + 1
+        if not self._checkpoints.resume:
+            return 0
+        last = -1 if found is None else found.step
+        self._writer.resume(last)
+        return last + 1
 
     def after(self, record: StepRecord) -> None:
         """Note that a step is done, and write a checkpoint if one is due."""

@@ -171,6 +171,25 @@ def test_a_generation_that_was_told_to_stop_loses_no_step(
     assert np.array_equal(frames, expected)
 
 
+@pytest.mark.parametrize("at", [4, 7])  # the decision of a computed and of a forecast step is dropped
+def test_a_step_before_which_it_was_cancelled_counts_once(
+    engine: Engine, small: Make, undisturbed: Undisturbed, tmp_path: Path, at: int
+) -> None:
+    request = small(steps=STEPS, spectrum="paper")
+    whole, expected = undisturbed(request)
+
+    def cancel(record: StepRecord) -> None:
+        if record.index == at:
+            engine.command(Command.CANCEL)
+
+    with pytest.raises(CancelledError, match=f"cancelled before step {at + 2}"):
+        engine.generate(request, [FrameBuffer()], cancel, Checkpoints(tmp_path, every=100))
+    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    assert result.resumed_at == at + 2
+    assert (result.digests, result.computed) == (whole.digests, whole.computed)
+    assert np.array_equal(frames, expected)
+
+
 def test_after_the_last_step_only_the_decode_is_left(engine: Engine, small: Make, tmp_path: Path) -> None:
     class BrokenError(Exception):
         pass
@@ -183,10 +202,35 @@ def test_after_the_last_step_only_the_decode_is_left(engine: Engine, small: Make
     undisturbed, expected = run(engine, request)
     with pytest.raises(BrokenError):
         engine.generate(request, [Broken()], checkpoints=Checkpoints(tmp_path, every=1))
+    left = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
+    with pytest.raises(BrokenError):
+        engine.generate(request, [Broken()], checkpoints=Checkpoints(tmp_path, every=1, resume=True))
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == left  # not written again
     result, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
     assert result.resumed_at == 9 and result.computed["cond"][-1] == 8
     assert result.digests == undisturbed.digests and len(result.digests) == 1
     assert np.array_equal(frames, expected)
+
+
+def test_manifests_of_two_attempts_are_no_checkpoint(tmp_path: Path) -> None:
+    """Only one rank of the first wrote step 7; the second is interrupted when only the other has."""
+
+    def write(rank: int, *steps: int, resumed: int | None = None) -> None:
+        writer = CheckpointWriter(tmp_path, "{}", Topology(cfg=2), rank, every=1)
+        if resumed is not None:
+            writer.resume(resumed)
+        for step in steps:
+            shared = {"decisions of": resumed} if rank == 0 else {}
+            writer.finish(Snapshot(step, shared, {}, {"cond": {step: torch.zeros(1, 1, 1)}}))
+
+    write(0, 3, 5)
+    write(1, 3, 5, 7)
+    assert complete_steps(tmp_path) == [5, 3]
+    write(1, resumed=5)
+    write(0, 7, resumed=5)
+    assert complete_steps(tmp_path) == [5, 3]
+    write(1, 7, resumed=5)
+    assert complete_steps(tmp_path) == [7, 5]
 
 
 def test_interrupted_again_and_again(

@@ -37,7 +37,7 @@ def by_signal(records: Sequence[_Record]) -> str:
 
 
 def _table(head: str, records: Sequence[_Record], row_of: Callable[[_Record], str]) -> str:
-    columns = ["faults", "went on", "failed", "cancelled", "refused", "killed", "seconds", *PROBLEMS]
+    columns = ["faults", "done", "failed", "cancelled", "refused", "killed", "seconds", *PROBLEMS]
     lines = [f"| {head} | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
     rows: dict[str, list[_Record]] = {}
     for record in records:

@@ -1,0 +1,34 @@
+"""Pages of docs/ that scripts make from a log are what the scripts make of it now."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from chaos_table import write_page
+from quality_tables import write_document
+
+from tests.places import ROOT
+
+DOCS = ROOT / "docs"
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DOCS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_page_of_random_faults(tmp_path: Path) -> None:
+    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    made = re.search(r"faults so far\. (.*)", page)
+    assert made is not None
+    write_page(records("reliability.jsonl"), tmp_path / "page.md", made[1])
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == page
+
+
+def test_the_page_of_quality(tmp_path: Path) -> None:
+    write_document(records("quality.jsonl"), tmp_path / "quality.md", ROOT / "scripts" / "quality_notes.md")
+    pages = [(folder / "quality.md").read_text(encoding="utf-8") for folder in (DOCS, tmp_path)]
+    there, made = (re.sub(r"^Versions: .*", "", page, flags=re.MULTILINE) for page in pages)
+    assert made == there

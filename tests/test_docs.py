@@ -89,6 +89,16 @@ def test_scripts_and_targets_that_are_named_exist() -> None:
         assert all((ROOT / name).exists() for name in re.findall(r"(?<!/)\bscripts/\w+\.py", text)), page
 
 
+def test_the_python_example_of_the_readme_runs_as_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    [example] = blocks(ROOT / "README.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert capfd.readouterr().out == "14 of 50 steps computed\n"
+    assert (tmp_path / "circle.mp4").read_bytes()[4:8] == b"ftyp"
+
+
 def test_nothing_tells_to_install_a_package_of_this_name_from_a_registry() -> None:
     name = re.search(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
     assert name is not None

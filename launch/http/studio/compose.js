@@ -163,7 +163,7 @@ function showExpected(told) {
     ? ["Exact", "as the full sampler"]
     : told.psnr
       ? [`${told.psnr.expected.toFixed(1)} dB`, `PSNR expected, ± ${told.psnr.deviation.toFixed(1)}`]
-      : ["–", "PSNR unknown: not calibrated"];
+      : ["–", "PSNR unknown for this choice"];
   const time = told.time
     ? [
         `about ${duration(told.time.total ?? told.time.denoise)}`,

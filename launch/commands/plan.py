@@ -102,9 +102,10 @@ def overview(name: str, report: Path | None = None) -> Table:
 def steps_table(chosen: Chosen) -> Table:
     """Make a table with a row for each step."""
     plan, calibration = chosen.plan, chosen.calibration
+    unit = "" if chosen.prediction is None else " dB"
     table = Table(
         title=f"{chosen.name}: {plan.nfe} of {plan.steps} steps, "
-        f"predicted PSNR {_told(chosen.prediction)} dB, denoising {_seconds(chosen.typical, plan):.3g} s",
+        f"predicted PSNR {_told(chosen.prediction)}{unit}, denoising {_seconds(chosen.typical, plan):.3g} s",
         caption="error: expected error of the forecast; at a computed step, of the forecast that is not used",
     )
     for column in ("step", "", "weights", "noise level", "expected error", "sensitivity"):

@@ -20,6 +20,7 @@ from runtime.errors import JobFailedError
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
 from runtime.reports.plan_picture import write_plan_picture
+from runtime.request.config import shipped
 
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
 
@@ -93,6 +94,15 @@ def test_a_plan_for_a_time_says_the_time_that_it_was_made_for(
     assert "7 of 50 steps" in said and "denoising 7.43 s" in said
     assert run("plan", "wan-tiny", "--report", str(report)) == 0
     assert "7.43" in capfd.readouterr().out
+
+
+def test_a_psnr_that_is_unknown_has_no_unit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few = json.loads(shipped("calibrations", "wan-tiny.json").read_text(encoding="utf-8"))
+    few["trials"] = few["trials"][:2]
+    calibration = tmp_path / "few.json"
+    calibration.write_text(json.dumps(few))
+    assert run("plan", str(calibration), "--nfe", "9") == 0
+    assert "predicted PSNR unknown, denoising" in " ".join(capfd.readouterr().out.split())
 
 
 def test_plan_shows_budgets(capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from launch.commands.options import DAY, DEGREE, PRIORITY, FileNameType, NumberType, PathType
 from launch.commands.queue import queue_option
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, JobFailedError, reason
 
 _COUNT = click.IntRange(min=0, max=10**9)
 
@@ -168,15 +168,18 @@ def add(
 
     With --webhook, the secret that signs the notifications is printed on a second line.
     """
-    from launch.http.keys import add_key, make_key, new_secret, new_token
+    from launch.http.keys import add_key, make_key, new_secret, new_token, remove_key
 
     token, secret = new_token(), new_secret()
     hook = None if webhook is None else {"url": webhook, "secret": secret}
     allowed = {"priority": priority, "queued": queued, "per_hour": per_hour, "webhook": hook}
-    add_key(file, make_key(token, name=name or owner, owner=owner, **allowed))
-    click.echo(token)
-    if hook is not None:
-        click.echo(secret)
+    key = make_key(token, name=name or owner, owner=owner, **allowed)
+    add_key(file, key)
+    try:
+        click.echo("\n".join([token, secret] if hook else [token]))
+    except OSError as error:
+        remove_key(file, key.name)  # nobody knows it
+        raise JobFailedError(f"stdout: cannot print the key, so it was not made: {reason(error)}") from error
 
 
 @keys.command("list", short_help="List keys.")

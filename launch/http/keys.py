@@ -10,6 +10,9 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,6 +21,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
+from runtime.files.checks import check_writable, refusing
+from runtime.files.locks import alone_in
 from runtime.files.problems import explain
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER
@@ -94,10 +99,20 @@ class KeyFile(BaseModel):
         return found
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all, readable by its owner alone."""
+        """Write the file, whole or not at all: a new one readable by its owner alone, an old one by whoever
+        could read it before.
+
+        Raises:
+            BadRequestError: it belongs to another user, whose server could not read it any more.
+        """
         content = self.model_dump(mode="json", exclude_none=True)
         with whole_file(path) as temporary:
             temporary.chmod(0o600)
+            if path.exists():
+                before = path.stat()
+                with refusing("keys", path):
+                    os.chown(temporary, before.st_uid, before.st_gid)
+                    temporary.chmod(stat.S_IMODE(before.st_mode))
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
@@ -145,23 +160,38 @@ def add_key(path: Path, key: Key) -> None:
     """Add a key to a file, which is made if it is missing.
 
     Raises:
-        BadRequestError: the file has a key of this name, or is not a file of keys.
+        BadRequestError: the file has a key of this name, is not a file of keys, or cannot be written.
     """
-    known = read_keys(path).keys if os.path.lexists(path) else ()
-    if any(one.name == key.name for one in known):
-        raise BadRequestError(f"name: {key.name!r} given; {str(path)!r} has a key of this name")
-    KeyFile(keys=(*known, key)).write(path)
+    with _changing(path):
+        known = read_keys(path).keys if path.exists() else ()
+        if any(one.name == key.name for one in known):
+            raise BadRequestError(f"name: {key.name!r} given; {str(path)!r} has a key of this name")
+        KeyFile(keys=(*known, key)).write(path)
 
 
 def remove_key(path: Path, name: str) -> None:
     """Remove a key from a file: a running server refuses it from then on.
 
     Raises:
-        BadRequestError: the file has no key of this name.
+        BadRequestError: the file has no key of this name, or cannot be written.
     """
-    known = read_keys(path).keys
-    left = tuple(one for one in known if one.name != name)
-    if len(left) == len(known):
-        names = ", ".join(one.name for one in known) or "none"
-        raise BadRequestError(f"name: {name!r} given; the keys are {names}")
-    KeyFile(keys=left).write(path)
+    read_keys(path)  # a file that is missing is refused, and its folder is not made
+    with _changing(path):
+        known = read_keys(path).keys
+        left = tuple(one for one in known if one.name != name)
+        if len(left) == len(known):
+            names = ", ".join(one.name for one in known) or "none"
+            raise BadRequestError(f"name: {name!r} given; the keys are {names}")
+        KeyFile(keys=left).write(path)
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """Change a file of keys while no other process does, or that one's change would be undone.
+
+    Raises:
+        BadRequestError: it cannot be written, or others change files in its folder all the time.
+    """
+    check_writable(path, overwrite=True, field="keys")
+    with alone_in(path.parent, field="keys"):
+        yield

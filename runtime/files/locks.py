@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +19,7 @@ from runtime.errors import BadRequestError
 
 _MARK = "process "  # beginning of our lock files; before the first holder, they are empty
 _TRIES = 1000  # attempts to lock a file that others create and remove meanwhile
+_PATIENCE, _LOOK = 20.0, 0.02  # seconds to wait for a process that changes a file, and between two looks
 
 
 def hold(path: Path, *, field: str, said: Callable[[str], str]) -> IO[str]:
@@ -51,6 +54,41 @@ def hold(path: Path, *, field: str, said: Callable[[str], str]) -> IO[str]:
             return lock
         lock.close()  # the former holder removed it; another process may hold the new one
     raise BadRequestError(f"{field}: {str(path)!r} is removed again and again; choose another folder")
+
+
+@contextmanager
+def alone_in(folder: Path, *, field: str) -> Iterator[None]:
+    """Run the block, which reads a file of the folder and replaces it, while no other process does the same.
+
+    The folder itself is locked, so nothing is left behind. Where folders cannot be locked, nothing is.
+
+    Raises:
+        BadRequestError: other processes hold the folder for too long.
+        OSError: it does not exist.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        until = time.monotonic() + _PATIENCE
+        while not _locked(descriptor):
+            if time.monotonic() > until:
+                raise BadRequestError(
+                    f"{field}: another process changes files in {str(folder)!r} and does not end; try again"
+                )
+            time.sleep(_LOOK)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Try to lock an open folder; return False if another process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that cannot lock folders
+        pass
+    return True
 
 
 def _open(path: Path, field: str) -> IO[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -193,3 +194,13 @@ def test_the_list_of_commands_is_by_purpose(capfd: pytest.CaptureFixture[str]) -
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, launch.cli as c; c.run(['generate', '--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_deleted_current_folder_is_refused(tmp_path: Path) -> None:
+    """Loading torch in one ends the process, with words about a library."""
+    command = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$0" -m launch plan wan-tiny --nfe 8'
+    words = ["sh", "-c", command, sys.executable, str(tmp_path / "gone")]
+    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(words, env=os.environ | root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and not ended.stdout
+    assert ended.stderr == "lockstep: the current folder was deleted; change to another one\n"

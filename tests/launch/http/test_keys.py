@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from launch.http.auth import Keys
 from launch.http.keys import Key, add_key, digest_of, new_token, read_keys, remove_key
 from runtime.errors import BadRequestError
+from runtime.files import locks
+from tests.forked import completed
 from tests.serving import SMALL, Api, error_of, serving
 
 
@@ -129,3 +133,56 @@ def test_files_that_are_not_of_keys_are_refused(file: Path) -> None:
     add(file, "ann")
     with pytest.raises(BadRequestError, match="has a key of this name"):
         add(file, "ann")
+
+
+def test_keys_that_are_made_at_the_same_time_are_all_kept(file: Path) -> None:
+    names = [f"owner-{number}" for number in range(12)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        tokens = list(pool.map(lambda name: add(file, name), names))
+    assert {key.owner for key in read_keys(file).keys} == {*names}
+    assert all(read_keys(file).find(token) for token in tokens)
+    assert [one.name for one in file.parent.iterdir()] == [file.name]
+
+
+def test_a_file_that_is_held_for_too_long_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE", 0.1)
+    with (
+        locks.alone_in(file.parent, field="keys"),
+        pytest.raises(BadRequestError, match=r"keys: another process changes files in .*; try again"),
+    ):
+        add(file, "ann")
+    add(file, "ann")
+
+
+def test_whoever_could_read_the_keys_still_can(file: Path) -> None:
+    add(file, "ann")
+    file.chmod(0o640)
+    add(file, "bob")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    if os.getuid() == 0:
+        os.chown(file, 65534, 65534)
+        remove_key(file, "bob's")
+        assert (file.stat().st_uid, file.stat().st_gid) == (65534, 65534)
+
+
+def test_a_link_to_the_keys_is_refused(file: Path, tokens: dict[str, str]) -> None:
+    link = file.with_name("link.yaml")
+    link.symlink_to(file)
+    for change in (lambda: add(link, "eve"), lambda: remove_key(link, "ann's")):
+        with pytest.raises(BadRequestError, match=r"keys: .* is a symbolic link; .*keys\.yaml"):
+            change()
+    assert link.is_symlink() and len(read_keys(file).keys) == len(tokens)
+
+
+def test_the_folder_of_the_keys_is_made(tmp_path: Path) -> None:
+    add(tmp_path / "new" / "keys.yaml", "ann")
+    with pytest.raises(BadRequestError, match=r"keys: .*cannot be read"):
+        remove_key(tmp_path / "none" / "keys.yaml", "ann")
+    assert [one.name for one in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_key_that_cannot_be_printed_is_not_made(file: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = completed(["keys", "add", "ann", "--keys", str(file)], stdout=full)
+    assert ended.returncode == 3 and "cannot print the key, so it was not made" in ended.stderr
+    assert read_keys(file).keys == ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -29,13 +29,13 @@ from runtime.parallel.topology import Degrees, Topology
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
 from runtime.request.config import Config
-from runtime.request.images import Picture, read_picture
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command, Commands
 from runtime.sampling.course import Course
 from runtime.sampling.denoise import OnStep
 from runtime.sampling.estimate import OnEstimate, unseen
 from runtime.sampling.finite import check_frames, check_prompts, likely_cause
+from runtime.sampling.inputs import Inputs
 from runtime.sampling.memory import Need, shortage_explained
 from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
@@ -43,6 +43,13 @@ from runtime.sampling.previews import PreviewMaker
 from runtime.sampling.result import Result
 from runtime.sampling.run import Run
 from runtime.sampling.segments import denoise_segments
+
+OnLatents = Callable[[torch.Tensor], None]
+"""Receives clean latents `[B, C, F, H, W]`, float32, normalised per channel."""
+
+
+def forgotten(latents_BCFHW: torch.Tensor) -> None:
+    """Keep no latents."""
 
 
 class Engine:
@@ -56,6 +63,9 @@ class Engine:
         ranks: the ranks that share it; by default this process alone.
         degrees: degrees of parallelism; those left open are chosen for each request.
 
+    Attributes:
+        inputs: reads the input files of requests, such as images.
+
     Raises:
         BadRequestError: the model is missing, incomplete or not supported.
         RankFailedError: the ranks have different models or settings, or one has failed.
@@ -68,11 +78,11 @@ class Engine:
     """
 
     def __init__(self, config: Config, ranks: Ranks | None = None, degrees: Degrees = Degrees()):  # noqa: B008
-        self._picture: Picture | None = None
         self._commands: Commands | None = None
         self._previews: PreviewSink | None = None
         self.config = config
         self.ranks = ranks or Ranks.alone(pick_device(config.device))
+        self.inputs = Inputs(self.ranks)
         self._degrees = degrees
         started = time.perf_counter()
         self.ranks.at("loading", busy=True)
@@ -117,6 +127,7 @@ class Engine:
         sinks: Sequence[FrameSink],
         on_step: OnStep = lambda _: None,
         checkpoints: Checkpoints | None = None,
+        on_latents: OnLatents = forgotten,
     ) -> Result:
         """Run a plan: encode → denoise → decode → write. Every rank calls it with the same plan.
 
@@ -126,9 +137,10 @@ class Engine:
                 still being decoded. On the others none.
             on_step: called after every sampler step.
             checkpoints: where to keep the state, and whether to resume from what is there.
+            on_latents: given the clean latents before they are decoded.
 
         Raises:
-            BadRequestError: the image cannot be used; nothing was started.
+            BadRequestError: an input file cannot be used; nothing was started.
             JobFailedError: a checkpoint could not be written, memory ran out, or a step or a frame has NaN.
             CancelledError: `command` was told to end it.
             RankFailedError: another rank disagreed, or has failed.
@@ -145,6 +157,7 @@ class Engine:
                 on_estimate = self._show_previews(result)
             with result.seconds.measure("denoise"):
                 latents_BCFHW = self._denoise(run, result, on_step, checkpoints, commands, on_estimate)
+            on_latents(latents_BCFHW)
             self.decode(latents_BCFHW, sinks, result)
             self.ranks.at("finishing", busy=True)
             return result
@@ -170,7 +183,7 @@ class Engine:
         """Prepare a run: check that all ranks have the same plan, encode the prompt and draw the noise.
 
         Raises:
-            BadRequestError: the image cannot be used; raised on every rank.
+            BadRequestError: the image or the video to extend cannot be used; raised on every rank.
             RankFailedError: another rank has another plan, or has failed.
         """
         self.ranks.at("the start of a generation")
@@ -179,8 +192,9 @@ class Engine:
             "attention": plan.attention,
             "deadline": plan.request.deadline,
         }
-        picture, digest = self._look(plan.request)
-        recipe = self.profile.recipe(plan.request, plan.preset, digest)
+        picture, digest = self.inputs.image(plan.request)
+        before, known = self.inputs.extended(plan.request, self._shape_before(plan.request))
+        recipe = self.profile.recipe(plan.request, plan.preset, digest, known)
         self.ranks.agree(recipe.parts | agreed)
         with self.ranks.busy("text encoding"):
             text = self.loaded.text.encode(plan.request)
@@ -191,13 +205,14 @@ class Engine:
             seen = None if picture is None else picture.image
             with self.ranks.busy("image encoding"):
                 image = self.loaded.image.encode(plan.request, seen, window_BCFHW)
+        before_BCFHW = self.inputs.broadcast(before) if known else None
         group, heads = self.ranks.group(plan.topology), self.sizes.architecture.heads
         networks = build_networks(plan, self.loaded.experts, group, heads, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
         warnings = [*self.loaded.text.warnings]
         if picture is not None:
             warnings += picture.warnings(plan.request.width, plan.request.height)
-        return Run(plan, recipe, networks, noise_BCFHW, image, storage, tuple(warnings))
+        return Run(plan, recipe, networks, noise_BCFHW, image, before_BCFHW, storage, tuple(warnings))
 
     def plan(self, request: VideoRequest, preset: Preset | None = None) -> Plan:
         """Check a request against the model and decide everything that can be decided before it runs.
@@ -211,6 +226,8 @@ class Engine:
             BadRequestError: the request does not fit this model or these ranks.
         """
         preset = self.profile.check(request, preset)
+        if request.extend is not None and self.loaded.image is None:
+            raise BadRequestError(f"extend: {self.model.name} takes no latents to begin with")
         tokens = self.sizes.tokens(self.config.windowed(request))
         shape = self.sizes.architecture
         topology = Topology.choose(
@@ -330,44 +347,18 @@ class Engine:
         """Make the recipe of a plan: everything that its result is a function of. Collective.
 
         Raises:
-            BadRequestError: the image cannot be used; raised on every rank.
+            BadRequestError: the image or the video to extend cannot be used; raised on every rank.
         """
-        return self.profile.recipe(plan.request, plan.preset, self._look(plan.request)[1])
+        _, image = self.inputs.image(plan.request)
+        _, known = self.inputs.extended(plan.request, self._shape_before(plan.request))
+        return self.profile.recipe(plan.request, plan.preset, image, known)
 
-    @contextmanager
-    def image_held(self, request: VideoRequest) -> Iterator[None]:
-        """Read the request's image on the first rank; while the block runs, generations use that copy.
-
-        Raises:
-            BadRequestError: the image cannot be used.
-        """
-        if request.image is not None and self.ranks.is_leader:
-            self._picture = read_picture(request.image)
-        try:
-            yield
-        finally:
-            self._picture = None
-
-    def _look(self, request: VideoRequest) -> tuple[Picture | None, str]:
-        """Return the request's image on the first rank, which alone needs the file, and its digest on all.
-
-        Raises:
-            BadRequestError: the image cannot be used; raised on every rank.
-        """
-        if request.image is None:
-            return None, ""
-        picture, told = None, {}
-        if self.ranks.is_leader:
-            try:
-                held = self._picture
-                picture = held if held and held.path == request.image else read_picture(request.image)
-                told = {"digest": picture.digest}
-            except BadRequestError as error:
-                told = {"problem": str(error)}
-        told = self.ranks.control.all_gather_object(told)[0]
-        if "problem" in told:
-            raise BadRequestError(told["problem"])
-        return picture, told["digest"]
+    def _shape_before(self, request: VideoRequest) -> tuple[int, ...]:
+        """Shape of the latents of the video that a request extends; empty if it extends none."""
+        before = request.extend
+        return (
+            () if before is None else self.sizes.shape(request.model_copy(update={"frames": before.frames}))
+        )
 
     @torch.no_grad()
     def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], result: Result) -> None:

@@ -76,19 +76,23 @@ class ModelProfile:
         begin_sampler(sampler, request.steps, device, given)
         return sampler
 
-    def recipe(self, request: VideoRequest, preset: Preset, image: str | None) -> Recipe:
+    def recipe(
+        self, request: VideoRequest, preset: Preset, image: str | None, extended: str | None = None
+    ) -> Recipe:
         """Recipe of a request's video: everything that the video is a function of.
 
         Args:
             request: the request.
             preset: its preset.
             image: digest of its image; None or empty if it has none.
+            extended: likewise, of the latents of the video that it extends.
         """
         return Recipe.of(
             self.config,
             request,
             preset,
             image=image,
+            extended=extended,
             revision=self.folder.revision,
             sampler={"kind": type(self.sampler).__name__, **sampler_settings(self.sampler)},
         )

@@ -41,6 +41,7 @@ class Recipe:
         preset: Preset,
         *,
         image: str | None,
+        extended: str | None = None,
         revision: str | None = None,
         sampler: Mapping[str, str] | None = None,
     ) -> Self:
@@ -49,13 +50,15 @@ class Recipe:
         Args:
             config, request, preset: the model, the request, and its preset.
             image: digest of the request's image; None without one.
+            extended: digest of the latents of the video that it extends; None without one.
             revision: revision of the model with its LoRA files; None if the model is not on this machine.
             sampler: class and settings of the sampler; None if the model is not on this machine.
         """
         parts = {
             # A preset counts by its content, not its name; with another deadline it is the same request.
-            "request": request.model_dump(mode="json", exclude={"spectrum", "deadline", "image"}),
+            "request": request.model_dump(mode="json", exclude={"spectrum", "deadline", "image", "extend"}),
             "image": image or "",
+            "extended": extended or "",
             "preset": preset.identity,
             "model": revision,
             "dtype": config.dtype.model_dump(),

@@ -202,6 +202,13 @@ def generate_options(command: _Command) -> _Command:
             help="Number of videos to make from the prompt, as one batch.",
         ),
         click.option(
+            "--extend",
+            type=FileNameType(),
+            metavar="FILE",
+            help="Latents of a finished video that this one goes on with, for models that make videos from "
+            "images; --frames counts both.",
+        ),
+        click.option(
             "--spectrum",
             type=FileNameType(),
             metavar="off|NAME|FILE",
@@ -231,6 +238,12 @@ def generate_options(command: _Command) -> _Command:
             type=PathType(),
             metavar="FILE",
             help="WebP preview, renewed at most once a second while the video is made; removed at the end.",
+        ),
+        click.option(
+            "--latents",
+            type=PathType(),
+            metavar="FILE",
+            help="Safetensors file for the video's latents, which --extend takes.",
         ),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
         click.option(

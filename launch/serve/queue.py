@@ -359,10 +359,9 @@ def check_line(field: str, text: str | None) -> None:
 
 
 def written_by(job: Job) -> list[Path]:
-    """Return all files that a job writes: videos, report, picture, preview."""
-    outputs = job.outputs
-    shown = [] if outputs.preview is None else [outputs.preview]
-    return [*outputs.videos(job.request.videos), outputs.report, outputs.picture, *shown]
+    """Return all files that a job writes, the videos first."""
+    outputs, count = job.outputs, job.request.videos
+    return [*dict.fromkeys([*outputs.videos(count), *outputs.touched(count)])]
 
 
 def kind_of(job: Job) -> str:

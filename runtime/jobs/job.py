@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,6 +16,7 @@ from runtime.files.problems import explain
 from runtime.files.text import read_json
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.jobs.defaults import usual_timeout
+from runtime.media.latents import read_latents
 from runtime.models.folder import find_local, local_revision
 from runtime.parallel.topology import Degrees, Topology
 from runtime.recipe import Recipe
@@ -22,6 +24,9 @@ from runtime.request.config import Config, is_embedded, is_path
 from runtime.request.images import check_image, image_digest
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
+
+if TYPE_CHECKING:  # it takes seconds
+    from runtime.profile import ModelProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +109,22 @@ class Job:
         """Number of ranks of the group that runs the job."""
         return self.ranks or 1
 
-    def planned(self) -> Job:
+    def planned(self, profile: ModelProfile | None = None) -> Job:
         """Copy the job with the recipe of its current files, as far as this machine has them.
+
+        Args:
+            profile: profile of its model, if that has been read already: its files are not read again.
 
         Raises:
             BadRequestError: a file cannot be read.
         """
-        image = self.request.image
-        recipe = Recipe.of(
-            self.config,
-            self.request,
-            self.preset,
-            image=None if image is None else image_digest(image),
-            revision=local_revision(self.config),
-        )
+        request, preset = self.request, self.preset
+        image = None if request.image is None else image_digest(request.image)
+        known = None if request.extend is None else read_latents(request.extend.file).digest
+        if profile is not None:
+            return replace(self, recipe=profile.recipe(request, preset, image, known))
+        revision = local_revision(self.config)
+        recipe = Recipe.of(self.config, request, preset, image=image, extended=known, revision=revision)
         return replace(self, recipe=recipe)
 
     def check_files(self) -> None:
@@ -144,6 +151,9 @@ class Job:
         config = config.model_copy(update={"lora": lora})
         if request.image is not None:
             request = request.model_copy(update={"image": str(Path(request.image).absolute())})
+        if request.extend is not None:
+            file = str(Path(request.extend.file).absolute())
+            request = request.model_copy(update={"extend": request.extend.model_copy(update={"file": file})})
         return replace(
             self,
             config=config,
@@ -227,6 +237,7 @@ def inputs_of(config: Config, request: VideoRequest) -> dict[Path, str]:
     named = {
         "spectrum": request.spectrum if is_path(request.spectrum) else None,
         "image": request.image,
+        "extend": None if request.extend is None else request.extend.file,
         "model": None if model is None else str(model),
     }
     files = {Path(name): field for field, name in named.items() if name is not None}

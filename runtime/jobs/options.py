@@ -13,6 +13,7 @@ from runtime.files.checks import check_apart
 from runtime.files.problems import explain
 from runtime.jobs.defaults import CHECKPOINT_EVERY
 from runtime.jobs.job import Job
+from runtime.media.latents import continuing
 from runtime.parallel.topology import Degrees
 from runtime.profile import check_loras
 from runtime.request.bounds import NUMBER
@@ -53,11 +54,13 @@ class JobOptions(BaseModel):
 
     Attributes:
         config: name of a shipped config, or path of a YAML file.
+        extend: latents of a finished video that this one goes on with; `frames` counts both.
         prompt, image, travel, negative, width, height, frames, steps, guidance, seed, max_sequence_length,
             videos, spectrum, deadline: fields of the request; see `VideoRequest`.
         out: the mp4.
         report: the JSON report; by default beside the mp4.
         preview: the WebP that shows what the video is becoming; by default none.
+        latents: the safetensors file of clean latents, which `extend` takes; by default none.
         overwrite: whether existing files may be replaced.
         compare: also run the full sampler, and measure the quality against it.
         ranks: number of ranks; by default as many as the degrees need.
@@ -75,6 +78,7 @@ class JobOptions(BaseModel):
     config: FileName = "wan-tiny"
     prompt: Prompt
     image: FileName | None = None
+    extend: FileName | None = None
     travel: Waypoints | None = None
     negative: Text | None = None
     width: Pixels | None = None
@@ -90,6 +94,7 @@ class JobOptions(BaseModel):
     out: Path
     report: Path | None = None
     preview: Path | None = None
+    latents: Path | None = None
     overwrite: bool = False
     compare: bool = False
     ranks: _Degree | None = None
@@ -129,8 +134,12 @@ class JobOptions(BaseModel):
             name: getattr(self, name) for name in VideoRequest.model_fields.keys() & self.model_fields_set
         }
         del given["prompt"]
+        if self.extend is not None:
+            given["extend"] = continuing(self.extend)
         request = config.request(self.prompt, **{name: one for name, one in given.items() if one is not None})
-        outputs = Outputs.named(self.out, self.report, overwrite=self.overwrite, preview=self.preview)
+        outputs = Outputs.named(
+            self.out, self.report, overwrite=self.overwrite, preview=self.preview, latents=self.latents
+        )
         job = Job.build(
             config,
             request,

@@ -10,14 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from runtime.checkpoint.folder import Checkpoints
-from runtime.engine import Engine
+from runtime.engine import Engine, OnLatents, forgotten
 from runtime.errors import BadRequestError, CancelledError
 from runtime.files.atomic import flush, whole_files
 from runtime.jobs.job import Job
 from runtime.media.ffmpeg import SILENCE
+from runtime.media.latents import write_latents
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
@@ -83,11 +87,12 @@ def generate_shown(
     sinks: Sequence[FrameSink],
     progress: Progress,
     checkpoints: Checkpoints | None = None,
+    on_latents: OnLatents = forgotten,
 ) -> Result:
     """Generate videos into `sinks`, shown by `progress`."""
     label = f"{plan.request.spectrum}, seed {plan.request.seed}"
     with progress(label, plan.kinds) as on_step:
-        return engine.run(plan, sinks, on_step, checkpoints)
+        return engine.run(plan, sinks, on_step, checkpoints, on_latents)
 
 
 def _generate_both(
@@ -143,7 +148,7 @@ def _held(engine: Engine, job: Job) -> Iterator[list[Plan]]:
         problem, plans = "", list[Plan]()
         try:
             plans += _plans(engine, job)
-            stack.enter_context(engine.image_held(job.request))
+            stack.enter_context(engine.inputs.held(job.request))
             if is_leader:
                 _check_outputs(job)
         except BadRequestError as error:
@@ -196,15 +201,19 @@ class _Files:
     report: Path
     picture: Path
     videos: list[Path]
+    latents: Path | None
 
 
 @contextmanager
 def _files(job: Job) -> Iterator[_Files]:
     """Open the job's files, which get their names together when the block succeeds."""
-    names = list(job.outputs.all(job.request.videos))
-    with whole_files(names, overwrite=job.outputs.overwrite) as temporaries:
-        report, picture, *videos = temporaries
-        yield _Files(report, picture, videos)
+    outputs, count = job.outputs, job.request.videos
+    names = list(outputs.all(count))
+    with whole_files(names, overwrite=outputs.overwrite) as temporaries:
+        of = dict(zip(names, temporaries, strict=True))
+        videos = [of[path] for path in outputs.videos(count)]
+        latents = None if outputs.latents is None else of[outputs.latents]
+        yield _Files(of[outputs.report], of[outputs.picture], videos, latents)
 
 
 def _generate_files(
@@ -227,7 +236,8 @@ def _generate_files(
         ]
         watches = [ColourWatch() for _ in videos]
         sinks = [Tee(*one) for one in zip(sinks, watches, *([also] if also else []), strict=True)]
-        result = generate_shown(engine, plan, sinks, progress, job.checkpoints)
+        keep = forgotten if files.latents is None else partial(_keep, files.latents, request.frames)
+        result = generate_shown(engine, plan, sinks, progress, job.checkpoints, keep)
         for path, watch in zip(videos, watches, strict=True):
             result.warnings += watch.warning(path.name)
         finishing = time.perf_counter()
@@ -241,6 +251,11 @@ def _generate_files(
         write_seconds=time.perf_counter() - finishing,
     )
     return result, report
+
+
+def _keep(path: Path, frames: int, latents_BCFHW: torch.Tensor) -> None:
+    """Write the latents of a video of so many frames."""
+    write_latents(path, latents_BCFHW, frames)
 
 
 def _write(report: Report, files: _Files) -> Report:

@@ -74,7 +74,7 @@ class RehearsedEngine(Engine):
         networks = build_networks(plan, self.loaded.experts, group, self.heads, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
         recipe = self.profile.recipe(plan.request, plan.preset, None)
-        return Run(plan, recipe, networks, noise_BCFHW, image, storage)
+        return Run(plan, recipe, networks, noise_BCFHW, image, storage=storage)
 
     @property
     def heads(self) -> int:

@@ -24,12 +24,14 @@ class Outputs:
         report: the JSON report; the picture lies beside it.
         overwrite: whether existing files may be replaced.
         preview: the WebP of previews, which is there only while the job runs; None for no previews.
+        latents: the clean latents, with which a longer video can begin; None if they are not kept.
     """
 
     video: Path
     report: Path
     overwrite: bool = False
     preview: Path | None = None
+    latents: Path | None = None
 
     @classmethod
     def named(
@@ -39,6 +41,7 @@ class Outputs:
         *,
         overwrite: bool = False,
         preview: Path | None = None,
+        latents: Path | None = None,
     ) -> Outputs:
         """Name a job's output files; the report lies beside the video unless it is named.
 
@@ -50,12 +53,16 @@ class Outputs:
             _check_suffix(report, ".json", field="report")
         if preview is not None:
             _check_suffix(preview, ".webp", field="preview")
-        return cls(video, report or video.with_suffix(".json"), overwrite, preview)
+        if latents is not None:
+            _check_suffix(latents, ".safetensors", field="latents")
+        return cls(video, report or video.with_suffix(".json"), overwrite, preview, latents)
 
     def absolute(self) -> Outputs:
         """Copy it with absolute paths."""
-        preview = None if self.preview is None else self.preview.absolute()
-        return Outputs(self.video.absolute(), self.report.absolute(), self.overwrite, preview)
+        preview, latents = (
+            None if path is None else path.absolute() for path in (self.preview, self.latents)
+        )
+        return Outputs(self.video.absolute(), self.report.absolute(), self.overwrite, preview, latents)
 
     @property
     def picture(self) -> Path:
@@ -72,7 +79,8 @@ class Outputs:
         They appear in this order: the videos that an existing report names belong to its job.
         """
         named = "out" if self.report == self.video.with_suffix(".json") else "report"
-        return {self.report: named, self.picture: named, **dict.fromkeys(self.videos(count), "out")}
+        kept = {} if self.latents is None else {self.latents: "latents"}
+        return {self.report: named, self.picture: named, **kept, **dict.fromkeys(self.videos(count), "out")}
 
     def touched(self, count: int) -> dict[Path, str]:
         """Every file that is written at some time, the preview too → the option that names it."""
@@ -92,7 +100,9 @@ class Outputs:
         _check_suffix(self.video, ".mp4", field="out")
         _check_suffix(self.report, ".json", field="report")
         fields = self.all(count)
-        for path in (*self.videos(count), self.report, self.picture):
+        if self.latents is not None:
+            _check_suffix(self.latents, ".safetensors", field="latents")
+        for path in (*self.videos(count), *fields):
             check_writable(path, overwrite=self.overwrite, field=fields[path])
         if self.preview is not None:
             overwrite = self.overwrite or is_preview(self.preview)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import BadRequestError
 from runtime.files.problems import explain
@@ -80,6 +80,20 @@ def _ascending(points: tuple[Waypoint, ...]) -> tuple[Waypoint, ...]:
     return points
 
 
+class Continuation(BaseModel):
+    """The beginning of a longer video: one that is finished, as its clean latents.
+
+    Attributes:
+        file: path of its latents; see `runtime.media.latents`.
+        frames: its number of frames.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: FileName
+    frames: FrameCount
+
+
 Waypoints = Annotated[tuple[Waypoint, ...], Field(max_length=1000), AfterValidator(_ascending)]
 
 
@@ -89,6 +103,7 @@ class VideoRequest(BaseModel):
     Attributes:
         prompt: what the video shows.
         image: path of the image that the video starts from, for image-to-video models.
+        extend: finished video that this one goes on with, of the same size; `frames` counts both.
         travel: later prompts of a video that is longer than the model's window; see `sampling.travel`.
         negative: what the video should not show; used only with guidance above 1.
         width, height: pixels, in multiples that the model family has: see `Bounds`.
@@ -107,6 +122,7 @@ class VideoRequest(BaseModel):
 
     prompt: Prompt
     image: FileName | None = None
+    extend: Annotated[Continuation | None, Field(exclude_if=lambda extend: extend is None)] = None
     travel: Waypoints = ()
     negative: Text = ""
     width: Pixels
@@ -120,6 +136,18 @@ class VideoRequest(BaseModel):
     videos: VideoCount = 1
     spectrum: FileName = "off"
     deadline: Deadline | None = None
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Self:
+        if self.extend is None:
+            return self
+        if self.frames <= self.extend.frames:
+            raise ValueError(
+                f"frames: {self.frames} given; the video that is extended has {self.extend.frames} already"
+            )
+        if self.travel:
+            raise ValueError("travel: a video that is extended takes one prompt")
+        return self
 
     @property
     def guided(self) -> bool:
@@ -154,6 +182,8 @@ class VideoRequest(BaseModel):
         try:
             request = cls(**{**fields, "embedded": bounds.embedded})
             bounds.check({name: getattr(request, name) for name in ("width", "height", "frames")})
+            if request.extend is not None:
+                bounds.check({"frames": request.extend.frames}, ("extend",))
         except ValidationError as error:
             raise BadRequestError(explain(error, model=cls)) from None
         return request

@@ -6,7 +6,7 @@ Source: MultiDiffusion (Bar-Tal et al., 2023), along time.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,6 +40,10 @@ class Windows:
         count = -(-(total - length) // stride) + 1
         last = total - length
         return cls(total, length, tuple(min(number * stride, last) for number in range(count)))
+
+    def after(self, frames: int) -> Windows:
+        """The same windows of a video that has `frames` more frames at its beginning; none sees those."""
+        return replace(self, total=self.total + frames, starts=tuple(frames + start for start in self.starts))
 
     def __len__(self) -> int:
         return len(self.starts)

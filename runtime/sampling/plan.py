@@ -50,10 +50,11 @@ class Plan:
     def segments(self) -> int:
         """Number of segments that are denoised one after the other.
 
-        It is 1 without an image, however many windows there are; with an image each window is a segment,
-        which continues the one before.
+        It is 1 for a video from text alone, however many windows there are. With an image, or if the video
+        extends another, each window is a segment, which continues the one before.
         """
-        return len(self.windows) if self.request.image is not None else 1
+        alone = self.request.image is None and self.request.extend is None
+        return 1 if alone else len(self.windows)
 
     @property
     def kinds(self) -> list[StepKind]:

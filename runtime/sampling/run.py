@@ -48,6 +48,7 @@ class Run:
         networks: the transformers with the text of each window, and the first window's image conditioning.
         noise_BCFHW: noise of the whole video, float32, the same on every rank.
         image: image conditioning of the first window; None for a video from text alone.
+        before_BCFHW: clean latents of the video that this one extends; None if it begins anew.
         storage: device on which histories are kept; None for the one on which they are computed.
         warnings: sentences about parts of the request that may have unintended effects, on the first rank.
     """
@@ -57,6 +58,7 @@ class Run:
     networks: list[Networks]
     noise_BCFHW: torch.Tensor
     image: ImageCondition | None = None
+    before_BCFHW: torch.Tensor | None = None
     storage: torch.device | None = None
     warnings: tuple[str, ...] = ()
 
@@ -70,9 +72,9 @@ class Run:
 
         Args:
             number: index of the segment.
-            before_BCFHW: clean latents of all earlier segments; None for the first.
+            before_BCFHW: clean latents of all that is before it; None if the video begins with it.
         """
-        if self.plan.segments == 1:
+        if self.plan.segments == 1 and before_BCFHW is None:
             return Segment(self.noise_BCFHW, self.open_stream())
         own, network, known = self.plan.windows.slice(number), self.networks[number], 0
         if before_BCFHW is not None:

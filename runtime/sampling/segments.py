@@ -1,7 +1,7 @@
 """Denoising of one generation, segment by segment, each of which can be interrupted and resumed.
 
 A video from text is one segment, however many windows it has. With an image each window is a segment, as it
-begins with the clean latents of the one before.
+begins with the clean latents of the one before; if the video extends another, the first with those of that.
 
 Tensor legend: B batch, C latent channels, F latent frames, H, W latent height and width.
 """
@@ -52,7 +52,7 @@ def denoise_segments(
     """
     plan, commands = run.plan, commands or Commands()
     identity = run.recipe.latents.text
-    video_BCFHW: torch.Tensor | None = None
+    video_BCFHW = run.before_BCFHW
     for number in range(plan.segments):
         segment = run.segment(number, video_BCFHW)
         coordinator = _coordinate(plan, identity, ranks, commands)

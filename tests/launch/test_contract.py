@@ -150,6 +150,7 @@ CASES = [
         ),
         ("--report b.json", {"outputs.report": "b.json"}),
         ("--preview b.webp", {"outputs.preview": "b.webp"}),
+        ("--latents b.safetensors", {"outputs.latents": "b.safetensors"}),
         ("--overwrite", {"outputs.overwrite": True, "checkpoints.overwrite": True}),
         ("--compare", {"compare": True}),
         ("--ranks 2", {"ranks": 2}),
@@ -176,6 +177,7 @@ CASES = [
         ("--no-compile", {"config.compile": False, "timeout": 30.0}),
         beside="--config mine.yaml",
     ),
+    Case("generate", "--extend none.safetensors", refused="extend: 'none.safetensors' given; it cannot be"),
     Case("generate", "--launcher inline", "--ranks 2", refused="it runs a single rank, 2 need ray"),
     *sampling("compare", "requests.0"),
     *of(
@@ -304,6 +306,8 @@ REFUSED = [
             (f"--out {'x' * 252}.mp4", "File name too long"),
             ("--preview a.gif", "preview: 'a.gif' given; the name must end in .webp"),
             ("--preview /proc/a.webp", "preview: cannot write in '/proc'"),
+            ("--latents a.pt", "latents: 'a.pt' given; the name must end in .safetensors"),
+            ("--latents /proc/a.safetensors", "latents: cannot write in '/proc'"),
             ("--report a.txt", "report: 'a.txt' given; the name must end in .json"),
             ("--checkpoints /proc/mine", "checkpoints: cannot write in '/proc/mine"),
             ("--spectrum late.yaml --steps 6", "spectrum: the preset does not fit 6 steps: computed step 9"),
@@ -717,6 +721,7 @@ FIELDS = {
     "schema": "1",
     "request.prompt": "string",
     "request.image": "string or null",
+    "request.extend": "object or null",
     "request.travel": "list of objects",
     "request.negative": "string",
     "request.width": "integer",
@@ -788,7 +793,7 @@ FIELDS = {
     "preview.seconds": "number",
     "versions": "object",
 }
-NOT_OF_WAN = {"request.embedded"}  # fields that are there for other families alone
+NOT_OF_TINY = {"request.embedded", "request.extend"}  # fields that are there for other models alone
 _NAMES = {bool: "boolean", int: "integer", float: "number", dict: "object", type(None): "null"}
 
 
@@ -878,7 +883,7 @@ def test_one_run_with_many_options(folder: Path, capfd: pytest.CaptureFixture[st
     asked |= {"guidance": 3.0, "seed": 3, "max_sequence_length": 32, "videos": 2, "spectrum": "paper-fast"}
     assert report["request"] == asked | {"image": None, "travel": [], "deadline": None}
     for path, kind in FIELDS.items():
-        if path in NOT_OF_WAN:
+        if path in NOT_OF_TINY:
             continue
         values = found_in(report, path)
         assert values and all(conforms(value, kind) for value in values), (path, values)

@@ -37,8 +37,8 @@ def every_error(root: type[LockstepError] = LockstepError) -> Iterator[type[Lock
 def import_everything() -> None:
     for package in (runtime, launch):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            # One runs the command, one needs a GPU's packages, one Ray's for Serve.
-            if not module.name.endswith(("__main__", "usp", "deployment")):
+            # One runs the command, one needs a GPU's packages.
+            if not module.name.endswith(("__main__", "usp")):
                 importlib.import_module(module.name)
 
 

@@ -46,6 +46,9 @@ class WanFamily:
             return f"image: missing; {folder.name} makes videos from an image"
         if kind is ModelKind.TEXT and request.image is not None:
             return f"image: {request.image!r} given; {folder.name} makes videos from text alone"
+        if kind is ModelKind.TEXT and request.extend is not None:
+            said = "makes videos from text alone, and takes no latents to begin with"
+            return f"extend: {request.extend.file!r} given; {folder.name} {said}"
         if kind is ModelKind.IMAGE and request.max_sequence_length != _TEXT_BESIDE_IMAGE:
             return (
                 f"max_sequence_length: {request.max_sequence_length} given; {folder.name} tells text from "

@@ -84,8 +84,14 @@ class LatentSizes:
         return tokens
 
     def windows(self, request: VideoRequest, config: Config) -> Windows:
-        """Windows of the video that the model sees one at a time."""
+        """Windows of the video that the model sees one at a time.
+
+        A video that extends another has those of its new part alone; they begin in what is there.
+        """
         total, window = self.of(request)[0], config.window
         if window is None:
             return Windows(total, total, (0,))
-        return Windows.over(total, (window.frames - 1) // self.temporal + 1, window.overlap // self.temporal)
+        length, overlap = (window.frames - 1) // self.temporal + 1, window.overlap // self.temporal
+        known = 0 if request.extend is None else (request.extend.frames - 1) // self.temporal + 1
+        start = max(min(known - overlap, total - length), 0)
+        return Windows.over(total - start, length, overlap).after(start)

@@ -209,7 +209,7 @@ def test_what_was_checked_is_what_is_used(own: Config, tmp_path: Path) -> None:
         write_image(path)
         digest = image_digest(str(path))
         sink = FrameBuffer()
-        with engine.image_held(request):
+        with engine.inputs.held(request):
             change()
             assert engine.prepare(engine.plan(request)).recipe.parts["image"] == digest
             engine.generate(request, [sink])

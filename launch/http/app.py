@@ -12,6 +12,7 @@ from launch.http import (
     content,
     estimates,
     events,
+    extensions,
     films,
     health,
     joining,
@@ -31,7 +32,7 @@ from launch.http.limits import BodyLimit, OwnPagesOnly
 from launch.http.openapi import describe
 from launch.http.rounds import Rounds
 from launch.http.service import Service
-from launch.http.video import Remix, VideoCreate
+from launch.http.video import Extension, ExtensionOf, Remix, VideoCreate
 from runtime.versions import versions
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -81,6 +82,7 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app.include_router(videos.router)
     app.include_router(content.router)
     app.include_router(unsupported.router)
+    app.include_router(extensions.router)
     app.include_router(events.router)
     app.include_router(films.router)
     app.include_router(estimates.router)
@@ -90,7 +92,7 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app.include_router(metrics.router)
     app.include_router(page.router)
     tell_errors(app)
-    describe(app, [VideoCreate, Remix, FilmCreate])
+    describe(app, [VideoCreate, Remix, Extension, ExtensionOf, FilmCreate])
     app.add_middleware(BodyLimit, most=MOST_BYTES)
     known = LOCAL_HOSTS if hosts is None and service.keys.open else hosts
     app.add_middleware(OwnPagesOnly, hosts=known)

@@ -1,10 +1,12 @@
 """Files of the API: uploaded images, named by their content, and results, named by the id of their video.
 
     assets/<SHA-256>.png         an image, decoded and encoded again by Lockstep
-    results/<video id>/          video.mp4, its report and picture; checkpoints while it is made
+    results/<video id>/          video.mp4, its report, picture and latents; checkpoints while it is made
     results/<film id>/           film.mp4, poster.png, contact-sheet.png
 
 Ids come from the records and digests from the content, so nothing that a client sends is ever part of a path.
+A result is not named by its content, as its path must be known before there is any: its checkpoints lie there
+too, and a job that was killed while it wrote its files finds there what it has finished.
 Files that others put there stay: Lockstep removes its own by name, and a folder only if it is empty then.
 """
 
@@ -26,8 +28,9 @@ _DECODERS = 2  # images that are decoded at a time
 _IMAGE = re.compile(r"[0-9a-f]{64}\.png")
 _RESULT = re.compile(r"(?:video|film)_[0-9a-f]{32}")
 VIDEO, THUMBNAIL, SPRITESHEET = "video.mp4", "thumbnail.webp", "spritesheet.jpg"
+LATENTS, BEFORE = "latents.safetensors", "before.safetensors"  # its own, and those that it goes on from
 FILM, POSTER, SHEET = "film.mp4", "poster.png", "contact-sheet.png"
-_OWN = (VIDEO, "video.json", "video.png", THUMBNAIL, SPRITESHEET, FILM, POSTER, SHEET)
+_OWN = (VIDEO, "video.json", "video.png", THUMBNAIL, SPRITESHEET, LATENTS, BEFORE, FILM, POSTER, SHEET)
 
 
 class Store:
@@ -62,6 +65,26 @@ class Store:
     def video(self, id: str) -> Path:
         """Path of the mp4 of a video; its report and its picture lie beside it."""
         return self._results / id / VIDEO
+
+    def latents(self, id: str) -> Path:
+        """The latents of a video; there are none of models that go on from none."""
+        return self._results / id / LATENTS
+
+    def lend_latents(self, of: str, to: str) -> Path:
+        """Give the latents of one video to another that goes on from them, for as long as that is kept.
+
+        Raises:
+            OSError: they are not there, or the disk is full.
+        """
+        path = (self._results / to / BEFORE).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.hardlink_to(self.latents(of))
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without hard links
+            shutil.copyfile(self.latents(of), path)
+        return path
 
     def film(self, id: str) -> Path:
         """Path of the folder of a film."""

@@ -8,13 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from launch.http.errors import ApiError
+from launch.http.profiles import revision_of
 from launch.http.video import NAME_LETTERS, is_name
 from runtime.errors import BadRequestError
 from runtime.files.checks import refusing
 from runtime.files.text import user_path
 from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.forecasting.presets import load_preset
-from runtime.models.folder import local_revision
 from runtime.request.config import Config, available, is_path, load_config
 from runtime.request.video_request import VideoRequest
 
@@ -133,7 +133,7 @@ def _chosen(known: Mapping[str, str], param: str, name: str) -> str:
 
 def calibrations_of(config: Config) -> list[tuple[str, Calibration]]:
     """The shipped calibrations that were measured on a config's model, as far as it lies on this machine."""
-    return _measured_on(local_revision(config))
+    return _measured_on(revision_of(config))
 
 
 def calibration_for(config: Config, request: VideoRequest) -> Calibration | None:

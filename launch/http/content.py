@@ -22,7 +22,7 @@ from runtime.files.text import read_json
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 Variant = Literal["video", "thumbnail", "spritesheet", "picture"]
-_PATHS = {"videos", "image", "spectrum", "calibration", "name"}  # fields of reports that may hold one
+_PATHS = {"videos", "image", "file", "spectrum", "calibration", "name"}  # fields of reports that may hold one
 _TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".jpg": "image/jpeg", ".png": "image/png"}
 _PREVIEW: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/webp": {}}, "description": "The preview."}

@@ -14,11 +14,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from launch.http.beginnings import begun
 from launch.http.errors import ApiError, of_fields
 from launch.http.keys import Key
 from launch.http.records import NewVideo, Record, new_id
 from launch.http.service import Service
 from launch.http.video import RequestDetails, VideoCreate
+from runtime.errors import BadRequestError
 from runtime.jobs.job import Job
 from runtime.request.config import is_path
 
@@ -91,7 +93,15 @@ def accept(service: Service, asked: Asked, key: Key) -> tuple[Record, bool]:
         ApiError, BadRequestError: the video cannot be made here, or not now; nothing is stored.
     """
     service.check_room()
-    return service.records.accept(*prepare(service, asked, key), key)
+    new, job = prepare(service, asked, key)
+    try:
+        record, replayed = service.records.accept(new, job, key)
+    except (ApiError, BadRequestError):
+        service.store.remove(new.id)
+        raise
+    if replayed:
+        service.store.remove(new.id)
+    return record, replayed
 
 
 def prepare(service: Service, asked: Asked, key: Key, film: str | None = None) -> tuple[NewVideo, Job]:
@@ -104,9 +114,12 @@ def prepare(service: Service, asked: Asked, key: Key, film: str | None = None) -
         ApiError, BadRequestError: it cannot be made here.
     """
     service.check_priority(asked.fields.priority, key.priority)
-    id, fields = new_id(), service.jobs.resolved(asked.fields)
+    id, (asked, before) = new_id(), begun(service, asked, key.owner)
+    fields = service.jobs.resolved(asked.fields)
     image = None if asked.image is None else service.store.image(asked.image)
-    job = service.jobs.job(fields, service.store.video(id), image)
+    job = service.jobs.job(fields, service.store.video(id), image, before)
+    if before is not None:
+        job = before.lent(job, service.store, id)
     idempotency = None if asked.idempotency is None else (asked.idempotency, asked.digest)
     size = f"{job.request.width}x{job.request.height}"
     details = _details(fields, job)
@@ -138,5 +151,6 @@ def _details(fields: VideoCreate, job: Job) -> RequestDetails:
         deadline=request.deadline,
         loras=fields.loras,
         image=request.image is not None,
+        extends=fields.extends,
         priority=fields.priority,
     )

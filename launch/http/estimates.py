@@ -14,9 +14,11 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from launch.http.auth import Caller
+from launch.http.beginnings import begun
 from launch.http.bodies import read_fields
 from launch.http.catalog import calibration_for
 from launch.http.creation import Asked, read_asked
+from launch.http.keys import Key
 from launch.http.openapi import taking
 from launch.http.records import new_id
 from launch.http.service import Service, TheService
@@ -91,22 +93,23 @@ async def estimate(request: Request, service: TheService, key: Caller) -> Estima
     """Estimate a request: length, computed steps, expected time and quality. It is checked like a new video,
     but no video is made."""
     fields = await read_fields(request)
-    return await run_in_threadpool(_of_fields, service, fields)
+    return await run_in_threadpool(_of_fields, service, key, fields)
 
 
-def _of_fields(service: Service, fields: dict[str, Any]) -> Estimate:
-    return estimate_of(service, read_asked(service, fields, None))
+def _of_fields(service: Service, key: Key, fields: dict[str, Any]) -> Estimate:
+    return estimate_of(service, read_asked(service, fields, None), key.owner)
 
 
-def estimate_of(service: Service, asked: Asked) -> Estimate:
-    """Estimate what a request would become.
+def estimate_of(service: Service, asked: Asked, owner: str) -> Estimate:
+    """Estimate what a request of an owner would become.
 
     Raises:
         ApiError, BadRequestError: it cannot be made here.
     """
+    asked, before = begun(service, asked, owner)
     fields = service.jobs.resolved(asked.fields)
     image = None if asked.image is None else service.store.image(asked.image)
-    job = service.jobs.job(fields, service.store.video(new_id()), image)
+    job = service.jobs.job(fields, service.store.video(new_id()), image, before)
     request, fps = job.request, job.config.fps
     computed = _computed(job)
     times = _measured(service, job, fields.model or "") or _calibrated(job)

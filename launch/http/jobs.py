@@ -10,16 +10,17 @@ from typing import Any
 
 import yaml
 
+from launch.http.assets import LATENTS
+from launch.http.beginnings import Before
 from launch.http.catalog import Catalog, calibrations_of
 from launch.http.errors import ApiError
+from launch.http.profiles import extensible, profile_of
 from launch.http.video import VideoCreate
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.forecasting.calibration import Calibration
 from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
-from runtime.models.folder import find_local
-from runtime.profile import ModelProfile
 from runtime.request.config import Config, load_config
 
 _MOST_TIMES = 16  # of the pixels and frames that a config makes by default
@@ -44,13 +45,16 @@ class JobMaker:
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         return asked.model_copy(update={"model": model, "seed": seed})
 
-    def job(self, asked: VideoCreate, out: Path, image: Path | None = None) -> Job:
+    def job(
+        self, asked: VideoCreate, out: Path, image: Path | None = None, before: Before | None = None
+    ) -> Job:
         """Make the job of a video, checked and with absolute paths.
 
         Args:
             asked: the request, from `resolved`.
             out: path of the mp4.
             image: path of the image that the video starts from.
+            before: the video that it extends.
 
         Raises:
             ApiError, BadRequestError: something in the request is not offered, or out of bounds.
@@ -58,7 +62,7 @@ class JobMaker:
         name = self.catalog.config(asked.model)
         config = load_config(name)
         fps = asked.fps or config.fps
-        frames = _frames(asked, config, fps)
+        frames = _frames(asked, config, fps) if before is None else before.length(asked, config, fps)
         width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
         wanted: dict[str, Any] = {
             "width": width,
@@ -71,6 +75,7 @@ class JobMaker:
             "deadline": asked.deadline,
             "image": None if image is None else str(image),
         }
+        extend = None if before is None else str(before.file)
         wanted = {field: value for field, value in wanted.items() if value is not None}
         _check_volume(asked, config, wanted)
         spectrum = self._spectrum(asked, config, wanted)
@@ -79,6 +84,7 @@ class JobMaker:
             prompt=asked.prompt,
             **wanted,
             spectrum=spectrum,
+            extend=extend,
             out=out,
             ranks=None if self.catalog.ranks == 1 else self.catalog.ranks,
             lora=[{"file": self.catalog.lora(one.name), "scale": one.scale} for one in asked.loras],
@@ -86,9 +92,12 @@ class JobMaker:
         if fps != config.fps:
             job = replace(job, config=job.config.model_copy(update={"fps": fps}))
         job = job.absolute()
-        if find_local(job.config) is not None:  # others are checked when they are there
-            _profile(job.config).check(job.request, job.preset)
-        return job.planned()
+        profile = profile_of(job.config)
+        if profile is not None:  # others are checked when they are there
+            profile.check(job.request, job.preset)
+        if profile is None or extensible(profile):
+            job = replace(job, outputs=replace(job.outputs, latents=out.absolute().with_name(LATENTS)))
+        return job.planned(profile)
 
     def _spectrum(self, asked: VideoCreate, config: Config, wanted: dict[str, Any]) -> str | None:
         """The preset that was asked for, by name or by what it may cost; None for the config's."""
@@ -129,12 +138,6 @@ class JobMaker:
             with whole_file(path) as temporary:
                 temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         return path
-
-
-@lru_cache(maxsize=64)
-def _profile(config: Config) -> ModelProfile:
-    """Profile of a model on this machine."""
-    return ModelProfile(config)
 
 
 @lru_cache(maxsize=256)

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from launch.http.auth import Caller
 from launch.http.catalog import Catalog, calibration_for
 from launch.http.errors import not_found
+from launch.http.profiles import extensible, profile_of, written_at
 from launch.http.service import TheService
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import Calibration
@@ -64,11 +65,13 @@ class Model(BaseModel):
     """A model, and what may be chosen with it.
 
     Attributes:
+        created: when the newest file of the model was written on this server.
         multiple: width and height are multiples of it.
         frame_rule: how many frames a video may have.
         presets: values of `spectrum`, for requests like the defaults.
         budgets: values of `nfe`, likewise; empty if the model is not calibrated.
         loras: values of `loras`.
+        extensible: whether its videos can be extended; null for a model that is downloaded when it is used.
     """
 
     id: str
@@ -81,6 +84,7 @@ class Model(BaseModel):
     presets: list[PresetChoice]
     budgets: list[Expected]
     loras: list[str]
+    extensible: bool | None
 
 
 class ModelList(BaseModel):
@@ -110,7 +114,7 @@ def _model(catalog: Catalog, name: str) -> Model:
     spectrum = usual.spectrum
     return Model(
         id=name,
-        created=0,
+        created=written_at(config, catalog.models[name]),
         defaults=ModelDefaults(
             size=f"{usual.width}x{usual.height}",
             seconds=f"{usual.frames / config.fps:.6g}",
@@ -130,6 +134,7 @@ def _model(catalog: Catalog, name: str) -> Model:
         ],
         budgets=list(_budgets(config, request)),
         loras=list(catalog.loras),
+        extensible=None if (profile := profile_of(config)) is None else extensible(profile),
     )
 
 

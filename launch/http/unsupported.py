@@ -17,13 +17,3 @@ async def edit(key: Caller) -> NoReturn:
     """Always refused: no model here edits an existing video."""
     said = "no model here edits a video; remix makes one again with another prompt and the same seed"
     raise ApiError(422, "unsupported", said)
-
-
-@router.post("/extensions", response_model=None)
-async def extend(key: Caller) -> NoReturn:
-    """Always refused: the latents from which a video could be extended are not kept."""
-    said = (
-        "a finished video cannot be extended, as its latents are not kept; make a longer one with the same "
-        "seed, or a film of several shots"
-    )
-    raise ApiError(422, "unsupported", said)

@@ -117,16 +117,56 @@ class VideoFields(_Part):
         return self
 
 
+Id = Annotated[str, Field(max_length=200)]
+
+
 class VideoCreate(VideoFields):
-    """A request for a video. Only `prompt` is required."""
+    """A request for a video. Only `prompt` is required.
+
+    Attributes:
+        extends: `id` of a completed video of yours that this one begins with. Its model, size, frames per
+            second and image are used, and the length is that of the new part.
+    """
 
     prompt: Prompt
+    extends: Id | None = None
 
 
 class Remix(_Part):
     """A request to make a video again with a new prompt and everything else unchanged."""
 
     prompt: Prompt
+
+
+class Extension(_Part):
+    """What comes after a video; all else is as it was for that.
+
+    Attributes:
+        prompt: what the new part shows.
+        seconds, frames: length of the new part, one of the two; by default that of the model's videos.
+        seed: of the noise; by default that of the video.
+    """
+
+    prompt: Prompt
+    seconds: Seconds | None = None
+    frames: FrameCount | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] | None = None
+
+
+def _as_reference(given: Any) -> Any:
+    return {"id": given} if isinstance(given, str) else given
+
+
+class VideoReference(_Part):
+    """A video of yours, by its `id`."""
+
+    id: Id
+
+
+class ExtensionOf(Extension):
+    """An extension, with the video that it is of."""
+
+    video: Annotated[VideoReference, BeforeValidator(_as_reference)]
 
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -140,7 +180,7 @@ class VideoError(BaseModel):
 
 
 class RequestDetails(BaseModel):
-    """All settings of a video, including those that its request did not give."""
+    """All settings of a video, including those that its request did not give; `frames` counts all frames."""
 
     frames: int
     fps: int
@@ -154,6 +194,7 @@ class RequestDetails(BaseModel):
     deadline: float | None = None
     loras: list[LoraChoice] = []
     image: bool = False
+    extends: str | None = None
     priority: int = 0
 
 

@@ -26,7 +26,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="Requests with the same key make one video."),
 ]
-_POLL, _REPLAYED = "openai-poll-after-ms", "Idempotent-Replayed"
+_POLL, REPLAYED = "openai-poll-after-ms", "Idempotent-Replayed"
 
 
 def told(service: Service, record: Record, response: Response) -> Video:
@@ -55,7 +55,7 @@ def _create(
 def _accepted(service: Service, asked: Asked, key: Caller, response: Response) -> Video:
     record, replayed = accept(service, asked, key)
     if replayed:
-        response.headers[_REPLAYED] = "true"
+        response.headers[REPLAYED] = "true"
     return told(service, record, response)
 
 

@@ -1,0 +1,78 @@
+"""Profiles of the models that a server offers: read once, and again when a file of a model has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from runtime.models.folder import find_local, local_revision
+from runtime.profile import ModelProfile
+from runtime.request.config import Config, is_path, shipped
+from runtime.request.video_request import Continuation
+
+_State = tuple[tuple[str, int, int], ...]
+"""Name, size and time of each file that a model is made of."""
+
+_MANY = 64  # models with their LoRAs that are remembered
+
+
+def profile_of(config: Config) -> ModelProfile | None:
+    """Profile of a config's model; None if the model is not on this machine.
+
+    Raises:
+        BadRequestError: the model is incomplete or not supported.
+    """
+    state = _state(config)
+    return _profile(config, state) if state else None
+
+
+def revision_of(config: Config) -> str | None:
+    """Revision of a config's model, which is not checked; None if the model is not on this machine."""
+    state = _state(config)
+    return _revision(config, state) if state else None
+
+
+def extensible(profile: ModelProfile) -> bool:
+    """Whether a model's videos can be extended."""
+    example = profile.config.request("x").model_copy(
+        update={"image": "image.png", "extend": Continuation(file="latents.safetensors", frames=1)}
+    )
+    return not profile.family.refuses(profile.folder, example)
+
+
+def written_at(config: Config, name: str) -> int:
+    """When the newest file of a config's model was written; of the config itself if there is no model here.
+
+    Args:
+        name: what the config was loaded by.
+    """
+    state = _state(config) or tuple(_of_files([Path(name) if is_path(name) else shipped(f"{name}.yaml")]))
+    return max((nanoseconds for _, _, nanoseconds in state), default=0) // 10**9
+
+
+def _state(config: Config) -> _State:
+    """State of a model's files, which differs after any of them was changed; empty without a model here."""
+    folder = find_local(config)
+    if folder is None:
+        return ()
+    return tuple(_of_files([*sorted(folder.rglob("*")), *(Path(one.file) for one in config.lora)]))
+
+
+def _of_files(paths: list[Path]) -> Iterator[tuple[str, int, int]]:
+    for path in paths:
+        try:
+            found = path.stat()
+        except OSError:  # what is read afterwards says what is wrong
+            continue
+        yield str(path), found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=_MANY)
+def _profile(config: Config, state: _State) -> ModelProfile:
+    return ModelProfile(config)
+
+
+@lru_cache(maxsize=_MANY)
+def _revision(config: Config, state: _State) -> str | None:
+    return local_revision(config)

@@ -87,6 +87,8 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http="h11",
+                loop="asyncio",  # the same whatever else is installed
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -1,0 +1,91 @@
+"""What a person gives the studio beside text, in a real browser: an image, and LoRAs with their scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from launch.http.auth import Keys
+from launch.http.catalog import Catalog
+from launch.http.service import Service
+from launch.serve.queue import Queue
+from runtime.request.config import Config
+from tests.browser import browsing, faults, needs_browser
+from tests.conditioned import config_of, write_image, write_vace
+from tests.launch.commands.test_lora_option import write as write_lora
+from tests.serving import Api, listening
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [needs_browser, pytest.mark.alone]
+
+
+@pytest.fixture(scope="module")
+def served(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, str]]:
+    """An API with a model for text, one for images too, and two LoRAs for the first; its address."""
+    folder = tmp_path_factory.mktemp("inputs")
+    vace = folder / "vace.yaml"
+    vace.write_text(config_of(config, write_vace(folder / "vace")).model_dump_json(exclude_none=True))
+    loras = [(name, write_lora(folder / f"{name}.safetensors")) for name in ("soft", "bright")]
+    with closing(Queue(folder / "queue")) as queue:
+        api = Api(Service.on(queue, Catalog.of(["wan-tiny", str(vace)], loras=loras), Keys(None)))
+        with listening(api) as url:
+            yield api, url
+
+
+@pytest.fixture
+def api(served: tuple[Api, str]) -> Api:
+    return served[0]
+
+
+@pytest.fixture
+def page(served: tuple[Api, str]) -> Iterator[Page]:
+    with browsing(served[1], viewport={"width": 1280, "height": 900}) as (page, complaints):
+        page.locator("#expected dl").wait_for()
+        page.locator("details", has=page.locator("#image")).evaluate("details => (details.open = true)")
+        yield page
+        assert faults(complaints) == []
+
+
+def test_loras_are_chosen_by_name_with_their_scales(page: Page, api: Api) -> None:
+    page.locator("#prompt").fill("with a style")
+    page.locator("input[name=budget][value=off]").check()
+    page.get_by_label("bright", exact=True).check()
+    page.get_by_label("Scale of bright").fill("0.5")
+    page.get_by_role("button", name="Make video").click()
+    page.locator("#open .card", has_text="with a style").wait_for()
+    [entry] = [one for one in api.queue.entries() if one.job.request.prompt == "with a style"]
+    [lora] = entry.job.config.lora
+    assert (Path(lora.file).stem, lora.scale) == ("bright", 0.5)
+    told = api.video(entry.name)["request"]
+    assert told["loras"] == [{"name": "bright", "scale": 0.5}]
+
+
+def test_an_image_is_uploaded_and_what_is_none_is_refused_beside_its_field(
+    page: Page, api: Api, tmp_path: Path
+) -> None:
+    page.locator("#model").select_option("vace")
+    page.locator("input[name=budget][value=off]").check()
+    page.locator("#prompt").fill("from an image")
+    text = tmp_path / "start.png"
+    text.write_text("no image at all")
+    page.locator("#image").set_input_files(text)
+    page.get_by_role("button", name="Make video").click()
+    page.locator("#input_reference-problem", has_text="not an image").wait_for()
+    assert page.locator("#image").get_attribute("aria-invalid") == "true"
+    image = write_image(tmp_path / "real.png")
+    page.locator("#image").set_input_files(image)
+    page.get_by_role("button", name="Make video").click()
+    page.locator("#open .card", has_text="from an image").wait_for()
+    [entry] = [one for one in api.queue.entries() if one.job.request.prompt == "from an image"]
+    kept = entry.job.request.image
+    assert kept is not None and Path(kept).parent == api.queue.folder / "assets"
+    with Image.open(kept) as ours, Image.open(image) as theirs:
+        assert ours.convert("RGB").tobytes() == theirs.convert("RGB").tobytes()
+    assert api.video(entry.name)["request"]["image"] is True

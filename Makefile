@@ -1,4 +1,4 @@
-.PHONY: video film serve test test-slow chaos fuzz lint types bench quality evaluate train clean
+.PHONY: video film serve test test-slow chaos soak fuzz lint types bench quality evaluate train clean
 .DEFAULT_GOAL := video
 
 PYTHON ?= python3
@@ -32,6 +32,9 @@ test-slow: $(VENV)/.installed  ## All tests, including those that take minutes
 
 chaos: $(VENV)/.installed  ## 300 random faults, two at a time; two hours. Resumes where it was stopped
 	$(BIN)/python scripts/chaos.py --runs 300 --jobs 2 --log docs/reliability.jsonl --out docs/reliability.md
+
+soak: $(VENV)/.installed  ## 300 jobs for a server that is killed at random. Resumes where it was stopped
+	$(BIN)/python scripts/soak_serve.py --jobs 300 --clients 8 --folder out/soak --out out/soak.md
 
 fuzz: $(VENV)/.installed  ## Damaged and hostile input of every kind, for five minutes
 	$(BIN)/python scripts/fuzz.py --seconds 300 --seed $(or $(SEED),0)

@@ -105,7 +105,7 @@ def scraped() -> Iterator[set[str]]:
 @pytest.mark.usefixtures("local_ray")
 def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp_path: Path) -> None:
     for name in ("good", "poisoned", "refused", "also-good"):
-        settings = {**TINY, "steps": 200, "spectrum": "off"} if name == "poisoned" else TINY
+        settings = {**TINY, "steps": 80, "spectrum": "off"} if name == "poisoned" else TINY
         queue.submit(make_job(tmp_path / f"{name}.mp4", **settings), name=name)
     (tmp_path / "refused.mp4").touch()
     poison, kills, pids = [], list[int](), set()
@@ -147,7 +147,7 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
         "--name resumes from the last"
     )
     assert "checkpoints are kept" not in refused.reason
-    again = make_job(tmp_path / "poisoned.mp4", **TINY | {"steps": 200, "spectrum": "off"}, resume=True)
+    again = make_job(tmp_path / "poisoned.mp4", **TINY | {"steps": 80, "spectrum": "off"}, resume=True)
     queue.submit(again, name="as advised")
     ReplicaPool(queue, 1).run()
     assert states(queue)["as advised"] is State.DONE

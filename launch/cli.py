@@ -15,6 +15,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from launch.commands.machines import doctor, rehearse
 from launch.commands.options import (
     DAY,
     DEGREE,
@@ -25,7 +26,6 @@ from launch.commands.options import (
     PathType,
     calibrate_options,
     generate_options,
-    rehearse_options,
     sampling_options,
 )
 from launch.commands.queue import queue, status
@@ -341,43 +341,8 @@ def storyboard(
         print_path(path)
 
 
-@cli.command(short_help="Show what a job would need on GPUs that you do not have.")
-@rehearse_options
-@click.pass_obj
-def rehearse(console: Console, /, rank: str | None, as_json: bool, **options: Any) -> None:
-    """Show the compute, memory and traffic of a job on GPUs that you do not have.
-
-    The engine itself runs on fake tensors, without weights, in seconds. docs/rehearse.md explains what is
-    counted and what is estimated.
-    """
-    import json
-
-    from launch.commands.rehearse import build_scenario, chosen_ranks, show
-    from runtime.rehearsal.account import to_json
-    from runtime.rehearsal.options import options as ways
-    from runtime.rehearsal.rehearse import rehearse as rehearsed
-
-    scenario = build_scenario(**options)
-    found = rehearsed(scenario, chosen_ranks(rank, scenario))
-    fitting = [] if found.fits else list(ways(scenario))
-    if as_json:
-        click.echo(json.dumps(to_json(found, fitting)))
-        return
-    shown = Terminal()
-    for part in show(found, options["config"], fitting):
-        shown.print(part, soft_wrap=isinstance(part, str))
-
-
-@cli.command(short_help="Show what this machine has and can run.")
-@click.pass_obj
-def doctor(console: Console) -> None:
-    """Show what this machine has, and which models and topologies it can run."""
-    from launch.commands.doctor import examine
-
-    for table in examine():
-        Terminal().print(table)
-
-
+cli.add_command(rehearse)
+cli.add_command(doctor)
 cli.add_command(queue)
 cli.add_command(status)
 cli.add_command(serve)

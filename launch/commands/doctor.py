@@ -17,6 +17,10 @@ from runtime.errors import named, reason
 from runtime.files.extensions import announced
 from runtime.media.quality import has_filter
 from runtime.models.folder import find_local
+from runtime.parallel.topology import Degrees
+from runtime.rehearsal.machine import Gpu
+from runtime.rehearsal.options import first_that_fits
+from runtime.rehearsal.rehearse import Scenario
 from runtime.request.config import Config, available, load_config
 
 _WORLDS = (1, 2, 4, 8)
@@ -27,6 +31,35 @@ def examine() -> Iterator[Table]:
     """Yield tables of findings, the cheapest first."""
     yield _machine()
     yield _models()
+
+
+def fits(gpu: Gpu) -> Table:
+    """Rehearse every config on 1, 2, 4 and 8 GPUs; tell the peak memory, and what would make it fit.
+
+    Args:
+        gpu: the GPU.
+    """
+    table = Table(title=f"Rehearsed, not measured: peak memory on {gpu.name}, of {gpu.memory_gib:g} GiB")
+    table.add_column("config", no_wrap=True)
+    for world in _WORLDS:
+        table.add_column(f"{world}, GiB")
+    for name in available("."):
+        table.add_row(name, *(_fit(load_config(name), world, gpu) for world in _WORLDS))
+    table.caption = (
+        "At the config's size, with its preset. 2 GiB and 5 % of the memory are assumed to be lost. "
+        "`lockstep rehearse` shows more of each."
+    )
+    return table
+
+
+def _fit(config: Config, world: int, gpu: Gpu) -> str:
+    """Peak memory of a config, with the memory options without which it would not fit."""
+    scenario = Scenario(config, config.request("rehearsed"), Degrees(), world, gpu)
+    found = first_that_fits(scenario)
+    if found is None:
+        return "does not fit"
+    changes = [f"{field}: {value}" for field, value in found.changes.items()]
+    return "\n".join([f"{found.rehearsal.peak / 2**30:.1f}", *changes])
 
 
 def _machine() -> Table:

@@ -35,7 +35,7 @@ def options(scenario: Scenario) -> Iterator[Option]:
     if scenario.gpu.room(0) < 0:
         return
     while ranks <= max(_MOST_RANKS, scenario.ranks) and found < _ENOUGH:
-        option = _first_that_fits(replace(scenario, ranks=ranks, degrees=degrees))
+        option = first_that_fits(replace(scenario, ranks=ranks, degrees=degrees))
         if option is not None:
             found += 1
             yield option
@@ -96,8 +96,15 @@ _REMEDIES = (
 )
 
 
-def _first_that_fits(scenario: Scenario) -> Option | None:
-    """Apply one remedy after another until a scenario fits; None if nothing helps."""
+def first_that_fits(scenario: Scenario) -> Option | None:
+    """Apply one memory option after another until a job fits on its number of ranks.
+
+    Args:
+        scenario: the job.
+
+    Returns:
+        The fewest options that make it fit, none if it fits as it is; None if nothing helps.
+    """
     remedies: list[_Remedy] = []
     try:
         found = rehearse(scenario, [0])

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 
 from launch import cli, ray_job, torchrun
 from launch.commands import calibrate as calibrate_rank
+from launch.commands import machines
 from launch.commands.build_job import build_job
 from launch.commands.calibrate import plan_calibration
 from launch.commands.compare import plan_comparison
@@ -60,8 +61,8 @@ ENTRIES: dict[str, tuple[click.Command, list[str]]] = {
     "calibrate": (cli.calibrate, ["--out", "cal.json", "--prompts", "prompts.txt"]),
     "plan": (cli.plan, ["wan-tiny"]),
     "storyboard": (cli.storyboard, ["film.yaml", "--out", "film"]),
-    "rehearse": (cli.rehearse, []),
-    "doctor": (cli.doctor, []),
+    "rehearse": (machines.rehearse, []),
+    "doctor": (machines.doctor, []),
     "queue add": (cli.cli, [PROMPT, "--queue", "new", "--out", "new.mp4"]),
     "queue cancel": (cli.cli, ["1", "--queue", "queue"]),
     "queue run": (cli.cli, ["--queue", "queue"]),
@@ -237,6 +238,7 @@ CASES = [
         ("--shard", SHARDED),
     ),
     *of("rehearse", ("--replicate", {"config.memory.transformer": "replicate"}), beside="--config mine.yaml"),
+    Case("doctor", "--gpu 4090", shown_by="launch/commands/test_doctor.py"),
     Case("rehearse", "--rank 5", refused="rank: '5' given; it must be from 0 to 0, or all"),
     Case("rehearse", "--json", TINY, says='{"'),
     *of(
@@ -337,6 +339,7 @@ REFUSED = [
     ("plan", "--seconds 9 --report prompts.txt", "has no times"),
     ("storyboard", "--only four", "only: four given; the shots are one, two"),
     ("rehearse", "--gpu nope", "gpu: 'nope' given"),
+    ("doctor", "--gpu nope", "gpu: 'nope' given"),
     ("doctor", "too", "unexpected extra argument (too)"),
     ("queue add", "--frames 18", "frames: 18 given; must be 4k + 1"),
     ("queue cancel", "99999999999999999999", "99999999999999999999 is not in the range"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from io import StringIO
 
 import pytest
 import torch
 
 from launch import cli
-from launch.commands.doctor import _importable, _splits
+from launch.commands.doctor import _importable, _splits, fits
+from launch.shell.terminal import Terminal
+from runtime.rehearsal.machine import load_gpu
 
 
 def test_doctor_names_everything_that_matters(
@@ -49,3 +52,14 @@ def test_an_ffmpeg_that_does_not_run_is_a_finding(
 )
 def test_splits_divide_heads_and_ranks(heads: int | None, world: int, splits: str) -> None:
     assert _splits(heads, world) == splits
+
+
+def test_what_fits_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.commands.doctor.available", lambda _: ["wan-tiny", "wan2.1-t2v-14b-480p"])
+    shown = Terminal(width=120, file=StringIO())
+    shown.print(fits(load_gpu("4090")))  # as `doctor --gpu 4090` does
+    rows = re.findall(r"│ ([\w.-]*) *│ (.*?) *│ (.*?) *│ (.*?) *│ (.*?) *│", shown.file.getvalue())  # type: ignore[attr-defined]
+    (name, *tiny), (large, one, _, _, eight), (_, _, _, _, option) = rows
+    assert name == "wan-tiny" and all(0 < float(peak) < 1 for peak in tiny)
+    assert large == "wan2.1-t2v-14b-480p" and one == "does not fit"  # 27 GB of weights
+    assert 5 < float(eight) < 23.5 and option == "memory.transformer: shard"

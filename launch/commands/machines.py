@@ -1,0 +1,55 @@
+"""The commands about machines: `lockstep rehearse` and `lockstep doctor`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from launch.commands.options import FileNameType, rehearse_options
+from launch.shell.terminal import Terminal
+
+
+@click.command(short_help="Show what a job would need on GPUs that you do not have.")
+@rehearse_options
+def rehearse(*, rank: str | None, as_json: bool, **options: Any) -> None:
+    """Show the compute, memory and traffic of a job on GPUs that you do not have.
+
+    The engine itself runs on fake tensors, without weights, in seconds. docs/rehearse.md explains what is
+    counted and what is estimated.
+    """
+    from launch.commands.rehearse import build_scenario, chosen_ranks, show
+    from runtime.rehearsal.account import to_json
+    from runtime.rehearsal.options import options as ways
+    from runtime.rehearsal.rehearse import rehearse as rehearsed
+
+    scenario = build_scenario(**options)
+    found = rehearsed(scenario, chosen_ranks(rank, scenario))
+    fitting = [] if found.fits else list(ways(scenario))
+    if as_json:
+        click.echo(json.dumps(to_json(found, fitting)))
+        return
+    shown = Terminal()
+    for part in show(found, options["config"], fitting):
+        shown.print(part, soft_wrap=isinstance(part, str))
+
+
+@click.command(short_help="Show what this machine has and can run.")
+@click.option(
+    "--gpu",
+    type=FileNameType(),
+    metavar="NAME|FILE",
+    help="Also rehearse each shipped config on 1, 2, 4 and 8 such GPUs, which need not exist: h100, h200, "
+    "b200, 4090, or a YAML file. Takes about a minute.",
+)
+def doctor(gpu: str | None) -> None:
+    """Show what this machine has, and which models and topologies it can run."""
+    from launch.commands.doctor import examine, fits
+    from runtime.rehearsal.machine import load_gpu
+
+    rehearsed = None if gpu is None else load_gpu(gpu)
+    for table in examine():
+        Terminal().print(table)
+    if rehearsed is not None:
+        Terminal().print(fits(rehearsed))

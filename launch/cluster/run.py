@@ -166,8 +166,8 @@ class _Run:
             return Ended(End.REFUSED, str(error))
         except JobFailedError as error:
             return Ended(End.FAILED, str(error))
-        path = job.outputs.preview
-        with nullcontext() if path is None else PreviewFile(path) as preview:
+        path, overwrite = job.outputs.preview, job.outputs.overwrite
+        with nullcontext() if path is None else PreviewFile(path, overwrite=overwrite) as preview:
             return self._follow(self._group, job, preview)
 
     def _follow(self, group: RankGroup, job: Job, preview: PreviewFile | None) -> Ended:

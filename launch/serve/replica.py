@@ -192,7 +192,7 @@ class Replica:
     def _preview_of(self, entry: Entry, job: Job) -> AbstractContextManager[PreviewFile | None]:
         """The file for a request's previews: its own, or the pool's if that keeps any."""
         if job.outputs.preview is not None:
-            return PreviewFile(job.outputs.preview)
+            return PreviewFile(job.outputs.preview, overwrite=job.outputs.overwrite)
         return nullcontext() if self._pool.previews is None else self._pool.previews.of(entry.id)
 
     def _follow(self, entry: Entry, job: Job, group: RankGroup, preview: PreviewFile | None) -> Ended:

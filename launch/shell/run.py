@@ -37,7 +37,7 @@ def run_job_shown(
         engine = Engine(job.config, ranks, job.degrees)
     on_loaded(engine)
     # Commanded until the path is printed: a command that comes too late changes nothing.
-    with engine.commanded(), previewed_in(job.outputs.preview, engine):
+    with engine.commanded(), previewed_in(job.outputs.preview, engine, overwrite=job.outputs.overwrite):
         done = do_job(engine, job, partial(StepProgress, console))
         if isinstance(done, Report):
             print_result(done, job, console)
@@ -45,12 +45,17 @@ def run_job_shown(
 
 
 @contextmanager
-def previewed_in(path: Path | None, engine: Engine) -> Iterator[None]:
-    """Let the engine's first rank show previews in the file `path` while the block runs; None for none."""
+def previewed_in(path: Path | None, engine: Engine, *, overwrite: bool = False) -> Iterator[None]:
+    """Let the engine's first rank show previews in the file `path` while the block runs; None for none.
+
+    Args:
+        overwrite: whether they may replace a file that is not a preview.
+    """
     if path is None or not engine.ranks.is_leader:
         yield
         return
-    with PreviewFile(path) as file, Previews(file.put) as previews, engine.previewed(previews):
+    shown = PreviewFile(path, overwrite=overwrite)
+    with shown as file, Previews(file.put) as previews, engine.previewed(previews):
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,10 +20,10 @@ from typing import Protocol, Self
 import numpy as np
 from PIL import Image
 
-from runtime.errors import JobFailedError
+from runtime.errors import JobFailedError, LockstepError
 from runtime.files.atomic import whole_file
 from runtime.media.mp4 import Frames
-from runtime.request.outputs import PREVIEW_MARK
+from runtime.request.outputs import PREVIEW_MARK, is_preview
 
 log = logging.getLogger(__name__)
 
@@ -98,27 +99,37 @@ class PreviewFile:
     """File that holds the newest preview; a context manager that removes the file at its end.
 
     If it cannot be written (a full disk, for instance), one warning is logged: nothing depends on a preview.
+    Another file that appears under its name meanwhile is kept.
 
     Args:
         path: the file, whose name ends in `.webp`; missing folders are created.
+        overwrite: whether the first preview may replace a file that is not one.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, overwrite: bool = False):
         self.path = path
+        self._overwrite = overwrite
         self._warned = False
 
     def put(self, content: bytes) -> bool:
         """Replace the file, whole or not at all; return whether it could be written."""
         try:
+            if not (self._overwrite or self._is_free()):
+                raise JobFailedError("another file has its name, and is kept")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self.path) as temporary:
                 temporary.write_bytes(content)
-        except (OSError, JobFailedError) as error:
+        except (OSError, LockstepError) as error:
             if not self._warned:
                 log.warning("preview: %r is not up to date: %s", str(self.path), error)
             self._warned = True
             return False
+        self._overwrite = False
         return True
+
+    def _is_free(self) -> bool:
+        """Return whether nothing is at the path but a preview."""
+        return is_preview(self.path) or not os.path.lexists(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -126,8 +137,9 @@ class PreviewFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
+        with suppress(OSError, LockstepError):
+            if is_preview(self.path):
+                self.path.unlink(missing_ok=True)
 
 
 def encode_preview(frames_BTHW3: Frames, seconds: float) -> bytes:

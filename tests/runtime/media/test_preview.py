@@ -130,6 +130,27 @@ def test_it_is_removed_when_the_job_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_file_of_its_name_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content, path = encode_preview(frames(), 0.1), tmp_path / "1.webp"
+    path.write_text("mine")
+    with PreviewFile(path) as file:
+        assert not file.put(content) and not file.put(content)
+    assert path.read_text() == "mine" and len(caplog.records) == 1
+    assert "another file has its name, and is kept" in caplog.text
+    with PreviewFile(path, overwrite=True) as file:
+        assert file.put(content) and file.put(content)
+        path.write_text("mine, too")  # appeared meanwhile
+        assert not file.put(content)
+    assert path.read_text() == "mine, too"
+    path.unlink()
+    with PreviewFile(path) as file:
+        assert file.put(content)
+        path.unlink()
+        path.mkdir()
+        assert not file.put(content)
+    assert path.is_dir()
+
+
 def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     content = encode_preview(frames(), 0.1)

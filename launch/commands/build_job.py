@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.forecasting.presets import load_preset
 from runtime.jobs.job import Job
 from runtime.jobs.job import inputs_of as inputs_of_request
 from runtime.jobs.options import JobOptions
@@ -53,4 +54,4 @@ def inputs_of(config: str, settings: Config, request: VideoRequest) -> dict[Path
         request: a request of the command.
     """
     own = {Path(config): "config"} if is_path(config) else {}
-    return own | inputs_of_request(settings, request)
+    return own | inputs_of_request(settings, request, load_preset(request.spectrum))

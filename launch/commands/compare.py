@@ -221,7 +221,9 @@ def plan_comparison(
         preset.check_request(settings.windowed(requests[0]))
     outputs = dict.fromkeys((out.with_suffix(".json"), out), "out")
     inputs = inputs_of(config, settings, requests[0])
-    check_apart(outputs, inputs | {Path(name): "preset" for name in chosen if is_path(name)})
+    inputs |= {Path(name): "preset" for name in chosen if is_path(name)}
+    inputs |= {file: "calibration" for one in chosen.values() if (file := one.calibration_file)}
+    check_apart(outputs, inputs)
     return Comparison(settings, chosen, requests, out, overwrite)
 
 

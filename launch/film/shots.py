@@ -124,12 +124,10 @@ def plan_film(
 
 def _inputs(storyboard: Path, shots: Sequence[ShotRequest], audio: Path | None) -> dict[Path, str]:
     """Input files of a film → the field that names each."""
-    named: list[tuple[str | None, str]] = [
-        (str(storyboard), "storyboard"),
-        (None if audio is None else str(audio), "audio"),
-    ]
+    named: list[tuple[str | Path | None, str]] = [(storyboard, "storyboard"), (audio, "audio")]
     for one in shots:
         named += [(one.request.image, "image"), *((lora.file, "lora") for lora in one.settings.lora)]
+        named.append((one.preset.calibration_file, "calibration"))
         files = {one.config: "config", one.request.spectrum: "spectrum"}
         named += [(name, field) for name, field in files.items() if is_path(name)]
     return {Path(name): field for name, field in named if name is not None}

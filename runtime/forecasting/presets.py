@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, SerializeAsAny, model_validator
 
 from runtime.errors import BadRequestError
 from runtime.files.extensions import source_of
-from runtime.files.text import beside
+from runtime.files.text import beside, user_path
 from runtime.forecasting.calibration import Calibration, is_file_name, load_calibration
 from runtime.forecasting.expectation import Expectation
 from runtime.forecasting.parts import (
@@ -87,6 +88,12 @@ class Preset(BaseModel):
     def forecasts(self) -> bool:
         """True if any step can be forecast."""
         return any(not isinstance(s, FullSchedulePart) for s in (self.schedule, self.uncond or self.schedule))
+
+    @property
+    def calibration_file(self) -> Path | None:
+        """File of the preset's calibration; None for a shipped one, and without one."""
+        named = self.calibration
+        return None if named is None or not is_file_name(named) else user_path(named)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -100,7 +100,7 @@ class Job:
             heads = config.architecture.heads
             topology = Topology.choose(world, heads=heads, guided=request.guided, wanted=degrees)
             topology.check(heads=heads, tokens=None, guided=request.guided)
-        check_apart(outputs.touched(request.videos), inputs_of(config, request))
+        check_apart(outputs.touched(request.videos), inputs_of(config, request, preset))
         patience = usual_timeout(config.compile) if timeout is None else timeout
         return cls(config, request, preset, outputs, compare, world, degrees, checkpoints, patience, recipe)
 
@@ -181,14 +181,18 @@ class Job:
 
     def is_made(self) -> bool:
         """Return whether a report of this very request exists; it appears before the videos that it names."""
-        own = self.absolute()
         try:
-            report = read_json(own.outputs.report)
+            report = read_json(self.outputs.report)
             made = (report["request"], report["videos"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        videos = [str(path) for path in own.outputs.videos(self.request.videos)]
-        return bool(made == (own.request.model_dump(mode="json"), videos))
+        return made in (self._reported, self.absolute()._reported)  # it has paths as the job had them
+
+    @property
+    def _reported(self) -> tuple[Any, list[str]]:
+        """Request and videos as the job's report has them."""
+        videos = [str(path) for path in self.outputs.videos(self.request.videos)]
+        return self.request.model_dump(mode="json"), videos
 
     def advice(self) -> str:
         """Advise the user how to resume or restart the interrupted job."""
@@ -231,14 +235,15 @@ class Job:
             raise BadRequestError(explain(error, source="a job of another version")) from None
 
 
-def inputs_of(config: Config, request: VideoRequest) -> dict[Path, str]:
+def inputs_of(config: Config, request: VideoRequest, preset: Preset) -> dict[Path, str]:
     """Input files and folders of a request on this machine → the field that names each."""
     model = find_local(config)
     named = {
         "spectrum": request.spectrum if is_path(request.spectrum) else None,
         "image": request.image,
         "extend": None if request.extend is None else request.extend.file,
-        "model": None if model is None else str(model),
+        "model": model,
+        "calibration": preset.calibration_file,
     }
     files = {Path(name): field for field, name in named.items() if name is not None}
     return files | {Path(one.file): "lora" for one in config.lora}

@@ -215,6 +215,20 @@ def test_a_file_that_appears_while_a_job_runs_is_kept(engine: Engine, small: Mak
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.2.mp4", "a.2.json", "a.2.png"}
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_job_knows_its_own_report_by_any_path(
+    engine: Engine, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, absolute: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = small(steps=2, spectrum="off")
+    job = job_of(engine, request, Outputs.named(Path("a.mp4")))
+    assert not job.is_made()
+    run_job(engine, job.absolute() if absolute else job)
+    assert job.is_made() and job.absolute().is_made() is absolute
+    other = request.model_copy(update={"seed": request.seed + 1})
+    assert not job_of(engine, other, Outputs.named(Path("a.mp4"))).is_made()
+
+
 def test_a_comparison_that_was_interrupted_reports_what_all_steps_took(
     engine: Engine, small: Make, tmp_path: Path
 ) -> None:

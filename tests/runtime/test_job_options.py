@@ -29,6 +29,19 @@ def spoken_as(words: list[str]) -> Job:
     return build_job(**{name: value for name, value in options.items() if name != "launcher"})
 
 
+def test_no_output_replaces_the_calibration_of_the_preset(tmp_path: Path) -> None:
+    calibration, preset = tmp_path / "mine.json", tmp_path / "mine.yaml"
+    calibration.write_bytes((ROOT / "configs" / "calibrations" / "wan-tiny.json").read_bytes())
+    preset.write_text(
+        "stream: guided\nschedule: {kind: planned, nfe: 5}\npredictor: {kind: calibrated}\n"
+        "calibration: mine.json\n"
+    )
+    given = {"prompt": "a red circle", "out": tmp_path / "a.mp4", "spectrum": str(preset), "overwrite": True}
+    JobOptions.parse(**given).job()
+    with pytest.raises(BadRequestError, match=r"^report: .*it would replace .*, given for calibration"):
+        JobOptions.parse(**given, report=calibration).job()
+
+
 def test_every_field_of_a_request_is_an_option() -> None:
     assert VideoRequest.model_fields.keys() - {"embedded"} <= JobOptions.model_fields.keys()
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from runtime.errors import BadRequestError
 from runtime.files.text import flatten
 from runtime.forecasting.presets import Preset
+from runtime.parallel.kernels import added_source
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.versions import code_version
@@ -64,7 +65,7 @@ class Recipe:
             "dtype": config.dtype.model_dump(),
             "sampler": None if sampler is None else dict(sampler),
             "window": _window(config, request),
-            "attention": config.attention,
+            "attention": _attention(config),
             "compile": config.compile,
             "tiles": None if config.tiles is None else config.tiles.model_dump(),
             "fps": config.fps,
@@ -106,6 +107,12 @@ class Recipe:
             raise BadRequestError(
                 f"the job has changed since it was planned: {some_of(changed)}. Submit the request again"
             )
+
+
+def _attention(config: Config) -> str | dict[str, str]:
+    """Name of the attention kernel; of an added one with the identity of its code."""
+    source = added_source(config.attention)
+    return config.attention if source is None else {"kernel": config.attention, "source": source}
 
 
 def _window(config: Config, request: VideoRequest) -> dict[str, int] | None:

@@ -32,7 +32,7 @@ RUNTIME: Mapping[str, str] = {
     "media": "files request",
     "models": "files parallel request",
     "forecasting": "files request",
-    "recipe": "files forecasting request versions",
+    "recipe": "files forecasting parallel request versions",
     "checkpoint": "files parallel recipe",
     "sampling": "checkpoint files forecasting media models parallel recipe request",
     "profile": "forecasting models recipe request",

@@ -79,8 +79,10 @@ def load_entry(entry: EntryPoint) -> Any:
 def source_of(thing: Any) -> str | None:
     """Identity of the code of a class or function: SHA-256 of the file that defines it.
 
-    None for Lockstep's own code, which has a version. Code without a file is known by its name alone.
+    None for Lockstep's own code, which has a version. Code without a file is known by its name alone, and an
+    object by its class.
     """
+    thing = thing if hasattr(thing, "__qualname__") else type(thing)
     if thing.__module__.partition(".")[0] in ("runtime", "spectrum"):
         return None
     try:

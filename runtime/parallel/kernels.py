@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from runtime.errors import BadRequestError, named
-from runtime.files.extensions import Registry
+from runtime.files.extensions import Registry, source_of
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """Query, key and value `[B, h, tokens, D]` → output like the query, and log-sum-exp `[B, h, U]` if known."""
@@ -44,12 +44,14 @@ class NamedKernel:
     Attributes:
         devices: types of device.
         rings: whether it returns its log-sum-exp.
+        source: identity of its code; None for Lockstep's own.
     """
 
     kernel: Kernel
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     rings: bool = True
+    source: str | None = None
 
 
 def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -124,10 +126,20 @@ def add_kernel(
         raise ValueError(f"the kernel's name {name!r} is taken; give it another, without a colon")
 
     def add(kernel: _K) -> _K:
-        KERNELS.add(name, NamedKernel(kernel, tuple(devices), tuple(dtypes)))
+        KERNELS.add(name, NamedKernel(kernel, tuple(devices), tuple(dtypes), source=source_of(kernel)))
         return kernel
 
     return add
+
+
+def added_source(name: str) -> str | None:
+    """Identity of the code of an added kernel; None for Lockstep's own, xfuser's and unknown ones.
+
+    Raises:
+        BadRequestError: a module of an installed package, which may add it, cannot be imported.
+    """
+    found = None if name in (AUTO, USP) or ":" in name else KERNELS.find(name)
+    return None if found is None else found.source
 
 
 def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.jobs.job import Job
 from runtime.jobs.run import run_job
+from runtime.parallel.kernels import KERNELS, add_kernel
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
 from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, SamplerConfig, Tiles, Window
@@ -65,6 +67,25 @@ def test_what_makes_the_same_video_keeps_the_recipe(
 ) -> None:
     request = small()
     assert recipe_of(config.model_copy(update=change), request) == recipe_of(config, request)
+
+
+def test_an_added_kernel_counts_by_its_code(config: Config, small: Small, tmp_path: Path) -> None:
+    config = config.model_copy(update={"attention": "mine"})
+    digests = []
+    for number, scale in enumerate(("1.0", "2.0", "1.0")):
+        file = tmp_path / f"version{number}" / "mine.py"
+        file.parent.mkdir()
+        file.write_text(f"def mine(query, key, value):\n    return {scale} * query, None\n")
+        spec = spec_from_file_location("mine", file)
+        assert spec is not None and spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        add_kernel("mine")(module.mine)
+        try:
+            digests.append(recipe_of(config, small()).digest)
+        finally:
+            del KERNELS["mine"]
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_tiles_are_no_part_of_the_latents(config: Config, small: Small) -> None:

@@ -17,7 +17,7 @@ from runtime.errors import CancelledError, LockstepError, RankFailedError, named
 
 
 class RankState(StrEnum):
-    """RankState of a rank, as it reports it itself."""
+    """State of a rank, as it reports it itself."""
 
     RUNNING = "running"
     DONE = "done"

@@ -276,8 +276,8 @@ class Watch:
             self._heartbeat = replace(self._heartbeat, **fields)
 
     def _publish(self) -> None:
-        reached, since = self._reached(), time.monotonic() - self._began
         with self._publishing:  # or an older heartbeat of one thread could replace how this rank ended
+            reached, since = self._reached(), time.monotonic() - self._began
             self._change(beat=self._heartbeat.beat + 1, reached=reached, since=since)
             self._store.set(_key(self._rank), json.dumps(asdict(self._heartbeat)))
 

@@ -171,6 +171,34 @@ class _Hesitant(HashStore):
         super().set(key, value)
 
 
+class _OneAtATime:
+    """A device's queue that takes a while to say how far it is, and must not be asked meanwhile."""
+
+    def __init__(self) -> None:
+        self._asked, self.begun, self.twice = threading.Lock(), threading.Event(), False
+
+    def mark(self) -> None: ...
+
+    def reached(self) -> int:
+        if not self._asked.acquire(blocking=False):
+            self.twice = True
+            return 0
+        self.begun.set()
+        time.sleep(0.5)
+        self._asked.release()
+        return 0
+
+
+def test_a_device_is_asked_by_one_thread_at_a_time() -> None:
+    watch, queue = Watch(HashStore(), 0, 1, timeout=5.0), _OneAtATime()
+    watch.start()
+    watch.queue = queue
+    watch.at("idle")  # the thread tells it
+    assert queue.begun.wait(10)
+    watch.end()
+    assert not queue.twice
+
+
 def test_how_a_rank_ended_is_not_replaced_by_an_older_heartbeat() -> None:
     """Another rank would take the end of the process for its death, and a cancelled job for a failed one."""
     store = _Hesitant()

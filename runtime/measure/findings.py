@@ -22,6 +22,7 @@ from runtime.forecasting.calibration import StreamName, Trial
 
 log = logging.getLogger(__name__)
 
+_HEAD = 256  # bytes of the pickle, within which the first field is named
 _Numbers = list[Annotated[float, Field(allow_inf_nan=False)]]
 
 
@@ -153,9 +154,17 @@ def is_foreign(path: Path) -> bool:
             return True
     try:
         with zipfile.ZipFile(path) as archive:
-            return not any(name.endswith("/data.pkl") for name in archive.namelist())
+            return not any(_is_findings(archive, name) for name in archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile):
         return False
+
+
+def _is_findings(archive: zipfile.ZipFile, name: str) -> bool:
+    """Return whether a member of an archive is torch's pickle of what `PartialFile.write` saves."""
+    if not name.endswith("/data.pkl"):
+        return False
+    with archive.open(name) as pickled:
+        return b"identity" in pickled.read(_HEAD)
 
 
 def check_partial(path: Path) -> None:

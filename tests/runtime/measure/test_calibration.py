@@ -240,7 +240,8 @@ def test_a_foreign_file_in_the_place_of_the_partial_one_is_left_alone(engine: En
     partial = tmp_path / "p"
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("thesis.tex", "mine")
-    for content in (b"my notes", (tmp_path / "zip").read_bytes()):
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "model.pt")
+    for content in (b"my notes", *((tmp_path / name).read_bytes() for name in ("zip", "model.pt"))):
         partial.write_bytes(content)
         with pytest.raises(BadRequestError, match="is in the way"):
             check_partial(partial)

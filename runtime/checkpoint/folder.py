@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 VERSION = 4  # format of parts and manifests
 _LOCK, IDENTITY = "lockstep.lock", "identity.json"
 _MANIFEST = re.compile(r"manifest-(\d{5,})-\d+\.json")
-_OWN = re.compile(r"(?:part-\d{5,}-\d+\.pt|manifest-\d{5,}-\d+\.json|identity\.json)")
+PART = re.compile(r"part-\d{5,}-\d+\.pt")
+_OWN = re.compile(rf"(?:{PART.pattern}|manifest-\d{{5,}}-\d+\.json|identity\.json)")
 _HALF = re.compile(r"\.(?:part-\d{5,}-\d+|manifest-\d{5,}-\d+|identity)\..+\.part\.(?:pt|json)")
 _TRIES = 1000  # attempts to lock a folder that others create and remove meanwhile
 _DIGEST = re.compile(r"[0-9a-f]{16}")
@@ -141,16 +142,22 @@ class Checkpoints:
 
     @property
     def newest(self) -> int | None:
-        """Newest step of which every rank has a checkpoint; None if there is none."""
-        return max((step for folder in self._folders() for step in complete_steps(folder)), default=None)
+        """Newest step of which every rank has a checkpoint; None if there is none that can be read."""
+        try:
+            return max((step for folder in self._folders() for step in complete_steps(folder)), default=None)
+        except OSError:
+            return None
 
     @property
     def left(self) -> bool:
-        """True if an unfinished job left checkpoints, complete or not.
+        """True if an unfinished job left checkpoints, complete or not, or the folder cannot be read.
 
         They are kept until the user decides about them. `newest` says whether they can be resumed from.
         """
-        return bool(self._manifests())
+        try:
+            return bool(self._manifests())
+        except OSError:
+            return True
 
     def _manifests(self) -> list[Path]:
         return [
@@ -166,6 +173,8 @@ class Checkpoints:
         return [path for path in inside if path.is_dir() and not path.is_symlink()]
 
     def _check_leave(self) -> None:
+        with refusing("checkpoints", self.root):
+            self._manifests()
         if self.left and not (self.resume or self.overwrite):
             none = "starts at the first step (none of them is complete)"
             does = none if self.newest is None else "resumes from them"
@@ -237,7 +246,11 @@ class Checkpoints:
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of which every rank of the group that wrote them has a manifest, newest first."""
+    """Steps of which every rank of the group that wrote them has a manifest, newest first.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     found = (_MANIFEST.fullmatch(name) for name in _names(folder))
     steps = sorted({int(match[1]) for match in found if match}, reverse=True)
     return [step for step in steps if _is_complete(folder, step)]
@@ -287,10 +300,14 @@ def manifest_name(step: int, rank: int) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    """List the names in a folder, which may be missing."""
+    """List the names in a folder, which may be missing.
+
+    Raises:
+        OSError: it cannot be read, so nobody knows what is in it.
+    """
     try:
         return sorted(path.name for path in folder.iterdir())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from runtime.checkpoint.folder import complete_steps, read_manifest
+from runtime.checkpoint.folder import PART, complete_steps, read_manifest
 from runtime.checkpoint.history import History
 from runtime.checkpoint.writer import file_digest
 from runtime.errors import reason
@@ -104,6 +104,8 @@ class _Parts:
         self._read: dict[str, dict[str, Any]] = {}
 
     def read(self, manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if not PART.fullmatch(name):
+            raise ValueError(f"a manifest names {name!r}, which is not a part of a checkpoint")
         if name not in self._read:
             path = self._folder / name
             if file_digest(path) != manifest["parts"][name]:

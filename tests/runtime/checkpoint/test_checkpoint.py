@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,7 +10,7 @@ import resource
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache
@@ -288,6 +289,45 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
     result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at == 7  # 8 without the damage: steps 6 and 8 were computed last
     assert np.array_equal(frames, expected)
+
+
+def test_a_manifest_cannot_name_files_of_other_folders(
+    engine: Engine, small: Make, interrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(interrupted, kept)
+    path = newest(kept, "manifest-*.json")
+    manifest = json.loads(path.read_text())
+    outside = tmp_path / manifest["last"]
+    outside.write_bytes((path.parent / manifest["last"]).read_bytes())
+    manifest["parts"][str(outside)] = manifest["parts"].pop(manifest["last"])
+    manifest["last"] = str(outside)
+    path.write_text(json.dumps(manifest))
+    result, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(kept, every=4, resume=True))
+    assert result.resumed_at == 7 and "which is not a part of a checkpoint" in caplog.text
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network's disk that fails for a moment."""
+    kept, listed = tmp_path / "kept", Path.iterdir
+    shutil.copytree(interrupted, kept)
+
+    def failing(path: Path) -> Iterator[Path]:
+        if path.parent == kept:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+    for checkpoints in (Checkpoints(kept, every=1, resume=resume) for resume in (False, True)):
+        assert checkpoints.left and checkpoints.newest is None
+        with pytest.raises(BadRequestError, match=r"^checkpoints: .*kept' given; Input/output error"):
+            checkpoints.check()
+        with pytest.raises(BadRequestError, match="Input/output error"), checkpoints.locked():
+            pass
+    monkeypatch.undo()
+    assert Checkpoints(kept, every=1).newest == 8
 
 
 def test_with_nothing_whole_it_starts_again(

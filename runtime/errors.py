@@ -62,7 +62,7 @@ def named(error: BaseException) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """What an error says to a user: Lockstep's own as it is, any other as `named`."""
+    """Describe an error to a user: Lockstep's own by its message, any other as `named`."""
     return str(error) if isinstance(error, LockstepError) else named(error)
 
 

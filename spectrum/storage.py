@@ -1,4 +1,4 @@
-"""Where remembered tensors are kept: where they are computed, or in host memory."""
+"""Storage of remembered tensors: on the device where they are computed, or in host memory."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class PreviewSink(Protocol):
 
     @property
     def due(self) -> bool:
-        """Whether the sink would take a preview now; asking is cheap."""
+        """True if the sink would take a preview now; asking is cheap."""
         ...
 
     def show(self, frames_BTHW3: Frames, seconds: float) -> None:

@@ -48,7 +48,7 @@ class LatentColours:
 
     @property
     def finite(self) -> bool:
-        """Whether it was fitted to numbers; a VAE may overflow."""
+        """True if the map holds no NaN or infinity; it does if the VAE overflows."""
         return bool(self.weights_C3.isfinite().all() and self.bias_3.isfinite().all())
 
     def to_json(self) -> str:

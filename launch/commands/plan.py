@@ -12,7 +12,8 @@ from runtime.errors import BadRequestError, named
 from runtime.files.atomic import whole_file
 from runtime.files.checks import check_apart, check_writable
 from runtime.files.text import read_json
-from runtime.forecasting.calibration import Calibration, Prediction, is_file_name, load_calibration
+from runtime.forecasting.calibration import Calibration, is_file_name, load_calibration
+from runtime.forecasting.trials import Prediction
 from runtime.reports.step_seconds import read_step_seconds
 from spectrum import CalibratedPredictor, PlannedSteps, StepSeconds
 

@@ -12,31 +12,35 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from runtime.errors import BadRequestError, reason
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain, shown
 from runtime.files.text import read_text, user_path
+from runtime.forecasting.fits import Fit
+from runtime.forecasting.trials import (
+    LEAST_TRIALS,
+    FilePart,
+    Finite,
+    Positive,
+    Prediction,
+    Trial,
+    predict,
+)
 from runtime.forecasting.validity import Conditions
 from runtime.request.bounds import NUMBER
 from runtime.request.config import available, shipped
 from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner, StepSeconds
 
 StreamName = Literal["feature", "velocity", "guided"]
-_Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False), NUMBER]
-_Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False), NUMBER]
-_Share = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False), NUMBER]
-_Count = Annotated[int, Field(ge=0, le=10**9), NUMBER]
-_LEAST_TRIALS = 6  # with fewer, the uncertainty is unknown
 
 
 def _of_few_steps(conditions: Conditions) -> Conditions:
@@ -46,35 +50,11 @@ def _of_few_steps(conditions: Conditions) -> Conditions:
     return conditions
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Trial(_Part):
-    """A calibration video, made again with a schedule planned from the other calibration videos.
-
-    Attributes:
-        video: number of the video.
-        nfe: number of computed steps.
-        expected: expected relative error of the latent.
-        surprise: how much worse the forecasts were than expected (`spectrum.surprise`).
-        measured: measured relative error of the latent.
-        psnr: PSNR of the frames, dB.
-    """
-
-    video: _Count
-    nfe: _Count
-    expected: _Share
-    surprise: _Finite
-    measured: _Share
-    psnr: _Finite
-
-
-class StepTimes(_Part):
+class StepTimes(FilePart):
     """Seconds of one computed and one forecast step on the machine and ranks that made the calibration."""
 
-    computed: _Positive
-    forecast: _Positive
+    computed: Positive
+    forecast: Positive
     ranks: Annotated[int, Field(ge=1, le=10**6), NUMBER]
 
     @property
@@ -83,15 +63,7 @@ class StepTimes(_Part):
         return StepSeconds(self.computed, self.forecast)
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """Predicted PSNR against the full sampler, dB; `deviation` is one standard deviation over the trials."""
-
-    psnr: float
-    deviation: float
-
-
-class Calibration(_Part):
+class Calibration(FilePart):
     """Content of a calibration file, schema 1.
 
     Attributes:
@@ -102,6 +74,7 @@ class Calibration(_Part):
         sensitivity: size of an error in the final latent, relative to its size after each step, `[n]`.
         scale: root mean square of the guided velocity over that of the final latent.
         trials: videos made with planned schedules.
+        fits: solvers, by ascending number of computed steps.
         seconds: duration of a step.
         made, versions: date, and versions of the software.
     """
@@ -110,11 +83,12 @@ class Calibration(_Part):
     conditions: Annotated[Conditions, AfterValidator(_of_few_steps)]
     prompts: list[str]
     seeds: list[Annotated[int, NUMBER]]
-    noise_levels: list[_Finite]
-    grams: Annotated[dict[StreamName, list[_Finite]], Field(min_length=1)]
-    sensitivity: list[_Positive]
-    scale: _Positive
+    noise_levels: list[Finite]
+    grams: Annotated[dict[StreamName, list[Finite]], Field(min_length=1)]
+    sensitivity: list[Positive]
+    scale: Positive
     trials: list[Trial]
+    fits: Annotated[list[Fit], Field(default_factory=list)]
     seconds: StepTimes
     made: date
     versions: dict[str, str]
@@ -131,6 +105,9 @@ class Calibration(_Part):
             sizes = from_triangle(values, n).diagonal()
             if (sizes < 0.0).any() or not sizes.any():
                 raise ValueError(f"grams.{name}: the squared size of a step cannot be negative, nor all be 0")
+        budgets = [fit.nfe for fit in self.fits]
+        if budgets != sorted(set(budgets)) or any(fit.nodes[-1] >= n for fit in self.fits):
+            raise ValueError(f"fits must be of ascending numbers of the {n} steps, got {budgets}")
         return self
 
     def __hash__(self) -> int:
@@ -139,7 +116,13 @@ class Calibration(_Part):
     @cached_property
     def digest(self) -> str:
         """SHA-256, hexadecimal, of everything that affects results."""
-        content = {"grams": self.grams, "sensitivity": self.sensitivity, "noise": self.noise_levels}
+        content: dict[str, Any] = {
+            "grams": self.grams,
+            "sensitivity": self.sensitivity,
+            "noise": self.noise_levels,
+        }
+        if self.fits:
+            content["fits"] = [[fit.nodes, fit.rows, fit.forecasts, fit.expected] for fit in self.fits]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def gram(self, stream: str) -> Gram:
@@ -155,6 +138,19 @@ class Calibration(_Part):
             f"spectrum: this calibration has the streams {', '.join(self.grams)}, not {stream}"
         )
 
+    def fit(self, nfe: int) -> Fit:
+        """Find the solver that computes `nfe` steps.
+
+        Raises:
+            BadRequestError: none was fitted for that number.
+        """
+        for one in self.fits:
+            if one.nfe == nfe:
+                return one
+        budgets = ", ".join(str(one.nfe) for one in self.fits)
+        known = f"this calibration has solvers of {budgets} computed steps" if budgets else "it has no solver"
+        raise BadRequestError(f"spectrum: nfe: {nfe} given; {known}")
+
     def predictor(self, stream: str) -> CalibratedPredictor:
         """Make the calibrated predictor of a stream."""
         return CalibratedPredictor(self.gram(stream))
@@ -168,16 +164,12 @@ class Calibration(_Part):
 
         It is a linear fit to the trials, with `surprise` as a second variable once that is known.
         """
-        if expected <= 0.0 or len(self.trials) < _LEAST_TRIALS:
+        if expected <= 0.0 or len(self.trials) < LEAST_TRIALS:
             return None
-        rows = np.array([[1.0, math.log10(t.expected), t.surprise] for t in self.trials if t.expected > 0.0])
-        psnrs = np.array([t.psnr for t in self.trials if t.expected > 0.0])
-        point = np.array([1.0, math.log10(expected), surprise or 0.0])
+        told = [trial for trial in self.trials if trial.expected > 0.0]
         used = 2 if surprise is None else 3
-        line = np.linalg.lstsq(rows[:, :used], psnrs, rcond=None)[0]
-        residuals = psnrs - rows[:, :used] @ line
-        deviation = math.sqrt(float(np.square(residuals).sum()) / max(len(psnrs) - used, 1))
-        return Prediction(float(point[:used] @ line), deviation)
+        rows = [[1.0, math.log10(trial.expected), trial.surprise][:used] for trial in told]
+        return predict(told, rows, [1.0, math.log10(expected), surprise or 0.0][:used])
 
     def plan_for_psnr(self, target: float, stream: str = "guided") -> PlannedSteps:
         """Plan the fewest computed steps whose predicted PSNR reaches `target`.

@@ -15,6 +15,8 @@ class Expectation:
         errors: step → expected relative error of a forecast, also at computed steps, which need none.
         added: steps computed beyond the plan, because forecasts were worse than planned.
         dropped: steps of the schedule for which there was no time.
+        handed_over: first step at which a fitted solver was left, and the sampler went on with forecasts;
+            None if there was no solver, or it was followed to the end.
     """
 
     psnr: float | None = None
@@ -22,3 +24,4 @@ class Expectation:
     errors: dict[int, float] = field(default_factory=dict)
     added: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
+    handed_over: int | None = None

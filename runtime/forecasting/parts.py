@@ -116,6 +116,20 @@ class PlannedSchedulePart(Part):
     most: Annotated[int, Field(ge=0, le=1000), NUMBER] = 4
 
 
+class FittedSchedulePart(Part):
+    """Fitted solver: the preset's calibration says which steps are computed, and moves the latents itself.
+
+    Attributes:
+        nfe: number of computed steps, for which the calibration has a solver.
+        guard, most: as for a planned schedule; an added step hands over to the sampler and its forecasts.
+    """
+
+    kind: Literal["fitted"]
+    nfe: Annotated[int, Field(ge=1, le=1000), NUMBER]
+    guard: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False), NUMBER] | None = None
+    most: Annotated[int, Field(ge=0, le=1000), NUMBER] = 4
+
+
 class ChebyshevPart(PredictorPart):
     """Ridge regression on Chebyshev polynomials, blended with linear extrapolation.
 
@@ -163,7 +177,7 @@ SCHEDULES: Registry[type[SchedulePart]] = Registry(
 PREDICTORS: Registry[type[PredictorPart]] = Registry(
     "predictor", {"chebyshev": ChebyshevPart, "linear": LinearPart}
 )
-_CALIBRATED = ("planned", "calibrated")  # names of parts that need a calibration
+_CALIBRATED = ("planned", "fitted", "calibrated")  # names of parts that need a calibration
 _S = TypeVar("_S", bound=type[SchedulePart])
 _P = TypeVar("_P", bound=type[PredictorPart])
 

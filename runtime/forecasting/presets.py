@@ -20,6 +20,7 @@ from runtime.forecasting.parts import (
     SCHEDULES,
     CalibratedPart,
     ChebyshevPart,
+    FittedSchedulePart,
     FullSchedulePart,
     PlannedSchedulePart,
     PredictorPart,
@@ -41,6 +42,7 @@ from spectrum import (
     StepKind,
     surprise,
 )
+from spectrum.solver import FittedSolver
 
 
 class Preset(BaseModel):
@@ -53,16 +55,16 @@ class Preset(BaseModel):
         schedule: rule that says which steps are computed.
         uncond: schedule of the unconditional branch, if it has its own.
         predictor: rule by which the other steps are forecast.
-        calibration: name or path (relative to the preset) of the calibration that planned schedules and
-            calibrated predictors need.
+        calibration: name or path (relative to the preset) of the calibration that planned schedules, fitted
+            solvers and calibrated predictors need.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stream: Annotated[str, AfterValidator(known_stream)] = "feature"
     schedule: Annotated[
-        SerializeAsAny[SchedulePart | PlannedSchedulePart],
-        chosen_from(SCHEDULES, planned=PlannedSchedulePart),
+        SerializeAsAny[SchedulePart | PlannedSchedulePart | FittedSchedulePart],
+        chosen_from(SCHEDULES, planned=PlannedSchedulePart, fitted=FittedSchedulePart),
     ]
     uncond: Annotated[SerializeAsAny[SchedulePart], chosen_from(SCHEDULES)] | None = None
     predictor: Annotated[
@@ -72,15 +74,18 @@ class Preset(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        planned = isinstance(self.schedule, PlannedSchedulePart)
+        planned = isinstance(self.schedule, PlannedSchedulePart | FittedSchedulePart)
         calibrated = isinstance(self.predictor, CalibratedPart)
         if (planned or calibrated) != (self.calibration is not None):
-            raise ValueError("planned schedules and calibrated predictors, and only they, need a calibration")
+            needs = "planned and fitted schedules and calibrated predictors"
+            raise ValueError(f"{needs}, and only they, need a calibration")
         if planned and not calibrated:
-            raise ValueError("a planned schedule needs the calibrated predictor")
+            raise ValueError(f"a {self.schedule.kind} schedule needs the calibrated predictor")
+        if isinstance(self.schedule, FittedSchedulePart) and self.stream != "guided":
+            raise ValueError(f"stream: {self.stream} given; a fitted solver needs guided")
         joint = STREAM_TRAITS[self.stream].joint
         if self.uncond is not None and (planned or joint):
-            which = f"a {self.stream} stream" if joint else "a planned schedule"
+            which = f"a {self.stream} stream" if joint else f"a {self.schedule.kind} schedule"
             raise ValueError(f"uncond: {which} covers both branches together")
         return self
 
@@ -136,6 +141,18 @@ class Preset(BaseModel):
             return self.calibrated.predictor(self.stream)
         return self.predictor.build(steps)
 
+    @property
+    def fitted(self) -> FittedSolver | None:
+        """The fitted solver; None if the latents are moved by a sampler.
+
+        Raises:
+            BadRequestError: the calibration has no solver for this number of computed steps.
+        """
+        if not isinstance(self.schedule, FittedSchedulePart):
+            return None
+        assert self.calibrated is not None
+        return self.calibrated.fit(self.schedule.nfe).fitted
+
     def schedules_of(self, steps: int, branches: Sequence[str]) -> dict[str, Schedule]:
         """Make each branch's schedule for a sampler with `steps` steps; branches may share one.
 
@@ -170,6 +187,11 @@ class Preset(BaseModel):
         known = Expectation(added=sorted(added[0]) if added else [], dropped=dropped)
         if self.calibrated is None or not isinstance(self.predictor, CalibratedPart):
             return known
+        if isinstance(self.schedule, FittedSchedulePart):
+            fit = self.calibrated.fit(self.schedule.nfe)
+            if list(computed) == fit.nodes:
+                return fit.expectation(errors, known)
+            known = replace(known, handed_over=_first_departure(computed, fit.nodes))
         priced = _planner(self.calibrated, self.stream).price(computed)
         expected = {step: error for step, error in enumerate(priced.errors) if error is not None}
         prediction = None
@@ -180,11 +202,14 @@ class Preset(BaseModel):
             return replace(known, errors=expected)
         return replace(known, psnr=prediction.psnr, deviation=prediction.deviation, errors=expected)
 
-    def _build(self, part: SchedulePart | PlannedSchedulePart, steps: int) -> Schedule:
-        if not isinstance(part, PlannedSchedulePart):
+    def _build(self, part: SchedulePart | PlannedSchedulePart | FittedSchedulePart, steps: int) -> Schedule:
+        if isinstance(part, SchedulePart):
             return part.build(steps)
         assert self.calibrated is not None
-        plan = _plan(self.calibrated, self.stream, part.nfe)
+        if isinstance(part, FittedSchedulePart):
+            plan = self.calibrated.fit(part.nfe).fitted.steps(self.calibrated.conditions.steps)
+        else:
+            plan = _plan(self.calibrated, self.stream, part.nfe)
         if plan.steps != steps:
             raise ValueError(f"it is planned for {plan.steps} steps")
         if part.guard is None:
@@ -195,6 +220,11 @@ class Preset(BaseModel):
     def calibrated(self) -> Calibration | None:
         """Calibration of the preset, as its file was when it was first needed; None if it needs none."""
         return None if self.calibration is None else load_calibration(self.calibration)
+
+
+def _first_departure(computed: Sequence[int], nodes: Sequence[int]) -> int:
+    """First step that is computed though it is no node, or the other way round."""
+    return min({*computed} ^ {*nodes})
 
 
 @lru_cache(maxsize=64)

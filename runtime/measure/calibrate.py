@@ -35,11 +35,11 @@ from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import (
     Calibration,
     StreamName,
-    Trial,
     from_triangle,
     make_planner,
     to_triangle,
 )
+from runtime.forecasting.trials import Trial
 from runtime.measure.findings import Findings, PartialFile
 from runtime.measure.probes import GramStream, NudgedStream, sample
 from runtime.media.mp4 import FrameBuffer, Frames

@@ -18,7 +18,8 @@ from runtime.errors import BadRequestError, reason
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain
 from runtime.files.tensors import save_tensors
-from runtime.forecasting.calibration import StreamName, Trial
+from runtime.forecasting.calibration import StreamName
+from runtime.forecasting.trials import Trial
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,27 @@ from runtime.parallel.collectives import Peers
 class Guidance(Protocol):
     """Rule that joins the outputs of this rank's branches."""
 
+    @property
+    def scale(self) -> float:
+        """Guidance scale; 1 without guidance."""
+        ...
+
+    def gather(self, branches: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Gather the outputs of all branches on every rank, the conditional one first."""
+        ...
+
     def join(self, branches: list[torch.Tensor]) -> torch.Tensor:
-        """Compute the guided output, on every rank."""
+        """Compute the guided output on every rank, from this rank's branches."""
         ...
 
 
 class NoGuidance:
     """No guidance: there is only the conditional branch."""
+
+    scale = 1.0
+
+    def gather(self, branches: list[torch.Tensor]) -> list[torch.Tensor]:
+        return branches
 
     def join(self, branches: list[torch.Tensor]) -> torch.Tensor:
         (conditional,) = branches
@@ -34,6 +48,9 @@ class LocalGuidance:
     """Guidance u + scale (c − u), with both branches on this rank."""
 
     scale: float
+
+    def gather(self, branches: list[torch.Tensor]) -> list[torch.Tensor]:
+        return branches
 
     def join(self, branches: list[torch.Tensor]) -> torch.Tensor:
         conditional, unconditional = branches
@@ -47,7 +64,9 @@ class SplitGuidance:
     scale: float
     peers: Peers
 
-    def join(self, branches: list[torch.Tensor]) -> torch.Tensor:
+    def gather(self, branches: list[torch.Tensor]) -> list[torch.Tensor]:
         (own,) = branches
-        both = self.peers.gather(own, [tuple(own.shape)] * 2)
-        return LocalGuidance(self.scale).join(both)
+        return self.peers.gather(own, [tuple(own.shape)] * 2)
+
+    def join(self, branches: list[torch.Tensor]) -> torch.Tensor:
+        return LocalGuidance(self.scale).join(self.gather(branches))

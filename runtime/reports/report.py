@@ -100,6 +100,7 @@ class ExpectationPart(_Part):
     deviation: float | None
     added: list[int]
     dropped: list[int]
+    handed_over: int | None
 
 
 class StepPart(_Part):
@@ -214,6 +215,7 @@ def build_report(
             deviation=expected.deviation,
             added=expected.added,
             dropped=expected.dropped,
+            handed_over=expected.handed_over,
         ),
         frames_sha256=result.frames_sha256,
         videos=[str(path) for path in videos],

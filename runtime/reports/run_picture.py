@@ -21,19 +21,21 @@ _DIGITS = (  # number of decades that an axis spans → its labels
     (math.inf, (1,)),
 )
 _NAMES = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "forecast"}
+_SOLVED = {StepKind.COMPUTE: "computed", StepKind.FORECAST: "skipped"}  # by a fitted solver
 
 
 def write_picture(report: Report, path: Path) -> None:
     """Draw `report` as a PNG."""
     figure = Figure(figsize=(9, 5.2), layout="constrained", dpi=130)
     times, errors = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
-    _draw_times(times, report.step_log)
+    solved = report.spectrum["schedule"]["kind"] == "fitted"
+    _draw_times(times, report.step_log, _SOLVED if solved else _NAMES)
     _draw_errors(errors, report.step_log)
     figure.suptitle(title_of(report), fontsize=10, parse_math=False)  # names may hold a $
     figure.savefig(path, format="png")
 
 
-def _draw_times(axes: Axes, steps: list[StepPart]) -> None:
+def _draw_times(axes: Axes, steps: list[StepPart], names: dict[StepKind, str]) -> None:
     axes.bar(
         [s.index for s in steps],
         [1000 * s.seconds for s in steps],
@@ -44,7 +46,7 @@ def _draw_times(axes: Axes, steps: list[StepPart]) -> None:
     counts = {kind: sum(s.kind is kind for s in steps) for kind in StepKind}
     axes.legend(
         handles=[
-            Patch(color=COLOURS[kind], label=f"{count} {_NAMES[kind]}") for kind, count in counts.items()
+            Patch(color=COLOURS[kind], label=f"{count} {names[kind]}") for kind, count in counts.items()
         ],
         loc="upper right",
         bbox_to_anchor=(1.0, 1.18),

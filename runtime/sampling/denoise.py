@@ -97,8 +97,12 @@ def denoise(
         timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
         output = state.stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
         ranks.synchronize()  # samplers read numbers back, and would wait there even if a rank has failed
-        before_BCFHW, velocity_BCFHW = state.latents_BCFHW, output.velocity_BCFHW
-        state.latents_BCFHW = sampler.step(velocity_BCFHW, timestep, before_BCFHW, return_dict=False)[0]
+        velocity_BCFHW = output.velocity_BCFHW
+        if output.moved is None:
+            before_BCFHW = state.latents_BCFHW
+            state.latents_BCFHW = sampler.step(velocity_BCFHW, timestep, before_BCFHW, return_dict=False)[0]
+        else:
+            before_BCFHW, state.latents_BCFHW = output.moved
         size = size_of(state.latents_BCFHW)
         ranks.synchronize()
         check_finite(size, index, decision.kind, output.parts, ranks)

@@ -20,6 +20,18 @@ from runtime.sampling.course import Course
 from spectrum import Squares
 
 
+class Moved(NamedTuple):
+    """A step that a stream has taken by itself.
+
+    Attributes:
+        before_BCFHW: latents, float32, of which the velocity is.
+        after_BCFHW: latents after the step, float32.
+    """
+
+    before_BCFHW: torch.Tensor
+    after_BCFHW: torch.Tensor
+
+
 class StreamOutput(NamedTuple):
     """Output of a stream for one step.
 
@@ -29,11 +41,13 @@ class StreamOutput(NamedTuple):
             the computed branches; None if there was no history to forecast from.
         parts: branch → its projected tokens on this rank, if any; they tell which branch is at fault when the
             velocity is not finite.
+        moved: the step itself, where the stream takes it; None where the sampler does.
     """
 
     velocity_BCFHW: torch.Tensor
     squares: Squares | None = None
     parts: Mapping[str, torch.Tensor] = MappingProxyType({})
+    moved: Moved | None = None
 
 
 class Networks(Protocol):
@@ -122,6 +136,20 @@ class Network:
         """
         joined_BSP = self.guidance.join(patches_BSP)
         return self.adapter.unpatchify(self.sequence.gather(joined_BSP), self.geometry.grid)
+
+    def velocities(self, patches_BSP: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Gather projected tokens to the velocity of every branch, the same on every rank.
+
+        Args:
+            patches_BSP: projected tokens of each of this rank's branches.
+
+        Returns:
+            `[B, C, F, H, W]` for each branch, the conditional one first.
+        """
+        branches_BSP = self.guidance.gather(patches_BSP)
+        whole_BLP = self.sequence.gather(torch.cat(branches_BSP))
+        whole_BCFHW = self.adapter.unpatchify(whole_BLP, self.geometry.grid)
+        return [*whole_BCFHW.chunk(len(branches_BSP))]
 
     def compute(self, latents_BCFHW: torch.Tensor, time: Time) -> StreamOutput:
         """Compute the guided velocity, with nothing forecast."""

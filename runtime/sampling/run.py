@@ -5,12 +5,17 @@ Tensor legend: B batch, C latent channels, F latent frames, H, W latent height a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers import SchedulerMixin
 
 from runtime.models.base import ImageCondition
 from runtime.recipe import Recipe
+from runtime.request.windows import Windows
+from runtime.sampling.evaluator import Evaluator
+from runtime.sampling.fitted import FittedStream
 from runtime.sampling.network import Networks
 from runtime.sampling.plan import Plan
 from runtime.sampling.streams import STREAMS, ComputedStream, Stream
@@ -23,11 +28,13 @@ class Segment:
 
     Attributes:
         noise_BCFHW: initial noise, float32, the same on every rank.
+        sampler: its sampler, at the first step.
         stream: its stream, with an empty history.
         known: number of latent frames at its beginning that belong to the segment before.
     """
 
     noise_BCFHW: torch.Tensor
+    sampler: SchedulerMixin
     stream: Stream
     known: int = 0
 
@@ -74,8 +81,10 @@ class Run:
             number: index of the segment.
             before_BCFHW: clean latents of all that is before it; None if the video begins with it.
         """
+        sampler = self.plan.fresh_sampler()
         if self.plan.segments == 1 and before_BCFHW is None:
-            return Segment(self.noise_BCFHW, self.open_stream())
+            stream = self._open(self.networks, self.plan.windows, self.noise_BCFHW, sampler)
+            return Segment(self.noise_BCFHW, sampler, stream)
         own, network, known = self.plan.windows.slice(number), self.networks[number], 0
         if before_BCFHW is not None:
             assert self.image is not None
@@ -83,14 +92,30 @@ class Run:
             known = tail_BCFHW.shape[2]
             condition = self.image.continued_from(tail_BCFHW)
             network = network.conditioned(condition.latents_BCFHW)
-        return Segment(self.noise_BCFHW[:, :, own].contiguous(), self._open_one(network), known)
+        noise_BCFHW, length = self.noise_BCFHW[:, :, own].contiguous(), self.plan.windows.length
+        stream = self._open([network], Windows(length, length, (0,)), noise_BCFHW, sampler)
+        return Segment(noise_BCFHW, sampler, stream, known)
 
     def open_stream(self) -> Stream:
         """Make the preset's stream for all windows together, with an empty history."""
-        windows = self.plan.windows
-        if len(windows) == 1:
-            return self._open_one(self.network)
-        return WindowedStream([self._open_one(network) for network in self.networks], windows)
+        return self._open(self.networks, self.plan.windows, self.noise_BCFHW, self.plan.fresh_sampler())
+
+    def _open(
+        self,
+        networks: Sequence[Networks],
+        windows: Windows,
+        noise_BCFHW: torch.Tensor,
+        sampler: SchedulerMixin,
+    ) -> Stream:
+        """Make the stream of a segment of one or several windows; a solver moves its latents by itself."""
+        preset = self.plan.preset
+        fitted = preset.fitted
+        if fitted is not None:
+            evaluator = Evaluator(networks, windows, apart=fitted.solver.width == 2)
+            predictor = preset.build_predictor(self.plan.steps)
+            return FittedStream(evaluator, fitted, noise_BCFHW, sampler, predictor, self.storage)
+        streams = [self._open_one(network) for network in networks]
+        return streams[0] if len(streams) == 1 else WindowedStream(streams, windows)
 
     def _open_one(self, network: Networks) -> Stream:
         preset = self.plan.preset

@@ -1,5 +1,6 @@
 """Solvers given as tables of numbers, and how such a table is fitted to a model."""
 
+from spectrum.solver.fitted import FittedSolver
 from spectrum.solver.multistep import Multistep, skipping, traced
 from spectrum.solver.nodes import NodePlanner
 from spectrum.solver.regression import Moments, Regression, moments_of, regress
@@ -7,6 +8,7 @@ from spectrum.solver.trajectory import Trajectory
 from spectrum.solver.unipc import unipc
 
 __all__ = [
+    "FittedSolver",
     "Moments",
     "Multistep",
     "NodePlanner",

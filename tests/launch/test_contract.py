@@ -780,6 +780,7 @@ FIELDS = {
     "expectation.deviation": "number or null",
     "expectation.added": "list of integers",
     "expectation.dropped": "list of integers",
+    "expectation.handed_over": "integer or null",
     "frames_sha256": "list of strings",
     "videos": "list of strings",
     "warnings": "list of strings",

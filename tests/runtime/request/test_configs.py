@@ -85,6 +85,11 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(name: str) -> 
         ("schedule: {kind: full}\nstream: guessed", "stream"),
         ("schedule: {kind: planned, nfe: 9}", "need a calibration"),
         ("schedule: {kind: paper}\ncalibration: wan-tiny", "need a calibration"),
+        ("schedule: {kind: fitted, nfe: 9}\ncalibration: wan-tiny", "fitted schedule needs the calibrated"),
+        (
+            "schedule: {kind: fitted, nfe: 9}\npredictor: {kind: calibrated}\ncalibration: wan-tiny",
+            "stream: feature given; a fitted solver needs guided",
+        ),
         ("schedule: {kind: planned, nfe: 9}\ncalibration: wan-tiny", "needs the calibrated predictor"),
         ("schedule: {kind: paper}\nstream: guided\nuncond: {kind: full}", "both branches together"),
         ("schedule: {kind: error, budget: 1}", "budget"),

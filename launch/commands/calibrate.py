@@ -6,7 +6,8 @@ One rank under torchrun: `torchrun --nproc-per-node N -m launch.commands.calibra
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from launch.shell.terminal import Terminal, print_path
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.checks import check_apart, check_writable
+from runtime.files.locks import hold
 from runtime.files.text import read_text
 from runtime.forecasting.calibration import Calibration
 from runtime.jobs.defaults import usual_timeout
@@ -56,6 +58,32 @@ class CalibrationJob:
     def advice(self) -> str:
         """Return how to resume after an interruption; empty if nothing was kept."""
         return f"the same command resumes from {str(self.partial)!r}" if self.partial.is_file() else ""
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other calibration make the same file meanwhile: each would undo the other's finished runs.
+
+        Raises:
+            BadRequestError: another one does, or a file has the lock's name.
+        """
+        path = self.out.with_name(f"{self.out.name}.lock")
+        try:
+            lock = hold(
+                path,
+                field="out",
+                said=lambda who: (
+                    f"out: {str(self.out)!r} is being made by another calibration ({who}); "
+                    "wait for it, or give another name"
+                ),
+            )
+        except OSError:  # a file system without locks
+            lock = None
+        try:
+            yield
+        finally:
+            if lock is not None:
+                path.unlink(missing_ok=True)
+                lock.close()
 
 
 def plan_calibration(
@@ -132,7 +160,8 @@ def run_calibration(
         f"{len(job.requests)} videos; about {calibrator.evaluations} evaluations, as many as "
         f"{calibrator.evaluations / job.requests[0].steps:.0f} full runs",
     )
-    with advising(job.advice), engine.commanded(), shown.of(calibrator.evaluations):
+    held = job.alone() if engine.ranks.is_leader else nullcontext()
+    with held, advising(job.advice), engine.commanded(), shown.of(calibrator.evaluations):
         calibration = calibrator.run()
         if engine.ranks.is_leader:
             calibration.write(job.out, overwrite=job.overwrite)

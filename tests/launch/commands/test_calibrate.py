@@ -36,6 +36,23 @@ def prompts(folder: Path, count: int = 2) -> str:
     return str(path)
 
 
+def test_one_calibration_at_a_time_makes_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two with other settings would replace each other's finished runs."""
+    out, lock = tmp_path / "mine.json", tmp_path / "mine.json.lock"
+    words = ["calibrate", *SMALL, "--prompts", prompts(tmp_path), "--out", str(out)]
+    given = {"prompts": tmp_path / "prompts.txt", "seed": 1000, "out": out, "overwrite": False}
+    with plan_calibration("wan-tiny", **given).alone():
+        assert lock.is_file() and run(*words) == 2
+    assert f"{str(out)!r} is being made by another calibration (process " in capfd.readouterr().err
+    assert not lock.exists()
+    lock.write_text("process 1 on a machine that was killed\n")
+    assert run(*words) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "prompts.txt"}
+    lock.write_text("mine")
+    assert run(*words, "--overwrite") == 2
+    assert "is not Lockstep's" in capfd.readouterr().err and lock.read_text() == "mine"
+
+
 def test_calibrate_plan_and_generate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out, preset = tmp_path / "mine.json", tmp_path / "mine.yaml"
     assert run("calibrate", *SMALL, "--prompts", prompts(tmp_path, 3), "--out", str(out)) == 0

@@ -12,6 +12,7 @@ import sys
 from PIL import Image
 
 from runtime.errors import BadRequestError
+from runtime.files.interpreter import interpreter
 from runtime.request.images import decode_image
 
 MOST_BYTES = 20 * 2**20  # of an upload
@@ -31,7 +32,7 @@ def decode_apart(content: bytes) -> bytes:
         raise BadRequestError(
             f"image: {len(content)} bytes given; at most {MOST_BYTES // 2**20} MiB are taken"
         )
-    command = [sys.executable, "-m", __name__]
+    command = [*interpreter(), "-m", __name__]
     try:
         ended = subprocess.run(command, input=content, capture_output=True, timeout=2 * _SECONDS, check=False)
     except subprocess.TimeoutExpired:

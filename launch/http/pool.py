@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from launch.serve.queue import Queue, QueueError
 from launch.shell.tied import tied
 from runtime.errors import BadRequestError
+from runtime.files.interpreter import interpreter
 
 log = logging.getLogger("launch")
 
@@ -107,7 +107,7 @@ class PoolKeeper:
             "--replicas": str(self._replicas),
             "--ranks": str(self._ranks),
         }
-        command = [sys.executable, "-m", "launch", "queue", "run", "--keep", "--previews"]
+        command = [*interpreter(), "-m", "launch", "queue", "run", "--keep", "--previews"]
         command += [word for option in options.items() for word in option]
         with subprocess.Popen(
             tied(command),

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from launch.shell.family import die_with_parent
+from runtime.files.interpreter import interpreter
 
 
 def tied(command: Sequence[str]) -> list[str]:
     """The command line that runs `command` tied to this process; start it in a thread that stays."""
-    return [sys.executable, "-m", __name__, str(os.getpid()), *command]
+    return [*interpreter(), "-m", __name__, str(os.getpid()), *command]
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from torch.distributed.elastic.rendezvous import registry as meeting_places
 from torch.distributed.launcher.api import LaunchConfig
 
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.files.interpreter import interpreter
 from runtime.parallel.signals import ENDING, SignalCount
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,13 @@ def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> in
     logs = DefaultLogsSpecs(log_dir=os.devnull)  # or a folder is left behind each time
     usual = LaunchConfig(1, 1, ranks, logs_specs=logs)
     place = RendezvousParameters("c10d", "localhost:0", str(uuid.uuid4()), 1, 1, local_addr="localhost")
+    python, *options = interpreter()
     spec = WorkerSpec(
         role="default",
         local_world_size=ranks,
         rdzv_handler=meeting_places.get_rendezvous_handler(place),
-        entrypoint=sys.executable,
-        args=("-m", module, *arguments),
+        entrypoint=python,
+        args=(*options, "-m", module, *arguments),
         max_restarts=0,
         monitor_interval=_LOOK,
         local_addr="localhost",

@@ -13,7 +13,7 @@ from launch.shell.terminal import Terminal
 
 @click.command(short_help="Show what a job would need on GPUs that you do not have.")
 @rehearse_options
-def rehearse(*, rank: str | None, as_json: bool, **options: Any) -> None:
+def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: Any) -> None:
     """Show the compute, memory and traffic of a job on GPUs that you do not have.
 
     The engine itself runs on fake tensors, without weights, in seconds. docs/rehearse.md explains what is
@@ -23,15 +23,17 @@ def rehearse(*, rank: str | None, as_json: bool, **options: Any) -> None:
     from runtime.rehearsal.account import to_json
     from runtime.rehearsal.options import options as ways
     from runtime.rehearsal.rehearse import rehearse as rehearsed
+    from runtime.rehearsal.topologies import topologies as every_topology
 
     scenario = build_scenario(**options)
     found = rehearsed(scenario, chosen_ranks(rank, scenario))
     fitting = [] if found.fits else list(ways(scenario))
+    compared = every_topology(scenario) if topologies else []
     if as_json:
-        click.echo(json.dumps(to_json(found, fitting)))
+        click.echo(json.dumps(to_json(found, fitting, compared)))
         return
     shown = Terminal()
-    for part in show(found, options["config"], fitting):
+    for part in show(found, options["config"], fitting, compared):
         shown.print(part, soft_wrap=isinstance(part, str))
 
 

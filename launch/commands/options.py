@@ -348,6 +348,9 @@ def rehearse_options(command: _Command) -> _Command:
             metavar="N|all",
             help="Show this rank, or one of each kind.  [default: the first rank and one other]",
         ),
+        click.option(
+            "--topologies", is_flag=True, help="Compare every topology of this number of ranks, too."
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]
     return _with(options, command)

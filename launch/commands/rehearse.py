@@ -76,17 +76,22 @@ def chosen_ranks(given: str | None, scenario: Scenario) -> list[int] | None:
     return [int(given)]
 
 
-def show(rehearsal: Rehearsal, name: str, options: Sequence[Option]) -> Iterator[str | Table]:
+def show(
+    rehearsal: Rehearsal, name: str, options: Sequence[Option], topologies: Sequence[Rehearsal] = ()
+) -> Iterator[str | Table]:
     """Yield the findings as sentences and tables.
 
     Args:
         rehearsal: the findings.
         name: name of the config.
         options: ways to make the job fit, if it does not.
+        topologies: the same job in every topology, if they are to be compared.
     """
     yield from summary(rehearsal, name)
     if not rehearsal.fits:
         yield options_table(options)
+    if topologies:
+        yield topologies_table(topologies)
     yield from details(rehearsal)
     yield from notes()
 
@@ -138,6 +143,25 @@ def options_table(options: Sequence[Option]) -> Table | str:
             f"{found.peak / _GIB:.1f}",
             f"{seconds(found)['denoise']:.3g}",
         )
+    return table
+
+
+def topologies_table(topologies: Sequence[Rehearsal]) -> Table:
+    """Make the table that compares topologies."""
+    table = Table(title="Topologies of this number of ranks (seconds are estimated)")
+    for column in ("cfg × ring × ulysses", "fits", "peak, GiB", "sent, MB", "computed, s", "denoising, s"):
+        table.add_column(column, justify="left" if column == "fits" else "right")
+    for one in topologies:
+        took, sent = seconds(one), sum(one.ranks[0].steps.last.sent.values())
+        table.add_row(
+            f"{one.topology.cfg} × {one.topology.ring} × {one.topology.ulysses}",
+            "yes" if one.fits else "no",
+            f"{one.peak / _GIB:.1f}",
+            f"{sent / 1e6:,.0f}",
+            f"{took['computed_step']:.3g}",
+            f"{took['denoise']:.3g}",
+        )
+    table.caption = "By the first rank, which holds the most; sent, and computed: in one computed step."
     return table
 
 

@@ -28,12 +28,15 @@ UNMEASURED = (
 )
 
 
-def to_json(rehearsal: Rehearsal, options: Sequence[Option] = ()) -> dict[str, Any]:
+def to_json(
+    rehearsal: Rehearsal, options: Sequence[Option] = (), topologies: Sequence[Rehearsal] = ()
+) -> dict[str, Any]:
     """Write a rehearsal as plain JSON; sizes in bytes, times in seconds.
 
     Args:
         rehearsal: the rehearsal.
         options: ways to make the job fit.
+        topologies: the same job in other topologies.
     """
     scenario = rehearsal.scenario
     return {
@@ -57,18 +60,17 @@ def to_json(rehearsal: Rehearsal, options: Sequence[Option] = ()) -> dict[str, A
         "fits": rehearsal.fits,
         "peak": rehearsal.peak,
         "room": rehearsal.room,
-        "options": [_option(one) for one in options],
+        "options": [_option(one.rehearsal) | {"changes": one.changes} for one in options],
+        "topologies": [_option(one) | {"fits": one.fits} for one in topologies],
         "ranks": [_rank(one, rehearsal) for one in rehearsal.ranks],
         "estimated_seconds": seconds(rehearsal),
         "notes": {"counted": COUNTED, "estimated": ESTIMATED, "unmeasured": UNMEASURED},
     }
 
 
-def _option(option: Option) -> dict[str, Any]:
-    found = option.rehearsal
+def _option(found: Rehearsal) -> dict[str, Any]:
     return {
         "topology": {"world": found.topology.world, **asdict(found.topology)},
-        "changes": option.changes,
         "peak": found.peak,
         "room": found.room,
         "estimated_seconds": seconds(found),

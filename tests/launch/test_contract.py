@@ -241,6 +241,7 @@ CASES = [
     Case("doctor", "--gpu 4090", shown_by="launch/commands/test_doctor.py"),
     Case("rehearse", "--rank 5", refused="rank: '5' given; it must be from 0 to 0, or all"),
     Case("rehearse", "--json", TINY, says='{"'),
+    Case("rehearse", "--topologies", TINY, says="Topologies of this number of ranks"),
     *of(
         "queue add",
         ("--name mine", {"name": "mine"}),
@@ -435,7 +436,9 @@ PLANS: dict[str, Callable[[list[str]], Any]] = {
     "storyboard": lambda words: plan_film(
         **options_of("storyboard", words, "replicas", "dry_run", "price", "gpu", "schema")
     ),
-    "rehearse": lambda words: build_scenario(**options_of("rehearse", words, "rank", "as_json")),
+    "rehearse": lambda words: build_scenario(
+        **options_of("rehearse", words, "rank", "topologies", "as_json")
+    ),
     "queue add": queued,
     "queue run": lambda words: options_of("queue run", words),
     "serve": lambda words: options_of("serve", words),
@@ -646,7 +649,10 @@ def test_what_cannot_be_told_exits_3(
     with suppress(OSError), io.TextIOWrapper(device, encoding="utf-8", write_through=True) as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert run(entry, *UNTOLD[entry].split()) == 3
-    assert capfd.readouterr().err == "lockstep: No space left on device\n"
+    said = capfd.readouterr().err
+    assert (
+        said.startswith("lockstep: ") and said.endswith("No space left on device\n") and said.count("\n") == 1
+    )
 
 
 def test_a_calibration_that_fails_exits_3(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

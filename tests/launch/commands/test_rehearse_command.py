@@ -35,6 +35,17 @@ def test_json_is_one_object() -> None:
     assert told["fits"] is True and told["options"] == []
 
 
+def test_topologies_are_compared() -> None:
+    compared = json.loads(printed("--ranks", "4", "--topologies", "--json"))["topologies"]
+    found = [tuple(one["topology"][axis] for axis in ("cfg", "ring", "ulysses")) for one in compared]
+    assert sorted(found) == [(1, 1, 4), (1, 2, 2), (1, 4, 1), (2, 1, 2), (2, 2, 1)]
+    estimates = [one["estimated_seconds"]["denoise"] for one in compared]
+    assert estimates == sorted(estimates) and all(one["fits"] for one in compared)
+    some = json.loads(printed("--ranks", "4", "--cfg", "2", "--topologies", "--json"))["topologies"]
+    assert {one["topology"]["cfg"] for one in some} == {2} and len(some) == 2
+    assert "2 × 1 × 2" in printed("--ranks", "4", "--topologies")
+
+
 def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from diffusers import SchedulerMixin
+from torch.utils._python_dispatch import _disable_current_modes
 
 from runtime.errors import BadRequestError
 from runtime.models.folder import ModelFolder, find_local, folder_digest
@@ -53,8 +54,9 @@ class RehearsedProfile(ModelProfile):
         self.sampler = load_sampler(self.folder, config.scheduler)
 
     def fresh_sampler(self, request: VideoRequest, device: torch.device | None = None) -> SchedulerMixin:
-        """Make a sampler as `ModelProfile` does, but on the CPU, as its tables are real tensors."""
-        return super().fresh_sampler(request, None)
+        """Make a sampler as `ModelProfile` does, but with real tables, on the CPU, whatever else is fake."""
+        with _disable_current_modes():
+            return super().fresh_sampler(request, None)
 
 
 def _kind(index: WanIndex) -> ModelKind:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import psutil
@@ -88,6 +89,15 @@ def _end_of(error: BaseException) -> End:
     return {2: End.REFUSED, 130: End.CANCELLED}.get(exit_code(error), End.FAILED)
 
 
+def _add_preview(events: list[Event], content: bytes) -> None:
+    """Add a preview to the events of its job, even if it is late and another has begun; earlier ones are not
+    needed any more."""
+    for event in events:
+        if isinstance(event, Previewed):
+            event.content = b""
+    events.append(Previewed(content))
+
+
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1})
 class RankActor:
     """One rank. Jobs run one after another; methods of the concurrency group `control` answer meanwhile."""
@@ -97,7 +107,6 @@ class RankActor:
         self._engine: Engine | None = None
         self._watch: Watch | None = None
         self._events: list[Event] = []
-        self._preview: Previewed | None = None
         self._job, self._stopped = -1, -1  # numbers of the current job, and of the last one told to stop
 
     @ray.method(concurrency_group="control")
@@ -164,15 +173,8 @@ class RankActor:
         if not wanted or self._engine is None or not self._engine.ranks.is_leader:
             yield
             return
-        with Previews(self._add_preview) as previews, self._engine.previewed(previews):
+        with Previews(partial(_add_preview, self._events)) as previews, self._engine.previewed(previews):
             yield
-
-    def _add_preview(self, content: bytes) -> None:
-        """Add a preview to the events; the one before is not needed any more."""
-        before, self._preview = self._preview, Previewed(content)
-        if before is not None:
-            before.content = b""
-        self._events.append(self._preview)
 
     def _step(self, record: StepRecord) -> None:
         self._events.append(record)

@@ -112,6 +112,8 @@ class Outputs:
 def is_preview(path: Path) -> bool:
     """Return whether there is a preview at `path`, which an earlier job left."""
     with refusing("preview", path):
+        if not path.is_file():  # opening a pipe would wait for its other end
+            return False
         try:
             with path.open("rb") as file:
                 return PREVIEW_MARK in file.read(_LARGEST_PREVIEW)

@@ -11,6 +11,7 @@ import pytest
 from launch import cli
 from launch.shell.run import previewed_in
 from runtime.engine import Engine
+from runtime.errors import BadRequestError
 from runtime.jobs.run import run_job
 from runtime.request.outputs import Outputs, is_preview
 from runtime.sampling.denoise import StepRecord
@@ -57,3 +58,12 @@ def test_a_folder_that_vanishes_is_a_warning(
         report = run_job(engine, job_of(engine, small(), outputs))
     assert outputs.video.exists() and report.preview is not None
     assert [record.getMessage().startswith("preview:") for record in caplog.records] == [True]
+
+
+def test_a_file_that_appears_while_the_model_loads_stays(engine: Engine, small: Make, tmp_path: Path) -> None:
+    """The job is refused, and the user's picture is not taken for the preview that is removed at the end."""
+    outputs = Outputs(tmp_path / "a.mp4", tmp_path / "a.json", preview=tmp_path / "a.webp")
+    (tmp_path / "a.webp").write_bytes(b"a user's")
+    with pytest.raises(BadRequestError, match="exists"), previewed_in(outputs.preview, engine):
+        run_job(engine, job_of(engine, small(), outputs))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"a user's"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import resource
 import threading
 from pathlib import Path
@@ -149,6 +150,22 @@ def test_another_file_of_its_name_is_kept(tmp_path: Path, caplog: pytest.LogCapt
         path.mkdir()
         assert not file.put(content)
     assert path.is_dir()
+
+
+def test_a_pipe_is_refused_without_waiting_for_its_other_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.webp")
+    outputs = Outputs(tmp_path / "a.mp4", tmp_path / "a.json", preview=tmp_path / "a.webp")
+    refused = list[BaseException]()
+
+    def check() -> None:
+        with pytest.raises(BadRequestError, match=r"a.webp' exists") as caught:
+            outputs.check(1)
+        refused.append(caught.value)
+
+    thread = threading.Thread(target=check, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert refused
 
 
 def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -95,10 +96,13 @@ def _user() -> str:
 @queue_option
 @click.argument("requests", nargs=-1, required=True, type=ID)
 def cancel(folder: Path, requests: tuple[int, ...]) -> None:
-    """Cancel REQUESTS, given by their numbers: waiting ones end at once, running ones after a step."""
-    with _opened(folder, must_exist=True) as opened:
+    """Cancel REQUESTS, given by their numbers: waiting ones end at once, running ones after a step.
+
+    If one of the numbers is unknown, none is cancelled.
+    """
+    with _opened(folder, must_exist=True) as opened, opened.transaction() as base:
         for request in requests:
-            opened.cancel(request)
+            opened.cancel_in(base, request)
 
 
 @queue.command("run", short_help="Serve the queue.")
@@ -144,8 +148,9 @@ def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bo
     if stopped:
         raise CancelledError("stopped; requests that were running wait in the queue again")
     if ended[State.FAILED]:
+        count = f"{ended[State.FAILED]} request{'s' if ended[State.FAILED] > 1 else ''}"
         raise JobFailedError(
-            f"{ended[State.FAILED]} requests failed: see `lockstep status --all --queue {folder}`"
+            f"{count} failed: see `lockstep status --all --queue {shlex.quote(str(folder))}`"
         )
 
 

@@ -51,8 +51,8 @@ class RunEvent:
     """What happened while a request ran, for whoever follows it.
 
     Attributes:
-        kind: `begun` (a generation), `step`, or `preview` (another one is there to be read).
-        told: what is to be known of it, for JSON.
+        kind: `begun` (a generation), `step`, or `preview` (a new one can be read).
+        told: its details, for JSON.
     """
 
     kind: str

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from rich.console import Console
 
-from launch.cluster.group import Begun, Ended, Event, Previewed
-from launch.serve.entries import Progress, RunEvent
+from launch.cluster.group import Begun, Ended, Event, Previewed, RankGroup
+from launch.serve.entries import Entry, Progress, RunEvent
 from launch.shell.terminal import say
 
 
-def print_event(console: Console, entry: Any, event: Any, group: Any) -> None:
+def print_event(console: Console, entry: Entry, event: Event | Ended, group: RankGroup) -> None:
     """Print a line when a generation begins or a request ends, and one for each warning of its report."""
     warnings: list[str] = []
     if isinstance(event, Begun):

@@ -100,7 +100,8 @@ class Queue:
             BadRequestError: another process serves it, or the file `lock` is not the queue's.
         """
         with self._held():
-            self._release("the driver of Ray was lost" if lost else "the pool was interrupted", killed=lost)
+            why = "the Ray driver process was lost" if lost else "the pool was interrupted"
+            self._release(why, killed=lost)
             try:
                 yield
             finally:
@@ -213,7 +214,7 @@ class Queue:
         known = -_LARGEST <= id <= _LARGEST
         row = base.execute("SELECT state FROM requests WHERE id = ?", (id if known else -1,)).fetchone()
         if row is None:
-            raise BadRequestError(f"request: {id} given; the queue has no request of this number")
+            raise _unknown(id)
         base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
         if row["state"] == State.WAITING:
             _change(base, id, State.CANCELLED, "cancelled while it waited")
@@ -280,8 +281,19 @@ class Queue:
             _change(base, id, state, reason)
 
     def entry(self, id: int) -> Entry:
-        """Return the request with this number."""
-        return self.read(read_entry, "SELECT * FROM requests WHERE id = ?", id)[0]
+        """Return the request with this number.
+
+        Raises:
+            BadRequestError: there is no request of this number.
+        """
+        found = self.find(id)
+        if found is None:
+            raise _unknown(id)
+        return found
+
+    def find(self, id: int) -> Entry | None:
+        """Return the request with this number; None if there is none, or it was forgotten."""
+        return next(iter(self.read(read_entry, "SELECT * FROM requests WHERE id = ?", id)), None)
 
     def entries(self, *states: State) -> list[Entry]:
         """Return requests in the order of submission; all, or those in one of `states`."""
@@ -346,6 +358,10 @@ class Queue:
             RecursionError,
         ) as error:  # a row that Lockstep did not write
             raise QueueError(f"queue: {file!r} is damaged ({reason(error)}); give another folder") from error
+
+
+def _unknown(id: int) -> BadRequestError:
+    return BadRequestError(f"request: {id} given; the queue has no request of this number")
 
 
 def check_line(field: str, text: str | None) -> None:

@@ -15,7 +15,7 @@ from launch.cluster.placement import NoRoomError
 from launch.serve.entries import EXPIRED, Entry, Progress, ReplicaEntry, RunEvent, State
 from launch.serve.events import run_event
 from launch.serve.queue import Queue, QueueError, kind_of
-from runtime.errors import BadRequestError, CancelledError, JobFailedError, named
+from runtime.errors import BadRequestError, CancelledError, JobFailedError, in_words, named
 from runtime.jobs.job import Job
 from runtime.media.preview import PreviewFile
 from spectrum import TimeLeft
@@ -73,10 +73,10 @@ class Replica:
                 if self._pool.idle:
                     break
                 self._pool.pause(LOOK)
-        except Exception as error:  # the queue is unusable, for other replicas as well
+        except BaseException as error:  # the queue is unusable, or Ray ends the thread with SystemExit
             self.dismiss()
             log.exception("replica %d stops", self.number)
-            self.problem = f"replica {self.number}: {error}"
+            self.problem = f"replica {self.number}: {in_words(error)}"
             self._pool.fail(self.problem)
         finally:
             self.dismiss()
@@ -106,7 +106,9 @@ class Replica:
         entry = self._entry
         if entry is None:
             return
-        now, why = self._queue.entry(entry.id), ""
+        now, why = self._queue.find(entry.id), ""
+        if now is None:  # it has ended, and was forgotten, since this replica was asked for it
+            return
         if now.unwanted:
             why = "cancelled"
         elif now.deadline is not None and time.time() > now.deadline:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
@@ -219,8 +220,18 @@ class Job:
         return options
 
     def to_json(self) -> str:
-        """Serialise the job for `from_json`."""
-        return _JOB.dump_json(self).decode()
+        """Serialise the job for `from_json`.
+
+        Raises:
+            BadRequestError: a path is not UTF-8, as that of a working directory need not be.
+        """
+        try:
+            return _JOB.dump_json(self).decode()
+        except PydanticSerializationError as error:
+            raise BadRequestError(
+                f"out: {str(self.outputs.video)!r} given; a path of the job is not UTF-8 and cannot be kept "
+                "in a queue: start it in another folder"
+            ) from error
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Job:

@@ -177,7 +177,7 @@ def test_a_lost_ray_counts_against_what_was_running(tmp_path: Path) -> None:
         queue.take(0)
     with closing(Queue(tmp_path)) as queue, queue.served(lost=True):
         assert {entry.name: entry.kills for entry in queue.entries()} == {"running": 1, "waiting": 0}
-        assert queue.history(1)[-1][:2] == (State.WAITING, "the driver of Ray was lost")
+        assert queue.history(1)[-1][:2] == (State.WAITING, "the Ray driver process was lost")
 
 
 def test_only_the_request_that_is_to_blame_for_lost_rays_is_set_aside(queue: Queue) -> None:
@@ -288,6 +288,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         told = json.loads(capsys.readouterr().out)
         assert told["requests"][0]["progress"]["step"] == 7
         assert told["requests"][0]["text"]["request"]["prompt"] == PROMPT
+        assert cli.run(["queue", "cancel", "1", "7", *here]) == 2  # nothing was started
+        assert "request: 7 given; the queue has no request of this number" in capsys.readouterr().err
+        assert not queue.entry(1).unwanted
         assert cli.run(["queue", "cancel", "1", *here]) == 0
         assert queue.entry(1).unwanted
 
@@ -418,6 +421,16 @@ def test_a_user_without_a_name_has_a_number(tmp_path: Path, monkeypatch: pytest.
     assert cli.run(["queue", "add", PROMPT, *here]) == 0
     with closing(Queue(tmp_path / "queue")) as queue:
         assert queue.entry(1).owner == f"uid-{os.getuid()}"
+
+
+def test_a_folder_that_is_not_utf_8_is_not_taken_for_a_damaged_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert cli.run(["queue", "add", PROMPT]) == 2
+    assert "a path of the job is not UTF-8 and cannot be kept in a queue" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_the_queues_is_left_alone(tmp_path: Path) -> None:

@@ -260,8 +260,8 @@ def test_a_late_answer_of_the_queue_stops_nobody_else(queue: Queue, tmp_path: Pa
         queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY), name=name)
 
     class Late(Queue):
-        def entry(self, id: int) -> Entry:
-            found = super().entry(id)
+        def find(self, id: int) -> Entry | None:
+            found = super().find(id)
             replica._entry = following
             return found
 
@@ -277,6 +277,20 @@ def test_a_late_answer_of_the_queue_stops_nobody_else(queue: Queue, tmp_path: Pa
         assert replica._unwanted == "cancelled"
 
 
+def test_a_request_that_is_forgotten_as_it_ends_stops_nobody(queue: Queue, tmp_path: Path) -> None:
+    """Whoever keeps the results deletes one while its replica still notes that it is idle."""
+    for name in ("first", "second"):
+        queue.submit(make_job(tmp_path / f"{name}.mp4", **TINY), name=name)
+    pool = ReplicaPool(queue, 1)
+    (replica,) = pool._replicas
+    replica._entry = queue.take(0)
+    queue.end(1, State.DONE)
+    with queue.transaction() as base:
+        assert queue.forget_in(base, 1)
+    pool._look()
+    assert not replica._unwanted and not pool.ending
+
+
 def test_a_pool_that_cannot_see_to_deadlines_any_more_ends_and_says_so(queue: Queue) -> None:
     class Broken(Queue):
         def expire(self) -> None:
@@ -288,6 +302,19 @@ def test_a_pool_that_cannot_see_to_deadlines_any_more_ends_and_says_so(queue: Qu
         ) as caught:
             ReplicaPool(broken, 1).run(keep=True)
         assert str(caught.value).endswith("; the remaining requests wait in the queue")
+
+
+def test_a_replica_never_ends_in_silence(queue: Queue, tmp_path: Path) -> None:
+    """Ray's bindings may end a thread with SystemExit; the queue is not done because of that."""
+
+    class Ending(Queue):
+        def take(self, replica: int, loaded: str = "") -> Entry | None:
+            raise SystemExit(1)
+
+    queue.submit(make_job(tmp_path / "a.mp4", **TINY))
+    failed = pytest.raises(JobFailedError, match="replica 0: SystemExit: 1; the remaining requests wait")
+    with closing(Ending(queue.folder)) as ending, failed:
+        ReplicaPool(ending, 1).run()
 
 
 @pytest.mark.usefixtures("local_ray")

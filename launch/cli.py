@@ -96,7 +96,8 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
             run_job_on_ray(job, context.obj)
         return
     if launcher == "torchrun":
-        _run_on_ranks(job.world, job.config.device, "launch.torchrun", context)
+        with advising(job.advice):
+            _run_on_ranks(job.world, job.config.device, "launch.torchrun", context)
         return
     if job.ranks not in (None, 1):
         raise BadRequestError(
@@ -107,14 +108,19 @@ def generate(context: click.Context, /, launcher: str | None, **options: Any) ->
 
 
 def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) -> None:
-    """Start the ranks on this machine and exit with their exit code."""
+    """Start the ranks on this machine and exit with the exit code of the rank that explained it, if one did.
+
+    Raises:
+        LockstepError: see `run_on_this_machine`; no rank explained it.
+    """
     from runtime.parallel.agent import run_on_this_machine
     from runtime.parallel.devices import check_room
 
     crowded = check_room(ranks, device)
     if crowded:
         log.warning(crowded)
-    arguments: list[str] = without_launcher(context.meta[_ARGUMENTS])
+    verbose = ["--verbose"] if context.find_root().params.get("verbose") else []
+    arguments = [*verbose, *without_launcher(context.meta[_ARGUMENTS])]
     code = run_on_this_machine(ranks, module, arguments)
     if code:
         context.exit(code)
@@ -204,7 +210,8 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
 
     job = plan_calibration(**options)
     if ranks not in (None, 1):
-        _run_on_ranks(ranks, job.config.device, "launch.commands.calibrate", context)
+        with advising(job.advice):
+            _run_on_ranks(ranks, job.config.device, "launch.commands.calibrate", context)
         return
     run_calibration(job, context.obj, on_loaded=stop_on_signals)
     ignore_signals()  # the file is written
@@ -335,7 +342,7 @@ def storyboard(
         return
     from launch.film.make import make_film
 
-    with advising(lambda: "the same command makes the remaining shots"):
+    with advising(film.advice):
         path = make_film(film, replicas, console)
     if path is not None:
         print_path(path)

@@ -211,6 +211,9 @@ def test_a_package_that_is_broken_is_named(
         load_preset(str(path))
     assert cli.run(["cry"]) == 2
     assert "of the package 'sad' cannot be imported" in capfd.readouterr().err
+    assert cli.run(["--help"]) == 0
+    listed = " ".join(capfd.readouterr().out.split())
+    assert "cry lockstep.commands: 'broken.part:cry' of the package 'sad' cannot be imported" in listed
     assert load_preset("paper").forecasts  # it is in nobody's way who does not ask for it
 
 

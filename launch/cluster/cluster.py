@@ -272,11 +272,11 @@ def _tell_submission(metadata: Mapping[str, str]) -> None:
     Ray accepts it from `ray job submit --metadata-json` only and has no call for it, so this writes to the
     place where Ray keeps it; what the user gave is kept. Nothing depends on it.
     """
-    injected = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    submission = json.loads(injected).get("metadata", {}).get("job_submission_id")
-    if submission is None:
+    injected = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    if injected is None:
         return
     try:
+        submission = json.loads(injected)["metadata"]["job_submission_id"]
         from ray.dashboard.modules.job.common import JobInfoStorageClient
         from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 

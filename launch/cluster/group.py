@@ -87,7 +87,7 @@ class RankGroup:
             self._check_wanted()
             self._bundle(job)  # raises if there will be no room, as nodes were lost meanwhile
             if time.monotonic() > deadline:
-                raise JobFailedError(f"no room for {world} × {bundle.resources} within {_ROOM:.0f} s")
+                raise JobFailedError(f"no room for {world} ranks with {bundle} each within {_ROOM:.0f} s")
         self._actors = [
             self._call("starting the ranks", self._actor, index, bundle) for index in range(world)
         ]

@@ -21,6 +21,9 @@ class Bundle:
     resources: dict[str, float]
     strategy: str
 
+    def __str__(self) -> str:
+        return _in_words(self.resources)
+
 
 def bundle_for(config: Config, world: int, nodes: list[dict[str, Any]]) -> Bundle:
     """Choose a CPU for each rank, and a GPU if the cluster has any; on a single node if all ranks fit there.
@@ -42,6 +45,12 @@ def bundle_for(config: Config, world: int, nodes: list[dict[str, Any]]) -> Bundl
     ]
     if sum(fits) < world:
         raise NoRoomError(
-            f"ranks: {world} given; each takes {resources}, and the cluster has room for {sum(fits)}"
+            f"ranks: {world} given; each takes {_in_words(resources)}, and the cluster has room for "
+            f"{sum(fits)}"
         )
     return Bundle(resources, "STRICT_PACK" if max(fits) >= world else "PACK")
+
+
+def _in_words(resources: dict[str, float]) -> str:
+    """Write resources as people do: `1 CPU and 1 GPU`."""
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,7 @@ from runtime.rehearsal.rehearse import Scenario
 from runtime.request.config import Config, available, load_config
 
 _WORLDS = (1, 2, 4, 8)
+_PATIENCE = 30.0  # seconds for ffmpeg to tell its version
 _FILTERS = ("psnr", "ssim", "libvmaf", "xfade", "concat")
 
 
@@ -115,12 +117,14 @@ def _ffmpeg() -> str:
     """Version, path and filters of ffmpeg, or why it cannot be used."""
     try:
         executable = imageio_ffmpeg.get_ffmpeg_exe()
-        said = subprocess.run([executable, "-version"], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            [executable, "-version"], capture_output=True, text=True, check=True, timeout=_PATIENCE
+        ).stdout
         filters = ", ".join(f"{name} {'yes' if has_filter(name) else 'no'}" for name in _FILTERS)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is none
         return f"cannot be used: {reason(error)}"
-    first = said.split()
-    return f"{first[2]} ({executable}); filters: {filters}"
+    found = re.match(r"ffmpeg version (\S+)", said)
+    return f"{found[1] if found else 'unknown version'} ({executable}); filters: {filters}"
 
 
 def _models() -> Table:

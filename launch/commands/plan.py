@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def write_plan(
     Raises:
         BadRequestError: an output exists, cannot be written, or is an input of the plan; nothing was written.
     """
-    if picture is not None and picture == preset:
+    if picture is not None and preset is not None and os.path.realpath(picture) == os.path.realpath(preset):
         raise BadRequestError(f"picture: {str(picture)!r} given; it is also the name of the preset")
     outputs = {path: field for path, field in ((picture, "picture"), (preset, "preset")) if path is not None}
     inputs = {Path(chosen.name): "calibration"} if is_file_name(chosen.name) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from launch.commands.extensible import ExtensibleGroup
+from runtime.errors import BadRequestError
 
 _SECTIONS = {
     "Make videos": ("generate", "storyboard"),
@@ -23,8 +24,14 @@ class Sections(ExtensibleGroup):
         added = [(_ADDED, self.added)] if self.added else []
         width = max(map(len, self.list_commands(ctx)))
         for title, names in [*_SECTIONS.items(), (_OTHERS, others), *added]:
-            known = [(name, self.get_command(ctx, name)) for name in names]
+            listed = [(name.ljust(width), self._short_help(ctx, name, formatter.width)) for name in names]
             with formatter.section(title):
-                formatter.write_dl(
-                    [(n.ljust(width), one.get_short_help_str(formatter.width)) for n, one in known if one]
-                )
+                formatter.write_dl(listed)
+
+    def _short_help(self, ctx: click.Context, name: str, width: int) -> str:
+        """Return a command's short help, or why its package cannot be imported."""
+        try:
+            command = self.get_command(ctx, name)
+        except BadRequestError as error:
+            return str(error)
+        return "" if command is None else command.get_short_help_str(width)

@@ -49,10 +49,7 @@ def run_command(command: click.Command, arguments: list[str], name: str) -> int:
         check_arguments(arguments)
         code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        said = io.StringIO()
-        error.show(said)
-        click.echo(visible(said.getvalue()), nl=False, err=True)
-        return EXIT_BAD_REQUEST
+        return explain_usage(error)
     except (Exception, KeyboardInterrupt) as error:
         return explain(error)
     return code if isinstance(code, int) else 0
@@ -93,10 +90,13 @@ def advising(advice: Callable[[], str]) -> Iterator[None]:
         yield
     except (BadRequestError, NotFiniteError):  # the same command would end the same way
         raise
+    except click.exceptions.Exit:  # explained already, by another process
+        raise
     except BaseException as error:
-        said = advice()
-        if said and said not in str(error):
-            error.add_note(said)
+        with suppress(OSError):  # such as a working directory that is gone; the error itself matters more
+            said = advice()
+            if said and said not in str(error):
+                error.add_note(said)
         raise
 
 
@@ -109,7 +109,10 @@ def end_with(run: Callable[[list[str]], int]) -> NoReturn:
     open_streams()
     code = EXIT_FAILED
     atexit.register(lambda: end_now(code))  # runs last: handlers registered later run earlier
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # a second signal, while an error was being explained
+        code = EXIT_CANCELLED
     _let_clean_up(code)
     sys.exit(code)
 
@@ -272,6 +275,14 @@ def explain(error: BaseException) -> int:
         complain(named(error))
     complain("\n".join(getattr(error, "__notes__", [])))
     return code
+
+
+def explain_usage(error: click.ClickException) -> int:
+    """Explain on stderr which argument click refused; return the exit code."""
+    said = io.StringIO()
+    error.show(said)
+    click.echo(visible(said.getvalue()), nl=False, err=True)
+    return EXIT_BAD_REQUEST
 
 
 def complain(message: str) -> None:

@@ -22,6 +22,7 @@ from launch.shell.exits import (
     end_now,
     exit_code,
     explain,
+    explain_usage,
     give_up,
     interrupt,
     open_streams,
@@ -87,9 +88,7 @@ def run(arguments: list[str], command: click.Command, name: str) -> int:
     except click.ClickException as error:
         with suppress(BadRequestError):
             leave(Rendezvous.from_environment(), BadRequestError(error.format_message()))
-        if _is("LOCAL_RANK", 0):
-            error.show()
-        return EXIT_BAD_REQUEST
+        return explain_usage(error) if _is("LOCAL_RANK", 0) else EXIT_BAD_REQUEST
     except (Exception, KeyboardInterrupt) as error:
         return _end(error)
     return 0

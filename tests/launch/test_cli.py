@@ -41,6 +41,7 @@ def test_an_input_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture
             "given for calibration: give another name",
         ),
         (["plan", "wan-tiny", "--nfe", "9", "--preset", "x", "--picture", "x"], "also the name of the"),
+        (["plan", "wan-tiny", "--nfe", "9", "--preset", "x", "--picture", "./no/../x"], "also the name of"),
     ):
         assert run(*arguments, "--overwrite") == 2
         assert said in " ".join(capfd.readouterr().err.split())

@@ -246,6 +246,7 @@ def test_a_rank_that_is_killed_before_it_meets_the_others_is_named(tmp_path: Pat
         printed, said = agent.communicate(timeout=100)
     assert (agent.returncode, printed) == (3, "")
     assert "lockstep: rank 0 was ended by SIGKILL" in said
+    assert "lockstep: there is no checkpoint: the same command starts again at the first step" in said
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
 
@@ -265,9 +266,10 @@ def test_a_request_that_only_the_model_can_refuse_exits_2(tmp_path: Path) -> Non
     out = tmp_path / "a.mp4"
     options = ["--size", "64x48", "--frames", "5", "--steps", "2", "--ranks", "2"]
     options += ["--attention", "cudnn", "--launcher", "torchrun"]
-    done = completed([*GENERATE, *options, "--out", str(out)])
+    done = completed(["--verbose", *GENERATE, *options, "--out", str(out)])
     assert done.returncode == 2
     assert "attention: 'cudnn' given; it runs on cuda only" in done.stderr
+    assert "rank 1 launch: ending: " in " ".join(done.stderr.split())  # which only --verbose shows
     assert not out.exists()
 
 
@@ -290,6 +292,12 @@ def test_torchrun_with_another_number_of_ranks_is_refused(
         monkeypatch.setenv(name, str(value))
     assert as_a_rank(PROMPT, "--ranks", "2", "--out", str(tmp_path / "a.mp4")) == 2
     assert "ranks: 2 given; torchrun started 1" in capfd.readouterr().err
+
+
+def test_an_option_is_shown_and_not_obeyed_by_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    assert as_a_rank(PROMPT, "--\x1b]0;title") == 2
+    said = capfd.readouterr().err
+    assert "No such option" in said and "\\x1b]0;title" in said and "\x1b" not in said
 
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("RANK", "5"), ("MASTER_PORT", "abc")])

@@ -40,6 +40,19 @@ def test_python_cleans_up_and_libraries_do_not() -> None:
     assert ended("sys.exit(run(sys.argv[1:]))").returncode < 0  # there is something to skip
 
 
+def test_a_signal_while_an_error_is_explained_gives_no_traceback() -> None:
+    done = ended("def run(arguments):\n    raise KeyboardInterrupt\n\nend_with(run)")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_advice_that_cannot_be_given_hides_no_error() -> None:
+    def advice() -> str:
+        raise FileNotFoundError("the working directory is gone")
+
+    with pytest.raises(JobFailedError, match="rank 1 died"), advising(advice):
+        raise JobFailedError("rank 1 died")
+
+
 CLOSED = """
 import os, sys
 from launch.shell.exits import end_with

@@ -37,7 +37,7 @@ _BEAT = 1.0  # seconds between two heartbeats
 _SILENCE = 30.0  # seconds without a heartbeat after which a driver is abandoned
 _DEAF = 5.0  # seconds for a driver to answer a signal
 _LEAVING = 10.0  # seconds for a driver to leave Ray in order when its work is done
-_ENDED = "the process that drives Ray was ended"
+_ENDED = "the Ray driver process ended unexpectedly"
 
 _Result = TypeVar("_Result")
 
@@ -140,7 +140,10 @@ class Driver:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return the error, or a JobFailedError with its message if it cannot be pickled."""
+    """Return the error, or a JobFailedError with its message if it cannot be pickled or is SystemExit, which
+    Ray raises and which would end the command without a word."""
+    if isinstance(error, SystemExit):
+        return JobFailedError(f"the Ray driver process was told to exit ({named(error)})")
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # whatever other libraries' classes raise
@@ -173,7 +176,7 @@ def drive(
             raise ended.error
         result = made()
         if result is not None:
-            say(console, f"{ended.reason}; its work was done all the same")
+            say(console, f"{ended.reason}, but its work was done")
             return result
         again, now = True, time.monotonic()
         lost = [*(when for when in lost if now - when < _MEMORY), now]
@@ -247,7 +250,7 @@ class _Attempt:
                 if isinstance(message, Heard):
                     self._note(message)
             elif time.monotonic() - heard > _SILENCE:
-                silent = f"the process that drives Ray sent no heartbeat for {_SILENCE:.0f} s"
+                silent = f"the Ray driver process sent no heartbeat for {_SILENCE:.0f} s"
                 return self._stopped(silent) or Lost(silent)
             if self._asked.count and not self._told:
                 self._told = True

@@ -164,7 +164,7 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
             str(one.windows),
             str(expected.nfe),
             *_amounts(expected.seconds, expected.rank_seconds, price),
-            "done" if film.done(number) else "to do" if number in missing else "not wanted",
+            "done" if film.done(number) else "to do" if number in missing else "not selected",
         )
     if len(film.shots) > _ROWS:
         table.add_row("…", *[""] * (len(table.columns) - 2), f"{len(film.shots) - _ROWS} more")
@@ -173,7 +173,7 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
     names = (f"s of denoising on {replicas} replica{'s' if replicas > 1 else ''}", "rank-seconds", "in cost")
     said = [f"{amount} {name}" for amount, name in zip(amounts, names, strict=False)]
     if any(one.seconds is None for one in todo):
-        said.append("plus what is unknown")
+        said.append("plus shots that were never timed")
     if gpu is not None:
         said.append(f"estimated by a rehearsal on {gpu.name} where there is no report")
     table.caption = f"to do: {', '.join(said)}"

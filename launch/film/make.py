@@ -42,7 +42,7 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
     Raises:
         BadRequestError: the folder cannot be written, or another process makes a film in it.
         JobFailedError: a shot could not be made; the others were.
-        CancelledError: stopped by a signal; the same command makes the remaining shots.
+        CancelledError: stopped by a signal.
     """
     with held(film.out):
         missing = film.missing
@@ -72,7 +72,7 @@ def _render(film: Film, replicas: int, console: Console) -> None:
     count = min(replicas, len(submitted))
     about = {"storyboard": film.board.title, "replicas": str(count)}
     if on_cluster(count * film.world, about, partial(_serve, film, submitted, count, console), console):
-        raise CancelledError("stopped; the same command makes the remaining shots")
+        raise CancelledError("finished shots are kept")
     with closing(Queue(film.out / "queue")) as queue:
         entries = [queue.entry(id) for id in submitted.values()]
     failed = [f"{entry.name}: {entry.reason}" for entry in entries if entry.state is not State.DONE]

@@ -65,8 +65,13 @@ class Film:
         wanted = [n for n, one in enumerate(self.shots) if not self.only or one.shot.id in self.only]
         return [number for number in wanted if not self.done(number)]
 
+    def advice(self) -> str:
+        """Return how to continue after an interruption."""
+        return f"the same command {'makes the remaining shots' if self.missing else 'joins the film'}"
+
     @property
     def complete(self) -> bool:
+        """Whether all shots of the film are done, wanted now or not."""
         return all(self.done(number) for number in range(len(self.shots)))
 
     @property

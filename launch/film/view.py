@@ -44,7 +44,7 @@ def film_table(film: Film, entries: Mapping[int, Entry], made: Collection[int]) 
 
 def _cells(state: State | None, entry: Entry | None) -> tuple[Text | str | ProgressBar, ...]:
     if state is None:
-        return "not wanted", "", "", "", ""
+        return "not selected", "", "", "", ""
     shown = Text(str(state), style=COLOURS[state])
     if entry is None:
         return shown, "", "", "", ""

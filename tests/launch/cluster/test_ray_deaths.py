@@ -45,13 +45,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
                 (
                     "driver",
                     signal.SIGKILL,
-                    "the process that drives Ray was ended; continuing with a new Ray",
+                    "the Ray driver process ended unexpectedly; continuing with a new Ray",
                 ),
                 ("driver", signal.SIGSTOP, "no heartbeat for 30 s; (continuing with|its work was done)"),
                 (
                     "keeper",
                     signal.SIGKILL,
-                    "the process that drives Ray was ended; continuing with a new Ray",
+                    "the Ray driver process ended unexpectedly; continuing with a new Ray",
                 ),
                 ("keeper", signal.SIGSTOP, ""),
             ]

@@ -49,6 +49,8 @@ def work(driver):
         class Strange(Exception):
             pass
         raise Strange("one of a kind")
+    if what == "exits":
+        sys.exit(1)
     if what == "dies" or what == "dies once" and not driver.again:
         os.kill(os.getpid(), signal.SIGABRT)
     if what == "dies now and then" and len(tries.read_text().split()) < 5:
@@ -139,6 +141,7 @@ def test_the_result_comes_back_and_standard_output_is_the_commands_alone(tmp_pat
         ("refuses", 2, "lockstep: ranks: 9 given"),
         ("fails", 3, "lockstep: rank 1 failed at step 3: it died"),
         ("strange", 3, "lockstep: Strange: one of a kind"),
+        ("exits", 3, "lockstep: the Ray driver process was told to exit (SystemExit: 1)"),
     ],
 )
 def test_errors_come_back_as_what_they_are(what: str, code: int, reason: str, tmp_path: Path) -> None:
@@ -150,8 +153,8 @@ def test_errors_come_back_as_what_they_are(what: str, code: int, reason: str, tm
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("dies once", "the process that drives Ray was ended; continuing with a new Ray"),
-        ("stops", "the process that drives Ray sent no heartbeat"),
+        ("dies once", "the Ray driver process ended unexpectedly; continuing with a new Ray"),
+        ("stops", "the Ray driver process sent no heartbeat"),
         ("stuck", "Ray does not answer: ray.wait; continuing with a new Ray"),
         ("lost", "Ray's raylet died; continuing with a new Ray"),
     ],
@@ -166,7 +169,7 @@ def test_a_lost_driver_is_replaced_by_one_that_goes_on(what: str, reason: str, t
 def test_what_a_lost_driver_has_done_is_not_done_again(own: bool, tmp_path: Path) -> None:
     code, out, said, tries = drive("leaves its work done", tmp_path, own=own)
     assert (code, out, tries) == (0, "made without it\n", ["False"])
-    assert "the process that drives Ray was ended; its work was done all the same" in said
+    assert "the Ray driver process ended unexpectedly, but its work was done" in said
 
 
 def test_drivers_are_not_replaced_for_ever(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_every_shot_is_shown_with_its_state_step_and_replica(tmp_path: Path) -> 
         lines = written(film, queue, requests)
         assert "one running 2 1:15 min 7" in lines
         assert "two waiting" in lines
-        assert "three not wanted" in lines
+        assert "three not selected" in lines
         assert "0 of 3 shots" in lines
         queue.end(requests[0], State.DONE)
         assert "1 of 3 shots" in written(film, queue, requests)

@@ -225,6 +225,9 @@ def undisturbed(job: Job, folder: Path) -> Reference:
         raise SystemExit(f"{job.name}: undisturbed, it ends with {ended.code}\n{ended.stderr}")
     for what in (*ended.left, *harmed(run.planted)):
         print(f"{job.name}: undisturbed, it leaves or harms {what}", flush=True)
+    unseen = sorted({*job.victims} - marks.roles.keys())
+    if unseen:  # no fault would ever hit it, and nobody would notice
+        raise SystemExit(f"{job.name}: undisturbed, it has no process with the role {', '.join(unseen)}")
     return Reference(ended.seconds, marks.timeline, marks.roles, frozenset(run.made()), job.bits(folder))
 
 

@@ -109,7 +109,7 @@ def draw(seed: int, number: int, job: Job, reference: Reference, kinds: Sequence
     target, how = "", ""
     since, until = 0.0, reference.seconds
     if kind == "signal":
-        target = rng.choice([role for role in job.victims if role in reference.roles])
+        target = rng.choice(job.victims)
         how = "INT" if target == "terminal" else rng.choice(SIGNALS)
         if target not in ("driver", "terminal"):
             since, until = reference.roles[target]

@@ -23,7 +23,7 @@ _ROLES = (  # first match counts; of the command line
     (re.compile(r"^\S*/raylet "), "raylet"),
     (re.compile(r"^\S*/gcs_server "), "gcs"),
     (re.compile(r"^ray::RankActor"), "rank"),
-    (re.compile(r"^\S*python\S* (-u )?-m launch\.(torchrun|calibrate) "), "rank"),
+    (re.compile(r"^\S*python\S* (-u )?-m launch\.(torchrun|commands\.calibrate) "), "rank"),
     (
         re.compile(r"^ray::\w*Agent|/dashboard/agent\.py|runtime_env/agent/main\.py|/(log_)?monitor\.py"),
         "agent",
@@ -54,6 +54,7 @@ def members(folder: Path, run: str, driver: int) -> list[Member]:
     """List the living processes of a run: those with its name in their environment, its folder as working
     directory or in their command line, and their children. (Titles that processes set overwrite their
     environment.)"""
+    own_words = _words(driver)
     found: dict[int, Member] = {}
     others: list[tuple[int, int, str]] = []
     wanted = f"{MARKER}={run}".encode()
@@ -63,7 +64,7 @@ def members(folder: Path, run: str, driver: int) -> list[Member]:
                 state, parent = file.read().rpartition(")")[2].split()[:2]
             if state in "ZX":
                 continue
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = _words(pid)
             place = Path(f"/proc/{pid}/cwd").readlink()
             own = (
                 place.is_relative_to(folder)
@@ -73,21 +74,39 @@ def members(folder: Path, run: str, driver: int) -> list[Member]:
         except (OSError, ValueError):
             continue  # it has ended, or it is another user's
         if own and pid != os.getpid():
-            found[pid] = Member(pid, _role(pid, command, driver), command.strip())
+            found[pid] = Member(pid, role_of(pid, command, driver, own_words), command.strip())
         else:
-            others.append((pid, int(parent), command.strip()))
+            others.append((pid, int(parent), command))
     grown = True
     while grown:
         grown = False
         for pid, parent, command in others:
             if parent in found and pid not in found:
-                found[pid], grown = Member(pid, _role(pid, command, driver), command), True
+                role = role_of(pid, command, driver, own_words)
+                found[pid], grown = Member(pid, role, command.strip()), True
     return sorted(found.values(), key=lambda member: member.pid)
 
 
-def _role(pid: int, command: str, driver: int) -> str:
+def _words(pid: int) -> str:
+    """Command line of a process, each word followed by a space; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def role_of(pid: int, command: str, driver: int, words: str) -> str:
+    """Role of a process in a run; `other` if none is known.
+
+    Args:
+        command: its command line, each word followed by a space.
+        driver, words: process id and command line of the run's command. What this forks, to drive Ray and to
+            clean up, has the same words.
+    """
     if pid == driver:
         return "driver"
+    if words and command == words:
+        return "helper"
     return next((role for pattern, role in _ROLES if pattern.search(command)), "other")
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from chaos import Campaign, Ended, Record, _check_end
+from chaos import Campaign, Ended, Record, _check_end, undisturbed
 from chaos_faults import Fault, Reference, Striker, choose_job, draw
 from chaos_jobs import JOBS
 from chaos_table import by_job, by_signal, write_page
-from chaos_watch import MARKER, harmed, kill, members, plant, wait_for_end
+from chaos_watch import MARKER, harmed, kill, members, plant, role_of, wait_for_end
+
+from tests.places import ROOT
 
 SEED = 1  # of which both are hit while they denoise
 TIMELINE = [("start", 0.0), ("loading", 4.0), ("step 1/24", 5.0), ("step 24/24", 6.0), ("out/video.mp4", 6.5)]
@@ -120,6 +123,24 @@ def test_processes_are_found_by_name_or_folder_and_only_those(tmp_path: Path) ->
         for process in (named, there, other):
             process.kill()
             process.communicate()
+
+
+def test_a_victim_that_is_never_there_is_noticed(tmp_path: Path) -> None:
+    """Otherwise its faults would silently hit something else."""
+    job = replace(JOBS["inline"], victims=("driver", "ffmpeg", "raylet"))
+    with pytest.raises(SystemExit, match="inline: undisturbed, it has no process with the role raylet"):
+        undisturbed(job, tmp_path / "inline")
+
+
+def test_ranks_and_helpers_are_recognised_by_the_words_they_are_started_with() -> None:
+    """The modules are those that the command line starts."""
+    words = "/usr/bin/python -m launch generate x "
+    for module in re.findall(r'"(launch\.[\w.]+)", context\)', (ROOT / "launch" / "cli.py").read_text()):
+        assert role_of(8, f"/usr/bin/python -m {module} x ", 7, words) == "rank", module
+    assert role_of(7, words, 7, words) == "driver"
+    assert role_of(8, words, 7, words) == "helper"  # forked
+    assert role_of(8, "/usr/bin/python -m http.server ", 7, words) == "other"
+    assert role_of(8, "", 7, "") == "other"  # both have ended
 
 
 def test_the_page_counts_what_was_wrong(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launch.cluster.actor import Begun, End, Ended, Event, Previewed, RankActor
 from launch.cluster.placement import Bundle, bundle_for
 from launch.shell.pulse import Pulse
+from launch.shell.terminal import counted
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, in_words, named
 from runtime.jobs.job import Job
 from runtime.parallel.meeting import Rendezvous
@@ -131,7 +132,7 @@ class RankGroup:
             now = time.monotonic()
             if within is not None and now - started > within:
                 raise JobFailedError(
-                    f"{len(references) - len(done)} ranks did not start within {within:.0f} s"
+                    f"{counted(len(references) - len(done), 'rank')} did not start within {within:.0f} s"
                 )
             if within is None and now - answered > _ANSWER:
                 silent = self._silent()

@@ -21,7 +21,7 @@ from launch.commands.options import calibrate_options
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
 from launch.shell.progress import timed
-from launch.shell.terminal import Terminal, print_path
+from launch.shell.terminal import Terminal, counted, print_path
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.checks import check_apart, check_writable
@@ -157,7 +157,7 @@ def run_calibration(
     shown = _Shown(console)
     calibrator = Calibrator(engine, job.requests, job.partial, shown, overwrite=job.overwrite)
     console.print(
-        f"{len(job.requests)} videos; about {calibrator.evaluations} evaluations, as many as "
+        f"{counted(len(job.requests), 'video')}; about {calibrator.evaluations} evaluations, as many as "
         f"{calibrator.evaluations / job.requests[0].steps:.0f} full runs",
     )
     held = job.alone() if engine.ranks.is_leader else nullcontext()

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from launch.commands.options import DEGREE, EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
 from launch.shell.exits import advising, only_while_heard
-from launch.shell.terminal import Terminal
+from launch.shell.terminal import Terminal, counted
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 
 _REFRESH = 1.0  # seconds
@@ -76,6 +76,7 @@ def add(
     from launch.serve.queue import check_line
 
     check_line("owner", owner)
+    check_line("name", name)
     job = build_job(**options)
     job.check_files()
     job = job.absolute().planned()  # whoever serves it stands elsewhere, and it may be later
@@ -133,7 +134,7 @@ def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bo
     from launch.cluster.cluster import on_cluster
     from launch.serve.entries import State
 
-    with _opened(folder, must_exist=True) as opened:
+    with _opened(folder, must_exist=True) as opened, opened.served():  # refused before Ray is started
         before = opened.count()
         cores = _cores([ranks, *(_world(entry) for entry in opened.entries(*_OPEN))], replicas)
     about = {"queue": str(folder.absolute()), "replicas": str(replicas)}
@@ -148,10 +149,8 @@ def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bo
     if stopped:
         raise CancelledError("stopped; requests that were running wait in the queue again")
     if ended[State.FAILED]:
-        count = f"{ended[State.FAILED]} request{'s' if ended[State.FAILED] > 1 else ''}"
-        raise JobFailedError(
-            f"{count} failed: see `lockstep status --all --queue {shlex.quote(str(folder))}`"
-        )
+        failed, where = counted(ended[State.FAILED], "request"), shlex.quote(str(folder))
+        raise JobFailedError(f"{failed} failed: see `lockstep status --all --queue {where}`")
 
 
 def _release(folder: Path) -> str:

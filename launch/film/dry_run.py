@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from launch.film.shots import Film
+from launch.shell.terminal import counted
 from runtime.files.text import read_json
 from runtime.film.assemble import length
 from runtime.film.storyboard import ShotRequest
@@ -147,7 +148,8 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
         price: price of one rank for an hour, in any currency.
         gpu: GPU on which steps that were never timed are rehearsed.
     """
-    table = Table(title=f"{film.board.title}: {len(film.shots)} shots, {length(film.parts)} frames")
+    shots = counted(len(film.shots), "shot")
+    table = Table(title=f"{film.board.title}: {shots}, {length(film.parts)} frames")
     priced = [] if price is None else ["cost"]
     for column in ("shot", "frames", "windows", "NFE", "denoising, s", "rank seconds", *priced, ""):
         table.add_column(column, justify="left" if column in ("shot", "") else "right")
@@ -170,7 +172,7 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
         table.add_row("…", *[""] * (len(table.columns) - 2), f"{len(film.shots) - _ROWS} more")
     lasting = _on_replicas((one.seconds or 0.0 for one in todo), replicas)
     amounts = _amounts(lasting, sum(one.rank_seconds or 0.0 for one in todo), price)
-    names = (f"s of denoising on {replicas} replica{'s' if replicas > 1 else ''}", "rank-seconds", "in cost")
+    names = (f"s of denoising on {counted(replicas, 'replica')}", "rank-seconds", "in cost")
     said = [f"{amount} {name}" for amount, name in zip(amounts, names, strict=False)]
     if any(one.seconds is None for one in todo):
         said.append("plus shots that were never timed")

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
@@ -106,9 +107,14 @@ def _nothing(number: int, frame: object) -> None:
 
 
 def _close_all_but(kept: int) -> None:
-    """Close all inherited files, whose other ends wait for them to be closed."""
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    """Close all inherited files, whose other ends wait for them to be closed.
+
+    Only open ones: the limit may be a billion in a container, and closing each would take minutes.
+    """
+    for descriptor in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        if descriptor > 2 and descriptor != kept:
+            with suppress(OSError):  # the one with which the folder was read
+                os.close(descriptor)
 
 
 def _reap() -> int:

@@ -30,6 +30,11 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: `1 shot`, `2 shots`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class Terminal(Console):
     """A console that prints strings as plain text: no markup, emoji, highlighting or control characters.
 

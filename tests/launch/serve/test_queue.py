@@ -222,6 +222,16 @@ def test_one_queue_has_one_server(queue: Queue) -> None:
     assert taken(queue) == "added meanwhile"
 
 
+def test_a_queue_that_is_served_is_refused_before_ray_is_started(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")  # which is looked at first of all there
+    with queue.served():
+        assert cli.run(["queue", "run", "--queue", str(queue.folder)]) == 2
+    said = capsys.readouterr().err
+    assert "another pool serves" in said and "RAY_ADDRESS" not in said
+
+
 def test_cancelled_and_late_requests_end(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     waits, runs, late = add(queue, "waits"), add(queue, "runs", priority=1), add(queue, "late", seconds=5)
     assert taken(queue) == "runs"

@@ -119,7 +119,7 @@ def test_a_terminal_without_the_characters_spells_them_out(
     board = folder / "film.yaml"
     board.write_text("title: Le café — 猫 [/end]\nshots: [{id: one, prompt: 猫, title: é}]\n", "utf-8")
     assert cli.run(["storyboard", str(board), "--out", str(folder / "film"), "--dry-run"]) == 0
-    assert b"Le caf\\xe9 \\u2014 \\u732b [/end]: 1 shots" in out.bytes
+    assert b"Le caf\\xe9 \\u2014 \\u732b [/end]: 1 shot," in out.bytes
     before = len(out.bytes)
     assert cli.run(["generate", "猫", *SMALL, "--out", str(folder / "a.mp4")]) == 0
     path = out.bytes[before:].rstrip(b"\n")

@@ -20,7 +20,18 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.film.folder import FILM, MANIFEST, PAGE, POSTER, SHEET, held
+from launch.film.folder import (
+    FILM,
+    MANIFEST,
+    OPEN,
+    PAGE,
+    POSTER,
+    QUEUE,
+    SHEET,
+    held,
+    is_shot,
+    request_name,
+)
 from launch.film.shots import Film
 from launch.film.view import shown_live
 from launch.serve.entries import State
@@ -32,8 +43,6 @@ from runtime.film.assemble import join_film, length, starts, write_contact_sheet
 from runtime.film.page import Scene, write_page
 from runtime.reports.report import Report
 from runtime.versions import versions
-
-_OPEN = (State.WAITING, State.RUNNING)
 
 
 def make_film(film: Film, replicas: int, console: Console) -> Path | None:
@@ -67,13 +76,13 @@ def _render(film: Film, replicas: int, console: Console) -> None:
 
     if cluster_address() is None:  # refuse before anything is submitted
         check_room(min(replicas, len(film.missing)) * film.world, "cpu")
-    with closing(Queue(film.out / "queue")) as queue, queue.served():
+    with closing(Queue(film.out / QUEUE)) as queue, queue.served():
         submitted = _submit(film, queue)  # only if no other pool serves the queue
     count = min(replicas, len(submitted))
     about = {"storyboard": film.board.title, "replicas": str(count)}
     if on_cluster(count * film.world, about, partial(_serve, film, submitted, count, console), console):
         raise CancelledError("finished shots are kept")
-    with closing(Queue(film.out / "queue")) as queue:
+    with closing(Queue(film.out / QUEUE)) as queue:
         entries = [queue.entry(id) for id in submitted.values()]
     failed = [f"{entry.name}: {entry.reason}" for entry in entries if entry.state is not State.DONE]
     if failed:
@@ -86,7 +95,7 @@ def _serve(film: Film, submitted: dict[int, int], replicas: int, console: Consol
     from launch.serve.pool import ReplicaPool
 
     said = Terminal(stderr=True, quiet=True) if console.is_terminal else console
-    with closing(Queue(film.out / "queue")) as queue:
+    with closing(Queue(film.out / QUEUE)) as queue:
         if driver.again:
             _end_done(film, submitted, queue)
         pool = ReplicaPool(queue, replicas, partial(print_event, said), driver.pulse, driver.look)
@@ -114,7 +123,7 @@ def _submit(film: Film, queue: Queue) -> dict[int, int]:
     jobs = {number: film.job(number) for number in film.missing}
     wanted = {job.to_json(): number for number, job in jobs.items()}
     submitted = {}
-    for entry in queue.entries(*_OPEN):
+    for entry in filter(is_shot, queue.entries(*OPEN)):
         number = wanted.get(entry.text)
         if number is None or number in submitted or entry.unwanted:
             queue.cancel(entry.id)  # from an older storyboard, or other options
@@ -123,7 +132,7 @@ def _submit(film: Film, queue: Queue) -> dict[int, int]:
     tries = len(queue.entries())
     for number, job in jobs.items():
         if number not in submitted:
-            name = f"{film.video(number).stem}@{tries}"
+            name = request_name(film.video(number), tries)
             submitted[number] = queue.submit(job, name=name, owner=film.board.title)
     return submitted
 

@@ -14,6 +14,7 @@ from launch import cli
 from launch.film.folder import check_out, held
 from launch.film.make import _submit, make_film
 from launch.film.shots import Film, plan_film
+from launch.serve.entries import State
 from launch.serve.queue import Queue
 from launch.shell.terminal import Terminal
 from runtime.engine import Engine
@@ -76,7 +77,7 @@ def test_a_folder_in_use_is_refused_before_anything_in_it_changes(
 ) -> None:
     out = tmp_path / "film"
     with closing(Queue(out / "queue")) as queue:
-        queue.submit(make_job(tmp_path / "other.mp4").absolute(), name="of-another-version")
+        queue.submit(make_job(tmp_path / "other.mp4").absolute(), name="of-another-version-0123456789ab@0")
     with held(out):
         pass
     before = everything(out)
@@ -88,8 +89,26 @@ def test_a_folder_in_use_is_refused_before_anything_in_it_changes(
         assert everything(out) == before
     with closing(Queue(out / "queue")) as queue:
         assert [(entry.name, entry.state, entry.unwanted) for entry in queue.entries()] == [
-            ("of-another-version", "waiting", False)
+            ("of-another-version-0123456789ab@0", "waiting", False)
         ]
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_queue_of_the_users_is_not_a_films(
+    options: tuple[str, ...], board: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`queue` is the default of `lockstep queue`, beside which `--out .` would make a film."""
+    with closing(Queue(board.parent / "queue")) as queue:
+        queue.submit(make_job(board.parent / "other.mp4").absolute())
+        assert storyboard(board, board.parent, *options) == 2
+        said = capfd.readouterr().err
+        assert "holds requests that are not shots of a film, such as 'request-1'; give another folder" in said
+        assert [(entry.state, entry.unwanted) for entry in queue.entries()] == [("waiting", False)]
+        queue.end(1, State.DONE)  # it is in nobody's way any more
+        assert storyboard(board, board.parent, "--dry-run") == 0
+        queue.submit(make_job(board.parent / "late.mp4").absolute())
+        assert len(_submit(plan_film(board, out=board.parent), queue)) == 1  # while the film is made
+        assert [entry.state for entry in queue.entries()] == ["done", "waiting", "waiting"]
 
 
 def test_two_films_at_once_are_one_too_many(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
     python scripts/chaos.py --runs 300 --jobs 2 --log out/chaos.jsonl --out docs/reliability.md
 
-A fault is a signal (KILL, STOP, TERM, INT) to a random process of a job (the command, a rank, one of Ray's
-own, ffmpeg), a disk that becomes full (a small tmpfs, where this user may mount one), a limit on the size of
-files, or a clock that jumps (where there is a C compiler). It comes before, during or after denoising,
-equally often. Everything is drawn from `--seed`; the moments are taken from an undisturbed run of each job,
-which is made first.
+A fault is a signal (KILL, STOP, TERM, INT) to a random process of a job (the command, a helper that it
+forks, a rank, one of Ray's own, ffmpeg), a disk that becomes full (a small tmpfs, where this user may mount
+one), a limit on the size of files, or a clock that jumps (where there is a C compiler). It comes before,
+during or after denoising, equally often. Everything is drawn from `--seed`; the moments are taken from an
+undisturbed run of each job, which is made first.
 
 Checks after each fault:
 * the job ends within a bound, and with an exit code of the contract: 0, 3, or 130 if a signal asked it to

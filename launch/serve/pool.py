@@ -133,7 +133,7 @@ class ReplicaPool:
                     self._look()
                 except QueueError as error:
                     log.warning("deadlines and cancellations are delayed: %s", error)
-                except Exception as error:
+                except BaseException as error:  # SystemExit, too, with which Ray may end a thread
                     log.exception("the pool stops")
                     self.fail(f"deadlines and cancellations cannot be enforced: {named(error)}")
                     return

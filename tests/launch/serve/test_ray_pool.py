@@ -291,14 +291,17 @@ def test_a_request_that_is_forgotten_as_it_ends_stops_nobody(queue: Queue, tmp_p
     assert not replica._unwanted and not pool.ending
 
 
-def test_a_pool_that_cannot_see_to_deadlines_any_more_ends_and_says_so(queue: Queue) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit("a bug")])
+def test_a_pool_that_cannot_see_to_deadlines_any_more_ends_and_says_so(
+    error: BaseException, queue: Queue
+) -> None:
     class Broken(Queue):
         def expire(self) -> None:
-            raise RuntimeError("a bug")
+            raise error
 
     with closing(Broken(queue.folder)) as broken:
         with pytest.raises(
-            JobFailedError, match=r"deadlines and .* cannot be enforced: RuntimeError: a bug"
+            JobFailedError, match=rf"deadlines and .* cannot be enforced: {type(error).__name__}: a bug"
         ) as caught:
             ReplicaPool(broken, 1).run(keep=True)
         assert str(caught.value).endswith("; the remaining requests wait in the queue")

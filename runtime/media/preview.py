@@ -109,10 +109,15 @@ class PreviewFile:
     def __init__(self, path: Path, *, overwrite: bool = False):
         self.path = path
         self._overwrite = overwrite
-        self._warned = False
+        self._warned = self._over = False
+        self._lock = threading.Lock()
 
     def put(self, content: bytes) -> bool:
-        """Replace the file, whole or not at all; return whether it could be written."""
+        """Replace the file, whole or not at all, until it is removed; return whether it was written."""
+        with self._lock:
+            return not self._over and self._written(content)
+
+    def _written(self, content: bytes) -> bool:
         try:
             if not (self._overwrite or self._is_free()):
                 raise JobFailedError("another file has its name, and is kept")
@@ -137,7 +142,8 @@ class PreviewFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError, LockstepError):
+        with self._lock, suppress(OSError, LockstepError):
+            self._over = True
             if is_preview(self.path):
                 self.path.unlink(missing_ok=True)
 

@@ -197,6 +197,14 @@ def test_only_a_preview_is_replaced(tmp_path: Path) -> None:
     Outputs(tmp_path / "a.mp4", tmp_path / "a.json", overwrite=True, preview=shown).check(1)
 
 
+def test_one_that_comes_too_late_is_not_written(tmp_path: Path) -> None:
+    """An encoder that takes longer than anybody waits for it."""
+    with PreviewFile(tmp_path / "a.webp") as file:
+        pass
+    assert not file.put(encode_preview(frames(), 0.1))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_its_name_ends_in_webp(tmp_path: Path) -> None:
     with pytest.raises(BadRequestError, match=r"preview: '.*a.gif' given; the name must end in .webp"):
         Outputs.named(tmp_path / "a.mp4", None, overwrite=False, preview=tmp_path / "a.gif")

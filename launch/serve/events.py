@@ -17,7 +17,7 @@ def print_event(console: Console, entry: Entry, event: Event | Ended, group: Ran
     if isinstance(event, Begun):
         what = f"begins ({event.label}), try {entry.tries}"
     elif isinstance(event, Ended):
-        what = f"{event.end} {event.reason}".rstrip()
+        what = f"{event.end}: {event.reason}" if event.reason else str(event.end)
         warnings = json.loads(event.report)["warnings"] if event.report else []
     else:
         return

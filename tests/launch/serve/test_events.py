@@ -21,7 +21,7 @@ WARNED = json.dumps({"warnings": ["the video is of one colour"]})
         (Begun("spectrum", [StepKind.COMPUTE]), ["a: begins (spectrum), try 2"]),
         (Ended(End.DONE), ["a: done"]),
         (Ended(End.DONE, report=WARNED), ["a: done", "a: warning: the video is of one colour"]),
-        (Ended(End.FAILED, "rank 0 died"), ["a: failed rank 0 died"]),
+        (Ended(End.FAILED, "rank 0 died"), ["a: failed: rank 0 died"]),
     ],
 )
 def test_a_line_says_what_happened_and_no_more(

@@ -23,7 +23,7 @@ _ROLES = (  # first match counts; of the command line
     (re.compile(r"^\S*/raylet "), "raylet"),
     (re.compile(r"^\S*/gcs_server "), "gcs"),
     (re.compile(r"^ray::RankActor"), "rank"),
-    (re.compile(r"^\S*python\S* (-u )?-m launch\.(torchrun|commands\.calibrate) "), "rank"),
+    (re.compile(r"^\S*python\S* (-\w )*-m launch\.(torchrun|commands\.calibrate) "), "rank"),
     (
         re.compile(r"^ray::\w*Agent|/dashboard/agent\.py|runtime_env/agent/main\.py|/(log_)?monitor\.py"),
         "agent",

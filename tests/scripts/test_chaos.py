@@ -136,7 +136,8 @@ def test_ranks_and_helpers_are_recognised_by_the_words_they_are_started_with() -
     """The modules are those that the command line starts."""
     words = "/usr/bin/python -m launch generate x "
     for module in re.findall(r'"(launch\.[\w.]+)", context\)', (ROOT / "launch" / "cli.py").read_text()):
-        assert role_of(8, f"/usr/bin/python -m {module} x ", 7, words) == "rank", module
+        for options in ("", "-u ", "-P -u "):
+            assert role_of(8, f"/usr/bin/python {options}-m {module} x ", 7, words) == "rank", module
     assert role_of(7, words, 7, words) == "driver"
     assert role_of(8, words, 7, words) == "helper"  # forked
     assert role_of(8, "/usr/bin/python -m http.server ", 7, words) == "other"

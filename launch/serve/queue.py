@@ -29,7 +29,7 @@ from launch.serve.entries import (
     read_entry,
     read_replica,
 )
-from launch.serve.tables import NEXT, TABLES
+from launch.serve.tables import NEXT, TABLES, suspect
 from runtime.errors import BadRequestError, JobFailedError, reason
 from runtime.files.locks import hold
 from runtime.jobs.job import Job
@@ -125,7 +125,7 @@ class Queue:
             running = [id for (id,) in base.execute("SELECT id FROM requests WHERE state = 'running'")]
             for id in running:
                 if killed:
-                    _suspect(base, id, alone=len(running) == 1)
+                    suspect(base, id, alone=len(running) == 1)
                 _change(base, id, State.WAITING, reason)
 
     def submit(
@@ -214,7 +214,7 @@ class Queue:
         known = -_LARGEST <= id <= _LARGEST
         row = base.execute("SELECT state FROM requests WHERE id = ?", (id if known else -1,)).fetchone()
         if row is None:
-            raise _unknown(id)
+            raise BadRequestError(f"request: {id} given; the queue has no request of this number")
         base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
         if row["state"] == State.WAITING:
             _change(base, id, State.CANCELLED, "cancelled while it waited")
@@ -281,15 +281,8 @@ class Queue:
             _change(base, id, state, reason)
 
     def entry(self, id: int) -> Entry:
-        """Return the request with this number.
-
-        Raises:
-            BadRequestError: there is no request of this number.
-        """
-        found = self.find(id)
-        if found is None:
-            raise _unknown(id)
-        return found
+        """Return the request with this number, of which there is one."""
+        return self.read(read_entry, "SELECT * FROM requests WHERE id = ?", id)[0]
 
     def find(self, id: int) -> Entry | None:
         """Return the request with this number; None if there is none, or it was forgotten."""
@@ -360,10 +353,6 @@ class Queue:
             raise QueueError(f"queue: {file!r} is damaged ({reason(error)}); give another folder") from error
 
 
-def _unknown(id: int) -> BadRequestError:
-    return BadRequestError(f"request: {id} given; the queue has no request of this number")
-
-
 def check_line(field: str, text: str | None) -> None:
     """Refuse a text that cannot be shown as a name.
 
@@ -384,15 +373,6 @@ def kind_of(job: Job) -> str:
     """Return a key that is equal for jobs that the same rank group can run one after another."""
     group = [job.config.model_dump(mode="json"), job.world, asdict(job.degrees), job.timeout]
     return hashlib.sha256(json.dumps(group, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _suspect(base: sqlite3.Connection, id: int, *, alone: bool) -> None:
-    """Record that Ray was lost while a request ran; if it ran `alone`, this and earlier losses count."""
-    known = base.execute("SELECT uncounted FROM suspects WHERE request = ?", (id,)).fetchone()
-    losses = 1 + (known["uncounted"] if known else 0)
-    base.execute("INSERT OR REPLACE INTO suspects VALUES (?, ?)", (id, 0 if alone else losses))
-    if alone:
-        base.execute("UPDATE requests SET kills = kills + ? WHERE id = ?", (losses, id))
 
 
 def _change(base: sqlite3.Connection, id: int, state: State, reason: str) -> None:

@@ -1,9 +1,13 @@
-"""Tables of a queue's SQLite file, and the query for the next request.
+"""Tables of a queue's SQLite file, the query for the next request, and the suspects of a lost Ray.
 
 `history` has the states of each request. `events` has these and what was told while it ran, of all requests
 in one order, for whoever follows them. A request in `suspects` was running when Ray was lost and may be to
 blame; its `uncounted` losses do not count against it yet, as other requests were running, too.
 """
+
+from __future__ import annotations
+
+import sqlite3
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -80,3 +84,12 @@ WHERE NOT EXISTS (SELECT 1 FROM at_work JOIN suspects ON request = at_work.id)
 """Selects the next request: highest priority; then the owner with the fewest running requests, then the least
 recent use; then what the replica has already loaded; then submission order. A suspect runs alone: nothing is
 selected while one runs, and it is selected only when nothing runs."""
+
+
+def suspect(base: sqlite3.Connection, id: int, *, alone: bool) -> None:
+    """Record that Ray was lost while a request ran; if it ran `alone`, this and earlier losses count."""
+    known = base.execute("SELECT uncounted FROM suspects WHERE request = ?", (id,)).fetchone()
+    losses = 1 + (known["uncounted"] if known else 0)
+    base.execute("INSERT OR REPLACE INTO suspects VALUES (?, ?)", (id, 0 if alone else losses))
+    if alone:
+        base.execute("UPDATE requests SET kills = kills + ? WHERE id = ?", (losses, id))

@@ -36,13 +36,14 @@ from runtime.sampling.denoise import OnStep
 from runtime.sampling.estimate import OnEstimate, unseen
 from runtime.sampling.finite import check_frames, check_prompts, likely_cause
 from runtime.sampling.inputs import Inputs
-from runtime.sampling.memory import Need, shortage_explained
+from runtime.sampling.memory import Need, if_room, shortage_explained
 from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
 from runtime.sampling.previews import PreviewMaker
 from runtime.sampling.result import Result
 from runtime.sampling.run import Run
 from runtime.sampling.segments import denoise_segments
+from runtime.versions import versions
 
 OnLatents = Callable[[torch.Tensor], None]
 """Receives clean latents `[B, C, F, H, W]`, float32, normalised per channel."""
@@ -93,7 +94,7 @@ class Engine:
                 "config": config.model_dump(mode="json", exclude={"device"}),
                 "model": self.model.revision,
                 "degrees": asdict(degrees),
-                "torch": torch.__version__,
+                "versions": {name: one for name, one in versions().items() if name != "python"},
             }
         )
         self.loaded = self._load()
@@ -329,7 +330,10 @@ class Engine:
             result.warnings.append(f"preview: none is shown, as {self.model.name} has no map to colours")
             return unseen
         with self.ranks.busy("fitting the colours of previews"):
-            colours = find_colours().to(self.ranks.device)
+            colours = if_room(lambda: find_colours().to(self.ranks.device))
+        if colours is None:
+            result.warnings.append("preview: none is shown, as memory does not suffice to fit its colours")
+            return unseen
         seconds = request.frames / self.config.fps / self.sizes.shape(request)[2]
         return PreviewMaker(sink, colours.rgb, seconds, result.preview_seconds)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psutil
 import torch
 
 from runtime.errors import BadRequestError, JobFailedError, reason
 
+_T = TypeVar("_T")
 _LATENTS = 3  # noise, latents and velocity of the whole video, in float32
 _REMEDY = "reduce size, frames or videos, set `window` in the config, or split the video over more ranks"
 
@@ -82,6 +84,16 @@ def shortage_explained(device: torch.device, what: str) -> Iterator[None]:
         if not _is_shortage(error):
             raise
         raise JobFailedError(f"{what}: {device} ran out of memory ({reason(error)}); {_REMEDY}") from error
+
+
+def if_room(make: Callable[[], _T]) -> _T | None:
+    """Return what `make` returns; None if memory runs out meanwhile."""
+    try:
+        return make()
+    except (RuntimeError, MemoryError) as error:
+        if not _is_shortage(error):
+            raise
+        return None
 
 
 def _is_shortage(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.media.preview import MOST_FRAMES
-from runtime.models.colours import areas
+from runtime.models.colours import LatentColours, areas
 from runtime.parallel.ranks import Ranks
 from runtime.profile import ModelProfile
 from runtime.request.config import Config, Window, load_config
@@ -102,6 +103,20 @@ def test_it_comes_ever_closer_to_the_video(engine: Engine, small: Make) -> None:
     assert last > psnr(mean, true) + 2
     assert last > psnr(np.full_like(true, 127), true) + 6
     assert last > first
+
+
+def test_a_job_does_not_fail_for_want_of_memory_for_its_preview(
+    engine: Engine, small: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find() -> LatentColours:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    _, plain = generate(engine, small())
+    monkeypatch.setattr(engine, "loaded", replace(engine.loaded, colours=find))
+    previews = Every()
+    _, result = generate(engine, small(), previews)
+    assert result.frames_sha256 == plain.frames_sha256 and not previews.shown
+    assert result.warnings == ["preview: none is shown, as memory does not suffice to fit its colours"]
 
 
 def test_windows_are_shown_as_one_video(engine: Engine, small: Make) -> None:

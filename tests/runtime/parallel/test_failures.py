@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
+import runtime.versions
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.jobs.run import do_job
@@ -67,6 +70,14 @@ def other_config(ranks: Ranks) -> None:
     if ranks.rank == ODD:
         config = config.model_copy(update={"dtype": config.dtype.model_copy(update={"vae": "bfloat16"})})
     make(ranks, config=config)
+
+
+def other_library(ranks: Ranks) -> None:
+    """Another diffusers on one machine: its sampler may step the same latents to others."""
+    known = importlib.metadata.version
+    odd = {"diffusers": "0.1"} if ranks.rank == ODD else {}
+    with patch.object(runtime.versions, "version", lambda name: odd.get(name) or known(name)):
+        make(ranks)
 
 
 def other_preset(ranks: Ranks) -> None:
@@ -134,6 +145,7 @@ def check(outcomes: list[Outcome], where: str, reason: str) -> None:
     [
         (other_seed, "the start of a generation", "request.seed = 8 where other ranks have 7", 3),
         (other_config, "loading", "dtype.vae = 'bfloat16' where other ranks have 'float32'", 3),
+        (other_library, "loading", "versions.diffusers = '0.1' where other ranks have", 3),
         (other_preset, "the start of a generation", "preset.schedule.alpha = 3.0", 3),
         (other_schedule, f"step {STEP}", "its decisions differ from the other ranks'", 3),
         (killed, f"step {STEP - 1}", "died", -9),

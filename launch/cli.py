@@ -15,6 +15,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from launch.commands.convert import convert
 from launch.commands.machines import doctor, rehearse
 from launch.commands.options import (
     DAY,
@@ -350,6 +351,7 @@ def storyboard(
 
 cli.add_command(rehearse)
 cli.add_command(doctor)
+cli.add_command(convert)
 cli.add_command(queue)
 cli.add_command(status)
 cli.add_command(serve)

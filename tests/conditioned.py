@@ -66,7 +66,7 @@ def write_pipeline(name: str, folder: Path, **own: Any) -> Path:
     """Write a pipeline of these parts and wan-tiny's text encoder, VAE and sampler."""
     whole = WanPipeline.from_pretrained(EMBEDDED_MODELS / "wan-tiny", torch_dtype=torch.float32)
     parts = {name: getattr(whole, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
-    getattr(diffusers, name)(**parts, **own).save_pretrained(folder)
+    getattr(diffusers, name)(**{**parts, **own}).save_pretrained(folder)
     return folder
 
 

@@ -28,6 +28,8 @@ from runtime.errors import BadRequestError
 from runtime.models.base import Embeddings, Expert, Geometry, Grid, Rotary, Tokens
 from runtime.models.family import At, Model
 from runtime.models.folder import ModelFolder
+from runtime.models.layouts.adopted import Adopted
+from runtime.models.layouts.given import Given
 from runtime.models.loading import distribute, distribute_blocks, load_component
 from runtime.models.precision import Precision
 from runtime.models.registry import register
@@ -237,8 +239,10 @@ class ToyFamily:
     name = "Toy"
     bounds = Bounds(pixels=8, frames=2, most_frames=101, guidance="embedded")
 
-    def foreign(self, path: Path) -> str:
-        return "it is a toy in a box" if (path / "box").exists() else ""
+    def adopt(self, given: Given) -> Adopted | None:
+        if any("toy" in one.tensors for one in given.readable()):
+            raise ValueError("it is a toy in a box")
+        return None
 
     def check(self, path: Path, pipeline: str, expected: Architecture | None) -> None:
         ToyIndex.read(path / "model_index.json")

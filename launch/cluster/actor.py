@@ -121,7 +121,7 @@ class RankActor:
         self, rendezvous: Rendezvous, config: Config, degrees: Degrees, timeout: float
     ) -> dict[str, Any]:
         """Meet the other ranks and load the model, once for many jobs; returns where this rank runs."""
-        self._metrics = RankMetrics(rendezvous.rank, config.model)
+        self._metrics = RankMetrics(rendezvous.rank, config.model_name)
         device = pick_device(config.device, 0 if ray.get_gpu_ids() else rendezvous.local_rank)
         busy = config.busy_timeout
         joined = join(rendezvous, device, timeout=timeout, busy=busy, give_up=give_up)

@@ -33,7 +33,7 @@ BACKOFF = 1.0  # seconds before the second attempt; doubled before each further 
 
 def run_job_on_ray(job: Job, console: Console) -> None:
     """Run a job on its cluster, from placing the ranks to printing the path of the result."""
-    about = {"prompt": job.request.prompt, "config": job.config.model, "out": str(job.outputs.video)}
+    about = {"prompt": job.request.prompt, "config": job.config.model_name, "out": str(job.outputs.video)}
     made = partial(_made_since, job, job.outputs.state(job.request.videos))
     print_result(on_cluster(job.world, about, partial(_in_driver, job, console), console, made), job, console)
 

@@ -1,23 +1,28 @@
-"""`lockstep doctor`: shows what this machine has, and which models and topologies it can run."""
+"""`lockstep doctor`: shows what this machine has and can run, and what a model is read from."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import imageio_ffmpeg
 import torch
 from rich.table import Table
 
+from launch.commands.conversion import model_of
 from runtime.errors import named, reason
 from runtime.files.extensions import announced
+from runtime.files.text import read_json
 from runtime.media.quality import has_filter
-from runtime.models.folder import find_local
+from runtime.models.folder import is_local
+from runtime.models.layouts.convert import plan_conversion
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.options import first_that_fits
@@ -62,6 +67,33 @@ def _fit(config: Config, world: int, gpu: Gpu) -> str:
         return "does not fit"
     changes = [f"{field}: {value}" for field, value in found.changes.items()]
     return "\n".join([f"{found.rehearsal.peak / 2**30:.1f}", *changes])
+
+
+def examine_model(source: str) -> Table:
+    """Describe a model: its components, and the files that they are read from.
+
+    Args:
+        source: a folder or repository, or the YAML file of a config.
+
+    Raises:
+        BadRequestError: it is missing, incomplete or not supported; the message says what was seen.
+    """
+    conversion = plan_conversion(model_of(source), Path("unused"))
+    pipeline = read_json(conversion.source / "model_index.json")["_class_name"]
+    table = Table(title=f"{source}: a {pipeline}, {conversion.revision}")
+    for name in ("component", "parameters", "dtypes"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("read from", overflow="fold")
+    for component in dict.fromkeys(file.name.split("/")[0] for file in conversion.files):
+        weights = next(file.weights for file in conversion.files if file.name.startswith(f"{component}/"))
+        stored = [weight.stored for weight in weights.values()]
+        table.add_row(
+            component,
+            f"{sum(math.prod(weight.shape) for weight in weights.values()):,}",
+            ", ".join(sorted({one.dtype for one in stored})),
+            "\n".join(str(file) for file in dict.fromkeys(one.file for one in stored)),
+        )
+    return table
 
 
 def _machine() -> Table:
@@ -153,4 +185,4 @@ def _splits(heads: int | None, world: int) -> str:
 
 
 def _weights(config: Config) -> str:
-    return "present" if find_local(config) else "to download"
+    return "present" if is_local(config) else "to download"

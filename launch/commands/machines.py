@@ -45,11 +45,23 @@ def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: An
     help="Also rehearse each shipped config on 1, 2, 4 and 8 such GPUs, which need not exist: h100, h200, "
     "b200, 4090, or a YAML file. Takes about a minute.",
 )
-def doctor(gpu: str | None) -> None:
-    """Show what this machine has, and which models and topologies it can run."""
-    from launch.commands.doctor import examine, fits
+@click.option(
+    "--model",
+    type=FileNameType(),
+    metavar="SRC",
+    help="Show a model instead: a folder or repository, or the YAML file of a config.",
+)
+def doctor(gpu: str | None, model: str | None) -> None:
+    """Show what this machine has, and which models and topologies it can run.
+
+    With --model, show what SRC is, what is in it, and the files that it is read from: docs/models.md.
+    """
+    from launch.commands.doctor import examine, examine_model, fits
     from runtime.rehearsal.machine import load_gpu
 
+    if model is not None:
+        Terminal().print(examine_model(model))
+        return
     rehearsed = None if gpu is None else load_gpu(gpu)
     for table in examine():
         Terminal().print(table)

@@ -12,7 +12,7 @@ _SECTIONS = {
     "Serve many requests": ("queue", "status", "serve", "keys"),
     "Measure and plan": ("compare", "calibrate", "plan", "rehearse"),
 }
-_OTHERS, _ADDED = "This machine", "Added by packages"
+_OTHERS, _ADDED = "Models and this machine", "Added by packages"
 
 
 class Sections(ExtensibleGroup):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from runtime.models.folder import find_local, local_revision
+from runtime.models.folder import files_of, local_revision
 from runtime.profile import ModelProfile
 from runtime.request.config import Config, is_path, shipped
 from runtime.request.video_request import Continuation
@@ -53,10 +53,11 @@ def written_at(config: Config, name: str) -> int:
 
 def _state(config: Config) -> _State:
     """State of a model's files, which differs after any of them was changed; empty without a model here."""
-    folder = find_local(config)
-    if folder is None:
+    given = files_of(config)
+    if not given:
         return ()
-    return tuple(_of_files([*sorted(folder.rglob("*")), *(Path(one.file) for one in config.lora)]))
+    files = [file for one in given for file in (sorted(one.rglob("*")) if one.is_dir() else [one])]
+    return tuple(_of_files([*files, *(Path(one.file) for one in config.lora)]))
 
 
 def _of_files(paths: list[Path]) -> Iterator[tuple[str, int, int]]:

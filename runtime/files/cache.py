@@ -13,8 +13,14 @@ from runtime.files.text import user_path
 log = logging.getLogger(__name__)
 
 
+def cache_folder() -> Path:
+    """Folder `lockstep` in the user's cache folder: `XDG_CACHE_HOME`, or `~/.cache`."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else user_path("~/.cache")) / "lockstep"
+
+
 class CachedFile:
-    """A small text file `lockstep/NAME` in the user's cache folder: `XDG_CACHE_HOME`, or `~/.cache`.
+    """A small text file in the cache folder.
 
     Nothing depends on it: a file that cannot be read counts as missing, and one that cannot be written is a
     warning.
@@ -24,9 +30,7 @@ class CachedFile:
     """
 
     def __init__(self, name: str):
-        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        base = given if given.is_absolute() else user_path("~/.cache")
-        self.path = base / "lockstep" / name
+        self.path = cache_folder() / name
 
     def read(self) -> str | None:
         """Return its text; None if there is none."""

@@ -40,7 +40,7 @@ def explain_one(
         way: path of the field, as the user knows it.
         model: as in `explain`.
     """
-    field = ".".join(str(part)[:_SHOWN] for part in way) or "value"
+    field = ".".join(str(part)[:_SHOWN] for part in way if not _is_hidden(part)) or "value"
     if problem["type"] == "missing":
         return f"{field}: missing"
     if problem["type"] == "extra_forbidden":
@@ -50,6 +50,11 @@ def explain_one(
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{field}: {message}" if way else message  # of several fields, which it names
     return f"{field}: {shown(problem['input'])} given; {message}"
+
+
+def _is_hidden(part: int | str) -> bool:
+    """Return whether a part of a path is the tag of a union that users do not write."""
+    return isinstance(part, str) and part.startswith("<") and part.endswith(">")
 
 
 def shown(value: Any) -> str:
@@ -79,7 +84,7 @@ def _parts_at(model: type[BaseModel], way: Sequence[int | str]) -> list[type[Bas
     """Models that may be at the end of the path `way`; a tag of a union chooses among them."""
     found = [model]
     for part in way:
-        if isinstance(part, int):
+        if isinstance(part, int) or _is_hidden(part):
             continue
         fields = [one.model_fields[part].annotation for one in found if part in one.model_fields]
         if fields:

@@ -18,10 +18,10 @@ from runtime.files.text import read_json
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.jobs.defaults import usual_timeout
 from runtime.media.latents import read_latents
-from runtime.models.folder import find_local, local_revision
+from runtime.models.folder import absolute_model, files_of, local_revision
 from runtime.parallel.topology import Degrees, Topology
 from runtime.recipe import Recipe
-from runtime.request.config import Config, is_embedded, is_path
+from runtime.request.config import Config, is_path
 from runtime.request.images import check_image, image_digest
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import VideoRequest
@@ -145,11 +145,8 @@ class Job:
         if is_path(request.spectrum):
             request = request.model_copy(update={"spectrum": str(Path(request.spectrum).absolute())})
         config = self.config
-        folder = find_local(config)
-        if folder is not None and not is_embedded(config.model):
-            config = config.model_copy(update={"model": str(folder.absolute())})
         lora = tuple(one.model_copy(update={"file": str(Path(one.file).absolute())}) for one in config.lora)
-        config = config.model_copy(update={"lora": lora})
+        config = config.model_copy(update={"model": absolute_model(config), "lora": lora})
         if request.image is not None:
             request = request.model_copy(update={"image": str(Path(request.image).absolute())})
         if request.extend is not None:
@@ -248,15 +245,14 @@ class Job:
 
 def inputs_of(config: Config, request: VideoRequest, preset: Preset) -> dict[Path, str]:
     """Input files and folders of a request on this machine → the field that names each."""
-    model = find_local(config)
     named = {
         "spectrum": request.spectrum if is_path(request.spectrum) else None,
         "image": request.image,
         "extend": None if request.extend is None else request.extend.file,
-        "model": model,
         "calibration": preset.calibration_file,
     }
     files = {Path(name): field for field, name in named.items() if name is not None}
+    files |= dict.fromkeys(files_of(config), "model")
     return files | {Path(one.file): "lora" for one in config.lora}
 
 

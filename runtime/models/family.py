@@ -15,6 +15,8 @@ from PIL import Image
 
 from runtime.models.base import Embeddings, Expert, ImageCondition
 from runtime.models.colours import LatentColours
+from runtime.models.layouts.adopted import Adopted
+from runtime.models.layouts.given import Given
 from runtime.parallel.ranks import Ranks
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
@@ -142,9 +144,15 @@ class Family(Protocol):
     name: str
     bounds: Bounds
 
-    def foreign(self, path: Path) -> str:
-        """Describe a folder without `model_index.json` that holds a model of this family in another layout,
-        and say what to do about it; empty for any other folder."""
+    def adopt(self, given: Given) -> Adopted | None:
+        """Recognise a model of this family in weight files of another layout; None if they hold none.
+
+        Only headers are read.
+
+        Raises:
+            OSError, ValueError: they hold one that is incomplete or not supported; the message says what was
+                seen in them.
+        """
         ...
 
     def check(self, path: Path, pipeline: str, expected: Architecture | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +14,17 @@ from safetensors import SafetensorError
 from runtime.errors import BadRequestError, reason, with_files
 from runtime.files.text import user_path
 from runtime.models.family import Family
-from runtime.models.registry import families, family_in, find_family
+from runtime.models.layouts.given import Given, given_file, given_folder, parts_of
+from runtime.models.layouts.sources import NAME as DESCRIPTION
+from runtime.models.layouts.sources import Sources, add_content
+from runtime.models.layouts.view import write_view
+from runtime.models.registry import adopt, families, family_in, find_family
 from runtime.request.bounds import Bounds
-from runtime.request.config import EMBEDDED_MODELS, Config, embedded_models, is_embedded
+from runtime.request.config import EMBEDDED_MODELS, Config, ModelFiles, embedded_models, is_embedded
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+_ORIGINAL = ("Wan2*_VAE.pth", "models_t5_*.pth", "models_clip_*.pth")  # weights of Wan's own repositories
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
-
-
-_HASHED_WHOLE = 64 * 2**20  # bytes; of larger files the revision takes in the header and samples
-_SAMPLES, _SAMPLE = 63, 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +58,92 @@ def find_model(config: Config) -> ModelFolder:
         BadRequestError: there is no such model, its family is unknown or has other bounds than the config, a
             file is missing or corrupt, or a LoRA does not fit.
     """
-    local = find_local(config)
-    path, commit = (local, None) if local else _download(config.model, config.revision)
-    try:
+    path, commit = open_model(config.model, config.revision)
+    with _refusing(config.model):
         family, pipeline = family_in(path)
         family.check(path, pipeline, config.architecture)
         revision = commit or folder_digest(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        said = with_files(error) if isinstance(error, OSError) else error
-        raise BadRequestError(f"model: {config.model!r} cannot be used: {said}") from None
     if family.bounds != config.bounds:
         raise BadRequestError(
-            f"bounds: {_written(config.bounds)} given; {config.model!r} is of the family {family.name}, "
+            f"bounds: {_written(config.bounds)} given; {config.model_name!r} is of the family {family.name}, "
             f"write `bounds: {_written(family.bounds)}` in the config"
         )
     for lora in config.lora:
         revision += f"+{family.fit_lora(lora, path, pipeline)}"
-    return ModelFolder(config.model, path, revision, pipeline)
+    return ModelFolder(config.model_name, path, revision, pipeline)
+
+
+def open_model(model: str | ModelFiles, revision: str | None) -> tuple[Path, str | None]:
+    """Find a model's folder in diffusers layout, downloading it if it is a repository.
+
+    For a model in another layout it is a folder that stands for it; see `runtime.models.layouts.view`.
+
+    Returns:
+        The folder, and the commit of a repository, None for a model on this machine.
+
+    Raises:
+        BadRequestError: there is no such model, or it is in no known layout.
+    """
+    local = open_local(model)
+    if local is not None:
+        return local, None
+    assert isinstance(model, str)
+    path, commit = _download(model, revision)
+    return _in_diffusers_layout(model, path), commit
+
+
+def open_local(model: str | ModelFiles) -> Path | None:
+    """Find the folder of a model on this machine, as `open_model` does; None if it has to be downloaded.
+
+    Raises:
+        BadRequestError: it is in no known layout, or cannot be read.
+    """
+    if isinstance(model, ModelFiles):
+        return _view_of_files(model)
+    path = _local_folder(model)
+    return None if path is None else _in_diffusers_layout(model, path)
+
+
+def _view_of_files(model: ModelFiles) -> Path:
+    files = {name: user_path(file) for name, file in model.named.items()}
+    tokenizer = files.pop("tokenizer", None)
+    with _refusing(model):
+        given = Given([given_file(file, name) for name, file in files.items()], tokenizer=tokenizer)
+        adopted = adopt(given)
+        if adopted is None:
+            raise ValueError(f"it is in no layout that is known; seen were: {given.seen()}")
+        return write_view(adopted)
+
+
+def _in_diffusers_layout(model: str, path: Path) -> Path:
+    """Return the folder, or one that stands for it; the folder, too, if it is damaged or holds no weights."""
+    if any((path / name).is_file() for name in ("model_index.json", "scheduler/scheduler_config.json")):
+        return path
+    with _refusing(model):
+        given = given_folder(path)
+        adopted = adopt(given)
+        if adopted is not None:
+            return write_view(adopted)
+        if given.sets:
+            raise ValueError(
+                "it has no model_index.json (diffusers), nor any other layout that is known; seen were: "
+                f"{given.seen()}"
+            )
+    return path
+
+
+@contextmanager
+def _refusing(model: str | ModelFiles) -> Iterator[None]:
+    """Turn errors about a model's files into a refusal of it.
+
+    Raises:
+        BadRequestError: the block raised one.
+    """
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        said = with_files(error) if isinstance(error, OSError) else error
+        raise BadRequestError(f"model: {str(model)!r} cannot be used: {said}") from None
 
 
 def expected_family(config: Config) -> Family:
@@ -79,7 +151,7 @@ def expected_family(config: Config) -> Family:
 
     A repository that is not on this machine is assumed to be of the shipped configs' family, Wan.
     """
-    local = find_local(config)
+    local = open_local(config.model)
     try:
         return next(families()) if local is None else family_in(local)[0]
     except (OSError, ValueError):
@@ -97,20 +169,52 @@ def local_revision(config: Config) -> str | None:
     Raises:
         BadRequestError: a LoRA cannot be read.
     """
-    path = find_local(config)
+    path = open_local(config.model)
     if path is None:
         return None
     family = expected_family(config)
     return "+".join([folder_digest(path), *(family.read_lora(lora) for lora in config.lora)])
 
 
-def find_local(config: Config) -> Path | None:
+def is_local(config: Config) -> bool:
+    """Return whether a config's model is on this machine, complete or not.
+
+    Raises:
+        BadRequestError: it is a file, or a folder that cannot be read.
+    """
+    return isinstance(config.model, ModelFiles) or _local_folder(config.model) is not None
+
+
+def absolute_model(config: Config) -> str | ModelFiles:
+    """Name a config's model for processes that run in other folders.
+
+    Raises:
+        BadRequestError: see `is_local`.
+    """
+    if isinstance(config.model, ModelFiles):
+        return config.model.beside(Path.cwd())
+    folder = None if is_embedded(config.model) else _local_folder(config.model)
+    return config.model if folder is None else str(folder.absolute())
+
+
+def files_of(config: Config) -> list[Path]:
+    """Files and folders on this machine that a config's model is read from.
+
+    Raises:
+        BadRequestError: see `is_local`.
+    """
+    if isinstance(config.model, ModelFiles):
+        return [part for file in config.model.named.values() for part in parts_of(user_path(file))]
+    folder = _local_folder(config.model)
+    return [] if folder is None else [folder]
+
+
+def _local_folder(name: str) -> Path | None:
     """Folder of an embedded model or of a model on disk; None if it has to be downloaded.
 
     Raises:
         BadRequestError: it is a file, or a folder that cannot be read.
     """
-    name = config.model
     embedded = [EMBEDDED_MODELS / name] if is_embedded(name) else []
     for path in (*embedded, *([user_path(name)] if name else [])):
         try:
@@ -118,8 +222,8 @@ def find_local(config: Config) -> Path | None:
                 return path
             if path.is_file():
                 raise BadRequestError(
-                    f"model: {name!r} given; it is a single file, a folder in diffusers layout is needed, "
-                    f"such as the repository {_EXAMPLE}"
+                    f"model: {name!r} given; it is a single file; name the files of all components, as "
+                    f"docs/models.md says, or a folder or repository, such as {_EXAMPLE}"
                 )
         except OSError as error:
             raise BadRequestError(f"model: {name!r} cannot be used: {reason(error)}") from None
@@ -141,7 +245,7 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"],
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", *_ORIGINAL],
             )
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -153,22 +257,18 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
 
 
 def folder_digest(path: Path) -> str:
-    """SHA-256 over names, sizes and contents of a folder's files.
+    """SHA-256 over names, sizes and contents of a folder's files; of large ones over samples: `add_content`.
 
-    A file above 64 MiB counts with its name, its size, its first MiB (for safetensors the header: every
-    weight's name, dtype and offset) and 62 MiB more, in pieces of 1 MiB spread evenly to its end.
+    Descriptions of weights in another layout count with the contents of the files that they name.
     """
     digest = hashlib.sha256()
     for file in sorted(
         p for p in path.rglob("*") if p.is_file() and p.suffix in {".json", ".safetensors", ".model"}
     ):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
-        with file.open("rb") as handle:
-            if size <= _HASHED_WHOLE:
-                digest.update(handle.read())
-                continue
-            for number in range(_SAMPLES):
-                handle.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
-                digest.update(handle.read(_SAMPLE))
+        name = file.relative_to(path)
+        if file.name == DESCRIPTION:
+            digest.update(f"{name}\0{Sources.read(file.parent).digest()}\0".encode())
+        else:
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+            add_content(digest, file)
     return f"sha256:{digest.hexdigest()[:16]}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -15,6 +15,8 @@ from torch import nn
 
 from runtime.errors import BadRequestError
 from runtime.models.folder import ModelFolder
+from runtime.models.layouts.assemble import assemble
+from runtime.models.layouts.sources import has_sources
 from runtime.parallel.collectives import Peers
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights, is_sharded
@@ -47,8 +49,7 @@ def load_component(
     loader: Any = kind
     layout: list[tuple[str, list[int], str]] = []
     if node.rank == 0:
-        model, info = loader.from_pretrained(path, dtype=dtype, output_loading_info=True)
-        refuse_missing(folder, component, info)
+        model = read_component(kind, folder, component, dtype)
         change(model)
         layout = [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in _tensors(model)]
     layout = node.all_gather_object(layout)[0]
@@ -58,6 +59,31 @@ def load_component(
         for name, shape, kept in layout:  # diffusers keeps some in float32: as on the rank that reads
             _replace(model, name, torch.empty(shape, dtype=getattr(torch, kept), device="meta"))
     found: _Network = model.eval().requires_grad_(False)
+    return found
+
+
+def read_component(kind: type[_Network], folder: ModelFolder, component: str, dtype: torch.dtype) -> _Network:
+    """Read a component's weights from disk to the CPU, in whatever layout they are.
+
+    Args:
+        kind: class of the component, in diffusers or transformers.
+        folder: the model.
+        component: name of the component's folder.
+        dtype: dtype in which its weights are stored.
+
+    Raises:
+        BadRequestError: the weights do not fit the configuration beside them.
+    """
+    path, loader = folder.path / component, cast(Any, kind)
+    if has_sources(path):
+        try:
+            model, info = assemble(kind, path, dtype)
+        except (OSError, ValueError) as error:
+            raise BadRequestError(f"model: {folder.name!r} cannot be used: {error}") from None
+    else:
+        model, info = loader.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    refuse_missing(folder, component, info)
+    found: _Network = model
     return found
 
 

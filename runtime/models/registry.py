@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from runtime.models.family import Family
+from runtime.models.layouts.adopted import Adopted
+from runtime.models.layouts.given import Given
 from runtime.models.settings import ModelIndex
 
 _FAMILIES = {
@@ -51,13 +53,17 @@ def family_in(folder: Path) -> tuple[Family, str]:
     Raises:
         OSError, ValueError: there is no model in diffusers layout, or its family is unknown.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        for family in families():
-            if found := family.foreign(folder):
-                raise ValueError(found)
-    pipeline = ModelIndex.read(index).pipeline
+    pipeline = ModelIndex.read(folder / "model_index.json").pipeline
     return find_family(pipeline), pipeline
+
+
+def adopt(given: Given) -> Adopted | None:
+    """Ask every family to recognise a model in weight files of another layout; None if none does.
+
+    Raises:
+        OSError, ValueError: one recognises a model that is incomplete or not supported.
+    """
+    return next((model for family in families() if (model := family.adopt(given)) is not None), None)
 
 
 def families() -> Iterator[Family]:

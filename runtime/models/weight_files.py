@@ -9,17 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from runtime.errors import reason
 from runtime.files.text import read_json
+from runtime.models.layouts.sources import Sources, has_sources
+from runtime.models.layouts.stored import stored_in
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The safetensors files of one component.
+    """The weight files of one component: safetensors beside its settings, or files in another layout.
 
     Args:
         folder: folder of the component.
@@ -35,6 +34,8 @@ class WeightFiles:
         Raises:
             OSError, ValueError: a file is missing or corrupt, or contradicts the index.
         """
+        if has_sources(self.folder):
+            return Sources.read(self.folder).shapes
         index = self.folder / f"{self.stem}.safetensors.index.json"
         if not index.is_file():
             single = self.folder / f"{self.stem}.safetensors"
@@ -92,13 +93,4 @@ class WeightFiles:
 
 
 def _header(path: Path) -> Shapes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    with path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise ValueError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
-    try:
-        with safe_open(path, framework="pt") as content:  # checks that the header covers the file exactly
-            return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt: {reason(error)}") from None
+    return {name: stored.shape for name, stored in stored_in(path).items()}

@@ -43,7 +43,7 @@ def to_json(
         "schema": SCHEMA,
         "request": scenario.request.model_dump(mode="json", exclude={"prompt", "negative", "seed", "image"}),
         "model": {
-            "name": scenario.config.model,
+            "name": scenario.config.model_name,
             "settings": rehearsal.source,
             "parameters": rehearsal.parameters,
             "dtype": scenario.config.dtype.model_dump(),

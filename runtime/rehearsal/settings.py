@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin
 from torch.utils._python_dispatch import _disable_current_modes
 
 from runtime.errors import BadRequestError
-from runtime.models.folder import ModelFolder, find_local, folder_digest
+from runtime.models.folder import ModelFolder, folder_digest, open_local
 from runtime.models.sampler import load_sampler
 from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.settings import TextEncoderSettings, TransformerSettings, VaeSettings, WanIndex
@@ -46,9 +46,9 @@ class RehearsedProfile(ModelProfile):
             VaeSettings.read(path / "vae" / "config.json")
             TextEncoderSettings.read(path / "text_encoder" / "config.json")
         except (OSError, ValueError) as error:
-            raise BadRequestError(f"model: {config.model!r} cannot be rehearsed: {error}") from None
+            raise BadRequestError(f"model: {config.model_name!r} cannot be rehearsed: {error}") from None
         revision = folder_digest(path) if self.source == "folder" else path.name
-        self.folder = ModelFolder(config.model, path, revision, kind)
+        self.folder = ModelFolder(config.model_name, path, revision, kind)
         self.family = self.folder.family
         self.sizes = self.family.sizes(self.folder)
         self.sampler = load_sampler(self.folder, config.scheduler)
@@ -76,9 +76,10 @@ def find_settings(config: Config) -> tuple[Path, Source]:
     Raises:
         BadRequestError: the model's settings are unknown.
     """
-    local = find_local(config)
+    local = open_local(config.model)
     if local is not None:
         return local, "folder"
+    assert isinstance(config.model, str)
     cached = _cached(config)
     if cached is not None:
         return cached, "cache"
@@ -97,7 +98,7 @@ def _cached(config: Config) -> Path | None:
 
     try:
         found = try_to_load_from_cache(
-            config.model, "text_encoder/config.json", revision=config.revision or "main"
+            config.model_name, "text_encoder/config.json", revision=config.revision or "main"
         )
     except HFValidationError:
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from runtime.errors import BadRequestError
 from runtime.files.text import beside, user_path
@@ -60,6 +60,45 @@ def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+class ModelFiles(_Part):
+    """A model whose components are named one by one, in any layout that is read: docs/models.md.
+
+    Attributes:
+        transformer: file of its transformer; of two experts, the one for high noise.
+        transformer_2: file of the expert for low noise.
+        vae, text_encoder, image_encoder: files of these components.
+        tokenizer: folder or file of the tokenizer; not needed if the text encoder's file holds it.
+    """
+
+    transformer: FileName
+    transformer_2: FileName | None = None
+    vae: FileName
+    text_encoder: FileName
+    image_encoder: FileName | None = None
+    tokenizer: FileName | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Component → its file, of those that are named."""
+        return {name: file for name, file in self.model_dump().items() if file is not None}
+
+    def beside(self, folder: Path) -> Self:
+        """Copy with absolute paths; they are relative to `folder`."""
+        return self.model_copy(update={name: beside(file, folder) for name, file in self.named.items()})
+
+    def __str__(self) -> str:
+        return self.transformer
+
+
+def _form(given: Any) -> str:
+    return "<files>" if isinstance(given, dict | ModelFiles) else "<name>"
+
+
+ModelName = Annotated[
+    Annotated[FileName, Tag("<name>")] | Annotated[ModelFiles, Tag("<files>")], Discriminator(_form)
+]
 
 
 class SamplerConfig(_Part):
@@ -156,8 +195,9 @@ class Config(_Part):
     """A model and the settings that it is run with.
 
     Attributes:
-        model: an embedded model's name, a folder in diffusers layout, or a Hugging Face repository. Files and
-            folders that the config names are relative to its own folder, and `~` is the user's home.
+        model: an embedded model's name, a folder in diffusers layout or that of Wan's own repositories, a
+            Hugging Face repository, or the files of its components. Files and folders that the config names
+            are relative to its own folder, and `~` is the user's home.
         revision: commit or tag of the repository; None for a folder.
         lora: one LoRA or a list, merged into the transformer in this order when it is loaded.
         architecture: expected shape of the transformer; a model that differs is refused.
@@ -176,7 +216,7 @@ class Config(_Part):
         defaults: default values of a request's fields.
     """
 
-    model: FileName
+    model: ModelName
     revision: FileName | None = None
     lora: Loras = ()
     architecture: Architecture | None = None
@@ -203,6 +243,11 @@ class Config(_Part):
                 f"and window.overlap {window.overlap} a multiple of {step}"
             )
         return self
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model, for messages and reports."""
+        return str(self.model)
 
     def windowed(self, request: VideoRequest) -> VideoRequest:
         """Request for one window: the part of a request that the model sees at a time."""
@@ -239,10 +284,7 @@ def load_config(name: str) -> Config:
 
 def _with_files_beside(config: Config, folder: Path) -> Config:
     """Make the paths of a config absolute, relative to `folder`."""
-    changes: dict[str, Any] = {}
-    named = config.model.startswith((".", "/", "~"))
-    if named or (not is_embedded(config.model) and Path(beside(config.model, folder)).is_dir()):
-        changes["model"] = beside(config.model, folder)
+    changes: dict[str, Any] = {"model": _model_beside(config.model, folder)}
     changes["lora"] = tuple(one.model_copy(update={"file": beside(one.file, folder)}) for one in config.lora)
     if is_path(config.defaults.spectrum):
         preset = beside(config.defaults.spectrum, folder)
@@ -250,7 +292,16 @@ def _with_files_beside(config: Config, folder: Path) -> Config:
     return config.model_copy(update=changes)
 
 
-def is_embedded(model: str) -> bool:
+def _model_beside(model: str | ModelFiles, folder: Path) -> str | ModelFiles:
+    if isinstance(model, ModelFiles):
+        return model.beside(folder)
+    named = model.startswith((".", "/", "~"))
+    if named or (not is_embedded(model) and Path(beside(model, folder)).is_dir()):
+        return beside(model, folder)
+    return model
+
+
+def is_embedded(model: str | ModelFiles) -> bool:
     """Return whether a model comes with Lockstep."""
     return model in embedded_models()
 

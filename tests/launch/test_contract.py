@@ -61,6 +61,7 @@ ENTRIES: dict[str, tuple[click.Command, list[str]]] = {
     "calibrate": (cli.calibrate, ["--out", "cal.json", "--prompts", "prompts.txt"]),
     "plan": (cli.plan, ["wan-tiny"]),
     "storyboard": (cli.storyboard, ["film.yaml", "--out", "film"]),
+    "convert": (cli.cli, ["wan-tiny", "made"]),
     "rehearse": (machines.rehearse, []),
     "doctor": (machines.doctor, []),
     "queue add": (cli.cli, [PROMPT, "--queue", "new", "--out", "new.mp4"]),
@@ -242,6 +243,8 @@ CASES = [
     Case("rehearse", "--rank 5", refused="rank: '5' given; it must be from 0 to 0, or all"),
     Case("rehearse", "--json", TINY, says='{"'),
     Case("rehearse", "--topologies", TINY, says="Topologies of this number of ranks"),
+    Case("doctor", "--model wan-tiny", says="wan-tiny: a WanPipeline, sha256:"),
+    *of("convert", ("--dtype bfloat16", {"dtype": "bfloat16"})),
     *of(
         "queue add",
         ("--name mine", {"name": "mine"}),
@@ -341,6 +344,9 @@ REFUSED = [
     ("storyboard", "--only four", "only: four given; the shots are one, two"),
     ("rehearse", "--gpu nope", "gpu: 'nope' given"),
     ("doctor", "--gpu nope", "gpu: 'nope' given"),
+    ("convert", "--dtype int4", "'int4' is not one of"),
+    ("convert", "too", "unexpected extra argument (too)"),
+    ("doctor", "--model nope", "model: 'nope' given; it is neither embedded"),
     ("doctor", "too", "unexpected extra argument (too)"),
     ("queue add", "--frames 18", "frames: 18 given; must be 4k + 1"),
     ("queue cancel", "99999999999999999999", "99999999999999999999 is not in the range"),
@@ -439,6 +445,7 @@ PLANS: dict[str, Callable[[list[str]], Any]] = {
     "rehearse": lambda words: build_scenario(
         **options_of("rehearse", words, "rank", "topologies", "as_json")
     ),
+    "convert": lambda words: options_of("convert", words),
     "queue add": queued,
     "queue run": lambda words: options_of("queue run", words),
     "serve": lambda words: options_of("serve", words),
@@ -605,6 +612,7 @@ INTERRUPTED = {
     **dict.fromkeys(("generate", "compare", "calibrate", "rehearse", "queue add"), "wan-tiny.yaml"),
     "plan": "timed.json --report",
     "storyboard": "film.yaml",
+    "convert": "model_index.json",
     "doctor": "ffmpeg",
     "queue cancel": "queue.sqlite",
     "queue run": "queue.sqlite",
@@ -618,6 +626,8 @@ UNTOLD = {entry: words for entry, (words, said) in DONE.items() if said} | {"ser
 ELSEWHERE = {
     ("compare", 0): "launch/commands/test_compare.py::test_presets_prompts_and_seeds_are_all_run",
     ("calibrate", 0): "launch/commands/test_calibrate.py::test_calibrate_plan_and_generate",
+    ("convert", 0): "launch/commands/test_convert_command.py::test_it_prints_the_folder",
+    ("convert", 3): "launch/commands/test_convert_command.py::test_a_disk_that_fails_exits_3",
     ("queue run", 0): "launch/serve/test_ray_pool.py::test_a_killed_and_a_stopped_pool_lose_nothing",
     ("serve", 0): "launch/http/test_server.py::test_a_server_that_is_killed_goes_on_with_what_it_accepted",
     ("keys remove", 3): "launch/http/test_serve_command.py::test_a_file_of_keys_that_cannot_be_written_stays",

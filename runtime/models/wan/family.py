@@ -9,7 +9,10 @@ from typing import Any, Final
 from runtime.models.base import Expert
 from runtime.models.family import Family, Model, Sizes
 from runtime.models.folder import ModelFolder
-from runtime.models.wan.folder import ModelKind, check_folder, foreign_layout, transformer_shapes
+from runtime.models.layouts.adopted import Adopted
+from runtime.models.layouts.given import Given
+from runtime.models.wan.folder import ModelKind, check_folder, transformer_shapes
+from runtime.models.wan.layouts.recognise import recognise
 from runtime.models.wan.lora import read_lora
 from runtime.models.wan.sizes import LatentSizes
 from runtime.parallel.ranks import Ranks
@@ -26,8 +29,8 @@ class WanFamily:
     name = "Wan"
     bounds = Bounds()
 
-    def foreign(self, path: Path) -> str:
-        return foreign_layout(path)
+    def adopt(self, given: Given) -> Adopted | None:
+        return recognise(given)
 
     def check(self, path: Path, pipeline: str, expected: Architecture | None) -> None:
         check_folder(path, ModelKind(pipeline), expected)

@@ -18,7 +18,6 @@ from runtime.models.wan.settings import (
 from runtime.models.weight_files import WeightFiles
 from runtime.request.config import Architecture
 
-_EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -33,13 +32,6 @@ class ModelKind(StrEnum):
     def transformer(self) -> str:
         """Class of its transformer in diffusers."""
         return "WanVACETransformer3DModel" if self is ModelKind.VACE else "WanTransformer3DModel"
-
-
-def foreign_layout(path: Path) -> str:
-    """Describe a folder in the layout of Wan's own repositories; empty for any other folder."""
-    if not _is_original(path):
-        return ""
-    return f"it is in the layout of Wan's own repositories; one in diffusers layout is needed: {_EXAMPLE}"
 
 
 def check_folder(path: Path, kind: ModelKind, expected: Architecture | None) -> None:
@@ -106,11 +98,6 @@ def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
 
     settings = folder / "config.json"
     return empty_model(lambda: getattr(diffusers, model).from_config(read_json(settings)), settings)
-
-
-def _is_original(path: Path) -> bool:
-    """Return whether a folder has the layout of Wan's own repositories: VAE and text encoder are pickled."""
-    return any(path.glob("Wan2*_VAE.pth")) or any(path.glob("models_t5_*.pth"))
 
 
 def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> None:

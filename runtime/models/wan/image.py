@@ -18,7 +18,7 @@ from PIL import Image
 
 from runtime.models.base import ImageCondition, Layout
 from runtime.models.folder import ModelFolder
-from runtime.models.loading import refuse_missing
+from runtime.models.loading import read_component
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.vae import WanDecoder
@@ -131,12 +131,8 @@ class I2VEncoder(WanImageEncoder):
         from diffusers import WanImageToVideoPipeline
         from transformers import CLIPImageProcessor, CLIPVisionModel
 
-        encoder, info = CLIPVisionModel.from_pretrained(
-            self._folder.path / "image_encoder",
-            dtype=self._config.dtype.of("image_encoder"),
-            output_loading_info=True,
-        )
-        refuse_missing(self._folder, "image_encoder", info)
+        dtype = self._config.dtype.of("image_encoder")
+        encoder = read_component(CLIPVisionModel, self._folder, "image_encoder", dtype)
         return WanImageToVideoPipeline(
             tokenizer=None,
             text_encoder=None,

@@ -11,7 +11,7 @@ from transformers import UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
 from runtime.models.folder import ModelFolder
-from runtime.models.loading import distribute, distribute_blocks, load_component, refuse_missing
+from runtime.models.loading import distribute, distribute_blocks, load_component, read_component
 from runtime.models.precision import Precision
 from runtime.models.wan.adapter import Transformer, every_block
 from runtime.models.wan.folder import ModelKind
@@ -75,8 +75,5 @@ def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKL
 def load_text_encoder(folder: ModelFolder, config: Config, device: torch.device) -> UMT5EncoderModel:
     """Load the text encoder on this rank alone."""
     disable_progress_bar()  # Lockstep shows loading itself
-    model, info = UMT5EncoderModel.from_pretrained(
-        folder.path / "text_encoder", dtype=config.dtype.of("text_encoder"), output_loading_info=True
-    )
-    refuse_missing(folder, "text_encoder", info)
+    model = read_component(UMT5EncoderModel, folder, "text_encoder", config.dtype.of("text_encoder"))
     return model.to(device)

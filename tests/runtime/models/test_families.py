@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
@@ -105,7 +106,7 @@ def test_a_family_is_found_by_its_pipeline(folder: Path) -> None:
 
 
 def test_a_folder_in_another_layout_is_told_by_its_family(tmp_path: Path) -> None:
-    (tmp_path / "box").touch()
+    save_file({"toy": torch.zeros(1)}, tmp_path / "box.safetensors")
     with pytest.raises(BadRequestError, match="cannot be used: it is a toy in a box"):
         find_model(toy_config(tmp_path))
 

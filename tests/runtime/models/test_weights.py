@@ -188,10 +188,14 @@ def test_revisions_of_large_files_differ_wherever_they_differ_by_a_megabyte(tmp_
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("{tmp}/w.safetensors", "it is a single file, a folder in diffusers layout is needed"),
-        ("{tmp}/original", "layout of Wan's own repositories"),
+        ("{tmp}/w.safetensors", "it is a single file; name the files of all components"),
+        (
+            "{tmp}/original",
+            "nor any other layout that is known; seen were: {tmp}/original/Wan2.1_VAE.pth is corrupt",
+        ),
+        ("{tmp}/empty", "model_index.json is missing"),
         ("{tmp}/nothing", "there is no such folder here"),
-        ("{tmp}", "model_index.json is missing"),
+        ("{tmp}", "it has no model_index.json (diffusers), nor any other layout that is known"),
         ("~/nothing/there", "there is no such folder here"),
         ("C:\\models\\wan", "there is no such folder here"),
         ("", "there is no such folder here"),
@@ -203,9 +207,10 @@ def test_what_is_no_model_folder_is_told_apart(config: Config, tmp_path: Path, n
     (tmp_path / "w.safetensors").write_bytes(b"x")
     (tmp_path / "original").mkdir()
     (tmp_path / "original" / "Wan2.1_VAE.pth").touch()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(BadRequestError, match="model: ") as caught:
         find_model(config.model_copy(update={"model": name.format(tmp=tmp_path)}))
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert said.format(tmp=tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_may_be_named_from_home(config: Config, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,36 @@
+"""`lockstep convert`: makes a folder in diffusers layout of a model in any layout that is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from launch.commands.options import FileNameType, PathType
+from launch.shell.exits import advising
+from launch.shell.terminal import print_path
+
+
+@click.command(short_help="Make a folder in diffusers layout of a model in another layout.")
+@click.argument("source", type=FileNameType(), metavar="SRC")
+@click.argument("folder", type=PathType(), metavar="DST")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Dtype of the transformers' and the text encoder's weights.  [default: as they are]",
+)
+@click.pass_obj
+def convert(console: Console, /, source: str, folder: Path, dtype: str | None) -> None:
+    """Make the folder DST in diffusers layout of the model SRC, tensor by tensor, and verify it.
+
+    SRC is a folder or repository in diffusers layout or in that of Wan's own repositories, or a YAML config
+    whose `model` names the files of components, such as ComfyUI's: docs/models.md. DST appears when it is
+    complete; after an interruption, the same command goes on from the finished files.
+    """
+    from launch.commands.conversion import plan, run
+
+    conversion = plan(source, folder, dtype)
+    with advising(lambda: "the same command goes on from the files that are finished"):
+        run(conversion, console)
+    print_path(folder)

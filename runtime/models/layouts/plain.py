@@ -1,0 +1,55 @@
+"""Weights as single files hold them, for ComfyUI and others: under a prefix, and with scales beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from runtime.models.layouts.stored import Stored
+from runtime.models.layouts.weights import EIGHT_BITS, FLOATS, Weight, whole
+
+_SCALES = ("scale_weight", "weight_scale")
+_OF_ACTIVATIONS = ("scale_input", "input_scale", "comfy_quant")  # and a note on the format, which dtypes tell
+_MARKS = ("scaled_fp8", "spiece_model")  # that there are scales; and a tokenizer
+
+
+def prefix_of(tensors: Mapping[str, Stored], prefixes: Iterable[str], key: str) -> str | None:
+    """Find the prefix under which a file holds a tensor; None if it does not."""
+    return next((prefix for prefix in prefixes if prefix + key in tensors), None)
+
+
+def plain(tensors: Mapping[str, Stored], prefix: str = "") -> dict[str, Weight]:
+    """Take the weights under a prefix out of a file, without it, and join each with its scale.
+
+    Raises:
+        ValueError: one is of a kind of quantisation that is not read.
+    """
+    own = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+    scales: dict[str, Stored] = {}
+    kept: dict[str, Stored] = {}
+    for key, stored in own.items():
+        module, _, leaf = key.rpartition(".")
+        if leaf in _SCALES:
+            scales[f"{module}.weight"] = stored
+        elif leaf not in _OF_ACTIVATIONS and key not in _MARKS:
+            kept[key] = stored
+    if strange := sorted(scales.keys() - kept.keys()):
+        raise ValueError(f"{scales[strange[0]].key} is the scale of no weight")
+    return {key: _scaled(stored, scales.get(key)) for key, stored in kept.items()}
+
+
+def _scaled(stored: Stored, scale: Stored | None) -> Weight:
+    if stored.dtype not in (*FLOATS, *EIGHT_BITS):
+        raise ValueError(
+            f"{stored.key} is stored as {stored.dtype}, a kind of quantisation that is not read; use the "
+            "file in bfloat16, float16 or fp8_scaled"
+        )
+    if scale is not None:
+        count = 1
+        for extent in scale.shape:
+            count *= extent
+        if stored.dtype not in EIGHT_BITS or count not in (1, stored.shape[0]):
+            raise ValueError(
+                f"{scale.key} has shape {list(scale.shape)} for {stored.dtype} weights of shape "
+                f"{list(stored.shape)}; one scale, or one for each row, of float8 weights is read"
+            )
+    return whole(stored, scale)

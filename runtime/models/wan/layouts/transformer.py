@@ -1,0 +1,155 @@
+"""Wan's transformer in other layouts: under the names of Wan's own code, or under those of diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.models.layouts.plain import plain, prefix_of
+from runtime.models.layouts.stored import Stored
+from runtime.models.layouts.weights import Component, Weight
+
+_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
+_OWN, _DIFFUSERS = "blocks.0.self_attn.q.weight", "blocks.0.attn1.to_q.weight"
+_HEAD_DIM = 128  # of every published Wan
+_OUTER = {  # modules outside the blocks: Wan's name → diffusers'
+    "patch_embedding": "patch_embedding",
+    "vace_patch_embedding": "vace_patch_embedding",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "head.head": "proj_out",
+}
+_LEAVES = {  # parameters without a module of their own
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
+    "head.modulation": "scale_shift_table",
+}
+_ATTENTION = {
+    "q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k",
+    "k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k",
+}  # fmt: skip
+_INNER = {  # modules of a block
+    **{f"self_attn.{own}": f"attn1.{name}" for own, name in _ATTENTION.items()},
+    **{f"cross_attn.{own}": f"attn2.{name}" for own, name in _ATTENTION.items()},
+    "norm3": "norm2",  # the only norm with weights; Wan counts attention, feed-forward, cross-attention
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "before_proj": "proj_in",
+    "after_proj": "proj_out",
+}
+
+
+def find_transformer(tensors: Mapping[str, Stored], stated: Mapping[str, Any]) -> Component | None:
+    """Find a transformer of Wan among the tensors of a file.
+
+    Args:
+        tensors: the tensors.
+        stated: settings in a `config.json` beside the file, Wan's own or diffusers'; empty without one.
+
+    Returns:
+        The transformer, named `transformer`; None if there is none.
+
+    Raises:
+        ValueError: it has weights that Wan2.1 and Wan2.2 do not have, or its shape is not clear.
+    """
+    own = prefix_of(tensors, _PREFIXES, _OWN)
+    prefix = prefix_of(tensors, _PREFIXES, _DIFFUSERS) if own is None else own
+    if prefix is None:
+        return None
+    weights = plain(tensors, prefix)
+    if own is not None:
+        names = {key: renamed(key) for key in weights}
+        if strangers := [key for key, name in names.items() if name is None]:
+            raise ValueError(
+                f"its transformer has {len(strangers)} weights that Wan's text to video, image to video and "
+                f"VACE do not have, the first is {prefix}{strangers[0]}"
+            )
+        weights = {name: weights[key] for key, name in names.items() if name is not None}
+    return Component("transformer", _settings(weights, stated), weights)
+
+
+def renamed(key: str) -> str | None:
+    """Name in diffusers of one of Wan's own names; None if there is none."""
+    if key in _LEAVES:
+        return _LEAVES[key]
+    stack, _, rest = key.partition(".")
+    if stack in ("blocks", "vace_blocks"):
+        number, _, rest = rest.partition(".")
+        if rest == "modulation":
+            return f"{stack}.{number}.scale_shift_table"
+        module, _, leaf = rest.rpartition(".")
+        return f"{stack}.{number}.{_INNER[module]}.{leaf}" if module in _INNER else None
+    module, _, leaf = key.rpartition(".")
+    return f"{_OUTER[module]}.{leaf}" if module in _OUTER else None
+
+
+def _settings(weights: Mapping[str, Weight], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the settings from shapes; the number of heads and the norms' epsilon are stated or Wan's.
+
+    Raises:
+        ValueError: weights are missing from which they are inferred, or the number of heads is unknown.
+    """
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    try:
+        dim, channels, *patch = shapes["patch_embedding.weight"]
+        settings: dict[str, Any] = {
+            "_class_name": "WanTransformer3DModel",
+            "patch_size": patch,
+            "num_attention_heads": _heads(dim, stated),
+            "in_channels": channels,
+            "out_channels": shapes["proj_out.weight"][0] // math.prod(patch),
+            "text_dim": shapes["condition_embedder.text_embedder.linear_1.weight"][1],
+            "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
+            "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],
+            "num_layers": _count(shapes, "blocks"),
+            "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+            "qk_norm": "rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in shapes else None,
+            "eps": float(stated.get("eps", 1e-6)),
+            "rope_max_seq_len": int(stated.get("rope_max_seq_len", 1024)),
+        }
+        settings["attention_head_dim"] = dim // settings["num_attention_heads"]
+        image = shapes.get("condition_embedder.image_embedder.norm1.weight")
+        if image is not None:
+            position = shapes.get("condition_embedder.image_embedder.pos_embed")
+            settings["image_dim"] = image[0]
+            settings["added_kv_proj_dim"] = shapes["blocks.0.attn2.add_k_proj.weight"][1]
+            settings["pos_embed_seq_len"] = None if position is None else position[1]
+        if "vace_patch_embedding.weight" in shapes:
+            settings["_class_name"] = "WanVACETransformer3DModel"
+            settings["vace_in_channels"] = shapes["vace_patch_embedding.weight"][1]
+            settings["vace_layers"] = _vace_layers(shapes, settings["num_layers"], stated)
+    except KeyError as error:
+        raise ValueError(f"its transformer lacks {error.args[0]}") from None
+    return settings
+
+
+def _heads(dim: int, stated: Mapping[str, Any]) -> int:
+    heads = stated.get("num_heads", stated.get("num_attention_heads"))
+    if heads is None and dim % _HEAD_DIM == 0:
+        heads = dim // _HEAD_DIM
+    if not isinstance(heads, int) or heads < 1 or dim % heads:
+        raise ValueError(
+            f"its transformer has {dim} channels, from which its number of heads does not follow; put Wan's "
+            "config.json, which has num_heads, beside the file"
+        )
+    return heads
+
+
+def _vace_layers(shapes: Mapping[str, object], layers: int, stated: Mapping[str, Any]) -> list[int]:
+    """Blocks that control is added to: as stated, or evenly spread, as in every published VACE."""
+    count = _count(shapes, "vace_blocks")
+    given = stated.get("vace_layers")
+    if isinstance(given, list) and len(given) == count:
+        return [int(one) for one in given]
+    return list(range(0, layers, -(-layers // count)))[:count]
+
+
+def _count(shapes: Mapping[str, object], stack: str) -> int:
+    return len({name.split(".")[1] for name in shapes if name.startswith(f"{stack}.")})

@@ -1,4 +1,4 @@
-"""LoRA: low-rank weights that are merged into the transformer when it is loaded.
+"""LoRA: low-rank weights and differences of whole ones, merged into the transformer when it is loaded.
 
 Merged weights cost nothing per step, and nothing else (ranks, sharding, forecasts) depends on them. Either
 every weight of a file is used, or the file is refused.
@@ -7,6 +7,7 @@ every weight of a file is used, or the file is refused.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from runtime.errors import BadRequestError, reason
+from runtime.models.wan.lora_names import PREFIXES, difference_of, with_prefix
 from runtime.models.wan.lora_settings import LoraSettings
 from runtime.request.config import Lora
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from runtime.models.wan.adapter import Transformer
 
 _PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.")  # of names, in the formats that diffusers reads
-_PREFIXES = ("transformer.", "diffusion_model.", "lora_unet_")
 _ADAPTER = re.compile(r"(\.lora_[AB])\.(\w+)\.(weight|bias)$")  # names of PEFT's own files
 _WEIGHT = re.compile(r"^transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias)$")
 _SHOWN = 3
@@ -40,11 +41,13 @@ class LoraFile:
         lora: the file and the scale of its weights.
         digest: digest of the file's content and the scale, as a part of a model's revision.
         modules: module such as `blocks.0.attn1.to_q` → part such as `lora_A.weight` → shape.
+        differences: name in the file of a difference that is added to a whole parameter → its shape.
     """
 
     lora: Lora
     digest: str
     modules: Mapping[str, Mapping[str, tuple[int, ...]]]
+    differences: Mapping[str, tuple[int, ...]]
 
     def check(self, model: Mapping[str, tuple[int, ...]]) -> None:
         """Check that the LoRA fits a model and that each module has both of its matrices.
@@ -74,6 +77,14 @@ class LoraFile:
                     f"it does not fit the model: {name} has shape {list(wanted)}, "
                     f"its lora_A {list(down)} and its lora_B {list(up)}"
                 )
+        for name, shape in self.differences.items():
+            target = model.get(difference_of(name) or "")
+            if target is None or math.prod(shape) != math.prod(target):
+                has = "none" if target is None else f"one of shape {list(target)}"
+                raise self.refusal(
+                    f"it does not fit the model: {name} of shape {list(shape)} is for a weight of which the "
+                    f"model has {has}"
+                )
 
     def refusal(self, problem: str) -> BadRequestError:
         """Error that names the file and a problem with it."""
@@ -94,7 +105,7 @@ def read_lora(lora: Lora) -> LoraFile:
         _content(lora.file)  # says why
         raise
     checked = _checked(lora.file, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
-    return LoraFile(lora, _word(checked.digest, lora), checked.modules)
+    return LoraFile(lora, _word(checked.digest, lora), checked.modules, checked.differences)
 
 
 def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
@@ -117,7 +128,8 @@ def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
     settings = LoraSettings.read(content)
     bias = any("lora_B.bias" in parts for parts in file.modules.values())
     told = None if settings is None else settings.for_peft(file.modules, bias=bias)
-    weights = _converted(load(content))
+    given = with_prefix(load(content))
+    weights = _converted(given)
     try:
         model.load_lora_adapter(weights, prefix="transformer", adapter_name="lora", metadata=told)
     except (
@@ -133,14 +145,24 @@ def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
         raise file.refusal(f"its metadata excludes the weights of {len(unused)} modules: {_first(unused)}")
     model.fuse_lora(lora_scale=lora.scale, adapter_names=["lora"])
     model.unload_lora()
+    for name in file.differences:
+        _add(model, difference_of(name) or "", given[name], lora.scale)
+
+
+@torch.no_grad()
+def _add(model: Transformer, name: str, difference: torch.Tensor, scale: float) -> None:
+    """Add a difference to a parameter; the sum is computed in float32 and rounded once."""
+    parameter = model.get_parameter(name)
+    parameter.copy_(parameter.float() + scale * difference.float().view_as(parameter))
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """Digest and modules of a file that was checked; see `LoraFile`."""
+    """Digest, modules and differences of a file that was checked; see `LoraFile`."""
 
     digest: str
     modules: Mapping[str, Mapping[str, tuple[int, ...]]]
+    differences: Mapping[str, tuple[int, ...]]
 
 
 @lru_cache(maxsize=256)
@@ -153,7 +175,7 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
     """
     content = _content(file)
     try:
-        weights = load(content)
+        weights = with_prefix(load(content))
     except (SafetensorError, ValueError) as error:
         raise _refusal(file, f"it is not a safetensors file: {reason(error)}") from None
     if problem := _unsupported(weights):
@@ -163,8 +185,9 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise _refusal(file, f"diffusers cannot read it: {reason(error)[:200]}") from None
     unused = [name for name in _unused(weights) if weights[name].count_nonzero()]  # zeros change nothing
-    if unused:
-        raise _refusal(file, f"{len(unused)} of its weights would not be used: {_first(unused)}")
+    differences = {name: tuple(weights[name].shape) for name in unused if difference_of(name) is not None}
+    if lost := [name for name in unused if name not in differences]:
+        raise _refusal(file, f"{len(lost)} of its weights would not be used: {_first(lost)}")
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, value in converted.items():
         match = _WEIGHT.match(name)
@@ -175,7 +198,7 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
         LoraSettings.read(content)
     except (ValueError, RecursionError) as error:
         raise _refusal(file, f"its metadata cannot be read: {reason(error)}") from None
-    return _Checked(_digest(content), modules)
+    return _Checked(_digest(content), modules, differences)
 
 
 def _digest(content: bytes) -> str:
@@ -213,11 +236,11 @@ def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:
         return f"it is a DoRA, which is not supported ({dora[0]})"
     if not any(part in name for name in weights for part in _PARTS):
         return f"it holds no LoRA weights, but {min(weights, default='nothing')} …"
-    others = [name for name in weights if not name.startswith(_PREFIXES)]
+    others = [name for name in weights if not name.startswith(PREFIXES)]
     if others or len({_prefix(name) for name in weights}) > 1:
         return (
             f"it has {min(others or weights)}; all names must begin with `transformer.` (diffusers), "
-            "with `diffusion_model.` (ComfyUI) or with `lora_unet_` (kohya, musubi-tuner)"
+            "with `diffusion_model.` (ComfyUI) or with `lora_unet_` (kohya, musubi-tuner), or with `blocks.`"
         )
     adapters = {match[2] for match in map(_ADAPTER.search, weights) if match}
     if len(adapters) > 1:
@@ -229,21 +252,24 @@ def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def _prefix(name: str) -> str:
-    return next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+    return next(prefix for prefix in PREFIXES if name.startswith(prefix))
 
 
 def _converted(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert weights to diffusers' names, scaled by the alphas beside them."""
     from diffusers import WanPipeline
 
-    given = {
-        _ADAPTER.sub(r"\1.\3", name).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
-        if name.startswith("transformer.")
-        else name: value
-        for name, value in weights.items()
-    }
+    given = {_without_adapter(name): value for name, value in weights.items()}
     converted: dict[str, torch.Tensor] = WanPipeline.lora_state_dict(given)
     return converted
+
+
+def _without_adapter(name: str) -> str:
+    """Name as diffusers' own trainers write it, and its converters read it."""
+    bare = _ADAPTER.sub(r"\1.\3", name)
+    if not name.startswith("transformer."):
+        return bare
+    return bare.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
 
 
 def _unused(weights: Mapping[str, torch.Tensor]) -> list[str]:

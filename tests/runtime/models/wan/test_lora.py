@@ -190,6 +190,56 @@ def test_names_of_pefts_own_files_are_read(config: Config, tmp_path: Path) -> No
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_differences_of_whole_weights_are_added(config: Config, tmp_path: Path, dtype: str) -> None:
+    """diffusers drops them with a line in its log."""
+    added = {
+        "blocks.0.norm3.diff": ("blocks.0.norm2.weight", (WIDTH,)),
+        "blocks.1.norm3.diff_b": ("blocks.1.norm2.bias", (WIDTH,)),
+        "blocks.2.cross_attn.norm_k.diff": ("blocks.2.attn2.norm_k.weight", (WIDTH,)),
+        "blocks.3.diff_m": ("blocks.3.scale_shift_table", (1, 6, WIDTH)),
+        "head.diff_m": ("scale_shift_table", (1, 2, WIDTH)),
+        "patch_embedding.diff": ("patch_embedding.weight", (WIDTH, 16, 1, 2, 2)),
+        "time_projection.1.diff_b": ("condition_embedder.time_proj.bias", (6 * WIDTH,)),
+    }
+    generator = torch.Generator().manual_seed(3)
+    extra = {
+        f"diffusion_model.{name}": torch.randn(shape, generator=generator)
+        for name, (_, shape) in added.items()
+    }
+    plain, whole = tmp_path / "plain.safetensors", tmp_path / "whole.safetensors"
+    save_file(original(), plain)
+    save_file(original() | extra, whole)
+    config = config.model_copy(update={"dtype": config.dtype.model_copy(update={"transformer": dtype})})
+    before, after = weights_of(with_lora(config, plain, 0.7)), weights_of(with_lora(config, whole, 0.7))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {target for target, _ in added.values()}
+    for name, (target, _) in added.items():
+        wanted = before[target].float() + 0.7 * extra[f"diffusion_model.{name}"]
+        assert after[target].dtype == before[target].dtype
+        assert torch.equal(after[target], wanted.to(after[target].dtype))
+
+
+@pytest.mark.parametrize(
+    ("bare", "prefixed"),
+    [
+        (peft(""), peft()),
+        (peft("base_model.model."), peft()),
+        (peft("base_model.model.", ".default"), peft()),
+        (original(""), original()),
+        (original("model.diffusion_model."), original()),
+        ({name.replace(".weight", ".default.weight"): one for name, one in original("").items()}, original()),
+    ],
+    ids=["diffusers", "peft", "adapter", "own", "comfyui", "diffsynth"],
+)
+def test_a_prefix_may_be_missing(config: Config, tmp_path: Path, bare: Weights, prefixed: Weights) -> None:
+    for name, weights in (("bare", bare), ("prefixed", prefixed)):
+        save_file(weights, tmp_path / name)
+    ours, theirs = (weights_of(with_lora(config, tmp_path / name)) for name in ("bare", "prefixed"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_several_are_applied_in_order_and_all_are_in_the_revision(
     config: Config, file: Path, tmp_path: Path
 ) -> None:
@@ -236,8 +286,6 @@ A, B = (f"transformer.{TARGET}.lora_{part}.weight" for part in "AB")
         ),
         (peft() | {A: torch.full((4, WIDTH), float("nan"))}, "lora_A.weight has values that are not finite"),
         (peft() | {B: torch.full((WIDTH, 4), float("inf"))}, "lora_B.weight has values that are not finite"),
-        (peft(""), "has blocks.0.attn1.to_k.lora_A.weight; all names must begin with `transformer.`"),
-        (peft("base_model.model."), "all names must begin with `transformer.`"),
         (peft("dit."), "all names must begin with `transformer.`"),
         (peft() | original(), "all names must begin with `transformer.`"),
         (peft("transformer_2."), "all names must begin with `transformer.`"),
@@ -245,18 +293,22 @@ A, B = (f"transformer.{TARGET}.lora_{part}.weight" for part in "AB")
         (peft() | {"transformer.x.lora_magnitude_vector": torch.ones(4)}, "it is a DoRA"),
         (original() | {"diffusion_model.blocks.0.self_attn.q.dora_scale": torch.ones(4)}, "it is a DoRA"),
         (
-            original() | {f"diffusion_model.blocks.{n}.norm3.diff": torch.ones(WIDTH) for n in range(8)},
-            "8 of its weights would not be used: diffusion_model.blocks.0.norm3.diff",
+            original() | {f"diffusion_model.blocks.{n}.norm9.diff": torch.ones(WIDTH) for n in range(8)},
+            "8 of its weights would not be used: diffusion_model.blocks.0.norm9.diff",
         ),
         (
-            original() | {"diffusion_model.patch_embedding.diff": torch.ones(WIDTH, 16, 1, 2, 2)},
-            "1 of its weights would not be used: diffusion_model.patch_embedding.diff",
+            original() | {"diffusion_model.patch_embedding.diff": torch.ones(WIDTH, 36, 1, 2, 2)},
+            "patch_embedding.diff of shape [192, 36, 1, 2, 2] is for a weight of which the model has one of",
         ),
-        (original() | {"diffusion_model.blocks.0.diff_m": torch.ones(1, 6, WIDTH)}, "blocks.0.diff_m"),
         (
-            original() | {"diffusion_model.time_projection.1.diff_b": torch.ones(6 * WIDTH)},
-            "would not be used: diffusion_model.time_projection.1.diff_b",
+            original() | {"diffusion_model.blocks.0.norm1.diff": torch.ones(WIDTH)},
+            "would not be used: diffusion_model.blocks.0.norm1.diff",
         ),
+        (
+            original() | {"diffusion_model.blocks.9.diff_m": torch.ones(1, 6, WIDTH)},
+            "blocks.9.diff_m of shape [1, 6, 192] is for a weight of which the model has none",
+        ),
+        (peft("") | {"x.lora_A.weight": torch.ones(4, 4)}, "all names must begin with `transformer.`"),
         (original() | {"diffusion_model.blocks.0.self_attn.q.lokr_w1": torch.ones(4, 4)}, "cannot read it"),
         (original() | {"diffusion_model.blocks.0.cross_attn.k_img.lora_A.weight": torch.ones(4, 4)}, "k_img"),
         (peft() | {f"transformer.{TARGET}.alpha": torch.tensor(2.0)}, "to_q.alpha is not a LoRA weight"),

@@ -31,8 +31,12 @@ export function say(text) {
 
 /** Ask in a dialog before something is deleted; resolves to whether the user agreed. */
 export function confirmed(question) {
-  const dialog = byId("confirm");
   setText(byId("confirm-said"), question);
+  return agreed(byId("confirm"));
+}
+
+/** Show a dialog; resolves to whether the user chose the button with the value "yes". */
+export function agreed(dialog) {
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => {

@@ -104,6 +104,7 @@ async function start() {
   openVideos({
     addShot,
     forgetTile,
+    extensible: (video) => models.find((one) => one.id === video.model)?.extensible !== false,
     makeAgain(video) {
       fillFrom(video);
       location.hash = "#/";

@@ -2,7 +2,7 @@
 
 import { ask, download, fileUrl, forget } from "./api.js";
 import { Card } from "./card.js";
-import { CALM, actionButton, byId, confirmed, h, say, setText } from "./dom.js";
+import { CALM, actionButton, agreed, byId, confirmed, h, say, setText } from "./dom.js";
 import { drop, isOpen, onChange, put, videos } from "./live.js";
 import { showPreview } from "./preview.js";
 import { reportOf, stepsOf } from "./runs.js";
@@ -10,7 +10,7 @@ import { Strip, legend } from "./strip.js";
 import { duration, moment, settings, standing, stateOf, steps } from "./words.js";
 
 let view = null; // what is shown
-let actions; // of other views: makeAgain, addShot, forgetTile
+let actions; // of other views: makeAgain, addShot, forgetTile; and whether a video is extensible
 
 export function openVideos(given) {
   actions = given;
@@ -129,7 +129,25 @@ class View {
       put(reference);
       this.showReference(reference);
     });
-    return [save, ...(video.request.spectrum === "off" ? [] : [compare]), ...buttons];
+    const extend = actionButton("Extend", problem, () => this.extend());
+    const possible = [
+      ...(video.request.spectrum === "off" ? [] : [compare]),
+      ...(actions.extensible(video) ? [extend] : []),
+    ];
+    return [save, ...possible, ...buttons];
+  }
+
+  async extend() {
+    const { video } = this;
+    byId("extend-prompt").value = video.prompt;
+    byId("extend-seconds").value = "";
+    if (!(await agreed(byId("extend")))) return;
+    const given = { prompt: byId("extend-prompt").value };
+    if (byId("extend-seconds").value) given.seconds = byId("extend-seconds").value;
+    const longer = await ask("POST", `videos/${video.id}/extensions`, { json: given });
+    put(longer);
+    say("The video waits in the queue.");
+    location.hash = `#/videos/${longer.id}`;
   }
 
   async remove() {

@@ -1,4 +1,4 @@
-"""What a person gives the studio beside text, in a real browser: an image, and LoRAs with their scales."""
+"""What a person gives the studio beside text, in a real browser: an image, LoRAs, and a video to extend."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from PIL import Image
 
 from launch.http.auth import Keys
 from launch.http.catalog import Catalog
 from launch.http.service import Service
 from launch.serve.queue import Queue
+from runtime.media.latents import write_latents
 from runtime.request.config import Config
 from tests.browser import browsing, faults, needs_browser
 from tests.conditioned import config_of, write_image, write_vace
@@ -89,3 +91,23 @@ def test_an_image_is_uploaded_and_what_is_none_is_refused_beside_its_field(
     with Image.open(kept) as ours, Image.open(image) as theirs:
         assert ours.convert("RGB").tobytes() == theirs.convert("RGB").tobytes()
     assert api.video(entry.name)["request"]["image"] is True
+
+
+def test_a_video_is_extended_if_its_model_can(page: Page, api: Api) -> None:
+    plain = api.create(prompt="of text alone")["id"]
+    first = api.create(prompt="the first part", model="vace")["id"]
+    while api.finish() != first:
+        continue
+    write_latents(api.service.store.latents(first), torch.zeros(1, 16, 2, 6, 8), 5)
+    page.evaluate(f"location.hash = '#/videos/{plain}'")
+    page.get_by_role("button", name="Download").wait_for()
+    assert page.get_by_role("button", name="Extend").count() == 0
+    page.evaluate(f"location.hash = '#/videos/{first}'")
+    page.get_by_role("button", name="Extend").click()
+    page.get_by_label("What happens next").fill("the second part")
+    page.get_by_label("Seconds to add").fill("1")
+    page.locator("#extend").get_by_role("button", name="Extend").click()
+    page.get_by_role("heading", level=1, name="the second part").wait_for()
+    [entry] = [one for one in api.queue.entries() if one.job.request.prompt == "the second part"]
+    assert api.video(entry.name)["request"]["extends"] == first
+    assert entry.job.request.extend is not None and entry.job.request.frames == 5 + 8

@@ -162,6 +162,7 @@ class Bench:
         answers = self._server.start()
         ready = answers + self._server.wait_ready()
         with self._followed(running, after=last) as events:
+            _until(events, "begun")  # the pool that ended with the server may have told of another step
             resumed = _until(events, "step") - killed
         self.waits += [
             Waits("started again → answers", [answers]),

@@ -17,6 +17,7 @@ import httpx
 from chaos_watch import MARKER, Member, members, wait_for_end
 
 from launch.serve.queue import Queue
+from launch.shell.tied import tied
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START, _END = 300.0, 180.0  # seconds for it to answer, and to end
@@ -25,6 +26,8 @@ _LOOK = 0.02  # seconds
 
 class ServeProcess:
     """A server on the queue in `folder`, which belongs to it; `serving` ends it.
+
+    It is told to end when the thread that started it does, even if this process is killed.
 
     Attributes:
         url: its address, which stays the same however often it is started.
@@ -47,7 +50,7 @@ class ServeProcess:
         started, self.starts = time.monotonic(), self.starts + 1
         log: IO[bytes] = self._log
         self._process = subprocess.Popen(
-            [*command, *self._options], cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=log
+            tied([*command, *self._options]), cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=log
         )
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().decode().strip()
@@ -86,6 +89,12 @@ class ServeProcess:
         """Process ids of the ranks that serve its queue."""
         with closing(Queue(self.queue)) as queue:
             return [place["pid"] for replica in queue.replicas() for place in replica.places]
+
+    def steps(self) -> int:
+        """Number of the last event that told of a step."""
+        last = "SELECT MAX(seq) FROM events WHERE kind = 'step'"
+        with closing(Queue(self.queue)) as queue:
+            return queue.read(lambda row: int(row[0] or 0), last)[0]
 
     def left(self, seconds: float = 0.0) -> list[Member]:
         """Processes that it has started and that still run after so many seconds."""

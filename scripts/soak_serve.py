@@ -42,6 +42,7 @@ from soak_clients import Client, Outcome
 
 FAULTS = ("server", "rank", "driver", "stop")
 _WEIGHTS = (4, 4, 1, 1)
+_WORKING = 0.8  # share of the faults that come when a video is being made
 _SETTLE = 60.0  # seconds for the server to clear up when all jobs are done
 _GRACE = 30.0  # seconds for what the server has started to end after it
 
@@ -60,25 +61,25 @@ class Soak:
         self.outcomes: dict[int, Outcome] = {}
         self.faults: Counter[str] = Counter()
         self.seconds = 0.0
-        self._lock = threading.Lock()
+        self._lock, self._steps = threading.Lock(), 0
         for line in self._path.read_text("utf-8").splitlines() if self._path.exists() else ():
             self._take(json.loads(line))
 
-    def run(self, jobs: int, clients: int, pause: float, options: Sequence[str] = ()) -> list[str]:
+    def run(self, jobs: int, clients: int, pause: float, most: int) -> list[str]:
         """Carry out what is not done yet; returns the broken promises of the whole soak.
 
         Args:
-            pause: mean seconds from the end of one fault to the next; 0 for no faults.
-            options: more options of the server.
+            pause: mean seconds from the first step after a fault to the next.
+            most: number of faults, at most.
         """
-        started = time.monotonic()
+        started, before = time.monotonic(), self.faults.total()
         left = [number for number in range(jobs) if number not in self.outcomes]
-        with serving(self.folder, options) as server:
+        with serving(self.folder) as server:
             server.wait_ready()
             with ThreadPoolExecutor(clients) as pool:
                 client = Client(server.url, self._seed)
                 done = [pool.submit(self._do, client, number) for number in left]
-                while pause and not all(one.done() for one in done):
+                while self.faults.total() - before < most and not all(one.done() for one in done):
                     self._disturb(server, pause, lambda: all(one.done() for one in done))
             for one in done:
                 one.result()
@@ -107,12 +108,13 @@ class Soak:
         self._note(asdict(client.carry_out(number)))
 
     def _disturb(self, server: ServeProcess, pause: float, over: Callable[[], bool]) -> None:
-        """Wait for a random time, and do one random thing to the server."""
+        """Wait for a random time, mostly from when a video is being made, and do one random thing."""
+        if random.random() < _WORKING:
+            _sleep(lambda: over() or server.steps() > self._steps)
         until = time.monotonic() + random.expovariate(1 / pause)
-        while time.monotonic() < until:
-            if over():
-                return
-            time.sleep(0.1)
+        _sleep(lambda: over() or time.monotonic() > until)
+        if over():
+            return
         [fault] = random.choices(FAULTS, _WEIGHTS)
         match fault:
             case "server" | "stop":
@@ -126,8 +128,7 @@ class Soak:
                 if not _kill(server.pools()):
                     return
         self._note({"fault": fault, "at": time.time()})
-        if not over():
-            server.wait_ready()
+        self._steps = server.steps()
 
     def _note(self, told: dict[str, Any]) -> None:
         with self._lock:
@@ -142,6 +143,11 @@ class Soak:
             self.faults[told["fault"]] += 1
         else:
             self.seconds += told["seconds"]
+
+
+def _sleep(until: Callable[[], bool]) -> None:
+    while not until():
+        time.sleep(0.2)
 
 
 def _kill(processes: Iterable[int]) -> bool:
@@ -176,13 +182,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--jobs", type=int, default=300, help="default 300")
     parser.add_argument("--clients", type=int, default=8, help="at a time; default 8")
-    parser.add_argument("--pause", type=float, default=20.0, help="mean seconds between faults; default 20")
+    parser.add_argument("--pause", type=float, default=20.0, help="mean seconds to a fault; default 20")
+    parser.add_argument("--faults", type=int, default=10**9, help="at most so many; default no bound")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("out/soak"), help="of the queue and the log")
     parser.add_argument("--out", type=Path, help="file for the table")
     given = parser.parse_args(words)
     soak = Soak(given.folder.absolute(), given.seed)
-    told = table(soak, problems := soak.run(given.jobs, given.clients, given.pause))
+    problems = soak.run(given.jobs, given.clients, given.pause, given.faults)
+    told = table(soak, problems)
     sys.stdout.write(told)
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from tests.serving import Api, listening, serving
 @pytest.mark.timeout(1200)
 def test_a_short_soak_keeps_every_promise_and_is_continued() -> None:
     with tempfile.TemporaryDirectory() as folder:  # a short name, as those of Ray's sockets are bounded
-        words = ["--clients", "4", "--pause", "5", "--seed", "1", "--folder", folder]
+        words = ["--clients", "4", "--pause", "3", "--faults", "2", "--seed", "1", "--folder", folder]
         assert main([*words, "--jobs", "10"]) == 0
         log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
         assert sorted(one["number"] for one in log if "number" in one) == list(range(10))

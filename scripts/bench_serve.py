@@ -81,21 +81,28 @@ class Waits:
 
 
 class Bench:
-    """Measures one server."""
+    """Measures one server.
 
-    def __init__(self, server: ServeProcess, clients: int, seed: int):
-        self._server, self._clients, self._random = server, clients, random.Random(seed)
+    Attributes:
+        clients: number of clients that ask at a time.
+        answers, waits: what was measured so far.
+    """
+
+    def __init__(self, clients: int, seed: int):
+        self.clients, self._random = clients, random.Random(seed)
         self.answers: list[Answers] = []
         self.waits: list[Waits] = []
 
-    def run(self, queued: int, seconds: float, repeats: int) -> None:
+    def run(self, server: ServeProcess, queued: int, seconds: float, repeats: int) -> None:
         """Measure everything.
 
         Args:
+            server: the server, which is ready.
             queued: requests in the queue while answers are measured.
             seconds: for which retrieving and listing are measured, each.
             repeats: how often waits are measured.
         """
+        self._server = server
         self._begin(repeats)
         running = self._create(_LONG)
         with self._followed(running) as events:
@@ -103,8 +110,7 @@ class Bench:
         ids = self._fill(queued - 1)
         self._load("retrieve", seconds, lambda client: client.get(f"/v1/videos/{self._random.choice(ids)}"))
         self._load("list", seconds, lambda client: client.get("/v1/videos"))
-        self._restart(running)
-        self._free(running, repeats)
+        self._restart(self._free(running, repeats))
 
     def _begin(self, repeats: int) -> None:
         self._ended(self._create({**_SMALL, "steps": 2}))  # the replica has loaded the model from here on
@@ -146,7 +152,7 @@ class Bench:
                     ask(client).raise_for_status()
                     answers.seconds.append(time.monotonic() - begun)
 
-        threads = [threading.Thread(target=work) for _ in range(self._clients)]
+        threads = [threading.Thread(target=work) for _ in range(self.clients)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -170,8 +176,12 @@ class Bench:
             Waits("killed → the video goes on", [resumed]),
         ]
 
-    def _free(self, running: str, repeats: int) -> None:
-        """Delete what is being made, and wait until the replica has begun with the next request."""
+    def _free(self, running: str, repeats: int) -> str:
+        """Delete what is being made, and wait until the replica has begun with the next request.
+
+        Returns:
+            The last one, which is being made.
+        """
         free = Waits("DELETE of a video → the next one has begun")
         for _ in range(repeats):
             following = self._create({**_LONG, "priority": 1})
@@ -182,8 +192,8 @@ class Bench:
                 free.seconds.append(time.monotonic() - started)
                 _until(events, "step")
             running = following
-        self._ask("DELETE", f"/v1/videos/{running}")
         self.waits.append(free)
+        return running
 
     def _create(self, asked: dict[str, Any]) -> str:
         return str(self._ask("POST", "/v1/videos", json=asked)["id"])
@@ -251,26 +261,27 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file for the tables")
     given = parser.parse_args(words)
     folder = Path(tempfile.mkdtemp(prefix="serve-"))
+    bench = Bench(given.clients, given.seed)
     try:
         with serving(folder) as server:
             server.wait_ready()
-            bench = Bench(server, given.clients, given.seed)
-            bench.run(given.queued, given.seconds, given.repeats)
-    finally:
+            bench.run(server, given.queued, given.seconds, given.repeats)
+    finally:  # what was measured until then
         shutil.rmtree(folder, ignore_errors=True)
+        _tell(bench, given.queued, given.out)
+    return 0
+
+
+def _tell(bench: Bench, queued: int, out: Path | None) -> None:
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-    machine = (
-        f"{os.cpu_count()} cores, {given.clients} clients, {given.queued} requests in the queue; load {load}"
-    )
+    machine = f"{os.cpu_count()} cores, {bench.clients} clients, {queued} requests in the queue; load {load}"
     told = table(bench, machine)
     sys.stdout.write(told)
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(told, encoding="utf-8")
-        given.out.with_suffix(".json").write_text(
-            json.dumps({one.name: one.seconds for one in (*bench.answers, *bench.waits)}), encoding="utf-8"
-        )
-    return 0
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(told, encoding="utf-8")
+        found = {one.name: one.seconds for one in (*bench.answers, *bench.waits)}
+        out.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

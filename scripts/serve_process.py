@@ -20,7 +20,7 @@ from launch.serve.queue import Queue
 from launch.shell.tied import tied
 
 _ROOT = Path(__file__).resolve().parent.parent
-_START, _END = 300.0, 180.0  # seconds for it to answer, and to end
+_START, _END = 900.0, 180.0  # seconds for it to answer, and to end
 _LOOK = 0.02  # seconds
 
 

@@ -78,7 +78,7 @@ class PoolKeeper:
             code = self._serve()
             if self._over.is_set():
                 return
-            failures = 0 if time.monotonic() - started > _LONGEST else failures + 1
+            failures = 1 if time.monotonic() - started > _LONGEST else failures + 1
             pause = min(2.0 ** (failures - 1), _LONGEST)
             self._ended = f"the pool ended with exit code {code} and is started again within {pause:.0f} s"
             log.warning("%s", self._ended)

@@ -107,7 +107,7 @@ class Bench:
         running = self._create(_LONG)
         with self._followed(running) as events:
             _until(events, "step")
-        ids = self._fill(queued - 1)
+        ids = self._fill(queued - 2)  # beside the one that runs and the one that follows it
         self._load("retrieve", seconds, lambda client: client.get(f"/v1/videos/{self._random.choice(ids)}"))
         self._load("list", seconds, lambda client: client.get("/v1/videos"))
         self._restart(self._free(running, repeats))

@@ -10,7 +10,7 @@ import logging
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -203,8 +203,9 @@ def compare(
 def calibrate(context: click.Context, /, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Measure a model under its sampler, so that steps can be planned and forecasts weighted.
 
-    Runs the full sampler on some prompts and writes one small JSON file. Finished runs of an interrupted
-    calibration are kept beside it; the same command resumes from them.
+    Runs the full sampler on some prompts, fits solvers for some numbers of computed steps, and writes one
+    small JSON file. Finished runs of an interrupted calibration are kept beside it; the same command resumes
+    from them.
     """
     from launch.commands.calibrate import plan_calibration, run_calibration
     from launch.shell.signals import ignore_signals, stop_on_signals
@@ -235,6 +236,11 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     help="Budget: as many steps as can be denoised within this time.",
 )
 @click.option(
+    "--method",
+    type=click.Choice(["planned", "fitted"]),
+    help="Only planned forecasts, or only fitted solvers.  [default: the better one]",
+)
+@click.option(
     "--report",
     type=PathType(),
     help="Report to take step times from.  [default: the calibration's step times]",
@@ -251,6 +257,7 @@ def plan(
     nfe: int | None,
     psnr: float | None,
     seconds: float | None,
+    method: Literal["planned", "fitted"] | None,
     report: Path | None,
     picture: Path | None,
     preset: Path | None,
@@ -267,7 +274,7 @@ def plan(
             raise BadRequestError("nfe: not given; --picture and --preset need --nfe, --psnr or --seconds")
         Terminal().print(overview(calibration, report))
         return
-    chosen = make_plan(calibration, nfe=nfe, psnr=psnr, seconds=seconds, report=report)
+    chosen = make_plan(calibration, nfe=nfe, psnr=psnr, seconds=seconds, report=report, method=method)
     write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite, report=report)
     Terminal().print(steps_table(chosen))
 

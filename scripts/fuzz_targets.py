@@ -28,6 +28,7 @@ from runtime.checkpoint.writer import CheckpointWriter, Snapshot, file_digest
 from runtime.errors import BadRequestError
 from runtime.film.storyboard import load_storyboard
 from runtime.forecasting.calibration import load_calibration
+from runtime.forecasting.methods import Methods
 from runtime.forecasting.presets import load_preset
 from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
@@ -114,15 +115,17 @@ def _load_preset(path: Path) -> None:
 
 
 def _small_calibration() -> bytes:
-    """The shipped calibration, cut to its first eight steps."""
+    """The shipped calibration, cut to its first eight steps, with a solver of two."""
     content = json.loads(shipped("calibrations", "wan-tiny.json").read_text())
     n = 8
     content["conditions"]["steps"] = n
     content["grams"] = {name: values[: n * (n + 1) // 2] for name, values in content["grams"].items()}
-    content["sensitivity"], content["noise_levels"] = (
-        content["sensitivity"][:n],
-        content["noise_levels"][: n + 1],
-    )
+    content["trajectory"] = content["trajectory"][: (n + 1) * (n + 2) // 2]
+    for name, count in (("sensitivity", n), ("response", n), ("noise_levels", n + 1)):
+        content[name] = content[name][:count]
+    solver = {"nodes": [0, 3], "rows": [[1.0, -0.1, -0.5], [1.0, 0.1, 0.2, -0.5, -2.0]]}
+    forecast = {"forecasts": [[0.0, 1.0, 5.0]], "expected": [0.1]}
+    content["fits"] = [solver | forecast | {"power": 1.0, "passes": 3, "trials": content["trials"][:6]}]
     return json.dumps(content).encode()
 
 
@@ -130,8 +133,12 @@ def _load_calibration(path: Path) -> None:
     calibration = load_calibration(str(path))
     plan = calibration.planner("guided").plan(min(4, calibration.conditions.steps))
     calibration.predict(plan.error, 0.1)
-    calibration.plan_for_psnr(30.0)
-    calibration.plan_for_seconds(5.0)
+    methods = Methods(calibration)
+    methods.for_psnr(30.0)
+    methods.for_seconds(5.0)
+    for fit in calibration.fits:
+        methods.best(fit.nfe)
+        fit.predict(0.1)
 
 
 def _storyboards() -> list[tuple[str, bytes]]:

@@ -66,9 +66,11 @@ def write_calibration(path: Path, solver: Multistep, scale: float, **size: int) 
     return Calibration.model_validate(content)
 
 
-def write_preset(folder: Path, *, scale: float = 5.0, frames: int = 5, more: str = "") -> str:
+def write_preset(
+    folder: Path, *, scale: float = 5.0, joint: bool = False, frames: int = 5, more: str = ""
+) -> str:
     """Write a preset of this solver for videos of 64×48, with its calibration; returns its name."""
-    solver = solver_of(scale)
+    solver = solver_of(1.0 if joint else scale)
     write_calibration(folder / "solver.json", solver, scale, width=64, height=48, frames=frames)
     path = folder / "fitted.yaml"
     path.write_text(

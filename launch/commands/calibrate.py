@@ -31,6 +31,7 @@ from runtime.forecasting.calibration import Calibration
 from runtime.jobs.defaults import usual_timeout
 from runtime.measure.calibrate import Calibrator
 from runtime.measure.findings import check_partial
+from runtime.measure.states import check_states, states_beside
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks
 from runtime.profile import check_loras
@@ -48,6 +49,7 @@ class CalibrationJob:
     config: Config
     requests: list[VideoRequest]
     out: Path
+    budgets: tuple[int, ...] | None = None
     overwrite: bool = False
 
     @property
@@ -93,6 +95,7 @@ def plan_calibration(
     seed: int,
     out: Path,
     overwrite: bool,
+    budgets: tuple[int, ...] | None = None,
     is_leader: bool = True,
     **given: Any,
 ) -> CalibrationJob:
@@ -101,6 +104,7 @@ def plan_calibration(
     Args:
         prompts: a file with one prompt per line; by default the one shipped for the config.
         seed: seed of the first video; each further video takes the next one.
+        budgets: numbers of computed steps for which solvers are fitted; usual ones by default.
         is_leader: whether this rank writes the file.
 
     Raises:
@@ -115,10 +119,11 @@ def plan_calibration(
     path = prompts or _shipped_prompts(config)
     requests = _requests(settings, path, seed, **given)
     check_apart({out: "out"}, inputs_of(config, settings, requests[0]) | {path: "prompts"})
-    job = CalibrationJob(settings, requests, out, overwrite)
+    job = CalibrationJob(settings, requests, out, budgets, overwrite)
     if is_leader:
         check_image(requests[0].image)
         check_partial(job.partial)
+        check_states(states_beside(job.partial))
     return job
 
 
@@ -155,11 +160,10 @@ def run_calibration(
             engine = Engine(job.config, ranks)
     on_loaded(engine)
     shown = _Shown(console)
-    calibrator = Calibrator(engine, job.requests, job.partial, shown, overwrite=job.overwrite)
-    console.print(
-        f"{counted(len(job.requests), 'video')}; about {calibrator.evaluations} evaluations, as many as "
-        f"{calibrator.evaluations / job.requests[0].steps:.0f} full runs",
+    calibrator = Calibrator(
+        engine, job.requests, job.partial, shown, fitted=job.budgets, overwrite=job.overwrite
     )
+    console.print(_cost(job, calibrator), soft_wrap=True)
     held = job.alone() if engine.ranks.is_leader else nullcontext()
     with held, advising(job.advice), engine.commanded(), shown.of(calibrator.evaluations):
         calibration = calibrator.run()
@@ -167,6 +171,18 @@ def run_calibration(
             calibration.write(job.out, overwrite=job.overwrite)
         calibrator.forget()
     return calibration
+
+
+def _cost(job: CalibrationJob, calibrator: Calibrator) -> str:
+    """Say what a calibration takes."""
+    solvers = ", ".join(str(nfe) for nfe in calibrator.fitted)
+    fitted = f", solvers of {solvers} steps" if solvers else ""
+    room = f"; up to {calibrator.disk / 1e9:.2g} GB beside the result until it is done" if solvers else ""
+    cost = calibrator.evaluations
+    return (
+        f"{counted(len(job.requests), 'video')}{fitted}; about {cost} evaluations, as many as "
+        f"{cost / job.requests[0].steps:.0f} full runs{room}"
+    )
 
 
 def read_prompts(path: Path) -> dict[int, str]:

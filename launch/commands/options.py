@@ -90,6 +90,23 @@ class SizeType(click.ParamType[tuple[int, int]]):
         return int(found[1]), int(found[2])
 
 
+class BudgetsType(click.ParamType[tuple[int, ...]]):
+    """Numbers of computed steps, such as 8,10,14; `none` for an empty list."""
+
+    name = "N,N,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if str(value) == "none":
+            return ()
+        if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", str(value)):
+            self.fail(f"{str(value)[:60]!r} given; numbers such as 8,10,14 are needed, or none", param, ctx)
+        return tuple(int(number) for number in str(value).split(","))
+
+
 def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
     """Add options to a command; its help lists them in this order."""
     for option in reversed(options):
@@ -172,6 +189,13 @@ def calibrate_options(command: _Command) -> _Command:
             help="Text file with one prompt per line.  [default: the shipped ones]",
         ),
         click.option("--seed", type=int, default=1000, show_default=True, help="Seed of the first video."),
+        click.option(
+            "--budgets",
+            type=BudgetsType(),
+            metavar="N,N,…",
+            help="Numbers of computed steps for which solvers are fitted, or none.  "
+            "[default: 8,10,14 of 50 steps]",
+        ),
         click.option("--out", type=PathType(), required=True, help="JSON file to write the calibration to."),
         click.option("--overwrite", is_flag=True, help="Replace a file that exists."),
         click.option(

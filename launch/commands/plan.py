@@ -14,6 +14,7 @@ from runtime.files.atomic import whole_file
 from runtime.files.checks import check_apart, check_writable
 from runtime.files.text import read_json
 from runtime.forecasting.calibration import Calibration, is_file_name, load_calibration
+from runtime.forecasting.methods import Choice, Method, Methods
 from runtime.forecasting.trials import Prediction
 from runtime.reports.step_seconds import read_step_seconds
 from spectrum import CalibratedPredictor, PlannedSteps, StepSeconds
@@ -23,16 +24,16 @@ _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 2
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A plan, its calibration, and the seconds of steps from which its own are predicted."""
+    """A method with its plan, the calibration, and the seconds of steps from which its own are predicted."""
 
     name: str
     calibration: Calibration
-    plan: PlannedSteps
+    choice: Choice
     typical: StepSeconds
 
     @property
-    def prediction(self) -> Prediction | None:
-        return self.calibration.predict(self.plan.error)
+    def plan(self) -> PlannedSteps:
+        return self.choice.plan
 
 
 def make_plan(
@@ -42,8 +43,9 @@ def make_plan(
     psnr: float | None = None,
     seconds: float | None = None,
     report: Path | None = None,
+    method: Method | None = None,
 ) -> Chosen:
-    """Find the best plan of the calibration `name` for one budget.
+    """Find the best plan of the calibration `name` for one budget, of one method or of all.
 
     Raises:
         BadRequestError: not exactly one budget, or one that cannot be met.
@@ -53,18 +55,15 @@ def make_plan(
     if len(named) != 1:
         raise BadRequestError(f"{', '.join(named) or 'nfe'}: give one of --nfe, --psnr and --seconds")
     calibration = load_calibration(name)
-    typical = step_seconds(report) or calibration.seconds.steps
+    typical, methods = step_seconds(report) or calibration.seconds.steps, Methods(calibration)
     if nfe is not None:
-        try:
-            plan = calibration.planner("guided").plan(nfe)
-        except ValueError as error:
-            raise BadRequestError(f"nfe: {nfe} given; {error}") from None
+        choice = methods.best(nfe, method)
     elif psnr is not None:
-        plan = calibration.plan_for_psnr(psnr)
+        choice = methods.for_psnr(psnr, method)
     else:
         assert seconds is not None
-        plan = calibration.plan_for_seconds(seconds, typical)
-    return Chosen(name, calibration, plan, typical)
+        choice = methods.for_seconds(seconds, typical, method)
+    return Chosen(name, calibration, choice, typical)
 
 
 def step_seconds(report: Path | None) -> StepSeconds | None:
@@ -87,37 +86,55 @@ def step_seconds(report: Path | None) -> StepSeconds | None:
 
 
 def overview(name: str, report: Path | None = None) -> Table:
-    """Make a table with a row for each of several budgets; step times from `report` or the calibration."""
+    """Make a table of several budgets; step times from `report` or the calibration.
+
+    A row has each method's expected PSNR, and in brackets what nine of ten videos exceed.
+    """
     calibration = load_calibration(name)
     typical = step_seconds(report) or calibration.seconds.steps
-    planner, steps = calibration.planner("guided"), calibration.conditions.steps
-    table = Table(title=f"{name}: plans for {steps} steps")
-    for column in ("NFE", "predicted PSNR, dB", "denoising, s", "computed steps"):
-        table.add_column(column, justify="left" if column == "computed steps" else "right")
-    for nfe in sorted({budget for budget in _OVERVIEW if budget < steps}):
-        plan = planner.plan(nfe)
-        prediction = _told(calibration.predict(plan.error))
-        table.add_row(str(nfe), prediction, f"{_seconds(typical, plan):.2f}", _listed(plan.computed))
+    methods, steps = Methods(calibration), calibration.conditions.steps
+    table = Table(
+        title=f"{name}: plans for {steps} steps",
+        caption="predicted PSNR in dB: mean, and in brackets what nine of ten videos exceed; computed steps "
+        "are those of the best method",
+    )
+    columns = ("NFE", "planned", "fitted", "best", "denoising, s", "computed steps")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("best", "computed steps") else "right")
+    solvers = {fit.nfe for fit in calibration.fits}
+    for nfe in sorted({budget for budget in {*_OVERVIEW, *solvers} if budget < steps}):
+        best, fitted = methods.best(nfe), methods.fitted(nfe)
+        table.add_row(
+            str(nfe),
+            _graded(methods.planned(nfe)),
+            "" if fitted is None else _graded(fitted),
+            best.method,
+            f"{_seconds(typical, best.plan):.2f}",
+            _listed(best.plan.computed),
+        )
     return table
 
 
 def steps_table(chosen: Chosen) -> Table:
     """Make a table with a row for each step."""
-    plan, calibration = chosen.plan, chosen.calibration
-    unit = "" if chosen.prediction is None else " dB"
+    plan, calibration, method = chosen.plan, chosen.calibration, chosen.choice.method
+    unit = "" if chosen.choice.prediction is None else " dB"
     table = Table(
-        title=f"{chosen.name}: {plan.nfe} of {plan.steps} steps, "
-        f"predicted PSNR {_told(chosen.prediction)}{unit}, denoising {_seconds(chosen.typical, plan):.3g} s",
+        title=f"{chosen.name}: {plan.nfe} of {plan.steps} steps, {method}, "
+        f"predicted PSNR {_told(chosen.choice.prediction)}{unit}, "
+        f"denoising {_seconds(chosen.typical, plan):.3g} s",
         caption="error: expected error of the forecast; at a computed step, of the forecast that is not used",
     )
     for column in ("step", "", "weights", "noise level", "expected error", "sensitivity"):
         table.add_column(column, justify="left" if not column else "right")
     predictor = calibration.predictor("guided")
+    left_out = "forecast" if method == "planned" else "skipped"
     for step, error in enumerate(plan.errors):
+        forecast = step not in plan.computed and method == "planned"
         table.add_row(
             str(step),
-            "computed" if step in plan.computed else "forecast",
-            "" if step in plan.computed else _weights(predictor, plan, step),
+            "computed" if step in plan.computed else left_out,
+            _weights(predictor, plan, step) if forecast else "",
             f"{calibration.noise_levels[step]:.3f}",
             "" if error is None else f"{100 * error:.2f} %",
             f"{calibration.sensitivity[step]:.2f}",
@@ -150,9 +167,7 @@ def write_plan(
         check_writable(path, overwrite=overwrite, field=field)
     if preset is not None:
         content = {
-            "stream": "guided",
-            "schedule": {"kind": "planned", "nfe": chosen.plan.nfe},
-            "predictor": {"kind": "calibrated"},
+            **chosen.choice.preset,
             "calibration": str(Path(chosen.name).absolute()) if is_file_name(chosen.name) else chosen.name,
         }
         with whole_file(preset, overwrite=overwrite) as temporary:
@@ -160,7 +175,7 @@ def write_plan(
     if picture is not None:
         from runtime.reports.plan_picture import write_plan_picture
 
-        write_plan_picture(chosen.calibration, chosen.plan, picture, overwrite=overwrite)
+        write_plan_picture(chosen.calibration, chosen.choice, picture, overwrite=overwrite)
 
 
 def _weights(predictor: CalibratedPredictor, plan: PlannedSteps, step: int) -> str:
@@ -175,6 +190,13 @@ def _seconds(typical: StepSeconds, plan: PlannedSteps) -> float:
 
 def _told(prediction: Prediction | None) -> str:
     return "unknown" if prediction is None else f"{prediction.psnr:.1f} ± {prediction.deviation:.1f}"
+
+
+def _graded(choice: Choice) -> str:
+    """Format the mean and the tail of a choice."""
+    if choice.prediction is None or choice.tail is None:
+        return "unknown"
+    return f"{choice.prediction.psnr:.1f} ({choice.tail:.1f})"
 
 
 def _listed(steps: tuple[int, ...]) -> str:

@@ -19,6 +19,7 @@ from launch.http.video import VideoCreate
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.forecasting.calibration import Calibration
+from runtime.forecasting.methods import Methods
 from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
 from runtime.request.config import Config, load_config
@@ -143,7 +144,7 @@ class JobMaker:
 @lru_cache(maxsize=256)
 def _fewest(calibration: Calibration, psnr: float) -> int:
     """The fewest computed steps that are expected to reach a PSNR."""
-    return calibration.plan_for_psnr(psnr).nfe
+    return Methods(calibration).for_psnr(psnr, "planned").plan.nfe
 
 
 def _frames(asked: VideoCreate, config: Config, fps: int) -> int | None:

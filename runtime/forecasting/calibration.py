@@ -38,8 +38,9 @@ from runtime.forecasting.trials import (
 from runtime.forecasting.validity import Conditions
 from runtime.request.bounds import NUMBER
 from runtime.request.config import available, shipped
-from spectrum import MAX_STEPS, CalibratedPredictor, Gram, PlannedSteps, Planner, StepSeconds
+from spectrum import MAX_STEPS, CalibratedPredictor, Gram, Planner, StepSeconds
 
+_SCHEMA = 2
 StreamName = Literal["feature", "velocity", "guided"]
 
 
@@ -64,14 +65,17 @@ class StepTimes(FilePart):
 
 
 class Calibration(FilePart):
-    """Content of a calibration file, schema 1.
+    """Content of a calibration file, schema 2.
 
     Attributes:
         conditions: conditions under which it is valid.
         prompts, seeds: prompts and seeds of the videos that it was made from.
         noise_levels: σ of the sampler, `[n + 1]`.
         grams: stream → lower triangle of its mean Gram matrix, row by row; its trace is n.
+        trajectory: lower triangle of the mean Gram matrix of the noise and the guided velocities of a video,
+            divided by the squared norm of its result, `[n + 1, n + 1]`.
         sensitivity: size of an error in the final latent, relative to its size after each step, `[n]`.
+        response: change of the guided velocity per change of the latent at each step, `[n]`.
         scale: root mean square of the guided velocity over that of the final latent.
         trials: videos made with planned schedules.
         fits: solvers, by ascending number of computed steps.
@@ -79,13 +83,15 @@ class Calibration(FilePart):
         made, versions: date, and versions of the software.
     """
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    schema_: Annotated[Literal[2], Field(alias="schema")] = 2
     conditions: Annotated[Conditions, AfterValidator(_of_few_steps)]
     prompts: list[str]
     seeds: list[Annotated[int, NUMBER]]
     noise_levels: list[Finite]
     grams: Annotated[dict[StreamName, list[Finite]], Field(min_length=1)]
+    trajectory: list[Finite]
     sensitivity: list[Positive]
+    response: list[Positive]
     scale: Positive
     trials: list[Trial]
     fits: Annotated[list[Fit], Field(default_factory=list)]
@@ -99,8 +105,10 @@ class Calibration(FilePart):
         lengths = {name: len(values) for name, values in self.grams.items()}
         if any(length != n * (n + 1) // 2 for length in lengths.values()):
             raise ValueError(f"Gram matrices of {n} steps need {n * (n + 1) // 2} numbers, got {lengths}")
-        if len(self.sensitivity) != n or len(self.noise_levels) != n + 1:
-            raise ValueError(f"sensitivity and noise levels must have {n} steps")
+        if not len(self.sensitivity) == len(self.response) == len(self.noise_levels) - 1 == n:
+            raise ValueError(f"sensitivity, response and noise levels must have {n} steps")
+        if len(self.trajectory) != (n + 1) * (n + 2) // 2:
+            raise ValueError(f"trajectory: {n} steps need {(n + 1) * (n + 2) // 2} numbers")
         for name, values in self.grams.items():
             sizes = from_triangle(values, n).diagonal()
             if (sizes < 0.0).any() or not sizes.any():
@@ -148,8 +156,9 @@ class Calibration(FilePart):
             if one.nfe == nfe:
                 return one
         budgets = ", ".join(str(one.nfe) for one in self.fits)
-        known = f"this calibration has solvers of {budgets} computed steps" if budgets else "it has no solver"
-        raise BadRequestError(f"spectrum: nfe: {nfe} given; {known}")
+        has = f"solvers of {budgets} computed steps" if budgets else "no solver"
+        remedy = f"`lockstep calibrate --budgets {nfe}` fits one"
+        raise BadRequestError(f"spectrum: nfe: {nfe} given; this calibration has {has}. {remedy}")
 
     def predictor(self, stream: str) -> CalibratedPredictor:
         """Make the calibrated predictor of a stream."""
@@ -171,30 +180,8 @@ class Calibration(FilePart):
         rows = [[1.0, math.log10(trial.expected), trial.surprise][:used] for trial in told]
         return predict(told, rows, [1.0, math.log10(expected), surprise or 0.0][:used])
 
-    def plan_for_psnr(self, target: float, stream: str = "guided") -> PlannedSteps:
-        """Plan the fewest computed steps whose predicted PSNR reaches `target`.
-
-        Raises:
-            BadRequestError: no plan reaches it, or there are too few trials to predict the PSNR.
-        """
-        planner = self.planner(stream)
-        best = 0.0
-        for nfe in range(1, self.conditions.steps):
-            plan = planner.plan(nfe)
-            prediction = self.predict(plan.error)
-            if prediction is None:
-                raise BadRequestError(
-                    f"psnr: this calibration has {len(self.trials)} trials, too few to predict the PSNR"
-                )
-            best = max(best, prediction.psnr)
-            if prediction.psnr >= target:
-                return plan
-        raise BadRequestError(f"psnr: {target:g} given; the best predicted value is {best:.1f} dB")
-
-    def plan_for_seconds(
-        self, seconds: float, typical: StepSeconds | None = None, stream: str = "guided"
-    ) -> PlannedSteps:
-        """Plan the most computed steps that can be denoised within `seconds`.
+    def affordable(self, seconds: float, typical: StepSeconds | None = None) -> int:
+        """Largest number of computed steps that can be denoised within `seconds`.
 
         Args:
             typical: seconds of the steps; by default those of the calibration's own machine.
@@ -207,7 +194,7 @@ class Calibration(FilePart):
         if nfe < 1:
             least = typical.total(1, steps - 1)
             raise BadRequestError(f"seconds: {seconds:g} given; one computed step alone needs {least:.3g} s")
-        return self.planner(stream).plan(nfe)
+        return nfe
 
     def write(self, path: Path, *, overwrite: bool = True) -> None:
         """Write the calibration, whole or not at all; see `whole_file`."""
@@ -268,9 +255,11 @@ def _read(path: Path, modified: int) -> Calibration:
         ) from None
     if not isinstance(content, dict) or "grams" not in content:
         raise BadRequestError(f"calibration: {str(path)!r} is {_kind_of(content)}, not a calibration")
-    if content.get("schema", 1) != 1:
+    if content.get("schema") != _SCHEMA:
+        given = shown(content.get("schema"))
         raise BadRequestError(
-            f"calibration {str(path)!r}: schema {shown(content['schema'])}; this version reads schema 1"
+            f"calibration {str(path)!r}: schema {given}; this version reads schema {_SCHEMA}, with which "
+            "solvers can be fitted. `lockstep calibrate` makes a new file"
         )
     try:
         return Calibration.model_validate(content)

@@ -79,6 +79,11 @@ class Fit(FilePart):
         """10th percentile of the trials' PSNR, dB; None with too few."""
         return tail(self.trials)
 
+    @property
+    def of_nodes(self) -> dict[int, float]:
+        """Expected error of each forecast, by its node's step."""
+        return dict(zip(self.nodes[1:], self.expected, strict=True))
+
     def predict(self, surprise: float | None = None) -> Prediction | None:
         """Predict the PSNR of a video; None with too few trials.
 
@@ -98,9 +103,8 @@ class Fit(FilePart):
             errors: node's step → measured error of its forecast; empty before the video is made.
             known: what is known already.
         """
-        expected = dict(zip(self.nodes[1:], self.expected, strict=True))
-        prediction = self.predict(surprise(dict(errors), expected) if errors else None)
-        known = replace(known, errors=expected)
+        prediction = self.predict(surprise(dict(errors), self.of_nodes) if errors else None)
+        known = replace(known, errors=self.of_nodes)
         if prediction is None:
             return known
         return replace(known, psnr=prediction.psnr, deviation=prediction.deviation)

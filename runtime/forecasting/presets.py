@@ -187,13 +187,16 @@ class Preset(BaseModel):
         known = Expectation(added=sorted(added[0]) if added else [], dropped=dropped)
         if self.calibrated is None or not isinstance(self.predictor, CalibratedPart):
             return known
+        priced = _planner(self.calibrated, self.stream).price(computed)
+        expected = {step: error for step, error in enumerate(priced.errors) if error is not None}
         if isinstance(self.schedule, FittedSchedulePart):
             fit = self.calibrated.fit(self.schedule.nfe)
             if list(computed) == fit.nodes:
                 return fit.expectation(errors, known)
-            known = replace(known, handed_over=_first_departure(computed, fit.nodes))
-        priced = _planner(self.calibrated, self.stream).price(computed)
-        expected = {step: error for step, error in enumerate(priced.errors) if error is not None}
+            left = _first_departure(computed, fit.nodes)
+            later = {step: error for step, error in expected.items() if step >= left}
+            expected = later | {step: error for step, error in fit.of_nodes.items() if step < left}
+            known, errors = replace(known, handed_over=left), {}  # errors of two kinds are not compared
         prediction = None
         if self.stream == "guided":
             known_surprise = surprise(errors, priced.expected) if errors else None

@@ -1,34 +1,31 @@
-"""Making a calibration: full runs, nudged runs, and trials of planned schedules.
+"""Making a calibration: full runs, nudged runs, trials of planned schedules, and fitted solvers.
 
 1. Every video is made once by the full sampler, and the Gram matrices of its streams are summed over the
    ranks' shards, in one reduction per video. A step's stream is remembered until the run ends, sampled to at
    most 2²³ numbers per branch and rank, so that memory is bounded for any model. The Gram matrix of that many
    numbers is known far more precisely than videos differ, and nothing is spilled or computed twice.
 2. Some of the videos are run again from a few steps on, with the velocity of that step nudged along its own
-   change, as a forecast would be off. The part of the nudge left at the end is the step's sensitivity.
+   change, as a forecast would be off. The part of the nudge left at the end is the step's sensitivity, and
+   what it does to the next velocity the response.
 3. Every video is made again with schedules planned from all the others, to relate expected to actual errors.
+4. Solvers are fitted for some numbers of computed steps; see `runtime.measure.solvers`. The states that they
+   are fitted to lie on the first rank's disk, beside the result.
 
 Each finished run is kept in a file beside the result, and is not repeated after an interruption.
 
-Tensor legend: n sampler steps; C, F, H, W latent channels, frames, height and width.
+Legend: n sampler steps.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from diffusers import SchedulerMixin
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
@@ -41,47 +38,29 @@ from runtime.forecasting.calibration import (
 )
 from runtime.forecasting.trials import Trial
 from runtime.measure.findings import Findings, PartialFile
-from runtime.measure.probes import GramStream, NudgedStream, sample
-from runtime.media.mp4 import FrameBuffer, Frames
+from runtime.measure.fit_budgets import PASSES, BudgetFitting
+from runtime.measure.full_runs import FullRuns
+from runtime.measure.session import OnRunStep, Session
+from runtime.measure.solvers import SolverFitting
+from runtime.measure.states import StateFiles, states_beside
 from runtime.media.quality import psnr
 from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.coordinator import Coordinator
-from runtime.sampling.denoise import Denoising, StepRecord, denoise
-from runtime.sampling.result import Result
-from runtime.sampling.run import Run
-from runtime.sampling.streams import GuidedStream, Stream
+from runtime.sampling.streams import GuidedStream
 from runtime.versions import versions
 from spectrum import (
     MAX_STEPS,
     CalibratedPredictor,
     FixedSchedule,
-    Gram,
-    Schedule,
     StepKind,
     StepSeconds,
     mean_gram,
     surprise,
 )
 
-_NUDGED_EARLY = (0.02, 0.06, 0.12, 0.25)  # fractions of the last step; sensitivities vary much here,
-_NUDGED_LATE = (0.45, 0.72, 1.0)  # and little here
-_EVERY, _LATE_VIDEOS = 2, 3  # every second video is nudged early, and three of them late, too
-_NUDGE = 0.5  # size, relative to the velocity's change since the step before
 _TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as fractions of all
-
-OnRunStep = Callable[[str, StepRecord], None]
-"""Called with the name of the run and the record of each of its steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """State of a full run just before one of its steps."""
-
-    step: int
-    latents_BCFHW: torch.Tensor
-    sampler: SchedulerMixin
-    velocity_BCFHW: torch.Tensor  # velocity of the step before
+_FITTED = (0.16, 0.2, 0.28)  # the same, of solvers
+_STREAMS: tuple[StreamName, ...] = ("feature", "velocity", "guided")
 
 
 class Calibrator:
@@ -92,7 +71,11 @@ class Calibrator:
         requests: the videos, which may differ only in prompt and seed.
         partial: file that keeps finished runs until all are done; only the first rank uses it.
         on_step: shows progress.
+        fitted: numbers of computed steps for which solvers are fitted; a few usual ones by default.
         overwrite: whether finished runs of another calibration in `partial` may be replaced.
+
+    Attributes:
+        fitted: numbers of computed steps of the solvers, ascending.
 
     Raises:
         BadRequestError: no calibration can be made from the requests.
@@ -105,12 +88,14 @@ class Calibrator:
         partial: Path,
         on_step: OnRunStep = lambda _name, _record: None,
         *,
+        fitted: Collection[int] | None = None,
         overwrite: bool = False,
     ):
-        self._engine, self._on_step, self._overwrite = engine, on_step, overwrite
+        self._engine, self._overwrite = engine, overwrite
         self._requests = [request.full for request in requests]
         check_requests(self._requests)
-        self._plan = engine.plan(self._requests[0])
+        self._session = Session(engine, self._requests, on_step)
+        self._plan = self._session.plan
         self._steps = self._plan.steps
         if len(self._plan.windows) > 1:
             raise BadRequestError(
@@ -124,18 +109,23 @@ class Calibrator:
         self._levels = [float(level) for level in sampler.sigmas]
         if len(self._levels) != self._steps + 1:
             raise BadRequestError(f"config: {type(sampler).__name__} has no noise level for each step")
+        self.fitted = self._checked(fitted)
         self._found = Findings()
         self._kept: PartialFile | None = None  # on the first rank
+        identity = self._identity if engine.ranks.is_leader else ""
         if engine.ranks.is_leader:
-            shape = engine.sizes.shape(self._requests[0])
-            self._kept = PartialFile(partial, self._identity, self._steps, shape)
+            self._kept = PartialFile(partial, identity, self._steps, self._session.shape)
+        self._states = StateFiles(states_beside(partial), identity, self._session.shape, self._steps)
+        self._full_runs = FullRuns(self._session, self._levels, self._states if self.fitted else None)
 
-    def nudged_steps(self, video: int) -> list[int]:
-        """Steps at which `video` is nudged."""
-        if video % _EVERY:
-            return []
-        shares = _NUDGED_EARLY + (_NUDGED_LATE if video < _EVERY * _LATE_VIDEOS else ())
-        return sorted({max(1, round(share * (self._steps - 1))) for share in shares})
+    def _checked(self, fitted: Collection[int] | None) -> list[int]:
+        if fitted is None:
+            return sorted({max(2, round(share * self._steps)) for share in _FITTED})
+        least = len({0, *self._plan.course.forced(outputs=True)})
+        if wrong := [nfe for nfe in sorted(fitted) if not least <= nfe < self._steps]:
+            said = f"solvers of {self._steps} steps compute {least} to {self._steps - 1} of them"
+            raise BadRequestError(f"budgets: {wrong[0]} given; {said}")
+        return sorted(set(fitted))
 
     @property
     def budgets(self) -> list[int]:
@@ -146,14 +136,26 @@ class Calibrator:
     def evaluations(self) -> int:
         """Number of computed steps of the whole calibration."""
         videos = len(self._requests)
-        nudged = sum(self._steps - step for video in range(videos) for step in self.nudged_steps(video))
-        return videos * self._steps + nudged + videos * sum(self.budgets)
+        nudged = sum(
+            self._steps - step for video in range(videos) for step in self._full_runs.nudged_steps(video)
+        )
+        fitted = PASSES * sum(nfe - 1 for nfe in self.fitted) + bool(self.fitted)
+        return videos * (self._steps + sum(self.budgets) + fitted) + nudged
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the states of full runs and the values of a fit take on the first rank's disk."""
+        if not self.fitted:
+            return 0
+        values = 2 * self.fitted[-1] * math.prod(self._session.shape) * 4
+        return len(self._requests) * (self._states.size + values)
 
     def run(self) -> Calibration:
         """Make everything that is left to do. Finished runs are kept until `forget`.
 
         Raises:
             CancelledError: the calibration was stopped or cancelled, within `Engine.commanded`.
+            JobFailedError: the disk is full.
             RankFailedError: another rank failed.
         """
         self._resume()
@@ -163,74 +165,39 @@ class Calibrator:
         for video in range(len(self._found.trials) // len(self.budgets), len(self._requests)):
             self._try(video)
             self._keep()
+        self._fit_all()
         return self._finish()
 
     def forget(self) -> None:
-        """Remove the file of finished runs, after the calibration was written."""
+        """Remove the files of finished runs, after the calibration was written."""
         if self._kept is not None:
             self._kept.remove()
-
-    def _prepare(self, video: int) -> Run:
-        """Prepare a run of one of the videos."""
-        return self._engine.prepare(self._engine.plan(self._requests[video], self._plan.preset))
+            self._states.remove()
 
     def _full(self, video: int) -> None:
         """Make one full run, and the nudged runs that branch off it."""
-        run = self._prepare(video)
-        stream = GramStream(run.network, is_leader=self._engine.ranks.is_leader)
-        nudged = self.nudged_steps(video)
-        before: list[_Before] = []
-        name = f"video {video + 1} of {len(self._requests)}"
-        state = self._denoising(run, stream, name)
-        for record in self._walk(state, name):
-            self._found.computed.append(record.seconds)
-            if record.index + 1 in nudged:
-                assert stream.last_BCFHW is not None
-                kept = state.latents_BCFHW.clone(), copy.deepcopy(state.sampler), stream.last_BCFHW
-                before.append(_Before(record.index + 1, *kept))
-        grams = self._sum(stream.grams())
-        final_BCFHW = state.latents_BCFHW
-        root = math.sqrt(float(np.trace(grams["guided"])) / self._steps)
-        sampled = sample(final_BCFHW).double()
-        gains: dict[str, float] = {}
-        for one in before:
-            gains[str(one.step)] = self._nudge(run, one, final_BCFHW, f"{name}, nudged at {one.step}")
-        self._found.grams.append({stream: to_triangle(gram) for stream, gram in grams.items()})
-        self._found.scales.append(root / float(sampled.norm()))
-        self._found.latents.append(final_BCFHW.cpu())
-        for step, gain in gains.items():
-            self._found.gains.setdefault(step, []).append(gain)
-
-    def _nudge(self, run: Run, before: _Before, final_BCFHW: torch.Tensor, name: str) -> float:
-        """Size of an error of one step at the end, relative to its size in the latent after that step."""
-        stream = NudgedStream(run.open_stream(), before.step, before.velocity_BCFHW, _NUDGE)
-        state = self._denoising(run, stream, name)
-        state.latents_BCFHW, state.sampler = before.latents_BCFHW, before.sampler
-        for _ in self._walk(state, name, before.step):
-            pass
-        moved = abs(self._levels[before.step] - self._levels[before.step + 1])
-        left = float((state.latents_BCFHW - final_BCFHW).double().norm())
-        return left / max(moved * stream.size, 1e-30)
+        self._full_runs.make(video, self._found)
 
     def _try(self, video: int) -> None:
         """Make one video with schedules for several budgets, planned from all the other videos."""
+        session, steps = self._session, self._steps
         others = [grams for index, grams in enumerate(self._found.grams) if index != video]
-        gram = mean_gram(from_triangle(grams["guided"], self._steps) for grams in others)
+        gram = mean_gram(from_triangle(grams["guided"], steps) for grams in others)
         predictor = CalibratedPredictor(gram)
-        planner = make_planner(predictor, self._levels, self._sensitivity(), self._scale())
-        run = self._prepare(video)
-        truth = self._frames(self._full_latents(video))
+        planner = make_planner(predictor, self._levels, self._found.sensitivity(steps), self._scale())
+        run = session.prepare(video)
+        truth = session.frames(session.share(self._found.latents, video))
         done: list[Trial] = []
         for nfe in self.budgets:
             plan = planner.plan(nfe)
             name = f"trial {video + 1} of {len(self._requests)} with {nfe} steps"
             schedule = FixedSchedule(plan.steps, plan.computed)
-            state = self._denoising(run, GuidedStream(run.network, predictor), name, schedule)
-            for record in self._walk(state, name):
+            state = session.denoising(run, GuidedStream(run.network, predictor), name, schedule)
+            for record in session.walk(state, name):
                 if record.kind is StepKind.FORECAST:
                     self._found.forecast.append(record.seconds)
-            frames = self._frames(state.latents_BCFHW)
-            if self._engine.ranks.is_leader:
+            frames = session.frames(state.latents_BCFHW)
+            if session.ranks.is_leader:
                 full_BCFHW = self._found.latents[video].to(state.latents_BCFHW)
                 difference = (state.latents_BCFHW - full_BCFHW).norm() / full_BCFHW.norm()
                 done.append(
@@ -243,79 +210,45 @@ class Calibrator:
                         psnr=psnr(frames, truth),
                     )
                 )
-        told = self._engine.ranks.control.all_gather_object([trial.model_dump() for trial in done])[0]
-        self._found.trials += told
+        self._found.trials += session.tell([trial.model_dump() for trial in done])
 
-    def _denoising(self, run: Run, stream: Stream, name: str, schedule: Schedule | None = None) -> Denoising:
-        """Begin to denoise a run by `stream`, on a schedule or by the full sampler."""
-        course = run.plan.course
-        coordinator = Coordinator(
-            dict.fromkeys(run.plan.request.branches, schedule or FixedSchedule.full(self._steps)),
-            name,
-            self._engine.ranks,
-            commands=self._engine.commands,
-            course=course,
-            forced=course.forced(outputs=True),
-        )
-        return Denoising(run.noise_BCFHW, run.plan.fresh_sampler(), stream, coordinator)
-
-    def _walk(self, state: Denoising, name: str, start: int = 0) -> Iterator[StepRecord]:
-        """Denoise to the end, yielding every step."""
-        for record in denoise(state, self._engine.ranks, start):
-            self._on_step(name, record)
-            yield record
-
-    def _full_latents(self, video: int) -> torch.Tensor:
-        """Broadcast the final latents of a full run to every rank."""
-        latents_BCFHW = torch.empty(
-            self._engine.sizes.shape(self._requests[video]), device=self._engine.ranks.device
-        )
-        if self._engine.ranks.is_leader:
-            latents_BCFHW.copy_(self._found.latents[video])
-        self._engine.ranks.everyone.broadcast(latents_BCFHW)
-        return latents_BCFHW
-
-    def _frames(self, latents_BCFHW: torch.Tensor) -> Frames:
-        """Decode the frames of all videos, `[T, H, W, 3]` on the first rank, empty on the others."""
-        is_leader, plan = self._engine.ranks.is_leader, self._plan
-        sinks = [FrameBuffer() for _ in range(latents_BCFHW.shape[0])] if is_leader else []
-        self._engine.decode(latents_BCFHW, sinks, Result(plan))
-        return np.concatenate([sink.frames for sink in sinks]) if sinks else np.empty((0, 0, 0, 3), np.uint8)
-
-    def _sum(self, grams: dict[StreamName, Gram]) -> dict[StreamName, Gram]:
-        """Sum Gram matrices over the ranks, in one reduction."""
-        flat = np.concatenate([gram.ravel() for gram in grams.values()])
-        summed = np.asarray(self._engine.ranks.control.sum(flat.tolist()))
-        parts = np.split(summed, len(grams))
-        return {name: part.reshape(self._steps, self._steps) for name, part in zip(grams, parts, strict=True)}
-
-    def _sensitivity(self) -> list[float]:
-        """Sensitivity of every step: root mean square of the gains, interpolated in the logarithm."""
-        steps = sorted(int(step) for step in self._found.gains)
-        sizes = [math.sqrt(statistics.fmean(g * g for g in self._found.gains[str(step)])) for step in steps]
-        logs = np.interp(np.arange(self._steps), steps, np.log(np.maximum(sizes, 1e-6)))
-        return [float(f"{value:.6g}") for value in np.exp(logs)]
+    def _fit_all(self) -> None:
+        """Fit the solvers that are left to do; states that are not there any more are made again."""
+        done = {len(fit["nodes"]) for fit in self._found.fits}
+        missing = [nfe for nfe in self.fitted if nfe not in done]
+        if not missing:
+            return
+        runs = [self._session.prepare(video) for video in range(len(self._requests))]
+        there = [self._states.has(video) for video in range(len(runs))]
+        for video, is_there in enumerate(self._session.tell(there)):
+            if not is_there:
+                self._full_runs.restore_states(video, runs[video])
+        fitting = SolverFitting(self._session, runs, self._states)
+        budgets = BudgetFitting(self._session, fitting, self._found, self._keep)
+        for nfe in missing:
+            budgets.fit(nfe)
 
     def _scale(self) -> float:
         return statistics.fmean(self._found.scales)
 
     def _finish(self) -> Calibration:
-        grams = {
-            stream: mean_gram(from_triangle(one[stream], self._steps) for one in self._found.grams)
-            for stream in self._found.grams[0]
-        }
+        found, steps = self._found, self._steps
+        fits = [fit for fit in found.fits if len(fit["nodes"]) in self.fitted]
         return Calibration.model_validate(
             {
                 "conditions": self._conditions,
                 "prompts": [request.prompt for request in self._requests],
                 "seeds": [request.seed for request in self._requests],
                 "noise_levels": self._levels,
-                "grams": {stream: to_triangle(gram) for stream, gram in grams.items()},
-                "sensitivity": self._sensitivity(),
+                "grams": {stream: to_triangle(found.mean(stream, steps)) for stream in _STREAMS},
+                "trajectory": to_triangle(found.trajectory(steps)),
+                "sensitivity": found.sensitivity(steps),
+                "response": found.response(steps),
                 "scale": self._scale(),
-                "trials": self._found.trials,
+                "trials": found.trials,
+                "fits": sorted(fits, key=lambda fit: len(fit["nodes"])),
                 "seconds": {
-                    **StepSeconds.medians(self._found.computed, self._found.forecast)._asdict(),
+                    **StepSeconds.medians(found.computed, found.forecast)._asdict(),
                     "ranks": self._engine.ranks.size,
                 },
                 "made": datetime.now(UTC).date(),

@@ -37,10 +37,17 @@ class _Probe:
 
 
 class GramStream(_Probe):
-    """Stream that computes every step and remembers samples of its values, for their Gram matrices."""
+    """Stream that computes every step and remembers samples of its values, for their Gram matrices.
 
-    def __init__(self, networks: Networks, *, is_leader: bool):
+    Args:
+        networks: the model.
+        start_BCFHW: initial noise.
+        is_leader: whether this is the first rank.
+    """
+
+    def __init__(self, networks: Networks, start_BCFHW: torch.Tensor, *, is_leader: bool):
         self._networks, self._is_leader = networks, is_leader
+        self._start = sample(start_BCFHW)
         names = [branch.name for branch in networks.at(0).branches]
         self._values: dict[StreamName, dict[str, list[torch.Tensor]]] = {
             "feature": {name: [] for name in names},
@@ -72,6 +79,14 @@ class GramStream(_Probe):
             for name, parts in self._values.items()
         }
 
+    def trajectory(self) -> Gram:
+        """Gram matrix of the noise and the guided velocities, `[n + 1, n + 1]`; 0 but on the first rank."""
+        guided = self._values["guided"].get(GuidedStream.NAME)
+        if guided is None:
+            size = 1 + len(next(iter(self._values["feature"].values())))
+            return np.zeros((size, size))
+        return _multiply([self._start.to(guided[0].dtype), *guided])
+
 
 class NudgedStream(_Probe):
     """Stream whose velocity is nudged at one step, along its own change since the step before.
@@ -84,16 +99,21 @@ class NudgedStream(_Probe):
 
     Attributes:
         size: norm of the nudge, once it was made.
+        latents_BCFHW, velocity_BCFHW: what the step after the nudge began with, and its velocity.
     """
 
     def __init__(self, stream: Stream, step: int, before_BCFHW: torch.Tensor, share: float):
         self._stream, self._step, self._before_BCFHW, self._share = stream, step, before_BCFHW, share
         self.size = 0.0
+        self.latents_BCFHW: torch.Tensor | None = None
+        self.velocity_BCFHW: torch.Tensor | None = None
 
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
         output = self._stream.advance(step, kinds, latents_BCFHW, timestep_B)
+        if step == self._step + 1:
+            self.latents_BCFHW, self.velocity_BCFHW = latents_BCFHW, output.velocity_BCFHW
         if step != self._step:
             return output
         nudge_BCFHW = self._share * (output.velocity_BCFHW - self._before_BCFHW)

@@ -218,7 +218,10 @@ class _Loop:
         sent, held = engine.ranks.sent(self._plan.topology), stream.bytes
         ledger.start()
         output = stream.advance(index, kinds, self._latents_BCFHW, timestep_B)
-        self._take(output.velocity_BCFHW)
+        if output.moved is None:
+            self._take(output.velocity_BCFHW)
+        else:
+            self._latents_BCFHW = output.moved.after_BCFHW
         size_of(self._latents_BCFHW)
         del output
         work, memory = ledger.finish(held if engine.config.memory.history == "keep" else 0)
@@ -226,13 +229,16 @@ class _Loop:
         return Phase(work, memory, {axis: now[axis] - sent[axis] for axis in now if now[axis] > sent[axis]})
 
     def warm_up(self) -> None:
-        """Step the sampler until it holds as many tensors as in the middle of a run."""
+        """Step the sampler until it holds as many tensors as in the middle of a run; a solver uses none."""
+        if self._plan.preset.fitted is not None:
+            return
         for _ in range(min(2, self._plan.steps - 4)):
             self._take(torch.empty_like(self._latents_BCFHW))
 
     def remember(self, steps: list[int]) -> None:
         """Fill the stream's history with fake values of these computed steps."""
-        memory = self._plan.preset.build_predictor(self._plan.steps).memory
+        preset = self._plan.preset
+        memory = None if preset.fitted is not None else preset.build_predictor(self._plan.steps).memory
         kept = steps if memory is None else steps[-memory:]
 
         def filled(history: dict[str, dict[int, torch.Tensor]]) -> dict[str, dict[int, torch.Tensor]]:
@@ -241,7 +247,7 @@ class _Loop:
                 for name, values in history.items()
             }
 
-        if self._plan.preset.forecasts:
+        if preset.forecasts:
             history, whole = filled(self._stream.history()), filled(self._stream.whole())
             self._stream.restore(history, whole, sharded=True)
 

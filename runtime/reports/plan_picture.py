@@ -9,14 +9,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 
 from runtime.files.atomic import whole_file
 from runtime.forecasting.calibration import Calibration
+from runtime.forecasting.methods import Choice
 from runtime.reports.run_picture import COLOURS
-from spectrum import PlannedSteps, StepKind
+from spectrum import StepKind
 
 
 def write_plan_picture(
-    calibration: Calibration, plan: PlannedSteps, path: Path, *, overwrite: bool = True
+    calibration: Calibration, choice: Choice, path: Path, *, overwrite: bool = True
 ) -> None:
-    """Draw `plan` as a PNG, whole or not at all; see `whole_file`."""
+    """Draw a plan as a PNG, whole or not at all; see `whole_file`."""
+    plan = choice.plan
     figure = Figure(figsize=(9, 5.2), layout="constrained", dpi=130)
     errors, sensitivity = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     steps = range(plan.steps)
@@ -41,8 +43,9 @@ def write_plan_picture(
     sensitivity.set_xlabel("step")
     for axes in (errors, sensitivity):
         axes.spines[["top", "right"]].set_visible(False)
-    lines = [f"{calibration.conditions.model} · {plan.nfe} of {plan.steps} steps computed (shaded)"]
-    if (prediction := calibration.predict(plan.error)) is not None:
+    computed = f"{plan.nfe} of {plan.steps} steps computed (shaded)"
+    lines = [f"{calibration.conditions.model} · {choice.method}, {computed}"]
+    if (prediction := choice.prediction) is not None:
         lines.append(f"predicted PSNR {prediction.psnr:.1f} ± {prediction.deviation:.1f} dB")
     figure.suptitle(" · ".join(lines), fontsize=10, parse_math=False)
     with whole_file(path, overwrite=overwrite) as temporary:

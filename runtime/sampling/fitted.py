@@ -183,6 +183,7 @@ class FittedStream:
             self._remember(whole[_HANDED_OVER])
             return
         assert self._trajectory is not None
+        self._latest_BCFHW = None
         of_value = [whole[name] for name in self._evaluator.names]
         steps = sorted(of_value[0])
         self._trajectory.load(

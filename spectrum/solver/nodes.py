@@ -15,8 +15,9 @@ Legend: n sampler steps; N nodes; s_k the step of node k.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,10 @@ from numpy.typing import NDArray
 from spectrum.calibrated import Gram
 from spectrum.solver.multistep import Multistep
 
+Nodes = tuple[int, ...]
+
 _RIDGE = 1e-5  # of the regressions: true trajectories alone would be extrapolated too boldly
-_STARTS = 8
+_STARTS, _FINALISTS = 8, 3
 _SETTLED = 1e-9  # relative gain below which a search ends
 
 
@@ -67,8 +70,10 @@ class NodePlanner:
         """Number of sampler steps n."""
         return self.full.nfe
 
-    def plan(self, nfe: int) -> tuple[int, ...]:
-        """Find good nodes, by exchanging one at a time from several deterministic starts.
+    def plan(self, nfe: int) -> Nodes:
+        """Find good nodes, by moving one at a time from several deterministic starts.
+
+        From each start, nodes move between their neighbours; those of the best results then move anywhere.
 
         Raises:
             ValueError: `nfe` is not within 1 … n, or there are more required steps.
@@ -76,8 +81,12 @@ class NodePlanner:
         fixed = {0, *self.required}
         if not len(fixed) <= nfe <= self.steps:
             raise ValueError(f"nfe must be within {len(fixed)} … {self.steps}, got {nfe}")
-        found = [self._improved(start, fixed) for start in self._starts(nfe, fixed)]
-        return min(found, key=lambda nodes: (self.cost(nodes), nodes))
+        found = {self._improved(start, fixed, self._between) for start in self._starts(nfe, fixed)}
+        best = sorted(found, key=self._rank)[:_FINALISTS]
+        return min((self._improved(nodes, fixed, self._anywhere) for nodes in best), key=self._rank)
+
+    def _rank(self, nodes: Nodes) -> tuple[float, Nodes]:
+        return self.cost(nodes), nodes
 
     def cost(self, nodes: Sequence[int]) -> float:
         """Expected squared error of the result, relative to its squared size; to compare nodes with."""
@@ -100,18 +109,37 @@ class NodePlanner:
         return self._known[key]
 
     def _residual(self, before: Sequence[int], step: int) -> float:
-        state = np.zeros(self.steps + 1)
-        state[: step + 1] = self.full.rows[step]
+        """Squared size of what a regression with a little ridge towards the noise leaves of the state."""
         own = [0, *(1 + node for node in before)]
         gram = self.gram[np.ix_(own, own)]
-        prior = np.zeros(len(own))
-        prior[0] = 1.0
-        damped = gram + _RIDGE * np.diag(gram.diagonal())
-        row = prior + np.linalg.solve(damped, self.gram[own] @ state - gram @ prior)
-        state[own] -= row
-        return max(float(state @ self.gram @ state), 0.0)
+        change = self._changes[step, own] - gram[0]
+        damped = gram + np.diag(_RIDGE * gram.diagonal())
+        row = np.linalg.solve(damped, change)
+        square = self._sizes[step] - 2.0 * row @ change + row @ gram @ row
+        return max(float(square), 0.0)
 
-    def _starts(self, nfe: int, fixed: set[int]) -> list[tuple[int, ...]]:
+    @cached_property
+    def _states(self) -> NDArray[np.float64]:
+        """Coefficients of every state on noise and velocities, `[n + 1, n + 1]`."""
+        states = np.zeros((self.steps + 1, self.steps + 1))
+        for step, row in enumerate(self.full.rows):
+            states[step, : step + 1] = row
+        return states
+
+    @cached_property
+    def _changes(self) -> NDArray[np.float64]:
+        """⟨state, ·⟩ of every state with noise and velocities, `[n + 1, n + 1]`."""
+        return self._states @ self.gram
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.float64]:
+        """Squared size of what every state has more than the noise, `[n + 1]`."""
+        moved = self._states.copy()
+        moved[:, 0] -= 1.0
+        sizes: NDArray[np.float64] = np.einsum("si,ij,sj->s", moved, self.gram, moved)
+        return sizes
+
+    def _starts(self, nfe: int, fixed: set[int]) -> list[Nodes]:
         """Draw sets of nodes, denser at early steps."""
         rng = np.random.default_rng(0)
         free = np.array(sorted(set(range(self.steps)) - fixed), dtype=np.int64)
@@ -125,18 +153,28 @@ class NodePlanner:
             for _ in range(_STARTS)
         ]
 
-    def _improved(self, nodes: tuple[int, ...], fixed: set[int]) -> tuple[int, ...]:
-        """Move one node at a time to the step where it helps most, until no move helps."""
+    def _improved(self, nodes: Nodes, fixed: set[int], moves: Callable[[Nodes, int], list[Nodes]]) -> Nodes:
+        """Move one node after another to where it helps most, until no move helps.
+
+        Args:
+            moves: sets of nodes to try instead of `nodes`, in which one node has moved.
+        """
         least, moved = self.cost(nodes), True
         while moved:
             moved = False
-            for node in nodes:
-                if node in fixed:
+            for node in range(1, len(nodes)):
+                if nodes[node] in fixed:
                     continue
-                others = set(nodes) - {node}
-                moves = [tuple(sorted(others | {step})) for step in range(self.steps) if step not in nodes]
-                best = min(moves, key=self.cost, default=nodes)
+                best = min(moves(nodes, node), key=self.cost, default=nodes)
                 if self.cost(best) < least * (1.0 - _SETTLED):
                     nodes, least, moved = best, self.cost(best), True
-                    break
         return nodes
+
+    def _between(self, nodes: Nodes, node: int) -> list[Nodes]:
+        end = nodes[node + 1] if node + 1 < len(nodes) else self.steps
+        steps = range(nodes[node - 1] + 1, end)
+        return [(*nodes[:node], step, *nodes[node + 1 :]) for step in steps if step != nodes[node]]
+
+    def _anywhere(self, nodes: Nodes, node: int) -> list[Nodes]:
+        others = {*nodes} - {nodes[node]}
+        return [tuple(sorted({*others, step})) for step in range(self.steps) if step not in nodes]

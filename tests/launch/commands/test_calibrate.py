@@ -58,7 +58,9 @@ def test_calibrate_plan_and_generate(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert run("calibrate", *SMALL, "--prompts", prompts(tmp_path, 3), "--out", str(out)) == 0
     stdout, stderr = capfd.readouterr()
     assert stdout == f"{out}\n"
-    assert "3 videos; about" in stderr and "trial 3 of 3" in stderr
+    assert "3 videos, solvers of 2 steps; about" in stderr and "trial 3 of 3" in stderr
+    assert "solver of 2 steps, pass 3 of 3" in stderr and "GB beside the result" in stderr
+    assert [path.name for path in tmp_path.glob("mine*")] == ["mine.json"]
     assert load_calibration(str(out)).conditions.steps == 8
     picture = tmp_path / "plan.png"
     assert run("plan", str(out), "--nfe", "4", "--preset", str(preset), "--picture", str(picture)) == 0
@@ -90,7 +92,10 @@ def test_calibrate_on_two_ranks_goes_on_after_an_interruption(tmp_path: Path) ->
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == 130
-    assert [path.name for path in tmp_path.glob("two*")] == ["two.json.partial"]
+    assert sorted(path.name for path in tmp_path.glob("two*")) == [
+        "two.json.partial",
+        "two.json.partial.states",
+    ]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -166,6 +171,9 @@ def test_a_foreign_partial_file_ends_with_2(tmp_path: Path, capfd: pytest.Captur
     assert run("calibrate", "--prompts", prompts(tmp_path), "--out", str(tmp_path / "a.json")) == 2
     assert "is in the way" in capfd.readouterr().err
     assert notes.read_text() == "mine"
+    notes.rename(tmp_path / "a.json.partial.states")
+    assert run("calibrate", "--prompts", prompts(tmp_path), "--out", str(tmp_path / "a.json")) == 2
+    assert "a.json.partial.states' is in the way" in capfd.readouterr().err
 
 
 def test_a_deadline_is_kept_as_far_as_it_can_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -205,5 +213,5 @@ def test_a_picture_that_somebody_made_meanwhile_stays(tmp_path: Path) -> None:
     chosen, path = make_plan("wan-tiny", nfe=5, psnr=None, seconds=None, report=None), tmp_path / "a.png"
     path.write_text("mine")
     with pytest.raises(JobFailedError, match="created by another process meanwhile"):
-        write_plan_picture(chosen.calibration, chosen.plan, path, overwrite=False)
+        write_plan_picture(chosen.calibration, chosen.choice, path, overwrite=False)
     assert path.read_text() == "mine"

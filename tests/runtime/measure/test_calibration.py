@@ -21,8 +21,11 @@ from runtime.forecasting.calibration import (
     load_calibration,
     to_triangle,
 )
+from runtime.forecasting.methods import Methods
 from runtime.measure.calibrate import Calibrator, check_requests
 from runtime.measure.findings import Findings, PartialFile, check_partial
+from runtime.measure.solvers import weights_of
+from runtime.measure.states import StateFiles
 from runtime.media.mp4 import FrameBuffer
 from runtime.media.quality import psnr
 from runtime.parallel.ranks import Ranks
@@ -31,11 +34,13 @@ from runtime.reports.report import ModelPart, build_report
 from runtime.request.config import Config, SamplerConfig, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
+from runtime.sampling.evaluator import Evaluator
 from runtime.sampling.result import Result
 from spectrum import StepKind, StepSeconds
+from spectrum.solver import moments_of, regress
 from tests.ranks import run_ranks
 
-STEPS, VIDEOS = 12, 3
+STEPS, VIDEOS, FITTED = 12, 3, (2, 4)
 PROMPTS = [f"a {colour} circle moving left on a gray background" for colour in ("red", "green", "blue")]
 SIZE = {"width": 64, "height": 48, "frames": 5, "steps": STEPS, "max_sequence_length": 32, "spectrum": "off"}
 
@@ -59,7 +64,9 @@ def made(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Made:
     def on_step(name: str, record: StepRecord) -> None:
         kinds.append(record.kind)
 
-    calibrator = Calibrator(engine, requests(engine.config), folder / "a.json.partial", on_step)
+    calibrator = Calibrator(
+        engine, requests(engine.config), folder / "a.json.partial", on_step, fitted=FITTED
+    )
     calibration = calibrator.run()
     assert kinds.count(StepKind.COMPUTE) == calibrator.evaluations
     calibration.write(folder / "a.json")
@@ -89,7 +96,7 @@ def test_it_says_what_it_is_for(made: Made, engine: Engine) -> None:
     assert calibration.conditions.revision == engine.model.revision
     assert calibration.prompts == PROMPTS
     assert load_calibration(str(path)).digest == calibration.digest
-    assert json.loads(path.read_text())["schema"] == 1
+    assert json.loads(path.read_text())["schema"] == 2
 
 
 def test_gram_matrices_are_of_the_streams(made: Made, engine: Engine) -> None:
@@ -177,7 +184,7 @@ def test_any_interruption_ends_in_the_same_file(made: Made, engine: Engine, tmp_
     while True:
         tries += 1
         try:
-            again = Calibrator(engine, requests(engine.config), partial, on_step).run()
+            again = Calibrator(engine, requests(engine.config), partial, on_step, fitted=FITTED).run()
             break
         except InterruptedHereError:
             assert tries < 9
@@ -262,13 +269,19 @@ def test_a_foreign_file_in_the_place_of_the_partial_one_is_left_alone(engine: En
         (lambda c: c["grams"].clear(), "grams: a mapping given"),
         (lambda c: c["noise_levels"].__setitem__(1, 1e300), "noise_levels.1: 1e+300 given"),
         (lambda c: c["noise_levels"].pop(), "must have 12 steps"),
+        (lambda c: c["response"].pop(), "must have 12 steps"),
+        (lambda c: c["trajectory"].pop(), "trajectory: 12 steps need 91 numbers"),
+        (lambda c: c["fits"][0]["nodes"].pop(), "nodes"),
+        (lambda c: c["fits"][1]["rows"][1].pop(), "do not fit rows"),
+        (lambda c: c["fits"][1]["forecasts"].pop(), "needs forecasts of"),
+        (lambda c: c["fits"].reverse(), "ascending numbers"),
         (lambda c: c["sensitivity"].__setitem__(1, -0.5), "sensitivity.1: -0.5 given; should be greater"),
         (lambda c: c["conditions"].__setitem__("steps", 10**6), "conditions.steps: 1000000 given"),
         (lambda c: c["conditions"].__setitem__("width", 0), "conditions.width: 0 given"),
         (lambda c: c["seconds"].__setitem__("computed", 0), "seconds.computed: 0 given"),
         (lambda c: c["trials"][0].__setitem__("expected", -1), "trials.0.expected: -1 given"),
         (lambda c: c.__setitem__("scale", "x"), "scale: 'x' given"),
-        (lambda c: c.__setitem__("schema", [2]), "schema a list; this version reads schema 1"),
+        (lambda c: c.__setitem__("schema", [2]), "schema a list; this version reads schema 2"),
         (lambda c: (c.pop("grams"), c.__setitem__("decision_digest", [])), "is a report, not a calibration"),
         (lambda c: (c.pop("grams"), c.__setitem__("shots", [])), "is the manifest of a film, not a"),
         (lambda c: c.pop("grams"), "is some other JSON, not a calibration"),
@@ -304,22 +317,32 @@ def test_what_is_no_json_is_no_calibration(tmp_path: Path, content: bytes, said:
         load_calibration(str(path))
 
 
-def on_ranks(ranks: Ranks, folder: Path) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:
+def on_ranks(ranks: Ranks, folder: Path) -> tuple[Any, ...]:
     engine = Engine(load_config("wan-tiny"), ranks, Degrees(cfg=2))
-    calibrator = Calibrator(engine, requests(engine.config)[:2], folder / f"{ranks.rank}.partial")
+    path = folder / f"{ranks.rank}.partial"
+    calibrator = Calibrator(engine, requests(engine.config)[:2], path, fitted=[4])
     calibrator._full(0)
     calibrator._full(1)
     calibrator._try(0)
-    return calibrator._found.grams[0], calibrator._found.gains, len(calibrator._found.trials)
+    calibrator._fit_all()
+    found = calibrator._found
+    return found.grams[0], found.gains, len(found.trials), found.fits, found.responses
 
 
 @pytest.mark.timeout(180)
 def test_many_ranks_find_what_one_does(engine: Engine, tmp_path: Path) -> None:
-    one = Calibrator(engine, requests(engine.config)[:2], tmp_path / "alone.partial")
+    one = Calibrator(engine, requests(engine.config)[:2], tmp_path / "alone.partial", fitted=[4])
     one._full(0)
     one._full(1)
-    for grams, gains, trials in run_ranks(2, on_ranks, tmp_path):
+    one._fit_all()
+    (alone,) = one._found.fits
+    for grams, gains, trials, fits, responses in run_ranks(2, on_ranks, tmp_path):
         assert trials == len(one.budgets)
+        assert [fit["nodes"] for fit in fits] == [alone["nodes"]]
+        for row, other in zip(fits[0]["rows"], alone["rows"], strict=True):
+            assert np.allclose(row, other, rtol=0.01, atol=0.01)
+        for step, response in one._found.responses.items():
+            assert responses[step] == pytest.approx(response, rel=0.02)
         for stream, values in one._found.grams[0].items():
             assert np.allclose(grams[stream], values, rtol=1e-3), stream
         for step, gain in one._found.gains.items():
@@ -376,7 +399,10 @@ def test_what_cannot_be_calibrated_is_refused(engine: Engine, tmp_path: Path) ->
 def test_a_bad_file_is_explained(made: Made, tmp_path: Path) -> None:
     content = json.loads(made[1].read_text())
     for change, said in (
-        ({"schema": 2}, "this version reads schema 1"),
+        (
+            {"schema": 1},
+            "this version reads schema 2, with which solvers can be fitted. `lockstep calibrate`",
+        ),
         ({"sensitivity": [1.0]}, "sensitivity"),
         ({"grams": {"guided": [1.0]}}, "gram matrices of 12 steps need 78 numbers"),
         ({"more": 1}, "more: unknown field"),
@@ -400,19 +426,151 @@ def test_triangles_keep_the_matrix() -> None:
 
 
 def test_plans_meet_their_budget(made: Made) -> None:
-    calibration = made[0]
+    calibration, methods = made[0], Methods(made[0])
     typical = StepSeconds(computed=1.0, forecast=0.1)
-    assert calibration.plan_for_seconds(0.9 * 5 + 1.2 + 0.05, typical).nfe == 5
-    assert calibration.plan_for_seconds(1000.0, typical).nfe == STEPS
+    assert methods.for_seconds(0.9 * 5 + 1.2 + 0.05, typical, "planned").plan.nfe == 5
+    assert methods.for_seconds(1000.0, typical, "planned").plan.nfe == STEPS
+    assert methods.for_seconds(0.9 * 5 + 1.2 + 0.05, typical, "fitted").plan.nfe == FITTED[-1]
     with pytest.raises(BadRequestError, match=r"one computed step alone needs 2\.1 s"):
-        calibration.plan_for_seconds(1.5, typical)
-    easy = calibration.plan_for_psnr(5.0)
+        methods.for_seconds(1.5, typical)
+    with pytest.raises(BadRequestError, match="1 computed steps can be afforded, and no solver"):
+        methods.for_seconds(2.2, typical, "fitted")
+    easy = methods.for_psnr(5.0, "planned")
     prediction = calibration.predict(calibration.planner("guided").plan(6).error)
     assert prediction is not None
-    hard = calibration.plan_for_psnr(prediction.psnr)
-    assert easy.nfe < hard.nfe <= 6
+    hard = methods.for_psnr(prediction.psnr, "planned")
+    assert easy.plan.nfe < hard.plan.nfe <= 6
     with pytest.raises(BadRequestError, match="the best predicted value"):
-        calibration.plan_for_psnr(99.0)
+        methods.for_psnr(99.0)
+
+
+def test_the_better_method_by_mean_and_tail_is_chosen(made: Made) -> None:
+    def moved(by: float) -> Calibration:
+        """Solvers whose trials are better by so many dB than the predicted PSNR of plans."""
+        fits = []
+        for fit in made[0].fits:
+            level = made[0].predict(made[0].planner("guided").plan(fit.nfe).error)
+            assert level is not None
+            trials = [
+                fit.trials[0].model_copy(update={"psnr": level.psnr + by + 0.1 * number})
+                for number in range(8)
+            ]
+            fits.append(fit.model_copy(update={"trials": trials}))
+        return made[0].model_copy(update={"fits": fits})
+
+    nfe = FITTED[0]
+    better, worse = Methods(moved(20.0)), Methods(moved(-20.0))
+    assert better.best(nfe).method == "fitted" and worse.best(nfe).method == "planned"
+    assert better.best(nfe, "planned").method == "planned" and worse.best(nfe, "fitted").method == "fitted"
+    assert better.best(nfe + 4).method == "planned"  # for which no solver was fitted
+    with pytest.raises(BadRequestError, match=f"nfe: {nfe + 4} given; this calibration has solvers of"):
+        better.best(nfe + 4, "fitted")
+    fitted = better.fitted(nfe)
+    assert fitted is not None and fitted.tail is not None and fitted.prediction is not None
+    assert fitted.tail == pytest.approx(fitted.prediction.psnr - 0.28)  # of eight, a tenth apart
+    assert better.for_psnr(fitted.prediction.psnr - 1.0).method == "fitted"
+
+
+def test_a_solver_is_the_regression_of_what_it_met(made: Made, engine: Engine, tmp_path: Path) -> None:
+    """The first row has no choice of trajectories: it is fitted to x₀ and the values at x₀, by hand here."""
+    calibration = made[0]
+    assert [fit.nfe for fit in calibration.fits] == list(FITTED)
+    assert all(len(fit.trials) == VIDEOS and fit.branches == 2 for fit in calibration.fits)
+    fit = calibration.fits[1]
+    last, row = fit.nodes[1], np.array(fit.rows[0])
+    levels = calibration.noise_levels
+    prior = np.array([1.0, *(levels[last] - levels[0]) * np.array([1.0, 5.0])])  # Euler's, as UniPC begins
+    weights = weights_of([trial.measured for trial in fit.trials])
+    assert len(set(weights)) > 1
+    moments = []
+    for request in requests(engine.config):
+        run = engine.prepare(engine.plan(request))
+        states, sampler = [run.noise_BCFHW], run.plan.fresh_sampler()
+        with torch.no_grad():
+            for step, timestep in enumerate(sampler.timesteps[:last]):
+                time = run.network.at(step).time(timestep.expand(1))
+                v = run.network.at(step).compute(states[-1], time).velocity_BCFHW
+                states.append(sampler.step(v, timestep, states[-1], return_dict=False)[0])
+            evaluator = Evaluator(run.networks, run.plan.windows, apart=True)
+            values = evaluator.evaluate(0, states[0], sampler.timesteps[:1]).values_BCFHW
+        moments.append(moments_of([states[0], *values], states[-1]))
+    alike = regress(moments, prior, 1e-4).row
+    assert np.abs(row - alike).max() < 0.05 * np.abs(alike).max()  # with other weights of videos
+    assert sum(one.error(row) for one in moments) < sum(one.error(prior) for one in moments)
+
+
+def test_a_fitted_preset_does_as_fitted(made: Made, engine: Engine, tmp_path: Path) -> None:
+    calibration, path, _ = made
+    request = engine.config.request(PROMPTS[0], **{**SIZE, "seed": 99})
+    full, _ = generate(engine, request)
+    for fit in calibration.fits:
+        preset = tmp_path / f"{fit.nfe}.yaml"
+        preset.write_text(
+            f"stream: guided\nschedule: {{kind: fitted, nfe: {fit.nfe}}}\npredictor: {{kind: calibrated}}\n"
+            f"calibration: {path}\n"
+        )
+        frames, result = generate(engine, request.model_copy(update={"spectrum": str(preset)}))
+        assert result.computed["cond"] == fit.nodes
+        assert result.expectation.errors == dict(zip(fit.nodes[1:], fit.expected, strict=True))
+        assert result.errors.keys() == set(fit.nodes[1:])
+    _, planned_result = generate(
+        engine, request.model_copy(update={"spectrum": planned(tmp_path, path, fit.nfe, ", guard: null")})
+    )
+    assert planned_result.nfe == result.nfe
+    assert psnr(frames, full) > 15.0
+
+
+def test_states_that_are_gone_are_made_again(made: Made, engine: Engine, tmp_path: Path) -> None:
+    partial = tmp_path / "p"
+    one = Calibrator(engine, requests(engine.config), partial, fitted=[FITTED[0]])
+    one.run()
+    states = sorted((tmp_path / "p.states").iterdir())
+    assert [path.stat().st_size for path in states] == [one._states.size] * VIDEOS
+    before = states[1].read_bytes()
+    states[1].unlink()
+    states[2].write_bytes(before[:-1])
+    again = Calibrator(engine, requests(engine.config), partial, fitted=FITTED)
+    found = again.run()
+    assert found.fits == made[0].fits
+    assert states[1].read_bytes() == before
+    again.forget()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_that_the_disk_does_not_have_is_refused_and_other_files_stay(tmp_path: Path) -> None:
+    states = StateFiles(tmp_path / "states", "0123456789abcdef" * 4, (1, 2, 50, 50), 3)
+    states.folder.mkdir()
+    (states.folder / "mine.f32").write_text("mine")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        with pytest.raises(JobFailedError, match=r"cannot write '.*values\.f32'"), states.room(3):
+            pytest.fail("there was room")
+        with pytest.raises(JobFailedError, match="cannot write"), states.writing(0) as write:
+            for _ in range(4):
+                write(torch.ones(1, 2, 50, 50))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not states.has(0)
+    with states.room(2) as room, states.writing(0) as write:
+        room[1] = 5.0
+        for step in range(4):
+            write(torch.full((1, 2, 50, 50), float(step)))
+    assert states.has(0) and float(states.state(0, 2).mean()) == 2.0
+    states.remove()
+    assert [path.name for path in states.folder.iterdir()] == ["mine.f32"]
+
+
+def test_a_solver_is_fitted_to_steps_that_there_are(engine: Engine, tmp_path: Path) -> None:
+    for nfe in (0, STEPS):
+        with pytest.raises(
+            BadRequestError, match=f"budgets: {nfe} given; solvers of 12 steps compute 1 to 11"
+        ):
+            Calibrator(engine, requests(engine.config), tmp_path / "p", fitted=[nfe])
+    none = Calibrator(engine, requests(engine.config), tmp_path / "p", fitted=[])
+    assert none.disk == 0
+    some = Calibrator(engine, requests(engine.config), tmp_path / "p", fitted=[5])
+    assert some.evaluations - none.evaluations == VIDEOS * (1 + 3 * 4)
 
 
 def test_the_prediction_is_a_line_through_the_trials(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
 from spectrum import StepKind
 from tests.ranks import run_ranks
+from tests.solvers import NODES, write_preset
 
 GIB = 2**30
 GPU = load_gpu("h100")
@@ -246,6 +248,29 @@ def test_every_preset_is_rehearsed(spectrum: str) -> None:
     steps = found.ranks[0].steps
     assert (steps.forecast is None) == (spectrum == "off")
     assert found.computed + found.forecast == 50
+
+
+def test_a_fitted_solver_is_rehearsed(engine: Engine, tmp_path: Path) -> None:
+    """It keeps the noise and two values of every node, and a skipped step does nothing."""
+    request = engine.config.request(
+        "a red circle",
+        width=64,
+        height=48,
+        frames=5,
+        steps=50,
+        max_sequence_length=32,
+        spectrum=write_preset(tmp_path),
+    )
+    plan = engine.plan(request)
+    result = Result(plan)
+    denoise_segments(engine.ranks, engine.prepare(plan), result)
+    for world, degrees in ((1, Degrees()), (2, Degrees(cfg=2)), (2, Degrees(ulysses=2))):
+        found = rehearse(Scenario(engine.config, request, degrees, world, GPU), [0]).ranks[0].steps
+        assert found.history == result.forecaster_bytes
+        assert found.kept == result.features_kept == len(NODES)
+        assert found.forecast is not None and sum(found.forecast.sent.values()) == 0
+        skipped, computed = (sum(one.work.flops.values()) for one in (found.forecast, found.last))
+        assert skipped < 1e-4 * computed
 
 
 def test_what_does_not_fit_is_told_how_it_would() -> None:

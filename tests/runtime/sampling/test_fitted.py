@@ -104,15 +104,16 @@ def off(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.parametrize("scale", [5.0, 1.0])
+@pytest.mark.parametrize(("scale", "joint"), [(5.0, False), (5.0, True), (1.0, True)])
 def test_with_unipc_s_coefficients_it_is_unipc_at_its_nodes(
-    engine: Engine, small: Make, tmp_path: Path, scale: float
+    engine: Engine, small: Make, tmp_path: Path, scale: float, joint: bool
 ) -> None:
-    name = write_preset(tmp_path, scale=scale)
+    """With the branches apart, with the guided velocity alone, and without guidance."""
+    name = write_preset(tmp_path, scale=scale, joint=joint)
     run = prepared(engine, small(steps=STEPS, guidance=scale, spectrum=name))
     state, states = denoised(run, NODES), placed(run, NODES)
     assert off(state.latents_BCFHW, states[-1]) < 1e-3
-    values = len(NODES) * (2 if scale > 1 else 1)
+    values = len(NODES) * (1 if joint else 2)
     assert state.stream.bytes == (1 + values) * run.noise_BCFHW.numel() * 4
     assert state.stream.kept == len(NODES)
 
@@ -235,6 +236,9 @@ def test_after_a_hand_over_it_goes_on_in_the_same_bits(
     assert 0 < result.resumed_at <= until + 1
     assert np.array_equal(frames, expected)
     assert (result.digests, result.errors) == (whole.digests, whole.errors)
+    assert result.expectation == whole.expectation
+    assert result.expectation.errors[3] == EXPECTED  # of the solver; the sampler's are known for every step
+    assert set(result.expectation.errors) == {3, *range(5, STEPS)}
 
 
 def test_a_deadline_hands_over_and_is_said_to(engine: Engine, small: Make, preset: str) -> None:

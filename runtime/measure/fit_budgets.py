@@ -1,0 +1,91 @@
+"""The stage of a calibration that fits solvers: for each number of computed steps, trial passes and a last.
+
+The trial passes differ in how nodes are chosen. The last pass takes the better nodes, and gives less weight
+to videos that went badly, as unweighted squares would be spent on them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from runtime.forecasting.trials import Trial
+from runtime.measure.findings import Findings
+from runtime.measure.session import Session
+from runtime.measure.solvers import Pass, SolverFitting, score, weights_of
+from runtime.media.quality import psnr
+
+POWERS = (1.0, 0.5)  # of sensitivities in the choice of nodes: more of them early, or fewer
+PASSES = len(POWERS) + 1
+
+
+class BudgetFitting:
+    """Fits solvers and adds them to the findings, as one rank of the engine's group.
+
+    Args:
+        session: the videos.
+        fitting: makes passes.
+        found: findings of the stages before.
+        keep: keeps the findings; called after every pass.
+    """
+
+    def __init__(self, session: Session, fitting: SolverFitting, found: Findings, keep: Callable[[], None]):
+        self._session, self._fitting, self._found, self._keep = session, fitting, found, keep
+
+    def fit(self, nfe: int) -> None:
+        """Make the passes of a solver of `nfe` computed steps that are left to do."""
+        session = self._session
+        trials = [one for one in self._found.passes if one["nfe"] == nfe]
+        for number, power in enumerate(POWERS[len(trials) :], len(trials) + 1):
+            nodes = self._nodes(nfe, power)
+            made = self._fitting.run(nodes, None, f"solver of {nfe} steps, pass {number} of {PASSES}")
+            one = {"nfe": nfe, "power": power, "nodes": list(nodes), "errors": made.errors}
+            trials.append(session.tell(one))
+            self._found.passes.append(trials[-1])
+            self._keep()
+        best = max(trials, key=lambda one: score(one["errors"]))
+        name = f"solver of {nfe} steps, pass {PASSES} of {PASSES}"
+        made = self._fitting.run(tuple(best["nodes"]), weights_of(best["errors"]), name)
+        fit: dict[str, Any] = {
+            "nodes": best["nodes"],
+            "rows": made.rows,
+            "forecasts": made.forecasts,
+            "expected": made.expected,
+            "power": best["power"],
+            "passes": PASSES,
+            "trials": self._trials(made, nfe),
+        }
+        self._found.fits.append(session.tell(fit))
+        self._keep()
+
+    def _nodes(self, nfe: int, power: float) -> tuple[int, ...]:
+        """Plan nodes on the first rank, and tell them to all."""
+        found, steps, ranks = self._found, self._session.steps, self._session.ranks
+        nodes: tuple[int, ...] = ()
+        if ranks.is_leader:
+            with ranks.busy("planning nodes"):
+                planner = self._fitting.planner(
+                    found.trajectory(steps), found.sensitivity(steps), found.response(steps), power
+                )
+                nodes = planner.plan(nfe)
+        return self._session.tell(nodes)
+
+    def _trials(self, made: Pass, nfe: int) -> list[dict[str, Any]]:
+        """Quality of the frames of each video of a pass, on the first rank."""
+        session, done = self._session, []
+        for video in range(session.videos):
+            truth = session.frames(session.share(self._found.latents, video))
+            frames = session.frames(session.share(made.results, video))
+            if session.ranks.is_leader:
+                trial = Trial(
+                    video=video,
+                    nfe=nfe,
+                    expected=math.sqrt(statistics.fmean(error**2 for error in made.errors)),
+                    surprise=made.surprises[video],
+                    measured=made.errors[video],
+                    psnr=psnr(frames, truth),
+                )
+                done.append(trial.model_dump())
+        return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import shutil
 import sqlite3
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from launch.commands.plan import step_seconds
 from launch.film.dry_run import reported_seconds
@@ -32,7 +33,10 @@ from runtime.forecasting.methods import Methods
 from runtime.forecasting.presets import load_preset
 from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
+from runtime.models.layouts.stored import stored_in
+from runtime.models.layouts.weights import made
 from runtime.models.wan.adapter import Transformer
+from runtime.models.wan.layouts.text import find_text_encoder
 from runtime.models.wan.lora import merge_lora, read_lora
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
@@ -77,6 +81,7 @@ def targets(scratch: Path) -> list[Target]:
         Target("autoencoder", *_model_part("vae/config.json"), 60),
         Target("sampler", *_model_part("scheduler/scheduler_config.json"), 60),
         Target("weights", *_weights("transformer/diffusion_pytorch_model.safetensors"), 60),
+        Target("pickled", [(".pth", _pickled())], _load_pickled),
         Target("image", _images(), lambda path: image_digest(str(path))),
     ]
 
@@ -299,6 +304,28 @@ def _weights(part: str) -> tuple[list[tuple[str, bytes]], Callable[[Path], objec
         load(path)
 
     return [(".safetensors", whole[:header])], put_together
+
+
+def _pickled() -> bytes:
+    content = io.BytesIO()
+    torch.save(load_file(EMBEDDED_MODELS / "wan-tiny/text_encoder/model.safetensors"), content)
+    return content.getvalue()
+
+
+def _load_pickled(path: Path) -> None:
+    """Recognise a text encoder in a pickled file, and read its weights."""
+    try:
+        _read_text_encoder(path)
+    except (OSError, ValueError) as error:
+        raise BadRequestError(str(error)) from None
+
+
+def _read_text_encoder(path: Path) -> None:
+    component = find_text_encoder(stored_in(path))
+    if component is None:
+        raise ValueError("it holds no text encoder")
+    for _ in made(component.weights):
+        pass
 
 
 def _images() -> list[tuple[str, bytes]]:

@@ -15,7 +15,7 @@ import pytest
 from fuzz_targets import Target, targets
 
 NAMES = "request config preset calibration storyboard manifest part identity report entry queue lora settings"
-NAMES = f"{NAMES} autoencoder sampler weights image"
+NAMES = f"{NAMES} autoencoder sampler weights pickled image"
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def _scaled(stored: Stored, scale: Stored | None) -> Weight:
         count = 1
         for extent in scale.shape:
             count *= extent
-        if stored.dtype not in EIGHT_BITS or count not in (1, stored.shape[0]):
+        if stored.dtype not in EIGHT_BITS or count not in (1, *stored.shape[:1]):
             raise ValueError(
                 f"{scale.key} has shape {list(scale.shape)} for {stored.dtype} weights of shape "
                 f"{list(stored.shape)}; one scale, or one for each row, of float8 weights is read"

@@ -70,6 +70,49 @@ class Component:
     weights: Mapping[str, Weight]
 
 
+class Shapes:
+    """Shapes of a component's weights, from which its settings are inferred.
+
+    Args:
+        component: what it is, for messages.
+        weights: its weights.
+    """
+
+    def __init__(self, component: str, weights: Mapping[str, Weight]):
+        self._component = component
+        self._shapes = {name: weight.shape for name, weight in weights.items()}
+
+    def of(self, name: str, axes: int) -> tuple[int, ...]:
+        """Shape of a weight that must be there, of so many axes and not empty.
+
+        Raises:
+            ValueError: it is not.
+        """
+        shape = self._shapes.get(name)
+        if shape is None:
+            raise ValueError(f"its {self._component} lacks {name}")
+        if len(shape) != axes or 0 in shape:
+            raise ValueError(
+                f"its {self._component} has {name} of shape {list(shape)}, where {axes} axes are needed"
+            )
+        return shape
+
+    def count(self, stack: str) -> int:
+        """Number of modules in a stack, such as `blocks`.
+
+        Raises:
+            ValueError: there is none, or they are not numbered from 0 on.
+        """
+        first = f"{stack}."
+        numbers = {name.removeprefix(first).split(".")[0] for name in self._shapes if name.startswith(first)}
+        if not numbers or numbers != {str(number) for number in range(len(numbers))}:
+            raise ValueError(f"its {self._component} has no {stack} that are numbered from 0 on")
+        return len(numbers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+
 def check_names(component: str, names: Iterable[str], expected: Iterable[str]) -> None:
     """Refuse a component that lacks weights, or has others.
 

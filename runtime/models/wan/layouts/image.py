@@ -7,7 +7,7 @@ from typing import Any
 
 from runtime.models.layouts.plain import plain, prefix_of
 from runtime.models.layouts.stored import Stored
-from runtime.models.layouts.weights import Component, Weight, check_names
+from runtime.models.layouts.weights import Component, Shapes, Weight, check_names
 
 _OWN_PREFIXES = ("visual.", "", "clip_vision.visual.", "clip_vision.")
 _OWN, _TRANSFORMERS = (
@@ -23,7 +23,10 @@ _OUTER = {
     "post_norm.weight": "post_layernorm.weight",
     "post_norm.bias": "post_layernorm.bias",
 }
-_EMBEDDINGS = ("embeddings.class_embedding", "embeddings.position_embedding.weight")
+_EMBEDDED = {  # OpenCLIP's name → transformers', and axes without that of images
+    "cls_embedding": ("embeddings.class_embedding", 1),
+    "pos_embedding": ("embeddings.position_embedding.weight", 2),
+}
 _INNER = {
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
@@ -51,10 +54,7 @@ def find_image_encoder(tensors: Mapping[str, Stored]) -> Component | None:
         weights = {_PREFIX + name: one for name, one in plain(used, _PREFIX).items()}
     else:
         return None
-    try:
-        settings = _settings(weights)
-    except KeyError as error:
-        raise ValueError(f"its image encoder lacks {error.args[0]}") from None
+    settings = _settings(weights)
     check_names("image encoder", weights, _expected(settings["num_hidden_layers"]))
     return Component("image_encoder", settings, weights)
 
@@ -67,7 +67,7 @@ def _expected(layers: int) -> list[str]:
         for module in modules
         for leaf in ("weight", "bias")
     ]
-    return [_PREFIX + name for name in (*_OUTER.values(), *_EMBEDDINGS, *inner)]
+    return [_PREFIX + name for name in (*_OUTER.values(), *(one for one, _ in _EMBEDDED.values()), *inner)]
 
 
 def _from_own(own: Mapping[str, Weight], prefix: str) -> dict[str, Weight]:
@@ -84,34 +84,39 @@ def _from_own(own: Mapping[str, Weight], prefix: str) -> dict[str, Weight]:
 
 def _renamed(key: str, weight: Weight) -> list[tuple[str, Weight]]:
     """Weights of transformers that are made from one of OpenCLIP's; empty if there are none."""
-    if key == "cls_embedding":
-        return [("embeddings.class_embedding", weight._replace(shape=weight.shape[-1:]))]
-    if key == "pos_embedding":
-        return [("embeddings.position_embedding.weight", weight._replace(shape=weight.shape[-2:]))]
+    if key in _EMBEDDED:
+        name, axes = _EMBEDDED[key]
+        alone = set(weight.shape[:-axes]) <= {1}  # not of several images
+        return [(name, weight._replace(shape=weight.shape[-axes:]))] if alone else []
     if key in _OUTER:
         return [(_OUTER[key], weight)]
     stack, _, rest = key.partition(".")
-    number, _, rest = rest.partition(".")
+    return _in_layer(rest, weight) if stack == "transformer" else []
+
+
+def _in_layer(key: str, weight: Weight) -> list[tuple[str, Weight]]:
+    """As `_renamed`, within the stack of layers."""
+    number, _, rest = key.partition(".")
     module, _, leaf = rest.rpartition(".")
     layer = f"encoder.layers.{number}"
-    if stack != "transformer":
+    if module in _INNER:
+        return [(f"{layer}.{_INNER[module]}.{leaf}", weight)]
+    if module != "attn.to_qkv" or not weight.shape:
         return []
-    if module == "attn.to_qkv":
-        width = weight.shape[0] // 3
-        return [
-            (
-                f"{layer}.self_attn.{one}_proj.{leaf}",
-                weight._replace(shape=(width, *weight.shape[1:]), rows=(at * width, (at + 1) * width)),
-            )
-            for at, one in enumerate("qkv")
-        ]
-    return [(f"{layer}.{_INNER[module]}.{leaf}", weight)] if module in _INNER else []
+    width = weight.shape[0] // 3
+    return [
+        (
+            f"{layer}.self_attn.{one}_proj.{leaf}",
+            weight._replace(shape=(width, *weight.shape[1:]), rows=(at * width, (at + 1) * width)),
+        )
+        for at, one in enumerate("qkv")
+    ]
 
 
 def _settings(weights: Mapping[str, Weight]) -> dict[str, Any]:
-    shapes = {name.removeprefix(_PREFIX): weight.shape for name, weight in weights.items()}
-    width, _colours, patch, _ = shapes["embeddings.patch_embedding.weight"]
-    places = shapes["embeddings.position_embedding.weight"][0] - 1
+    shapes = Shapes("image encoder", weights)
+    width, _colours, patch, _ = shapes.of(f"{_PREFIX}embeddings.patch_embedding.weight", 4)
+    places = shapes.of(f"{_PREFIX}embeddings.position_embedding.weight", 2)[0] - 1
     if width % _HEAD_DIM:
         raise ValueError(
             f"its image encoder has {width} channels, from which its number of heads does not follow"
@@ -120,10 +125,8 @@ def _settings(weights: Mapping[str, Weight]) -> dict[str, Any]:
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",
         "hidden_size": width,
-        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": len(
-            {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
-        ),
+        "intermediate_size": shapes.of(f"{_PREFIX}encoder.layers.0.mlp.fc1.weight", 2)[0],
+        "num_hidden_layers": shapes.count(f"{_PREFIX}encoder.layers"),
         "num_attention_heads": width // _HEAD_DIM,
         "image_size": patch * round(places**0.5),
         "patch_size": patch,

@@ -7,7 +7,7 @@ from typing import Any
 
 from runtime.models.layouts.plain import plain, prefix_of
 from runtime.models.layouts.stored import Stored
-from runtime.models.layouts.weights import Component, Weight, check_names
+from runtime.models.layouts.weights import Component, Shapes, Weight, check_names
 
 _PREFIXES = (
     "", "text_encoder.", "text_encoders.umt5xxl.transformer.", "text_encoders.umt5xxl.",
@@ -83,30 +83,26 @@ def _settings(weights: Mapping[str, Weight]) -> dict[str, Any]:
     Raises:
         ValueError: weights are missing from which they are inferred, or only the first layer has positions.
     """
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    first = "encoder.block.0.layer."
-    layers = len({name.split(".")[2] for name in shapes if name.startswith("encoder.block.")})
-    try:
-        vocabulary, width = shapes["shared.weight"]
-        buckets, heads = shapes[f"{first}0.SelfAttention.relative_attention_bias.weight"]
-        settings = {
-            "architectures": ["UMT5EncoderModel"],
-            "model_type": "umt5",
-            "vocab_size": vocabulary,
-            "d_model": width,
-            "d_kv": shapes[f"{first}0.SelfAttention.q.weight"][0] // heads,
-            "d_ff": shapes[f"{first}1.DenseReluDense.wi_0.weight"][0],
-            "num_layers": layers,
-            "num_decoder_layers": layers,
-            "num_heads": heads,
-            "relative_attention_num_buckets": buckets,
-            "relative_attention_max_distance": 128,
-            "feed_forward_proj": "gated-gelu",
-            "layer_norm_epsilon": 1e-6,
-            "tie_word_embeddings": False,
-        }
-    except KeyError as error:
-        raise ValueError(f"its text encoder lacks {error.args[0]}") from None
-    if f"encoder.block.{layers - 1}.layer.0.SelfAttention.relative_attention_bias.weight" not in shapes:
+    shapes = Shapes("text encoder", weights)
+    layers, first = shapes.count("encoder.block"), "encoder.block.0.layer"
+    vocabulary, width = shapes.of("shared.weight", 2)
+    positions = "layer.0.SelfAttention.relative_attention_bias.weight"
+    buckets, heads = shapes.of(f"encoder.block.0.{positions}", 2)
+    if f"encoder.block.{layers - 1}.{positions}" not in shapes:
         raise ValueError("its text encoder is a T5 with shared positions; Wan's is UMT5")
-    return settings
+    return {
+        "architectures": ["UMT5EncoderModel"],
+        "model_type": "umt5",
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": shapes.of(f"{first}.0.SelfAttention.q.weight", 2)[0] // heads,
+        "d_ff": shapes.of(f"{first}.1.DenseReluDense.wi_0.weight", 2)[0],
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "gated-gelu",
+        "layer_norm_epsilon": 1e-6,
+        "tie_word_embeddings": False,
+    }

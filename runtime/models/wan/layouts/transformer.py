@@ -8,10 +8,11 @@ from typing import Any
 
 from runtime.models.layouts.plain import plain, prefix_of
 from runtime.models.layouts.stored import Stored
-from runtime.models.layouts.weights import Component, Weight
+from runtime.models.layouts.weights import Component, Shapes, Weight
 
 _PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 _OWN, _DIFFUSERS = "blocks.0.self_attn.q.weight", "blocks.0.attn1.to_q.weight"
+_IMAGE = "condition_embedder.image_embedder"
 _HEAD_DIM = 128  # of every published Wan
 _OUTER = {  # modules outside the blocks: Wan's name → diffusers'
     "patch_embedding": "patch_embedding",
@@ -21,14 +22,14 @@ _OUTER = {  # modules outside the blocks: Wan's name → diffusers'
     "time_projection.1": "condition_embedder.time_proj",
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
     "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
-    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
-    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
-    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "img_emb.proj.0": f"{_IMAGE}.norm1",
+    "img_emb.proj.1": f"{_IMAGE}.ff.net.0.proj",
+    "img_emb.proj.3": f"{_IMAGE}.ff.net.2",
+    "img_emb.proj.4": f"{_IMAGE}.norm2",
     "head.head": "proj_out",
 }
 _LEAVES = {  # parameters without a module of their own
-    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
+    "img_emb.emb_pos": f"{_IMAGE}.pos_embed",
     "head.modulation": "scale_shift_table",
 }
 _ATTENTION = {
@@ -96,45 +97,48 @@ def _settings(weights: Mapping[str, Weight], stated: Mapping[str, Any]) -> dict[
     Raises:
         ValueError: weights are missing from which they are inferred, or the number of heads is unknown.
     """
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    try:
-        dim, channels, *patch = shapes["patch_embedding.weight"]
-        settings: dict[str, Any] = {
-            "_class_name": "WanTransformer3DModel",
-            "patch_size": patch,
-            "num_attention_heads": _heads(dim, stated),
-            "in_channels": channels,
-            "out_channels": shapes["proj_out.weight"][0] // math.prod(patch),
-            "text_dim": shapes["condition_embedder.text_embedder.linear_1.weight"][1],
-            "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
-            "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],
-            "num_layers": _count(shapes, "blocks"),
-            "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
-            "qk_norm": "rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in shapes else None,
-            "eps": float(stated.get("eps", 1e-6)),
-            "rope_max_seq_len": int(stated.get("rope_max_seq_len", 1024)),
-        }
-        settings["attention_head_dim"] = dim // settings["num_attention_heads"]
-        image = shapes.get("condition_embedder.image_embedder.norm1.weight")
-        if image is not None:
-            position = shapes.get("condition_embedder.image_embedder.pos_embed")
-            settings["image_dim"] = image[0]
-            settings["added_kv_proj_dim"] = shapes["blocks.0.attn2.add_k_proj.weight"][1]
-            settings["pos_embed_seq_len"] = None if position is None else position[1]
-        if "vace_patch_embedding.weight" in shapes:
-            settings["_class_name"] = "WanVACETransformer3DModel"
-            settings["vace_in_channels"] = shapes["vace_patch_embedding.weight"][1]
-            settings["vace_layers"] = _vace_layers(shapes, settings["num_layers"], stated)
-    except KeyError as error:
-        raise ValueError(f"its transformer lacks {error.args[0]}") from None
+    shapes = Shapes("transformer", weights)
+    dim, channels, *patch = shapes.of("patch_embedding.weight", 5)
+    heads = _heads(dim, stated)
+    settings: dict[str, Any] = {
+        "_class_name": "WanTransformer3DModel",
+        "patch_size": patch,
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "in_channels": channels,
+        "out_channels": shapes.of("proj_out.weight", 2)[0] // math.prod(patch),
+        "text_dim": shapes.of("condition_embedder.text_embedder.linear_1.weight", 2)[1],
+        "freq_dim": shapes.of("condition_embedder.time_embedder.linear_1.weight", 2)[1],
+        "ffn_dim": shapes.of("blocks.0.ffn.net.0.proj.weight", 2)[0],
+        "num_layers": shapes.count("blocks"),
+        "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+        "qk_norm": "rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in shapes else None,
+        "eps": _stated(stated, "eps", 1e-6),
+        "rope_max_seq_len": _stated(stated, "rope_max_seq_len", 1024),
+    }
+    if f"{_IMAGE}.norm1.weight" in shapes:
+        settings["image_dim"] = shapes.of(f"{_IMAGE}.norm1.weight", 1)[0]
+        settings["added_kv_proj_dim"] = shapes.of("blocks.0.attn2.add_k_proj.weight", 2)[1]
+    if f"{_IMAGE}.pos_embed" in shapes:
+        settings["pos_embed_seq_len"] = shapes.of(f"{_IMAGE}.pos_embed", 3)[1]
+    if "vace_patch_embedding.weight" in shapes:
+        settings["_class_name"] = "WanVACETransformer3DModel"
+        settings["vace_in_channels"] = shapes.of("vace_patch_embedding.weight", 5)[1]
+        settings["vace_layers"] = _vace_layers(shapes.count("vace_blocks"), settings["num_layers"], stated)
     return settings
+
+
+def _stated(stated: Mapping[str, Any], name: str, usual: float) -> float:
+    """A number that is stated; Wan's own if none is."""
+    given = stated.get(name)
+    return given if isinstance(given, int | float) and not isinstance(given, bool) else usual
 
 
 def _heads(dim: int, stated: Mapping[str, Any]) -> int:
     heads = stated.get("num_heads", stated.get("num_attention_heads"))
     if heads is None and dim % _HEAD_DIM == 0:
         heads = dim // _HEAD_DIM
-    if not isinstance(heads, int) or heads < 1 or dim % heads:
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or dim % heads:
         raise ValueError(
             f"its transformer has {dim} channels, from which its number of heads does not follow; put Wan's "
             "config.json, which has num_heads, beside the file"
@@ -142,14 +146,9 @@ def _heads(dim: int, stated: Mapping[str, Any]) -> int:
     return heads
 
 
-def _vace_layers(shapes: Mapping[str, object], layers: int, stated: Mapping[str, Any]) -> list[int]:
+def _vace_layers(count: int, layers: int, stated: Mapping[str, Any]) -> list[int]:
     """Blocks that control is added to: as stated, or evenly spread, as in every published VACE."""
-    count = _count(shapes, "vace_blocks")
     given = stated.get("vace_layers")
-    if isinstance(given, list) and len(given) == count:
-        return [int(one) for one in given]
+    if isinstance(given, list) and len(given) == count and all(isinstance(one, int) for one in given):
+        return given
     return list(range(0, layers, -(-layers // count)))[:count]
-
-
-def _count(shapes: Mapping[str, object], stack: str) -> int:
-    return len({name.split(".")[1] for name in shapes if name.startswith(f"{stack}.")})

@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.models.layouts.plain import plain, prefix_of
 from runtime.models.layouts.stored import Stored
-from runtime.models.layouts.weights import Component, Weight
+from runtime.models.layouts.weights import Component, Shapes, Weight
 
 _PREFIXES = ("", "vae.", "first_stage_model.", "model.")
 _OWN, _DIFFUSERS = "decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma"
@@ -71,11 +71,7 @@ def find_vae(tensors: Mapping[str, Stored]) -> Component | None:
         if name is None:
             raise ValueError(f"its VAE has a weight that Wan's VAEs do not have: {prefix}{key}")
         weights[f"{name}.{leaf}"] = weight
-    try:
-        settings = _settings(weights, residual=residual)
-    except KeyError as error:
-        raise ValueError(f"its VAE lacks {error.args[0]}") from None
-    return Component("vae", settings, weights)
+    return Component("vae", _settings(Shapes("VAE", weights), residual=residual), weights)
 
 
 def _renamed(module: str, places: Mapping[str, str], *, residual: bool) -> str | None:
@@ -95,8 +91,8 @@ def _renamed(module: str, places: Mapping[str, str], *, residual: bool) -> str |
     way = "down" if side == "encoder" else "up"
     if residual:
         return _in_residual(f"{side}.{way}_blocks.{number}", way, inner)
-    place = number if side == "encoder" else places[number]
-    return f"{side}.{way}_blocks.{place}.{_UNIT.get(inner, inner)}"
+    place = number if side == "encoder" else places.get(number)
+    return None if place is None else f"{side}.{way}_blocks.{place}.{_UNIT.get(inner, inner)}"
 
 
 def _in_residual(block: str, way: str, inner: str) -> str | None:
@@ -121,7 +117,7 @@ def _places(own: Mapping[str, Weight]) -> dict[str, str]:
     kinds: dict[int, str] = {}
     for key in own:
         parts = key.split(".")
-        if parts[:2] == ["decoder", "upsamples"] and parts[2].isdigit():
+        if parts[:2] == ["decoder", "upsamples"] and len(parts) > 3 and parts[2].isdigit():
             inside = "resnets" if parts[3] in ("residual", "shortcut") else "upsamplers"
             kinds[int(parts[2])] = inside
     places, block, resnets = {}, 0, 0
@@ -135,18 +131,17 @@ def _places(own: Mapping[str, Weight]) -> dict[str, str]:
     return places
 
 
-def _settings(weights: Mapping[str, Weight], *, residual: bool) -> dict[str, Any]:
-    """Infer the settings from diffusers' names and shapes.
+def _settings(shapes: Shapes, *, residual: bool) -> dict[str, Any]:
+    """Infer the settings from shapes.
 
     Raises:
-        ValueError: the latents have a number of channels whose mean is not known.
+        ValueError: weights are missing, or the latents have a number of channels whose mean is not known.
     """
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    base, channels = shapes["encoder.conv_in.weight"][:2]
-    latent = shapes["post_quant_conv.weight"][0]
+    base, channels, *_ = shapes.of("encoder.conv_in.weight", 5)
+    latent = shapes.of("post_quant_conv.weight", 5)[0]
     widths, repeats, halved = (_residual_stages if residual else _flat_stages)(shapes)
     multiples = [width // base for width in widths]
-    decoded = shapes["decoder.conv_in.weight"][0] // multiples[-1]
+    decoded = shapes.of("decoder.conv_in.weight", 5)[0] // max(multiples[-1], 1)
     settings: dict[str, Any] = {
         "_class_name": "AutoencoderKLWan",
         "base_dim": base,
@@ -156,7 +151,7 @@ def _settings(weights: Mapping[str, Weight], *, residual: bool) -> dict[str, Any
         "num_res_blocks": repeats,
         "temperal_downsample": halved,
         "in_channels": channels,
-        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "out_channels": shapes.of("decoder.conv_out.weight", 5)[0],
         "is_residual": residual,
     }
     if latent == len(MEAN_48):
@@ -180,24 +175,21 @@ def _settings(weights: Mapping[str, Weight], *, residual: bool) -> dict[str, Any
 _Stages = tuple[list[int], int, list[bool]]  # width and number of residual blocks, and whether time is halved
 
 
-def _flat_stages(shapes: Mapping[str, tuple[int, ...]]) -> _Stages:
+def _flat_stages(shapes: Shapes) -> _Stages:
     """Stages of Wan2.1's encoder, whose layers are counted through; a sampler ends each but the last."""
-    last = max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down_blocks."))
-    layers = [f"encoder.down_blocks.{number}" for number in range(last + 1)]
+    layers = [f"encoder.down_blocks.{number}" for number in range(shapes.count("encoder.down_blocks"))]
     ends = [number for number, layer in enumerate(layers) if f"{layer}.resample.1.weight" in shapes]
     bounds = [-1, *ends, len(layers)]
-    widths = [shapes[f"{layers[end - 1]}.conv1.weight"][0] for end in bounds[1:]]
     repeats = {end - start - 1 for start, end in pairwise(bounds)}
-    if len(repeats) != 1:
+    if len(repeats) != 1 or 0 in repeats:
         raise ValueError("its VAE has stages of different lengths, which Wan's VAEs do not have")
+    widths = [shapes.of(f"{layers[end - 1]}.conv1.weight", 5)[0] for end in bounds[1:]]
     return widths, repeats.pop(), [f"{layers[end]}.time_conv.weight" in shapes for end in ends]
 
 
-def _residual_stages(shapes: Mapping[str, tuple[int, ...]]) -> _Stages:
+def _residual_stages(shapes: Shapes) -> _Stages:
     """Stages of Wan2.2's encoder, one a block."""
-    numbers = {int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down_blocks.")}
-    blocks = [f"encoder.down_blocks.{number}" for number in sorted(numbers)]
-    widths = [shapes[f"{block}.resnets.0.conv1.weight"][0] for block in blocks]
-    first = f"{blocks[0]}.resnets."
-    repeats = len({name.removeprefix(first).split(".")[0] for name in shapes if name.startswith(first)})
+    blocks = [f"encoder.down_blocks.{number}" for number in range(shapes.count("encoder.down_blocks"))]
+    widths = [shapes.of(f"{block}.resnets.0.conv1.weight", 5)[0] for block in blocks]
+    repeats = shapes.count(f"{blocks[0]}.resnets")
     return widths, repeats, [f"{block}.downsampler.time_conv.weight" in shapes for block in blocks[:-1]]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -285,6 +287,31 @@ def test_a_model_in_diffusers_layout_is_converted_to_another_dtype(reference: Pa
     found, expected = (state_of(one / "transformer") for one in (tmp_path / "made", reference))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key].to(found[key].dtype)) for key in expected)
+
+
+def private_memory() -> int:
+    """Bytes of memory of this process that are not of mapped files."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def test_a_few_tensors_are_in_memory_at_a_time(reference: Path, tmp_path: Path) -> None:
+    """134 MB are converted, the largest tensor of which has 6 MB."""
+    large = WanTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=128, in_channels=16, out_channels=16, text_dim=64,
+        freq_dim=32, ffn_dim=2048, num_layers=8,
+    )  # fmt: skip
+    folder = Path(shutil.copytree(reference, tmp_path / "large"))
+    large.save_pretrained(folder / "transformer")
+    del large
+    original = write_original(folder, tmp_path / "original")
+    gc.collect()
+    conversion = plan_conversion(str(original), tmp_path / "made", dtype="bfloat16")
+    before, seen = private_memory(), []
+    conversion.run(lambda doing, done, total: seen.append(private_memory()))
+    assert conversion.size > 60e6 and len(seen) > 100
+    assert max(seen) - before < conversion.size / 2
 
 
 def test_the_manifest_names_every_weight_file(original: Path, tmp_path: Path) -> None:

@@ -13,14 +13,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from runtime.files.text import read_json
+from runtime.models.folder import ModelFolder
+from runtime.models.loading import read_component
 from runtime.models.wan.layouts.vae import MEAN_48, STD_48
-from runtime.request.config import EMBEDDED_MODELS
+from runtime.request.config import Config, ModelFiles
 from tests.conditioned import write_pipeline
 
 State = dict[str, torch.Tensor]
@@ -363,4 +367,34 @@ def unscaled(state: State) -> State:
     }
 
 
-WAN_TINY = EMBEDDED_MODELS / "wan-tiny"
+def config_for(config: Config, model: str | ModelFiles) -> Config:
+    return config.model_copy(update={"model": model, "architecture": None, "window": None})
+
+
+def components(folder: Path) -> dict[str, Any]:
+    index = read_json(folder / "model_index.json")
+    return {
+        name: getattr({"diffusers": diffusers, "transformers": transformers}[kind[0]], kind[1])
+        for name, kind in index.items()
+        if isinstance(kind, list) and all(kind) and (folder / name / "config.json").is_file()
+    }
+
+
+def assert_same(folder: ModelFolder, reference: Path, dtype: torch.dtype) -> None:
+    """Every component of two models is the same to the bit, loaded in a dtype; buffers, too."""
+    kinds = components(reference)
+    assert components(folder.path) == kinds
+    for name in kinds:
+        assert_same_component(folder, reference, name, dtype)
+
+
+def assert_same_component(folder: ModelFolder, reference: Path, name: str, dtype: torch.dtype) -> None:
+    kind = components(reference)[name]
+    found = read_component(kind, folder, name, dtype)
+    expected = kind.from_pretrained(reference / name, dtype=dtype)
+    assert not found.training
+    mine, theirs = (dict([*one.named_parameters(), *one.named_buffers()]) for one in (found, expected))
+    assert mine.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert mine[key].dtype == value.dtype, key
+        assert torch.equal(mine[key], value), key

@@ -22,9 +22,18 @@ from runtime.models.layouts.convert import Conversion, plan_conversion
 from runtime.models.layouts.shards import Slot, split, write_shard
 from runtime.models.layouts.target import MANIFEST
 from runtime.request.config import Config, ModelFiles
-from tests.originals import mapping, scaled, state_of, write_original, write_reference, write_single_files
+from tests.originals import (
+    assert_same,
+    assert_same_component,
+    config_for,
+    mapping,
+    scaled,
+    state_of,
+    write_original,
+    write_reference,
+    write_single_files,
+)
 from tests.ranks import PROCESSES
-from tests.runtime.models.layouts.test_layouts import assert_same, config_for
 
 pytestmark = pytest.mark.usefixtures("cached")
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -251,27 +260,8 @@ def test_a_model_in_half_precision_is_that_of_the_whole_one_loaded_so(
     assert state["blocks.0.norm2.weight"].dtype == torch.float32  # as it is loaded in any dtype
     found = find_model(config_for(config, str(folder)))
     for name in ("transformer", "text_encoder"):
-        one = Part(found, reference, name)
-        one.check(getattr(torch, dtype))
+        assert_same_component(found, reference, name, getattr(torch, dtype))
     assert state_of(folder / "vae")["encoder.conv_in.weight"].dtype == torch.float32
-
-
-class Part:
-    """A component of a converted model, and that of the reference."""
-
-    def __init__(self, folder: object, reference: Path, name: str):
-        self._folder, self._reference, self._name = folder, reference, name
-
-    def check(self, dtype: torch.dtype) -> None:
-        from runtime.models.loading import read_component
-        from tests.runtime.models.layouts.test_layouts import components
-
-        kind = components(self._reference)[self._name]
-        found = read_component(kind, self._folder, self._name, dtype)  # type: ignore[arg-type]
-        expected = kind.from_pretrained(self._reference / self._name, dtype=dtype)
-        for key, value in expected.state_dict().items():
-            assert found.state_dict()[key].dtype == value.dtype
-            assert torch.equal(found.state_dict()[key], value), key
 
 
 def test_float8_becomes_bfloat16_and_runs_as_before(config: Config, reference: Path, tmp_path: Path) -> None:

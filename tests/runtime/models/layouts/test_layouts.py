@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -20,13 +19,14 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.text import read_json
 from runtime.media.mp4 import FrameBuffer, Frames
-from runtime.models.folder import ModelFolder, find_model, is_local, open_model
+from runtime.models.folder import find_model, is_local, open_model
 from runtime.models.loading import read_component
-from runtime.request.config import Config, ModelFiles
+from runtime.request.config import EMBEDDED_MODELS, Config, ModelFiles
 from tests.conditioned import write_image
 from tests.originals import (
     KINDS,
-    WAN_TINY,
+    assert_same,
+    config_for,
     mapping,
     original_transformer,
     scaled,
@@ -45,34 +45,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("references")
     return {kind: write_reference(folder / kind, kind) for kind in KINDS}
-
-
-def config_for(config: Config, model: str | ModelFiles) -> Config:
-    return config.model_copy(update={"model": model, "architecture": None, "window": None})
-
-
-def components(folder: Path) -> dict[str, Any]:
-    index = read_json(folder / "model_index.json")
-    return {
-        name: getattr({"diffusers": diffusers, "transformers": transformers}[kind[0]], kind[1])
-        for name, kind in index.items()
-        if isinstance(kind, list) and all(kind) and (folder / name / "config.json").is_file()
-    }
-
-
-def assert_same(folder: ModelFolder, reference: Path, dtype: torch.dtype) -> None:
-    """Every component of two models is the same to the bit, loaded in a dtype; buffers, too."""
-    kinds = components(reference)
-    assert components(folder.path) == kinds
-    for name, kind in kinds.items():
-        found = read_component(kind, folder, name, dtype)
-        expected = kind.from_pretrained(reference / name, dtype=dtype)
-        assert not found.training
-        mine, theirs = (dict([*one.named_parameters(), *one.named_buffers()]) for one in (found, expected))
-        assert mine.keys() == theirs.keys()
-        for key, value in theirs.items():
-            assert mine[key].dtype == value.dtype, key
-            assert torch.equal(mine[key], value), key
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -341,7 +313,8 @@ def test_two_files_for_one_component_are_refused_by_name(
 
 
 def test_an_ordinary_folder_is_opened_as_it_is(config: Config) -> None:
-    assert open_model(str(WAN_TINY), None) == (WAN_TINY, None)
+    tiny = EMBEDDED_MODELS / "wan-tiny"
+    assert open_model(str(tiny), None) == (tiny, None)
     assert state_of(find_model(config).path / "vae")
 
 

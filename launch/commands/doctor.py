@@ -10,7 +10,6 @@ import re
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import imageio_ffmpeg
 import torch
@@ -22,7 +21,7 @@ from runtime.files.extensions import announced
 from runtime.files.text import read_json
 from runtime.media.quality import has_filter
 from runtime.models.folder import is_local
-from runtime.models.layouts.convert import plan_conversion
+from runtime.models.layouts.convert import survey
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.options import first_that_fits
@@ -78,14 +77,14 @@ def examine_model(source: str) -> Table:
     Raises:
         BadRequestError: it is missing, incomplete or not supported; the message says what was seen.
     """
-    conversion = plan_conversion(model_of(source), Path("unused"))
-    pipeline = read_json(conversion.source / "model_index.json")["_class_name"]
-    table = Table(title=f"{source}: a {pipeline}, {conversion.revision}")
+    found = survey(model_of(source))
+    pipeline = read_json(found.source / "model_index.json")["_class_name"]
+    table = Table(title=f"{source}: a {pipeline}, {found.revision}")
     for name in ("component", "parameters", "dtypes"):
         table.add_column(name, no_wrap=True)
     table.add_column("read from", overflow="fold")
-    for component in dict.fromkeys(file.name.split("/")[0] for file in conversion.files):
-        weights = next(file.weights for file in conversion.files if file.name.startswith(f"{component}/"))
+    for component in dict.fromkeys(file.name.split("/")[0] for file in found.files):
+        weights = next(file.weights for file in found.files if file.name.startswith(f"{component}/"))
         stored = [weight.stored for weight in weights.values()]
         table.add_row(
             component,

@@ -12,7 +12,7 @@ import torch
 
 from runtime.errors import BadRequestError, JobFailedError, with_files
 from runtime.files.atomic import whole_file
-from runtime.files.text import read_json
+from runtime.files.text import read_json, user_path
 from runtime.models.folder import folder_digest, open_model
 from runtime.models.layouts.assemble import kept_wide
 from runtime.models.layouts.shards import Slot, index_text, shard_names, split, write_shard
@@ -54,20 +54,18 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversion:
-    """A conversion of a model that was checked.
+class Survey:
+    """A model that was checked, and the files that it would be in diffusers layout.
 
     Attributes:
         source: folder of the model in diffusers layout, or one that stands for it.
         revision: revision of the model.
-        target: the folder that is made.
-        texts: path in the folder → content of the small files.
+        texts: path in diffusers layout → content of the small files.
         files: the weight files.
     """
 
     source: Path
     revision: str
-    target: Target
     texts: Mapping[str, bytes]
     files: Sequence[_File]
 
@@ -75,6 +73,17 @@ class Conversion:
     def size(self) -> int:
         """Size of all weights in bytes."""
         return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion(Survey):
+    """A conversion of a model.
+
+    Attributes:
+        target: the folder that is made.
+    """
+
+    target: Target
 
     def run(self, on_progress: OnProgress = lambda *_: None) -> None:
         """Make the folder; go on from what an interrupted run has finished.
@@ -138,14 +147,11 @@ class Conversion:
             on_progress(f"verifying {file.name}", done, self.size)
 
 
-def plan_conversion(
-    model: str | ModelFiles, folder: Path, *, dtype: str | None = None, largest: int = _LARGEST
-) -> Conversion:
-    """Check a model, and plan its conversion; nothing is written.
+def survey(model: str | ModelFiles, *, dtype: str | None = None, largest: int = _LARGEST) -> Survey:
+    """Check a model, and list the files that it would be in diffusers layout.
 
     Args:
         model: what a config's `model` may be.
-        folder: folder that is to be made.
         dtype: dtype of the transformers' and the text encoder's weights, but for those that are always loaded
             in float32; None keeps each as it is.
         largest: bytes of a weight file, if it does not hold a single tensor.
@@ -163,13 +169,41 @@ def plan_conversion(
             own, index = _files(source / component, kind, dtype if component in _IN_DTYPE else None, largest)
             files += own
             texts |= index
-        revision = folder_digest(source)
+        return Survey(source, folder_digest(source), texts, files)
     except (OSError, ValueError) as error:
         said = with_files(error) if isinstance(error, OSError) else error
-        raise BadRequestError(f"model: {str(model)!r} cannot be converted: {said}") from None
+        raise BadRequestError(f"model: {str(model)!r} cannot be used: {said}") from None
+
+
+def plan_conversion(
+    model: str | ModelFiles, folder: Path, *, dtype: str | None = None, largest: int = _LARGEST
+) -> Conversion:
+    """Check a model, and plan its conversion; nothing is written.
+
+    Args:
+        model, dtype, largest: see `survey`.
+        folder: folder that is to be made.
+
+    Raises:
+        BadRequestError: the model is missing, incomplete or not supported; or the folder is within it.
+    """
+    found = survey(model, dtype=dtype, largest=largest)
+    source, revision, texts, files = found.source, found.revision, found.texts, found.files
+    _refuse_inside(folder, [source, user_path(model)] if isinstance(model, str) else [source])
     sizes = {name: len(content) for name, content in texts.items()} | {one.name: one.size for one in files}
     target = Target(folder.absolute(), {"revision": revision, "dtype": dtype}, sizes)
-    return Conversion(source, revision, target, texts, files)
+    return Conversion(source, revision, texts, files, target)
+
+
+def _refuse_inside(folder: Path, models: Sequence[Path]) -> None:
+    """Refuse a folder within the model, which would be looked into for weights from then on.
+
+    Raises:
+        BadRequestError: it is.
+    """
+    for model in models:
+        if folder.resolve() != model.resolve() and folder.resolve().is_relative_to(model.resolve()):
+            raise BadRequestError(f"folder: {str(folder)!r} given; it is in the model {str(model)!r}")
 
 
 def _texts(source: Path) -> dict[str, bytes]:

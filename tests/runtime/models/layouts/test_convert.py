@@ -216,6 +216,14 @@ def test_what_is_left_of_another_conversion_and_others_files_are_kept(original: 
         plan_conversion(str(original), tmp_path / "else").target.check()
 
 
+def test_a_folder_within_the_model_is_refused(original: Path, reference: Path) -> None:
+    for model in (original, reference):
+        with pytest.raises(BadRequestError, match="it is in the model"):
+            plan_conversion(str(model), model / "made")
+        with pytest.raises(BadRequestError, match="it is not empty"):
+            plan_conversion(str(model), model).target.is_done()
+
+
 def test_a_folder_is_made_by_one_process_at_a_time(original: Path, tmp_path: Path) -> None:
     conversion = plan_conversion(str(original), tmp_path / "made")
     with (

@@ -16,6 +16,8 @@ FORBIDDEN = {
     "runtime": ("launch", "ray"),
     "launch": ("torch.distributed",),
 }
+# Package → the folder of it that may import a library that is forbidden to the rest.
+EXEMPT = {"spectrum": ("spectrum/diffusers", "diffusers")}
 # Library → the only folders that may import it.
 HOMES = {
     "torch.distributed": ("runtime/parallel",),
@@ -93,9 +95,21 @@ def test_imports_run_one_way(package: str) -> None:
         for path in files
         for name in imported(path)
         for banned in FORBIDDEN[package]
-        if name == banned or name.startswith(banned + ".")
+        if (name == banned or name.startswith(banned + ".")) and not exempt(package, path, banned)
     ]
     assert not wrong
+
+
+def exempt(package: str, path: Path, library: str) -> bool:
+    folder, allowed = EXEMPT.get(package, ("", ""))
+    return library == allowed and path.is_relative_to(ROOT / folder)
+
+
+def test_mathematics_does_not_see_its_integrations() -> None:
+    """`import spectrum` needs torch and numpy alone."""
+    mathematics = [path for path, room in modules("spectrum") if room != "diffusers"]
+    names = [name for path in mathematics for name in imported(path)]
+    assert not [name for name in names if name.startswith("spectrum.diffusers")]
 
 
 @pytest.mark.parametrize("package", ROOMS)

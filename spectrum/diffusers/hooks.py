@@ -1,0 +1,137 @@
+"""Hooks of diffusers that compute or forecast: one on the transformer, and for features one on each block."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
+
+from spectrum.diffusers.blocks import Block
+from spectrum.diffusers.generation import Turn
+from spectrum.diffusers.outputs import pack
+from spectrum.diffusers.session import Session
+
+NAME = "spectrum"
+
+
+class TransformerHook(ModelHook):  # type: ignore[misc]  # diffusers has no types
+    """Hook of a transformer: asks the session what to do in each call, and does it.
+
+    Args:
+        session: decides.
+    """
+
+    _is_stateful = True
+
+    def __init__(self, session: Session):
+        super().__init__()
+        self.session = session
+        self.contexts = StateManager(BaseState)  # diffusers tells it the context of each call
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Compute or forecast one call."""
+        if getattr(module, "is_cache_enabled", False):
+            raise RuntimeError(
+                f"{type(module).__name__}: enable_cache() was called while Spectrum is enabled; call "
+                f"disable_cache() on it, or spectrum.diffusers.disable(...)"
+            )
+        turn = self._turn(module, args, kwargs)
+        try:
+            return self._output(turn, args, kwargs)
+        except BaseException:
+            self.session.forget()  # whatever comes next does not continue this generation
+            raise
+
+    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Forget the generation under way; pipelines ask for it when they end."""
+        self.session.forget()
+        self.contexts.set_context(None)
+        return module
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _turn(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Turn | None:
+        try:
+            context = self.contexts.context
+        except ValueError:  # the pipeline gives none
+            context = None
+        return self.session.turn(module, args, kwargs, context)
+
+    @abstractmethod
+    def _output(self, turn: Turn | None, args: Any, kwargs: Any) -> Any:
+        """Return the output of a call."""
+
+
+class VelocityHook(TransformerHook):
+    """Hook that forecasts the transformer's output; a forecast runs no part of it."""
+
+    def _output(self, turn: Turn | None, args: Any, kwargs: Any) -> Any:
+        if turn is not None and turn.forecasts:
+            return self._forecast(turn)
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        if turn is not None and turn.records:
+            self._record(turn, output)
+        return output
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _forecast(self, turn: Turn) -> Any:
+        assert turn.branch is not None and turn.branch.layout is not None
+        return turn.branch.layout.output(turn.value())
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _record(self, turn: Turn, output: Any) -> None:
+        assert turn.branch is not None
+        packed, turn.branch.layout = pack(output)
+        turn.record(packed)
+
+
+class FeatureHook(TransformerHook):
+    """Hook that forecasts the output of the last block; embeddings and the head always run."""
+
+    def __init__(self, session: Session):
+        super().__init__(session)
+        self.turn: Turn | None = None  # of the call under way
+
+    def _output(self, turn: Turn | None, args: Any, kwargs: Any) -> Any:
+        self.turn = turn
+        try:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+        finally:
+            self.turn = None
+        if turn is not None and turn.records:
+            raise RuntimeError("the transformer did not run its last block, whose output is to be recorded")
+        return output
+
+
+class BlockHook(ModelHook):  # type: ignore[misc]  # diffusers has no types
+    """Hook of one block: lets its inputs through at a forecast; after the last block comes the forecast."""
+
+    def __init__(self, transformer: FeatureHook, block: Block):
+        super().__init__()
+        self._transformer, self._block, self._places = transformer, block, block.places()
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run the block, or skip it."""
+        turn = self._transformer.turn
+        if turn is None or not turn.forecasts:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            if self._block.last and turn is not None and turn.records:
+                self._record(turn, output)
+            return output
+        values = [
+            kwargs[name] if name in kwargs else args[place]
+            for name, place in zip(self._block.returns, self._places, strict=True)
+        ]
+        if self._block.last:
+            values[self._block.image] = self._forecast(turn)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _record(self, turn: Turn, output: Any) -> None:
+        turn.record(output[self._block.image] if isinstance(output, tuple) else output)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _forecast(self, turn: Turn) -> torch.Tensor:
+        return turn.value()

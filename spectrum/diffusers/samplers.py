@@ -1,0 +1,104 @@
+"""Samplers: which pipeline calls the transformer, and at which step it is.
+
+A transformer may serve several pipelines, in turn or interleaved, and a hook of it sees only its arguments. A
+pipeline about to call it has just begun a list of timesteps or moved its scheduler by a step; the others have
+not. Both can be seen without waiting for an accelerator.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sight:
+    """Where a scheduler stands.
+
+    Attributes:
+        scheduler: diffusers' scheduler.
+        timesteps: its list of timesteps, which is a new tensor in every generation.
+        index: step that comes next; None before the first one if the pipeline did not say where it begins,
+            and for schedulers that do not count.
+    """
+
+    scheduler: Any
+    timesteps: torch.Tensor
+    index: int | None
+
+    def begun(self, before: Sight | None) -> bool:
+        """Whether another generation was begun since."""
+        return before is None or self.timesteps is not before.timesteps
+
+    def moved(self, before: Sight | None) -> bool:
+        """Whether a step was made since, or another generation begun."""
+        return before is None or self.begun(before) or self.index != before.index
+
+    @property
+    def counts(self) -> bool:
+        """Whether the scheduler counts its steps."""
+        return hasattr(self.scheduler, "step_index")
+
+    @property
+    def range(self) -> float:
+        """Number of timesteps of training."""
+        return float(getattr(self.scheduler.config, "num_train_timesteps", 1000))
+
+    @property
+    def ended(self) -> bool:
+        """Whether every step was made."""
+        return self.index is not None and self.index >= len(self.timesteps)
+
+
+class Samplers:
+    """The schedulers of the pipelines that share one transformer."""
+
+    def __init__(self) -> None:
+        self._pipelines: list[weakref.ref[Any]] = []
+        self._seen: dict[int, Sight] = {}  # by id of a scheduler, which its sight keeps alive
+        self._latest: int | None = None  # id of the scheduler of the pipeline that called last
+
+    def add(self, pipeline: Any) -> None:
+        """Take note of a pipeline, without keeping it alive; what it did before does not count."""
+        if all(known() is not pipeline for known in self._pipelines):
+            self._pipelines.append(weakref.ref(pipeline))
+        self._seen = self._sights()
+
+    def __bool__(self) -> bool:
+        return bool(self._pipelines)
+
+    def calling(self) -> Sight | None:
+        """Return where the pipeline that is calling stands; None if it is none of the known ones."""
+        sights = self._sights()
+        moved = {
+            key: sight
+            for key, sight in sights.items()
+            if sight.moved(self._seen.get(key)) and not sight.ended
+        }
+        begun = {key: sight for key, sight in moved.items() if sight.begun(self._seen.get(key))}
+        candidates = begun or moved
+        if self._latest in candidates:  # the others were stopped after a step
+            candidates = {self._latest: candidates[self._latest]}
+        if len(candidates) > 1:  # cannot be told apart; after the next step they can
+            self._seen, self._latest = sights, None
+        elif candidates:
+            ((self._latest, sight),) = candidates.items()
+            self._seen = {key: known for key, known in self._seen.items() if key in sights}
+            self._seen[self._latest] = sight
+        found = None if self._latest is None else sights.get(self._latest)
+        return None if found is None or found.ended else found
+
+    def _sights(self) -> dict[int, Sight]:
+        self._pipelines = [known for known in self._pipelines if known() is not None]
+        schedulers = [getattr(known(), "scheduler", None) for known in self._pipelines]
+        return {id(one): _sight(one) for one in schedulers if getattr(one, "timesteps", None) is not None}
+
+
+def _sight(scheduler: Any) -> Sight:
+    index = getattr(scheduler, "step_index", None)
+    if index is None:
+        index = getattr(scheduler, "begin_index", None)
+    return Sight(scheduler, scheduler.timesteps, index)

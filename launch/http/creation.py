@@ -45,11 +45,13 @@ class Asked:
     idempotency: str | None = None
 
     @property
-    def digest(self) -> str:
-        """Digest that repetitions of the same request have in common."""
+    def once(self) -> tuple[str, str] | None:
+        """The idempotency key, and a digest that repetitions of the same request have in common."""
+        if self.idempotency is None:
+            return None
         told = self.fields.model_dump(mode="json", exclude={"input_reference"})
         text = json.dumps([told, self.image, self.remixed], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return self.idempotency, hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_asked(service: Service, fields: Mapping[str, Any], idempotency: str | None) -> Asked:
@@ -92,6 +94,9 @@ def accept(service: Service, asked: Asked, key: Key) -> tuple[Record, bool]:
     Raises:
         ApiError, BadRequestError: the video cannot be made here, or not now; nothing is stored.
     """
+    known = service.records.earlier(asked.once, key.owner)
+    if known is not None:  # whatever would be in the way of another one
+        return known, True
     service.check_room()
     new, job = prepare(service, asked, key)
     try:
@@ -114,13 +119,13 @@ def prepare(service: Service, asked: Asked, key: Key, film: str | None = None) -
         ApiError, BadRequestError: it cannot be made here.
     """
     service.check_priority(asked.fields.priority, key.priority)
-    id, (asked, before) = new_id(), begun(service, asked, key.owner)
+    id, once = new_id(), asked.once
+    asked, before = begun(service, asked, key.owner)
     fields = service.jobs.resolved(asked.fields)
     image = None if asked.image is None else service.store.image(asked.image)
     job = service.jobs.job(fields, service.store.video(id), image, before)
     if before is not None:
         job = before.lent(job, service.store, id)
-    idempotency = None if asked.idempotency is None else (asked.idempotency, asked.digest)
     size = f"{job.request.width}x{job.request.height}"
     details = _details(fields, job)
     new = NewVideo(
@@ -131,7 +136,7 @@ def prepare(service: Service, asked: Asked, key: Key, film: str | None = None) -
         image=asked.image,
         remixed=asked.remixed,
         film=film,
-        idempotency=idempotency,
+        idempotency=once,
     )
     return new, job
 

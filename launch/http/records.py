@@ -142,7 +142,7 @@ class Records:
             BadRequestError: the queue refuses the job.
         """
         with self.queue.transaction() as base:
-            record = self._earlier(base, new, key.owner)
+            record = self._earlier(base, new.idempotency, key.owner)
             replayed = record is not None
             if record is None:
                 self.check_quotas(base, key)
@@ -150,11 +150,28 @@ class Records:
                 record = self._one(base, new.id, key.owner)
         return self._placed(record), replayed
 
-    def _earlier(self, base: sqlite3.Connection, new: NewVideo, owner: str) -> Record | None:
-        """The video of an earlier request with the same idempotency key, if there is one."""
-        if new.idempotency is None:
+    def earlier(self, idempotency: tuple[str, str] | None, owner: str) -> Record | None:
+        """The video of an earlier request with the same idempotency key, if there is one.
+
+        Args:
+            idempotency: as of `NewVideo`.
+
+        Raises:
+            ApiError: the key was used for another request, or the video was deleted.
+        """
+        if idempotency is None:
             return None
-        name, digest = new.idempotency
+        with self.queue.transaction() as base:
+            record = self._earlier(base, idempotency, owner)
+        return None if record is None else self._placed(record)
+
+    def _earlier(
+        self, base: sqlite3.Connection, idempotency: tuple[str, str] | None, owner: str
+    ) -> Record | None:
+        """As `earlier`, within a transaction."""
+        if idempotency is None:
+            return None
+        name, digest = idempotency
         row = base.execute(
             "SELECT digest, video FROM idempotency WHERE owner = ? AND key = ?", (owner, name)
         ).fetchone()

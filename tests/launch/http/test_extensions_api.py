@@ -163,5 +163,10 @@ def test_extensions_are_estimated_repeated_and_remixed(api: Api, vace: Engine) -
     assert once.json()["id"] == again.json()["id"] and again.headers["Idempotent-Replayed"] == "true"
     kept = {path.name for path in (api.queue.folder / "results").iterdir()}
     assert kept == {first, once.json()["id"]}
+    keyed = {"headers": {"Idempotency-Key": "created"}, "json": asked}
+    created = api.client.post("/v1/videos", **keyed).json()["id"]
     remix = api.client.post(f"/v1/videos/{once.json()['id']}/remix", json={"prompt": "another"}).json()
     assert remix["request"]["extends"] == first and remix["request"]["frames"] == 17
+    api.client.delete(f"/v1/videos/{first}")
+    again = api.client.post("/v1/videos", **keyed).json()
+    assert again["id"] == created  # it was accepted when the first one was there

@@ -401,6 +401,18 @@ def test_a_repeated_request_is_carried_out_once(api: Api) -> None:
     assert len(api.queue.entries()) == 2
 
 
+def test_a_repeated_request_is_answered_whatever_is_in_the_way_of_another(tmp_path: Path) -> None:
+    headers = {"Idempotency-Key": "one"}
+    with serving(tmp_path / "queue") as api:
+        before = api.client.post("/v1/videos", json=SMALL, headers=headers).json()["id"]
+    with serving(tmp_path / "queue", free=2**62) as api:
+        assert error_of(api.client.post("/v1/videos", json=SMALL))[:2] == (507, "disk_full")
+        again = api.client.post("/v1/videos", json=SMALL, headers=headers)
+        assert again.json()["id"] == before and again.headers["Idempotent-Replayed"] == "true"
+        other = api.client.post("/v1/videos", json={**SMALL, "prompt": "other"}, headers=headers)
+        assert error_of(other)[:2] == (422, "idempotency_key_reused")
+
+
 def test_what_cannot_be_finished_is_not_accepted(tmp_path: Path) -> None:
     with serving(tmp_path / "full", free=2**62) as api:
         assert error_of(api.client.post("/v1/videos", json=SMALL))[:2] == (507, "disk_full")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from launch.serve.entries import Progress, State
 from launch.serve.previews import RequestPreviews
+from runtime.request.outputs import PREVIEW_MARK
 from tests.serving import SMALL, Api, error_of, listening, serving
 
 
@@ -291,12 +292,13 @@ def test_a_preview_is_there_while_the_video_is_made(api: Api) -> None:
     assert error_of(api.client.get(place))[:2] == (404, "no_preview")
     entry = api.queue.take(0)
     assert entry is not None
+    shown = image("WEBP") + PREVIEW_MARK  # as every preview has it
     with RequestPreviews(api.queue.folder).of(entry.id) as file:
-        assert file.put(image("WEBP"))
+        assert file.put(shown)
         api.queue.report(entry.id, Progress("", 1, 4, 1, 1.0, str(file.path)))
         assert api.video(id)["run"]["preview"]
         answer = api.client.get(place)
-        assert answer.headers["content-type"] == "image/webp" and answer.content == image("WEBP")
+        assert answer.headers["content-type"] == "image/webp" and answer.content == shown
     assert error_of(api.client.get(place))[:2] == (404, "no_preview")  # its pool was killed
     api.queue.end(entry.id, State.DONE)
     assert not api.video(id)["run"]["preview"]

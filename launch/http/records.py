@@ -165,13 +165,11 @@ class Records:
             record = self._earlier(base, idempotency, owner)
         return None if record is None else self._placed(record)
 
-    def _earlier(
-        self, base: sqlite3.Connection, idempotency: tuple[str, str] | None, owner: str
-    ) -> Record | None:
+    def _earlier(self, base: sqlite3.Connection, once: tuple[str, str] | None, owner: str) -> Record | None:
         """As `earlier`, within a transaction."""
-        if idempotency is None:
+        if once is None:
             return None
-        name, digest = idempotency
+        name, digest = once
         row = base.execute(
             "SELECT digest, video FROM idempotency WHERE owner = ? AND key = ?", (owner, name)
         ).fetchone()

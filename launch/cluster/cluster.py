@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
-from ray.job_config import JobConfig
 from rich.console import Console
 
 from launch.cluster.address import VARIABLE, cluster_address
 from launch.cluster.driver import Driver, drive
+from launch.cluster.job_config import OwnModules
 from launch.shell.family import heed_no_signals
 from runtime.errors import BadRequestError, JobFailedError, named
 from runtime.parallel.devices import check_room
@@ -89,7 +89,7 @@ def cluster(
     """Connect to the cluster at `address`, or start a local one that ends with the block."""
     metadata = {f"lockstep_{key}": value for key, value in about.items()}
     shared: dict[str, Any] = {
-        "job_config": JobConfig(metadata=metadata),
+        "job_config": OwnModules(metadata=metadata),
         "logging_level": logging.ERROR,
         "log_to_driver": False,
     }

@@ -19,11 +19,13 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from launch.http.key_text import with_key, without_key
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.files.checks import check_writable, refusing
 from runtime.files.locks import alone_in
 from runtime.files.problems import explain
+from runtime.files.text import read_text
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER
 
@@ -98,14 +100,16 @@ class KeyFile(BaseModel):
                 found = key
         return found
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, text: str | None = None) -> None:
         """Write the file, whole or not at all: a new one readable by its owner alone, an old one by whoever
         could read it before.
+
+        Args:
+            text: the text to write, with comments, if it has this content.
 
         Raises:
             BadRequestError: it belongs to another user, whose server could not read it any more.
         """
-        content = self.model_dump(mode="json", exclude_none=True)
         with whole_file(path) as temporary:
             temporary.chmod(0o600)
             if path.exists():
@@ -113,7 +117,17 @@ class KeyFile(BaseModel):
                 with refusing("keys", path):
                     os.chown(temporary, before.st_uid, before.st_gid)
                     temporary.chmod(stat.S_IMODE(before.st_mode))
-            temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+            if text is None or not self._is(text, temporary):
+                content = self.model_dump(mode="json", exclude_none=True)
+                temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+    def _is(self, text: str, file: Path) -> bool:
+        """Write `text` to `file`; return whether this is its content."""
+        file.write_text(text, encoding="utf-8", newline="")
+        try:
+            return read_keys(file) == self
+        except BadRequestError:
+            return False
 
 
 def digest_of(token: str) -> str:
@@ -166,7 +180,9 @@ def add_key(path: Path, key: Key) -> None:
         known = read_keys(path).keys if path.exists() else ()
         if any(one.name == key.name for one in known):
             raise BadRequestError(f"name: {key.name!r} given; {str(path)!r} has a key of this name")
-        KeyFile(keys=(*known, key)).write(path)
+        plain = key.model_dump(mode="json", exclude_none=True)
+        text = with_key(read_text(path, "keys"), plain) if path.exists() else None
+        KeyFile(keys=(*known, key)).write(path, text)
 
 
 def remove_key(path: Path, name: str) -> None:
@@ -178,11 +194,12 @@ def remove_key(path: Path, name: str) -> None:
     read_keys(path)  # a file that is missing is refused, and its folder is not made
     with _changing(path):
         known = read_keys(path).keys
-        left = tuple(one for one in known if one.name != name)
-        if len(left) == len(known):
+        number = next((number for number, one in enumerate(known) if one.name == name), None)
+        if number is None:
             names = ", ".join(one.name for one in known) or "none"
             raise BadRequestError(f"name: {name!r} given; the keys are {names}")
-        KeyFile(keys=left).write(path)
+        left = (*known[:number], *known[number + 1 :])
+        KeyFile(keys=left).write(path, without_key(read_text(path, "keys"), number))
 
 
 @contextmanager

@@ -135,6 +135,77 @@ def test_files_that_are_not_of_keys_are_refused(file: Path) -> None:
         add(file, "ann")
 
 
+WRITTEN = """\
+# Keys of the render farm. Ask Dana before changing them.
+keys:
+{indent}# the studio
+{indent}- name: studio  # made in May
+{indent}  sha256: "{digest}"
+{indent}  owner: studio
+{indent}  webhook: {{url: "https://example.org/hook", secret: whsec_{secret}}}  # their relay
+
+{indent}# the night shift
+{indent}- sha256: '{other}'
+{indent}  owner: nights
+{indent}  name: nights  # has a lower priority
+{indent}  priority: -5   # see above
+# The end.
+"""
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_what_people_wrote_beside_the_keys_is_kept(file: Path, indent: str) -> None:
+    names = {"digest": digest_of("a"), "other": digest_of("b"), "secret": "x" * 24}
+    text = WRITTEN.format(indent=indent, **names)
+    file.write_text(text)
+    add(file, "ann", priority=2)
+    assert [key.name for key in read_keys(file).keys] == ["studio", "nights", "ann's"]
+    assert {*text.splitlines()} <= {*file.read_text().splitlines()}
+    remove_key(file, "ann's")
+    assert file.read_text() == text
+    remove_key(file, "studio")
+    assert [(key.name, key.priority) for key in read_keys(file).keys] == [("nights", -5)]
+    assert digest_of("a") not in file.read_text()
+    remove_key(file, "nights")
+    said = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    assert said == [
+        "# Keys of the render farm. Ask Dana before changing them.", "keys:", "# the studio",
+        "# the night shift", "[]", "# The end.",
+    ]  # fmt: skip
+    add(file, "bob")
+    assert [key.name for key in read_keys(file).keys] == ["bob's"]
+    assert file.read_text().startswith("# Keys of the render farm.") and "# The end." in file.read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "keys: []",
+        "keys: []  # none yet\n",
+        "{keys: []}",
+        "keys: [{name: x, owner: x, sha256: %s}]",
+        "keys:\n-\n  name: x\n  owner: x\n  sha256: %s",
+        "keys:\r\n- name: x\r\n  owner: x\r\n  sha256: %s\r\n",
+        "keys:\n- name: x\n  sha256: %s\n  owner: >-\n    x\n",
+        "keys:\n- &a {name: x, owner: x, sha256: %s}\n",
+        "'keys':\n- {name: x, owner: x, sha256: %s}",
+        "---\nkeys:\n- {name: x, owner: x, sha256: %s}\n...\n",
+        "{}",
+    ],
+)
+def test_keys_are_added_and_removed_in_whatever_form_the_file_has(file: Path, text: str) -> None:
+    file.write_text(text.replace("%s", digest_of("x")), newline="")
+    before = read_keys(file).keys
+    for owner in ("ann", "bob"):
+        add(file, owner)
+    remove_key(file, "ann's")
+    assert [key.name for key in read_keys(file).keys] == [*(key.name for key in before), "bob's"]
+    assert read_keys(file).keys[:-1] == before
+    for key in read_keys(file).keys:
+        remove_key(file, key.name)
+    assert not read_keys(file).keys
+
+
 def test_keys_that_are_made_at_the_same_time_are_all_kept(file: Path) -> None:
     names = [f"owner-{number}" for number in range(12)]
     with ThreadPoolExecutor(len(names)) as pool:

@@ -267,15 +267,16 @@ def plan(
 
     Give one budget, or none for an overview of several numbers of steps.
     """
-    from launch.commands.plan import make_plan, overview, steps_table, write_plan
+    from launch.commands.plan import check_outputs, make_plan, overview, steps_table, write_plan
 
     if nfe is psnr is seconds is None:
         if picture or preset:
             raise BadRequestError("nfe: not given; --picture and --preset need --nfe, --psnr or --seconds")
         Terminal().print(overview(calibration, report))
         return
+    check_outputs(calibration, picture=picture, preset=preset, overwrite=overwrite, report=report)
     chosen = make_plan(calibration, nfe=nfe, psnr=psnr, seconds=seconds, report=report, method=method)
-    write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite, report=report)
+    write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite)
     Terminal().print(steps_table(chosen))
 
 

@@ -5,36 +5,16 @@ Takes the options of `lockstep generate` and runs on the cluster to which it is 
 
 from __future__ import annotations
 
-from typing import Any
-
-import click
-
-from launch.commands.options import generate_options
-from launch.shell.exits import advising, end_with, run_command
-from launch.shell.logs import set_up_logging
-from launch.shell.terminal import Terminal
+from launch.shell.early import begin
 
 
-@click.command()
-@generate_options
-@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
-def job(verbose: bool, **options: Any) -> None:
-    """Make a video of PROMPT on a Ray cluster."""
-    console = Terminal(stderr=True)
-    set_up_logging(console, verbose=verbose)
-    from launch.cluster.run import run_job_on_ray
-    from launch.commands.build_job import build_job
+def main() -> None:
+    """Run the driver."""
+    begin()
+    from launch.commands.ray_job import main as run
 
-    work = build_job(**options)
-    work.check_files()
-    with advising(work.advice):
-        run_job_on_ray(work, console)
-
-
-def run(arguments: list[str]) -> int:
-    """Run the driver and return its exit code."""
-    return run_command(job, arguments, "python -m launch.ray_job")
+    run()
 
 
 if __name__ == "__main__":
-    end_with(run)
+    main()

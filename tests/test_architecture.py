@@ -56,9 +56,9 @@ LAUNCH: Mapping[str, str] = {
     "commands": "cluster serve shell",
     "http": "commands serve shell",
     "torchrun": "commands shell",
-    "ray_job": "cluster commands shell",
+    "ray_job": "commands shell",
     "cli": "cluster commands film http shell",
-    "__main__": "cli",
+    "__main__": "cli shell",
 }
 ROOMS = {"runtime": RUNTIME, "launch": LAUNCH}
 SAMPLING_SEES = ("runtime.models.base", "runtime.models.sampler")

@@ -7,7 +7,7 @@ import shlex
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from launch.ray_job import job as ray_job
+from launch.commands.ray_job import job as ray_job
 from tests.places import ROOT
 
 CLUSTER = ROOT / "configs" / "cluster"

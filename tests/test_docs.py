@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from launch.cli import cli
-from launch.ray_job import job
-from launch.torchrun import rank
+from launch.commands.ray_job import job
+from launch.commands.torchrun import rank
 from runtime.forecasting import presets
 from runtime.forecasting.parts import PREDICTORS, SCHEDULES
 from runtime.forecasting.presets import load_preset

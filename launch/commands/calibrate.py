@@ -24,7 +24,8 @@ from launch.shell.progress import timed
 from launch.shell.terminal import Terminal, counted, print_path
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files.checks import check_apart, check_writable
+from runtime.files.atomic import is_in_the_way
+from runtime.files.checks import check_apart, check_suffix, check_writable
 from runtime.files.locks import hold
 from runtime.files.text import read_text
 from runtime.forecasting.calibration import Calibration
@@ -59,7 +60,11 @@ class CalibrationJob:
 
     def advice(self) -> str:
         """Return how to resume after an interruption; empty if nothing was kept."""
-        return f"the same command resumes from {str(self.partial)!r}" if self.partial.is_file() else ""
+        if not self.partial.is_file():
+            return ""
+        taken = is_in_the_way(self.out, overwrite=self.overwrite)
+        first = f"move {str(self.out)!r} elsewhere; then " if taken else ""
+        return f"{first}the same command resumes from {str(self.partial)!r}"
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -112,8 +117,7 @@ def plan_calibration(
     """
     settings = load_config(config)
     check_loras(settings)
-    if out.suffix != ".json":
-        raise BadRequestError(f"out: {str(out)!r} given; the name must end in .json")
+    check_suffix(out, ".json", field="out")
     if is_leader:
         check_writable(out, overwrite=overwrite)
     path = prompts or _shipped_prompts(config)

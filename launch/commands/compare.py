@@ -19,9 +19,8 @@ from rich.table import Table
 
 from launch.commands.build_job import build_request, inputs_of
 from runtime.engine import Engine
-from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_files
-from runtime.files.checks import check_apart, check_writable
+from runtime.files.checks import check_apart, check_suffix, check_writable
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.jobs.run import Progress, generate_shown
 from runtime.media.mp4 import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
@@ -206,8 +205,7 @@ def plan_comparison(
     settings = load_config(config)
     check_loras(settings)
     chosen = {name: load_preset(name) for name in (FULL, *presets)}
-    if out.suffix != ".mp4":
-        raise BadRequestError(f"out: {str(out)!r} given; the name must end in .mp4")
+    check_suffix(out, ".mp4", field="out")
     for path in (out, out.with_suffix(".json")):
         check_writable(path, overwrite=overwrite)
     requests = [

@@ -52,7 +52,16 @@ class PathType(click.ParamType[Path]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if value == "":
             self.fail("'' given; a name is needed", param, ctx)
-        return user_path(str(value))
+        path = user_path(str(value))
+        first = path.parts[0] if len(path.parts) > 1 else ""
+        if first.startswith("~"):  # a folder of this name would be made
+            self.fail(
+                f"{str(value)!r} given; no user's home folder is {first!r}; for a folder of that name give "
+                f"{'./' + str(value)!r}",
+                param,
+                ctx,
+            )
+        return path
 
 
 class FileNameType(click.ParamType[str]):

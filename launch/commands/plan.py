@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from rich.table import Table
 
 from runtime.errors import BadRequestError, named
 from runtime.files.atomic import whole_file
-from runtime.files.checks import check_apart, check_writable
-from runtime.files.text import read_json
+from runtime.files.checks import check_apart, check_suffix, check_writable
+from runtime.files.text import read_json, user_path
 from runtime.forecasting.calibration import Calibration, is_file_name, load_calibration
 from runtime.forecasting.methods import Choice, Method, Methods
 from runtime.forecasting.trials import Prediction
@@ -142,33 +141,35 @@ def steps_table(chosen: Chosen) -> Table:
     return table
 
 
-def write_plan(
-    chosen: Chosen,
-    *,
-    picture: Path | None,
-    preset: Path | None,
-    overwrite: bool,
-    report: Path | None = None,
+def check_outputs(
+    name: str, *, picture: Path | None, preset: Path | None, overwrite: bool, report: Path | None = None
 ) -> None:
-    """Write the picture and the preset that are asked for, each whole or not at all.
+    """Refuse outputs of a plan that cannot be written.
 
     Args:
-        report: the report that the plan was made with; an output must not replace it.
+        name, report: calibration and report that the plan is made with, which no output may replace.
 
     Raises:
-        BadRequestError: an output exists, cannot be written, or is an input of the plan; nothing was written.
+        BadRequestError: an output exists, cannot be written, has the wrong suffix, or is an input.
     """
-    if picture is not None and preset is not None and os.path.realpath(picture) == os.path.realpath(preset):
-        raise BadRequestError(f"picture: {str(picture)!r} given; it is also the name of the preset")
+    if picture is not None:
+        check_suffix(picture, ".png", field="picture")
+    if preset is not None:
+        check_suffix(preset, ".yaml", ".yml", field="preset")
     outputs = {path: field for path, field in ((picture, "picture"), (preset, "preset")) if path is not None}
-    inputs = {Path(chosen.name): "calibration"} if is_file_name(chosen.name) else {}
+    inputs = {user_path(name): "calibration"} if is_file_name(name) else {}
     check_apart(outputs, inputs | ({} if report is None else {report: "report"}))
     for path, field in outputs.items():
         check_writable(path, overwrite=overwrite, field=field)
+
+
+def write_plan(chosen: Chosen, *, picture: Path | None, preset: Path | None, overwrite: bool) -> None:
+    """Write the picture and the preset that are asked for, each whole or not at all."""
+    name = chosen.name
     if preset is not None:
         content = {
             **chosen.choice.preset,
-            "calibration": str(Path(chosen.name).absolute()) if is_file_name(chosen.name) else chosen.name,
+            "calibration": str(user_path(name).absolute()) if is_file_name(name) else name,
         }
         with whole_file(preset, overwrite=overwrite) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

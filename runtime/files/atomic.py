@@ -11,10 +11,11 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from runtime.errors import JobFailedError
 from runtime.files.locks import is_at
@@ -38,13 +39,33 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     Raises:
         JobFailedError: the disk is full, or see `_keep_both`.
     """
-    with whole_files([path], overwrite=overwrite) as temporaries:
+    stays = _nothing if overwrite else os.path.lexists
+    with _whole([path], stays, overwrite=overwrite) as temporaries:
         yield temporaries[0]
 
 
 @contextmanager
 def whole_files(paths: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path]]:
-    """Write several files that belong together, as `whole_file` does; they appear in order, at the end."""
+    """Write several files that belong together, as `whole_file` does; they appear in order, at the end.
+
+    If a folder has appeared at one of their names, none of them is replaced, either; see `_keep_both`.
+    """
+    with _whole(paths, partial(is_in_the_way, overwrite=overwrite), overwrite=overwrite) as temporaries:
+        yield temporaries
+
+
+def is_in_the_way(path: Path, *, overwrite: bool) -> bool:
+    """Return whether something is at `path` that stays: a folder, or anything if `overwrite` is false."""
+    return os.path.lexists(path) and (not overwrite or (path.is_dir() and not path.is_symlink()))
+
+
+def _nothing(path: Path) -> bool:
+    return False
+
+
+@contextmanager
+def _whole(paths: Sequence[Path], stays: Callable[[Path], bool], *, overwrite: bool) -> Iterator[list[Path]]:
+    """Write files; if something is at one of their names that `stays`, all get other names."""
     temporaries: list[Path] = []
     with ExitStack() as held:
         try:
@@ -52,13 +73,14 @@ def whole_files(paths: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path
             yield temporaries
             for temporary in temporaries:
                 flush(temporary)
-            if not overwrite and any(os.path.lexists(path) for path in paths):
-                _keep_both(temporaries, paths)
+            for path in paths:
+                if stays(path):
+                    _keep_both(temporaries, paths, path)
             for number, (temporary, path) in enumerate(zip(temporaries, paths, strict=True)):
                 if overwrite:
                     temporary.replace(path)
                 elif not _put(temporary, path):
-                    _keep_both([*paths[:number], *temporaries[number:]], paths)
+                    _keep_both([*paths[:number], *temporaries[number:]], paths, path)
             for folder in {path.parent for path in paths}:
                 flush(folder)
         except OSError as error:
@@ -151,8 +173,8 @@ def _put(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _keep_both(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
-    """Rename files to numbered names that are free.
+def _keep_both(temporaries: Sequence[Path], paths: Sequence[Path], taken: Path) -> NoReturn:
+    """Rename files to numbered names that are free, as the name `taken` is another's.
 
     Raises:
         JobFailedError: always, with the names.
@@ -162,7 +184,6 @@ def _keep_both(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
         number += 1
     for temporary, path in zip(temporaries, paths, strict=True):
         temporary.rename(_numbered(path, number))
-    taken = next((path for path in paths if os.path.lexists(path)), paths[0])
     kept = ", ".join(repr(str(_numbered(path, number))) for path in paths)
     raise JobFailedError(
         f"{str(taken)!r} was created by another process meanwhile and was kept; this job's output is {kept}"

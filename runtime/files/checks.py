@@ -57,6 +57,16 @@ def check_writable(path: Path, *, overwrite: bool, field: str = "out") -> None:
         _kind(path)  # the name may be too long for the folder, which may exist only now
 
 
+def check_suffix(path: Path, *suffixes: str, field: str) -> None:
+    """Refuse a name that ends in none of the suffixes.
+
+    Raises:
+        BadRequestError: it ends otherwise.
+    """
+    if path.suffix not in suffixes:
+        raise BadRequestError(f"{field}: {str(path)!r} given; the name must end in {' or '.join(suffixes)}")
+
+
 def _kind(path: Path) -> int | None:
     """Mode of the entry at `path`, links not followed; None if there is none."""
     try:

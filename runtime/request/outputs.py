@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from runtime.errors import BadRequestError
-from runtime.files.checks import check_writable, refusing
+from runtime.files.checks import check_suffix, check_writable, refusing
 
 PREVIEW_MARK: Final = b"Lockstep preview"
 """In every preview; a file that has it may be replaced, as a job that was killed left it."""
@@ -48,13 +47,13 @@ class Outputs:
         Raises:
             BadRequestError: a name has the wrong suffix.
         """
-        _check_suffix(video, ".mp4", field="out")
+        check_suffix(video, ".mp4", field="out")
         if report is not None:
-            _check_suffix(report, ".json", field="report")
+            check_suffix(report, ".json", field="report")
         if preview is not None:
-            _check_suffix(preview, ".webp", field="preview")
+            check_suffix(preview, ".webp", field="preview")
         if latents is not None:
-            _check_suffix(latents, ".safetensors", field="latents")
+            check_suffix(latents, ".safetensors", field="latents")
         return cls(video, report or video.with_suffix(".json"), overwrite, preview, latents)
 
     def absolute(self) -> Outputs:
@@ -97,11 +96,11 @@ class Outputs:
         Raises:
             BadRequestError: a name has the wrong suffix, or cannot be written (see `check_writable`).
         """
-        _check_suffix(self.video, ".mp4", field="out")
-        _check_suffix(self.report, ".json", field="report")
+        check_suffix(self.video, ".mp4", field="out")
+        check_suffix(self.report, ".json", field="report")
         fields = self.all(count)
         if self.latents is not None:
-            _check_suffix(self.latents, ".safetensors", field="latents")
+            check_suffix(self.latents, ".safetensors", field="latents")
         for path in (*self.videos(count), *fields):
             check_writable(path, overwrite=self.overwrite, field=fields[path])
         if self.preview is not None:
@@ -127,8 +126,3 @@ def _state(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def _check_suffix(path: Path, suffix: str, *, field: str) -> None:
-    if path.suffix != suffix:
-        raise BadRequestError(f"{field}: {str(path)!r} given; the name must end in {suffix}")

@@ -28,10 +28,10 @@ def run(*arguments: str) -> int:
 def test_an_input_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.copy(shipped("wan-tiny.yaml"), tmp_path / "mine.json")
     shutil.copy(shipped("prompts", "general.txt"), tmp_path / "prompts.json")
-    shutil.copy(shipped("calibrations", "wan-tiny.json"), tmp_path / "cal.json")
+    shutil.copy(shipped("calibrations", "wan-tiny.json"), tmp_path / "cal.yaml")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     config, video = ["--config", str(tmp_path / "mine.json")], str(tmp_path / "mine.mp4")
-    prompts, calibration = str(tmp_path / "prompts.json"), str(tmp_path / "cal.json")
+    prompts, calibration = str(tmp_path / "prompts.json"), str(tmp_path / "cal.yaml")
     for arguments, said in (
         (["generate", PROMPT, *config, "--out", video], "given for config: give another name"),
         (["compare", PROMPT, *config, "--out", video], "given for config: give another name"),
@@ -40,12 +40,39 @@ def test_an_input_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture
             ["plan", calibration, "--nfe", "9", "--preset", calibration],
             "given for calibration: give another name",
         ),
-        (["plan", "wan-tiny", "--nfe", "9", "--preset", "x", "--picture", "x"], "also the name of the"),
-        (["plan", "wan-tiny", "--nfe", "9", "--preset", "x", "--picture", "./no/../x"], "also the name of"),
     ):
         assert run(*arguments, "--overwrite") == 2
         assert said in " ".join(capfd.readouterr().err.split())
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_plans_outputs_are_refused_by_their_names_before_any_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for picture, preset, said in (
+        ("a.jpg", "a.yaml", "picture: 'a.jpg' given; the name must end in .png"),
+        ("a", "a.yaml", "picture: 'a' given; the name must end in .png"),
+        ("a.png", "a.txt", "preset: 'a.txt' given; the name must end in .yaml or .yml"),
+        (
+            "a.png",
+            "a",
+            "preset: 'a' given; the name must end in .yaml or .yml",
+        ),
+    ):
+        assert run("plan", "wan-tiny", "--nfe", "9", "--picture", picture, "--preset", preset) == 2
+        assert said in " ".join(capfd.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_of_nobody_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("generate", PROMPT, *SMALL, "--out", "~nobody-of-this-name/a.mp4") == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "no user's home folder is '~nobody-of-this-name'" in said and "./~nobody" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_queue_lies_where_it_stays_and_may_be_read(
@@ -197,10 +224,30 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_deleted_current_folder_is_refused(tmp_path: Path) -> None:
+_INTERRUPTED = """
+import os, runpy, signal, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["launch", "launch.torchrun", "launch.ray_job"])
+def test_a_signal_during_the_first_imports_gives_no_traceback(module: str) -> None:
+    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    words = [sys.executable, "-c", _INTERRUPTED, module]
+    ended = subprocess.run(words, env=os.environ | root, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "lockstep: cancelled\n")
+
+
+@pytest.mark.parametrize("module", ["launch", "launch.torchrun", "launch.ray_job"])
+def test_a_deleted_current_folder_is_refused(module: str, tmp_path: Path) -> None:
     """Loading torch in one ends the process, with words about a library."""
-    command = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$0" -m launch plan wan-tiny --nfe 8'
-    words = ["sh", "-c", command, sys.executable, str(tmp_path / "gone")]
+    command = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$0" -m "$2" plan wan-tiny --nfe 8'
+    words = ["sh", "-c", command, sys.executable, str(tmp_path / "gone"), module]
     root = {"PYTHONPATH": str(Path(__file__).parents[2])}
     ended = subprocess.run(words, env=os.environ | root, capture_output=True, text=True, check=False)
     assert ended.returncode == 2 and not ended.stdout

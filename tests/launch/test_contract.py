@@ -25,9 +25,9 @@ import click
 import pytest
 from pydantic import BaseModel
 
-from launch import cli, ray_job, torchrun
+from launch import cli
 from launch.commands import calibrate as calibrate_rank
-from launch.commands import machines
+from launch.commands import machines, ray_job, torchrun
 from launch.commands.build_job import build_job
 from launch.commands.calibrate import plan_calibration
 from launch.commands.compare import plan_comparison

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from launch import ray_job
+from launch.commands import ray_job
 from tests.places import ROOT
 from tests.ranks import free_port
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import cli, torchrun
+from launch import cli
 from launch.cli import without_launcher
+from launch.commands import torchrun
 from launch.shell import rank
 from runtime.request.config import shipped
 from tests.forked import Command, completed

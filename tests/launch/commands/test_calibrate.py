@@ -201,9 +201,11 @@ def test_what_is_found_is_kept_until_it_is_written(tmp_path: Path, engine: Engin
     quiet = Terminal(quiet=True)
     with pytest.raises(OSError) as caught:  # a folder comes in the way
         run_calibration(job, quiet, engine=engine, on_loaded=lambda _: out.mkdir())
-    assert caught.value.__notes__ == [f"the same command resumes from {str(job.partial)!r}"]
+    resumes = f"the same command resumes from {str(job.partial)!r}"
+    assert caught.value.__notes__ == [f"move {str(out)!r} elsewhere; then {resumes}"]
     kept = job.partial.stat().st_mtime_ns
     out.rmdir()
+    assert job.advice() == resumes
     run_calibration(job, quiet, engine=engine)
     assert load_calibration(str(out)).conditions.steps == 4
     assert kept and not job.partial.exists()

@@ -197,6 +197,21 @@ def test_what_appears_meanwhile_is_kept_and_so_is_what_was_made(tmp_path: Path) 
     assert [path.read_text() for path in paths] == ["new", "new"]
 
 
+def test_a_folder_that_appears_meanwhile_is_kept_and_so_is_what_was_made(tmp_path: Path) -> None:
+    """Nothing is replaced by half of the files, even where files may be replaced."""
+    paths = [tmp_path / "a.json", tmp_path / "a.mp4"]
+    paths[0].write_text("earlier")
+    said = r"'.*a\.mp4' was created by another process meanwhile and was kept; .*'.*a\.2\.mp4'"
+    with pytest.raises(JobFailedError, match=said), whole_files(paths, overwrite=True) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("ours")
+        paths[1].mkdir()
+        (paths[1] / "theirs").touch()
+    found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    assert found == {"a.json": "earlier", "a.2.json": "ours", "a.2.mp4": "ours"}
+    assert [path.name for path in paths[1].iterdir()] == ["theirs"]
+
+
 def test_the_one_who_is_second_by_a_hair_replaces_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

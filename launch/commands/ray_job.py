@@ -1,0 +1,42 @@
+"""The command of `python -m launch.ray_job`: `generate` on the cluster to which a job was submitted."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import click
+
+from launch.commands.options import generate_options
+from launch.shell.exits import advising, end_with, interrupt, run_command
+from launch.shell.logs import set_up_logging
+from launch.shell.terminal import Terminal
+from runtime.parallel.signals import ending_signals
+
+
+@click.command()
+@generate_options
+@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
+def job(verbose: bool, **options: Any) -> None:
+    """Make a video of PROMPT on a Ray cluster."""
+    console = Terminal(stderr=True)
+    set_up_logging(console, verbose=verbose)
+    from launch.cluster.run import run_job_on_ray
+    from launch.commands.build_job import build_job
+
+    work = build_job(**options)
+    work.check_files()
+    with advising(work.advice):
+        run_job_on_ray(work, console)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the driver and return its exit code."""
+    return run_command(job, arguments, "python -m launch.ray_job")
+
+
+def main() -> None:
+    """Run the driver, and end the process."""
+    for number in ending_signals():
+        signal.signal(number, interrupt)
+    end_with(run)

@@ -1,0 +1,45 @@
+"""The command of `python -m launch.torchrun`: `generate` as one rank of the group that torchrun started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.console import Console
+
+from launch.commands.build_job import build_job
+from launch.commands.options import generate_options
+from launch.shell.exits import advising
+from launch.shell.logs import set_up_logging
+from launch.shell.rank import check_world, end_rank, joined, told_to_others
+from launch.shell.run import run_job_shown
+from launch.shell.signals import stop_on_signals
+from launch.shell.terminal import Terminal
+from runtime.jobs.job import Job
+from runtime.parallel.meeting import Rendezvous
+
+
+@click.command()
+@generate_options
+@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
+def rank(verbose: bool, **options: Any) -> None:
+    """Make a video of PROMPT as one rank of the group that torchrun started."""
+    rendezvous = Rendezvous.from_environment()
+    console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
+    set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
+    with told_to_others(rendezvous):
+        job = build_job(**options)
+        check_world(job.ranks, rendezvous)
+        if rendezvous.rank == 0:
+            job.check_files()
+    _run(job, rendezvous, console)
+
+
+def _run(job: Job, rendezvous: Rendezvous, console: Console) -> None:
+    with advising(job.advice), joined(job.config, rendezvous, job.timeout) as ranks:
+        run_job_shown(job, console, ranks, on_loaded=stop_on_signals)
+
+
+def main() -> None:
+    """Run one rank, and end the process."""
+    end_rank(rank, "python -m launch.torchrun")

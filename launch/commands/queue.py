@@ -188,7 +188,7 @@ def how_to_resume(entry: Any) -> str:
         return ""
     try:
         job = entry.job
-        options = job.options_to_go_on()
+        options, first = job.options_to_go_on(), job.first_to_do()
     except (BadRequestError, OSError):
         return ""
     if options is None:
@@ -196,10 +196,8 @@ def how_to_resume(entry: Any) -> str:
     if entry.name != f"request-{entry.id}":
         options = [*options, "another --name"]
     also = f" with {' and '.join(options)}" if options else ""
-    return (
-        f"its checkpoints are kept in {str(job.checkpoints.root)!r}: the same `lockstep queue add`{also} "
-        "resumes from the last"
-    )
+    kept = f"its checkpoints are kept in {str(job.checkpoints.root)!r}"
+    return f"{kept}: {first}the same `lockstep queue add`{also} resumes from the last"
 
 
 def _cores(worlds: list[int], replicas: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from pydantic_core import PydanticSerializationError
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
+from runtime.files.atomic import is_in_the_way
 from runtime.files.checks import check_apart
 from runtime.files.problems import explain
 from runtime.files.text import read_json
@@ -193,13 +193,25 @@ class Job:
         return self.request.model_dump(mode="json"), videos
 
     def advice(self) -> str:
-        """Advise the user how to resume or restart the interrupted job."""
+        """Advise the user how to resume or restart the interrupted job, without harm to others' files."""
         kept, options = self.checkpoints, self._options_now()
         command = f"the same command{' with ' if options else ''}{' '.join(options)}"
+        first = self.first_to_do()
         if kept is not None and kept.newest is not None:
-            return f"{command} resumes from the last checkpoint"
+            return f"{first}{command} resumes from the last checkpoint"
         whole = "complete " if options else ""
-        return f"there is no {whole}checkpoint: {command} starts again at the first step"
+        return f"there is no {whole}checkpoint: {first}{command} starts again at the first step"
+
+    def first_to_do(self) -> str:
+        """Advice on what lies at the names of the job's files and is not its own, as an introduction to a
+        command; empty without any."""
+        overwrite = self.retried().outputs.overwrite
+        found = [
+            repr(str(path))
+            for path in self.outputs.all(self.request.videos)
+            if is_in_the_way(path, overwrite=overwrite)
+        ]
+        return f"move {' and '.join(found)} elsewhere; then " if found else ""
 
     def options_to_go_on(self) -> list[str] | None:
         """Options to add to the job's own to resume from its checkpoints; None if there are none."""
@@ -207,12 +219,11 @@ class Job:
         return None if kept is None or kept.newest is None else self._options_now()
 
     def _options_now(self) -> list[str]:
-        """Options to add to the job's own so that its existing files are accepted."""
+        """Options to add to the job's own so that what it has made and kept is accepted."""
         kept = self.checkpoints
         left = kept is not None and kept.left
         options = ["--resume"] if kept is not None and left and not kept.resume else []
-        overwrite = (self.retried() if left else self).outputs.overwrite
-        if not overwrite and any(os.path.lexists(path) for path in self.outputs.all(self.request.videos)):
+        if not left and not self.outputs.overwrite and self.is_made():
             options.append("--overwrite")
         return options
 

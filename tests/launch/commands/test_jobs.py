@@ -54,8 +54,10 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     job = make_job(tmp_path / "a.mp4")
     nothing = "there is no checkpoint: the same command starts again at the first step"
     assert job.advice() == nothing == make_job(tmp_path / "a.mp4", checkpoint_every=0).advice()
-    (tmp_path / "b.json").touch()
-    assert "the same command with --overwrite starts again" in make_job(tmp_path / "b.mp4").advice()
+    other = make_job(tmp_path / "b.mp4")
+    report = {"request": other.request.model_dump(mode="json"), "videos": [str(tmp_path / "b.mp4")]}
+    (tmp_path / "b.json").write_text(json.dumps(report))  # its own
+    assert "the same command with --overwrite starts again" in other.advice()
     folder = tmp_path / "a.checkpoints" / "0123456789abcdef"
     folder.mkdir(parents=True)
     topology = {"cfg": 1, "ring": 1, "ulysses": 2}
@@ -73,8 +75,17 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     assert job.advice() == f"the same command with --resume {resumes}"
     assert make_job(tmp_path / "a.mp4", resume=True).advice() == f"the same command {resumes}"
     (tmp_path / "a.mp4").touch()
-    assert job.advice() == f"the same command with --resume --overwrite {resumes}"
+    first = f"move {str(tmp_path / 'a.mp4')!r} elsewhere; then the same command"  # it is not the job's
+    assert job.advice() == f"{first} with --resume {resumes}"
     assert make_job(tmp_path / "a.mp4", resume=True, overwrite=True).advice() == f"the same command {resumes}"
+    (tmp_path / "a.mp4").unlink()
+    (tmp_path / "a.mp4").mkdir()  # which is never replaced
+    assert make_job(tmp_path / "a.mp4", resume=True, overwrite=True).advice() == f"{first} {resumes}"
+    (tmp_path / "a.mp4").rmdir()
+    (tmp_path / "a.json").touch()
+    assert job.advice().startswith(f"move {str(tmp_path / 'a.json')!r} elsewhere; then ")
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "a.mp4").touch()
     (tmp_path / "a.mp4").unlink()
     report = {"request": job.request.model_dump(mode="json"), "videos": [str(tmp_path / "a.mp4")]}
     (tmp_path / "a.json").write_text(json.dumps(report))  # killed before the video had its name

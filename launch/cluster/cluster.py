@@ -29,6 +29,7 @@ _JOINING = 60.0  # seconds for an existing cluster to accept a driver
 _STARTING = 180.0  # seconds for a local cluster to start; it took 4 here
 _LOOK = 0.5  # seconds between two checks of a local cluster's processes
 _STOPPED = 10.0  # seconds for which one of them may stay stopped
+_LONGEST = 39  # bytes of a folder's name below which Ray's sockets find room; the system's limit is 107
 
 _Result = TypeVar("_Result")
 
@@ -119,12 +120,21 @@ def _start(cpus: int, options: Mapping[str, Any]) -> None:
         JobFailedError: it cannot be started.
     """
     try:
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options, **short_place())
     except Exception as error:  # Ray has no class of its own for this
         said = " ".join(str(error).split())
         raise JobFailedError(
             f"Ray could not be started on this machine: {type(error).__name__}: {said[:300]}"
         ) from error
+
+
+def short_place() -> dict[str, str]:
+    """Option of ray.init for where its sockets are, if the name of the folder TMPDIR is too long for them."""
+    given = os.environ.get("TMPDIR", "")
+    if "RAY_TMPDIR" in os.environ or len(os.fsencode(given)) <= _LONGEST:
+        return {}
+    log.warning("TMPDIR: %r has too long a name for Ray's sockets; Ray's own files are in '/tmp/ray'", given)
+    return {"_temp_dir": "/tmp/ray"}
 
 
 def _join(address: str, options: Mapping[str, Any]) -> None:

@@ -133,17 +133,19 @@ def _of_session(session: int) -> Iterator[psutil.Process]:
                 yield process
 
 
-def _end_all(members: Callable[[], set[psutil.Process]], reap: Callable[[], int] = lambda: 0) -> None:
-    """Kill processes until none is left; a killed one may just have started another."""
+def _end_all(members: Callable[[], set[psutil.Process]], reap: Callable[[], int] | None = None) -> None:
+    """Kill processes until none is left; a killed one may just have started another.
+
+    A zombie may have threads that are still there, with its files and locks: whoever can `reap` waits for it.
+    """
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         left = 0
         for process in members():
             with suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    process.kill()
-                    left += 1
-        while reap():
+                process.kill()
+                left += reap is not None or process.status() != psutil.STATUS_ZOMBIE
+        while reap is not None and reap():
             pass
         if not left:
             return

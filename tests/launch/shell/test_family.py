@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -34,6 +35,29 @@ while not (family.over or (folder / "end").exists()):
     time.sleep(0.01)
 family.end()
 print("ended", flush=True)
+"""
+
+_HOLDER = """
+import ctypes, fcntl, platform, sys, threading, time
+
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("held", flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+_ENDS_HOLDER = """
+import subprocess, sys
+from launch.shell.family import Family
+
+def main():
+    holder = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+
+family = Family(main)
+while not family.over:
+    pass
+family.end()
 """
 
 
@@ -91,3 +115,11 @@ def lives_apart(process: psutil.Process, session: int) -> bool:
         return os.getsid(process.pid) != session and process.status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, psutil.NoSuchProcess):
         return False
+
+
+def test_a_process_whose_first_thread_has_ended_holds_its_locks_no_longer(tmp_path: Path) -> None:
+    """It looks like a zombie, while its other threads and its files are there."""
+    lock = tmp_path / "lock"
+    subprocess.run([sys.executable, "-c", _ENDS_HOLDER, _HOLDER, str(lock)], check=True, timeout=60)
+    with lock.open("w") as again:
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -214,7 +214,8 @@ def test_the_list_of_commands_is_by_purpose(capfd: pytest.CaptureFixture[str]) -
     assert run("--help") == 0
     said = capfd.readouterr().out
     titles = re.findall(r"^(\w.*):$", said, re.MULTILINE)
-    assert titles == ["Options", "Make videos", "Serve many requests", "Measure and plan", "This machine"]
+    rooms = ["Make videos", "Serve many requests", "Measure and plan", "Models and this machine"]
+    assert titles == ["Options", *rooms]
     listed = re.findall(r"^  (\w+) +[A-Z]", said.partition("Make videos:")[2], re.MULTILINE)
     assert sorted(listed) == sorted(cli.cli.commands)
 

@@ -308,6 +308,32 @@ def z_image() -> Tiny:
     return Tiny(pipe, inputs)
 
 
+def stable_diffusion() -> Tiny:
+    """A pipeline with a UNet, whose scheduler does not count."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
+    pipe = diffusers.StableDiffusionPipeline(
+        None, None, None, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    inputs = {
+        "prompt_embeds": noise(1, TEXT, 32),
+        "negative_prompt_embeds": noise(1, TEXT, 32, seed=2),
+        "height": 64,
+        "width": 64,
+    }
+    return Tiny(pipe, inputs)
+
+
 FAMILIES: dict[str, Callable[[], Tiny]] = {
     "cogvideox": cogvideox,
     "flux": flux,

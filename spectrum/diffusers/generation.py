@@ -58,7 +58,9 @@ class Turn:
     def value(self) -> torch.Tensor:
         """Forecast the value of this call."""
         assert self.branch is not None
-        return self.branch.track.advance(self._step, StepKind.FORECAST, _nothing).value
+        value = self.branch.track.advance(self._step, StepKind.FORECAST, _nothing).value
+        self._generation.used(self.branch)
+        return value
 
     def record(self, value: torch.Tensor) -> None:
         """Remember a copy of what was computed: the pipeline, or a CUDA graph, may write to `value` later."""
@@ -66,6 +68,7 @@ class Turn:
         advanced = self.branch.track.advance(self._step, StepKind.COMPUTE, value.detach().clone)
         self.records = False
         self._generation.recorded(advanced.squares)
+        self._generation.used(self.branch)
 
 
 def _nothing() -> torch.Tensor:
@@ -143,7 +146,17 @@ class Generation:
         assert self._index is not None
         if squares is not None:
             self.counts.errors.setdefault(self._index, []).append(squares)
-        self.counts.bytes = max(self.counts.bytes, sum(one.track.bytes for one in self._branches.values()))
+        self.counts.bytes = max(self.counts.bytes, self.bytes)
+
+    def used(self, branch: Branch) -> None:
+        """Give up the history of a branch for which no forecast will follow."""
+        if self._step >= self._last_forecast:
+            self._branches = {key: one for key, one in self._branches.items() if one is not branch}
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the histories take now, in bytes."""
+        return sum(one.track.bytes for one in self._branches.values())
 
     def errors(self) -> dict[int, float]:
         """Relative errors of forecasts at computed steps; waits for the device."""
@@ -193,7 +206,7 @@ class Generation:
         if not self._preset.forecasts:
             return -1
         if self._begin is None or not isinstance(self._schedule, FixedSchedule):
-            return self.steps
+            return self.steps - 1
         return max(set(range(self._schedule.steps)) - set(self._schedule.computed), default=-1)
 
     def _branch_of(self, call: Call, ordinal: int) -> Branch:

@@ -67,7 +67,10 @@ class Preset:
             )
         import yaml  # comes with diffusers
 
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"preset: {path} cannot be read: {error}") from None
         return cls._of(path.name, content if isinstance(content, Mapping) else {})
 
     @classmethod

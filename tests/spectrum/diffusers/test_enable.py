@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -59,6 +60,18 @@ def test_presets_that_are_not_valid_are_refused(preset: Any, message: str) -> No
         enable(tiny.pipe, preset)
     with pytest.raises(ValueError, match="Spectrum is not enabled; call enable"):
         report(tiny.pipe)
+
+
+def test_files_that_are_no_presets_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    with pytest.raises(ValueError, match=r"mine.yaml cannot be read: .*No such file"):
+        Preset.load(file)
+    file.write_text("schedule: {kind: paper")
+    with pytest.raises(ValueError, match=r"mine.yaml cannot be read: while parsing"):
+        Preset.load(str(file))
+    file.write_text("- paper")
+    with pytest.raises(ValueError, match=r"preset mine.yaml: schedule is missing"):
+        Preset.load(file)
 
 
 def test_a_preset_that_does_not_fit_is_refused_when_the_number_of_steps_is_known() -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from spectrum import paper_schedule
-from spectrum.diffusers import disable, enable, report
-from tests.pipelines import TEXT, Tiny, cogvideox, flux, noise, sd3, wan, wan_transformer
+from spectrum.diffusers import Preset, disable, enable, report
+from spectrum.diffusers.call import Call
+from spectrum.diffusers.generation import Generation
+from tests.pipelines import TEXT, Tiny, cogvideox, flux, noise, sd3, stable_diffusion, wan, wan_transformer
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 STREAMS = pytest.mark.parametrize("stream", ["feature", "velocity"])
@@ -226,6 +228,50 @@ class no_context:  # noqa: N801
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def test_a_unet_has_a_velocity_stream() -> None:
+    tiny = stable_diffusion()
+    plain = tiny.run(20)
+    with pytest.raises(ValueError, match="blocks of UNet2DConditionModel are not known"):
+        enable(tiny.pipe)
+    enable(tiny.pipe, "off")
+    assert torch.equal(tiny.run(20), plain)
+    enable(tiny.pipe, stream="velocity")
+    assert torch.equal(tiny.run(20), tiny.run(20))
+    told = report(tiny.pipe)["unet"]
+    assert (told.computed, told.forecasts) == (paper_schedule(20).computed, len(told.forecast))
+
+
+@STREAMS
+def test_tokens_may_have_timesteps_of_their_own(stream: str) -> None:
+    tiny = wan(expand_timesteps=True)
+    enable(tiny.pipe, "off")
+    plain = tiny.run()
+    disable(tiny.pipe)
+    assert torch.equal(tiny.run(), plain)
+    enable(tiny.pipe, "paper", stream=stream)
+    tiny.run()
+    told = report(tiny.pipe)["transformer"]
+    assert (told.computed, told.forecasts) == (paper_schedule(12).computed, 2 * len(told.forecast))
+
+
+@pytest.mark.parametrize("schedule", [{"kind": "paper"}, {"kind": "error", "tolerance": 1e9}])
+def test_histories_are_given_up_when_no_forecast_can_follow(schedule: dict[str, Any]) -> None:
+    held = []
+    preset = Preset.load({"stream": "velocity", "schedule": schedule})
+    generation = Generation(preset, total=12, begin=0)
+    for step in range(12):
+        call = Call(None, None, None, (), (), torch.tensor(12.0 - step))
+        turn = generation.turn(call, step)
+        assert turn is not None
+        if turn.forecasts:
+            turn.value()
+        elif turn.records:
+            turn.record(torch.ones(2))
+        held.append(generation.bytes)
+    last = max(generation.counts.forecast)
+    assert all(held[:last]) and not any(held[last:])
 
 
 def test_a_scheduler_that_does_not_count_is_counted_for() -> None:

@@ -31,12 +31,11 @@ from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command, Commands
-from runtime.sampling.course import Course
 from runtime.sampling.denoise import OnStep
 from runtime.sampling.estimate import OnEstimate, unseen
 from runtime.sampling.finite import check_frames, check_prompts, likely_cause
 from runtime.sampling.inputs import Inputs
-from runtime.sampling.memory import Need, if_room, shortage_explained
+from runtime.sampling.memory import Need, if_room, peak_of, shortage_explained
 from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
 from runtime.sampling.previews import PreviewMaker
@@ -160,6 +159,7 @@ class Engine:
                 latents_BCFHW = self._denoise(run, result, on_step, checkpoints, commands, on_estimate)
             on_latents(latents_BCFHW)
             self.decode(latents_BCFHW, sinks, result)
+            result.weight_bytes, result.device_peak = self.loaded.weight_bytes, peak_of(self.ranks.device)
             self.ranks.at("finishing", busy=True)
             return result
 
@@ -244,9 +244,8 @@ class Engine:
         if attention == USP and any(expert.attention.joint for expert in self.loaded.experts):
             raise BadRequestError(f"attention: {USP!r} given; it does not split text from image tokens")
         sampler = partial(self.profile.fresh_sampler, request, self.ranks.device)
-        timesteps, windows = sampler().timesteps.tolist(), self.sizes.windows(request, self.config)
-        course = Course.of(self.loaded.experts, timesteps)
-        return Plan(request, preset, sampler, len(timesteps), topology, attention, windows, course)
+        windows, course = self.sizes.windows(request, self.config), self.profile.course(sampler(), preset)
+        return Plan(request, preset, sampler, len(course.numbers), topology, attention, windows, course)
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
         """Refuse a request that cannot fit the device; `tokens` is this rank's share, of all videos."""

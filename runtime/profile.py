@@ -7,7 +7,9 @@ from diffusers import SchedulerMixin
 
 from runtime.errors import BadRequestError
 from runtime.forecasting.presets import Preset, load_preset
+from runtime.forecasting.streams import STREAM_TRAITS
 from runtime.forecasting.validity import Conditions
+from runtime.models.course import Course
 from runtime.models.folder import expected_family, find_model
 from runtime.models.sampler import begin_sampler, load_sampler, sampler_settings
 from runtime.recipe import Recipe
@@ -24,6 +26,7 @@ class ModelProfile:
     Attributes:
         folder: folder of the model.
         family, sizes: its family, and the sizes of its latents.
+        experts: settings of its transformers, in the order of their steps; missing ones, too.
         sampler: its sampler, without timesteps; see `fresh_sampler`.
 
     Raises:
@@ -35,6 +38,7 @@ class ModelProfile:
         self.folder = find_model(config)
         self.family = self.folder.family
         self.sizes = self.family.sizes(self.folder)
+        self.experts = self.family.experts(self.folder)
         self.sampler = load_sampler(self.folder, config.scheduler, self.family.timesteps)
 
     def check(self, request: VideoRequest, preset: Preset | None = None) -> Preset:
@@ -51,8 +55,10 @@ class ModelProfile:
             raise BadRequestError(problem)
         preset = preset or load_preset(request.spectrum)
         sampler = self.fresh_sampler(request)
+        course = self.course(sampler, preset)
         preset.check_fit(self.conditions(request, sampler))
-        preset.schedules_of(len(sampler.timesteps), request.branches)
+        fresh = course.fresh(outputs=STREAM_TRAITS[preset.stream].outputs)
+        preset.schedules_of(len(sampler.timesteps), request.branches, fresh)
         if request.deadline is not None and not preset.forecasts:
             raise BadRequestError(
                 f"deadline: {request.deadline:g} given; {request.spectrum!r} forecasts no step, "
@@ -75,6 +81,22 @@ class ModelProfile:
         given = self.family.timesteps(dict(self.sampler.config), request.steps, tokens)
         begin_sampler(sampler, request.steps, device, given)
         return sampler
+
+    def course(self, sampler: SchedulerMixin, preset: Preset) -> Course:
+        """Course of a generation: the expert of each of a sampler's steps, and what becomes of histories.
+
+        Raises:
+            BadRequestError: the model lacks the expert of a step.
+        """
+        course = Course.of(self.experts, sampler.timesteps)
+        for step, number in enumerate(course.numbers):
+            if not self.experts[number].present:
+                raise BadRequestError(
+                    f"model: {self.folder.name!r} cannot be used: it lacks {course.name(step)}, to which "
+                    f"step {step} belongs (timestep {float(sampler.timesteps[step]):g}) by its boundary_ratio"
+                )
+        present, crossing = [one for one in self.experts if one.present], preset.crossing
+        return Course.of(present, sampler.timesteps, crossing.history, crossing.warmup)
 
     def recipe(
         self, request: VideoRequest, preset: Preset, image: str | None, extended: str | None = None
@@ -108,10 +130,16 @@ class ModelProfile:
             },
             steps=len(sampler.timesteps),
             guidance=request.scale,
+            **self._of_two_experts(request),
             width=request.width,
             height=request.height,
             frames=self.config.windowed(request).frames,
         )
+
+    def _of_two_experts(self, request: VideoRequest) -> dict[str, float]:
+        if len(self.experts) == 1:
+            return {}
+        return {"guidance_2": request.second_scale, "boundary": self.experts[0].boundary}
 
 
 def check_loras(config: Config) -> None:

@@ -97,13 +97,18 @@ class ExplicitAttention:
 
 @dataclass
 class CaptionedFlow:
-    """The flow-matching objective on stored latents: x = (1 − σ) x₀ + σ ε, target ε − x₀, timestep 1000 σ."""
+    """The flow-matching objective on stored latents: x = (1 − σ) x₀ + σ ε, target ε − x₀, timestep 1000 σ.
+
+    Attributes:
+        noise: lowest and highest σ, for a transformer that is for a part of them.
+    """
 
     transformer: WanTransformer3DModel
     text_encoder: UMT5EncoderModel
     tokenizer: T5Tokenizer
     pad_bias: torch.Tensor
     stream: int
+    noise: tuple[float, float] = (0.0, 1.0)
 
     def embed(self, captions: Iterable[str], pad_to: int) -> torch.Tensor:
         """Caption embeddings `[B, L + 1, D]`; padding is zero, the last token stands for all that is left."""
@@ -130,6 +135,8 @@ class CaptionedFlow:
         ]
         pad_to = 512 if step % 2 else int(torch.randint(20, 513, (), generator=g))
         uniform = (torch.arange(batch) + torch.rand(batch, generator=g)) / batch
+        low, high = (level / (FLOW_SHIFT - (FLOW_SHIFT - 1) * level) for level in self.noise)
+        uniform = low + (high - low) * uniform
         sigma = FLOW_SHIFT * uniform / (1 + (FLOW_SHIFT - 1) * uniform)
         noise = torch.randn(clean.shape, generator=g)
         mix = sigma.view(-1, 1, 1, 1, 1)
@@ -143,6 +150,17 @@ class CaptionedFlow:
         return F.mse_loss(velocity.float(), noise - clean)
 
 
+def new_optimisers(modules: nn.ModuleList, rate: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Make the optimisers of modules the first of which is the transformer; `rate` scales learning rates."""
+    matrices = [p for p in modules[0].blocks.parameters() if p.ndim == 2]
+    held = {id(p) for p in matrices}
+    others = [p for p in modules.parameters() if id(p) not in held]
+    return [
+        torch.optim.Muon(matrices, lr=2.5e-3 * rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1.5e-3 * rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
 def train_transformer(stage: Stage, data: dict[str, Any], compiled: bool) -> nn.ModuleList:
     tokenizer, pad_bias = new_tokenizer(), torch.zeros(())
     transformer, text_encoder = new_transformer(pad_bias), new_text_encoder(len(tokenizer))
@@ -152,13 +170,7 @@ def train_transformer(stage: Stage, data: dict[str, Any], compiled: bool) -> nn.
         return modules
     if compiled:
         transformer.compile_repeated_blocks(dynamic=False)
-    matrices = [p for p in transformer.blocks.parameters() if p.ndim == 2]
-    held = {id(p) for p in matrices}
-    others = [p for p in modules.parameters() if id(p) not in held]
-    optimisers = [
-        torch.optim.Muon(matrices, lr=2.5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    optimisers = new_optimisers(modules)
     flow = CaptionedFlow(transformer, text_encoder, tokenizer, pad_bias, TRAIN_SEED)
     held_out_flow = CaptionedFlow(transformer, text_encoder, tokenizer, pad_bias, HELD_OUT_SEED)
 

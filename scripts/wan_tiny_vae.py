@@ -150,13 +150,14 @@ def finetune_decoder(stage: Stage, vae: AutoencoderKLWan) -> None:
 
 
 @torch.no_grad()
-def encode_clips(stage: Stage, vae: AutoencoderKLWan) -> dict[str, Any]:
-    """Encode the training and held-out clips; latents are normalised per channel, with their statistics."""
+def encode_clips(stage: Stage, vae: AutoencoderKLWan, clips: int = LATENT_CLIPS) -> dict[str, Any]:
+    """Encode `clips` training clips and the held-out ones; latents are normalised per channel, with their
+    statistics."""
     if stage.result.exists():
         return torch.load(stage.result, weights_only=True)
     sets: dict[str, Any] = {}
     for name, seed, count in (
-        ("train", TRAIN_SEED, LATENT_CLIPS),
+        ("train", TRAIN_SEED, clips),
         ("held_out", HELD_OUT_SEED, HELD_OUT_CLIPS),
     ):
         latents, captions = [], []

@@ -8,6 +8,7 @@ from spectrum.pace import Pace
 from spectrum.planner import MAX_STEPS, PlannedSteps, Planner
 from spectrum.predictor import Blend, ChebyshevRidge, LinearExtrapolation, Predictor
 from spectrum.schedule import (
+    NOWHERE,
     AdaptiveSchedule,
     ErrorSchedule,
     FixedSchedule,
@@ -20,6 +21,7 @@ from spectrum.track import Advanced, Track
 
 __all__ = [
     "MAX_STEPS",
+    "NOWHERE",
     "AdaptiveSchedule",
     "Advanced",
     "Blend",

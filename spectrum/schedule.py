@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Final, Protocol, runtime_checkable
+
+NOWHERE: Final[Mapping[int, int]] = MappingProxyType({})  # no history begins anew after step 0
 
 
 class StepKind(StrEnum):
@@ -77,7 +80,14 @@ class FixedSchedule:
         return StepKind.COMPUTE if step in self.computed else StepKind.FORECAST
 
 
-def paper_schedule(steps: int, *, warmup: int = 5, window: float = 2.0, alpha: float = 0.75) -> FixedSchedule:
+def paper_schedule(
+    steps: int,
+    *,
+    warmup: int = 5,
+    window: float = 2.0,
+    alpha: float = 0.75,
+    fresh: Mapping[int, int] = NOWHERE,
+) -> FixedSchedule:
     """Spectrum's schedule with a growing window.
 
     The first `warmup` steps are computed. Then a step is computed when (consecutive forecasts + 1) is a
@@ -88,21 +98,39 @@ def paper_schedule(steps: int, *, warmup: int = 5, window: float = 2.0, alpha: f
         warmup: leading computed steps, ≥ 1.
         window: initial window 𝒩 ≥ 1.
         alpha: growth α ≥ 0. For n = 50, α = 0.75 computes 14 steps and α = 3.0 computes 10.
+        fresh: step before which the history is dropped → leading computed steps from there on. The window
+            begins anew there, too.
 
     Source: Spectrum (arXiv 2603.01623), section 3.3, and the behaviour of its reference implementation.
     """
     if warmup < 1 or not window >= 1 or not 0 <= alpha < math.inf:
         raise ValueError(f"need warmup ≥ 1, window ≥ 1, alpha ≥ 0; got {warmup}, {window}, {alpha}")
-    computed = list(range(min(warmup, steps)))
-    forecasts = 0
-    for step in range(warmup, steps):
-        if (forecasts + 1) % math.floor(window) == 0:
-            computed.append(step)
-            forecasts = 0
-            window = round(window + alpha, 3)
-        else:
-            forecasts += 1
+    computed: list[int] = []
+    for start, end, leading in stretches(steps, {0: warmup, **fresh}):
+        computed += range(start, min(start + leading, end))
+        forecasts, growing = 0, window
+        for step in range(start + leading, end):
+            if (forecasts + 1) % math.floor(growing) == 0:
+                computed.append(step)
+                forecasts = 0
+                growing = round(growing + alpha, 3)
+            else:
+                forecasts += 1
     return FixedSchedule(steps, tuple(computed))
+
+
+def stretches(steps: int, fresh: Mapping[int, int]) -> list[tuple[int, int, int]]:
+    """Divide `steps` where a history begins anew: first step, step after the last, leading computed steps.
+
+    Args:
+        fresh: first step of each stretch, step 0 among them → its leading computed steps.
+
+    Example:
+        >>> stretches(40, {0: 5, 26: 2})
+        [(0, 26, 5), (26, 40, 2)]
+    """
+    starts = sorted(start for start in fresh if start < steps)
+    return [(start, end, fresh[start]) for start, end in zip(starts, [*starts[1:], steps], strict=True)]
 
 
 @dataclass(slots=True)

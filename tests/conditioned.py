@@ -21,6 +21,7 @@ from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
 
 HEADS, CHANNELS, IMAGE_CHANNELS = 4, 16, 24
+EXPERTS = ("transformer", "transformer_2")
 
 
 def write_i2v(folder: Path) -> Path:
@@ -43,6 +44,25 @@ def write_i2v(folder: Path) -> Path:
         image_encoder=CLIPVisionModel(settings),
         transformer=transformer,
     )
+
+
+def write_two_experts(name: str, folder: Path, boundary: float = 0.875, **own: Any) -> Path:
+    """Write a model of two random transformers, as Wan2.2's are, for the pipeline `name`.
+
+    Args:
+        own: parts that replace those that it has.
+    """
+    channels = 36 if name == "WanImageToVideoPipeline" else 16
+    experts: dict[str, WanTransformer3DModel] = {}
+    for seed, expert in enumerate(EXPERTS, 1):
+        torch.manual_seed(seed)
+        experts[expert] = WanTransformer3DModel(
+            num_attention_heads=HEADS, attention_head_dim=CHANNELS, in_channels=channels, out_channels=16,
+            text_dim=64, freq_dim=32, ffn_dim=96, num_layers=2,
+        )  # fmt: skip
+        with torch.no_grad():
+            experts[expert].proj_out.weight.normal_(std=0.05)
+    return write_pipeline(name, folder, **{**experts, "boundary_ratio": boundary, **own})
 
 
 def write_vace(folder: Path) -> Path:

@@ -25,7 +25,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
 from runtime.errors import BadRequestError
-from runtime.models.base import Embeddings, Expert, Geometry, Grid, Rotary, Tokens
+from runtime.models.base import Embeddings, Expert, ExpertSettings, Geometry, Grid, Rotary, Tokens
 from runtime.models.family import At, Model
 from runtime.models.folder import ModelFolder
 from runtime.models.layouts.adopted import Adopted
@@ -261,17 +261,23 @@ class ToyFamily:
     def sizes(self, folder: ModelFolder) -> ToySizes:
         return ToySizes()
 
+    def experts(self, folder: ModelFolder) -> tuple[ExpertSettings, ...]:
+        index = ToyIndex.read(folder.path / "model_index.json")
+        first, second = EXPERTS
+        return (
+            ExpertSettings(first, boundary=index.boundary, history=index.history),
+            ExpertSettings(second, guidance=lambda one: one.guidance / 2, history=index.history, warmup=2),
+        )
+
     def timesteps(self, settings: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
         return {"mu": shift_of(tokens)} if settings.get("use_dynamic_shifting") else {}
 
     def load(self, folder: ModelFolder, config: Config, ranks: Ranks) -> Model:
-        index = ToyIndex.read(folder.path / "model_index.json")
-        experts = tuple(self._expert(name, folder, config, ranks, index) for name in EXPERTS)
+        experts = tuple(self._expert(one, folder, config, ranks) for one in self.experts(folder))
         return Model(experts, ToyTextEncoder(ranks, config.dtype.computed), ToyDecoder(ranks))
 
-    def _expert(
-        self, name: str, folder: ModelFolder, config: Config, ranks: Ranks, index: ToyIndex
-    ) -> Expert:
+    def _expert(self, settings: ExpertSettings, folder: ModelFolder, config: Config, ranks: Ranks) -> Expert:
+        name = settings.name
         kept, computed = config.dtype.of("transformer"), config.dtype.computed
         model = load_component(ToyTransformer, folder, name, kept, ranks.node)
         blocks, shard = list(model.blocks), config.memory.transformer == "shard"
@@ -280,17 +286,7 @@ class ToyFamily:
         precision = Precision(kept, computed, model._keep_in_fp32_modules)
         precision.convert(model, blocks)
         adapter = ToyAdapter(model, precision.visiting(weights), computed)
-        first = name == EXPERTS[0]
-        return Expert(
-            name,
-            adapter,
-            ToyAttention(model),
-            model,
-            boundary=index.boundary if first else 0.0,
-            guidance=(lambda request: request.guidance) if first else (lambda request: request.guidance / 2),
-            history=index.history,
-            warmup=1 if first else 2,
-        )
+        return Expert(settings, adapter, ToyAttention(model), model)
 
 
 TOY = ToyFamily()

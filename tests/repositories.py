@@ -17,7 +17,14 @@ from diffusers import WanTransformer3DModel
 
 from runtime.files.text import read_json
 from runtime.request.config import available, load_config, shipped
-from tests.conditioned import CHANNELS, HEADS, write_i2v, write_pipeline, write_vace
+from tests.conditioned import (
+    CHANNELS,
+    HEADS,
+    write_i2v,
+    write_pipeline,
+    write_two_experts,
+    write_vace,
+)
 
 SHIPPED = [name for name in available(".") if name != "wan-tiny"]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -48,15 +55,26 @@ def write_repositories(cache: Path) -> None:
 
 def write_stand_in(repository: str, folder: Path) -> Path:
     """Write a small random model of the family of `repository`, in the layout of the published ones."""
-    write = write_i2v if "I2V" in repository else write_vace if "VACE" in repository else _write_t2v
-    write(folder)
-    _split_weights(folder / "transformer")
+    _write(repository, folder)
+    for transformer in folder.glob("transformer*"):
+        _split_weights(transformer)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(_OLD_SAMPLER))
     vae = read_json(folder / "vae" / "config.json")
     for stated in ("scale_factor_spatial", "scale_factor_temporal"):
         vae.pop(stated, None)
     (folder / "vae" / "config.json").write_text(json.dumps(vae))
     return folder
+
+
+def _write(repository: str, folder: Path) -> None:
+    if "A14B" in repository:
+        write_two_experts("WanImageToVideoPipeline" if "I2V" in repository else "WanPipeline", folder)
+    elif "I2V" in repository:
+        write_i2v(folder)
+    elif "VACE" in repository:
+        write_vace(folder)
+    else:
+        _write_t2v(folder)
 
 
 def write_config(name: str, folder: Path, **changes: Any) -> Path:

@@ -61,7 +61,7 @@ LAUNCH: Mapping[str, str] = {
     "__main__": "cli shell",
 }
 ROOMS = {"runtime": RUNTIME, "launch": LAUNCH}
-SAMPLING_SEES = ("runtime.models.base", "runtime.models.sampler")
+SAMPLING_SEES = ("runtime.models.base", "runtime.models.course", "runtime.models.sampler")
 
 
 def imported(path: Path) -> Iterator[str]:

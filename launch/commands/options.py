@@ -147,7 +147,13 @@ def sampling_options(command: _Command) -> _Command:
         click.option(
             "--guidance",
             type=float,
-            help=f"Scale of classifier-free guidance; 1 or less turns it off.  {_CONFIGS}",
+            help=f"Scale of classifier-free guidance; 1 or less turns it off. Of a model of two experts: "
+            f"that of the first, for high noise.  {_CONFIGS}",
+        ),
+        click.option(
+            "--guidance-2",
+            type=float,
+            help=f"Scale of the second expert, for low noise, if it is to be another.  {_CONFIGS}",
         ),
         click.option("--negative", help=f"What the video should not show.  {_CONFIGS}"),
         click.option(

@@ -148,6 +148,7 @@ def _details(fields: VideoCreate, job: Job) -> RequestDetails:
         fps=job.config.fps,
         steps=request.steps,
         guidance=request.guidance,
+        guidance_2=request.guidance_2,
         negative=request.negative,
         seed=request.seed,
         spectrum=Path(spectrum).stem if is_path(spectrum) else spectrum,

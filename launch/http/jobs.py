@@ -71,6 +71,7 @@ class JobMaker:
             "frames": frames,
             "steps": asked.steps,
             "guidance": asked.guidance,
+            "guidance_2": asked.guidance_2,
             "negative": asked.negative,
             "seed": asked.seed,
             "deadline": asked.deadline,

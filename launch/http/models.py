@@ -57,6 +57,7 @@ class ModelDefaults(BaseModel):
     fps: int
     steps: int
     guidance: float
+    guidance_2: float | None
     negative: str
     spectrum: str
 
@@ -122,6 +123,7 @@ def _model(catalog: Catalog, name: str) -> Model:
             fps=config.fps,
             steps=usual.steps,
             guidance=usual.guidance,
+            guidance_2=usual.guidance_2,
             negative=usual.negative,
             spectrum=FilePath(spectrum).stem if is_path(spectrum) else spectrum,
         ),

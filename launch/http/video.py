@@ -76,7 +76,9 @@ class VideoFields(_Part):
             data URL.
         fps: frames per second.
         steps: steps of the sampler.
-        guidance: scale of classifier-free guidance; 1 or less turns it off.
+        guidance: scale of classifier-free guidance; 1 or less turns it off. Of a model of two experts it is
+            that of the first, for high noise.
+        guidance_2: scale of the second expert, for low noise, if it is to be another.
         negative: what the video should not show.
         seed: seed of the noise; random by default, and stated in the video's `request`.
         spectrum: name of a forecasting preset, or `off` to compute every step.
@@ -97,6 +99,7 @@ class VideoFields(_Part):
     fps: Annotated[int, Field(ge=1, le=240), NUMBER] | None = None
     steps: StepCount | None = None
     guidance: Guidance | None = None
+    guidance_2: Guidance | None = None
     negative: Text | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER] | None = None
     spectrum: Name | None = None
@@ -186,6 +189,7 @@ class RequestDetails(BaseModel):
     fps: int
     steps: int
     guidance: float
+    guidance_2: float | None = None
     negative: str
     seed: int
     spectrum: str

@@ -75,7 +75,7 @@ class Settings(_Part):
         seconds, frames: length of the shot, one of the two; seconds become the nearest
             frames that the model can make.
         seed: by default derived from the shot's id.
-        steps, guidance, spectrum: as in a request.
+        steps, guidance, guidance_2, spectrum: as in a request.
         lora: one LoRA or a list, merged into the model; files are relative to the storyboard.
     """
 
@@ -86,6 +86,7 @@ class Settings(_Part):
     seed: Seed | None = None
     steps: StepCount | None = None
     guidance: Guidance | None = None
+    guidance_2: Guidance | None = None
     spectrum: FileName | None = None
     lora: Loras | None = None
 

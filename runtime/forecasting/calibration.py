@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -38,7 +38,7 @@ from runtime.forecasting.trials import (
 from runtime.forecasting.validity import Conditions
 from runtime.request.bounds import NUMBER
 from runtime.request.config import available, shipped
-from spectrum import MAX_STEPS, CalibratedPredictor, Gram, Planner, StepSeconds
+from spectrum import MAX_STEPS, NOWHERE, CalibratedPredictor, Gram, Planner, StepSeconds
 
 _SCHEMA = 2
 StreamName = Literal["feature", "velocity", "guided"]
@@ -164,9 +164,13 @@ class Calibration(FilePart):
         """Make the calibrated predictor of a stream."""
         return CalibratedPredictor(self.gram(stream))
 
-    def planner(self, stream: str) -> Planner:
-        """Make the planner of a stream, whose expected errors are relative to the final latent."""
-        return make_planner(self.predictor(stream), self.noise_levels, self.sensitivity, self.scale)
+    def planner(self, stream: str, fresh: Mapping[int, int] = NOWHERE) -> Planner:
+        """Make the planner of a stream, whose expected errors are relative to the final latent.
+
+        Args:
+            fresh: step before which the history is dropped → steps that are computed from there on.
+        """
+        return make_planner(self.predictor(stream), self.noise_levels, self.sensitivity, self.scale, fresh)
 
     def predict(self, expected: float, surprise: float | None = None) -> Prediction | None:
         """Predict the PSNR from an expected relative error of the latent; None with too few trials.
@@ -207,10 +211,11 @@ def make_planner(
     noise_levels: Sequence[float],
     sensitivity: Sequence[float],
     scale: float,
+    fresh: Mapping[int, int] = NOWHERE,
 ) -> Planner:
     """Make a planner whose errors are relative to the final latent."""
     moves = -np.diff(np.asarray(noise_levels))
-    return Planner(predictor, (moves * np.asarray(sensitivity) * scale).tolist())
+    return Planner(predictor, (moves * np.asarray(sensitivity) * scale).tolist(), fresh)
 
 
 def is_file_name(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import lru_cache, reduce
 from operator import or_
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -13,6 +14,7 @@ from runtime.files.extensions import Registry
 from runtime.files.problems import shown
 from runtime.request.bounds import NUMBER
 from spectrum import (
+    NOWHERE,
     Blend,
     ChebyshevRidge,
     ErrorSchedule,
@@ -46,6 +48,19 @@ class SchedulePart(Part):
             ValueError: the settings do not fit that many steps.
         """
 
+    def build_anew(self, steps: int, fresh: Mapping[int, int]) -> Schedule:
+        """Make the schedule of a generation whose history is dropped on its way, as another expert begins.
+
+        By default it is that of `build`, and its leading steps are computed beside those that it says.
+
+        Args:
+            fresh: step before which the history is dropped → leading steps, which are computed.
+
+        Raises:
+            ValueError: as `build`.
+        """
+        return self.build(steps)
+
 
 class PredictorPart(Part):
     """Choice of a predictor: how the other steps are forecast."""
@@ -73,7 +88,11 @@ class PaperSchedulePart(SchedulePart):
     alpha: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), NUMBER] = 0.75
 
     def build(self, steps: int) -> Schedule:
-        return paper_schedule(steps, warmup=self.warmup, window=self.window, alpha=self.alpha)
+        return self.build_anew(steps, NOWHERE)
+
+    def build_anew(self, steps: int, fresh: Mapping[int, int]) -> Schedule:
+        own = {"warmup": self.warmup, "window": self.window, "alpha": self.alpha}
+        return paper_schedule(steps, **own, fresh=fresh)  # type: ignore[arg-type]
 
 
 class ExplicitSchedulePart(SchedulePart):

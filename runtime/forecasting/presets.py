@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from runtime.errors import BadRequestError
 from runtime.files.extensions import source_of
@@ -29,9 +29,11 @@ from runtime.forecasting.parts import (
 )
 from runtime.forecasting.streams import STREAM_TRAITS, known_stream
 from runtime.forecasting.validity import Conditions
+from runtime.request.bounds import NUMBER
 from runtime.request.config import is_path, open_yaml
 from runtime.request.video_request import FileName, VideoRequest
 from spectrum import (
+    NOWHERE,
     AdaptiveSchedule,
     FixedSchedule,
     GuardedSchedule,
@@ -43,6 +45,26 @@ from spectrum import (
     surprise,
 )
 from spectrum.solver import FittedSolver
+
+
+class Switch(BaseModel):
+    """What becomes of a history when another expert takes over; what is missing is the model's own choice.
+
+    Attributes:
+        history: `fresh` drops it, `carried` keeps it. Features are always dropped.
+        warmup: with a fresh history, number of the expert's first steps that are computed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    history: Literal["fresh", "carried"] | None = None
+    warmup: Annotated[int, Field(ge=1, le=1000), NUMBER] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.history == "carried" and self.warmup is not None:
+            raise ValueError("warmup: a carried history needs none")
+        return self
 
 
 class Preset(BaseModel):
@@ -57,6 +79,8 @@ class Preset(BaseModel):
         predictor: rule by which the other steps are forecast.
         calibration: name or path (relative to the preset) of the calibration that planned schedules, fitted
             solvers and calibrated predictors need.
+        switch: what becomes of the history when another expert takes over. A calibration knows the steps of
+            all experts, so with one the history of outputs is carried by default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +95,7 @@ class Preset(BaseModel):
         SerializeAsAny[PredictorPart | CalibratedPart], chosen_from(PREDICTORS, calibrated=CalibratedPart)
     ] = ChebyshevPart(kind="chebyshev")
     calibration: FileName | None = None
+    switch: Annotated[Switch | None, Field(exclude_if=lambda switch: switch is None)] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -87,7 +112,15 @@ class Preset(BaseModel):
         if self.uncond is not None and (planned or joint):
             which = f"a {self.stream} stream" if joint else f"a {self.schedule.kind} schedule"
             raise ValueError(f"uncond: {which} covers both branches together")
+        if self.crossing.history == "carried" and not STREAM_TRAITS[self.stream].outputs:
+            raise ValueError(f"switch: a {self.stream} of one expert says nothing about another's: drop it")
         return self
+
+    @property
+    def crossing(self) -> Switch:
+        """What becomes of a history when another expert takes over, as far as the preset says."""
+        calibrated = isinstance(self.predictor, CalibratedPart) and STREAM_TRAITS[self.stream].outputs
+        return self.switch or Switch(history="carried" if calibrated else None)
 
     @property
     def forecasts(self) -> bool:
@@ -153,22 +186,29 @@ class Preset(BaseModel):
         assert self.calibrated is not None
         return self.calibrated.fit(self.schedule.nfe).fitted
 
-    def schedules_of(self, steps: int, branches: Sequence[str]) -> dict[str, Schedule]:
+    def schedules_of(
+        self, steps: int, branches: Sequence[str], fresh: Mapping[int, int] = NOWHERE
+    ) -> dict[str, Schedule]:
         """Make each branch's schedule for a sampler with `steps` steps; branches may share one.
+
+        Args:
+            fresh: step before which the history is dropped → steps that are computed from there on.
 
         Raises:
             BadRequestError: the preset's schedule does not fit that number of steps.
         """
         try:
-            shared = self._build(self.schedule, steps)
-            own = {"uncond": self._build(self.uncond, steps)} if self.uncond else {}
+            shared = self._build(self.schedule, steps, fresh)
+            own = {"uncond": self._build(self.uncond, steps, fresh)} if self.uncond else {}
         except ValueError as error:
             raise BadRequestError(f"spectrum: the preset does not fit {steps} steps: {error}") from None
         return {branch: own.get(branch, shared) for branch in branches}
 
-    def expected_kinds(self, steps: int) -> list[StepKind]:
+    def expected_kinds(self, steps: int, fresh: Mapping[int, int] = NOWHERE) -> list[StepKind]:
         """Expected kind of every step: computed if any branch is, or if it depends on measured errors."""
-        schedules = [self._build(part, steps) for part in (self.schedule, self.uncond or self.schedule)]
+        schedules = [
+            self._build(part, steps, fresh) for part in (self.schedule, self.uncond or self.schedule)
+        ]
         if any(isinstance(s, AdaptiveSchedule) and not isinstance(s, GuardedSchedule) for s in schedules):
             return [StepKind.COMPUTE] * steps
         kinds = [{schedule.kind(step) for schedule in schedules} for step in range(steps)]
@@ -181,13 +221,14 @@ class Preset(BaseModel):
         errors: dict[int, float],
         schedules: Mapping[str, Schedule],
         dropped: list[int],
+        fresh: Mapping[int, int] = NOWHERE,
     ) -> Expectation:
         """Expected quality of a generation whose computed steps and errors are known."""
         added = [s.added for s in schedules.values() if isinstance(s, GuardedSchedule)]
         known = Expectation(added=sorted(added[0]) if added else [], dropped=dropped)
         if self.calibrated is None or not isinstance(self.predictor, CalibratedPart):
             return known
-        priced = _planner(self.calibrated, self.stream).price(computed)
+        priced = _planner(self.calibrated, self.stream, tuple(fresh.items())).price(computed)
         expected = {step: error for step, error in enumerate(priced.errors) if error is not None}
         if isinstance(self.schedule, FittedSchedulePart):
             fit = self.calibrated.fit(self.schedule.nfe)
@@ -205,14 +246,19 @@ class Preset(BaseModel):
             return replace(known, errors=expected)
         return replace(known, psnr=prediction.psnr, deviation=prediction.deviation, errors=expected)
 
-    def _build(self, part: SchedulePart | PlannedSchedulePart | FittedSchedulePart, steps: int) -> Schedule:
+    def _build(
+        self,
+        part: SchedulePart | PlannedSchedulePart | FittedSchedulePart,
+        steps: int,
+        fresh: Mapping[int, int],
+    ) -> Schedule:
         if isinstance(part, SchedulePart):
-            return part.build(steps)
+            return part.build_anew(steps, fresh)
         assert self.calibrated is not None
         if isinstance(part, FittedSchedulePart):
             plan = self.calibrated.fit(part.nfe).fitted.steps(self.calibrated.conditions.steps)
         else:
-            plan = _plan(self.calibrated, self.stream, part.nfe)
+            plan = _plan(self.calibrated, self.stream, tuple(fresh.items()), part.nfe)
         if plan.steps != steps:
             raise ValueError(f"it is planned for {plan.steps} steps")
         if part.guard is None:
@@ -231,14 +277,16 @@ def _first_departure(computed: Sequence[int], nodes: Sequence[int]) -> int:
 
 
 @lru_cache(maxsize=64)
-def _plan(calibration: Calibration, stream: str, nfe: int) -> PlannedSteps:
-    return _planner(calibration, stream).plan(nfe)
+def _plan(
+    calibration: Calibration, stream: str, fresh: tuple[tuple[int, int], ...], nfe: int
+) -> PlannedSteps:
+    return _planner(calibration, stream, fresh).plan(nfe)
 
 
 @lru_cache(maxsize=16)
-def _planner(calibration: Calibration, stream: str) -> Planner:
+def _planner(calibration: Calibration, stream: str, fresh: tuple[tuple[int, int], ...]) -> Planner:
     """Cache planners: their cost tables take a moment, and each generation needs them several times."""
-    return calibration.planner(stream)
+    return calibration.planner(stream, dict(fresh))
 
 
 def load_preset(name: str) -> Preset:

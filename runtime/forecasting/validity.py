@@ -12,6 +12,8 @@ from runtime.request.video_request import Guidance, StepCount, VideoRequest
 
 _RESOLUTION = 2.0  # factor of pixels up to which two videos are of the same class
 
+_Timestep = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), NUMBER]
+_UNLESS_NONE = Field(exclude_if=lambda value: value is None)
 _Size = Annotated[int, Field(ge=1, le=10**6), NUMBER]
 
 
@@ -24,6 +26,8 @@ class Conditions(BaseModel):
         settings: settings of the sampler, as text; ones that only one of two versions has are not compared.
         steps: number of sampler steps.
         guidance: guidance scale; 1 for none.
+        guidance_2, boundary: of a model of two experts, the scale of the second, and the timestep below which
+            it takes over; None for other models.
         width, height, frames: size in pixels and frames; sizes of the same class are near enough.
     """
 
@@ -35,6 +39,8 @@ class Conditions(BaseModel):
     settings: dict[str, str]
     steps: StepCount
     guidance: Guidance
+    guidance_2: Annotated[Guidance | None, _UNLESS_NONE] = None
+    boundary: Annotated[_Timestep | None, _UNLESS_NONE] = None
     width: _Size
     height: _Size
     frames: _Size
@@ -49,7 +55,7 @@ class Conditions(BaseModel):
         Raises:
             BadRequestError: conditions differ; the message says which.
         """
-        names = ["revision", "sampler", "steps", "guidance"]
+        names = ["revision", "sampler", "steps", "guidance", "guidance_2", "boundary"]
         if self.revision != request.revision:
             names.insert(0, "model")
         differences = [
@@ -68,6 +74,8 @@ class Conditions(BaseModel):
     def check_request(self, request: VideoRequest, source: str) -> None:
         """Check a request as `check_fit` does, as far as is possible before a model is loaded."""
         given = {"steps": request.steps, "guidance": request.scale}
+        if self.guidance_2 is not None:
+            given["guidance_2"] = request.second_scale
         differences = [
             f"{name} {getattr(self, name)!r}, not {value!r}"
             for name, value in given.items()

@@ -55,8 +55,8 @@ class JobOptions(BaseModel):
     Attributes:
         config: name of a shipped config, or path of a YAML file.
         extend: latents of a finished video that this one goes on with; `frames` counts both.
-        prompt, image, travel, negative, width, height, frames, steps, guidance, seed, max_sequence_length,
-            videos, spectrum, deadline: fields of the request; see `VideoRequest`.
+        prompt, image, travel, negative, width, height, frames, steps, guidance, guidance_2, seed,
+            max_sequence_length, videos, spectrum, deadline: fields of the request; see `VideoRequest`.
         out: the mp4.
         report: the JSON report; by default beside the mp4.
         preview: the WebP that shows what the video is becoming; by default none.
@@ -86,6 +86,7 @@ class JobOptions(BaseModel):
     frames: FrameCount | None = None
     steps: StepCount | None = None
     guidance: Guidance | None = None
+    guidance_2: Guidance | None = None
     seed: Seed | None = None
     max_sequence_length: TextTokens | None = None
     videos: VideoCount | None = None

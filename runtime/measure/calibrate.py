@@ -36,6 +36,8 @@ from runtime.forecasting.calibration import (
     make_planner,
     to_triangle,
 )
+from runtime.forecasting.parts import FullSchedulePart
+from runtime.forecasting.presets import Preset, Switch
 from runtime.forecasting.trials import Trial
 from runtime.measure.findings import Findings, PartialFile
 from runtime.measure.fit_budgets import PASSES, BudgetFitting
@@ -60,6 +62,10 @@ from spectrum import (
 
 _TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as fractions of all
 _FITTED = (0.16, 0.2, 0.28)  # the same, of solvers
+# Plans of outputs are for one history of all experts, whose Gram matrix says what crosses a switch.
+_CARRIED = Preset(
+    stream="guided", schedule=FullSchedulePart(kind="full"), switch=Switch(history="carried")
+)
 _STREAMS: tuple[StreamName, ...] = ("feature", "velocity", "guided")
 
 
@@ -185,7 +191,7 @@ class Calibrator:
         gram = mean_gram(from_triangle(grams["guided"], steps) for grams in others)
         predictor = CalibratedPredictor(gram)
         planner = make_planner(predictor, self._levels, self._found.sensitivity(steps), self._scale())
-        run = session.prepare(video)
+        run = session.prepare(video, _CARRIED)
         truth = session.frames(session.share(self._found.latents, video))
         done: list[Trial] = []
         for nfe in self.budgets:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from runtime.engine import Engine
+from runtime.forecasting.presets import Preset
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.coordinator import Coordinator
@@ -59,9 +60,9 @@ class Session:
         """Shape of a video's latents."""
         return self.engine.sizes.shape(self.requests[0])
 
-    def prepare(self, video: int) -> Run:
-        """Prepare a run of one of the videos."""
-        return self.engine.prepare(self.engine.plan(self.requests[video], self.plan.preset))
+    def prepare(self, video: int, preset: Preset | None = None) -> Run:
+        """Prepare a run of one of the videos, by default with the full sampler's preset."""
+        return self.engine.prepare(self.engine.plan(self.requests[video], preset or self.plan.preset))
 
     def denoising(self, run: Run, stream: Stream, name: str, schedule: Schedule | None = None) -> Denoising:
         """Begin to denoise a run by `stream`, on a schedule or by the full sampler."""

@@ -182,25 +182,43 @@ def _scale(request: VideoRequest) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Expert:
-    """One of a model's transformers, and the range of timesteps that it is for. Most models have one.
+class ExpertSettings:
+    """Settings of an expert: what is known of one of a model's transformers before its weights are loaded.
 
     Attributes:
         name: name of its folder, such as `transformer`.
-        adapter, attention: its three pieces, and the switch of its attention.
-        module: the transformer itself.
         boundary: lowest timestep that it computes; lower ones belong to the next expert.
         guidance: guidance scale of a request at its steps.
         history: history from which the model's output (`velocity`, `guided`) is forecast: `fresh` begins
             anew at its first step, `carried` keeps the previous expert's. Features are never mixed.
         warmup: number of its first steps that are computed where history is fresh; at least 1.
+        present: whether the model has its weights. Requests with steps of a missing expert are refused.
     """
 
     name: str
-    adapter: Adapter
-    attention: AttentionSwitch
-    module: nn.Module
     boundary: float = 0.0
     guidance: Callable[[VideoRequest], float] = _scale
     history: Literal["fresh", "carried"] = "fresh"
     warmup: int = 1
+    present: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One of a model's transformers, with its weights. Most models have one.
+
+    Attributes:
+        settings: its settings, among them the range of timesteps that it is for.
+        adapter, attention: its three pieces, and the switch of its attention.
+        module: the transformer itself.
+    """
+
+    settings: ExpertSettings
+    adapter: Adapter
+    attention: AttentionSwitch
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        """Name of its folder, such as `transformer`."""
+        return self.settings.name

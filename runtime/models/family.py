@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from PIL import Image
 
-from runtime.models.base import Embeddings, Expert, ImageCondition
+from runtime.models.base import Embeddings, Expert, ExpertSettings, ImageCondition
 from runtime.models.colours import LatentColours
 from runtime.models.layouts.adopted import Adopted
 from runtime.models.layouts.given import Given
 from runtime.parallel.ranks import Ranks
+from runtime.parallel.sharding import own_share
+from runtime.parallel.swapping import Swap
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
 from runtime.request.video_request import VideoRequest
@@ -85,11 +87,13 @@ class Model:
     """A loaded model, on one rank.
 
     Attributes:
-        experts: transformers in the order of their steps: the first denoises the first steps.
+        experts: transformers in the order of their steps: the first denoises the first steps. Missing ones
+            are left out.
         text, decoder: its text encoder and its VAE.
         image: encoder of its other conditioning; None for a model that is conditioned on text alone.
         colours: colours of its latents, for previews; called on the first rank only, and slow the first time.
             None if they are unknown.
+        swap: place of the experts' blocks, if they take turns on the device; None if all are there.
     """
 
     experts: tuple[Expert, ...]
@@ -97,11 +101,21 @@ class Model:
     decoder: Decoder
     image: ImageEncoder | None = None
     colours: Callable[[], LatentColours] | None = None
+    swap: Swap | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """Compute dtype of the transformers; all have the same."""
         return self.experts[0].adapter.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Most bytes of the transformers' weights that were on this rank's device at one time; of sharded
+        blocks, its shards."""
+        swap = self.swap
+        weights = [one for expert in self.experts for one in expert.module.parameters()]
+        kept = [own_share(one) for one in weights if swap is None or not swap.holds(one)]
+        return sum(one.numel() * one.element_size() for one in kept) + (0 if swap is None else swap.peak)
 
 
 class Sizes(Protocol):
@@ -190,6 +204,10 @@ class Family(Protocol):
 
     def sizes(self, folder: ModelFolder) -> Sizes:
         """Sizes of a model's latents."""
+        ...
+
+    def experts(self, folder: ModelFolder) -> tuple[ExpertSettings, ...]:
+        """Settings of a model's transformers, in the order of their steps; missing ones are among them."""
         ...
 
     def timesteps(self, settings: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from runtime.models.layouts.sources import has_sources
 from runtime.parallel.collectives import Peers
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights, is_sharded
+from runtime.parallel.swapping import Swap
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -87,17 +88,29 @@ def read_component(kind: type[_Network], folder: ModelFolder, component: str, dt
     return found
 
 
-def distribute_blocks(blocks: Sequence[nn.Module], ranks: Ranks, source: str, *, shard: bool) -> Weights:
-    """Shard a transformer's blocks over all ranks if `shard` is set; return where their weights are.
+def distribute_blocks(
+    blocks: Sequence[nn.Module], ranks: Ranks, source: str, *, shard: bool, swap: Swap | None = None
+) -> Weights:
+    """Shard a transformer's blocks over all ranks, or have them take turns with those of another.
+
+    Returns:
+        Where their weights are.
 
     Args:
         blocks: the blocks, with their weights on the first rank of each node.
         source: name of the model, for messages.
-        shard: whether to shard them (FSDP2); otherwise they are left for `distribute`.
+        shard: whether to shard them (FSDP2).
+        swap: takes the blocks in, if transformers take turns on the device. Without `swap` and `shard` they
+            are left for `distribute`.
 
     Raises:
         BadRequestError: a weight is not finite; on every rank.
     """
+    if swap is not None:
+        for place, block in enumerate(blocks):
+            distribute(block, ranks, source)
+            swap.add(block, place)
+        return swap
     if not shard or ranks.size == 1:
         return WholeWeights()
     shares = ShardedWeights(ranks.mesh(), ranks.everyone)
@@ -107,19 +120,20 @@ def distribute_blocks(blocks: Sequence[nn.Module], ranks: Ranks, source: str, *,
     return shares
 
 
-def distribute(module: nn.Module, ranks: Ranks, source: str) -> None:
+def distribute(module: nn.Module, ranks: Ranks, source: str, swap: Swap | None = None) -> None:
     """Broadcast a module from the first rank of a node to the device of every rank, tensor by tensor.
 
     Args:
         source: name of the model, for messages.
+        swap: holds the weights of blocks, which are distributed already.
 
     Raises:
         BadRequestError: a weight is not finite; on every rank.
     """
     for name in [name for name, _ in _tensors(module)]:  # no list of tensors: each is to be freed when moved
         tensor = _find(module, name)
-        if is_sharded(tensor):
-            continue  # sharded already
+        if is_sharded(tensor) or (swap is not None and swap.holds(tensor)):
+            continue  # distributed already
         first = ranks.node.rank == 0
         moved = tensor.to(ranks.device) if first else torch.empty_like(tensor, device=ranks.device)
         ranks.node.broadcast(moved)

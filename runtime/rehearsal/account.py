@@ -20,7 +20,7 @@ COUNTED = (
 ESTIMATED = (
     "seconds: a roofline with assumed shares of the makers' speeds; whether it fits: 2 GiB and 5 % of what "
     "tensors hold are assumed to be lost to the CUDA context, communicators, workspaces and fragmentation; "
-    "reading weights, encoding mp4 and the host's work other than launching are left out"
+    "reading weights, swapping experts, encoding mp4 and the host's work other than launching are left out"
 )
 UNMEASURED = (
     "nothing was run: this tells nothing about real speed, hangs, streams or numbers, and no GPU has "

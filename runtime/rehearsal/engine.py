@@ -7,10 +7,11 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransforme
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.models.base import Embeddings, Expert, ImageCondition
+from runtime.models.base import Embeddings, Expert, ExpertSettings, ImageCondition
 from runtime.models.family import Model
 from runtime.models.wan.adapter import Transformer, every_block, open_adapter
 from runtime.models.wan.attention import SelfAttention
+from runtime.models.wan.experts import read_transformer
 from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.image import open_image_encoder
 from runtime.models.wan.text import PromptEncoder
@@ -24,6 +25,7 @@ from runtime.rehearsal.peers import FakePeers, FakeRanks
 from runtime.rehearsal.repeats import RepeatedBlocks, RepeatedDecoder
 from runtime.rehearsal.settings import RehearsedProfile
 from runtime.rehearsal.shards import FakeShards
+from runtime.rehearsal.swaps import FakeSwap
 from runtime.request.config import Config, Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Plan
@@ -46,7 +48,7 @@ class RehearsedEngine(Engine):
 
     Attributes:
         fake: device that counts.
-        parameters: number of the transformer's parameters.
+        parameters: number of the transformers' parameters.
     """
 
     ranks: FakeRanks
@@ -78,7 +80,7 @@ class RehearsedEngine(Engine):
 
     @property
     def heads(self) -> int:
-        """Number of the transformer's heads."""
+        """Number of a transformer's heads."""
         return self.sizes.architecture.heads
 
     @property
@@ -88,7 +90,7 @@ class RehearsedEngine(Engine):
 
     @property
     def adapter_dtype(self) -> torch.dtype:
-        """Compute dtype of the transformer."""
+        """Compute dtype of the transformers."""
         return self.loaded.dtype
 
     @property
@@ -107,30 +109,28 @@ class RehearsedEngine(Engine):
                 f"dtype.compute: {config.dtype.compute} given; a compute dtype that differs from the storage "
                 "dtype cannot be rehearsed"
             )
-        self._transformer, weights = self._make_transformer(dtype)
-        adapter = open_adapter(self._transformer, weights)
-        expert = Expert("transformer", adapter, SelfAttention(self._transformer), self._transformer)
+        self.parameters, self._swap = 0, FakeSwap(self.fake.ledger)
+        present = [one for one in self.profile.experts if one.present]
+        experts = tuple(self._make_expert(settings, dtype) for settings in present)
         freed = config.model_copy(update={"memory": Memory(text_encoder="free")})
-        text = PromptEncoder(self.model, freed, self.ranks, adapter.dtype)
+        text = PromptEncoder(self.model, freed, self.ranks, dtype)
         self._vae = self._make_vae()
         decoder = WanDecoder(self._vae, config, self.ranks)
-        self._image = open_image_encoder(
-            self.model, config, self.ranks, self._transformer, adapter.dtype, decoder
-        )
-        return Model((expert,), text, decoder, self._image)
+        self._image = open_image_encoder(self.model, config, self.ranks, self._transformer, dtype, decoder)
+        return Model(experts, text, decoder, self._image)
 
-    def _make_transformer(self, dtype: torch.dtype) -> tuple[Transformer, Weights]:
+    def _make_expert(self, settings: ExpertSettings, dtype: torch.dtype) -> Expert:
         vace = self.kind is ModelKind.VACE
         kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
-        path = self.model.path / "transformer"
-        model = diffusers_module(self.fake, kind, path, dtype)
-        self.parameters = sum(one.numel() for one in model.parameters())
+        model = diffusers_module(self.fake, kind, self.model.path / settings.name, dtype)
+        self.parameters += sum(one.numel() for one in model.parameters())
         for tensor in (*model.parameters(), *model.buffers()):
             self.ranks.node.broadcast(tensor)
-        weights = self._shard(model)
+        weights = self._place(model)
         if not self._whole:
             weights = RepeatedBlocks(weights, self.fake.ledger, self.ranks)
-        return model, weights
+        self._transformer: Transformer = model  # all have the same settings
+        return Expert(settings, open_adapter(model, weights), SelfAttention(model), model)
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
         """Check nothing: a rehearsal reports whether the job fits."""
@@ -145,7 +145,12 @@ class RehearsedEngine(Engine):
             raise BadRequestError(f"attention: {name!r} given; only torch's own kernels can be rehearsed")
         return resolve(name, DEVICE, dtype, ring=ring)
 
-    def _shard(self, model: Transformer) -> Weights:
+    def _place(self, model: Transformer) -> Weights:
+        if self.config.memory.experts == "swap":
+            with self.fake.running():
+                for place, block in enumerate(every_block(model)):
+                    self._swap.add(block, place)
+            return self._swap
         if self.config.memory.transformer != "shard" or self.ranks.size == 1:
             return WholeWeights()
         assert isinstance(self.ranks.everyone, FakePeers)
@@ -182,15 +187,22 @@ class RehearsedEngine(Engine):
         if self.kind is ModelKind.VACE:
             total, tokens = settings.vace_in_channels, []
         else:
-            total = settings.in_channels - channels
-            tokens = [(batch, self.image_tokens, settings.image_dim)]
+            total, seen = settings.in_channels - channels, (batch, self.image_tokens, settings.image_dim)
+            tokens = [seen] if self.sees_image_tokens else []
         shapes = [(batch, total, *rest), *tokens]
         made = [torch.empty(shape, dtype=self.loaded.dtype, device=DEVICE) for shape in shapes]
         return ImageCondition(made[0], self._image._layout(channels, total), *made[1:])
 
     @property
+    def sees_image_tokens(self) -> bool:
+        """Whether the transformers attend to the output of an image encoder."""
+        return read_transformer(self.model.path).sees_image_tokens
+
+    @property
     def image_tokens(self) -> int:
-        """Number of the image encoder's tokens: one for each patch and one for the whole image."""
+        """Number of the image encoder's tokens: one for each patch and one for the whole image; 0 without."""
+        if not self.sees_image_tokens:
+            return 0
         from runtime.models.wan.settings import ImageEncoderSettings
 
         found = ImageEncoderSettings.read(self.model.path / "image_encoder" / "config.json")

@@ -87,11 +87,20 @@ _REMEDIES = (
         _memory(history="offload"),
     ),
     _Remedy(
+        "memory.experts",
+        "swap",
+        ("load", "encode", "denoise", "decode"),
+        lambda config, _, found: (
+            config.memory.experts == "keep" and config.memory.transformer != "shard" and found.experts > 1
+        ),
+        _memory(experts="swap"),
+    ),
+    _Remedy(
         "memory.transformer",
         "shard",
         ("load", "encode", "denoise", "decode"),
         lambda config, ranks, _: config.memory.transformer == "replicate" and ranks > 1,
-        _memory(transformer="shard"),
+        _memory(transformer="shard", experts="keep"),
     ),
 )
 

@@ -58,9 +58,9 @@ class Steps:
     """Denoising steps of one rank.
 
     Attributes:
-        first, last: first and last computed step, with an empty and with the longest history.
-        forecast: last forecast step, with the longest history; None if nothing is forecast.
-        history: bytes of the history after the last step.
+        first, last: first computed step, and the last one that has the longest history.
+        forecast: last forecast step that has the longest history; None if nothing is forecast.
+        history: bytes of the history after the last of these computed steps.
         kept: number of values in it.
     """
 
@@ -116,8 +116,9 @@ class Rehearser:
         return Phase(work, memory)
 
     def denoise(self) -> tuple[Run, Steps]:
-        """Rehearse the first and the last computed step, and the last forecast step."""
-        plan, kinds = self._plan, self._plan.preset.expected_kinds(self._plan.steps)
+        """Rehearse the first computed step, and those of each kind with the longest history."""
+        plan = self._plan
+        kinds = plan.kinds[: plan.steps]
         computed = [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
         forecast = [step for step, kind in enumerate(kinds) if kind is StepKind.FORECAST]
         sampler = plan.fresh_sampler()  # its tables are real tensors
@@ -129,13 +130,20 @@ class Rehearser:
             loop.warm_up()
             last, of_forecast = first, None
             if len(computed) > 1:
-                loop.remember(computed[:-1])
-                last = loop.step(StepKind.COMPUTE, computed[-1])
+                index = max(computed, key=lambda step: (len(self._history(computed, step)), step))
+                loop.remember(self._history(computed, index))
+                last = loop.step(StepKind.COMPUTE, index)
             history, kept = segment.stream.bytes, segment.stream.kept
             if forecast and plan.preset.forecasts:
-                loop.remember([step for step in computed if step < forecast[-1]])
-                of_forecast = loop.step(StepKind.FORECAST, forecast[-1])
+                index = max(forecast, key=lambda step: (len(self._history(computed, step)), step))
+                loop.remember(self._history(computed, index))
+                of_forecast = loop.step(StepKind.FORECAST, index)
             return run, Steps(first, last, of_forecast, history, kept)
+
+    def _history(self, computed: list[int], step: int) -> list[int]:
+        """Computed steps that are remembered before `step`."""
+        since = max((one for one in self._plan.fresh if one <= step), default=0)
+        return [one for one in computed if since <= one < step]
 
     def decode(self, run: Run) -> Phase:
         """Rehearse decoding of all frames.
@@ -173,7 +181,7 @@ class Rehearser:
         engine, request = self._engine, self._engine.config.windowed(self._plan.request)
         if engine.kind is ModelKind.TEXT:
             return
-        if engine.kind is ModelKind.IMAGE:
+        if engine.sees_image_tokens:
             self._encode_image()
         vae = engine.vae
         assert vae is not None

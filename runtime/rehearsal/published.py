@@ -27,6 +27,7 @@ _TRANSFORMER = {
     "rope_max_seq_len": 1024,
     "text_dim": 4096,
 }
+_IMAGE_LATENTS = {"in_channels": 36}
 _IMAGE = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
 _SCHEDULER = {
     "_class_name": "UniPCMultistepScheduler",
@@ -57,20 +58,31 @@ _CLIP = {
 }
 
 
-def _model(pipeline: str, *parts: _Settings, image_encoder: bool = False) -> dict[str, _Settings]:
-    """Make the files of a model, as file → content; `parts` override settings of its transformer."""
+def _model(
+    pipeline: str, *parts: _Settings, image_encoder: bool = False, boundary: float | None = None
+) -> dict[str, _Settings]:
+    """Make the files of a model, as file → content; `parts` override settings of its transformers.
+
+    Args:
+        boundary: `boundary_ratio` of a model of two transformers.
+    """
     kind = "WanVACETransformer3DModel" if pipeline == "WanVACEPipeline" else "WanTransformer3DModel"
     transformer: dict[str, Any] = {"_class_name": kind, **_TRANSFORMER}
     for part in parts:
         transformer |= part
+    index: dict[str, Any] = {"_class_name": pipeline}
+    second: dict[str, _Settings] = {}
+    if boundary is not None:
+        index |= {"boundary_ratio": boundary, "transformer_2": ["diffusers", kind]}
+        second = {"transformer_2/config.json": transformer}
     files: dict[str, _Settings] = {
-        "model_index.json": {"_class_name": pipeline},
+        "model_index.json": index,
         "transformer/config.json": transformer,
         "vae/config.json": {"_class_name": "AutoencoderKLWan"},
         "text_encoder/config.json": _UMT5,
         "scheduler/scheduler_config.json": _SCHEDULER,
     }
-    return files | ({"image_encoder/config.json": _CLIP} if image_encoder else {})
+    return files | second | ({"image_encoder/config.json": _CLIP} if image_encoder else {})
 
 
 def _vace(layers: range) -> _Settings:
@@ -88,6 +100,10 @@ PUBLISHED: dict[str, dict[str, _Settings]] = {
     ),
     "Wan-AI/Wan2.1-VACE-1.3B-diffusers": _model("WanVACEPipeline", _SMALL, _vace(range(0, 30, 2))),
     "Wan-AI/Wan2.1-VACE-14B-diffusers": _model("WanVACEPipeline", _LARGE, _vace(range(0, 40, 5))),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _model("WanPipeline", _LARGE, boundary=0.875),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _model(
+        "WanImageToVideoPipeline", _LARGE, _IMAGE_LATENTS, boundary=0.9
+    ),
 }
 """Repository → file → content."""
 

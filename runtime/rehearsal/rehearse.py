@@ -46,6 +46,7 @@ class RankFindings:
     Attributes:
         rank: rank that was rehearsed.
         alike: all ranks that would do the same, itself included.
+        experts: number of transformers that it has.
         tokens, heads: its shares of a branch's tokens, and of the heads within attention.
         load, encode, decode: these phases as a whole.
         steps: its denoising steps.
@@ -53,6 +54,7 @@ class RankFindings:
 
     rank: int
     alike: tuple[int, ...]
+    experts: int
     tokens: int
     heads: int
     load: Phase
@@ -83,7 +85,7 @@ class Rehearsal:
     Attributes:
         scenario: the job.
         source: origin of the model's settings.
-        parameters: number of the transformer's parameters.
+        parameters: number of the transformers' parameters.
         topology, attention: topology and attention kernel that the job would choose.
         tokens: tokens of a branch in one window.
         windows, segments: number of the video's windows, and of the segments that are denoised one by one.
@@ -140,7 +142,7 @@ def rehearse(scenario: Scenario, ranks: list[int] | None = None) -> Rehearsal:
         if rank != 0:
             engine, plan = _open(scenario, profile, rank)
         found.append(_rehearse_one(engine, plan, tokens, next(k for k in kinds if rank in k)))
-    decided = plan.preset.expected_kinds(plan.steps)
+    decided = plan.kinds[: plan.steps]
     return Rehearsal(
         scenario=scenario,
         source=profile.source,
@@ -186,6 +188,7 @@ def _rehearse_one(engine: RehearsedEngine, plan: Plan, tokens: int, alike: tuple
     return RankFindings(
         rank=engine.ranks.rank,
         alike=alike,
+        experts=len(engine.loaded.experts),
         tokens=Split.even(tokens, plan.topology.sequence).sizes[place.sequence],
         heads=Split.even(engine.heads, plan.topology.ulysses).sizes[place.ulysses],
         load=load,

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from runtime.errors import BadRequestError
 from runtime.models.folder import ModelFolder, folder_digest, open_local
 from runtime.models.sampler import load_sampler
+from runtime.models.wan.experts import read_transformers
 from runtime.models.wan.folder import ModelKind
-from runtime.models.wan.settings import TextEncoderSettings, TransformerSettings, VaeSettings, WanIndex
+from runtime.models.wan.settings import TextEncoderSettings, VaeSettings, WanIndex
 from runtime.profile import ModelProfile
 from runtime.rehearsal.published import PUBLISHED, write_settings
 from runtime.request.config import Config
@@ -42,7 +43,7 @@ class RehearsedProfile(ModelProfile):
         path, self.source = find_settings(config)
         try:
             kind = _kind(WanIndex.read(path / "model_index.json"))
-            TransformerSettings.read(path / "transformer" / "config.json")
+            read_transformers(path)
             VaeSettings.read(path / "vae" / "config.json")
             TextEncoderSettings.read(path / "text_encoder" / "config.json")
         except (OSError, ValueError) as error:
@@ -51,6 +52,7 @@ class RehearsedProfile(ModelProfile):
         self.folder = ModelFolder(config.model_name, path, revision, kind)
         self.family = self.folder.family
         self.sizes = self.family.sizes(self.folder)
+        self.experts = self.family.experts(self.folder)
         self.sampler = load_sampler(self.folder, config.scheduler)
 
     def fresh_sampler(self, request: VideoRequest, device: torch.device | None = None) -> SchedulerMixin:
@@ -62,8 +64,6 @@ class RehearsedProfile(ModelProfile):
 def _kind(index: WanIndex) -> ModelKind:
     if index.pipeline not in list(ModelKind):
         raise ValueError(f"it is a {index.pipeline}; supported are {', '.join(ModelKind)}")
-    if index.has_two_transformers:
-        raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
     return ModelKind(index.pipeline)
 
 

@@ -60,6 +60,13 @@ class ForecasterPart(_Part):
     features_kept: int
 
 
+class MemoryPart(_Part):
+    """Bytes on the first rank's device, at most at one time."""
+
+    weights: int
+    device_peak: int | None
+
+
 class CollectiveBytes(_Part):
     """Bytes that all ranks together send at one step: the maximum over the steps of the kind."""
 
@@ -144,6 +151,7 @@ class Report(_Part):
     resumed_at: int
     checkpoint_bytes: int
     forecaster: ForecasterPart
+    memory: MemoryPart
     collective_bytes: CollectiveBytes
     expectation: ExpectationPart
     frames_sha256: list[str]
@@ -206,6 +214,7 @@ def build_report(
         resumed_at=result.resumed_at,
         checkpoint_bytes=result.checkpoint_bytes,
         forecaster=ForecasterPart(bytes_per_rank=result.forecaster_bytes, features_kept=result.features_kept),
+        memory=MemoryPart(weights=result.weight_bytes, device_peak=result.device_peak),
         collective_bytes=CollectiveBytes(
             computed_step=_most_sent(result, StepKind.COMPUTE),
             forecast_step=_most_sent(result, StepKind.FORECAST),

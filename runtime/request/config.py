@@ -116,6 +116,7 @@ class Defaults(_Part):
     frames: FrameCount
     steps: StepCount = 50
     guidance: Guidance = 5.0
+    guidance_2: Guidance | None = None
     negative: Text = ""
     max_sequence_length: TextTokens = 512
     spectrum: FileName = "paper"
@@ -137,6 +138,8 @@ class Memory(_Part):
         text_encoder: `keep` it on the device of the first rank, `offload` it to host memory after each
             prompt, or `free` it and load it again for the next prompt.
         transformer: `replicate` it on every rank, or `shard` its blocks over the ranks (FSDP2).
+        experts: of a model of several transformers, `keep` all on the device, or `swap` them: one is on the
+            device, and the others' blocks are in host memory until the sampler comes to their steps.
         vae: `keep` it on the device, or `offload` it to host memory between videos.
         history: `keep` the features that forecasts are made from on the device, or `offload` them to host
             memory, as for videos of many windows.
@@ -144,8 +147,15 @@ class Memory(_Part):
 
     text_encoder: Literal["keep", "offload", "free"] = "keep"
     transformer: Literal["replicate", "shard"] = "replicate"
+    experts: Literal["keep", "swap"] = "keep"
     vae: Literal["keep", "offload"] = "keep"
     history: Literal["keep", "offload"] = "keep"
+
+    @model_validator(mode="after")
+    def _one_way_to_save(self) -> Self:
+        if self.experts == "swap" and self.transformer == "shard":
+            raise ValueError("experts: shards stay on their devices; swap needs transformer: replicate")
+        return self
 
 
 class Tiles(_Part):
@@ -200,7 +210,7 @@ class Config(_Part):
             are relative to its own folder, and `~` is the user's home.
         revision: commit or tag of the repository; None for a folder.
         lora: one LoRA or a list, merged into the transformer in this order when it is loaded.
-        architecture: expected shape of the transformer; a model that differs is refused.
+        architecture: expected shape of the transformers; a model that differs is refused.
         bounds: what its family can make; by default Wan's. A model of a family with other bounds is refused.
         dtype: precision of each component.
         scheduler: the sampler.

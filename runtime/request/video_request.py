@@ -109,7 +109,9 @@ class VideoRequest(BaseModel):
         width, height: pixels, in multiples that the model family has: see `Bounds`.
         frames: pixel frames, in a number that the model family can make.
         steps: sampler steps.
-        guidance: classifier-free guidance scale; at most 1 means no guidance and no unconditional branch.
+        guidance: classifier-free guidance scale; at most 1 means no guidance and no unconditional branch. Of
+            a model of two experts it is that of the first, for high noise.
+        guidance_2: scale of the second expert, for low noise; None for that of the first.
         embedded: whether the scale is an input of the transformer, as the model family has it.
         seed: noise is drawn for the whole batch of videos from a CPU generator with this seed.
         max_sequence_length: text tokens. Wan attends to padding, so this affects the result.
@@ -130,6 +132,7 @@ class VideoRequest(BaseModel):
     frames: FrameCount
     steps: StepCount
     guidance: Guidance
+    guidance_2: Annotated[Guidance | None, Field(exclude_if=lambda scale: scale is None)] = None
     embedded: Annotated[bool, Field(exclude_if=lambda embedded: not embedded)] = False
     seed: Seed = 0
     max_sequence_length: TextTokens = 512
@@ -158,6 +161,16 @@ class VideoRequest(BaseModel):
     def scale(self) -> float:
         """Guidance scale that the result depends on; 1 without guidance."""
         return self.guidance if self.guided or self.embedded else 1.0
+
+    @property
+    def second_guidance(self) -> float:
+        """Guidance scale of a second expert, which is used if the first has guidance."""
+        return self.guidance if self.guidance_2 is None else self.guidance_2
+
+    @property
+    def second_scale(self) -> float:
+        """Guidance scale of a second expert that the result depends on; 1 without guidance."""
+        return self.second_guidance if self.guided or self.embedded else 1.0
 
     @property
     def full(self) -> Self:

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 
 from runtime.errors import CancelledError, RankFailedError
+from runtime.models.course import Course
 from runtime.parallel.collectives import Transfer
 from runtime.parallel.ranks import Ranks, minority
 from runtime.sampling.commands import Command, Commands
-from runtime.sampling.course import Course
 from spectrum import AdaptiveSchedule, Pace, Schedule, SquaredError, Squares, StepKind, StepSeconds, Stopwatch
 
 

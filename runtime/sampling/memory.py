@@ -67,6 +67,11 @@ def memory_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def peak_of(device: torch.device) -> int | None:
+    """Most bytes that torch has allocated on a GPU at one time since the process began; None for a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 @contextmanager
 def shortage_explained(device: torch.device, what: str) -> Iterator[None]:
     """Turn a failed allocation into an error that says what to do.

@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 import torch
 
 from runtime.models.base import Adapter, Geometry, Time
+from runtime.models.course import Course
 from runtime.parallel.guidance import Guidance
 from runtime.parallel.sequence import TokenSequence, WholeSequence
-from runtime.sampling.course import Course
 from spectrum import Squares
 
 

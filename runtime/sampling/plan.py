@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from diffusers import SchedulerMixin
@@ -10,11 +10,11 @@ from diffusers import SchedulerMixin
 from runtime.forecasting.expectation import Expectation
 from runtime.forecasting.presets import Preset
 from runtime.forecasting.streams import STREAM_TRAITS
+from runtime.models.course import Course
 from runtime.parallel.topology import Topology
 from runtime.request.video_request import VideoRequest
 from runtime.request.windows import Windows
 from runtime.sampling.coordinator import Coordinator
-from runtime.sampling.course import Course
 from spectrum import Schedule, StepKind
 
 
@@ -42,6 +42,12 @@ class Plan:
     course: Course
 
     @property
+    def fresh(self) -> Mapping[int, int]:
+        """Steps before which the history is dropped, as another expert begins anew → steps from there on that
+        are computed whatever the schedule says."""
+        return self.course.fresh(outputs=STREAM_TRAITS[self.preset.stream].outputs)
+
+    @property
     def forced(self) -> frozenset[int]:
         """Steps that are computed whatever the schedule says: an expert's first, where it begins anew."""
         return self.course.forced(outputs=STREAM_TRAITS[self.preset.stream].outputs)
@@ -59,7 +65,7 @@ class Plan:
     @property
     def kinds(self) -> list[StepKind]:
         """Expected kind of every step of all segments."""
-        kinds = self.preset.expected_kinds(self.steps)
+        kinds = self.preset.expected_kinds(self.steps, self.fresh)
         for step in self.forced:
             kinds[step] = StepKind.COMPUTE
         return kinds * self.segments
@@ -72,8 +78,9 @@ class Plan:
             coordinator.errors,
             coordinator.schedules,
             coordinator.dropped,
+            self.fresh,
         )
 
     def fresh_schedules(self) -> dict[str, Schedule]:
         """Make the schedule of each branch; schedules have state, so each segment needs new ones."""
-        return self.preset.schedules_of(self.steps, self.request.branches)
+        return self.preset.schedules_of(self.steps, self.request.branches, self.fresh)

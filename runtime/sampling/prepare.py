@@ -60,7 +60,7 @@ def _of_expert(
     adapter, request = expert.adapter, plan.request
     geometry = adapter.geometry(window_BCFHW)
     _use_attention(expert, plan, group, heads, geometry.grid.tokens, window_BCFHW.device)
-    scale = expert.guidance(request)
+    scale = expert.settings.guidance(request)
     guidance = group.guidance(scale if request.guided else None)
     sequence = group.sequence(geometry.grid.tokens)
     tokens_BIE = None if image is None else image.tokens_BIE

@@ -51,6 +51,8 @@ class Result:
         checkpoint_bytes: bytes of checkpoints written by this rank.
         forecaster_bytes: largest number of bytes that a rank held for forecasting.
         features_kept: number of values remembered of each forecast stream.
+        weight_bytes: most bytes of the transformers' weights that were on this rank's device at one time.
+        device_peak: most bytes that were allocated on this rank's GPU at one time; None without one.
         preview_seconds: time that each preview took of denoising on this rank; None if none were wanted.
         frames_sha256: digest of each video's frames, on the first rank.
         warnings: sentences about parts of the request that may have unintended effects.
@@ -69,6 +71,8 @@ class Result:
     checkpoint_bytes: int = 0
     forecaster_bytes: int = 0
     features_kept: int = 0
+    weight_bytes: int = 0
+    device_peak: int | None = None
     preview_seconds: list[float] | None = None
     frames_sha256: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -130,6 +130,7 @@ def sampling(entry: str, request: str, **config: Any) -> list[Case]:
         ("--size 64x48", {f"{request}.width": 64, f"{request}.height": 48}),
         ("--frames 5", {f"{request}.frames": 5}),
         ("--guidance 3", {f"{request}.guidance": 3.0}),
+        ("--guidance-2 3", {f"{request}.guidance_2": 3.0}),
         ("--negative blue", {f"{request}.negative": "blue"}),
         ("--image start.png", {f"{request}.image": "start.png"}),
         ("--max-sequence-length 32", {f"{request}.max_sequence_length": 32}),
@@ -303,6 +304,7 @@ REFUSED = [
             ("--steps 0", "steps: 0 given"),
             ("--steps many", "'many' is not a valid integer"),
             ("--guidance nan", "guidance: nan given; should be a finite number"),
+            ("--guidance-2 -1", "guidance_2: -1.0 given; should be greater than or equal to 0"),
             ("--seed -1", "seed: -1 given"),
             ("--out /proc/a.mp4", "out: cannot write in '/proc'"),
             ("--out a.avi", "must end in .mp4"),
@@ -554,7 +556,7 @@ def test_ranks_take_the_options_of_their_command(module: str) -> None:
 def test_a_queued_request_is_the_one_that_generate_would_make(folder: Path) -> None:
     """Every option at once, but those that contradict each other."""
     rows = [case for case in CASES if case.entry == "generate" and case.changes is not None]
-    left_out = ("--no-compile", "--replicate", "--image", "--ranks", "--ring", "--cfg")
+    left_out = ("--no-compile", "--replicate", "--image", "--guidance-2", "--ranks", "--ring", "--cfg")
     words = [word for case in rows if case.option not in left_out for word in case.words.split()]
     words += ["--checkpoint-every", "2"]
     job = PLANS["generate"]([PROMPT, *words]).absolute()
@@ -752,6 +754,7 @@ FIELDS = {
     "request.frames": "integer",
     "request.steps": "integer",
     "request.guidance": "number",
+    "request.guidance_2": "number or null",
     "request.embedded": "boolean",
     "request.seed": "integer",
     "request.max_sequence_length": "integer",
@@ -794,6 +797,8 @@ FIELDS = {
     "checkpoint_bytes": "integer",
     "forecaster.bytes_per_rank": "integer",
     "forecaster.features_kept": "integer",
+    "memory.weights": "integer",
+    "memory.device_peak": "integer or null",
     "collective_bytes.computed_step": "integer",
     "collective_bytes.forecast_step": "integer",
     "expectation.psnr": "number or null",
@@ -817,7 +822,11 @@ FIELDS = {
     "preview.seconds": "number",
     "versions": "object",
 }
-NOT_OF_TINY = {"request.embedded", "request.extend"}  # fields that are there for other models alone
+NOT_OF_TINY = {  # fields that are there for other models alone
+    "request.guidance_2",
+    "request.embedded",
+    "request.extend",
+}
 _NAMES = {bool: "boolean", int: "integer", float: "number", dict: "object", type(None): "null"}
 
 

@@ -45,6 +45,24 @@ def test_a_resumed_training_ends_in_the_same_bits(tmp_path: Path, stop_at: int) 
     assert torch.equal(toy(tmp_path / "resumed"), toy(tmp_path / "straight"))
 
 
+@pytest.mark.parametrize("noise", [(0.0, 1.0), (0.875, 1.0), (0.0, 0.875)])
+def test_an_expert_is_trained_on_its_own_noise_levels_alone(noise: tuple[float, float]) -> None:
+    """Spread over all of them, each batch anew."""
+    tokenizer, pad_bias, seen = new_tokenizer(), torch.zeros(()), []
+    model, text_encoder = new_transformer(pad_bias), new_text_encoder(len(tokenizer))
+    model.register_forward_pre_hook(lambda _, args, named: seen.append(named["timestep"]), with_kwargs=True)
+    data = {"latents": torch.randn(16, 16, 1, 4, 4), "captions": ["a red circle"] * 16}
+    flow = CaptionedFlow(model, text_encoder, tokenizer, pad_bias, 0, noise)
+    with torch.no_grad():
+        for step in range(4):
+            flow.loss(data, step, 16)
+    levels = torch.cat(seen) / 1000
+    low, high = noise
+    assert len(levels) == len(set(levels.tolist())) == 64
+    assert levels.min() >= low and levels.max() <= high
+    assert levels.min() < low + 0.1 * (high - low) and levels.max() > high - 0.1 * (high - low)
+
+
 def test_the_training_attention_is_wans_own() -> None:
     """One key for all padding, with the logarithm of its count, equals attending to every padding token."""
     tokenizer, pad_bias = new_tokenizer(), torch.zeros(())

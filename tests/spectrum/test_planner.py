@@ -92,3 +92,42 @@ def test_what_does_not_fit_is_refused() -> None:
         Planner(CalibratedPredictor(np.eye(4)), [1.0] * 5)
     with pytest.raises(ValueError, match="at most 200 steps"):
         Planner(CalibratedPredictor(np.eye(201)), [1.0] * 201)
+
+
+def of_two(fresh: dict[int, int], seed: int = 0) -> tuple[Planner, NDArray[np.float64], NDArray[np.float64]]:
+    """A planner of 11 steps whose history is dropped on the way."""
+    f, g = gram(seed, 11)
+    weights = np.random.default_rng(seed + 1).uniform(0.1, 1.0, 11)
+    return Planner(CalibratedPredictor(g), weights.tolist(), fresh), f, weights
+
+
+@pytest.mark.parametrize("fresh", [{6: 1}, {6: 2}, {4: 3}, {10: 1}, {1: 2}, {4: 1, 7: 2}])
+@pytest.mark.parametrize("nfe", [4, 5, 8, 11])
+def test_no_schedule_that_begins_each_history_is_better(fresh: dict[int, int], nfe: int) -> None:
+    one, _, _ = of_two(fresh)
+    leading = {0, *(step for start, count in fresh.items() for step in range(start, start + count))}
+    assert one.least == len(leading)
+    plan = one.plan(nfe)
+    free = sorted(set(range(11)) - leading)
+    others = itertools.combinations(free, nfe - len(leading))
+    every = [one.price(sorted(leading | set(other))) for other in others]
+    assert plan.nfe == nfe and leading <= set(plan.computed)
+    assert plan.error == pytest.approx(min(other.error for other in every))
+    with pytest.raises(ValueError, match=f"nfe must be within {one.least} … 11"):
+        one.plan(one.least - 1)
+
+
+def test_nothing_is_forecast_from_before_a_history_that_begins_anew() -> None:
+    one, f, weights = of_two({5: 1})
+    computed, square = (0, 2, 5, 8), 0.0
+    predictor = CalibratedPredictor(f @ f.T)
+    for first, last, history in ((1, 1, (0,)), (3, 4, (0, 2)), (6, 7, (5,)), (9, 10, (5, 8))):
+        error = sum(
+            weights[t] * (f[t] - predictor.weights(history, t) @ f[list(history)])
+            for t in range(first, last + 1)
+        )
+        square += float(np.square(error).sum())
+    plan = one.price(computed)
+    assert plan.error == pytest.approx(np.sqrt(square))
+    assert plan.errors[0] is None and plan.errors[5] is None and 5 not in plan.expected
+    assert plan.errors[7] == pytest.approx(predictor.error([5], 7))

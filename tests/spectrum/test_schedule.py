@@ -49,6 +49,19 @@ def test_kinds_follow_the_computed_steps() -> None:
     assert kinds.count(StepKind.FORECAST) == 4
 
 
+def test_the_papers_schedule_begins_anew_with_another_expert() -> None:
+    """Up to there it is that of all steps, and from there on that of the steps that are left."""
+    whole = paper_schedule(40)
+    anew = paper_schedule(40, fresh={26: 2})
+    assert anew.computed[: len([c for c in whole.computed if c < 26])] == tuple(
+        c for c in whole.computed if c < 26
+    )
+    assert tuple(c for c in anew.computed if c >= 26) == tuple(
+        26 + c for c in paper_schedule(14, warmup=2).computed
+    )
+    assert paper_schedule(40, fresh={38: 5}).computed[-2:] == (38, 39)
+
+
 def test_full_schedule_computes_everything() -> None:
     assert FixedSchedule.full(7).nfe == 7
 

@@ -17,10 +17,11 @@ const FIELDS = [
   "seed",
   "steps",
   "guidance",
+  "guidance_2",
   "fps",
 ];
 const PROBLEMS = [...FIELDS, "size", "deadline", "priority", "input_reference"];
-const USUAL = ["steps", "guidance", "fps"]; // shown as what they are if nothing is typed
+const USUAL = ["steps", "guidance", "guidance_2", "fps"]; // shown as what they are if nothing is typed
 
 let models;
 let asking = null;
@@ -81,7 +82,9 @@ function changeModel() {
     byId("spectrum").value = defaults.spectrum;
   const [width, height] = defaults.size.split("x");
   const usual = { ...defaults, width, height, seconds: Number(defaults.seconds).toFixed(1) };
-  for (const name of [...USUAL, "width", "height", "seconds"]) byId(name).placeholder = usual[name];
+  for (const name of [...USUAL, "width", "height", "seconds"]) byId(name).placeholder = usual[name] ?? "";
+  byId("guidance_2-field").hidden = defaults.guidance_2 === null; // only models of two experts have one
+  if (defaults.guidance_2 === null) byId("guidance_2").value = "";
   for (const name of ["width", "height"]) byId(name).step = multiple;
   byId("negative").placeholder = defaults.negative || "none";
   byId("loras").replaceChildren(h("legend", {}, "LoRAs"), ...loras.map(lora));
@@ -113,7 +116,7 @@ function fields() {
   const [width, height] = ["width", "height"].map((name) => byId(name).value || byId(name).placeholder);
   if (byId("width").value || byId("height").value) given.size = `${width}x${height}`;
   for (const name of ["seconds", "negative"]) if (byId(name).value) given[name] = byId(name).value;
-  for (const name of ["seed", "steps", "guidance", "fps", "deadline", "priority"]) {
+  for (const name of ["seed", "steps", "guidance", "guidance_2", "fps", "deadline", "priority"]) {
     const typed = byId(name).value.trim();
     if (typed) given[name] = Number.isNaN(Number(typed)) ? typed : Number(typed);
   }
@@ -222,7 +225,8 @@ export function fillFrom(video) {
   byId("model").value = video.model;
   changeModel();
   const values = { prompt: video.prompt, width, height, seconds: video.seconds, negative: request.negative };
-  for (const name of ["seed", "steps", "guidance", "fps", "deadline"]) values[name] = request[name] ?? "";
+  for (const name of ["seed", "steps", "guidance", "guidance_2", "fps", "deadline"])
+    values[name] = request[name] ?? "";
   for (const [name, value] of Object.entries(values)) byId(name).value = value;
   const budget = request.nfe
     ? "nfe"

@@ -10,7 +10,7 @@ const runs = new Map(); // id → { plan, kinds, preview, report, asked }
 export function requestOf(video) {
   const { request } = video;
   const fields = { model: video.model, prompt: video.prompt, size: video.size };
-  for (const name of ["frames", "fps", "steps", "guidance", "negative", "seed", "loras"])
+  for (const name of ["frames", "fps", "steps", "guidance", "guidance_2", "negative", "seed", "loras"])
     fields[name] = request[name];
   if (request.nfe !== null) fields.nfe = request.nfe;
   else if (request.psnr !== null) fields.psnr = request.psnr;

@@ -254,7 +254,7 @@ function facts(video) {
           ? `${request.psnr} dB expected`
           : request.spectrum,
     ],
-    ["Guidance", String(request.guidance)],
+    ["Guidance", [request.guidance, request.guidance_2 ?? []].flat().join(", low noise ")],
     ["Seed", String(request.seed)],
   ];
   if (report) told.push(["Computed", `${report.nfe.cond} of ${report.steps} steps`]);

@@ -1,4 +1,4 @@
-"""Wan as a model family: Wan2.1 makes videos from text, from an image (I2V), or from either (VACE)."""
+"""Wan as a model family: it makes videos from text, from an image (I2V), or from either (VACE)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from runtime.models.base import Expert
+from runtime.models.base import Expert, ExpertSettings
 from runtime.models.family import Family, Model, Sizes
 from runtime.models.folder import ModelFolder
 from runtime.models.layouts.adopted import Adopted
 from runtime.models.layouts.given import Given
+from runtime.models.wan.experts import expert_settings, read_transformer
 from runtime.models.wan.folder import ModelKind, check_folder, transformer_shapes
 from runtime.models.wan.layouts.recognise import recognise
 from runtime.models.wan.lora import read_lora
 from runtime.models.wan.sizes import LatentSizes
 from runtime.parallel.ranks import Ranks
+from runtime.parallel.swapping import Swap
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
 from runtime.request.video_request import VideoRequest
@@ -52,7 +54,10 @@ class WanFamily:
         if kind is ModelKind.TEXT and request.extend is not None:
             said = "makes videos from text alone, and takes no latents to begin with"
             return f"extend: {request.extend.file!r} given; {folder.name} {said}"
-        if kind is ModelKind.IMAGE and request.max_sequence_length != _TEXT_BESIDE_IMAGE:
+        if request.guidance_2 is not None and len(self.experts(folder)) == 1:
+            return f"guidance_2: {request.guidance_2:g} given; {folder.name} has only one transformer"
+        told_apart = kind is ModelKind.IMAGE and read_transformer(folder.path).sees_image_tokens
+        if told_apart and request.max_sequence_length != _TEXT_BESIDE_IMAGE:
             return (
                 f"max_sequence_length: {request.max_sequence_length} given; {folder.name} tells text from "
                 f"image by the text's length, which must be {_TEXT_BESIDE_IMAGE}"
@@ -61,6 +66,9 @@ class WanFamily:
 
     def sizes(self, folder: ModelFolder) -> Sizes:
         return LatentSizes.of_model(folder)
+
+    def experts(self, folder: ModelFolder) -> tuple[ExpertSettings, ...]:
+        return expert_settings(folder.path)
 
     def timesteps(self, settings: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
         return {}
@@ -75,13 +83,16 @@ class WanFamily:
         from runtime.models.wan.text import PromptEncoder
         from runtime.models.wan.vae import WanDecoder
 
-        transformer, weights = load_transformer(folder, config, ranks)
-        adapter = open_adapter(transformer, weights, config.dtype.computed)
-        expert = Expert("transformer", adapter, SelfAttention(transformer), transformer)
-        text = PromptEncoder(folder, config, ranks, adapter.dtype)
+        experts, swap = [], Swap(ranks.device) if config.memory.experts == "swap" else None
+        for settings in self.experts(folder):
+            if settings.present:
+                transformer, weights = load_transformer(folder, config, ranks, settings.name, swap)
+                adapter = open_adapter(transformer, weights, config.dtype.computed)
+                experts.append(Expert(settings, adapter, SelfAttention(transformer), transformer))
+        text = PromptEncoder(folder, config, ranks, config.dtype.computed)
         decoder = WanDecoder(load_vae(folder, config, ranks), config, ranks)
-        image = open_image_encoder(folder, config, ranks, transformer, adapter.dtype, decoder)
-        return Model((expert,), text, decoder, image, WanColours(folder, decoder))
+        image = open_image_encoder(folder, config, ranks, transformer, config.dtype.computed, decoder)
+        return Model(tuple(experts), text, decoder, image, WanColours(folder, decoder), swap)
 
 
 WAN: Final[Family] = WanFamily()

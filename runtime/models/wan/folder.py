@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime.files.text import read_json
 from runtime.models.settings import empty_model
+from runtime.models.wan.experts import expert_settings, read_transformer, read_transformers
 from runtime.models.wan.settings import (
     ImageEncoderSettings,
     TextEncoderSettings,
@@ -40,18 +41,17 @@ def check_folder(path: Path, kind: ModelKind, expected: Architecture | None) -> 
     Args:
         path: the folder.
         kind: kind of the model.
-        expected: shape that its transformer should have; None for any.
+        expected: shape that its transformers should have; None for any.
 
     Raises:
         OSError, ValueError, SafetensorError: they are not; the message says what is wrong.
     """
-    if WanIndex.read(path / "model_index.json").has_two_transformers:
-        raise ValueError("it has two transformers (Wan2.2), which is not supported yet")
     read_json(path / "scheduler" / "scheduler_config.json")
+    expert_settings(path)
     tokenizer = path / "tokenizer"
     if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise FileNotFoundError(f"{tokenizer}: holds neither tokenizer.json nor spiece.model")
-    transformer = TransformerSettings.read(path / "transformer" / "config.json")
+    transformer = read_transformer(path)
     _check_conditioning(kind, transformer)
     if expected is not None and transformer.architecture != expected:
         raise ValueError(f"its transformer has {transformer.architecture}, but the config expects {expected}")
@@ -64,32 +64,38 @@ def check_folder(path: Path, kind: ModelKind, expected: Architecture | None) -> 
             f"its text encoder gives {text.d_model} channels, its transformer takes {transformer.text_dim}"
         )
     _check_weights(path, kind)
+    if transformer.sees_image_tokens:
+        _check_image_encoder(path)
 
 
 def _check_weights(path: Path, kind: ModelKind) -> None:
-    """Check the headers of all weight files against the models that the settings describe."""
-    for component, model in (("transformer", kind.transformer), ("vae", "AutoencoderKLWan")):
+    """Check the headers of weight files against the models that the settings describe."""
+    transformers = dict.fromkeys(WanIndex.read(path / "model_index.json").folders, kind.transformer)
+    for component, model in (transformers | {"vae": "AutoencoderKLWan"}).items():
         folder = path / component
         WeightFiles(folder, _DIFFUSERS_WEIGHTS).check(_shapes(folder, model))
-    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+    from transformers import UMT5Config, UMT5EncoderModel
 
     settings = path / "text_encoder" / "config.json"
     wanted = empty_model(lambda: UMT5EncoderModel(UMT5Config.from_dict(read_json(settings))), settings)
     WeightFiles(path / "text_encoder", "model").check(wanted, complete=False)  # some are tied to others
-    if kind is ModelKind.IMAGE:
-        read_json(path / "image_processor" / "preprocessor_config.json")
-        folder = path / "image_encoder"
-        ImageEncoderSettings.read(folder / "config.json")
-        given = read_json(folder / "config.json")
-        wanted = empty_model(
-            lambda: CLIPVisionModel(CLIPVisionConfig.from_dict(given)), folder / "config.json"
-        )
-        WeightFiles(folder, "model").check(wanted, prefix="vision_model.", complete=False)
+
+
+def _check_image_encoder(path: Path) -> None:
+    """Check the image encoder, and what prepares images for it."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    read_json(path / "image_processor" / "preprocessor_config.json")
+    folder = path / "image_encoder"
+    ImageEncoderSettings.read(folder / "config.json")
+    given = read_json(folder / "config.json")
+    wanted = empty_model(lambda: CLIPVisionModel(CLIPVisionConfig.from_dict(given)), folder / "config.json")
+    WeightFiles(folder, "model").check(wanted, prefix="vision_model.", complete=False)
 
 
 def transformer_shapes(path: Path, kind: ModelKind) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the transformer's weights, from its settings."""
-    return _shapes(path / "transformer", kind.transformer)
+    """Names and shapes of a transformer's weights, from its settings; those of two experts are the same."""
+    return _shapes(path / next(iter(read_transformers(path))), kind.transformer)
 
 
 def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
@@ -101,8 +107,11 @@ def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
 
 
 def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> None:
-    """Refuse a transformer whose conditioning differs from that of Wan2.1."""
-    has_image = transformer.image_dim is not None
+    """Refuse a transformer whose conditioning is not that of its pipeline.
+
+    An image enters as latents beside the noisy ones, and in Wan2.1 as tokens of an image encoder, too.
+    """
+    has_image = transformer.sees_image_tokens
     extra = transformer.in_channels - transformer.channels
     has_control = transformer.vace_layers is not None
     named = transformer.class_name or kind.transformer
@@ -110,5 +119,5 @@ def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> No
         raise ValueError(f"it is a {kind}, but its transformer is a {named}")
     if kind is not ModelKind.IMAGE and (has_image or extra):
         raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not take")
-    if kind is ModelKind.IMAGE and not (has_image and extra):
-        raise ValueError("its image conditioning is not that of Wan2.1's I2V, which is not supported yet")
+    if kind is ModelKind.IMAGE and not extra:
+        raise ValueError("its image conditioning is not that of Wan2.1's or Wan2.2's I2V, and not supported")

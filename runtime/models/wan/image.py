@@ -1,7 +1,8 @@
 """Image conditioning, encoded on the first rank only and broadcast to the others.
 
-Image to video (I2V) is conditioned on image tokens and on latents of the known frames; VACE on latents of
-the known and of the editable regions and on a mask, where here either an image is known or nothing.
+Image to video (I2V) is conditioned on latents of the known frames, and in Wan2.1 on image tokens, too; VACE
+on latents of the known and of the editable regions and on a mask, where here either an image is known or
+nothing.
 
 Tensor legend: B batch, I image tokens, E image encoder channels, C latent channels with those of a mask, F
 latent frames, H, W latent height and width.
@@ -94,7 +95,7 @@ class WanImageEncoder(ABC):
 
 
 class I2VEncoder(WanImageEncoder):
-    """Encoder for Wan2.1's I2V. Its image encoder is loaded for each image, and freed.
+    """Encoder for I2V. The image encoder, which Wan2.2 does not have, is loaded for each image, and freed.
 
     Source: `diffusers.WanImageToVideoPipeline`, which does the encoding.
     """
@@ -109,7 +110,7 @@ class I2VEncoder(WanImageEncoder):
         pipeline, device, batch = self._pipeline(vae), self._ranks.device, window.videos
         assert image is not None
         pixels = pipeline.video_processor.preprocess(image, height=window.height, width=window.width)
-        tokens_BIE = pipeline.encode_image(image, device).repeat(batch, 1, 1)
+        tokens = [pipeline.encode_image(image, device).repeat(batch, 1, 1)] if self._sees_tokens else []
         _, latents_BCFHW = pipeline.prepare_latents(
             pixels.to(device, torch.float32),
             batch,
@@ -121,26 +122,30 @@ class I2VEncoder(WanImageEncoder):
             device,
             latents=noise_BCFHW,
         )
-        return [latents_BCFHW, tokens_BIE]
+        return [latents_BCFHW, *tokens]
 
     def _layout(self, channels: int, total: int) -> Layout:
         return Layout(known=slice(total - channels, total), mask=slice(total - channels), mark=1.0)
 
+    @property
+    def _sees_tokens(self) -> bool:
+        return self._transformer.config.image_dim is not None
+
     def _pipeline(self, vae: AutoencoderKLWan) -> WanImageToVideoPipeline:
         """Make diffusers' pipeline with only the parts that encode images."""
         from diffusers import WanImageToVideoPipeline
+
+        own = self._image_encoder() if self._sees_tokens else {}
+        return WanImageToVideoPipeline(tokenizer=None, text_encoder=None, vae=vae, scheduler=None, **own)
+
+    def _image_encoder(self) -> dict[str, Any]:
+        """Load the image encoder, and what prepares images for it."""
         from transformers import CLIPImageProcessor, CLIPVisionModel
 
         dtype = self._config.dtype.of("image_encoder")
         encoder = read_component(CLIPVisionModel, self._folder, "image_encoder", dtype)
-        return WanImageToVideoPipeline(
-            tokenizer=None,
-            text_encoder=None,
-            vae=vae,
-            scheduler=None,
-            image_processor=CLIPImageProcessor.from_pretrained(self._folder.path / "image_processor"),
-            image_encoder=encoder.to(self._ranks.device),
-        )
+        processor = CLIPImageProcessor.from_pretrained(self._folder.path / "image_processor")
+        return {"image_processor": processor, "image_encoder": encoder.to(self._ranks.device)}
 
 
 class VaceEncoder(WanImageEncoder):

@@ -18,6 +18,7 @@ from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.lora import merge_lora
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import Weights
+from runtime.parallel.swapping import Swap
 from runtime.request.config import Config
 
 log = logging.getLogger(__name__)
@@ -30,15 +31,25 @@ class LoadedTransformer(NamedTuple):
     weights: Weights
 
 
-def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> LoadedTransformer:
-    """Load the transformer on every rank's device: whole, or with its blocks sharded over all ranks (FSDP2).
+def load_transformer(
+    folder: ModelFolder,
+    config: Config,
+    ranks: Ranks,
+    component: str = "transformer",
+    swap: Swap | None = None,
+) -> LoadedTransformer:
+    """Load a transformer on every rank's device: whole, or with its blocks sharded over all ranks (FSDP2).
+
+    Args:
+        component: name of the transformer's folder.
+        swap: takes its blocks in, if it takes turns on the device with another transformer.
 
     Raises:
         BadRequestError: the weights do not fit the settings beside them, or are not finite.
     """
     vace = folder.pipeline == ModelKind.VACE
     kind: type[Transformer] = WanVACETransformer3DModel if vace else WanTransformer3DModel
-    source = f"the transformer of {folder.name!r}"
+    source = f"the {component} of {folder.name!r}"
     if config.lora:
         source += f" with {', '.join(one.file for one in config.lora)}"
 
@@ -47,17 +58,17 @@ def load_transformer(folder: ModelFolder, config: Config, ranks: Ranks) -> Loade
             merge_lora(model, lora, folder.revision)
 
     kept = config.dtype.of("transformer")
-    model = load_component(kind, folder, "transformer", kept, ranks.node, add_loras)
+    model = load_component(kind, folder, component, kept, ranks.node, add_loras)
     precision = Precision(kept, config.dtype.computed, model._keep_in_fp32_modules)
     shard = config.memory.transformer == "shard"
-    weights = distribute_blocks(every_block(model), ranks, source, shard=shard)
-    distribute(model, ranks, source)
+    weights = distribute_blocks(every_block(model), ranks, source, shard=shard, swap=swap)
+    distribute(model, ranks, source, swap)
     precision.convert(model, every_block(model))
     if config.compile:
         for block in every_block(model):  # of one class, so they share their compiled code
             block.compile()
     shared = ", sharded" * (shard and ranks.size > 1)
-    log.info("loaded the transformer of %s on %s%s", folder.name, ranks.device, shared)
+    log.info("loaded %s of %s on %s%s", component, folder.name, ranks.device, shared)
     return LoadedTransformer(model, precision.visiting(weights))
 
 

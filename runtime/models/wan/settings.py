@@ -19,15 +19,34 @@ def _even(value: int) -> int:
 
 
 class WanIndex(ModelIndex):
-    """Contents of Wan's `model_index.json`: its components."""
+    """Contents of Wan's `model_index.json`: its transformers, and where the second takes over.
 
+    Source: `diffusers.WanPipeline`, which takes either transformer as missing.
+    """
+
+    transformer: list[str | None] = Field(["diffusers", ""])  # settings alone may not name it
     transformer_2: list[str | None] | None = None
-    boundary_ratio: float | None = None
+    boundary_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_transformer_for_each_step(self) -> Self:
+        if self.boundary_ratio is None and any(self.transformer_2 or ()):
+            raise ValueError("transformer_2 is named, but boundary_ratio does not say where it takes over")
+        if not self.folders:
+            raise ValueError("neither transformer nor transformer_2 is named")
+        return self
 
     @property
-    def has_two_transformers(self) -> bool:
-        """True for Wan2.2's models of two experts."""
-        return any(self.transformer_2 or ()) or self.boundary_ratio is not None
+    def folders(self) -> tuple[str, ...]:
+        """Folders of its transformers, in the order of their steps; a missing one is left out."""
+        named = {"transformer": self.transformer, "transformer_2": self.transformer_2 or ()}
+        return tuple(name for name, kind in named.items() if any(one is not None for one in kind))
+
+
+class SchedulerSettings(Settings):
+    """Contents of Wan's `scheduler/scheduler_config.json` that its transformers depend on."""
+
+    num_train_timesteps: _Count = 1000
 
 
 class TransformerSettings(Settings):
@@ -57,6 +76,11 @@ class TransformerSettings(Settings):
     def channels(self) -> int:
         """Channels of its output; by default those of its input."""
         return self.out_channels or self.in_channels
+
+    @property
+    def sees_image_tokens(self) -> bool:
+        """True for Wan2.1's I2V, whose blocks attend to the output of an image encoder."""
+        return self.image_dim is not None
 
     @property
     def architecture(self) -> Architecture:

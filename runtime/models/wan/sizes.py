@@ -7,7 +7,8 @@ from typing import Self
 
 from runtime.errors import BadRequestError
 from runtime.models.folder import ModelFolder
-from runtime.models.wan.settings import TransformerSettings, VaeSettings
+from runtime.models.wan.experts import read_transformer
+from runtime.models.wan.settings import VaeSettings
 from runtime.request.config import Architecture, Config
 from runtime.request.video_request import VideoRequest
 from runtime.request.windows import Windows
@@ -23,7 +24,7 @@ class LatentSizes:
         temporal, spatial: compression factors of the VAE.
         patch: latent frames, height and width of a token.
         positions: number of token positions along each axis.
-        architecture: shape of the transformer.
+        architecture: shape of the transformers.
     """
 
     model: str
@@ -37,7 +38,7 @@ class LatentSizes:
     @classmethod
     def of_model(cls, folder: ModelFolder) -> Self:
         """Read a model's sizes from its settings; no weights are read."""
-        transformer = TransformerSettings.read(folder.path / "transformer" / "config.json")
+        transformer = read_transformer(folder.path)
         vae = VaeSettings.read(folder.path / "vae" / "config.json")
         frames, height, width = transformer.patch_size
         return cls(

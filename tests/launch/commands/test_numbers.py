@@ -17,6 +17,7 @@ FLOATS = [
     (GENERATE, ["--timeout", "{}"], "a number from 1 to 604800"),
     (GENERATE, ["--lora", "a.safetensors", "{}"], "a number from -1000 to 1000"),
     (GENERATE, ["--guidance", "{}"], "guidance"),
+    (GENERATE, ["--guidance-2", "{}"], "guidance"),
     (GENERATE, ["--deadline", "{}"], "deadline"),
     (QUEUE, ["--expires", "{}"], "a number from 1 to"),
     (["storyboard", "film.yaml"], ["--price", "{}"], "a number from 0 to 1e+09"),

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
-from runtime.errors import BadRequestError, CancelledError
+from runtime.errors import BadRequestError
 from runtime.media.mp4 import FrameBuffer, Frames
+from runtime.models.course import Course
 from runtime.models.folder import expected_family, find_model
 from runtime.models.registry import find_family, register
 from runtime.parallel.ranks import Ranks
@@ -25,14 +25,12 @@ from runtime.profile import ModelProfile, check_loras
 from runtime.reports.report import ModelPart, build_report
 from runtime.request.config import Config, Dtypes, Lora, Memory, Window, load_config
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.commands import Command
-from runtime.sampling.course import Course
-from runtime.sampling.denoise import StepRecord
 from runtime.sampling.result import Result
 from spectrum import StepKind
 from tests.conditioned import denoised
 from tests.family import EXPERTS, TOY, shift_of, toy_config, write_toy
 from tests.ranks import run_ranks
+from tests.stopping import stop_and_resume
 
 PROMPT = "a red circle moving left on a black background"
 STEPS = 12
@@ -205,12 +203,13 @@ def test_histories_of_outputs_may_be_carried_on_and_those_of_features_never(
 
 
 def test_the_course_is_that_of_the_boundaries(toy: Engine) -> None:
-    course = Course.of(toy.loaded.experts, [1000.0, 600.0, 599.9, 1.0])
+    settings = TOY.experts(toy.model)
+    course = Course.of(settings, torch.tensor([1000.0, 600.0, 599.9, 1.0]))
     assert course.numbers == (0, 0, 1, 1)
-    assert course.forced(outputs=False) == course.forced(outputs=True) == {2, 3}
+    assert course.fresh(outputs=False) == course.fresh(outputs=True) == {2: 2}
     assert [course.forgets(step, outputs=True) for step in range(4)] == [False, False, True, False]
-    alone = Course.of(toy.loaded.experts[:1], [1000.0, 1.0])
-    assert (alone.numbers, alone.forced(outputs=False)) == ((0, 0), frozenset())
+    alone = Course.of(settings[:1], torch.tensor([1000.0, 1.0]))
+    assert (alone.numbers, alone.fresh(outputs=False)) == ((0, 0), {})
 
 
 def denoised_by(
@@ -237,31 +236,11 @@ def test_guidance_has_one_branch_so_ranks_share_tokens_alone(toy: Engine) -> Non
         replace(toy.plan(toy.config.request(PROMPT)).topology, cfg=2).check(heads=3, tokens=45, guided=False)
 
 
-def stop_and_resume(
+def resumed_at(
     ranks: Ranks, config: Config, request: VideoRequest, root: Path, at: list[int]
 ) -> list[tuple[int, bool, bool]]:
-    """Stopped after each step of `at`: where it was resumed; whether frames and decisions are the same."""
-    engine, found = Engine(config, ranks), []
-    sink = FrameBuffer()
-    expected = engine.generate(request, [sink] if ranks.is_leader else [])
-    for step in at:
-
-        def stop(record: StepRecord, step: int = step) -> None:
-            if record.index == step:
-                engine.command(Command.STOP)
-
-        folder, again = root / str(step), FrameBuffer()
-        with pytest.raises(CancelledError):
-            sinks = [FrameBuffer()] if ranks.is_leader else []
-            engine.generate(request, sinks, stop, Checkpoints(folder, every=1))
-        kept = Checkpoints(folder, every=1, resume=True)
-        resumed = engine.generate(request, [again] if ranks.is_leader else [], checkpoints=kept)
-        same = resumed.digests == expected.digests and resumed.errors == expected.errors
-        same = same and [s.expert for s in resumed.steps] == [s.expert for s in expected.steps]
-        found.append(
-            (resumed.resumed_at, not ranks.is_leader or np.array_equal(again.frames, sink.frames), same)
-        )
-    return found
+    """As `stop_and_resume`, in processes that have imported this family."""
+    return stop_and_resume(ranks, config, request, root, at)
 
 
 @pytest.mark.timeout(240)
@@ -274,9 +253,9 @@ def test_it_resumes_to_the_bit_on_both_sides_of_the_switch(
     first = switch(toy, request)
     at = [first - 4, first - 3, first - 2, first - 1]  # a stop is agreed in the step after, and ends the next
     if world == 1:
-        results = [stop_and_resume(toy.ranks, toy.config, request, tmp_path, at)]
+        results = [resumed_at(toy.ranks, toy.config, request, tmp_path, at)]
     else:
-        results = run_ranks(world, stop_and_resume, toy.config, request, tmp_path, at)
+        results = run_ranks(world, resumed_at, toy.config, request, tmp_path, at)
     for result in results:
         assert [resumed for resumed, _, _ in result] == [step + 3 for step in at]
         assert all(frames and decisions for _, frames, decisions in result)
@@ -309,26 +288,3 @@ def test_long_videos_are_made_of_windows(folder: Path) -> None:
     travel = ({"at": 1.0, "prompt": "a blue square"},)
     result, frames = generate(engine, engine.config.request(PROMPT, frames=11, travel=travel))
     assert (len(result.plan.windows), len(frames)) == (3, 11)
-
-
-@torch.no_grad()
-def test_experts_with_two_branches_have_guidance_of_their_own(config: Config) -> None:
-    """wan-tiny as both experts of a model: what differs is the scale that joins its branches."""
-    engine = Engine(config)
-    (only,) = engine.loaded.experts
-    scales = (lambda request: request.guidance), (lambda request: 2.0)
-    high, low = (replace(only, name=name, guidance=scale) for name, scale in zip("ab", scales, strict=True))
-    engine.loaded = replace(engine.loaded, experts=(replace(high, boundary=700.0), low))
-    request = config.request(PROMPT, width=64, height=48, frames=5, steps=6, spectrum="off", seed=3)
-    plan = engine.plan(request)
-    latents, sampler = engine.prepare(plan).noise_BCFHW, plan.fresh_sampler()
-    text = engine.loaded.text.encode(request)
-    for timestep in sampler.timesteps:
-        cond, uncond = (
-            only.module(latents, timestep.expand(1), embedding).sample
-            for embedding in (text.prompts[0], text.negative)
-        )
-        scale = request.guidance if timestep >= 700 else 2.0
-        latents = sampler.step(uncond + scale * (cond - uncond), timestep, latents, return_dict=False)[0]
-    assert set(plan.course.numbers) == {0, 1}
-    assert torch.equal(denoised(engine, request), latents)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import BadRequestError
-from runtime.forecasting.presets import load_preset
+from runtime.forecasting.presets import Preset, load_preset
 from runtime.request.config import available, load_config, shipped
 from spectrum import FixedSchedule, StepKind
 
@@ -39,6 +39,41 @@ def test_shipped_plans_compute_as_many_steps_as_they_say(nfe: int) -> None:
     preset.check_request(load_config("wan-tiny").request("x"))
     with pytest.raises(BadRequestError, match="steps 50, not 30"):
         preset.check_request(load_config("wan-tiny").request("x", steps=30))
+
+
+def preset_of(folder: Path, text: str) -> Preset:
+    path = folder / "switch.yaml"
+    path.write_text(text)
+    return load_preset(str(path))
+
+
+def test_what_becomes_of_a_history_at_a_switch_is_part_of_a_preset(tmp_path: Path) -> None:
+    linear = "stream: guided\nschedule: {kind: paper}\npredictor: {kind: linear}\n"
+    calibrated = linear.replace("linear", "calibrated") + "calibration: wan-tiny\n"
+    default = preset_of(tmp_path, linear)
+    assert (default.crossing.history, default.crossing.warmup) == (None, None)  # as the model says
+    assert "switch" not in default.identity
+    assert preset_of(tmp_path, calibrated).crossing.history == "carried"
+    assert preset_of(tmp_path, calibrated.replace("guided", "feature")).crossing.history is None
+    fresh = preset_of(tmp_path, calibrated + "switch: {history: fresh, warmup: 3}\n")
+    assert (fresh.crossing.history, fresh.crossing.warmup) == ("fresh", 3)
+    assert fresh.identity["switch"] == {"history": "fresh", "warmup": 3}
+    for text, said in (
+        ("schedule: {kind: paper}\nswitch: {history: carried}\n", "a feature of one expert says nothing"),
+        (linear + "switch: {history: carried, warmup: 2}\n", "warmup: a carried history needs none"),
+        (linear + "switch: {warmup: 0}\n", "switch.warmup: 0 given"),
+    ):
+        with pytest.raises(BadRequestError, match=said):
+            preset_of(tmp_path, text)
+
+
+def test_a_plan_computes_what_begins_a_history_within_its_budget(tmp_path: Path) -> None:
+    text = shipped("spectrum", "planned-10.yaml").read_text()
+    preset = preset_of(tmp_path, text + "switch: {history: fresh}\n")
+    kinds = preset.expected_kinds(50, {30: 3})
+    assert kinds[30:33] == [StepKind.COMPUTE] * 3 and kinds.count(StepKind.COMPUTE) == 10
+    with pytest.raises(BadRequestError, match="does not fit 50 steps: nfe must be within 11"):
+        preset.schedules_of(50, ("cond",), {30: 10})
 
 
 def test_a_calibration_counts_by_its_content(tmp_path: Path) -> None:

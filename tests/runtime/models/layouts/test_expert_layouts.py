@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
 
+from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.text import read_json
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import ModelFolder, open_model
 from runtime.models.loading import read_component
-from runtime.request.config import ModelFiles
-from tests.conditioned import write_pipeline
+from runtime.request.config import Config, ModelFiles, SamplerConfig
+from tests.conditioned import write_image, write_pipeline
 from tests.originals import (
     mapping,
     original_transformer,
@@ -27,6 +31,7 @@ from tests.originals import (
 )
 
 pytestmark = pytest.mark.usefixtures("cached")
+Writer = Callable[[Path, Path], Path]
 KINDS = {"t2v": ("WanPipeline", 0.875), "i2v-a14b": ("WanImageToVideoPipeline", 0.9)}
 
 
@@ -73,6 +78,29 @@ def test_both_arrive_each_in_its_place(
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     vae = read_component(AutoencoderKLWan, found, "vae", torch.float32).state_dict()
     assert all(torch.equal(vae[key], one) for key, one in state_of(references[kind] / "vae").items())
+
+
+def frames(config: Config, folder: Path, image: Path | None) -> tuple[Frames, set[str]]:
+    """Frames of the model in `folder`, and the experts that made them."""
+    own = config.model_copy(update={"model": str(folder), "architecture": None, "window": None})
+    given = {"width": 64, "height": 48, "frames": 5, "steps": 8, "guidance": 4.0, "guidance_2": 2.5}
+    given |= {} if image is None else {"image": str(image)}
+    own = own.model_copy(update={"scheduler": SamplerConfig(kind="unipc", shift=8.0)})
+    sink = FrameBuffer()
+    result = Engine(own).generate(own.request("a red circle", **given, spectrum="off", seed=3), [sink])
+    return sink.frames, {step.expert for step in result.steps}
+
+
+@pytest.mark.parametrize("write", [write_experts, write_two_files])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_frame_is_that_of_diffusers_layout(
+    config: Config, references: dict[str, Path], tmp_path: Path, kind: str, write: Writer
+) -> None:
+    image = write_image(tmp_path / "start.png") if kind == "i2v-a14b" else None
+    other = write(references[kind], tmp_path / "other")
+    (mine, experts), (theirs, _) = (frames(config, one, image) for one in (other, references[kind]))
+    assert np.array_equal(mine, theirs)
+    assert experts == {"transformer", "transformer_2"}
 
 
 def test_files_that_are_named_may_have_any_names(references: dict[str, Path], tmp_path: Path) -> None:

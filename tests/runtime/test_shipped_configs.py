@@ -102,7 +102,7 @@ def identities(folder: Path) -> None:
         print(json.dumps([name, engine.prepare(engine.plan(asked(name, folder))).recipe.text]))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_what_a_result_is_a_function_of_is_the_same_in_every_process(configs: Path) -> None:
     """diffusers keeps a list in a sampler's config in the order of a set: that of the process's hash seed."""
     code = "import sys; from tests.runtime.test_shipped_configs import *; identities(Path(sys.argv[1]))"

@@ -63,9 +63,7 @@ from spectrum import (
 _TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as fractions of all
 _FITTED = (0.16, 0.2, 0.28)  # the same, of solvers
 # Plans of outputs are for one history of all experts, whose Gram matrix says what crosses a switch.
-_CARRIED = Preset(
-    stream="guided", schedule=FullSchedulePart(kind="full"), switch=Switch(history="carried")
-)
+_CARRIED = Preset(stream="guided", schedule=FullSchedulePart(kind="full"), switch=Switch(history="carried"))
 _STREAMS: tuple[StreamName, ...] = ("feature", "velocity", "guided")
 
 

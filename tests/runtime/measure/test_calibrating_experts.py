@@ -47,7 +47,8 @@ def ask(two: Engine) -> Ask:
 @pytest.fixture(scope="module")
 def calibration(two: Engine, ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("calibration") / "two.json"
-    calibrator = Calibrator(two, [ask(seed=seed) for seed in range(2)], path.with_suffix(".partial"))
+    requests = [ask(seed=seed) for seed in range(2)]
+    calibrator = Calibrator(two, requests, path.with_suffix(".partial"), fitted=())
     calibrator.run().write(path)
     return path
 

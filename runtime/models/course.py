@@ -77,7 +77,7 @@ class Course:
         return {step: min(self.warmups[self.numbers[step]], ends[step] - step) for step in sorted(dropped)}
 
     def forced(self, *, outputs: bool) -> frozenset[int]:
-        """Return the steps that are computed whatever the schedule says, as there is no history; see `fresh`."""
+        """Return the steps that are computed in any case, as there is no history; see `fresh`."""
         fresh = self.fresh(outputs=outputs)
         return frozenset(step for start, count in fresh.items() for step in range(start, start + count))
 

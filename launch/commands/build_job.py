@@ -13,19 +13,27 @@ from runtime.jobs.options import JobOptions
 from runtime.request.config import Config, is_path
 from runtime.request.video_request import VideoRequest
 
+_EXPERTS = ("high", "low")
+
 
 def build_job(*, lora: Sequence[tuple[str, float]] = (), **given: Any) -> Job:
     """Build the job that the options of `generate` describe.
 
     Args:
-        lora: files and scales.
+        lora: files and scales; a file may have `high:` or `low:` before it, the expert that it is for.
         given: other options by name; None means not given.
 
     Raises:
         BadRequestError: an option is out of bounds, or options contradict each other.
     """
-    loras = [{"file": file, "scale": scale} for file, scale in lora]
-    return JobOptions.parse(**_said(given), lora=loras).job()
+    return JobOptions.parse(**_said(given), lora=[_lora(file, scale) for file, scale in lora]).job()
+
+
+def _lora(given: str, scale: float) -> dict[str, Any]:
+    expert, _, file = given.partition(":")
+    if expert in _EXPERTS and file:
+        return {"file": file, "scale": scale, "expert": expert}
+    return {"file": given, "scale": scale}
 
 
 def build_request(config: Config, prompt: str, **given: Any) -> VideoRequest:

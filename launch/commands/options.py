@@ -301,8 +301,9 @@ def generate_options(command: _Command) -> _Command:
             "--lora",
             type=(FileNameType(), SCALE),
             multiple=True,
-            metavar="FILE SCALE",
-            help="LoRA weights to add to the transformer's, times SCALE; may be given several times.",
+            metavar="[high:|low:]FILE SCALE",
+            help="LoRA weights to add to the transformer's, times SCALE; may be given several times. After "
+            "high: or low: they are for that one of two transformers.",
         ),
         click.option(
             "--attention",

@@ -17,7 +17,7 @@ from runtime.media.latents import continuing
 from runtime.parallel.topology import Degrees
 from runtime.profile import check_loras
 from runtime.request.bounds import NUMBER
-from runtime.request.config import Config, Lora, Loras, is_path, load_config
+from runtime.request.config import Config, Loras, is_path, load_config
 from runtime.request.outputs import Outputs
 from runtime.request.video_request import (
     Deadline,
@@ -164,7 +164,7 @@ class JobOptions(BaseModel):
         }
         if self.lora:
             changes["lora"] = tuple(
-                Lora(file=str(Path(one.file).absolute()), scale=one.scale) for one in self.lora
+                one.model_copy(update={"file": str(Path(one.file).absolute())}) for one in self.lora
             )
         if self.shard is not None:
             kept = "shard" if self.shard else "replicate"

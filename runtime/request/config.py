@@ -185,10 +185,17 @@ class Window(_Part):
 
 
 class Lora(_Part):
-    """LoRA weights that are merged into the transformer: a safetensors file, and their scale."""
+    """LoRA weights that are merged into a transformer when it is loaded.
+
+    Attributes:
+        file: the safetensors file.
+        scale: factor of its weights.
+        expert: of two transformers, the one for `high` or for `low` noise; None for both.
+    """
 
     file: FileName
     scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False), NUMBER] = 1.0
+    expert: Literal["high", "low"] | None = None
 
 
 def _many(given: Any) -> Any:

@@ -42,6 +42,8 @@ class WanFamily:
 
     def fit_lora(self, lora: Lora, path: Path, pipeline: str) -> str:
         file = read_lora(lora)
+        if lora.expert is not None and len(expert_settings(path)) == 1:
+            raise file.refusal(f"it is for the expert for {lora.expert} noise; the model has one transformer")
         file.check(transformer_shapes(path, ModelKind(pipeline)))
         return file.digest
 

@@ -14,6 +14,7 @@ from runtime.models.folder import ModelFolder
 from runtime.models.loading import distribute, distribute_blocks, load_component, read_component
 from runtime.models.precision import Precision
 from runtime.models.wan.adapter import Transformer, every_block
+from runtime.models.wan.experts import HIGH_NOISE, LOW_NOISE
 from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.lora import merge_lora
 from runtime.parallel.ranks import Ranks
@@ -22,6 +23,8 @@ from runtime.parallel.swapping import Swap
 from runtime.request.config import Config
 
 log = logging.getLogger(__name__)
+
+_NOISE = {HIGH_NOISE: "high", LOW_NOISE: "low"}  # component → its name in `Lora.expert`
 
 
 class LoadedTransformer(NamedTuple):
@@ -50,11 +53,12 @@ def load_transformer(
     vace = folder.pipeline == ModelKind.VACE
     kind: type[Transformer] = WanVACETransformer3DModel if vace else WanTransformer3DModel
     source = f"the {component} of {folder.name!r}"
-    if config.lora:
-        source += f" with {', '.join(one.file for one in config.lora)}"
+    loras = [one for one in config.lora if one.expert in (None, _NOISE[component])]
+    if loras:
+        source += f" with {', '.join(one.file for one in loras)}"
 
     def add_loras(model: Transformer) -> None:
-        for lora in config.lora:
+        for lora in loras:
             merge_lora(model, lora, folder.revision)
 
     kept = config.dtype.of("transformer")

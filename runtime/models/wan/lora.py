@@ -206,7 +206,8 @@ def _digest(content: bytes) -> str:
 
 
 def _word(digest: str, lora: Lora) -> str:
-    return f"lora:{digest}×{float(lora.scale)!r}"
+    expert = "" if lora.expert is None else f"@{lora.expert}"
+    return f"lora:{digest}×{float(lora.scale)!r}{expert}"
 
 
 def _refusal(file: str, problem: str) -> BadRequestError:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from launch import cli
+from launch.commands.build_job import build_job
 from launch.serve.queue import Queue
 from runtime.jobs.job import Job
 from runtime.request.config import Lora
@@ -28,6 +29,17 @@ def test_several_are_one_job_in_their_order(tmp_path: Path) -> None:
     job = make_job(tmp_path / "a.mp4", lora=[{"file": two}, {"file": one, "scale": -0.5}])
     assert job.config.lora == (Lora(file=two), Lora(file=one, scale=-0.5))
     assert Job.from_json(job.absolute().to_json()).config.lora == job.config.lora
+
+
+def test_each_may_be_for_one_of_two_experts(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one.safetensors"), write(tmp_path / "two.safetensors")
+    given = [(f"high:{one}", 1.0), (f"low:{two}", 0.5), (two, 2.0)]
+    config = build_job(prompt="a", out=tmp_path / "a.mp4", lora=given).absolute().config
+    assert config.lora == (
+        Lora(file=one, expert="high"),
+        Lora(file=two, scale=0.5, expert="low"),
+        Lora(file=two, scale=2.0),
+    )
 
 
 def test_each_is_looked_at_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ class _Run:
                     case End.REFUSED if failures:  # it was accepted before
                         raise JobFailedError(f"{failures[-1]}; then {ended.reason}")
                     case End.REFUSED if self._again:
-                        raise JobFailedError(f"the driver of Ray was lost; then {ended.reason}")
+                        raise JobFailedError(f"the Ray driver process was lost; then {ended.reason}")
                     case End.REFUSED:
                         raise BadRequestError(ended.reason)
                     case End.CANCELLED:

@@ -88,8 +88,10 @@ def test_what_is_offered_has_one_name_each(tmp_path: Path, capsys: pytest.Captur
 def test_a_file_of_keys_that_cannot_be_written_stays(tmp_path: Path) -> None:
     file = str(tmp_path / "keys.yaml")
     assert run("keys", "add", "ann", "--keys", file) == 0
+    with Path(file).open("a") as longer:  # what is tried at the door has room
+        longer.write("# a user's own notes\n" * 1000)
     before = Path(file).read_bytes()
-    command = ["prlimit", "--fsize=0", sys.executable, "-m", "launch", "keys", "remove", "ann"]
+    command = ["prlimit", "--fsize=8192", sys.executable, "-m", "launch", "keys", "remove", "ann"]
     command += ["--keys", file]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (3, ""), ended.stderr

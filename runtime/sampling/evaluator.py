@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from runtime.request.windows import Windows
+from runtime.sampling.blending import Blender
 from runtime.sampling.network import Network, Networks
 
 
@@ -40,7 +41,7 @@ class Evaluator:
 
     def __init__(self, networks: Sequence[Networks], windows: Windows, *, apart: bool):
         self._networks, self._windows, self._apart = list(networks), windows, apart
-        self._weights = windows.weights()
+        self._blender = Blender(windows)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,12 +55,12 @@ class Evaluator:
             return Evaluation(values, self.guided(step, values), parts)
         blended: list[torch.Tensor] = []
         everywhere: dict[str, torch.Tensor] = {}
-        for number, share in enumerate(self._weights):
+        for number in range(len(self._networks)):
             own = self._windows.slice(number)
             values, parts = self._of_window(number, step, latents_BCFHW[:, :, own].contiguous(), timestep_B)
             blended = blended or [torch.zeros_like(latents_BCFHW, dtype=torch.float32) for _ in values]
             for total, value in zip(blended, values, strict=True):
-                total[:, :, own] += share.to(value.device).view(-1, 1, 1) * value
+                self._blender.add(number, value, total)
             everywhere |= {f"{name} of window {number + 1}": part for name, part in parts.items()}
         return Evaluation(blended, self.guided(step, blended), everywhere)
 

@@ -16,6 +16,7 @@ import torch
 
 from runtime.checkpoint.history import History
 from runtime.request.windows import Windows
+from runtime.sampling.blending import Blender
 from runtime.sampling.network import StreamOutput
 from runtime.sampling.streams import Kinds, Stream
 from spectrum import Squares
@@ -31,7 +32,7 @@ class WindowedStream:
 
     def __init__(self, streams: Sequence[Stream], windows: Windows):
         self._streams, self._windows = list(streams), windows
-        self._weights = windows.weights()
+        self._blender = Blender(windows)
 
     @property
     def bytes(self) -> int:
@@ -51,14 +52,12 @@ class WindowedStream:
         blended_BCFHW: torch.Tensor | None = None
         squares: list[Squares] = []
         parts: dict[str, torch.Tensor] = {}
-        if self._weights[0].device != latents_BCFHW.device:  # once, as copies to a device block
-            self._weights = [share.to(latents_BCFHW.device) for share in self._weights]
-        for number, (stream, share) in enumerate(zip(self._streams, self._weights, strict=True)):
+        for number, stream in enumerate(self._streams):
             own = self._windows.slice(number)
             output = stream.advance(step, kinds, latents_BCFHW[:, :, own].contiguous(), timestep_B)
             if blended_BCFHW is None:
                 blended_BCFHW = torch.zeros_like(latents_BCFHW, dtype=torch.float32)
-            blended_BCFHW[:, :, own] += share.view(-1, 1, 1) * output.velocity_BCFHW
+            self._blender.add(number, output.velocity_BCFHW, blended_BCFHW)
             squares += [output.squares] if output.squares is not None else []
             parts |= {f"{name} of window {number + 1}": part for name, part in output.parts.items()}
         assert blended_BCFHW is not None

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from launch.http.beginnings import begun
-from launch.http.errors import ApiError, of_fields
+from launch.http.errors import ApiError, read_model
 from launch.http.keys import Key
 from launch.http.records import NewVideo, Record, new_id
 from launch.http.service import Service
@@ -65,10 +63,7 @@ def read_asked(service: Service, fields: Mapping[str, Any], idempotency: str | N
         raise ApiError(400, "invalid_value", said, param="Idempotency-Key")
     given = dict(fields)
     upload = given.pop("input_reference", None) if isinstance(given.get("input_reference"), bytes) else None
-    try:
-        read = VideoCreate.model_validate(given)
-    except ValidationError as error:
-        raise of_fields(error, VideoCreate) from None
+    read = read_model(VideoCreate, given)
     if read.input_reference is not None:
         upload = _from_url(read.input_reference.image_url)
         read = read.model_copy(update={"input_reference": None})

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +21,7 @@ from runtime.files.problems import explain, explain_one
 
 log = logging.getLogger("launch")
 
+_Model = TypeVar("_Model", bound=BaseModel)
 _FIELD = re.compile(r"([a-z_]+)(?:\.[\w.]+)?: ")  # beginning of a refusal's line
 _PATH = re.compile(r"'/(?:[^'/]*/)*([^'/]*)'")
 _PARAMS = {"width": "size", "height": "size", "image": "input_reference", "lora": "loras"}
@@ -100,12 +102,19 @@ def refusal(error: BadRequestError) -> ApiError:
     return ApiError(400, "invalid_value", message, param=_PARAMS.get(param or "", param))
 
 
-def of_fields(error: ValidationError, model: type[BaseModel]) -> ApiError:
-    """Make the error for fields that are missing, unknown or out of bounds; the first one counts."""
-    first = error.errors(include_url=False)[0]
-    code = _CODES.get(first["type"], "invalid_value")
-    param = ".".join(map(str, first["loc"])) or None
-    return ApiError(400, code, explain(error, model=model), param=None if param is None else param[:200])
+def read_model(model: type[_Model], fields: Mapping[str, Any]) -> _Model:
+    """Read the fields of a body.
+
+    Raises:
+        ApiError: some are missing, unknown or out of bounds; the first one counts.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        code = _CODES.get(first["type"], "invalid_value")
+        param = ".".join(map(str, first["loc"]))[:200] or None
+        raise ApiError(400, code, explain(error, model=model), param=param) from None
 
 
 def without_paths(message: str) -> str:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from launch.http.auth import Caller
 from launch.http.bodies import read_fields
 from launch.http.content import made
-from launch.http.creation import accept, read_asked
-from launch.http.errors import ApiError, of_fields
+from launch.http.creation import read_asked
+from launch.http.errors import ApiError, read_model
 from launch.http.keys import Key
 from launch.http.openapi import taking
 from launch.http.records import Record
 from launch.http.service import Service, TheService
 from launch.http.video import Extension, ExtensionOf, Video
-from launch.http.videos import REPLAYED, IdempotencyKey, VideoId, told
+from launch.http.videos import IdempotencyKey, VideoId, accepted
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
-_Model = TypeVar("_Model", bound=BaseModel)
 _OWN = {"prompt", "seconds", "frames", "extends", "input_reference"}  # what an extension has of its own
 _PAGE = 100  # videos that are looked at together
 
@@ -57,7 +55,7 @@ def _extend(
     given, file = dict(fields), fields.get("video")
     if isinstance(file, bytes):
         given["video"] = {"id": _found(service, file, key.owner).id}
-    asked = _read(ExtensionOf, given)
+    asked = read_model(ExtensionOf, given)
     return _accepted(service, key, asked.video.id, asked, idempotency, response)
 
 
@@ -69,14 +67,7 @@ def _extend_one(
     idempotency: str | None,
     response: Response,
 ) -> Video:
-    return _accepted(service, key, id, _read(Extension, fields), idempotency, response)
-
-
-def _read(model: type[_Model], fields: Mapping[str, Any]) -> _Model:
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise of_fields(error, model) from None
+    return _accepted(service, key, id, read_model(Extension, fields), idempotency, response)
 
 
 def _accepted(
@@ -85,10 +76,7 @@ def _accepted(
     """Accept an extension: what it does not say is as it was for the video."""
     before = service.records.video(id, key.owner).asked.model_dump(exclude_none=True, exclude=_OWN)
     own = asked.model_dump(exclude_none=True, exclude={"video"})
-    record, replayed = accept(service, read_asked(service, before | own | {"extends": id}, idempotency), key)
-    if replayed:
-        response.headers[REPLAYED] = "true"
-    return told(service, record, response)
+    return accepted(service, read_asked(service, before | own | {"extends": id}, idempotency), key, response)
 
 
 def _found(service: Service, file: bytes, owner: str) -> Record:

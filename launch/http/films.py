@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import FileResponse
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from launch.http.assets import FILM, POSTER, SHEET
 from launch.http.auth import Caller
 from launch.http.bodies import read_fields
 from launch.http.creation import prepare, read_asked
-from launch.http.errors import ApiError, of_fields, refusal
+from launch.http.errors import ApiError, read_model, refusal
 from launch.http.film import Film, FilmCreate, FilmDeleted, FilmList, FilmShot
 from launch.http.film_records import FilmRecords, NewShot
 from launch.http.film_rendering import to_film
@@ -48,10 +47,7 @@ async def create_film(request: Request, service: TheService, key: Caller) -> Fil
 
 
 def _create(service: Service, key: Key, fields: Mapping[str, Any]) -> Film:
-    try:
-        asked = FilmCreate.model_validate(fields)
-    except ValidationError as error:
-        raise of_fields(error, FilmCreate) from None
+    asked = read_model(FilmCreate, fields)
     service.check_room()
     id, films = new_id("film"), FilmRecords(service.records)
     shots = [_shot(service, key, asked, number, id) for number in range(len(asked.shots))]

@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from launch.http.auth import Caller
 from launch.http.bodies import read_fields
 from launch.http.creation import Asked, accept, read_asked
-from launch.http.errors import of_fields
+from launch.http.errors import read_model
 from launch.http.openapi import taking
 from launch.http.records import Record
 from launch.http.rendering import poll_after_ms, to_video
@@ -49,10 +48,11 @@ async def create(
 def _create(
     service: Service, key: Caller, fields: dict[str, Any], idempotency: str | None, response: Response
 ) -> Video:
-    return _accepted(service, read_asked(service, fields, idempotency), key, response)
+    return accepted(service, read_asked(service, fields, idempotency), key, response)
 
 
-def _accepted(service: Service, asked: Asked, key: Caller, response: Response) -> Video:
+def accepted(service: Service, asked: Asked, key: Caller, response: Response) -> Video:
+    """Accept a video and answer with it; a header tells that an earlier request had made it."""
     record, replayed = accept(service, asked, key)
     if replayed:
         response.headers[REPLAYED] = "true"
@@ -124,10 +124,7 @@ def _remix(
     idempotency: str | None,
     response: Response,
 ) -> Video:
-    try:
-        prompt = Remix.model_validate(fields).prompt
-    except ValidationError as error:
-        raise of_fields(error, Remix) from None
+    prompt = read_model(Remix, fields).prompt
     before = service.records.video(video_id, key.owner)
     asked = read_asked(service, {**before.asked.model_dump(exclude_none=True), "prompt": prompt}, idempotency)
-    return _accepted(service, replace(asked, image=before.image, remixed=video_id), key, response)
+    return accepted(service, replace(asked, image=before.image, remixed=video_id), key, response)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from runtime.models.layouts.stored import Stored
 from runtime.models.layouts.weights import EIGHT_BITS, FLOATS, Weight, whole
@@ -35,6 +35,30 @@ def plain(tensors: Mapping[str, Stored], prefix: str = "") -> dict[str, Weight]:
     if strange := sorted(scales.keys() - kept.keys()):
         raise ValueError(f"{scales[strange[0]].key} is the scale of no weight")
     return {key: _scaled(stored, scales.get(key)) for key, stored in kept.items()}
+
+
+def rename_all(
+    weights: Mapping[str, Weight], rename: Callable[[str], str | None], prefix: str, part: str, model: str
+) -> dict[str, Weight]:
+    """Rename all weights of a component.
+
+    Args:
+        weights: the weights, without their prefix.
+        rename: returns the new name of one; None if it has none.
+        prefix: what stands before their names in the file, for the message.
+        part: what the component is, for the message.
+        model: what knows the names, with its verb, for the message: `UMT5 does`.
+
+    Raises:
+        ValueError: some have no new name.
+    """
+    names = {key: rename(key) for key in weights}
+    if strangers := [key for key, name in names.items() if name is None]:
+        raise ValueError(
+            f"its {part} has {len(strangers)} weights that {model} not have, the first is "
+            f"{prefix}{strangers[0]}"
+        )
+    return {name: weights[key] for key, name in names.items() if name is not None}
 
 
 def _scaled(stored: Stored, scale: Stored | None) -> Weight:

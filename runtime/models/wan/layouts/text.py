@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.models.layouts.plain import plain, prefix_of
+from runtime.models.layouts.plain import plain, prefix_of, rename_all
 from runtime.models.layouts.stored import Stored
 from runtime.models.layouts.weights import Component, Shapes, Weight, check_names
 
@@ -45,13 +45,7 @@ def find_text_encoder(tensors: Mapping[str, Stored]) -> Component | None:
         return None
     weights = plain(tensors, prefix)
     if own is not None:
-        renamed = {key: _renamed(key) for key in weights}
-        if strangers := [key for key, name in renamed.items() if name is None]:
-            raise ValueError(
-                f"its text encoder has {len(strangers)} weights that UMT5 does not have, the first is "
-                f"{prefix}{strangers[0]}"
-            )
-        weights = {name: weights[key] for key, name in renamed.items() if name is not None}
+        weights = rename_all(weights, _renamed, prefix, "text encoder", "UMT5 does")
     weights = {name: one for name, one in weights.items() if not name.startswith(("decoder.", "lm_head."))}
     tied = weights.pop(_TIED, None)
     if tied is not None:

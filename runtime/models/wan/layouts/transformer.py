@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.models.layouts.plain import plain, prefix_of
+from runtime.models.layouts.plain import plain, prefix_of, rename_all
 from runtime.models.layouts.stored import Stored
 from runtime.models.layouts.weights import Component, Shapes, Weight
 
@@ -66,13 +66,8 @@ def find_transformer(tensors: Mapping[str, Stored], stated: Mapping[str, Any]) -
         return None
     weights = plain(tensors, prefix)
     if own is not None:
-        names = {key: renamed(key) for key in weights}
-        if strangers := [key for key, name in names.items() if name is None]:
-            raise ValueError(
-                f"its transformer has {len(strangers)} weights that Wan's text to video, image to video and "
-                f"VACE do not have, the first is {prefix}{strangers[0]}"
-            )
-        weights = {name: weights[key] for key, name in names.items() if name is not None}
+        known = "Wan's text to video, image to video and VACE do"
+        weights = rename_all(weights, renamed, prefix, "transformer", known)
     return Component("transformer", _settings(weights, stated), weights)
 
 

@@ -107,6 +107,24 @@ class Topology:
             raise BadRequestError("\n".join(problems))
 
     @classmethod
+    def every(cls, world: int, *, guided: bool, wanted: Degrees = Degrees()) -> list[Topology]:
+        """List the arrangements of `world` ranks that have the `wanted` degrees; none if they do not fit.
+
+        Args:
+            world: number of ranks.
+            guided: whether there are two branches.
+            wanted: degrees that the user gave.
+        """
+        cfgs = [wanted.cfg] if wanted.cfg else [2, 1] if guided else [1]
+        return [
+            cls(cfg, world // cfg // ulysses, ulysses)
+            for cfg in cfgs
+            if world % cfg == 0
+            for ulysses in _divisors(world // cfg)
+            if wanted.ring in (None, world // cfg // ulysses) and wanted.ulysses in (None, ulysses)
+        ]
+
+    @classmethod
     def choose(
         cls,
         world: int,
@@ -133,14 +151,7 @@ class Topology:
         Raises:
             BadRequestError: the product of the wanted degrees does not fit `world`.
         """
-        cfgs = [wanted.cfg] if wanted.cfg else [2, 1] if guided else [1]
-        found = [
-            cls(cfg, world // cfg // ulysses, ulysses)
-            for cfg in cfgs
-            if world % cfg == 0
-            for ulysses in _divisors(world // cfg)
-            if wanted.ring in (None, world // cfg // ulysses) and wanted.ulysses in (None, ulysses)
-        ]
+        found = cls.every(world, guided=guided, wanted=wanted)
         if not found:
             raise BadRequestError(
                 f"ranks: {world} given; {wanted} cannot make that number (cfg × ring × ulysses = ranks)"

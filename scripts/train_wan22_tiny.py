@@ -23,11 +23,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5EncoderModel
 from wan_tiny_training import HELD_OUT_SEED, TRAIN_SEED, Stage, linear_second_half, train
-from wan_tiny_transformer import CaptionedFlow, ExplicitAttention, new_optimisers, new_tokenizer
+from wan_tiny_transformer import (
+    CaptionedFlow,
+    ExplicitAttention,
+    new_optimisers,
+    new_tokenizer,
+    write_pipeline,
+)
 from wan_tiny_vae import encode_clips
 
 from runtime.request.config import EMBEDDED_MODELS
@@ -90,28 +96,6 @@ def train_expert(
     return transformer
 
 
-def export(
-    out: Path,
-    vae: AutoencoderKLWan,
-    text_encoder: UMT5EncoderModel,
-    experts: dict[str, WanTransformer3DModel],
-) -> None:
-    """Write the diffusers folder, in float16."""
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=SHIFT
-    )
-    pipeline = WanPipeline(
-        tokenizer=new_tokenizer(),
-        text_encoder=text_encoder,
-        vae=vae,
-        scheduler=scheduler,
-        boundary_ratio=BOUNDARY,
-        **experts,
-    )
-    pipeline.to(torch.float16)
-    pipeline.save_pretrained(out, safe_serialization=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -135,7 +119,7 @@ def main() -> None:
         name: train_expert(Stage(arguments.work, name), name, data, text_encoder, arguments.steps)
         for name in NOISE
     }
-    export(arguments.out, vae, text_encoder, experts)
+    write_pipeline(arguments.out, vae, text_encoder, SHIFT, boundary_ratio=BOUNDARY, **experts)
 
 
 if __name__ == "__main__":

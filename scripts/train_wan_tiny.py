@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+from diffusers import AutoencoderKLWan
 from torch import nn
 from wan_tiny_training import Stage
-from wan_tiny_transformer import FLOW_SHIFT, new_tokenizer, train_transformer
+from wan_tiny_transformer import FLOW_SHIFT, train_transformer, write_pipeline
 from wan_tiny_vae import encode_clips, finetune_decoder, train_vae, vae_psnr
 
 STAGES = ("vae", "latents", "transformer", "decoder", "export")
@@ -38,21 +38,7 @@ def export(
     """Write the diffusers folder in float16 and measure the exported VAE on held-out clips."""
     transformer, text_encoder = modules
     vae.register_to_config(latents_mean=data["mean"].tolist(), latents_std=data["std"].tolist())
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        num_train_timesteps=1000,
-        flow_shift=FLOW_SHIFT,
-    )
-    pipeline = WanPipeline(
-        tokenizer=new_tokenizer(),
-        text_encoder=text_encoder,
-        vae=vae,
-        scheduler=scheduler,
-        transformer=transformer,
-    )
-    pipeline.to(torch.float16)
-    pipeline.save_pretrained(out, safe_serialization=True)
+    write_pipeline(out, vae, text_encoder, FLOW_SHIFT, transformer=transformer)
     reloaded = AutoencoderKLWan.from_pretrained(out, subfolder="vae", torch_dtype=torch.float32)
     stage.record(**vae_psnr(reloaded, 24))
 

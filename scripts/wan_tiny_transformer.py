@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from torch import nn
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 from wan_tiny_data import vocabulary
@@ -31,6 +32,23 @@ def new_tokenizer() -> T5Tokenizer:
     pieces += [("▁", -5.0)]
     pieces += [(chr(code), -9.0) for code in range(ord("!"), ord("~") + 1)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+
+
+def write_pipeline(
+    out: Path, vae: AutoencoderKLWan, text_encoder: UMT5EncoderModel, flow_shift: float, **parts: Any
+) -> None:
+    """Write a diffusers folder in float16; `parts` are the transformers, and whatever else they need."""
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        num_train_timesteps=1000,
+        flow_shift=flow_shift,
+    )
+    pipeline = WanPipeline(
+        tokenizer=new_tokenizer(), text_encoder=text_encoder, vae=vae, scheduler=scheduler, **parts
+    )
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(out, safe_serialization=True)
 
 
 def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -59,6 +59,16 @@ def title(process: psutil.Process) -> str:
     """What a process of Ray calls itself; its number where it is any Python."""
     name = (process.cmdline() or [""])[0].rpartition("/")[2].strip()
     return f"{process.pid}" if name.startswith("python") else name
+
+
+def marked(variable: str, value: str) -> list[psutil.Process]:
+    """Processes that run with this variable in their environment, which they pass on to what they start."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def check_nothing_is_left(members: Members) -> None:

@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from runtime.engine import Engine
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
-from runtime.request.config import EMBEDDED_MODELS, Config, Window
+from runtime.request.config import EMBEDDED_MODELS, Config, SamplerConfig, Window
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
@@ -101,6 +101,12 @@ def config_of(config: Config, folder: Path) -> Config:
     """wan-tiny's config for the model in `folder`, with small windows."""
     changes = {"model": str(folder), "architecture": None, "window": Window(frames=9, overlap=4)}
     return config.model_copy(update=changes)
+
+
+def sampled(config: Config, kind: str, shift: float) -> Config:
+    """A config with another sampler."""
+    choice = SamplerConfig(kind=kind, shift=shift)  # type: ignore[arg-type]
+    return config.model_copy(update={"scheduler": choice})
 
 
 def denoised(engine: Engine, request: VideoRequest) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,43 @@ import pytest
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import CancelledError
-from runtime.media.mp4 import FrameBuffer
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
+from runtime.sampling.result import Result
+
+
+class InterruptedHereError(Exception):
+    """As if the process had been killed here."""
+
+
+def generate(
+    engine: Engine,
+    request: VideoRequest,
+    checkpoints: Checkpoints | None = None,
+    until: int | None = None,
+) -> tuple[Result, Frames]:
+    """Generate; `until` is the step after which it is interrupted."""
+
+    def after(record: StepRecord) -> None:
+        if record.index == until:
+            raise InterruptedHereError
+
+    sink = FrameBuffer()
+    result = engine.generate(request, [sink], after, checkpoints)
+    return result, sink.frames
+
+
+def interrupt(engine: Engine, request: VideoRequest, folder: Path, until: int, every: int = 1) -> None:
+    """Interrupt a generation after a step; its checkpoints are in `folder`."""
+    with pytest.raises(InterruptedHereError):
+        generate(engine, request, Checkpoints(folder, every=every), until)
+    for thread in threading.enumerate():
+        if thread.name == "lockstep-checkpoint":
+            thread.join()
 
 
 def stop_and_resume(

@@ -20,15 +20,13 @@ from runtime.files.extensions import Registry
 from runtime.forecasting.parts import PREDICTORS, SCHEDULES, add_schedule
 from runtime.forecasting.presets import load_preset
 from runtime.forecasting.streams import STREAM_TRAITS
-from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.kernels import KERNELS, add_kernel, resolve
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.denoise import StepRecord
-from runtime.sampling.result import Result
 from runtime.sampling.streams import STREAMS, add_stream
 from spectrum import paper_schedule
 from tests.places import ROOT
+from tests.stopping import InterruptedHereError, generate
 
 Make = Callable[..., VideoRequest]
 CPU = torch.device("cpu")
@@ -79,40 +77,24 @@ def mine(packages: Path) -> str:
     return str(packages / "mine.yaml")
 
 
-class InterruptedHereError(Exception):
-    """As if the process had been killed here."""
-
-
-def run(
-    engine: Engine, request: VideoRequest, checkpoints: Checkpoints | None = None, until: int | None = None
-) -> tuple[Result, Frames]:
-    def after(record: StepRecord) -> None:
-        if record.index == until:
-            raise InterruptedHereError
-
-    sink = FrameBuffer()
-    result = engine.generate(request, [sink], after, checkpoints)
-    return result, sink.frames
-
-
 def test_a_schedule_a_predictor_and_a_stream_run_from_a_preset(
     engine: Engine, small: Make, mine: str, tmp_path: Path
 ) -> None:
     request = small(spectrum=mine, steps=STEPS)
-    result, expected = run(engine, request)
+    result, expected = generate(engine, request)
     assert result.computed == {"cond": COMPUTED, "uncond": COMPUTED}
     assert result.features_kept == 1  # the last value is all that its predictor remembers
     assert result.errors.keys() == {1, 4}
     guided = tmp_path / "guided.yaml"
     guided.write_text((tmp_path / "mine.yaml").read_text().replace("half", "guided"))
-    usual, similar = run(engine, small(spectrum=str(guided), steps=STEPS))
+    usual, similar = generate(engine, small(spectrum=str(guided), steps=STEPS))
     assert usual.forecaster_bytes == 2 * result.forecaster_bytes > 0
     assert 0 < np.mean((similar.astype(float) - expected) ** 2) < 1.0  # PSNR above 48 dB
 
     kept = tmp_path / "checkpoints"
     with pytest.raises(InterruptedHereError):
-        run(engine, request, Checkpoints(kept, every=1), until=2)
-    resumed, frames = run(engine, request, Checkpoints(kept, every=1, resume=True))
+        generate(engine, request, Checkpoints(kept, every=1), until=2)
+    resumed, frames = generate(engine, request, Checkpoints(kept, every=1, resume=True))
     assert resumed.resumed_at > 0
     assert np.array_equal(frames, expected)
 
@@ -131,9 +113,9 @@ def test_a_video_is_a_function_of_the_code_that_was_added(mine: str, packages: P
 def test_a_kernel_runs_by_its_name(engine: Engine, small: Make, config: Config, mine: str) -> None:
     other = Engine(config.model_copy(update={"attention": "exact"}))
     request = small(spectrum="off", steps=2)
-    result, frames = run(other, request)
+    result, frames = generate(other, request)
     assert result.plan.attention == "exact"
-    assert np.mean((frames.astype(float) - run(engine, request)[1]) ** 2) < 0.5
+    assert np.mean((frames.astype(float) - generate(engine, request)[1]) ** 2) < 0.5
     assert resolve("exact", CPU, torch.bfloat16, ring=2) == "exact"
     with pytest.raises(BadRequestError, match="'exact' given; it runs on cpu only"):
         resolve("exact", torch.device("cuda"), torch.bfloat16, ring=1)

@@ -21,6 +21,7 @@ import pytest
 
 from launch.http.deployment import Settings
 from runtime.errors import BadRequestError
+from tests.commands import marked
 from tests.places import ROOT
 
 _MARK = "LOCKSTEP_TEST_DEPLOYMENT"
@@ -60,12 +61,7 @@ class Deployed:
 
     def all(self) -> list[psutil.Process]:
         """Processes that it has started and that still run."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(_MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return marked(_MARK, self.mark)
 
     def replica(self) -> psutil.Process:
         """The process that answers requests."""

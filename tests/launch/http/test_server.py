@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,7 @@ from launch import cli
 from launch.http.keys import read_keys
 from launch.serve.entries import State
 from launch.serve.queue import Queue
+from tests.commands import marked
 from tests.places import ROOT
 
 pytestmark = [
@@ -62,12 +63,7 @@ class Server:
 
     def left(self) -> list[psutil.Process]:
         """Processes that any of the servers has started and that still run."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(_MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return marked(_MARK, self.mark)
 
 
 @pytest.fixture(scope="module")

@@ -38,41 +38,13 @@ from runtime.sampling.denoise import StepRecord
 from runtime.sampling.result import Result
 from tests.jobs import job_of
 from tests.ranks import die, run_ranks, watch_ranks
+from tests.stopping import InterruptedHereError, generate, interrupt
 
 Make = Callable[..., VideoRequest]
 Undisturbed = Callable[[VideoRequest], tuple[Result, Frames]]
 STEPS = 10
 SMALL = {"width": 64, "height": 48, "frames": 5, "steps": STEPS, "max_sequence_length": 32, "seed": 7}
 PROMPT = "a red circle moving left on a black background"
-
-
-class InterruptedHereError(Exception):
-    """As if the process had been killed here."""
-
-
-def run(
-    engine: Engine,
-    request: VideoRequest,
-    checkpoints: Checkpoints | None = None,
-    until: int | None = None,
-) -> tuple[Result, Frames]:
-    """Generate; `until` is the step after which it is interrupted."""
-
-    def after(record: StepRecord) -> None:
-        if record.index == until:
-            raise InterruptedHereError
-
-    sink = FrameBuffer()
-    result = engine.generate(request, [sink], after, checkpoints)
-    return result, sink.frames
-
-
-def interrupt(engine: Engine, request: VideoRequest, folder: Path, until: int, every: int = 1) -> None:
-    with pytest.raises(InterruptedHereError):
-        run(engine, request, Checkpoints(folder, every=every), until)
-    for thread in threading.enumerate():
-        if thread.name == "lockstep-checkpoint":
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +55,7 @@ def undisturbed(engine: Engine) -> Undisturbed:
     def made(request: VideoRequest) -> tuple[Result, Frames]:
         name = request.model_dump_json()
         if name not in known:
-            known[name] = run(engine, request)
+            known[name] = generate(engine, request)
         return known[name]
 
     return made
@@ -108,9 +80,9 @@ def test_every_sampler_goes_on_in_the_same_bits(
     scheduler = SamplerConfig(kind=kind, shift=5.0)  # type: ignore[arg-type]
     engine = Engine(config.model_copy(update={"scheduler": scheduler}))
     request = small(steps=STEPS, spectrum="paper")
-    expected = run(engine, request)[1]
+    expected = generate(engine, request)[1]
     interrupt(engine, request, tmp_path, until=5)
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at == 5  # step 5 was forecast; step 4 is the last that was computed
     assert np.array_equal(frames, expected)
 
@@ -122,7 +94,7 @@ def test_it_does_not_matter_where(
     request = small(steps=STEPS, spectrum="paper")
     whole, expected = undisturbed(request)
     interrupt(engine, request, tmp_path, until)
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert 0 < result.resumed_at <= until + 1
     assert np.array_equal(frames, expected)
     assert result.digests == whole.digests
@@ -146,9 +118,9 @@ def test_every_schedule_goes_on(
     engine: Engine, small: Make, tmp_path: Path, schedule: Callable[[str], str], text: str
 ) -> None:
     request = small(steps=STEPS, spectrum=schedule(text))
-    undisturbed, expected = run(engine, request)
+    undisturbed, expected = generate(engine, request)
     interrupt(engine, request, tmp_path, until=7)
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at > 3
     assert result.digests == undisturbed.digests
     assert np.array_equal(frames, expected)
@@ -166,7 +138,7 @@ def test_a_generation_that_was_told_to_stop_loses_no_step(
 
     with pytest.raises(CancelledError, match="stopped after step 6"):
         engine.generate(request, [FrameBuffer()], stop, Checkpoints(tmp_path, every=100))
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at == 7
     assert result.digests == whole.digests
     assert np.array_equal(frames, expected)
@@ -185,7 +157,7 @@ def test_a_step_before_which_it_was_cancelled_counts_once(
 
     with pytest.raises(CancelledError, match=f"cancelled before step {at + 2}"):
         engine.generate(request, [FrameBuffer()], cancel, Checkpoints(tmp_path, every=100))
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at == at + 2
     assert (result.digests, result.computed) == (whole.digests, whole.computed)
     assert np.array_equal(frames, expected)
@@ -200,14 +172,14 @@ def test_after_the_last_step_only_the_decode_is_left(engine: Engine, small: Make
             raise BrokenError
 
     request = small(steps=9, spectrum="paper")  # whose last step is computed
-    undisturbed, expected = run(engine, request)
+    undisturbed, expected = generate(engine, request)
     with pytest.raises(BrokenError):
         engine.generate(request, [Broken()], checkpoints=Checkpoints(tmp_path, every=1))
     left = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
     with pytest.raises(BrokenError):
         engine.generate(request, [Broken()], checkpoints=Checkpoints(tmp_path, every=1, resume=True))
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == left  # not written again
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=1, resume=True))
     assert result.resumed_at == 9 and result.computed["cond"][-1] == 8
     assert result.digests == undisturbed.digests and len(result.digests) == 1
     assert np.array_equal(frames, expected)
@@ -242,8 +214,8 @@ def test_interrupted_again_and_again(
     interrupt(engine, request, tmp_path, until=2)
     for until in (4, 8):
         with pytest.raises(InterruptedHereError):
-            run(engine, request, Checkpoints(tmp_path, every=1, resume=True), until)
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=1, resume=True))
+            generate(engine, request, Checkpoints(tmp_path, every=1, resume=True), until)
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=1, resume=True))
     assert result.resumed_at > 6
     assert np.array_equal(frames, expected)
 
@@ -286,7 +258,7 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
             path.write_bytes(b"")
         case "gone":
             path.unlink()
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at == 7  # 8 without the damage: steps 6 and 8 were computed last
     assert np.array_equal(frames, expected)
 
@@ -303,7 +275,9 @@ def test_a_manifest_cannot_name_files_of_other_folders(
     manifest["parts"][str(outside)] = manifest["parts"].pop(manifest["last"])
     manifest["last"] = str(outside)
     path.write_text(json.dumps(manifest))
-    result, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(kept, every=4, resume=True))
+    result, _ = generate(
+        engine, small(steps=STEPS, spectrum="paper"), Checkpoints(kept, every=4, resume=True)
+    )
     assert result.resumed_at == 7 and "which is not a part of a checkpoint" in caplog.text
 
 
@@ -338,7 +312,7 @@ def test_with_nothing_whole_it_starts_again(
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.glob("*/part-*"):
         path.write_bytes(b"nonsense")
-    result, frames = run(engine, request, Checkpoints(tmp_path, every=4, resume=True))
+    result, frames = generate(engine, request, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at == 0
     assert np.array_equal(frames, expected)
 
@@ -346,9 +320,9 @@ def test_with_nothing_whole_it_starts_again(
 def test_checkpoints_of_another_request_are_not_used(engine: Engine, small: Make, tmp_path: Path) -> None:
     interrupt(engine, small(steps=STEPS), tmp_path, until=8)
     other = small(steps=STEPS, seed=8)
-    result, frames = run(engine, other, Checkpoints(tmp_path, every=4, resume=True))
+    result, frames = generate(engine, other, Checkpoints(tmp_path, every=4, resume=True))
     assert result.resumed_at == 0
-    assert np.array_equal(frames, run(engine, other)[1])
+    assert np.array_equal(frames, generate(engine, other)[1])
 
 
 def test_old_checkpoints_are_removed_and_features_are_written_once(
@@ -358,7 +332,7 @@ def test_old_checkpoints_are_removed_and_features_are_written_once(
     interrupt(engine, request, tmp_path, until=8)
     assert len(list(tmp_path.glob("*/manifest-*"))) == 2
     assert len(list(tmp_path.glob("*/part-*"))) == 2  # nothing is remembered
-    result, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path / "b", every=1))
+    result, _ = generate(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path / "b", every=1))
     features = result.forecaster_bytes
     assert features < result.checkpoint_bytes < 2 * features + 40_000 * (result.nfe + 1)
 
@@ -382,7 +356,7 @@ def test_a_full_disk_is_a_clear_error(engine: Engine, small: Make, tmp_path: Pat
         SmallFiles(4096),
         pytest.raises(JobFailedError, match=r"checkpoints: cannot write in .*: File too large") as raised,
     ):
-        run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
+        generate(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
     assert len(str(raised.value).splitlines()) == 1
     assert list(tmp_path.glob("*/*")) == []
 
@@ -394,7 +368,7 @@ def test_what_cannot_be_kept_is_said_and_not_lost(
     monkeypatch.setattr("runtime.sampling.resume.sampler_state", lambda sampler: {"state": lambda: sampler})
     said = r"checkpoints: cannot write in .*local.*\(--checkpoint-every 0 turns checkpoints off\)"
     with pytest.raises(JobFailedError, match=said) as raised:
-        run(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
+        generate(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
     assert len(str(raised.value).splitlines()) == 1
     assert list(tmp_path.glob("*/*")) == []
 
@@ -411,7 +385,7 @@ def test_a_slow_disk_leaves_no_checkpoint_out(
         written.append(file.name)
 
     monkeypatch.setattr("runtime.checkpoint.writer.torch.save", slowly)
-    result, _ = run(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path, every=1))
+    result, _ = generate(engine, small(steps=STEPS, spectrum="paper"), Checkpoints(tmp_path, every=1))
     assert len(written) == len({*result.computed["cond"], STEPS - 1})
 
 
@@ -854,7 +828,7 @@ def test_what_is_older_is_removed_and_what_is_another_s_is_kept(
     folder = next(path for path in tmp_path.iterdir() if path.is_dir())
     for name in ("part-mine-0.pt", "manifest-00000-mine-0.json", "part-1-0.pt"):
         (folder / name).write_text("mine")
-    run(engine, small(steps=STEPS), checkpoints)
+    generate(engine, small(steps=STEPS), checkpoints)
     left = {path.name for path in folder.iterdir()}
     assert {"part-mine-0.pt", "manifest-00000-mine-0.json", "part-1-0.pt"} <= left
     assert manifest_name(0, 0) not in left

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import Preset, load_preset
-from runtime.media.mp4 import FrameBuffer, Frames
+from runtime.media.mp4 import Frames
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.reports.report import ModelPart, build_report
@@ -25,7 +24,7 @@ from runtime.reports.run_picture import write_picture
 from runtime.request.config import Config, Window, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.coordinator import Coordinator
-from runtime.sampling.denoise import Denoising, StepRecord, denoise
+from runtime.sampling.denoise import Denoising, denoise
 from runtime.sampling.estimate import Estimate
 from runtime.sampling.evaluator import Evaluator
 from runtime.sampling.result import Result
@@ -34,12 +33,9 @@ from runtime.sampling.segments import denoise_segments
 from spectrum import FixedSchedule, Forecaster, StepKind
 from tests.ranks import run_ranks
 from tests.solvers import EXPECTED, NODES, STEPS, solver_of, write_preset
+from tests.stopping import generate, interrupt
 
 Make = Callable[..., VideoRequest]
-
-
-class InterruptedHereError(Exception):
-    """As if the process had been killed here."""
 
 
 @pytest.fixture(scope="module")
@@ -187,26 +183,8 @@ def test_previews_are_of_the_latents_that_were_evaluated(engine: Engine, small: 
     assert len(seen) == len(NODES)
 
 
-def generate(
-    engine: Engine,
-    request: VideoRequest,
-    checkpoints: Checkpoints | None = None,
-    until: int | None = None,
-) -> tuple[Result, Frames]:
-    def after(record: StepRecord) -> None:
-        if record.index == until:
-            raise InterruptedHereError
-
-    sink = FrameBuffer()
-    return engine.generate(request, [sink], after, checkpoints), sink.frames
-
-
 def interrupted(engine: Engine, request: VideoRequest, folder: Path, until: int) -> tuple[Result, Frames]:
-    with pytest.raises(InterruptedHereError):
-        generate(engine, request, Checkpoints(folder, every=1), until)
-    for thread in threading.enumerate():
-        if thread.name == "lockstep-checkpoint":
-            thread.join()
+    interrupt(engine, request, folder, until)
     return generate(engine, request, Checkpoints(folder, every=1, resume=True))
 
 

@@ -19,11 +19,11 @@ from runtime.models.folder import find_model
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.profile import ModelProfile
-from runtime.request.config import Config, Memory, SamplerConfig
+from runtime.request.config import Config, Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
 from spectrum import StepKind, paper_schedule
-from tests.conditioned import EXPERTS, config_of, denoised, denoised_on, write_two_experts
+from tests.conditioned import EXPERTS, config_of, denoised, denoised_on, sampled, write_two_experts
 from tests.ranks import run_ranks
 from tests.stopping import stop_and_resume
 
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(config: Config, folder: Path) -> Config:
-    return sampled(config_of(config, folder), "unipc")
+    return sampled(config_of(config, folder), "unipc", SHIFT)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,6 @@ def ask(own: Config) -> Ask:
         return own.request("a red circle", **{**given, "seed": 3, "spectrum": "off", **fields})
 
     return make
-
-
-def sampled(config: Config, kind: str) -> Config:
-    choice = SamplerConfig(kind=kind, shift=SHIFT)  # type: ignore[arg-type]
-    return config.model_copy(update={"scheduler": choice})
 
 
 def generate(engine: Engine, request: VideoRequest) -> tuple[list[Frames], Result]:
@@ -106,7 +101,7 @@ def switch(engine: Engine, request: VideoRequest) -> int:
 def test_with_nothing_skipped_it_is_the_pipeline_to_the_bit(
     two: Engine, own: Config, ask: Ask, kind: str, guidance: float, guidance_2: float | None
 ) -> None:
-    engine = two if kind == "unipc" else Engine(sampled(own, kind))
+    engine = two if kind == "unipc" else Engine(sampled(own, kind, SHIFT))
     request = ask(guidance=guidance, guidance_2=guidance_2, videos=2, negative="a blue square")
     frames, result = generate(engine, request)
     for ours, theirs in zip(frames, peer_frames(engine, request), strict=True):
@@ -139,7 +134,7 @@ def test_an_expert_may_be_missing_if_no_step_belongs_to_it(
     parts = {"boundary_ratio": boundary, missing or "transformer_2": None}
     folder = write_two_experts("WanPipeline", tmp_path / "one", **parts)
     assert not (folder / (missing or "transformer_2")).exists()
-    engine = Engine(sampled(config_of(config, folder), "unipc"))
+    engine = Engine(sampled(config_of(config, folder), "unipc", SHIFT))
     request = ask(guidance_2=None)
     frames, result = generate(engine, request)
     assert np.array_equal(frames[0], peer_frames(engine, request)[0])
@@ -149,7 +144,7 @@ def test_an_expert_may_be_missing_if_no_step_belongs_to_it(
 def test_steps_of_a_missing_expert_are_refused(config: Config, ask: Ask, tmp_path: Path) -> None:
     for missing, step, timestep in (("transformer", 0, 999), ("transformer_2", 8, 857)):
         folder = write_two_experts("WanPipeline", tmp_path / missing, **{missing: None})
-        profile = ModelProfile(sampled(config_of(config, folder), "unipc"))
+        profile = ModelProfile(sampled(config_of(config, folder), "unipc", SHIFT))
         said = (
             rf"it lacks {missing}, to which step {step} belongs \(timestep {timestep}\) by its boundary_ratio"
         )

@@ -16,9 +16,17 @@ from runtime.errors import BadRequestError
 from runtime.media.mp4 import FrameBuffer
 from runtime.parallel.topology import Degrees
 from runtime.profile import ModelProfile
-from runtime.request.config import Config, SamplerConfig
+from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-from tests.conditioned import EXPERTS, config_of, denoised, denoised_on, write_image, write_two_experts
+from tests.conditioned import (
+    EXPERTS,
+    config_of,
+    denoised,
+    denoised_on,
+    sampled,
+    write_image,
+    write_two_experts,
+)
 from tests.ranks import run_ranks
 from tests.stopping import stop_and_resume
 
@@ -39,7 +47,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(config: Config, folder: Path) -> Config:
-    return sampled(config_of(config, folder), "unipc")
+    return sampled(config_of(config, folder), "unipc", 5.0)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +65,6 @@ def ask(own: Config, image: Path) -> Ask:
     return make
 
 
-def sampled(config: Config, kind: str) -> Config:
-    choice = SamplerConfig(kind=kind, shift=5.0)  # type: ignore[arg-type]
-    return config.model_copy(update={"scheduler": choice})
-
-
 @pytest.mark.parametrize("kind", ["unipc", "euler"])
 @pytest.mark.parametrize(
     ("guidance", "guidance_2", "words"), [(4.0, 2.5, 512), (1.0, None, 512), (4.0, None, 64)]
@@ -69,7 +72,7 @@ def sampled(config: Config, kind: str) -> Config:
 def test_one_window_is_the_pipelines_to_the_bit(
     i2v: Engine, own: Config, image: Path, ask: Ask, kind: str, guidance: float, guidance_2: float, words: int
 ) -> None:
-    engine = i2v if kind == "unipc" else Engine(sampled(own, kind))
+    engine = i2v if kind == "unipc" else Engine(sampled(own, kind, 5.0))
     request = ask(guidance=guidance, guidance_2=guidance_2, max_sequence_length=words)
     pipeline = WanImageToVideoPipeline.from_pretrained(engine.model.path, dtype=torch.float32)
     pipeline.text_encoder.float()

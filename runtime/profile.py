@@ -55,9 +55,8 @@ class ModelProfile:
             raise BadRequestError(problem)
         preset = preset or load_preset(request.spectrum)
         sampler = self.fresh_sampler(request)
-        course = self.course(sampler, preset)
+        fresh = self._fresh(sampler, preset)
         preset.check_fit(self.conditions(request, sampler))
-        fresh = course.fresh(outputs=STREAM_TRAITS[preset.stream].outputs)
         preset.schedules_of(len(sampler.timesteps), request.branches, fresh)
         if request.deadline is not None and not preset.forecasts:
             raise BadRequestError(
@@ -97,6 +96,18 @@ class ModelProfile:
                 )
         present, crossing = [one for one in self.experts if one.present], preset.crossing
         return Course.of(present, sampler.timesteps, crossing.history, crossing.warmup)
+
+    def fresh(self, request: VideoRequest, preset: Preset) -> dict[int, int]:
+        """Steps before which a generation drops its history, as another expert begins anew → steps from there
+        on that are computed whatever the schedule says.
+
+        Raises:
+            BadRequestError: as `fresh_sampler` and `course`.
+        """
+        return self._fresh(self.fresh_sampler(request), preset)
+
+    def _fresh(self, sampler: SchedulerMixin, preset: Preset) -> dict[int, int]:
+        return self.course(sampler, preset).fresh(outputs=STREAM_TRAITS[preset.stream].outputs)
 
     def recipe(
         self, request: VideoRequest, preset: Preset, image: str | None, extended: str | None = None

@@ -18,7 +18,7 @@ from runtime.parallel.topology import Degrees
 from runtime.rehearsal.account import seconds as rehearsal_seconds
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.rehearse import Scenario, rehearse
-from runtime.reports.step_seconds import read_step_seconds
+from runtime.reports.step_seconds import read_window_seconds
 from spectrum import StepKind, StepSeconds
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, besides model and ranks
@@ -47,50 +47,26 @@ def estimate(film: Film, number: int, gpu: Gpu | None = None) -> Estimate:
     return _Estimates(film, gpu).of(number)
 
 
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    """A preset at a number of steps.
-
-    Attributes:
-        nfe, total: computed steps, and all.
-        typical: seconds of a step, from the preset's calibration; None without one.
-    """
-
-    nfe: int
-    total: int
-    typical: StepSeconds | None
-
-
 class _Estimates:
     """Estimates the shots of a film; reads files that several shots share once."""
 
     def __init__(self, film: Film, gpu: Gpu | None = None):
         self._film, self._gpu = film, gpu
         self._rehearsed: dict[Scenario, StepSeconds] = {}
-        self._steps: dict[tuple[str, int], _Steps] = {}
         self._reports: dict[tuple[object, ...], StepSeconds | None] = {}
 
     def of(self, number: int) -> Estimate:
         """Estimate one shot; see `estimate`."""
         one = self._film.shots[number]
-        steps = self._steps_of(one)
-        typical = self._reported(one) or steps.typical or self._rehearsal(one)
+        nfe, total = one.kinds.count(StepKind.COMPUTE), len(one.kinds)
+        typical = self._reported(one) or _calibrated(one) or self._rehearsal(one)
         if typical is None:
-            return Estimate(steps.nfe, None, None)
-        window = typical.total(steps.nfe, steps.total - steps.nfe)
+            return Estimate(nfe, None, None)
+        window = typical.total(nfe, total - nfe)
         if self._film.compare:
-            window += typical.total(steps.total, 0)
+            window += typical.total(total, 0)
         seconds = one.windows * window
-        return Estimate(steps.nfe, seconds, seconds * self._film.world)
-
-    def _steps_of(self, one: ShotRequest) -> _Steps:
-        key = one.request.spectrum, one.request.steps
-        if key not in self._steps:
-            kinds = one.preset.expected_kinds(one.request.steps)
-            calibrated = one.preset.calibrated
-            typical = None if calibrated is None else calibrated.seconds.steps
-            self._steps[key] = _Steps(kinds.count(StepKind.COMPUTE), len(kinds), typical)
-        return self._steps[key]
+        return Estimate(nfe, seconds, seconds * self._film.world)
 
     def _reported(self, one: ShotRequest) -> StepSeconds | None:
         """Seconds of a step of one window, from a report of a similar shot."""
@@ -113,6 +89,12 @@ class _Estimates:
         return self._rehearsed[scenario]
 
 
+def _calibrated(one: ShotRequest) -> StepSeconds | None:
+    """Seconds of a step of one window, from the calibration of a shot's preset."""
+    calibrated = one.preset.calibrated
+    return None if calibrated is None else calibrated.seconds.steps
+
+
 def reported_seconds(folder: Path) -> dict[tuple[object, ...], StepSeconds | None]:
     """Map what the time of a step depends on to the seconds of a step of one window. Never empty.
 
@@ -124,10 +106,9 @@ def reported_seconds(folder: Path) -> dict[tuple[object, ...], StepSeconds | Non
             report = read_json(path)
             timed = tuple(report["request"][name] for name in _TIMED)
             key = (*timed, report["model"]["name"], report["topology"]["world"])
-            measured = read_step_seconds(report)
-            together = report["windows"] if report["request"]["image"] is None else 1  # windows of a step
+            measured = read_window_seconds(report)
             if measured.computed is not None:
-                found[key] = StepSeconds(measured.computed / together, (measured.forecast or 0.0) / together)
+                found[key] = StepSeconds(measured.computed, measured.forecast or 0.0)
         except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
             continue
     return found

@@ -22,7 +22,7 @@ from runtime.files.problems import explain, explain_one
 log = logging.getLogger("launch")
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_FIELD = re.compile(r"([a-z_]+)(?:\.[\w.]+)?: ")  # beginning of a refusal's line
+_FIELD = re.compile(r"([a-z_0-9]+)(?:\.[\w.]+)?: ")  # beginning of a refusal's line
 _PATH = re.compile(r"'/(?:[^'/]*/)*([^'/]*)'")
 _PARAMS = {"width": "size", "height": "size", "image": "input_reference", "lora": "loras"}
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}

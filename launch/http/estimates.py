@@ -18,14 +18,16 @@ from launch.http.beginnings import begun
 from launch.http.bodies import read_fields
 from launch.http.catalog import calibration_for
 from launch.http.creation import Asked, read_asked
+from launch.http.expected import ExpectedRun, expected_run
 from launch.http.keys import Key
 from launch.http.openapi import taking
+from launch.http.profiles import settings_of
 from launch.http.records import new_id
 from launch.http.service import Service, TheService
 from launch.http.video import VideoCreate
 from runtime.files.text import read_json
 from runtime.jobs.job import Job
-from runtime.reports.step_seconds import read_step_seconds
+from runtime.reports.step_seconds import read_window_seconds
 from spectrum import StepKind, StepSeconds
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -111,7 +113,7 @@ def estimate_of(service: Service, asked: Asked, owner: str) -> Estimate:
     image = None if asked.image is None else service.store.image(asked.image)
     job = service.jobs.job(fields, service.store.video(new_id()), image, before)
     request, fps = job.request, job.config.fps
-    computed = _computed(job)
+    expected = expected_run(settings_of(job.config), request, job.preset)
     times = _measured(service, job, fields.model or "") or _calibrated(job)
     return Estimate(
         model=fields.model or "",
@@ -120,36 +122,33 @@ def estimate_of(service: Service, asked: Asked, owner: str) -> Estimate:
         fps=fps,
         seconds=f"{request.frames / fps:.6g}",
         steps=request.steps,
-        nfe=len(computed),
-        computed=computed,
+        nfe=len(expected.computed),
+        computed=expected.computed,
         exact=not job.preset.forecasts,
-        psnr=_quality(job, computed),
-        time=None if times is None else times.expected(request.steps, len(computed), request.deadline),
+        psnr=_quality(expected),
+        time=None if times is None else times.of(expected, request.deadline),
     )
 
 
-def _computed(job: Job) -> list[int]:
-    kinds = job.preset.expected_kinds(job.request.steps)
-    return [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
-
-
-def _quality(job: Job, computed: list[int]) -> ExpectedQuality | None:
-    told = job.preset.expectation(job.request.steps, computed, {}, {}, [])
-    if told.psnr is None or told.deviation is None:
+def _quality(expected: ExpectedRun) -> ExpectedQuality | None:
+    if expected.psnr is None or expected.deviation is None:
         return None
-    return ExpectedQuality(expected=round(told.psnr, 2), deviation=round(told.deviation, 2))
+    return ExpectedQuality(expected=round(expected.psnr, 2), deviation=round(expected.deviation, 2))
 
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """Seconds of steps, and of all that is no step."""
+    """Seconds of a window's steps, and of all that is no step."""
 
-    steps: StepSeconds
+    window: StepSeconds
     beside: float | None
     source: Literal["measured", "calibration"]
 
-    def expected(self, steps: int, nfe: int, deadline: float | None) -> ExpectedTime:
-        denoise = min(self.steps.total(nfe, steps - nfe), math.inf if deadline is None else deadline)
+    def of(self, expected: ExpectedRun, deadline: float | None) -> ExpectedTime:
+        """Expected time of a request."""
+        nfe = len(expected.computed)
+        denoise = expected.windows * self.window.total(nfe, expected.steps - nfe)
+        denoise = min(denoise, math.inf if deadline is None else deadline)
         total = None if self.beside is None else round(denoise + self.beside, 3)
         return ExpectedTime(denoise=round(denoise, 3), total=total, source=self.source)
 
@@ -169,11 +168,11 @@ def _measured(service: Service, job: Job, model: str) -> _Times | None:
 
 
 def _reported(service: Service, ids: list[str]) -> Iterator[tuple[StepSeconds, float]]:
-    """Seconds of steps, and of all that is no step, of videos whose reports are there."""
+    """Seconds of a window's steps, and of all that is no step, of videos whose reports are there."""
     for id in ids:
         with suppress(OSError, ValueError, KeyError, TypeError):  # removed meanwhile
             told = read_json(service.store.video(id).with_suffix(".json"))
-            yield read_step_seconds(told), sum(told["seconds"][part] for part in _BESIDE)
+            yield read_window_seconds(told), sum(told["seconds"][part] for part in _BESIDE)
 
 
 def _calibrated(job: Job) -> _Times | None:

@@ -89,7 +89,10 @@ class JobMaker:
             extend=extend,
             out=out,
             ranks=None if self.catalog.ranks == 1 else self.catalog.ranks,
-            lora=[{"file": self.catalog.lora(one.name), "scale": one.scale} for one in asked.loras],
+            lora=[
+                {"file": self.catalog.lora(one.name), "scale": one.scale, "expert": one.expert}
+                for one in asked.loras
+            ],
         ).job()
         if fps != config.fps:
             job = replace(job, config=job.config.model_copy(update={"fps": fps}))

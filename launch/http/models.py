@@ -13,14 +13,15 @@ from pydantic import BaseModel
 from launch.http.auth import Caller
 from launch.http.catalog import Catalog, calibration_for
 from launch.http.errors import not_found
-from launch.http.profiles import extensible, profile_of, written_at
+from launch.http.expected import expected_run
+from launch.http.profiles import extensible, profile_of, settings_of, written_at
 from launch.http.service import TheService
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import Calibration
 from runtime.forecasting.presets import load_preset
-from runtime.request.config import Config, is_path, load_config
+from runtime.profile import ModelProfile
+from runtime.request.config import Config, Defaults, is_path, load_config
 from runtime.request.video_request import VideoRequest
-from spectrum import StepKind
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -67,6 +68,7 @@ class Model(BaseModel):
 
     Attributes:
         created: when the newest file of the model was written on this server.
+        experts: number of its transformers: with two, `guidance_2` and a LoRA's `expert` can be given.
         multiple: width and height are multiples of it.
         frame_rule: how many frames a video may have.
         presets: values of `spectrum`, for requests like the defaults.
@@ -80,6 +82,7 @@ class Model(BaseModel):
     created: int
     owned_by: Literal["lockstep"] = "lockstep"
     defaults: ModelDefaults
+    experts: int
     multiple: int
     frame_rule: str
     presets: list[PresetChoice]
@@ -111,8 +114,8 @@ def retrieve_model(model: Annotated[str, Path(max_length=200)], service: TheServ
 
 def _model(catalog: Catalog, name: str) -> Model:
     config = load_config(catalog.models[name])
-    usual, request = config.defaults, config.request("x")
-    spectrum = usual.spectrum
+    usual, request, profile = config.defaults, config.request("x"), profile_of(config)
+    spectrum, settings = usual.spectrum, settings_of(config)
     return Model(
         id=name,
         created=written_at(config, catalog.models[name]),
@@ -127,36 +130,44 @@ def _model(catalog: Catalog, name: str) -> Model:
             negative=usual.negative,
             spectrum=FilePath(spectrum).stem if is_path(spectrum) else spectrum,
         ),
+        experts=_experts(settings, usual),
         multiple=config.bounds.pixels,
         frame_rule=config.bounds.frame_rule,
         presets=[
             PresetChoice(id=id, **expected.model_dump())
             for id, preset in catalog.presets.items()
-            if (expected := _of_preset(config, request, preset)) is not None
+            if (expected := _of_preset(settings, config, request, preset)) is not None
         ],
         budgets=list(_budgets(config, request)),
         loras=list(catalog.loras),
-        extensible=None if (profile := profile_of(config)) is None else extensible(profile),
+        extensible=None if profile is None else extensible(profile),
     )
 
 
+def _experts(settings: ModelProfile | None, usual: Defaults) -> int:
+    """Number of a model's transformers; where nothing is known of it, its defaults tell."""
+    if settings is not None:
+        return len(settings.experts)
+    return 1 if usual.guidance_2 is None else 2
+
+
 @lru_cache(maxsize=256)
-def _of_preset(config: Config, request: VideoRequest, name: str) -> Expected | None:
+def _of_preset(
+    profile: ModelProfile | None, config: Config, request: VideoRequest, name: str
+) -> Expected | None:
     """What a preset is expected to give; None if it does not fit the request."""
     preset = load_preset(name)
     try:
         preset.check_request(config.windowed(request))
+        run = expected_run(profile, request, preset)
     except BadRequestError:
         return None
-    kinds = preset.expected_kinds(request.steps)
-    computed = [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
-    calibration = calibration_for(config, request)
-    known = preset.expectation(request.steps, computed, {}, {}, [])
+    calibration, nfe = calibration_for(config, request), len(run.computed)
     return Expected(
-        nfe=len(computed),
-        psnr=known.psnr,
-        deviation=known.deviation,
-        seconds=None if calibration is None else _seconds(calibration, len(computed)),
+        nfe=nfe,
+        psnr=run.psnr,
+        deviation=run.deviation,
+        seconds=None if calibration is None else run.windows * _seconds(calibration, nfe),
     )
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from runtime.errors import BadRequestError
 from runtime.models.folder import files_of, local_revision
 from runtime.profile import ModelProfile
+from runtime.rehearsal.settings import RehearsedProfile, find_settings
 from runtime.request.config import Config, is_path, shipped
 from runtime.request.video_request import Continuation
 
@@ -25,6 +27,22 @@ def profile_of(config: Config) -> ModelProfile | None:
     """
     state = _state(config)
     return _profile(config, state) if state else None
+
+
+def settings_of(config: Config) -> ModelProfile | None:
+    """Profile of a config's model, also of one whose weights are not on this machine; None if nothing is
+    known of it here.
+
+    Raises:
+        BadRequestError: the model is on this machine, and incomplete or not supported.
+    """
+    found = profile_of(config)
+    if found is not None:
+        return found
+    try:
+        return _rehearsed(config, find_settings(config))
+    except BadRequestError:
+        return None
 
 
 def revision_of(config: Config) -> str | None:
@@ -72,6 +90,11 @@ def _of_files(paths: list[Path]) -> Iterator[tuple[str, int, int]]:
 @lru_cache(maxsize=_MANY)
 def _profile(config: Config, state: _State) -> ModelProfile:
     return ModelProfile(config)
+
+
+@lru_cache(maxsize=_MANY)
+def _rehearsed(config: Config, settings: tuple[Path, str]) -> ModelProfile:
+    return RehearsedProfile(config)
 
 
 @lru_cache(maxsize=_MANY)

@@ -38,10 +38,15 @@ Name = Annotated[str, Field(max_length=200), AfterValidator(_named)]
 
 
 class LoraChoice(_Part):
-    """A LoRA by its name on this server, and its scale."""
+    """A LoRA by its name on this server, and its scale.
+
+    Attributes:
+        expert: of a model of two experts, the one for `high` or for `low` noise; by default both.
+    """
 
     name: Name
     scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False), NUMBER] = 1.0
+    expert: Annotated[Literal["high", "low"] | None, Field(exclude_if=lambda expert: expert is None)] = None
 
 
 class ImageReference(_Part):
@@ -86,7 +91,7 @@ class VideoFields(_Part):
         psnr: instead of a preset: PSNR in dB against the full sampler. The fewest steps that are expected to
             reach it are computed.
         deadline: seconds that denoising may take; steps that do not fit are forecast.
-        loras: LoRAs of this server, by name, each with its scale.
+        loras: LoRAs of this server, by name, each with its scale, and for one of two experts or for all.
         priority: requests of higher priority run first; at most your key's.
         expires: seconds from now after which the request is given up, waiting or running.
     """
@@ -123,6 +128,20 @@ class VideoFields(_Part):
 Id = Annotated[str, Field(max_length=200)]
 
 
+_EXAMPLES: list[dict[str, Any]] = [
+    {"prompt": "a red circle moving left", "seconds": "2", "seed": 7, "spectrum": "paper"},
+    {
+        "prompt": "a fox in the snow, by a river",
+        "model": "wan2.2-t2v-14b-480p",
+        "size": "832x480",
+        "seconds": "5",
+        "guidance": 4.0,
+        "guidance_2": 3.0,
+        "loras": [{"name": "high", "expert": "high"}, {"name": "low", "scale": 0.5, "expert": "low"}],
+    },
+]
+
+
 class VideoCreate(VideoFields):
     """A request for a video. Only `prompt` is required.
 
@@ -130,6 +149,8 @@ class VideoCreate(VideoFields):
         extends: `id` of a completed video of yours that this one begins with. Its model, size, frames per
             second and image are used, and the length is that of the new part.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})  # type: ignore[dict-item]
 
     prompt: Prompt
     extends: Id | None = None

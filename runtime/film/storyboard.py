@@ -34,6 +34,7 @@ from runtime.request.video_request import (
     VideoRequest,
     Waypoint,
 )
+from spectrum import StepKind
 
 _ID = "[a-z0-9][a-z0-9_-]{0,59}"
 _MOST_SHOTS = 9999
@@ -156,6 +157,7 @@ class ShotRequest(_Part):
         request: its request.
         preset: its forecasting preset.
         recipe: everything that its video is a function of.
+        kinds: expected kind of every step.
         windows: number of its windows; 1 if it fits the model's.
     """
 
@@ -165,6 +167,7 @@ class ShotRequest(_Part):
     request: VideoRequest
     preset: Preset
     recipe: Recipe
+    kinds: tuple[StepKind, ...]
     windows: int
 
     @property
@@ -237,7 +240,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
     request = config.request(shot.prompt, **{key: value for key, value in given.items() if value is not None})
-    model, preset = models.check(config, request)
+    model, preset, kinds = models.check(config, request)
     return ShotRequest(
         shot=shot,
         config=name,
@@ -245,6 +248,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         request=request,
         preset=preset,
         recipe=model.recipe(request, preset, image),
+        kinds=kinds,
         windows=len(model.sizes.windows(request, config)),
     )
 
@@ -288,7 +292,7 @@ class _Models:
     def __init__(self) -> None:
         self._found: dict[Config, ModelProfile | BadRequestError] = {}
         self._configs: dict[str, Config] = {}
-        self._fitting: dict[tuple[Config, VideoRequest], Preset] = {}
+        self._fitting: dict[tuple[Config, VideoRequest], tuple[Preset, tuple[StepKind, ...]]] = {}
         self._images: dict[tuple[str, int], str] = {}
 
     def config(self, name: str) -> Config:
@@ -301,8 +305,10 @@ class _Models:
             self._configs[name] = load_config(name)
         return self._configs[name]
 
-    def check(self, config: Config, request: VideoRequest) -> tuple[ModelProfile, Preset]:
-        """Check that a model can serve a request; return the model and the request's preset.
+    def check(
+        self, config: Config, request: VideoRequest
+    ) -> tuple[ModelProfile, Preset, tuple[StepKind, ...]]:
+        """Check that a model can serve a request; return the model, the preset, and what steps are expected.
 
         Shots that differ only in prompts and seed are checked once.
 
@@ -312,8 +318,10 @@ class _Models:
         model = self.find(config)
         alike = request.model_copy(update={"prompt": "a", "negative": "", "seed": 0})
         if (config, alike) not in self._fitting:
-            self._fitting[config, alike] = model.check(request)
-        return model, self._fitting[config, alike]
+            preset = model.check(request)
+            kinds = preset.expected_kinds(request.steps, model.fresh(request, preset))
+            self._fitting[config, alike] = preset, tuple(kinds)
+        return model, *self._fitting[config, alike]
 
     def image(self, path: str) -> str:
         """Digest of an image, which is decoded once for all shots that start from it.

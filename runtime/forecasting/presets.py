@@ -205,14 +205,20 @@ class Preset(BaseModel):
         return {branch: own.get(branch, shared) for branch in branches}
 
     def expected_kinds(self, steps: int, fresh: Mapping[int, int] = NOWHERE) -> list[StepKind]:
-        """Expected kind of every step: computed if any branch is, or if it depends on measured errors."""
+        """Expected kind of every step: computed if any branch is, or if it depends on measured errors.
+
+        Args:
+            fresh: step before which the history is dropped → steps that are computed from there on.
+        """
         schedules = [
             self._build(part, steps, fresh) for part in (self.schedule, self.uncond or self.schedule)
         ]
         if any(isinstance(s, AdaptiveSchedule) and not isinstance(s, GuardedSchedule) for s in schedules):
             return [StepKind.COMPUTE] * steps
-        kinds = [{schedule.kind(step) for schedule in schedules} for step in range(steps)]
-        return [min(of_step) for of_step in kinds]  # "compute" < "forecast"
+        kinds = [min(schedule.kind(step) for schedule in schedules) for step in range(steps)]
+        for start, count in fresh.items():
+            kinds[start : start + count] = [StepKind.COMPUTE] * count
+        return kinds
 
     def expectation(
         self,

@@ -20,3 +20,16 @@ def read_step_seconds(content: Any) -> StepSeconds:
         if one is not None and not 0 <= one < math.inf:  # JSON knows NaN
             raise ValueError(f"{one} given; it must be a number of seconds")
     return StepSeconds(*found)
+
+
+def read_window_seconds(content: Any) -> StepSeconds:
+    """Read the same of one window: a step takes all windows of a video, unless each continues the one before.
+
+    Raises:
+        ValueError, TypeError, KeyError: as `read_step_seconds`.
+    """
+    request, of_step = content["request"], read_step_seconds(content)
+    continues = request["image"] is not None or request.get("extend") is not None
+    together = 1 if continues else content["windows"]
+    parts = (of_step.computed, of_step.forecast)
+    return StepSeconds(*(None if part is None else part / together for part in parts))

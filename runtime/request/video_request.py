@@ -153,6 +153,11 @@ class VideoRequest(BaseModel):
         return self
 
     @property
+    def continues(self) -> bool:
+        """Whether each window continues the one before: the video begins with an image or another video."""
+        return self.image is not None or self.extend is not None
+
+    @property
     def guided(self) -> bool:
         """True if there is an unconditional branch, as diffusers' pipelines decide it."""
         return self.guidance > 1.0 and not self.embedded

@@ -59,16 +59,12 @@ class Plan:
         It is 1 for a video from text alone, however many windows there are. With an image, or if the video
         extends another, each window is a segment, which continues the one before.
         """
-        alone = self.request.image is None and self.request.extend is None
-        return 1 if alone else len(self.windows)
+        return len(self.windows) if self.request.continues else 1
 
     @property
     def kinds(self) -> list[StepKind]:
         """Expected kind of every step of all segments."""
-        kinds = self.preset.expected_kinds(self.steps, self.fresh)
-        for step in self.forced:
-            kinds[step] = StepKind.COMPUTE
-        return kinds * self.segments
+        return self.preset.expected_kinds(self.steps, self.fresh) * self.segments
 
     def expectation(self, coordinator: Coordinator) -> Expectation:
         """Expected errors of a finished generation of one segment."""

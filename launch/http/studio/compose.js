@@ -21,6 +21,7 @@ const FIELDS = [
   "fps",
 ];
 const PROBLEMS = [...FIELDS, "size", "deadline", "priority", "input_reference"];
+const EXPERTS = { "": "both experts", high: "high noise", low: "low noise" };
 const USUAL = ["steps", "guidance", "guidance_2", "fps"]; // shown as what they are if nothing is typed
 
 let models;
@@ -56,13 +57,50 @@ export function openForm(offered, addShot) {
 }
 
 function lora(name) {
-  const scale = h("input", { type: "number", step: "0.05", value: "1", "aria-label": `Scale of ${name}` });
+  const scale = h("input", {
+    class: "scale",
+    type: "number",
+    step: "0.05",
+    value: "1",
+    "aria-label": `Scale of ${name}`,
+  });
+  const choices = Object.entries(EXPERTS).map(([value, said]) => h("option", { value }, said));
+  const expert = h("select", { class: "expert", "aria-label": `Expert of ${name}` }, choices);
+  expert.hidden = model().experts === 1;
   return h(
     "div",
     { class: "lora" },
     h("label", {}, h("input", { type: "checkbox", value: name }), name),
+    expert,
     scale,
   );
+}
+
+const LORA_PARTS = { box: "[type=checkbox]", expert: ".expert", scale: ".scale" };
+
+/** The elements of each LoRA. */
+const loraRows = () =>
+  [...document.querySelectorAll("#loras .lora")].map((row) =>
+    Object.fromEntries(Object.entries(LORA_PARTS).map(([name, of]) => [name, row.querySelector(of)])),
+  );
+
+/** The LoRAs that are ticked, as the API takes them. */
+function chosenLoras() {
+  const ticked = loraRows().filter(({ box }) => box.checked);
+  return ticked.map(({ box, expert, scale }) => {
+    const chosen = { name: box.value, scale: Number(scale.value) };
+    return expert.value ? { ...chosen, expert: expert.value } : chosen;
+  });
+}
+
+function tickLoras(chosen) {
+  for (const { box, expert, scale } of loraRows()) {
+    const given = chosen.find((one) => one.name === box.value);
+    if (!given) continue;
+    box.checked = true;
+    scale.value = given.scale;
+    expert.value = given.expert ?? "";
+  }
 }
 
 /** The choices of a model's presets, each with what is expected of it. */
@@ -75,7 +113,7 @@ export function presetChoices(chosen) {
 }
 
 function changeModel() {
-  const { defaults, multiple, budgets, loras } = model();
+  const { defaults, experts, multiple, budgets, loras } = model();
   const choices = presetChoices(model()).filter((choice) => choice.value !== "off");
   byId("spectrum").replaceChildren(...choices);
   if (choices.some((choice) => choice.value === defaults.spectrum))
@@ -83,8 +121,8 @@ function changeModel() {
   const [width, height] = defaults.size.split("x");
   const usual = { ...defaults, width, height, seconds: Number(defaults.seconds).toFixed(1) };
   for (const name of [...USUAL, "width", "height", "seconds"]) byId(name).placeholder = usual[name] ?? "";
-  byId("guidance_2-field").hidden = defaults.guidance_2 === null; // only models of two experts have one
-  if (defaults.guidance_2 === null) byId("guidance_2").value = "";
+  byId("guidance_2-field").hidden = experts === 1;
+  if (experts === 1) byId("guidance_2").value = "";
   for (const name of ["width", "height"]) byId(name).step = multiple;
   byId("negative").placeholder = defaults.negative || "none";
   byId("loras").replaceChildren(h("legend", {}, "LoRAs"), ...loras.map(lora));
@@ -120,9 +158,8 @@ function fields() {
     const typed = byId(name).value.trim();
     if (typed) given[name] = Number.isNaN(Number(typed)) ? typed : Number(typed);
   }
-  const loras = [...byId("loras").querySelectorAll("[type=checkbox]:checked")];
-  const scaleOf = (box) => Number(box.closest(".lora").lastElementChild.value);
-  if (loras.length) given.loras = loras.map((box) => ({ name: box.value, scale: scaleOf(box) }));
+  const loras = chosenLoras();
+  if (loras.length) given.loras = loras;
   return given;
 }
 
@@ -228,6 +265,7 @@ export function fillFrom(video) {
   for (const name of ["seed", "steps", "guidance", "guidance_2", "fps", "deadline"])
     values[name] = request[name] ?? "";
   for (const [name, value] of Object.entries(values)) byId(name).value = value;
+  tickLoras(request.loras);
   const budget = request.nfe
     ? "nfe"
     : request.psnr

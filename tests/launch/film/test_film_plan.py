@@ -13,7 +13,11 @@ from rich.console import Console
 
 from launch.film.dry_run import dry_run_table, estimate
 from launch.film.shots import Film, plan_film
+from runtime.profile import ModelProfile
 from runtime.rehearsal.machine import load_gpu
+from runtime.request.config import Config
+from spectrum import paper_schedule
+from tests.conditioned import config_of, sampled, write_two_experts
 
 FILM = """\
 title: Three shots
@@ -61,6 +65,18 @@ def test_times_are_those_of_shots_of_the_kind(film: Film) -> None:
     assert [estimate(film, number).seconds for number in (0, 1, 2)] == [6.0, 6.0, 6.0 * windows]
     compared = replace(film, compare=True)
     assert estimate(compared, 0).seconds == 12.0
+
+
+def test_steps_that_a_second_expert_begins_with_are_counted(config: Config, tmp_path: Path) -> None:
+    two = sampled(config_of(config, write_two_experts("WanPipeline", tmp_path / "two")), "unipc", 12.0)
+    (tmp_path / "two.yaml").write_text(two.model_dump_json(exclude_none=True))
+    board = "title: x\nshots:\n  - {id: one, prompt: a, config: ./two.yaml, steps: 20, spectrum: paper}\n"
+    (tmp_path / "film.yaml").write_text(board)
+    film = plan_film(tmp_path / "film.yaml", out=tmp_path / "film")
+    timesteps = ModelProfile(two).fresh_sampler(film.shots[0].request).timesteps
+    first = int((timesteps >= 875).sum())
+    expected = paper_schedule(first).nfe + paper_schedule(20 - first, warmup=2).nfe
+    assert estimate(film, 0).nfe == expected != paper_schedule(20).nfe
 
 
 def test_what_was_never_timed_is_rehearsed(film: Film) -> None:

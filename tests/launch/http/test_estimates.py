@@ -70,6 +70,8 @@ def test_time_is_the_calibrations_until_the_server_has_measured_its_own(api: Api
     assert estimate(api, **USUAL, nfe=10, deadline=7)["time"]["denoise"] == 7
     other = estimate(api, **USUAL, nfe=10, frames=13)["time"]  # near enough to the calibration, not measured
     assert other is not None and other["source"] == "calibration"
+    long = estimate(api, **USUAL, nfe=10, frames=33)["time"]  # three windows of the 17 frames that it is for
+    assert long["denoise"] == pytest.approx(3 * before["denoise"], rel=1e-3)
     assert estimate(api, **SMALL)["time"] is None
 
 
@@ -77,6 +79,8 @@ def _write_report(api: Api, id: str, computed: float) -> None:
     told = {
         "step_seconds": {"computed_median": computed, "forecast_median": 0.5},
         "seconds": {"encode": 1.0, "decode": 2.0, "write": 1.0},
+        "request": {"image": None},
+        "windows": 1,
     }
     api.service.store.video(id).with_suffix(".json").write_text(json.dumps(told), encoding="utf-8")
 

@@ -18,8 +18,9 @@ from launch.serve.queue import Queue
 from runtime.media.latents import write_latents
 from runtime.request.config import Config
 from tests.browser import browsing, faults, needs_browser
-from tests.conditioned import config_of, write_image, write_vace
+from tests.conditioned import config_of, write_image, write_two_experts, write_vace
 from tests.launch.commands.test_lora_option import write as write_lora
+from tests.runtime.models.wan.test_lora_experts import write as write_for_experts
 from tests.serving import Api, listening
 
 if TYPE_CHECKING:
@@ -30,13 +31,18 @@ pytestmark = [needs_browser, pytest.mark.alone]
 
 @pytest.fixture(scope="module")
 def served(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, str]]:
-    """An API with a model for text, one for images too, and two LoRAs for the first; its address."""
+    """An API with a model for text, one for images too, and one of two experts; LoRAs for the first and the
+    last; its address."""
     folder = tmp_path_factory.mktemp("inputs")
     vace = folder / "vace.yaml"
     vace.write_text(config_of(config, write_vace(folder / "vace")).model_dump_json(exclude_none=True))
+    two = folder / "two.yaml"
+    experts = write_two_experts("WanPipeline", folder / "two")
+    two.write_text(config_of(config, experts).model_dump_json(exclude_none=True))
     loras = [(name, write_lora(folder / f"{name}.safetensors")) for name in ("soft", "bright")]
+    loras.append(("sharp", write_for_experts(folder / "sharp.safetensors", 0)))
     with closing(Queue(folder / "queue")) as queue:
-        api = Api(Service.on(queue, Catalog.of(["wan-tiny", str(vace)], loras=loras), Keys(None)))
+        api = Api(Service.on(queue, Catalog.of(["wan-tiny", str(vace), str(two)], loras=loras), Keys(None)))
         with listening(api) as url:
             yield api, url
 
@@ -67,6 +73,27 @@ def test_loras_are_chosen_by_name_with_their_scales(page: Page, api: Api) -> Non
     assert (Path(lora.file).stem, lora.scale) == ("bright", 0.5)
     told = api.video(entry.name)["request"]
     assert told["loras"] == [{"name": "bright", "scale": 0.5}]
+
+
+def test_a_lora_of_a_model_of_two_experts_is_for_one_of_them(page: Page, api: Api) -> None:
+    page.locator("#model").select_option("two")
+    page.locator("#prompt").fill("with the low one")
+    page.locator("input[name=budget][value=off]").check()
+    page.get_by_label("sharp", exact=True).check()
+    page.get_by_label("Expert of sharp").select_option("low noise")
+    page.get_by_label("Guidance, low noise").fill("3.5")
+    page.get_by_role("button", name="Make video").click()
+    page.locator("#open .card", has_text="with the low one").wait_for()
+    [entry] = [one for one in api.queue.entries() if one.job.request.prompt == "with the low one"]
+    told = api.video(entry.name)["request"]
+    assert told["loras"] == [{"name": "sharp", "scale": 1.0, "expert": "low"}] and told["guidance_2"] == 3.5
+    page.evaluate(f"location.hash = '#/videos/{entry.name}'")
+    page.get_by_role("button", name="Edit and make again").click()
+    assert page.get_by_label("sharp", exact=True).is_checked()
+    assert page.get_by_label("Expert of sharp").input_value() == "low"
+    page.locator("#model").select_option("wan-tiny")
+    assert not page.get_by_label("Expert of sharp").is_visible()
+    assert not page.get_by_label("Guidance, low noise").is_visible()
 
 
 def test_an_image_is_uploaded_and_what_is_none_is_refused_beside_its_field(

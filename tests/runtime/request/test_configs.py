@@ -76,6 +76,12 @@ def test_a_plan_computes_what_begins_a_history_within_its_budget(tmp_path: Path)
         preset.schedules_of(50, ("cond",), {30: 10})
 
 
+def test_whatever_a_list_of_steps_says_an_expert_begins_with_computed_ones(tmp_path: Path) -> None:
+    preset = preset_of(tmp_path, "schedule: {kind: explicit, computed: [0, 1, 8]}\n")
+    computed = [step for step, kind in enumerate(preset.expected_kinds(10, {5: 2})) if kind == "compute"]
+    assert computed == [0, 1, 5, 6, 8]
+
+
 def test_a_calibration_counts_by_its_content(tmp_path: Path) -> None:
     copy = tmp_path / "copy.json"
     copy.write_bytes(shipped("calibrations", "wan-tiny.json").read_bytes())

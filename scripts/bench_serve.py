@@ -102,7 +102,12 @@ class Bench:
             seconds: for which retrieving and listing are measured, each.
             repeats: how often waits are measured.
         """
-        self._server = server
+        soon = httpx.Limits(keepalive_expiry=2)  # before the server closes a connection that is not used
+        with httpx.Client(base_url=server.url, timeout=60, limits=soon) as client:
+            self._server, self._client = server, client
+            self._measure(queued, seconds, repeats)
+
+    def _measure(self, queued: int, seconds: float, repeats: int) -> None:
         self._begin(repeats)
         running = self._create(_LONG)
         with self._followed(running) as events:
@@ -203,15 +208,15 @@ class Bench:
             deque(events, maxlen=0)
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        answer = httpx.request(method, f"{self._server.url}{path}", timeout=60, **more)
+        answer = self._client.request(method, path, **more)
         told: dict[str, Any] = answer.raise_for_status().json()
         return told
 
     @contextmanager
     def _followed(self, id: str, after: int = 0) -> Iterator[Iterator[tuple[str, float]]]:
         """Kinds of a video's events, and when they were noted, as they come."""
-        path = f"{self._server.url}/v1/videos/{id}/events"
-        with httpx.stream("GET", path, params={"after": after}, timeout=_PATIENCE) as answer:
+        path = f"/v1/videos/{id}/events"
+        with self._client.stream("GET", path, params={"after": after}, timeout=_PATIENCE) as answer:
             yield _events(answer.raise_for_status().iter_lines())
 
 

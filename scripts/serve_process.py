@@ -62,11 +62,12 @@ class ServeProcess:
     def wait_ready(self, seconds: float = _START) -> float:
         """Wait until a replica could begin with a request; returns how long that took."""
         started = time.monotonic()
-        while time.monotonic() - started < seconds:
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200:
-                    return time.monotonic() - started
-            time.sleep(_LOOK)
+        with httpx.Client(base_url=self.url, timeout=10) as client:
+            while time.monotonic() - started < seconds:
+                with suppress(httpx.HTTPError):
+                    if client.get("/readyz").status_code == 200:
+                        return time.monotonic() - started
+                time.sleep(_LOOK)
         raise RuntimeError(f"the server was not ready within {seconds:g} s; see {self._log.name}")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -50,7 +50,7 @@ class Outcome:
 
     Attributes:
         accepted: ids of the videos that it was told of.
-        end: `completed`, `failed` (as ranks were killed), `cancelled`, `deleted`, or `refused`.
+        end: `completed`, `failed` (ranks or their driver were killed), `cancelled`, `deleted` or `refused`.
         asked: the request, if it is one of those that are made several times.
         digest: of the frames of a completed video.
         problems: broken promises.
@@ -76,6 +76,7 @@ class Client:
 
     def __init__(self, url: str, seed: int):
         self._url, self._seed = url, seed
+        self._http = httpx.Client(base_url=url, timeout=60)  # for all threads
 
     def carry_out(self, number: int) -> Outcome:
         """Carry out one job to its end. Done again, it is the same: its key makes it one video."""
@@ -180,7 +181,7 @@ class Client:
         deadline = time.monotonic() + _PATIENCE
         while True:
             with suppress(httpx.TransportError):
-                answer = httpx.request(method, f"{self._url}{path}", timeout=60, **more)
+                answer = self._http.request(method, path, **more)
                 if answer.headers.get("x-should-retry") != "true":
                     return answer
             if time.monotonic() > deadline:

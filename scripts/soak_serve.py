@@ -10,7 +10,7 @@ Checks:
 * a malformed request is refused (4xx), and one that breaks off leaves no video;
 * a request that is sent twice, or again after the server died, is one video, by its Idempotency-Key;
 * each accepted video ends once, as its client is told: completed, cancelled, deleted, or failed if its ranks
-  were killed twice; none is made twice, and there is none that no client was told of;
+  or their driver were killed twice; none is made twice, and there is none that no client was told of;
 * videos of the same request have the same frames, to the bit, however often they were resumed;
 * in the end no process, no checkpoint, no preview and no folder of a deleted video is left.
 

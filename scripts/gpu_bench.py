@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 
 from runtime.engine import Engine
-from runtime.forecasting.presets import Preset
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
@@ -64,6 +64,8 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else 0
 
     def forget_peak(self) -> None:
+        """Free what nobody holds any more, and begin to measure the peak anew."""
+        gc.collect()
         if self.on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -109,12 +111,12 @@ def psnr(frames: Frames, other: Frames) -> float | None:
     return None if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def measure_generation(bench: Bench, engine: Engine, request: VideoRequest, preset: Preset) -> Found:
+def measure_generation(bench: Bench, engine: Engine, request: VideoRequest) -> Found:
     """Generate one video; measure its phases, steps and peaks of memory.
 
     The first computed step is told apart: it sets up libraries, and compiles where that is wanted.
     """
-    plan, peaks = engine.plan(request, preset), {}
+    plan, peaks = engine.plan(request), {}
     bench.forget_peak()
     started = time.perf_counter()
     engine.prepare(plan)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
 
 CONFIGS = ("wan2.1-t2v-1.3b-480p", "wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p")
-STEPS, COMPUTED = 4, (0, 1, 3)
-PRESET = Preset.model_validate({"schedule": {"kind": "explicit", "computed": COMPUTED}})
+STEPS = 4
+PRESET_FILE = Path(__file__).with_name("gpu_preset.yaml")
 OFF = Preset.model_validate({"schedule": {"kind": "full"}})
 SMALL = {"width": 64, "height": 48, "frames": 5}
 
@@ -59,6 +60,7 @@ def loaded(bench: Bench, config: Config, found: Found) -> Iterator[Engine]:
         yield engine
     finally:
         engine.__dict__.clear()  # tracebacks of failed checks may still know the engine
+        torch.compiler.reset()  # and compiled code its weights
         bench.forget_peak()
 
 
@@ -67,10 +69,10 @@ def check_model(bench: Bench, name: str) -> Found:
     started = time.perf_counter()
     config = config_of(bench, name)
     found: Found = {"config": name, "write_seconds": time.perf_counter() - started}
-    request = request_of(config, bench, steps=STEPS)
+    request = request_of(config, bench, steps=STEPS, spectrum=str(PRESET_FILE))
     found["request"] = request.model_dump(mode="json", include={"width", "height", "frames", "steps"})
     with loaded(bench, config, found) as engine:
-        found |= measure_generation(bench, engine, request, PRESET)
+        found |= measure_generation(bench, engine, request)
         found["whole decoding"] = _decoding(bench, engine, request)
         short = request_of(config, bench, steps=1, guidance=1.0)
         found["kernels"] = bench.kernels(partial(_denoised, engine, short))

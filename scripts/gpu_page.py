@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_bench import Found
+from gpu_large import PRESET_FILE
 
 from runtime.files.atomic import whole_file
 from runtime.parallel.topology import Degrees
@@ -191,7 +192,7 @@ def _rehearsed(line: Found) -> Rehearsal | None:
     if where["small"] or gpu is None:
         return None
     config, request = load_config(line["found"]["config"]), line["found"]["request"]
-    with_preset = config.request("rehearsed", **request, spectrum="paper")
+    with_preset = config.request("rehearsed", **request, spectrum=str(PRESET_FILE))
     return rehearse(Scenario(config, with_preset, Degrees(), 1, load_gpu(gpu)))
 
 

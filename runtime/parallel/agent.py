@@ -117,7 +117,7 @@ class _Agent(LocalElasticAgent):
     """
 
     def __init__(self, spec: WorkerSpec, logs_specs: DefaultLogsSpecs):
-        super().__init__(spec, logs_specs, shutdown_timeout=_SHUTDOWN)
+        super().__init__(spec, logs_specs)
         self.told: signal.Signals | None = None
         self._heard = SignalCount()
         self._started = False
@@ -154,6 +154,12 @@ class _Agent(LocalElasticAgent):
             return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
         return result
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *usual: Any, **named: Any) -> None:
+        """Give ranks as long as they need; torch 2.11 and 2.12 have no setting for it."""
+        if self._pcontext is not None:
+            self._pcontext.close(death_sig, _SHUTDOWN)
+        super()._shutdown(death_sig)
 
     def _explaining(self) -> bool:
         """Return whether the first rank still has time to read why another rank ended."""

@@ -1,6 +1,7 @@
 """Train wan2.2-tiny, a model of two experts, from wan-tiny's weights.
 
     python scripts/train_wan22_tiny.py --out out/wan2.2-tiny
+    python scripts/train_wan22_tiny.py --out out/wan2.2-tiny --device cuda      # minutes
 
 Both transformers start as wan-tiny's, and each is trained further by flow matching on the noise levels that
 it is for; the rest is wan-tiny's. Stages resume at their last checkpoint, and are skipped when done:
@@ -41,8 +42,8 @@ from runtime.request.config import EMBEDDED_MODELS
 BOUNDARY: Final = 0.875  # as Wan2.2's text-to-video model
 SHIFT: Final = 12.0  # of its sampler, likewise
 NOISE: Final = {"transformer": (BOUNDARY, 1.0), "transformer_2": (0.0, BOUNDARY)}
-STEPS, BATCH, CLIPS = 240, 32, 1008
-RATE: Final = 0.3  # of the learning rates from scratch
+STEPS, BATCH, CLIPS = 2000, 32, 2520
+RATE: Final = 0.1  # of the learning rates from scratch
 
 START: Final = EMBEDDED_MODELS / "wan-tiny"
 
@@ -67,9 +68,10 @@ def train_expert(
 ) -> WanTransformer3DModel:
     """Train wan-tiny's transformer on the noise levels of one expert."""
     transformer = WanTransformer3DModel.from_pretrained(START, subfolder="transformer", dtype=torch.float32)
-    modules, pad_bias = nn.ModuleList([transformer]), torch.zeros(())
+    device = text_encoder.device
+    modules, pad_bias = nn.ModuleList([transformer.to(device)]), torch.zeros((), device=device)
     if stage.result.exists():
-        modules.load_state_dict(torch.load(stage.result, weights_only=True))
+        modules.load_state_dict(torch.load(stage.result, weights_only=True, map_location="cpu"))
         return transformer
     for block in transformer.blocks:
         block.attn1.set_processor(ExplicitAttention(pad_bias))
@@ -90,7 +92,7 @@ def train_expert(
     train(
         stage, modules, new_optimisers(modules, RATE), steps,
         lambda step: flow.loss(data["train"], step, BATCH), linear_second_half,
-        average_decay=0.98, checkpoint_every=30, extra=held_out,
+        average_decay=0.99, checkpoint_every=250, extra=held_out,
     )  # fmt: skip
     stage.save(stage.result, modules.state_dict())
     return transformer
@@ -106,6 +108,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the diffusers folder to write")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each expert")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--only", choices=["latents", *NOISE], help="train this alone, beside another process; export nothing"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
@@ -113,13 +119,17 @@ def main() -> None:
 
     vae = AutoencoderKLWan.from_pretrained(START, subfolder="vae", dtype=torch.float32)
     text_encoder = UMT5EncoderModel.from_pretrained(START / "text_encoder", dtype=torch.float32)
-    text_encoder.requires_grad_(False)
-    data = latents_of(Stage(arguments.work, "latents"), vae)
+    text_encoder.requires_grad_(False).to(arguments.device)
+    data = latents_of(Stage(arguments.work, "latents"), vae.to(arguments.device))
+    names = list(NOISE) if arguments.only is None else [name for name in NOISE if name == arguments.only]
     experts = {
-        name: train_expert(Stage(arguments.work, name), name, data, text_encoder, arguments.steps)
-        for name in NOISE
+        name: train_expert(Stage(arguments.work, name), name, data, text_encoder, arguments.steps).cpu()
+        for name in names
     }
-    write_pipeline(arguments.out, vae, text_encoder, SHIFT, boundary_ratio=BOUNDARY, **experts)
+    if arguments.only is None:
+        write_pipeline(
+            arguments.out, vae.cpu(), text_encoder.cpu(), SHIFT, boundary_ratio=BOUNDARY, **experts
+        )
 
 
 if __name__ == "__main__":

@@ -98,11 +98,14 @@ def train(
     base_rates = [[group["lr"] for group in o.param_groups] for o in optimisers]
     first, spent = 0, 0.0
     if stage.checkpoint.exists():
-        state = torch.load(stage.checkpoint, weights_only=True)
+        state = torch.load(stage.checkpoint, weights_only=True, map_location="cpu")
         modules.load_state_dict(state["modules"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        average.values, first, spent = state["average"], state["step"], state["seconds"]
+        average.values = [
+            value.to(own.device) for value, own in zip(state["average"], average.values, strict=True)
+        ]
+        first, spent = state["step"], state["seconds"]
     started, running = time.monotonic(), 0.0
     for step in range(first, steps):
         for optimiser, rates in zip(optimisers, base_rates, strict=True):

@@ -119,6 +119,8 @@ class CaptionedFlow:
 
     Attributes:
         noise: lowest and highest σ, for a transformer that is for a part of them.
+
+    Random numbers are drawn on the CPU, so they are the same on every device.
     """
 
     transformer: WanTransformer3DModel
@@ -128,13 +130,19 @@ class CaptionedFlow:
     stream: int
     noise: tuple[float, float] = (0.0, 1.0)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of everything that is trained."""
+        return self.pad_bias.device
+
     def embed(self, captions: Iterable[str], pad_to: int) -> torch.Tensor:
         """Caption embeddings `[B, L + 1, D]`; padding is zero, the last token stands for all that is left."""
         tokens = self.tokenizer(
             list(captions), padding="max_length", max_length=CAPTION_TOKENS, return_tensors="pt"
         )
-        hidden = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        hidden = hidden * tokens.attention_mask.unsqueeze(-1)
+        ids, mask = (part.to(self.device) for part in (tokens.input_ids, tokens.attention_mask))
+        hidden = self.text_encoder(ids, mask).last_hidden_state
+        hidden = hidden * mask.unsqueeze(-1)
         self.pad_bias.fill_(math.log(pad_to - CAPTION_TOKENS))
         return F.pad(hidden, (0, 0, 0, 1))
 
@@ -157,8 +165,9 @@ class CaptionedFlow:
         uniform = low + (high - low) * uniform
         sigma = FLOW_SHIFT * uniform / (1 + (FLOW_SHIFT - 1) * uniform)
         noise = torch.randn(clean.shape, generator=g)
+        clean, noise, sigma = (x.to(self.device) for x in (clean, noise, sigma))
         mix = sigma.view(-1, 1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             velocity = self.transformer(
                 hidden_states=(1 - mix) * clean + mix * noise,
                 timestep=1000 * sigma,

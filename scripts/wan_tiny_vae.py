@@ -6,6 +6,9 @@ Clips and crops are `[B, 3, F, H, W]`: B batch, F frames, H height, W width; flo
 from __future__ import annotations
 
 import math
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -151,8 +154,10 @@ def finetune_decoder(stage: Stage, vae: AutoencoderKLWan) -> None:
 
 @torch.no_grad()
 def encode_clips(stage: Stage, vae: AutoencoderKLWan, clips: int = LATENT_CLIPS) -> dict[str, Any]:
-    """Encode `clips` training clips and the held-out ones; latents are normalised per channel, with their
-    statistics."""
+    """Encode `clips` training clips and the held-out ones on the VAE's device.
+
+    Latents are on the CPU, normalised per channel, with their statistics.
+    """
     if stage.result.exists():
         return torch.load(stage.result, weights_only=True)
     sets: dict[str, Any] = {}
@@ -160,12 +165,13 @@ def encode_clips(stage: Stage, vae: AutoencoderKLWan, clips: int = LATENT_CLIPS)
         ("train", TRAIN_SEED, clips),
         ("held_out", HELD_OUT_SEED, HELD_OUT_CLIPS),
     ):
-        latents, captions = [], []
-        for first in range(0, count, 8):
-            pixels, texts = clip_batch(seed, first, min(8, count - first))
-            with torch.autocast("cpu", torch.bfloat16):
-                latents.append(vae.encode(pixels).latent_dist.mode().float())
-            captions += texts
+        latents, captions, firsts = [], [], range(0, count, 8)
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            batches = pool.map(clip_batch, repeat(seed), firsts, [min(8, count - one) for one in firsts])
+            for pixels, texts in batches:
+                with torch.autocast(vae.device.type, torch.bfloat16):
+                    latents.append(vae.encode(pixels.to(vae.device)).latent_dist.mode().float().cpu())
+                captions += texts
         sets[name] = {"latents": torch.cat(latents), "captions": captions}
         stage.record(set=name, clips=count)
     mean = sets["train"]["latents"].mean(dim=(0, 2, 3, 4))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -73,7 +74,8 @@ def browsing(url: str, **settings: Any) -> Iterator[tuple[Page, list[str]]]:
 
 def _own(asked: str, url: str) -> bool:
     """Whether a request is for the page's own server, or for bytes that the page has already."""
-    return asked.startswith((f"{url}/", f"blob:{url}/"))
+    server = "{0.scheme}://{0.netloc}/".format(urlsplit(url))
+    return asked.startswith((server, f"blob:{server}"))
 
 
 def faults(complaints: list[str]) -> list[str]:

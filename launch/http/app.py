@@ -19,6 +19,7 @@ from launch.http import (
     metrics,
     models,
     page,
+    reference,
     retention,
     unsupported,
     videos,
@@ -91,6 +92,7 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(metrics.router)
     app.include_router(page.router)
+    app.include_router(reference.router)
     tell_errors(app)
     describe(app, [VideoCreate, Remix, Extension, ExtensionOf, FilmCreate])
     app.add_middleware(BodyLimit, most=MOST_BYTES)

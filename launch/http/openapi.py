@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from launch.http.docstrings import described, summary
 from launch.http.errors import ErrorBody
 
 _AT = "#/components/schemas/"
@@ -56,8 +57,26 @@ def _described(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> dict[str, Any
     told["components"]["schemas"] |= added["$defs"]
     for name in ("HTTPValidationError", "ValidationError"):
         told["components"]["schemas"].pop(name, None)
+    _describe_fields(told["components"]["schemas"])
     for way in told["paths"].values():
         for operation in way.values():
             operation["responses"].pop("422", None)
             operation["responses"] |= _ERRORS
     return told
+
+
+def _describe_fields(schemas: dict[str, Any]) -> None:
+    """Give each field the description that its model's docstring has of it."""
+    for model in _subclasses(BaseModel):
+        schema = schemas.get(model.__name__, {})
+        if not model.__module__.startswith(__package__) or "properties" not in schema:
+            continue
+        schema["description"] = summary(schema.get("description", ""))
+        for name, text in described(model).items():
+            schema["properties"][name]["description"] = text
+
+
+def _subclasses(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for one in model.__subclasses__():
+        yield one
+        yield from _subclasses(one)

@@ -68,6 +68,8 @@ def test_a_server_from_an_installed_wheel_has_the_page(url: str, installed: Path
         answer = httpx.get(f"{url}/studio/{name}")
         assert answer.status_code == 200, name
         assert answer.content == (installed / "launch" / "http" / "studio" / name).read_bytes()
+    described = httpx.get(f"{url}/docs")
+    assert described.status_code == 200 and "VideoCreate" in described.text
     asked = {"prompt": "a red circle", "spectrum": "planned-14"}
     estimate = httpx.post(f"{url}/v1/videos/estimate", json=asked, timeout=60).json()
     assert estimate["model"] == "wan-tiny" and estimate["nfe"] == 14

@@ -63,7 +63,7 @@ class Operation:
 
 
 @router.get("/docs")
-async def reference(request: Request) -> Response:
+def reference(request: Request) -> Response:
     """Get the API's description as a page."""
     return Response(page_of(request.app.openapi()), media_type="text/html", headers=HEADERS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,8 @@ from launch.http.auth import Keys
 from launch.http.catalog import Catalog
 from launch.http.service import Service
 from launch.serve.queue import Queue
+from runtime.engine import Engine
+from runtime.jobs.run import run_job
 from runtime.media.latents import write_latents
 from runtime.profile import ModelProfile
 from runtime.request.config import Config, Lora
@@ -134,6 +137,19 @@ def test_a_lora_may_be_for_one_expert(api: Api, image: dict[str, str], tmp_path:
     assert entry.job.config.lora == (high, low, Lora(file=soft))
     remix = api.client.post(f"/v1/videos/{told['id']}/remix", json={"prompt": "another"}).json()
     assert remix["request"]["loras"] == told["request"]["loras"]
+
+
+def test_the_video_is_made_as_it_was_estimated(api: Api, image: dict[str, str]) -> None:
+    loras = [{"name": "fast", "expert": "high"}, {"name": "soft", "expert": "low"}]
+    asked = {**TWO, "spectrum": "fresh", "input_reference": image, "loras": loras}
+    told = api.client.post("/v1/videos/estimate", json=asked).json()
+    api.create(**asked)
+    entry = api.queue.take(0)
+    assert entry is not None
+    entry.job.outputs.video.parent.mkdir(parents=True, exist_ok=True)
+    run_job(Engine(entry.job.config), entry.job)
+    report = json.loads(entry.job.outputs.report.read_text())
+    assert report["computed"]["cond"] == told["computed"] and report["request"]["guidance_2"] == 2.5
 
 
 def test_a_form_says_it_too(api: Api, image: dict[str, str]) -> None:

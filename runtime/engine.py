@@ -261,7 +261,13 @@ class Engine:
 
     def _kernel(self, ring: int) -> str:
         """Resolve the name of the self-attention kernel."""
-        return resolve(self.config.attention, self.ranks.device, self.loaded.dtype, ring=ring)
+        return resolve(
+            self.config.attention,
+            self.ranks.device,
+            self.loaded.dtype,
+            ring=ring,
+            fastest=self.config.performs.fastest_attention,
+        )
 
     def warm_up(self, full: Plan) -> None:
         """Run one step at a plan's size, so that what a first forward sets up is not measured later.

@@ -11,7 +11,7 @@ from typing import Any, Self
 from runtime.errors import BadRequestError
 from runtime.files.text import flatten
 from runtime.forecasting.presets import Preset
-from runtime.parallel.kernels import added_source
+from runtime.parallel.kernels import AUTO, added_source
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.versions import code_version
@@ -66,7 +66,9 @@ class Recipe:
             "sampler": None if sampler is None else dict(sampler),
             "window": _window(config, request),
             "attention": _attention(config),
-            "compile": config.compile,
+            "compile": config.performs.compile,
+            "fuse_projections": config.performs.fuse_projections,
+            "quantization": config.performs.quantization,
             "tiles": None if config.tiles is None else config.tiles.model_dump(),
             "fps": config.fps,
             "code": code_version(),
@@ -111,6 +113,8 @@ class Recipe:
 
 def _attention(config: Config) -> str | dict[str, str]:
     """Name of the attention kernel; of an added one with the identity of its code."""
+    if config.attention == AUTO and config.performs.fastest_attention:
+        return "fastest"
     source = added_source(config.attention)
     return config.attention if source is None else {"kernel": config.attention, "source": source}
 

@@ -282,7 +282,7 @@ class ToyFamily:
         model = load_component(ToyTransformer, folder, name, kept, ranks.node)
         blocks, shard = list(model.blocks), config.memory.transformer == "shard"
         weights = distribute_blocks(blocks, ranks, name, shard=shard)
-        distribute(model, ranks, name)
+        distribute(model, ranks, name, without=blocks)
         precision = Precision(kept, computed, model._keep_in_fp32_modules)
         precision.convert(model, blocks)
         adapter = ToyAdapter(model, precision.visiting(weights), computed)

@@ -222,7 +222,7 @@ def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any
         check_world(ranks, rendezvous)
         job = plan_calibration(**options, is_leader=rendezvous.rank == 0)
     console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
-    with joined(job.config, rendezvous, timeout or usual_timeout(job.config.compile)) as group:
+    with joined(job.config, rendezvous, timeout or usual_timeout(job.config.performs.compile)) as group:
         run_calibration(job, console, group, on_loaded=stop_on_signals)
     if rendezvous.rank == 0:
         print_path(job.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -16,6 +16,7 @@ from runtime.rehearsal.options import Option
 from runtime.rehearsal.phases import Phase
 from runtime.rehearsal.rehearse import RankFindings, Rehearsal, Scenario
 from runtime.request.config import Config, load_config
+from runtime.request.performance import Profile, Quantization
 
 _GIB = 2**30
 
@@ -29,6 +30,8 @@ def build_scenario(
     ring: int | None,
     cfg: int | None,
     attention: str | None,
+    performance: Profile | None,
+    quantization: Quantization | None,
     shard: bool | None,
     size: tuple[int, int] | None,
     **given: Any,
@@ -39,7 +42,8 @@ def build_scenario(
         BadRequestError: a name or value is not valid.
     """
     settings, degrees = load_config(config), Degrees(cfg, ring, ulysses)
-    settings = _changed(settings, attention, shard)
+    changes = {"attention": attention, "performance": performance, "quantization": quantization}
+    settings = _changed(settings, changes, shard)
     fields = {name: value for name, value in given.items() if value is not None}
     if size is not None:
         fields |= {"width": size[0], "height": size[1]}
@@ -47,8 +51,8 @@ def build_scenario(
     return Scenario(settings, settings.request("rehearsed", **fields), degrees, world, load_gpu(gpu))
 
 
-def _changed(config: Config, attention: str | None, shard: bool | None) -> Config:
-    changes: dict[str, Any] = {} if attention is None else {"attention": attention}
+def _changed(config: Config, given: Mapping[str, str | None], shard: bool | None) -> Config:
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if shard is not None:
         kept = "shard" if shard else "replicate"
         changes["memory"] = config.memory.model_copy(update={"transformer": kept})
@@ -116,7 +120,8 @@ def summary(rehearsal: Rehearsal, name: str) -> list[str]:
         f"{rehearsal.tokens:,} tokens; {rehearsal.parameters / 1e9:.2f} billion parameters, settings from "
         f"{_SOURCES[rehearsal.source]}",
         f"{arrangement(rehearsal.topology)} on {rehearsal.topology.world} × {gpu.name}, attention "
-        f"{rehearsal.attention}; {request.spectrum}: {rehearsal.computed} steps computed, "
+        f"{rehearsal.attention}, {scenario.config.performs.text}; {request.spectrum}: {rehearsal.computed} "
+        f"steps computed, "
         f"{rehearsal.forecast} forecast",
         f"it {fits} in {gpu.memory_gib:g} GiB: tensors hold at most {rehearsal.peak / _GIB:.1f} GiB, and "
         f"after assumed losses {abs(rehearsal.room) / _GIB:.1f} GiB are "

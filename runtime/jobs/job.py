@@ -102,7 +102,7 @@ class Job:
             topology = Topology.choose(world, heads=heads, guided=request.guided, wanted=degrees)
             topology.check(heads=heads, tokens=None, guided=request.guided)
         check_apart(outputs.touched(request.videos), inputs_of(config, request, preset))
-        patience = usual_timeout(config.compile) if timeout is None else timeout
+        patience = usual_timeout(config.performs.compile) if timeout is None else timeout
         return cls(config, request, preset, outputs, compare, world, degrees, checkpoints, patience, recipe)
 
     @property

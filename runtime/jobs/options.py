@@ -19,6 +19,7 @@ from runtime.profile import check_loras
 from runtime.request.bounds import NUMBER
 from runtime.request.config import Config, Loras, is_path, load_config
 from runtime.request.outputs import Outputs
+from runtime.request.performance import Profile, Quantization
 from runtime.request.video_request import (
     Deadline,
     FileName,
@@ -65,7 +66,8 @@ class JobOptions(BaseModel):
         compare: also run the full sampler, and measure the quality against it.
         ranks: number of ranks; by default as many as the degrees need.
         ulysses, ring, cfg: degrees of parallelism; see `Topology`.
-        lora, attention, compile, busy_timeout: replace those of the config; see `Config`.
+        lora, attention, performance, compile, quantization, busy_timeout: replace those of the config; see
+            `Config`.
         shard: whether to shard the transformer's weights over the ranks, or to replicate them.
         timeout: seconds within which the failure of one rank ends all.
         checkpoints: folder in which the job's checkpoints get a subfolder; by default they are beside `out`.
@@ -105,7 +107,9 @@ class JobOptions(BaseModel):
     lora: Loras = ()
     attention: FileName | None = None
     shard: bool | None = None
+    performance: Profile | None = None
     compile: bool | None = None
+    quantization: Quantization | None = None
     timeout: _Timeout | None = None
     busy_timeout: _Timeout | None = None
     checkpoints: Path | None = None
@@ -159,7 +163,7 @@ class JobOptions(BaseModel):
         """Return the config with what the options replace."""
         changes = {
             name: value
-            for name in ("attention", "compile", "busy_timeout")
+            for name in ("attention", "performance", "compile", "quantization", "busy_timeout")
             if (value := getattr(self, name)) is not None
         }
         if self.lora:

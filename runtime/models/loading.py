@@ -19,7 +19,7 @@ from runtime.models.layouts.assemble import assemble
 from runtime.models.layouts.sources import has_sources
 from runtime.parallel.collectives import Peers
 from runtime.parallel.ranks import Ranks
-from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights, is_sharded
+from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights
 from runtime.parallel.swapping import Swap
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -89,9 +89,17 @@ def read_component(kind: type[_Network], folder: ModelFolder, component: str, dt
 
 
 def distribute_blocks(
-    blocks: Sequence[nn.Module], ranks: Ranks, source: str, *, shard: bool, swap: Swap | None = None
+    blocks: Sequence[nn.Module],
+    ranks: Ranks,
+    source: str,
+    *,
+    shard: bool,
+    swap: Swap | None = None,
+    change: Callable[[nn.Module], None] = lambda _: None,
 ) -> Weights:
-    """Shard a transformer's blocks over all ranks, or have them take turns with those of another.
+    """Broadcast a transformer's blocks, and replicate or shard them, or have them take turns with another's.
+
+    One block at a time is whole and unchanged on the device.
 
     Returns:
         Where their weights are.
@@ -100,40 +108,39 @@ def distribute_blocks(
         blocks: the blocks, with their weights on the first rank of each node.
         source: name of the model, for messages.
         shard: whether to shard them (FSDP2).
-        swap: takes the blocks in, if transformers take turns on the device. Without `swap` and `shard` they
-            are left for `distribute`.
+        swap: takes the blocks in, if transformers take turns on the device.
+        change: called with each block when it is whole on the device, for example to quantise it.
 
     Raises:
         BadRequestError: a weight is not finite; on every rank.
     """
-    if swap is not None:
-        for place, block in enumerate(blocks):
-            distribute(block, ranks, source)
-            swap.add(block, place)
-        return swap
-    if not shard or ranks.size == 1:
-        return WholeWeights()
-    shares = ShardedWeights(ranks.mesh(), ranks.everyone)
-    for block in blocks:  # one whole block at a time is on the device
+    shares = None
+    if shard and ranks.size > 1 and swap is None:
+        shares = ShardedWeights(ranks.mesh(), ranks.everyone)
+    for place, block in enumerate(blocks):
         distribute(block, ranks, source)
-        shares.shard(block)
-    return shares
+        change(block)
+        if swap is not None:
+            swap.add(block, place)
+        elif shares is not None:
+            shares.shard(block)
+    return swap or shares or WholeWeights()
 
 
-def distribute(module: nn.Module, ranks: Ranks, source: str, swap: Swap | None = None) -> None:
+def distribute(module: nn.Module, ranks: Ranks, source: str, without: Sequence[nn.Module] = ()) -> None:
     """Broadcast a module from the first rank of a node to the device of every rank, tensor by tensor.
 
     Args:
         source: name of the model, for messages.
-        swap: holds the weights of blocks, which are distributed already.
+        without: modules in it that are distributed already.
 
     Raises:
         BadRequestError: a weight is not finite; on every rank.
     """
-    for name in [name for name, _ in _tensors(module)]:  # no list of tensors: each is to be freed when moved
+    done = {id(tensor) for part in without for _, tensor in _tensors(part)}
+    # No list of tensors: each is to be freed when it has moved.
+    for name in [name for name, tensor in _tensors(module) if id(tensor) not in done]:
         tensor = _find(module, name)
-        if is_sharded(tensor) or (swap is not None and swap.holds(tensor)):
-            continue  # distributed already
         first = ranks.node.rank == 0
         moved = tensor.to(ranks.device) if first else torch.empty_like(tensor, device=ranks.device)
         ranks.node.broadcast(moved)

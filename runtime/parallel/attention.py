@@ -91,6 +91,24 @@ class SplitAttention:
         return attend(query_BSHD, key_BSHD, value_BSHD, replicated, group=self.group, kernel=self.kernel)
 
 
+@dataclass(frozen=True, slots=True)
+class LocalAttention:
+    """Self-attention over a sequence that is whole on this rank; compiled blocks include it."""
+
+    kernel: Kernel
+
+    def __call__(
+        self,
+        query_BSHD: torch.Tensor,
+        key_BSHD: torch.Tensor,
+        value_BSHD: torch.Tensor,
+        replicated: int = 0,
+        /,
+    ) -> torch.Tensor:
+        inputs_BHSD = (x_BSHD.transpose(1, 2) for x_BSHD in (query_BSHD, key_BSHD, value_BSHD))
+        return self.kernel(*inputs_BHSD)[0].transpose(1, 2)
+
+
 def attend(
     query_BSHD: torch.Tensor,
     key_BSHD: torch.Tensor,

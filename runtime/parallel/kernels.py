@@ -27,7 +27,8 @@ AUTO, USP = "auto", "xfuser"
 _XFUSER_KERNEL = "xfuser:"
 
 GOOD_CUDNN = 91501  # 9.15.1; older ones are wrong for numbers of tokens that 128 does not divide
-_CUDNN_IS_FASTEST = ((9, 0), (10, 0))  # H100, B200
+_FASTEST = {(9, 0): "cudnn", (10, 0): "cudnn"}
+"""Compute capability → kernel of torch that is the fastest on it in half precision; `flash` on others."""
 
 
 class Card(NamedTuple):
@@ -142,7 +143,7 @@ def added_source(name: str) -> str | None:
     return None if found is None else found.source
 
 
-def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -> str:
+def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int, fastest: bool = False) -> str:
     """Resolve the name of the kernel that will run; only `auto` is replaced by another.
 
     Args:
@@ -151,13 +152,14 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
             parallelism.
         device, dtype: device and dtype of query, key and value.
         ring: ring degree; above 1 the kernel must return its log-sum-exp.
+        fastest: whether `auto` is the fastest kernel without a ring, too; see `choose`.
 
     Raises:
         BadRequestError: there is no such kernel, or it failed on a small tensor on this machine.
     """
     card = card_of(device)
     if name == AUTO:
-        return choose(device, dtype, ring, card)
+        return choose(device, dtype, ring, card, fastest=fastest)
     if name == USP or name.startswith(_XFUSER_KERNEL):
         _import_xfuser(device)
         if name == USP:
@@ -174,14 +176,24 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, *, ring: int) -
     return name
 
 
-def choose(device: torch.device, dtype: torch.dtype, ring: int, card: Card | None) -> str:
-    """Choose the kernel for `auto`: torch's choice, or in a ring the fastest that returns a log-sum-exp."""
+def choose(
+    device: torch.device, dtype: torch.dtype, ring: int, card: Card | None, *, fastest: bool = False
+) -> str:
+    """Choose the kernel for `auto`: torch's choice, or the fastest that returns a log-sum-exp.
+
+    Args:
+        ring: ring degree; above 1 a log-sum-exp is needed.
+        card: the GPU; None for another device, and for a GPU of which nothing is known.
+        fastest: whether to choose the fastest without a ring, too; where none is known to be, torch chooses.
+    """
+    known = _FASTEST.get(card.capability) if card is not None and dtype in _HALVES else None
+    if known == "cudnn" and card is not None and card.cudnn < GOOD_CUDNN:
+        known = None
     if ring == 1:
-        return "sdpa"
+        return known if fastest and known is not None else "sdpa"
     if _needs_efficient(device, dtype):
         return "efficient"
-    fits = card is not None and card.capability in _CUDNN_IS_FASTEST and card.cudnn >= GOOD_CUDNN
-    return "cudnn" if fits and dtype in _HALVES else "flash"
+    return known or "flash"
 
 
 def card_of(device: torch.device) -> Card | None:

@@ -21,11 +21,6 @@ from torch.distributed.tensor import DTensor
 from runtime.parallel.collectives import Peers
 
 
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Return whether a weight is sharded over the ranks."""
-    return isinstance(tensor, DTensor)
-
-
 def own_share(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's shard of a weight, or all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -53,6 +53,7 @@ def to_json(
         "gpu": scenario.gpu.model_dump(),
         "topology": {"world": rehearsal.topology.world, **asdict(rehearsal.topology)},
         "attention": rehearsal.attention,
+        "performance": asdict(scenario.config.performs),
         "tokens": rehearsal.tokens,
         "windows": rehearsal.windows,
         "segments": rehearsal.segments,

@@ -14,6 +14,7 @@ from runtime.models.wan.attention import SelfAttention
 from runtime.models.wan.experts import read_transformer
 from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.image import open_image_encoder
+from runtime.models.wan.loading import change_of_blocks
 from runtime.models.wan.text import PromptEncoder
 from runtime.models.wan.vae import WanDecoder
 from runtime.parallel.kernels import AUTO, GOOD_CUDNN, Card, choose, resolve
@@ -126,11 +127,22 @@ class RehearsedEngine(Engine):
         self.parameters += sum(one.numel() for one in model.parameters())
         for tensor in (*model.parameters(), *model.buffers()):
             self.ranks.node.broadcast(tensor)
+        self._change_blocks(model)
         weights = self._place(model)
         if not self._whole:
             weights = RepeatedBlocks(weights, self.fake.ledger, self.ranks)
         self._transformer: Transformer = model  # all have the same settings
-        return Expert(settings, open_adapter(model, weights), SelfAttention(model), model)
+        return Expert(settings, open_adapter(model, weights, dtype), SelfAttention(model), model)
+
+    def _change_blocks(self, model: Transformer) -> None:
+        """Change the blocks as they are when they are loaded, for example quantise them."""
+        quantization = self.config.performs.quantization
+        if quantization == "fp8" and self._gpu.fp8_tflops is None:
+            raise BadRequestError(f"quantization: {quantization!r} given; {self._gpu.name} has no fp8")
+        change = change_of_blocks(self.config)
+        with self.fake.running() as ledger, ledger.as_weights():
+            for block in every_block(model):
+                change(block)
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
         """Check nothing: a rehearsal reports whether the job fits."""
@@ -140,7 +152,7 @@ class RehearsedEngine(Engine):
         name, dtype = self.config.attention, self.loaded.dtype
         if name == AUTO:
             card = Card(_HOPPER, GOOD_CUDNN) if self._gpu.cudnn else None
-            return choose(DEVICE, dtype, ring, card)
+            return choose(DEVICE, dtype, ring, card, fastest=self.config.performs.fastest_attention)
         if name.startswith("xfuser"):
             raise BadRequestError(f"attention: {name!r} given; only torch's own kernels can be rehearsed")
         return resolve(name, DEVICE, dtype, ring=ring)

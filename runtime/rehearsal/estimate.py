@@ -71,9 +71,17 @@ def _seconds(work: Work, gpu: Gpu) -> dict[str, float]:
 
 
 def _of_one(operator: Operator, gpu: Gpu) -> float:
-    wide = gpu.tf32_tflops if operator.kind == "convolution" else gpu.float32_tflops
-    speed = 1e12 * (gpu.bfloat16_tflops if operator.itemsize <= 2 else wide) * REACHED[operator.kind]
+    speed = 1e12 * _tflops(operator, gpu) * REACHED[operator.kind]
     return max(operator.flops / speed, operator.moved / (1e9 * gpu.memory_gbps * REACHED_BYTES))
+
+
+def _tflops(operator: Operator, gpu: Gpu) -> float:
+    """The maker's 10¹² operations per second for an operator's number format."""
+    if operator.itemsize == 1 and gpu.fp8_tflops is not None:
+        return gpu.fp8_tflops
+    if operator.itemsize <= 2:
+        return gpu.bfloat16_tflops
+    return gpu.tf32_tflops if operator.kind == "convolution" else gpu.float32_tflops
 
 
 def _transfer(sent: int, span: int, gpu: Gpu) -> float:

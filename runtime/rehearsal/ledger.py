@@ -24,7 +24,7 @@ class Operator(NamedTuple):
     Attributes:
         kind: `attention`, `linear` (matrix products), `convolution`, or `other`, whose operations are not
             counted.
-        itemsize: bytes per number of its inputs.
+        itemsize: bytes per number of its largest input.
         flops: floating-point operations; a multiplication and an addition are two.
         moved: bytes of all its tensors.
     """
@@ -227,7 +227,8 @@ def _operator(
 ) -> Operator:
     packet = func._overloadpacket
     moved = sum(_bytes(one) for one in (*inputs, *outputs))
-    itemsize = max((one.element_size() for one in inputs if one.is_floating_point()), default=4)
+    numbers = [one for one in inputs if one.is_floating_point()]
+    itemsize = max(numbers, key=torch.Tensor.numel).element_size() if numbers else 4
     if packet not in flop_registry:
         return Operator("other", itemsize, 0, moved)
     name = str(packet)

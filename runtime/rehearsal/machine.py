@@ -23,6 +23,7 @@ class Gpu(BaseModel):
         name: displayed name.
         memory_gib: memory as torch reports it, in GiB.
         bfloat16_tflops, tf32_tflops, float32_tflops: 10¹² operations per second, without sparsity.
+        fp8_tflops: the same with sums in float32; None if it has no fp8.
         memory_gbps: memory bandwidth, 10⁹ bytes per second.
         link_gbps: bandwidth to a GPU of the same machine, 10⁹ bytes per second in each direction.
         network_gbps: bandwidth to a GPU of another machine, 10⁹ bytes per second in each direction.
@@ -37,6 +38,7 @@ class Gpu(BaseModel):
     bfloat16_tflops: _Speed
     tf32_tflops: _Speed
     float32_tflops: _Speed
+    fp8_tflops: _Speed | None = None
     memory_gbps: _Speed
     link_gbps: _Speed
     network_gbps: _Speed

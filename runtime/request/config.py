@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,7 @@ from runtime.errors import BadRequestError
 from runtime.files.text import beside, user_path
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER, Bounds
+from runtime.request.performance import PROFILES, Performance, Profile, Quantization
 from runtime.request.video_request import (
     FileName,
     FrameCount,
@@ -223,7 +225,11 @@ class Config(_Part):
         scheduler: the sampler.
         device: `auto` is the accelerator if there is one.
         attention: kernel of the self-attention; see `runtime.parallel.kernels.resolve`.
-        compile: compile each transformer block with `torch.compile`; results differ by rounding.
+        performance: profile that the next three fields, and `attention: auto`, follow: `exact` computes what
+            diffusers does, `fast` differs from it by rounding, and `fastest` by quantisation as well.
+        compile: compile each transformer block with `torch.compile`; by default as the profile says.
+        fuse_projections: compute query, key and value in one matrix product; by default as the profile says.
+        quantization: number format of the blocks' linear layers; by default as the profile says.
         memory: location of weights and histories while they are not in use.
         tiles: tiles of VAE decoding; None decodes whole frames, on the first rank.
         window: window of longer videos; None evaluates any video as a whole.
@@ -242,7 +248,10 @@ class Config(_Part):
     scheduler: SamplerConfig = SamplerConfig()
     device: FileName = "auto"
     attention: FileName = "auto"
-    compile: bool = False
+    performance: Profile = "exact"
+    compile: bool | None = None
+    fuse_projections: bool | None = None
+    quantization: Quantization | None = None
     memory: Memory = Memory()
     tiles: Tiles | None = None
     window: Window | None = None
@@ -265,6 +274,17 @@ class Config(_Part):
     def model_name(self) -> str:
         """Name of the model, for messages and reports."""
         return str(self.model)
+
+    @property
+    def performs(self) -> Performance:
+        """What makes its steps faster: the profile, with what this config says otherwise."""
+        given = {
+            "compile": self.compile,
+            "fuse_projections": self.fuse_projections,
+            "quantization": self.quantization,
+        }
+        said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(PROFILES[self.performance], **said)
 
     def windowed(self, request: VideoRequest) -> VideoRequest:
         """Request for one window: the part of a request that the model sees at a time."""

@@ -64,7 +64,7 @@ def likely_cause(transformers: Mapping[str, nn.Module], config: Config, ranks: R
         f"{expert}'s weight {name}"
         for expert, module in transformers.items()
         for name, weight in module.named_parameters()
-        if not torch.isfinite(own_share(weight)).all()
+        if not _is_finite(own_share(weight))
     ]
     broken = sorted({name for told in ranks.control.all_gather_object(own) for name in told})
     if broken:
@@ -76,7 +76,13 @@ def likely_cause(transformers: Mapping[str, nn.Module], config: Config, ranks: R
         field = "transformer" if config.dtype.compute is None else "compute"
         return f"the weights are finite, but float16 ends at {_LARGEST_HALF}: try dtype.{field}: bfloat16"
     scales = "the scales of its LoRA files, " if config.lora else ""
-    return f"the weights are finite: check {scales}dtype.transformer, the sampler and its shift"
+    format_ = "" if config.performs.quantization == "none" else "quantization, "
+    return f"the weights are finite: check {scales}{format_}dtype.transformer, the sampler and its shift"
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Return whether every element is finite; torch has no `isfinite` for 8 bits."""
+    return bool(torch.isfinite(weight.float() if weight.element_size() == 1 else weight).all())
 
 
 def check_frames(frames: torch.Tensor, config: Config) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from runtime.models.base import Embeddings, Expert, ImageCondition
-from runtime.parallel.attention import Attend, SplitAttention
+from runtime.parallel.attention import Attend, LocalAttention, SplitAttention
 from runtime.parallel.kernels import USP, find_kernel
 from runtime.parallel.ranks import RankGroup
 from runtime.request.video_request import BRANCHES
@@ -87,7 +87,8 @@ def _use_attention(
 
     Whole sequences with torch's own choice of kernel keep the model's own attention.
     """
-    if plan.topology.sequence == 1 and plan.attention == "sdpa":
+    whole = plan.topology.sequence == 1
+    if whole and plan.attention == "sdpa":
         expert.attention.restore()
         return
     place = group.attention(tokens, heads)
@@ -96,6 +97,8 @@ def _use_attention(
         from runtime.parallel.usp import UspAttention, choose_backend
 
         split = UspAttention(place, choose_backend(device, expert.adapter.dtype))
+    elif whole:
+        split = LocalAttention(find_kernel(plan.attention))
     else:
         split = SplitAttention(place, find_kernel(plan.attention))
     expert.attention.split(split)

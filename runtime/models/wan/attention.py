@@ -10,14 +10,15 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 
 from runtime.models.base import Rotary
 from runtime.models.wan.adapter import Transformer, every_block
-from runtime.parallel.attention import Attend
+from runtime.models.wan.projections import project
+from runtime.parallel.attention import Attend, LocalAttention
 
 
 class SplitSelfAttention:
     """Wan's self-attention for one shard of the tokens, as an attention processor of diffusers.
 
-    Only the attention itself communicates; a compiled block breaks its graph there. Projections, norms and
-    the rotary embedding act on each token alone.
+    Only the attention itself communicates, if tokens are split at all; a compiled block breaks its graph
+    there, and nowhere else. Projections, norms and the rotary embedding act on each token alone.
 
     Args:
         attend: attention over the tokens of all ranks.
@@ -26,7 +27,8 @@ class SplitSelfAttention:
     """
 
     def __init__(self, attend: Attend):
-        self._attend: Attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
+        local = isinstance(attend, LocalAttention)
+        self._attend: Attend = attend if local else torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
 
     def __call__(
         self,
@@ -36,9 +38,7 @@ class SplitSelfAttention:
         attention_mask: torch.Tensor | None,
         rotary_emb: Rotary,
     ) -> torch.Tensor:
-        query, key, value = (
-            projection(hidden_states) for projection in (attention.to_q, attention.to_k, attention.to_v)
-        )
+        query, key, value = project(attention, hidden_states)
         query, key = attention.norm_q(query), attention.norm_k(key)
         query, key, value = (x.unflatten(2, (attention.heads, -1)) for x in (query, key, value))
         output_BSHD = self._attend(rotate(query, rotary_emb), rotate(key, rotary_emb), value)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
+from torch import nn
 from transformers import UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
 from runtime.models.folder import ModelFolder
 from runtime.models.loading import distribute, distribute_blocks, load_component, read_component
 from runtime.models.precision import Precision
+from runtime.models.quantization import SCALES, check_quantization, quantize_linears
 from runtime.models.wan.adapter import Transformer, every_block
 from runtime.models.wan.experts import HIGH_NOISE, LOW_NOISE
 from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.lora import merge_lora
+from runtime.models.wan.projections import fuse_projections
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import Weights
 from runtime.parallel.swapping import Swap
@@ -48,8 +52,10 @@ def load_transformer(
         swap: takes its blocks in, if it takes turns on the device with another transformer.
 
     Raises:
-        BadRequestError: the weights do not fit the settings beside them, or are not finite.
+        BadRequestError: the weights do not fit the settings beside them, or are not finite; or the device
+            cannot compute with the quantisation.
     """
+    check_quantization(config.performs.quantization, ranks.device)
     vace = folder.pipeline == ModelKind.VACE
     kind: type[Transformer] = WanVACETransformer3DModel if vace else WanTransformer3DModel
     source = f"the {component} of {folder.name!r}"
@@ -63,17 +69,31 @@ def load_transformer(
 
     kept = config.dtype.of("transformer")
     model = load_component(kind, folder, component, kept, ranks.node, add_loras)
-    precision = Precision(kept, config.dtype.computed, model._keep_in_fp32_modules)
-    shard = config.memory.transformer == "shard"
-    weights = distribute_blocks(every_block(model), ranks, source, shard=shard, swap=swap)
-    distribute(model, ranks, source, swap)
-    precision.convert(model, every_block(model))
-    if config.compile:
-        for block in every_block(model):  # of one class, so they share their compiled code
+    precision = Precision(kept, config.dtype.computed, (*model._keep_in_fp32_modules, SCALES))
+    shard, blocks = config.memory.transformer == "shard", every_block(model)
+    weights = distribute_blocks(
+        blocks, ranks, source, shard=shard, swap=swap, change=change_of_blocks(config)
+    )
+    distribute(model, ranks, source, without=blocks)
+    precision.convert(model, blocks)
+    if config.performs.compile:
+        for block in blocks:  # of one class, so they share their compiled code
             block.compile()
     shared = ", sharded" * (shard and ranks.size > 1)
     log.info("loaded %s of %s on %s%s", component, folder.name, ranks.device, shared)
     return LoadedTransformer(model, precision.visiting(weights))
+
+
+def change_of_blocks(config: Config) -> Callable[[nn.Module], None]:
+    """Return what a config does to each block, whole and on the device, before it is used or sharded."""
+    performs = config.performs
+
+    def change(block: nn.Module) -> None:
+        if performs.fuse_projections:
+            fuse_projections(block)
+        quantize_linears(block, performs.quantization)
+
+    return change
 
 
 def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKLWan | None:

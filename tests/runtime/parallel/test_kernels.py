@@ -89,6 +89,8 @@ def test_a_ring_takes_cudnn_where_it_is_fastest_and_right(
 ) -> None:
     assert choose(CUDA, dtype, 2, card) == chosen
     assert choose(CUDA, dtype, 1, card) == "sdpa"
+    without_ring = chosen if chosen == "cudnn" else "sdpa"
+    assert choose(CUDA, dtype, 1, card, fastest=True) == without_ring
 
 
 def test_a_cudnn_that_is_wrong_is_refused() -> None:

@@ -1,0 +1,50 @@
+"""Performance profiles: named choices of what makes a step faster and changes its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Profile = Literal["exact", "fast", "fastest"]
+Quantization = Literal["none", "fp8", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Performance:
+    """What makes steps faster, each at a price in exactness.
+
+    Attributes:
+        profile: profile that it follows where a config says nothing else.
+        compile: whether blocks are compiled with `torch.compile`; results differ by rounding.
+        fuse_projections: whether query, key and value come from one matrix product; they differ by rounding.
+        fastest_attention: whether `attention: auto` is the fastest kernel of the GPU, instead of torch's own
+            choice; results differ by rounding.
+        quantization: number format of the blocks' linear layers; see `runtime.models.quantization`. Results
+            differ by more than rounding.
+    """
+
+    profile: Profile = "exact"
+    compile: bool = False
+    fuse_projections: bool = False
+    fastest_attention: bool = False
+    quantization: Quantization = "none"
+
+    @property
+    def text(self) -> str:
+        """The profile and what is on, in words."""
+        parts = {
+            "compiled blocks": self.compile,
+            "fused projections": self.fuse_projections,
+            f"{self.quantization} linears": self.quantization != "none",
+        }
+        named = ", ".join(part for part, is_on in parts.items() if is_on)
+        return f"{self.profile} ({named})" if named else self.profile
+
+
+PROFILES: dict[Profile, Performance] = {
+    "exact": Performance(),
+    "fast": Performance("fast", compile=True, fuse_projections=True, fastest_attention=True),
+    "fastest": Performance(
+        "fastest", compile=True, fuse_projections=True, fastest_attention=True, quantization="fp8"
+    ),
+}

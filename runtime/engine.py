@@ -23,7 +23,7 @@ from runtime.media.mp4 import FrameSink, to_uint8
 from runtime.media.preview import PreviewSink
 from runtime.models.family import Model
 from runtime.parallel.devices import pick_device
-from runtime.parallel.kernels import USP, resolve
+from runtime.parallel.kernels import USP, chosen_by_torch, resolve
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.profile import ModelProfile
@@ -160,6 +160,7 @@ class Engine:
             on_latents(latents_BCFHW)
             self.decode(latents_BCFHW, sinks, result)
             result.weight_bytes, result.device_peak = self.loaded.weight_bytes, peak_of(self.ranks.device)
+            result.performs, result.kernel = self.config.performs, self._kernel_of(plan)
             self.ranks.at("finishing", busy=True)
             return result
 
@@ -268,6 +269,11 @@ class Engine:
             ring=ring,
             fastest=self.config.performs.fastest_attention,
         )
+
+    def _kernel_of(self, plan: Plan) -> str:
+        """Name of the self-attention kernel that runs a plan."""
+        channels = self.sizes.architecture.head_dim
+        return chosen_by_torch(plan.attention, self.ranks.device, self.loaded.dtype, channels)
 
     def warm_up(self, full: Plan) -> None:
         """Run one step at a plan's size, so that what a first forward sets up is not measured later.

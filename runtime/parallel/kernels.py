@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 
 from runtime.errors import BadRequestError, named
 from runtime.files.extensions import Registry, source_of
@@ -98,6 +99,14 @@ def math_(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[
 
 _HALVES = (torch.float16, torch.bfloat16)
 _ALL = (*_HALVES, torch.float32)
+_CHOICES = {
+    SDPBackend.MATH: "math",
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "efficient",
+    SDPBackend.CUDNN_ATTENTION: "cudnn",
+    SDPBackend.OVERRIDEABLE: "overrideable",
+}
+"""Kernels among which torch chooses → their names here; the last one is of a device that is no GPU."""
 KERNELS: Registry[NamedKernel] = Registry(
     "kernel",
     {
@@ -194,6 +203,18 @@ def choose(
     if _needs_efficient(device, dtype):
         return "efficient"
     return known or "flash"
+
+
+def chosen_by_torch(name: str, device: torch.device, dtype: torch.dtype, channels: int) -> str:
+    """Name of the kernel that runs under a resolved name: `sdpa` is torch's choice, others are themselves.
+
+    Args:
+        device, dtype, channels: of query, key and value; torch chooses by them.
+    """
+    if name != "sdpa":
+        return name
+    few = torch.empty(1, 1, 128, channels, dtype=dtype, device=device)
+    return _CHOICES[SDPBackend(torch._fused_sdp_choice(few, few, few))]
 
 
 def card_of(device: torch.device) -> Card | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from runtime.media.quality import Quality
+from runtime.request.performance import Profile, Quantization
 from runtime.sampling.result import Result
 from runtime.versions import versions
 from spectrum import StepKind
@@ -29,6 +30,20 @@ class TopologyPart(_Part):
     cfg: int
     ring: int
     ulysses: int
+
+
+class PerformancePart(_Part):
+    """What made steps faster; see `runtime.request.performance.Performance`.
+
+    Attributes:
+        kernel: attention kernel that ran; where `attention` is `sdpa`, the one that torch chose.
+    """
+
+    profile: Profile
+    compile: bool
+    fuse_projections: bool
+    quantization: Quantization
+    kernel: str
 
 
 class BranchSteps(_Part):
@@ -140,6 +155,7 @@ class Report(_Part):
     recipe: str
     topology: TopologyPart
     attention: str
+    performance: PerformancePart
     steps: int
     computed: BranchSteps
     nfe: BranchNfe
@@ -188,6 +204,7 @@ def build_report(
     phases["write"] += write_seconds
     plan, computed, expected = result.plan, result.computed, result.expectation
     topology, typical, previews = plan.topology, result.step_seconds, result.preview_seconds
+    performs = result.performs
     return Report(
         request=plan.request.model_dump(),
         spectrum=plan.preset.model_dump(),
@@ -197,6 +214,13 @@ def build_report(
             world=topology.world, cfg=topology.cfg, ring=topology.ring, ulysses=topology.ulysses
         ),
         attention=plan.attention,
+        performance=PerformancePart(
+            profile=performs.profile,
+            compile=performs.compile,
+            fuse_projections=performs.fuse_projections,
+            quantization=performs.quantization,
+            kernel=result.kernel,
+        ),
         steps=len(result.steps),
         computed=BranchSteps(**computed),
         nfe=BranchNfe(**{branch: len(steps) for branch, steps in computed.items()}),

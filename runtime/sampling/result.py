@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.forecasting.expectation import Expectation
+from runtime.request.performance import Performance
 from runtime.request.video_request import BRANCHES
 from runtime.sampling.denoise import Denoising, StepRecord
 from runtime.sampling.plan import Plan
@@ -51,6 +52,8 @@ class Result:
         checkpoint_bytes: bytes of checkpoints written by this rank.
         forecaster_bytes: largest number of bytes that a rank held for forecasting.
         features_kept: number of values remembered of each forecast stream.
+        performs: what made its steps faster.
+        kernel: attention kernel that ran; where torch chose, the one that it chose.
         weight_bytes: most bytes of the transformers' weights that were on this rank's device at one time.
         device_peak: most bytes that were allocated on this rank's GPU at one time; None without one.
         preview_seconds: time that each preview took of denoising on this rank; None if none were wanted.
@@ -71,6 +74,8 @@ class Result:
     checkpoint_bytes: int = 0
     forecaster_bytes: int = 0
     features_kept: int = 0
+    performs: Performance = field(default_factory=Performance)
+    kernel: str = ""
     weight_bytes: int = 0
     device_peak: int | None = None
     preview_seconds: list[float] | None = None

@@ -778,6 +778,11 @@ FIELDS = {
     "topology.ring": "integer",
     "topology.ulysses": "integer",
     "attention": "string",
+    "performance.profile": "string",
+    "performance.compile": "boolean",
+    "performance.fuse_projections": "boolean",
+    "performance.quantization": "string",
+    "performance.kernel": "string",
     "steps": "integer",
     "computed.cond": "list of integers",
     "computed.uncond": "list of integers",
@@ -933,5 +938,7 @@ def test_one_run_with_many_options(folder: Path, capfd: pytest.CaptureFixture[st
     nfe = report["nfe"]["cond"]
     assert 0 < nfe < 6 and report["comparison"]["ideal_speedup"] == pytest.approx(6 / nfe)
     assert report["quality"]["psnr"] > 10 and report["attention"] == "math"
+    off = {"profile": "exact", "compile": False, "fuse_projections": False, "quantization": "none"}
+    assert report["performance"] == off | {"kernel": "math"}
     assert report["videos"] == ["sub/a-1.mp4", "sub/a-2.mp4"] and len(report["frames_sha256"]) == 2
     assert report["checkpoint_bytes"] > 0 and report["versions"].keys() > {"lockstep", "python", "torch"}

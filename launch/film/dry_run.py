@@ -157,6 +157,8 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
     said = [f"{amount} {name}" for amount, name in zip(amounts, names, strict=False)]
     if any(one.seconds is None for one in todo):
         said.append("plus shots that were never timed")
+    if performs := {text for one in film.shots if (text := one.settings.performs.text) != "exact"}:
+        said.append(f"performance {', '.join(sorted(performs))}")
     if gpu is not None:
         said.append(f"estimated by a rehearsal on {gpu.name} where there is no report")
     table.caption = f"to do: {', '.join(said)}"

@@ -14,12 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.engine import Engine
+from runtime.errors import BadRequestError
 from runtime.forecasting.presets import load_preset
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.engine import RehearsedEngine
+from runtime.rehearsal.estimate import estimate
 from runtime.rehearsal.fake import DEVICE, FakeDevice, diffusers_module
-from runtime.rehearsal.machine import RESERVE, load_gpu
+from runtime.rehearsal.machine import RESERVE, Gpu, load_gpu
 from runtime.rehearsal.options import options
 from runtime.rehearsal.peers import FakeRanks
 from runtime.rehearsal.phases import Phase, Rehearser
@@ -310,6 +312,40 @@ def two_experts(experts: str, spectrum: str = "paper") -> Rehearsal:
     memory = config.memory.model_copy(update={"experts": experts})
     request = config.request("x", spectrum=spectrum)
     return rehearse(Scenario(config.model_copy(update={"memory": memory}), request, Degrees(), 1, GPU), [0])
+
+
+def performing(gpu: Gpu = GPU, **changes: Any) -> Rehearsal:
+    config = load_config("wan2.1-t2v-14b-480p").model_copy(update=changes)
+    return rehearse(Scenario(config, config.request("x", spectrum="off"), Degrees(), 1, gpu), [0])
+
+
+def test_quantised_weights_take_half_and_products_in_fp8_half_the_time() -> None:
+    """Of each weight in the blocks one byte instead of two, and four for each of its outputs."""
+    (D, blocks, F), whole = SHAPES["14b"], performing()
+    saved = blocks * (8 * D**2 + 2 * D * F - 4 * (9 * D + F))
+    before, steps = whole.ranks[0], {}
+    for quantization, fuse in (("fp8", False), ("fp8", True), ("int8", False)):
+        found = performing(quantization=quantization, fuse_projections=fuse)
+        now = found.ranks[0]
+        assert before.load.memory.weights - now.load.memory.weights == saved
+        assert now.steps.last.work.flops == before.steps.last.work.flops
+        steps[quantization, fuse] = now.steps.last
+    linear = estimate(before.steps.last, whole.topology, GPU).linear
+    assert 0.5 < estimate(steps["fp8", False], whole.topology, GPU).linear / linear < 0.52
+    assert estimate(steps["int8", False], whole.topology, GPU).linear == pytest.approx(linear, rel=0.01)
+    assert steps["fp8", True].work.launches < steps["fp8", False].work.launches
+    assert steps["fp8", True].work.moved < steps["fp8", False].work.moved
+
+
+def test_a_gpu_without_fp8_is_refused_it() -> None:
+    with pytest.raises(BadRequestError, match=r"^quantization: 'fp8' given; NVIDIA H100 .* has no fp8$"):
+        performing(GPU.model_copy(update={"fp8_tflops": None}), performance="fastest")
+
+
+def test_the_fastest_attention_is_that_of_the_gpu() -> None:
+    assert performing().attention == "sdpa"
+    assert performing(performance="fast").attention == "cudnn"
+    assert performing(load_gpu("4090"), performance="fast").attention == "sdpa"
 
 
 def test_experts_that_swap_hold_the_blocks_of_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from heapq import heapreplace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from runtime.reports.step_seconds import read_window_seconds
 from spectrum import StepKind, StepSeconds
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, besides model and ranks
+_FASTER = ("compile", "fuse_projections", "quantization")  # the same, of the config
 _HOUR = 3600.0
 _ROWS = 500  # most shots shown; printing thousands would take longer than estimating them
 
@@ -71,7 +72,8 @@ class _Estimates:
     def _reported(self, one: ShotRequest) -> StepSeconds | None:
         """Seconds of a step of one window, from a report of a similar shot."""
         timed = tuple(getattr(one.request, name) for name in _TIMED)
-        key = (*timed, one.settings.model, self._film.world)
+        performs = asdict(one.settings.performs)
+        key = (*timed, *(performs[name] for name in _FASTER), one.settings.model, self._film.world)
         if not self._reports:
             self._reports = reported_seconds(self._film.out / "shots")
         return self._reports.get(key)
@@ -105,7 +107,8 @@ def reported_seconds(folder: Path) -> dict[tuple[object, ...], StepSeconds | Non
         try:
             report = read_json(path)
             timed = tuple(report["request"][name] for name in _TIMED)
-            key = (*timed, report["model"]["name"], report["topology"]["world"])
+            faster = (report["performance"][name] for name in _FASTER)
+            key = (*timed, *faster, report["model"]["name"], report["topology"]["world"])
             measured = read_window_seconds(report)
             if measured.computed is not None:
                 found[key] = StepSeconds(measured.computed, measured.forecast or 0.0)

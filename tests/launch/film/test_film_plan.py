@@ -41,6 +41,7 @@ def timed(film: Film, **changes: object) -> None:
     report = {
         "request": request,
         "model": {"name": "wan-tiny"},
+        "performance": {"compile": False, "fuse_projections": False, "quantization": "none"},
         "topology": {"world": 1},
         "windows": 2,
         "step_seconds": {"computed_median": 2.0, "forecast_median": None},
@@ -96,6 +97,7 @@ def test_what_was_never_timed_is_rehearsed(film: Film) -> None:
     [
         {"model": {"name": "another"}},
         {"topology": {"world": 2}},
+        {"performance": {"compile": False, "fuse_projections": False, "quantization": "fp8"}},
         {"request": {"width": 64}},
         {"windows": None},
         {"step_seconds": {"computed_median": 10**400, "forecast_median": None}},
@@ -119,6 +121,16 @@ def test_replicas_share_the_time_and_not_the_cost(film: Film) -> None:
     last = 6.0 + estimate(film, 2).seconds  # type: ignore[operator]
     expected = f"{last:.1f} s of denoising on 2 replicas, {total:.1f} rank-seconds, {total / 100:.4f} in cost"
     assert f"to do: {expected}" in said
+
+
+def test_what_makes_a_film_faster_is_said(film: Film, tmp_path: Path) -> None:
+    assert "performance" not in told(film)
+    (tmp_path / "fast.yaml").write_text(
+        "model: wan-tiny\nperformance: fast\ncompile: false\ndefaults: {width: 64, height: 48, frames: 5}\n"
+    )
+    path = tmp_path / "faster.yaml"
+    path.write_text(FILM.replace("defaults: {", "defaults: {config: fast.yaml, "))
+    assert "performance fast (fused projections)" in told(plan_film(path, out=tmp_path / "faster"))
 
 
 def test_the_headings_fit_a_narrow_terminal(film: Film) -> None:

@@ -39,11 +39,12 @@ def quantize_rows(x_MK: torch.Tensor, dtype: torch.dtype) -> Scaled:
         dtype: `float8_e4m3fn` or `int8`.
     """
     largest = _LARGEST[dtype]
-    scale_M1 = (x_MK.abs().amax(-1, keepdim=True).float() / largest).clamp(min=_LEAST_SCALE)
+    most_M1 = torch.linalg.vector_norm(x_MK, torch.inf, dim=-1, keepdim=True)
+    scale_M1 = (most_M1.float() / largest).clamp(min=_LEAST_SCALE)
     scaled_MK = x_MK / scale_M1
     if dtype is torch.int8:
-        scaled_MK = scaled_MK.round()
-    return scaled_MK.clamp(-largest, largest).to(dtype), scale_M1
+        scaled_MK.round_()
+    return scaled_MK.clamp_(-largest, largest).to(dtype), scale_M1
 
 
 def scaled_product(rows: Scaled, weight: Scaled, bias_N: torch.Tensor | None) -> torch.Tensor:

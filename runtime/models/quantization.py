@@ -143,8 +143,8 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
 @functools.cache
 def why_not(quantization: Quantization, device: torch.device) -> str | None:
     """Reason why a format does not run on a device, found by running a small layer once; None if it does."""
-    small = nn.Linear(_MULTIPLE, _MULTIPLE, device=device, dtype=torch.bfloat16)
     try:
+        small = nn.Linear(_MULTIPLE, _MULTIPLE, device=device, dtype=torch.bfloat16)
         with torch.no_grad():
             _LAYERS[quantization](small)(torch.ones(1, _MULTIPLE, device=device, dtype=torch.bfloat16))
     except Exception as error:  # kernels that are missing raise anything

@@ -94,9 +94,7 @@ def test_tensor_cores_are_given_what_the_cpu_computes() -> None:
     for bias in (linear.bias.detach(), None):
         found, expected = (product(rows, weight, bias) for product in (scaled_product, exact_product))
         assert found.dtype == torch.bfloat16 and expected.dtype == torch.float32
-        assert torch.allclose(
-            found.float(), expected, rtol=2.0**-6, atol=2.0**-6 * float(linear.bias.abs().max())
-        )
+        assert torch.allclose(found.float(), expected, rtol=2.0**-6, atol=1e-3)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -130,7 +128,7 @@ def test_what_a_device_cannot_multiply_is_refused() -> None:
     check_quantization("fp8", torch.device("cpu"))
     check_quantization("none", torch.device("cuda", 99))
     with pytest.raises(
-        BadRequestError, match=r"^quantization: 'fp8' given; it does not run on cuda:99 \(.*8\.9"
+        BadRequestError, match=r"^quantization: 'fp8' given; it does not run on cuda:99 .*8\.9"
     ):
         check_quantization("fp8", torch.device("cuda", 99))
 

@@ -331,7 +331,7 @@ def test_quantised_weights_take_half_and_products_in_fp8_half_the_time() -> None
         assert now.steps.last.work.flops == before.steps.last.work.flops
         steps[quantization, fuse] = now.steps.last
     linear = estimate(before.steps.last, whole.topology, GPU).linear
-    assert 0.5 < estimate(steps["fp8", False], whole.topology, GPU).linear / linear < 0.52
+    assert 0.49 < estimate(steps["fp8", False], whole.topology, GPU).linear / linear < 0.51
     assert estimate(steps["int8", False], whole.topology, GPU).linear == pytest.approx(linear, rel=0.01)
     assert steps["fp8", True].work.launches < steps["fp8", False].work.launches
     assert steps["fp8", True].work.moved < steps["fp8", False].work.moved

@@ -160,7 +160,8 @@ class Engine:
             on_latents(latents_BCFHW)
             self.decode(latents_BCFHW, sinks, result)
             result.weight_bytes, result.device_peak = self.loaded.weight_bytes, peak_of(self.ranks.device)
-            result.performs, result.kernel = self.config.performs, self._kernel_of(plan)
+            taken = self.ranks.device, self.loaded.dtype, self.sizes.architecture.head_dim
+            result.performs, result.kernel = self.config.performs, chosen_by_torch(plan.attention, *taken)
             self.ranks.at("finishing", busy=True)
             return result
 
@@ -269,11 +270,6 @@ class Engine:
             ring=ring,
             fastest=self.config.performs.fastest_attention,
         )
-
-    def _kernel_of(self, plan: Plan) -> str:
-        """Name of the self-attention kernel that runs a plan."""
-        channels = self.sizes.architecture.head_dim
-        return chosen_by_torch(plan.attention, self.ranks.device, self.loaded.dtype, channels)
 
     def warm_up(self, full: Plan) -> None:
         """Run one step at a plan's size, so that what a first forward sets up is not measured later.

@@ -6,13 +6,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 
+from launch.commands.transformer_options import transformer_options
 from runtime.files.text import user_path
 from runtime.jobs.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIMEOUT
-from runtime.request.performance import Profile, Quantization
 
 _TIMEOUT_HELP = (
     "Time within which the failure of one rank ends all of them.  "
@@ -312,13 +312,7 @@ def generate_options(command: _Command) -> _Command:
             help="Self-attention kernel: auto, sdpa, flash, efficient, cudnn, math, xfuser or "
             f"xfuser:KERNEL.  {_CONFIGS}",
         ),
-        click.option(
-            "--shard/--replicate",
-            default=None,
-            help="Shard the transformer's weights over the ranks (FSDP2), or give each rank all of them.  "
-            f"{_CONFIGS}",
-        ),
-        *_performance_options(),
+        *transformer_options(),
         click.option(
             "--compile/--no-compile",
             default=None,
@@ -356,24 +350,6 @@ def generate_options(command: _Command) -> _Command:
     return _with(options, command)
 
 
-def _performance_options() -> list[Callable[[_Command], _Command]]:
-    """Make the options that choose what makes steps faster."""
-    return [
-        click.option(
-            "--performance",
-            type=click.Choice(get_args(Profile)),
-            help="exact computes what diffusers does; fast differs by rounding (compiled blocks, fused "
-            f"projections, the fastest attention); fastest also quantises to fp8.  {_CONFIGS}",
-        ),
-        click.option(
-            "--quantization",
-            type=click.Choice(get_args(Quantization)),
-            help="Format of the transformer blocks' linear layers: fp8 for weights and activations, int8 for "
-            "weights.  [default: the config's, or as --performance says]",
-        ),
-    ]
-
-
 def rehearse_options(command: _Command) -> _Command:
     """Add the options of `rehearse`: those that change what a job computes, holds or sends."""
     options = [
@@ -398,13 +374,7 @@ def rehearse_options(command: _Command) -> _Command:
         ),
         degree_options,
         click.option("--attention", metavar="NAME", help=f"Self-attention kernel of torch.  {_CONFIGS}"),
-        *_performance_options(),
-        click.option(
-            "--shard/--replicate",
-            default=None,
-            help="Shard the transformer's weights over the ranks (FSDP2), or give each rank all of them.  "
-            f"{_CONFIGS}",
-        ),
+        *transformer_options(),
         click.option(
             "--rank",
             metavar="N|all",

@@ -42,7 +42,7 @@ from runtime.request.config import EMBEDDED_MODELS
 BOUNDARY: Final = 0.875  # as Wan2.2's text-to-video model
 SHIFT: Final = 12.0  # of its sampler, likewise
 NOISE: Final = {"transformer": (BOUNDARY, 1.0), "transformer_2": (0.0, BOUNDARY)}
-STEPS, BATCH, CLIPS = 2000, 32, 2520
+STEPS, BATCH, CLIPS = 1200, 32, 2520
 RATE: Final = 0.1  # of the learning rates from scratch
 
 START: Final = EMBEDDED_MODELS / "wan-tiny"

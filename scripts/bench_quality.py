@@ -3,8 +3,9 @@
     python scripts/bench_quality.py --results docs/quality.jsonl --out docs/quality.md
 
 24 prompts × seeds that no calibration has seen, each made by every method and measured against the frames of
-the full sampler; three settings, each with a calibration of its own. Every result is one line of JSON. The
-script may be stopped at any time and resumes after the existing results. An evaluation covers both branches.
+the full sampler; settings of wan-tiny, and wan2.2-tiny with its two experts, each with a calibration of its
+own. Every result is one line of JSON. The script may be stopped at any time and resumes after the existing
+results. An evaluation covers both branches.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.media.quality import Quality, RawVideo, compare_videos
 from runtime.request.config import Config, SamplerConfig, load_config
 from runtime.request.video_request import VideoRequest
-from spectrum import paper_schedule
+from spectrum import StepKind, paper_schedule
 
 PROMPTS = 24
 BUDGETS = (7, 8, 10, 12, 14, 18, 25)
 FEW_BUDGETS = (8, 10, 14)
 EULER_BUDGETS = (8, 10, 14, 25)
+EXPERTS = "wan2.2-tiny"
 WATCHED = (10, 14)  # where the guard is measured, too
 NOTES = Path(__file__).with_name("quality_notes.md")  # what was tried, and what the tables say
 CALIBRATIONS = Path("out/quality-calibrations")
@@ -51,12 +53,14 @@ CALIBRATIONS = Path("out/quality-calibrations")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A sampler with its settings. The first one's calibration is the shipped one.
+    """A model and a sampler with its settings.
 
     Attributes:
         name: name in the document.
         peers: whether other caches are measured as well.
         prompts: number of videos.
+        model: config of the model.
+        shipped: whether its calibration is the shipped one of this model.
     """
 
     name: str
@@ -66,9 +70,11 @@ class Setting:
     budgets: tuple[int, ...]
     peers: bool
     prompts: int = PROMPTS
+    model: str = "wan-tiny"
+    shipped: bool = False
 
     def config(self) -> Config:
-        return load_config("wan-tiny").model_copy(update={"scheduler": self.scheduler})
+        return load_config(self.model).model_copy(update={"scheduler": self.scheduler})
 
     def request(self, number: int) -> VideoRequest:
         """Request with the prompt and seed of this number."""
@@ -80,13 +86,11 @@ class Setting:
     @property
     def calibration(self) -> str:
         """Name or path of its calibration."""
-        return (
-            "wan-tiny" if self is SETTINGS[0] else str(CALIBRATIONS / f"{self.name.replace(' ', '-')}.json")
-        )
+        return self.model if self.shipped else str(CALIBRATIONS / f"{self.name.replace(' ', '-')}.json")
 
 
 SETTINGS = (
-    Setting("50 UniPC steps, shift 3, guidance 5", 50, 5.0, SamplerConfig(), BUDGETS, True),
+    Setting("50 UniPC steps, shift 3, guidance 5", 50, 5.0, SamplerConfig(), BUDGETS, True, shipped=True),
     Setting(
         "30 UniPC steps, shift 5, guidance 3",
         30,
@@ -104,6 +108,16 @@ SETTINGS = (
         FEW_BUDGETS,
         False,
         8,
+    ),
+    Setting(
+        "wan2.2-tiny, 50 UniPC steps, shift 12, guidance 5",
+        50,
+        5.0,
+        SamplerConfig(),
+        FEW_BUDGETS,
+        True,
+        model="wan2.2-tiny",
+        shipped=True,
     ),
 )
 
@@ -167,6 +181,10 @@ def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
             "predictor": half,
         },
     }
+    if setting.model == EXPERTS:
+        carried, fresh = ({"switch": {"history": history}} for history in ("carried", "fresh"))
+        found["guided, w = 0.5, carried"] = found["guided, w = 0.5"] | carried
+        found["guided, calibrated, planned, fresh"] = found["guided, calibrated, planned"] | fresh
     if setting is SETTINGS[0] and budget in WATCHED:
         found["guided, calibrated, planned, watched"] = {
             "stream": "guided",
@@ -240,8 +258,10 @@ class Worker:
     def _methods(self, setting: Setting, request: VideoRequest) -> dict[str, Callable[[], Made]]:
         found: dict[str, Callable[[], Made]] = {}
         for budget in setting.budgets:
-            for method, preset in presets(setting, budget).items():
-                found[f"{method}@{budget}"] = lambda p=preset: self._ours(setting, request, p)
+            for method in presets(setting, budget):
+                found[f"{method}@{budget}"] = lambda m=method, b=budget: self._ours(
+                    setting, request, self._preset(setting, request, m, b)
+                )
             found[f"fewer steps@{budget}"] = lambda b=budget: self._fewer(setting, request, b)
             if setting is SETTINGS[0]:
                 if budget in EULER_BUDGETS:
@@ -252,22 +272,37 @@ class Worker:
                     setting, request, b
                 )
         if setting.peers:
-            for name, run in methods().items():
+            for name, run in methods(few=setting.model == EXPERTS).items():
                 found[f"{name}@0"] = lambda run=run: self._peers(setting, request, run)
-        for budget in setting.budgets if setting is not SETTINGS[0] else ():
+        for budget in () if setting.shipped else setting.budgets:
             found[f"guided, planned with the wrong calibration@{budget}"] = lambda b=budget: self._wrong(
                 setting, request, b
             )
         return found
 
+    def _preset(self, setting: Setting, request: VideoRequest, method: str, budget: int) -> dict[str, Any]:
+        """Make the preset of a method that computes `budget` steps, those after a switch included."""
+        for number in range(budget, 1, -1):
+            preset = presets(setting, number)[method]
+            if preset["schedule"]["kind"] == "error":  # it decides while it runs
+                return preset
+            plan = self._engine(setting).plan(self._with(request, preset))
+            if plan.kinds[: plan.steps].count(StepKind.COMPUTE) <= budget:
+                return preset
+        raise ValueError(f"{method} cannot compute {budget} steps")
+
     def _ours(self, setting: Setting, request: VideoRequest, preset: dict[str, Any]) -> Made:
-        path = self._folder / f"preset-{os.getpid()}.yaml"
-        path.write_text(yaml.safe_dump(preset))
         sink = FrameBuffer()
-        made = self._engine(setting).generate(request.model_copy(update={"spectrum": str(path)}), [sink])
+        made = self._engine(setting).generate(self._with(request, preset), [sink])
         known = made.expectation
         more = {"predicted": known.psnr, "deviation": known.deviation, "bytes": made.forecaster_bytes}
         return sink.frames, float(made.nfe), more
+
+    def _with(self, request: VideoRequest, preset: dict[str, Any]) -> VideoRequest:
+        """Write a preset's file, and name it in the request."""
+        path = self._folder / f"preset-{os.getpid()}.yaml"
+        path.write_text(yaml.safe_dump(preset))
+        return request.model_copy(update={"spectrum": str(path)})
 
     def _fewer(self, setting: Setting, request: VideoRequest, budget: int) -> Made:
         sink = FrameBuffer()
@@ -341,13 +376,13 @@ class Worker:
 
 def calibrate() -> None:
     """Make the calibrations that are missing."""
-    for setting in SETTINGS[1:]:
+    for setting in SETTINGS:
         out = Path(setting.calibration)
-        if out.is_file():
+        if setting.shipped or out.is_file():
             continue
         out.parent.mkdir(parents=True, exist_ok=True)
         job = plan_calibration(
-            "wan-tiny",
+            setting.model,
             prompts=None,
             seed=1000,
             out=out,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ class Work:
 
 
 class PeerPipeline:
-    """diffusers' `WanPipeline` on wan-tiny, as the engine runs it."""
+    """diffusers' `WanPipeline` on an embedded model, as the engine runs it; each expert has its own cache."""
 
     def __init__(self, config: Config):
         self._config = config
@@ -71,8 +72,14 @@ class PeerPipeline:
         self.pipe.scheduler = load_sampler(find_model(self._config), self._config.scheduler)
         self.pipe.set_progress_bar_config(disable=True)
         self._work = Work()
-        self._work.watch(self.pipe.transformer)
+        for transformer in self.transformers:
+            self._work.watch(transformer)
         self._whole_step = 0.0
+
+    @property
+    def transformers(self) -> list[Any]:
+        """Its transformer, or its two experts."""
+        return [one for one in (self.pipe.transformer, self.pipe.transformer_2) if one is not None]
 
     def frames(self, request: VideoRequest) -> tuple[Frames, float]:
         """Make a video; return it with its number of evaluations."""
@@ -104,7 +111,7 @@ class PeerPipeline:
         if key not in self._ratios:
             said = io.StringIO()
             config = MagCacheConfig(num_inference_steps=request.steps, calibrate=True)
-            with contextlib.redirect_stdout(said), enabled(self.pipe.transformer, config):
+            with contextlib.redirect_stdout(said), enabled(self.transformers, config):
                 self._run(request)
             found = re.search(r"\[([\d.,\se+-]+)\]", said.getvalue().split("mag_ratios=...", 1)[1])
             assert found is not None
@@ -113,13 +120,15 @@ class PeerPipeline:
 
 
 @contextmanager
-def enabled(transformer: Any, config: Any) -> Iterator[None]:
-    """Enable one of diffusers' caches within the context."""
-    transformer.enable_cache(config)
+def enabled(transformers: Sequence[Any], config: Any) -> Iterator[None]:
+    """Enable one of diffusers' caches within the context, with a state of its own for each transformer."""
+    for transformer in transformers:
+        transformer.enable_cache(copy(config))
     try:
         yield
     finally:
-        transformer.disable_cache()
+        for transformer in transformers:
+            transformer.disable_cache()
 
 
 Method = Callable[[PeerPipeline, VideoRequest], tuple[Frames, float]]
@@ -132,7 +141,7 @@ def _hook(make: Callable[[PeerPipeline, VideoRequest], Any]) -> Method:
         config = make(peer, request)
         if not peer._whole_step:
             peer.frames(request.model_copy(update={"steps": 2}))
-        with enabled(peer.pipe.transformer, config):
+        with enabled(peer.transformers, config):
             return peer.frames(request)
 
     return run
@@ -219,9 +228,17 @@ def dbcache(threshold: float, warmup: int, calibrator: str = "") -> Method:
     return run
 
 
-def methods() -> dict[str, Method]:
-    """All peers that can run here, with settings that give comparable numbers of evaluations."""
+def methods(*, few: bool = False) -> dict[str, Method]:
+    """All peers that can run here, with settings that give comparable numbers of evaluations.
+
+    Args:
+        few: whether to take those of diffusers that need no calibration, with fewer settings.
+    """
     found: dict[str, Method] = {}
+    if few:
+        found = {f"TaylorSeer, every {n} after {w}": taylorseer(n, w) for n, w in ((8, 3), (5, 4), (4, 5))}
+        found |= {f"SeaCache {t:g}, at most {n}": seacache(t, n) for t, n in ((0.6, 4), (2.5, 4), (10.0, 8))}
+        return found | {f"FirstBlockCache {threshold:g}": firstblock(threshold) for threshold in (0.1, 0.2)}
     for interval, warmup in ((8, 3), (6, 3), (5, 4), (4, 5), (3, 5)):
         found[f"TaylorSeer, every {interval} after {warmup}"] = taylorseer(interval, warmup)
     for threshold, consecutive in ((0.25, 2), (0.6, 2), (0.6, 4), (1.2, 4), (2.5, 4), (5.0, 5), (10.0, 8)):

@@ -25,9 +25,11 @@ _OURS = {
     "Spectrum (paper), w = 0.5": "#f0a030",
     "velocity, w = 0.5": "#8fbf6f",
     "guided, w = 0.5": "#4f9f4f",
+    "guided, w = 0.5, carried": "#7fbf7f",
     "guided, error-driven": "#2f7f6f",
     "guided, calibrated weights": "#5f8fcf",
     "guided, calibrated, planned": "#1f4e79",
+    "guided, calibrated, planned, fresh": "#3f6e99",
     "guided, calibrated, planned, watched": "#7f9fbf",
 }
 _PEER_COLOURS = dict(
@@ -72,7 +74,8 @@ Everything on this page is made by
 
     python scripts/bench_quality.py --out docs/quality.md
 
-on wan-tiny, in more than an hour on two cores; every single result is in [quality.jsonl](quality.jsonl).
+on wan-tiny, and on wan2.2-tiny with its two experts, in more than an hour on two cores; every single result
+is in [quality.jsonl](quality.jsonl).
 No calibration has seen the prompts and seeds: {count} in the settings below. Every method makes each video
 from the same noise, and the frames are measured against those of the full sampler, before any lossy encoding.
 NFE is the number of evaluations of the transformer, where both branches together count as one; for the caches

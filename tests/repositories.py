@@ -16,7 +16,7 @@ import yaml
 from diffusers import WanTransformer3DModel
 
 from runtime.files.text import read_json
-from runtime.request.config import available, load_config, shipped
+from runtime.request.config import available, embedded_models, load_config, shipped
 from tests.conditioned import (
     CHANNELS,
     HEADS,
@@ -26,7 +26,7 @@ from tests.conditioned import (
     write_vace,
 )
 
-SHIPPED = [name for name in available(".") if name != "wan-tiny"]
+SHIPPED = [name for name in available(".") if name not in embedded_models()]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 _OLD_SAMPLER = {  # what Wan2.1's repositories have: written before five of today's settings existed
     "_class_name": "UniPCMultistepScheduler", "_diffusers_version": "0.33.0.dev0", "beta_end": 0.02,

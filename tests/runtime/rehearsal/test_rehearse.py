@@ -221,6 +221,7 @@ def test_14b_at_720p_stays_within_bounds(
 
 PARAMETERS = {
     "wan-tiny": 5.1e6,
+    "wan2.2-tiny": 2 * 5.1e6,
     "wan2.1-t2v-1.3b-480p": 1.419e9,
     "wan2.1-t2v-14b-480p": 14.29e9,
     "wan2.1-t2v-14b-720p": 14.29e9,

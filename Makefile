@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 video: $(VENV)/.installed  ## A video from the embedded model on two ranks, compared with the full sampler
 	$(BIN)/lockstep generate "a red circle moving left on a black background" \
-		--spectrum planned-14 --ranks 2 --out out/video.mp4 --report out/video.json --compare --overwrite
+		--spectrum best-10 --ranks 2 --out out/video.mp4 --report out/video.json --compare --overwrite
 
 film: $(VENV)/.installed  ## The example storyboard, two shots at a time, as one film
 	$(BIN)/lockstep storyboard configs/storyboards/shapes.yaml --out out/film --replicas 2 --compare

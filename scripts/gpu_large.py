@@ -18,18 +18,19 @@ from gpu_bench import Bench, Found, measure_generation, steps_of
 from gpu_weights import random_model
 
 from runtime.engine import Engine
-from runtime.errors import BadRequestError
 from runtime.forecasting.presets import Preset
+from runtime.models.quantization import quantize_linears
 from runtime.models.wan.adapter import every_block
+from runtime.models.wan.projections import fuse_projections
 from runtime.models.wan.vae import decode_frames
-from runtime.parallel.kernels import KERNELS, resolve
-from runtime.request.config import Config, load_config
+from runtime.request.config import Config, Memory, load_config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
 
 CONFIGS = ("wan2.1-t2v-1.3b-480p", "wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p")
-STEPS = 4
+EXPERTS = "wan2.2-t2v-14b-480p"
+STEPS = 3
 PRESET_FILE = Path(__file__).with_name("gpu_preset.yaml")
 OFF = Preset.model_validate({"schedule": {"kind": "full"}})
 SMALL = {"width": 64, "height": 48, "frames": 5}
@@ -39,14 +40,19 @@ def request_of(config: Config, bench: Bench, **fields: Any) -> VideoRequest:
     return config.request("a wide river at dawn", seed=0, **(SMALL if bench.small else {}), **fields)
 
 
-def config_of(bench: Bench, name: str) -> Config:
-    """Config of a model with random weights, which are written if they are not there."""
+def config_of(bench: Bench, name: str, *, small: bool = False) -> Config:
+    """Config of a model with random weights, which are written if they are not there.
+
+    Args:
+        small: whether to take a model of two blocks, on a GPU, too.
+    """
+    small = small or bench.small
     config = load_config(name)
     assert isinstance(config.model, str)
-    folder = bench.work / config.model.replace("/", "--")
-    random_model(config.model, folder, bench.device, small=bench.small)
+    folder = bench.work / (config.model.replace("/", "--") + "-small" * small)
+    random_model(config.model, folder, bench.device, small=small)
     changes: dict[str, Any] = {"model": str(folder), "device": str(bench.device)}
-    return config.model_copy(update=changes | ({"architecture": None} if bench.small else {}))
+    return config.model_copy(update=changes | ({"architecture": None} if small else {}))
 
 
 @contextmanager
@@ -75,7 +81,7 @@ def check_model(bench: Bench, name: str) -> Found:
         found |= measure_generation(bench, engine, request)
         found["whole decoding"] = _decoding(bench, engine, request)
         short = request_of(config, bench, steps=1, guidance=1.0)
-        found["kernels"] = bench.kernels(partial(_denoised, engine, short))
+        found["kernels"] = [] if name == CONFIGS[-1] else bench.kernels(partial(_denoised, engine, short))
     return found
 
 
@@ -95,28 +101,54 @@ def _decoding(bench: Bench, engine: Engine, request: VideoRequest) -> Found:
 
 
 def check_evaluations(bench: Bench, name: str) -> Found:
-    """Time one branch's computed step: diffusers' own forward, then Lockstep with option after option."""
+    """Time one branch's computed step: diffusers' own forward, then Lockstep with option upon option."""
     config, found = config_of(bench, name), Found()
     request = request_of(config, bench, steps=3, guidance=1.0)
     rows: list[Found] = []
     found |= {"config": name, "lines": rows}
     with loaded(bench, config, found) as engine:
         rows.append({"line": "diffusers", "computed_step_seconds": _own_forward(bench, engine, request)})
-        reference = _line(bench, engine, request, "exact", rows)
-        for kernel in KERNELS:
-            if kernel in ("sdpa", "math"):
-                continue
-            try:
-                resolve(kernel, bench.device, engine.loaded.dtype, ring=1)
-            except BadRequestError:
-                continue
-            engine.config = engine.config.model_copy(update={"attention": kernel})
-            _line(bench, engine, request, f"attention: {kernel}", rows, reference)
-        engine.config = engine.config.model_copy(update={"attention": "auto"})
-        for block in every_block(engine.loaded.experts[0].module):  # type: ignore[arg-type]
+        blocks = every_block(engine.loaded.experts[0].module)  # type: ignore[arg-type]
+        exact = _line(bench, engine, request, "exact", rows)
+        for block in blocks:
+            fuse_projections(block)
+        _line(bench, engine, request, "and fused projections", rows, exact)
+        for block in blocks:
             block.compile()
-        _line(bench, engine, request, "compile", rows, reference)
+        _line(bench, engine, request, "and compiled blocks", rows, exact)
+        torch.compiler.reset()
+        for block in blocks:
+            quantize_linears(block, "fp8")
+        _line(bench, engine, request, "and fp8 linears", rows, exact)
     return found
+
+
+def check_places(bench: Bench) -> Found:
+    """Compare weights that come to the device when they are needed with those that stay there."""
+    large = config_of(bench, CONFIGS[0])
+    experts = config_of(bench, EXPERTS, small=True)
+    rows: list[Found] = []
+    for name, config, request, ways in (
+        (CONFIGS[0], large, request_of(large, bench, steps=3, guidance=1.0), ({"transformer": "offload"},)),
+        (
+            f"{EXPERTS}, two blocks",
+            experts,
+            experts.request("a wide river at dawn", seed=0, steps=6, **SMALL),
+            ({"experts": "swap"}, {"transformer": "offload"}),
+        ),
+    ):
+        exact: torch.Tensor | None = None
+        for places in ({}, *ways):
+            memory = Memory.model_validate({"text_encoder": "free", **places})
+            found: Found = {}
+            with loaded(bench, config.model_copy(update={"memory": memory}), found) as engine:
+                written = ", ".join(f"{key}: {value}" for key, value in places.items()) or "on the device"
+                latents_BCFHW = _line(bench, engine, request, f"{name}: {written}", rows, exact)
+            if latents_BCFHW is not None:
+                rows[-1]["equal"] = exact is None or bool(torch.equal(latents_BCFHW, exact))
+                rows[-1]["load_peak"] = found["load_peak"]
+                exact = latents_BCFHW if exact is None else exact
+    return {"lines": rows}
 
 
 def _denoised(engine: Engine, request: VideoRequest) -> tuple[Result, torch.Tensor]:
@@ -166,6 +198,7 @@ def _own_forward(bench: Bench, engine: Engine, request: VideoRequest) -> float:
 
 
 CHECKS: dict[str, Callable[[Bench], Found]] = {
+    "places": check_places,
     **{f"model {name}": partial(check_model, name=name) for name in CONFIGS},
     **{f"evaluations {name}": partial(check_evaluations, name=name) for name in CONFIGS[:2]},
 }

@@ -16,13 +16,14 @@ from runtime.rehearsal.machine import load_gpu
 from runtime.rehearsal.rehearse import Rehearsal, Scenario, rehearse
 from runtime.request.config import load_config
 
+NOTES = Path(__file__).with_name("gpu_notes.md")  # what the numbers in docs/ mean
 _GIB = 2**30
 _GPUS = {"H100": "h100", "H200": "h200", "B200": "b200", "4090": "4090"}
 INTRODUCTION = """\
 # What a GPU says
 
-Made by `python scripts/gpu_check.py --results docs/gpu.jsonl --out docs/gpu.md`; the numbers are those of one
-run on the machine below, with models of the published shapes and random weights.
+Made by `python scripts/gpu_check.py --results docs/gpu.jsonl --out docs/gpu.md`. Models have the published
+shapes and random weights; every number is one run's.
 """
 
 
@@ -51,6 +52,8 @@ def _page(lines: Sequence[Found]) -> Iterator[str]:
         else:
             yield from section(line)
             yield ""
+    if all(line["machine"]["count"] for line in lines):
+        yield NOTES.read_text(encoding="utf-8")
 
 
 def _machines(lines: Sequence[Found]) -> Iterator[tuple[str, str]]:
@@ -156,7 +159,7 @@ def _model(line: Found) -> Iterator[str]:
     yield (
         f"{request['width']}×{request['height']}, {request['frames']} frames, both branches, attention "
         f"{found['attention']}; loaded in {_written(found['load_seconds'])} s from random weights that were "
-        f"just written. The forecast is of features, from two values.\n"
+        f"just written. The forecast is of features, from one value.\n"
     )
     measured = {"load": found["load_peak"], **peaks}
     own = {} if rehearsed is None else rehearsed.ranks[0].peaks
@@ -215,11 +218,28 @@ def _evaluations(line: Found) -> Iterator[str]:
     yield table(head, rows)
 
 
+def _places(line: Found) -> Iterator[str]:
+    yield "Weights that come to the device when they are needed, against weights that stay there:\n"
+    head = ["", "equal to the bit", "computed step, s", "peak while loading, GiB", "peak of all, GiB"]
+    rows = [
+        [
+            one["line"],
+            one.get("equal", one.get("failed")),
+            one.get("computed_step_seconds"),
+            _gib(one.get("load_peak")),
+            _gib(one.get("peak")),
+        ]
+        for one in line["found"]["lines"]
+    ]
+    yield table(head, rows)
+
+
 _SECTIONS: dict[str, tuple[str, Callable[[Found], Iterator[str]]]] = {
     "ceilings": ("Speeds of the device", _ceilings),
     "attention": ("Attention kernels", _attention),
     "pipeline": ("Exactness", _pipeline),
     "options": ("Options", _options),
+    "places": ("Places of weights", _places),
     "ranks": ("Ranks", _rows("ranks")),
     "failures": ("Failures", _rows("failures")),
 }

@@ -21,10 +21,12 @@ from runtime.request.config import EMBEDDED_MODELS
 SHARD = 5 * 10**9  # bytes of a weight file
 TIED = "encoder.embed_tokens.weight"  # of the text encoder: the same as its shared.weight
 DONE = ".whole"  # written last
+_SMALL_TRANSFORMER = {
+    "num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 128, "text_dim": 32,
+}  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {  # what makes a model small, for a CPU
-    "transformer/config.json": {
-        "num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 128, "text_dim": 32,
-    },
+    "transformer/config.json": _SMALL_TRANSFORMER,
+    "transformer_2/config.json": _SMALL_TRANSFORMER,
     "text_encoder/config.json": {
         "d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2, "vocab_size": 512,
     },
@@ -47,15 +49,17 @@ def random_model(repository: str, folder: Path, device: torch.device, *, small: 
     folder.mkdir(parents=True)
     write_settings(repository, folder)
     for name, changes in SMALL.items() if small else ():
+        if not (folder / name).exists():
+            continue
         settings = json.loads((folder / name).read_text(encoding="utf-8"))
         (folder / name).write_text(json.dumps(settings | changes), encoding="utf-8")
     generator = torch.Generator(device).manual_seed(0)
     with init_empty_weights():
-        transformer = WanTransformer3DModel.from_config(
-            WanTransformer3DModel.load_config(folder / "transformer")
-        )
         text_encoder = UMT5EncoderModel(UMT5Config.from_pretrained(folder / "text_encoder"))
-    _write(transformer, folder / "transformer", "diffusion_pytorch_model", generator)
+    for place in sorted(folder.glob("transformer*")):
+        with init_empty_weights():
+            transformer = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(place))
+        _write(transformer, place, "diffusion_pytorch_model", generator)
     _write(text_encoder, folder / "text_encoder", "model", generator)
     torch.manual_seed(0)
     vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder / "vae"))

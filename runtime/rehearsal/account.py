@@ -23,8 +23,9 @@ ESTIMATED = (
     "reading weights, swapping experts, encoding mp4 and the host's work other than launching are left out"
 )
 UNMEASURED = (
-    "nothing was run: this tells nothing about real speed, hangs, streams or numbers, and no GPU has "
-    "confirmed it; compiled blocks, xfuser's kernels and FSDP's own copies are not rehearsed"
+    "nothing was run: this tells nothing about hangs, streams or numbers; one H100 confirmed memory within "
+    "2 % and a computed step within 3 % (docs/gpu.md), several GPUs nothing; compiled blocks, xfuser's "
+    "kernels and FSDP's own copies are not rehearsed"
 )
 
 

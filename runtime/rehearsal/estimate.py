@@ -1,4 +1,4 @@
-"""Estimates of times on a GPU: arithmetic with assumed speeds, no measurement.
+"""Estimates of times on a GPU: arithmetic with assumed speeds.
 
 An operator takes the time of its operations at the speed assumed for its kind, or of its bytes at that of the
 memory, whichever is longer (a roofline). A phase takes the time of all its operators, or of their launches if
@@ -14,11 +14,14 @@ from runtime.rehearsal.ledger import Operator, Work
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.phases import Phase
 
-REACHED = {"attention": 0.4, "linear": 0.63, "convolution": 0.5, "other": 1.0}
-"""Kind of operator → assumed efficiency: share of the makers' operations per second that it reaches."""
-REACHED_BYTES = 0.78  # the same for bytes per second of the memory
+REACHED = {"attention": 0.58, "linear": 0.8, "convolution": 0.5, "other": 1.0}
+"""Kind of operator → assumed efficiency: share of the makers' operations per second that it reaches.
+
+Attention and matrix products as in a step of 14B on one H100; convolutions are assumed.
+"""
+REACHED_BYTES = 0.86  # the same for bytes per second of the memory, as an H100 copies
 REACHED_LINK = 0.67  # the same for links
-LAUNCH = 5e-6  # seconds of the host for a launch, assumed
+LAUNCH = 20e-6  # seconds of the host for a launch, assumed
 LATENCY = 20e-6  # least seconds of a transfer, assumed
 
 

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chaos_table import write_page
+from gpu_page import write_page as write_gpu_page
 from quality_tables import write_document
 
 from tests.places import ROOT
@@ -32,3 +34,9 @@ def test_the_page_of_quality(tmp_path: Path) -> None:
     pages = [(folder / "quality.md").read_text(encoding="utf-8") for folder in (DOCS, tmp_path)]
     there, made = (re.sub(r"^Versions: .*", "", page, flags=re.MULTILINE) for page in pages)
     assert made == there
+
+
+@pytest.mark.slow
+def test_the_page_of_a_gpu(tmp_path: Path) -> None:
+    write_gpu_page(records("gpu.jsonl"), tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == (DOCS / "gpu.md").read_text(encoding="utf-8")

@@ -374,11 +374,11 @@ class Worker:
         yield measure
 
 
-def calibrate() -> None:
-    """Make the calibrations that are missing."""
+def calibrate(named: str) -> None:
+    """Make the calibrations that are missing, of settings whose names have the text `named`."""
     for setting in SETTINGS:
         out = Path(setting.calibration)
-        if setting.shipped or out.is_file():
+        if setting.shipped or named not in setting.name or out.is_file():
             continue
         out.parent.mkdir(parents=True, exist_ok=True)
         job = plan_calibration(
@@ -419,16 +419,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/quality.md"))
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--setting", default="", help="Measure settings whose names have this text.")
     parser.add_argument("--write-only", action="store_true", help="Write the document from what is there.")
     given = parser.parse_args()
     for folder in (given.results.parent, CALIBRATIONS):
         folder.mkdir(parents=True, exist_ok=True)
     if not given.write_only:
-        calibrate()
+        calibrate(given.setting)
         lines = given.results.read_text().splitlines() if given.results.is_file() else []
         known = [json.loads(line) for line in lines]
         tasks = []
         for index, setting in enumerate(SETTINGS):
+            if given.setting not in setting.name:
+                continue
             for number in range(min(given.prompts, setting.prompts)):
                 done = [
                     f"{r['method']}@{r['budget']}"

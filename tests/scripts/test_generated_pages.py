@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_fitted import Result, table
 from chaos_table import write_page
 from gpu_page import write_page as write_gpu_page
 from quality_tables import write_document
@@ -34,6 +35,11 @@ def test_the_page_of_quality(tmp_path: Path) -> None:
     pages = [(folder / "quality.md").read_text(encoding="utf-8") for folder in (DOCS, tmp_path)]
     there, made = (re.sub(r"^Versions: .*", "", page, flags=re.MULTILINE) for page in pages)
     assert made == there
+
+
+def test_the_table_of_fitted_solvers() -> None:
+    measured = table([Result(**record) for record in records("fitted.jsonl")])
+    assert measured in (DOCS / "calibration.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

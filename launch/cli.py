@@ -17,20 +17,11 @@ from rich.console import Console
 
 from launch.commands.convert import convert
 from launch.commands.machines import doctor, rehearse
-from launch.commands.options import (
-    DAY,
-    DEGREE,
-    PRICE,
-    REPLICAS,
-    FileNameType,
-    NumberType,
-    PathType,
-    calibrate_options,
-    generate_options,
-    sampling_options,
-)
+from launch.commands.options import calibrate_options, generate_options, sampling_options
 from launch.commands.queue import queue, status
 from launch.commands.sections import Sections
+from launch.commands.settings import config, preset
+from launch.commands.types import DAY, DEGREE, PRICE, REPLICAS, FileNameType, NumberType, PathType
 from launch.http.command import keys, serve
 from launch.shell.exits import advising, end_with, interrupt, run_command
 from launch.shell.logs import set_up_logging
@@ -78,34 +69,38 @@ class _KeepsArguments(click.Command):
 )
 @click.pass_context
 def generate(context: click.Context, /, launcher: str | None, **options: Any) -> None:
-    """Make a video from PROMPT; write an mp4, a report and a picture of the run.
+    """Make a video from PROMPT, or from each line of a file; write an mp4, a report and a picture of the run.
 
     With --ranks N, N processes on this machine make it together. To use several machines, start
     `python -m launch.torchrun` with torchrun: docs/ranks.md.
     """
-    from launch.commands.build_job import build_job
-    from launch.shell.run import run_job_shown
-    from launch.shell.signals import stop_on_signals
+    from launch.commands.build_job import build_batch
 
-    job = build_job(**options)
-    job.check_files()
-    launcher = launcher or ("inline" if job.ranks in (None, 1) else "ray")
-    if launcher == "ray":
-        from launch.cluster.run import run_job_on_ray
-
-        with advising(job.advice):
-            run_job_on_ray(job, context.obj)
-        return
-    if launcher == "torchrun":
-        with advising(job.advice):
-            _run_on_ranks(job.world, job.config.device, "launch.torchrun", context)
-        return
-    if job.ranks not in (None, 1):
+    batch = build_batch(**options)
+    ranks = batch.first.ranks
+    launcher = launcher or ("inline" if ranks in (None, 1) else "ray")
+    if launcher == "inline" and ranks not in (None, 1):
         raise BadRequestError(
-            f"launcher: 'inline' given; it runs a single rank, {job.ranks} need ray or torchrun"
+            f"launcher: 'inline' given; it runs a single rank, {ranks} need ray or torchrun"
         )
-    with advising(job.advice):
-        run_job_shown(job, context.obj, on_loaded=stop_on_signals)
+    batch.check_files()
+    if not batch.left:
+        from launch.shell.run import print_made
+
+        print_made(batch, context.obj)
+        return
+    with advising(batch.advice):
+        if launcher == "ray":
+            from launch.cluster.run import run_batch_on_ray
+
+            run_batch_on_ray(batch, context.obj)
+        elif launcher == "torchrun":
+            _run_on_ranks(batch.first.world, batch.config.device, "launch.torchrun", context)
+        else:
+            from launch.shell.run import run_batch_shown
+            from launch.shell.signals import stop_on_signals
+
+            run_batch_shown(batch, context.obj, on_loaded=stop_on_signals)
 
 
 def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) -> None:
@@ -165,13 +160,13 @@ def without_launcher(arguments: list[str]) -> list[str]:
     show_default=True,
     help="The mp4; the numbers are written beside it as JSON.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist, if they are of the same kind.")
 @click.pass_obj
 def compare(
     console: Console,
     /,
     prompts: tuple[str, ...],
-    config: str,
+    config: str | None,
     presets: tuple[str, ...],
     seeds: tuple[int, ...],
     out: Path,
@@ -251,7 +246,7 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     type=PathType(),
     help="YAML file for a preset that runs the plan, for --spectrum of `generate`.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist, if they are of the same kind.")
 def plan(
     calibration: str,
     nfe: int | None,
@@ -360,6 +355,8 @@ def storyboard(
 cli.add_command(rehearse)
 cli.add_command(doctor)
 cli.add_command(convert)
+cli.add_command(config)
+cli.add_command(preset)
 cli.add_command(queue)
 cli.add_command(status)
 cli.add_command(serve)

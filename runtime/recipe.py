@@ -11,7 +11,6 @@ from typing import Any, Self
 from runtime.errors import BadRequestError
 from runtime.files.text import flatten
 from runtime.forecasting.presets import Preset
-from runtime.parallel.kernels import AUTO, added_source
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.versions import code_version
@@ -113,8 +112,10 @@ class Recipe:
 
 def _attention(config: Config) -> str | dict[str, str]:
     """Name of the attention kernel; of an added one with the identity of its code."""
-    if config.attention == AUTO and config.performs.fastest_attention:
-        return "fastest"
+    if config.attention == "auto":  # without the kernels, which take seconds to import
+        return "fastest" if config.performs.fastest_attention else "auto"
+    from runtime.parallel.kernels import added_source
+
     source = added_source(config.attention)
     return config.attention if source is None else {"kernel": config.attention, "source": source}
 

@@ -1,8 +1,10 @@
 """Spectrum: forecasts of a network's activations along the denoising trajectory. Pure torch and numpy."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from spectrum.calibrated import CalibratedPredictor, Gram, mean_gram, surprise
 from spectrum.chebyshev import chebyshev_basis, ridge_weights
-from spectrum.forecaster import Forecaster, SquaredError, Squares
 from spectrum.guard import GuardedSchedule
 from spectrum.pace import Pace
 from spectrum.planner import MAX_STEPS, PlannedSteps, Planner
@@ -17,7 +19,15 @@ from spectrum.schedule import (
     paper_schedule,
 )
 from spectrum.seconds import StepSeconds, Stopwatch, TimeLeft
-from spectrum.track import Advanced, Track
+
+if TYPE_CHECKING:  # they import torch, which takes seconds
+    from spectrum.forecaster import Forecaster, SquaredError, Squares
+    from spectrum.track import Advanced, Track
+
+_WITH_TORCH = {
+    **dict.fromkeys(("Forecaster", "SquaredError", "Squares"), "forecaster"),
+    **dict.fromkeys(("Advanced", "Track"), "track"),
+}
 
 __all__ = [
     "MAX_STEPS",
@@ -51,3 +61,10 @@ __all__ = [
     "ridge_weights",
     "surprise",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is asked for."""
+    if name in _WITH_TORCH:
+        return getattr(import_module(f"spectrum.{_WITH_TORCH[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -249,6 +249,10 @@ class ToyFamily:
         if expected not in (None, SHAPE):
             raise ValueError(f"its transformer has {SHAPE}, but the config expects {expected}")
 
+    def usual_config(self, path: Path, pipeline: str) -> Config:
+        size = Defaults(width=16, height=16, frames=5)
+        return Config(model="toy", architecture=SHAPE, bounds=self.bounds, defaults=size)
+
     def read_lora(self, lora: Lora) -> str:
         raise BadRequestError(f"lora: {lora.file!r} given; Toy takes none")
 

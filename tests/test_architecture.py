@@ -44,7 +44,7 @@ RUNTIME: Mapping[str, str] = {
         "checkpoint engine files forecasting media models parallel profile recipe reports request sampling"
     ),
     "measure": "checkpoint engine files forecasting media request sampling versions",
-    "film": "files forecasting media profile recipe reports request versions",
+    "film": "files forecasting media models profile recipe reports request versions",
     "rehearsal": "engine files models parallel profile request sampling",
 }
 # Room of launch/ → the rooms of launch/ that it may import.

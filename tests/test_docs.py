@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 import pytest
@@ -14,12 +16,19 @@ from pydantic import BaseModel
 from launch.cli import cli
 from launch.commands.ray_job import job
 from launch.commands.torchrun import rank
-from runtime.forecasting import presets
-from runtime.forecasting.parts import PREDICTORS, SCHEDULES
-from runtime.forecasting.presets import load_preset
-from runtime.request import config as configs
+from runtime.forecasting.parts import (
+    PREDICTORS,
+    SCHEDULES,
+    CalibratedPart,
+    FittedSchedulePart,
+    Part,
+    PlannedSchedulePart,
+)
+from runtime.forecasting.presets import Preset, load_preset
+from runtime.models.configs import open_config
 from runtime.request.config import Config, load_config
 from runtime.sampling.coordinator import RECORD_BYTES
+from spectrum import StepKind
 from tests.places import ROOT
 from tests.test_architecture import GROUND, ROOMS
 
@@ -48,7 +57,8 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
                 for length in (2, 1):
                     entry = " ".join(words[at : at + length])
                     if entry in ENTRIES:
-                        yield entry, words[at + length :]
+                        given = words[at + length :]
+                        yield entry, given[: given.index(">")] if ">" in given else given
                         break
 
 
@@ -109,31 +119,73 @@ def test_nothing_tells_to_install_a_package_of_this_name_from_a_registry() -> No
         assert not re.search(rf"pip install '?{name[1]}", path.read_text(encoding="utf-8")), path
 
 
-def parts(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """A model and those that its fields are made of."""
-    yield model
-    for field in model.model_fields.values():
-        for found in re.findall(r"runtime\.[\w.]+\.(\w+)", str(field.annotation)):
-            part = getattr(presets, found, None) or getattr(configs, found)
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from parts(part)
+def parts_in(annotation: Any) -> list[type[BaseModel]]:
+    """Models that a value of this type may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [part for inner in get_args(annotation) for part in parts_in(inner)]
 
 
-@pytest.mark.parametrize("model", [Config, presets.Preset])
-def test_every_field_is_explained(model: type[BaseModel]) -> None:
-    page = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
-    words = {word for quoted in re.findall(r"`([^`\n]+)`", page) for word in re.findall(r"[\w+]+", quoted)}
-    chosen = [*SCHEDULES.values(), *PREDICTORS.values()] if model is presets.Preset else []
-    fields = {name for part in [*parts(model), *chosen] for name in part.model_fields}
-    explained_elsewhere = {"experts", "history", "size", "stride"}  # of `memory` and `tiles`: ranks.md
-    assert fields - words - explained_elsewhere == set()
+def fields_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
+    """Every field of a model and of its parts by its path, with its default as a page writes it."""
+    for name, field in model.model_fields.items():
+        chosen = [part for part in parts_in(field.annotation) if issubclass(part, Part)]  # by its kind
+        default = field.get_default(call_default_factory=True)
+        if field.is_required():
+            written = "required"
+        elif isinstance(default, BaseModel):
+            content = default.model_dump(exclude_unset=True) or "as below"
+            written = f"`{{kind: {content['kind']}}}`" if isinstance(content, dict) else content
+        else:
+            written = f"`{json.dumps([*default] if isinstance(default, tuple) else default)}`"
+            written = written if default == "" else written.replace('"', "")
+        yield path + name, written
+        for part in [] if chosen else parts_in(field.annotation):
+            yield from fields_of(part, f"{path}{name}.")
 
 
-def test_the_examples_of_configs_are_valid(tmp_path: Path) -> None:
-    for block in blocks(ROOT / "docs" / "configs.md", "yaml"):
-        (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
-    assert load_config(str(tmp_path / "mine.yaml")).defaults.spectrum == str(tmp_path / "fast.yaml")
-    assert load_preset(str(tmp_path / "fast.yaml")).stream == "guided"
+def rows(page: str) -> list[list[str]]:
+    """First two cells of every row about a field."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return [
+        [cell.strip() for cell in line.split("|")[1:3]]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+
+
+def test_every_field_of_a_config_is_on_its_page_with_its_default() -> None:
+    expected = dict(fields_of(Config))
+    expected |= dict.fromkeys(
+        ["defaults", *(f"defaults.{name}" for name in ("width", "height", "frames"))], "usual for the model"
+    )
+    expected["bounds"] = "Wan's"
+    assert rows("configs.md") == [[f"`{name}`", default] for name, default in expected.items()]
+
+
+def test_every_field_of_a_preset_is_on_its_page_with_its_default() -> None:
+    parts: list[type[Part]] = [*SCHEDULES.values(), PlannedSchedulePart, FittedSchedulePart]
+    parts += [*PREDICTORS.values(), CalibratedPart]
+    expected = [[f"`{name}`", default] for name, default in fields_of(Preset)]
+    for part in parts:
+        [kind] = get_args(part.model_fields["kind"].annotation)
+        fields = [(name, default) for name, default in fields_of(part, f"{kind}.") if name != f"{kind}.kind"]
+        expected += [[f"`{kind}`", ""], *([f"`{name}`", default] for name, default in fields)]
+    assert rows("presets.md") == expected
+
+
+def test_the_examples_of_configs_and_presets_are_valid(tmp_path: Path) -> None:
+    for page in ("configs.md", "presets.md"):
+        for block in blocks(ROOT / "docs" / page, "yaml"):
+            (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+    mine = load_config(str(tmp_path / "mine.yaml"))
+    assert mine.defaults.spectrum == str(tmp_path / "fast.yaml")
+    assert open_config(str(tmp_path / "own.yaml")).defaults.steps == 30
+    preset = load_preset(str(tmp_path / "fast.yaml"))
+    assert preset.stream == "guided"
+    said = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
+    [nfe] = re.findall(r"With 50 steps, (\d+) are computed", " ".join(said.split()))
+    assert preset.expected_kinds(50).count(StepKind.COMPUTE) == int(nfe)
 
 
 @pytest.mark.parametrize("page", ["scaling.md", "report.md"])

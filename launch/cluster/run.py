@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,28 +17,66 @@ from launch.cluster.group import Begun, End, Ended, Event, Previewed, RankGroup
 from launch.cluster.metrics import DriverMetrics
 from launch.shell.progress import StepProgress
 from launch.shell.pulse import Pulse
-from launch.shell.run import print_result
+from launch.shell.run import print_made, print_result
 from launch.shell.signals import stopped_by_signals
 from launch.shell.terminal import say
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
+from runtime.jobs.batch import Batch
 from runtime.jobs.job import Job
 from runtime.media.preview import PreviewFile
 from runtime.reports.report import Report
 
 log = logging.getLogger("launch")
 
+States = dict[Path, tuple[int, int] | None]
+"""What tells each file of a job from one that replaces it."""
+
 ATTEMPTS = 3  # rank groups that a job may use
 BACKOFF = 1.0  # seconds before the second attempt; doubled before each further one
 
 
-def run_job_on_ray(job: Job, console: Console) -> None:
+def run_batch_on_ray(batch: Batch, console: Console) -> None:
+    """Run jobs on their cluster, from placing the ranks to printing the paths of the results."""
+    if len(batch.jobs) == 1:
+        _run_job_on_ray(batch.first, console)
+        return
+    print_made(batch, console)
+    about = {"prompt": f"{len(batch.left)} prompts", "config": batch.config.model_name}
+    before = [job.outputs.state(job.request.videos) for job in batch.left]
+    on_cluster(batch.first.world, about, partial(_all_in_driver, batch.left, before, console), console)
+
+
+def _all_in_driver(jobs: Sequence[Job], before: Sequence[States], console: Console, driver: Driver) -> None:
+    """Run jobs on one rank group; those that an earlier driver finished are left out.
+
+    Raises:
+        BadRequestError: the first one is not acceptable.
+        JobFailedError: a later one is not, or see `run_on_ray`.
+    """
+    left = [job for job, files in zip(jobs, before, strict=True) if _made_since(job, files) is None]
+    run = _Run(console, pulse=driver.pulse, again=driver.again)
+    with driver.stopped_by_signals(run.stop):
+        try:
+            for number, job in enumerate(left):
+                try:
+                    report = run.until_done(job.absolute().planned())
+                except BadRequestError as error:
+                    if number or driver.again:
+                        raise JobFailedError(str(error)) from None  # something was made
+                    raise
+                print_result(report, job, console)
+        finally:
+            run.dismiss()
+
+
+def _run_job_on_ray(job: Job, console: Console) -> None:
     """Run a job on its cluster, from placing the ranks to printing the path of the result."""
     about = {"prompt": job.request.prompt, "config": job.config.model_name, "out": str(job.outputs.video)}
     made = partial(_made_since, job, job.outputs.state(job.request.videos))
     print_result(on_cluster(job.world, about, partial(_in_driver, job, console), console, made), job, console)
 
 
-def _made_since(job: Job, before: dict[Path, tuple[int, int] | None]) -> Report | None:
+def _made_since(job: Job, before: States) -> Report | None:
     """Report of a job all files of which were written since; None if it is not done.
 
     Ranks may finish a job whose driver is lost.
@@ -91,26 +129,28 @@ def run_on_ray(
         JobFailedError: too many groups died, or a job that had begun is refused when it is to resume.
         NotFiniteError: a step produced NaN or infinity, as it would on any group.
     """
-    run = _Run(job.absolute().planned(), console, on_event, attempts, pulse, again=again)
+    run = _Run(console, on_event, attempts, pulse, again=again)
     with stopped_by(run.stop):
-        return run.until_done(on_done)
+        try:
+            return run.until_done(job.absolute().planned(), on_done)
+        finally:
+            run.dismiss()
 
 
 class _Run:
-    """The driver's side of one job."""
+    """The driver's side of jobs that one rank group does one after another; a lost group is replaced."""
 
     def __init__(
         self,
-        job: Job,
         console: Console,
-        on_event: OnEvent,
-        attempts: int,
-        pulse: Pulse | None,
+        on_event: OnEvent = lambda event, group: None,
+        attempts: int = ATTEMPTS,
+        pulse: Pulse | None = None,
         *,
         again: bool,
     ):
         self._again = again
-        self._job, self._console, self._on_event, self._attempts = job, console, on_event, attempts
+        self._console, self._on_event, self._attempts = console, on_event, attempts
         self._pulse = pulse
         self._group: RankGroup | None = None
         self._cancelled = threading.Event()
@@ -125,32 +165,32 @@ class _Run:
             group.stop()
         return True
 
-    def until_done(self, on_done: Callable[[Report], None]) -> Report:
+    def until_done(self, job: Job, on_done: Callable[[Report], None] = lambda report: None) -> Report:
+        """Do a job, on new groups if need be; the group is kept for the next one, see `dismiss`."""
         failures: list[str] = []
-        try:
-            while True:
-                ended = self._attempt(self._job.retried() if failures or self._again else self._job)
-                match ended.end:
-                    case End.DONE:
-                        report = Report.model_validate_json(ended.report)
-                        on_done(report)
-                        return report
-                    case End.REFUSED if failures:  # it was accepted before
-                        raise JobFailedError(f"{failures[-1]}; then {ended.reason}")
-                    case End.REFUSED if self._again:
-                        raise JobFailedError(f"the Ray driver process was lost; then {ended.reason}")
-                    case End.REFUSED:
-                        raise BadRequestError(ended.reason)
-                    case End.CANCELLED:
-                        raise CancelledError(ended.reason)
-                    case End.HOPELESS:
-                        raise NotFiniteError(ended.reason)
-                failures.append(ended.reason)
-                self._dismiss()
-                self._metrics.restarted()
-                self._pause(failures)
-        finally:
-            self._dismiss()
+        while True:
+            if self._group is not None and self._cancelled.is_set():  # too late for the job before
+                raise CancelledError("stopped before this video began")
+            ended = self._attempt(job.retried() if failures or self._again else job)
+            match ended.end:
+                case End.DONE:
+                    report = Report.model_validate_json(ended.report)
+                    on_done(report)
+                    return report
+                case End.REFUSED if failures:  # it was accepted before
+                    raise JobFailedError(f"{failures[-1]}; then {ended.reason}")
+                case End.REFUSED if self._again:
+                    raise JobFailedError(f"the Ray driver process was lost; then {ended.reason}")
+                case End.REFUSED:
+                    raise BadRequestError(ended.reason)
+                case End.CANCELLED:
+                    raise CancelledError(ended.reason)
+                case End.HOPELESS:
+                    raise NotFiniteError(ended.reason)
+            failures.append(ended.reason)
+            self.dismiss()
+            self._metrics.restarted()
+            self._pause(failures)
 
     def _attempt(self, job: Job) -> Ended:
         """Run the job on the group, starting one if there is none."""
@@ -205,7 +245,8 @@ class _Run:
         say(self._console, f"{failures[-1]}; retrying with new ranks in {seconds:.0f} s")
         self._cancelled.wait(seconds)
 
-    def _dismiss(self) -> None:
+    def dismiss(self) -> None:
+        """End the rank group, if there is one."""
         if self._group is not None:
             self._group.kill()
             self._group = None

@@ -5,7 +5,6 @@ One rank under torchrun: `torchrun --nproc-per-node N -m launch.commands.calibra
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.commands.build_job import build_request, inputs_of
 from launch.commands.options import calibrate_options
+from launch.commands.prompts import read_prompts
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
 from launch.shell.progress import timed
@@ -26,17 +26,18 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.files.atomic import is_in_the_way
 from runtime.files.checks import check_apart, check_suffix, check_writable
+from runtime.files.kinds import CALIBRATION
 from runtime.files.locks import hold
-from runtime.files.text import read_text
 from runtime.forecasting.calibration import Calibration
 from runtime.jobs.defaults import usual_timeout
 from runtime.measure.calibrate import Calibrator
 from runtime.measure.findings import check_partial
 from runtime.measure.states import check_states, states_beside
+from runtime.models.configs import open_config
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks
 from runtime.profile import check_loras
-from runtime.request.config import Config, load_config, shipped
+from runtime.request.config import DEFAULT, Config, shipped
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
@@ -94,8 +95,10 @@ class CalibrationJob:
 
 
 def plan_calibration(
-    config: str,
+    config: str | None,
     *,
+    model: str | None = None,
+    revision: str | None = None,
     prompts: Path | None,
     seed: int,
     out: Path,
@@ -115,14 +118,14 @@ def plan_calibration(
     Raises:
         BadRequestError: an option is not acceptable.
     """
-    settings = load_config(config)
+    settings = open_config(config, model=model, revision=revision)
     check_loras(settings)
     check_suffix(out, ".json", field="out")
-    if is_leader:
-        check_writable(out, overwrite=overwrite)
-    path = prompts or _shipped_prompts(config)
+    path = prompts or _shipped_prompts(config or (DEFAULT if model is None else ""))
     requests = _requests(settings, path, seed, **given)
     check_apart({out: "out"}, inputs_of(config, settings, requests[0]) | {path: "prompts"})
+    if is_leader:
+        check_writable(out, overwrite=overwrite, kind=CALIBRATION)
     job = CalibrationJob(settings, requests, out, budgets, overwrite)
     if is_leader:
         check_image(requests[0].image)
@@ -189,21 +192,8 @@ def _cost(job: CalibrationJob, calibrator: Calibrator) -> str:
     )
 
 
-def read_prompts(path: Path) -> dict[int, str]:
-    """Read one prompt per line: line number → prompt. Blank lines and lines that begin with # are skipped.
-
-    Raises:
-        BadRequestError: there is no prompt, or the file is not text.
-    """
-    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", read_text(path, "prompts"))]
-    prompts = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
-    if not prompts:
-        raise BadRequestError(f"prompts: {str(path)!r} given; it has no prompts, write one per line")
-    return prompts
-
-
 def _shipped_prompts(config: str) -> Path:
-    """Return the shipped file of prompts for a config, or the general one."""
+    """Return the shipped file of prompts for a config, or the general one; that if it has no name."""
     own = shipped("prompts", f"{Path(config).stem}.txt")
     return own if own.is_file() else shipped("prompts", "general.txt")
 

@@ -21,13 +21,15 @@ from launch.commands.build_job import build_request, inputs_of
 from runtime.engine import Engine
 from runtime.files.atomic import whole_files
 from runtime.files.checks import check_apart, check_suffix, check_writable
+from runtime.files.kinds import COMPARISON, VIDEO
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.jobs.run import Progress, generate_shown
 from runtime.media.mp4 import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import Quality, RawVideo, compare_videos
 from runtime.media.raw import check_room, raw_videos
+from runtime.models.configs import open_config
 from runtime.profile import check_loras
-from runtime.request.config import Config, is_path, load_config
+from runtime.request.config import Config, is_path
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Plan
@@ -188,9 +190,11 @@ class Comparison:
 
 
 def plan_comparison(
-    config: str,
+    config: str | None,
     prompts: Sequence[str],
     *,
+    model: str | None = None,
+    revision: str | None = None,
     presets: Sequence[str],
     seeds: Sequence[int],
     out: Path,
@@ -202,12 +206,10 @@ def plan_comparison(
     Raises:
         BadRequestError: a preset, a request or an output file is not acceptable.
     """
-    settings = load_config(config)
+    settings = open_config(config, model=model, revision=revision)
     check_loras(settings)
     chosen = {name: load_preset(name) for name in (FULL, *presets)}
     check_suffix(out, ".mp4", field="out")
-    for path in (out, out.with_suffix(".json")):
-        check_writable(path, overwrite=overwrite)
     requests = [
         build_request(settings, prompt, seed=seed, spectrum=FULL, **given)
         for prompt in prompts
@@ -222,6 +224,8 @@ def plan_comparison(
     inputs |= {Path(name): "preset" for name in chosen if is_path(name)}
     inputs |= {file: "calibration" for one in chosen.values() if (file := one.calibration_file)}
     check_apart(outputs, inputs)
+    for path, kind in ((out, VIDEO), (out.with_suffix(".json"), COMPARISON)):
+        check_writable(path, overwrite=overwrite, kind=kind)
     return Comparison(settings, chosen, requests, out, overwrite)
 
 

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from launch.shell.terminal import say
 from runtime.models.layouts.convert import Conversion, plan_conversion
-from runtime.request.config import ModelFiles, load_config
+from runtime.request.config import ModelFiles
+from runtime.request.config_file import ConfigFile
 
 _APART = 10.0  # seconds between two lines in a log
 
@@ -38,7 +39,7 @@ def model_of(source: str) -> str | ModelFiles:
     Raises:
         BadRequestError: the config is not valid.
     """
-    return load_config(source).model if source.endswith((".yaml", ".yml")) else source
+    return ConfigFile.read(source).named()[0] if source.endswith((".yaml", ".yml")) else source
 
 
 def run(conversion: Conversion, console: Console) -> None:

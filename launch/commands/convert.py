@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from launch.commands.options import FileNameType, PathType
+from launch.commands.types import FileNameType, PathType
 from launch.shell.exits import advising
 from launch.shell.terminal import print_path
 

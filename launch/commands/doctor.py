@@ -1,34 +1,27 @@
-"""`lockstep doctor`: shows what this machine has and can run, and what a model is read from."""
+"""`lockstep doctor`: shows what this machine has and can run. Imports torch only where there is a GPU."""
 
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import imageio_ffmpeg
-import torch
 from rich.table import Table
 
-from launch.commands.conversion import model_of
 from runtime.errors import named, reason
 from runtime.files.extensions import announced
-from runtime.files.text import read_json
 from runtime.media.quality import has_filter
 from runtime.models.folder import is_local
-from runtime.models.layouts.convert import survey
-from runtime.parallel.topology import Degrees
-from runtime.rehearsal.machine import Gpu
-from runtime.rehearsal.options import first_that_fits
-from runtime.rehearsal.rehearse import Scenario
 from runtime.request.config import Config, available, load_config
 
-_WORLDS = (1, 2, 4, 8)
+WORLDS = (1, 2, 4, 8)
+DRIVERS = [Path("/dev") / name for name in ("nvidiactl", "kfd", "dxg")]  # of NVIDIA, AMD, and in WSL
 _PATIENCE = 30.0  # seconds for ffmpeg to tell its version
 _FILTERS = ("psnr", "ssim", "libvmaf", "xfade", "concat")
 
@@ -37,62 +30,6 @@ def examine() -> Iterator[Table]:
     """Yield tables of findings, the cheapest first."""
     yield _machine()
     yield _models()
-
-
-def fits(gpu: Gpu) -> Table:
-    """Rehearse every config on 1, 2, 4 and 8 GPUs; tell the peak memory, and what would make it fit.
-
-    Args:
-        gpu: the GPU.
-    """
-    table = Table(title=f"Rehearsed, not measured: peak memory on {gpu.name}, of {gpu.memory_gib:g} GiB")
-    table.add_column("config", no_wrap=True)
-    for world in _WORLDS:
-        table.add_column(f"{world}, GiB")
-    for name in available("."):
-        table.add_row(name, *(_fit(load_config(name), world, gpu) for world in _WORLDS))
-    table.caption = (
-        "At the config's size, with its preset. 2 GiB and 5 % of the memory are assumed to be lost. "
-        "`lockstep rehearse` shows more of each."
-    )
-    return table
-
-
-def _fit(config: Config, world: int, gpu: Gpu) -> str:
-    """Peak memory of a config, with the memory options without which it would not fit."""
-    scenario = Scenario(config, config.request("rehearsed"), Degrees(), world, gpu)
-    found = first_that_fits(scenario)
-    if found is None:
-        return "does not fit"
-    changes = [f"{field}: {value}" for field, value in found.changes.items()]
-    return "\n".join([f"{found.rehearsal.peak / 2**30:.1f}", *changes])
-
-
-def examine_model(source: str) -> Table:
-    """Describe a model: its components, and the files that they are read from.
-
-    Args:
-        source: a folder or repository, or the YAML file of a config.
-
-    Raises:
-        BadRequestError: it is missing, incomplete or not supported; the message says what was seen.
-    """
-    found = survey(model_of(source))
-    pipeline = read_json(found.source / "model_index.json")["_class_name"]
-    table = Table(title=f"{source}: a {pipeline}, {found.revision}")
-    for name in ("component", "parameters", "dtypes"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("read from", overflow="fold")
-    for component in dict.fromkeys(file.name.split("/")[0] for file in found.files):
-        weights = next(file.weights for file in found.files if file.name.startswith(f"{component}/"))
-        stored = [weight.stored for weight in weights.values()]
-        table.add_row(
-            component,
-            f"{sum(math.prod(weight.shape) for weight in weights.values()):,}",
-            ", ".join(sorted({one.dtype for one in stored})),
-            "\n".join(str(file) for file in dict.fromkeys(one.file for one in stored)),
-        )
-    return table
 
 
 def _machine() -> Table:
@@ -106,7 +43,7 @@ def _machine() -> Table:
 
 def _findings() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
-    yield "torch", f"{torch.__version__}, threads: {torch.get_num_threads()}, cores: {os.cpu_count()}"
+    yield "torch", f"{_version_of('torch')}, cores: {os.cpu_count()}"
     yield "GPUs", _accelerators()
     yield "xfuser", _importable("xfuser")
     yield "diffusers", _version_of("diffusers")
@@ -118,6 +55,11 @@ def _findings() -> Iterator[tuple[str, str]]:
 
 
 def _accelerators() -> str:
+    """Describe the GPUs that torch sees; it is not asked where the system has no driver of any."""
+    if not any(path.exists() for path in DRIVERS):
+        return "none (this machine has no driver of a GPU); the CPU is used"
+    import torch
+
     if not torch.cuda.is_available():
         return "none (torch sees no CUDA device); the CPU is used"
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -163,12 +105,12 @@ def _models() -> Table:
     table.add_column("config", no_wrap=True)
     table.add_column("heads")
     table.add_column("weights", no_wrap=True)
-    for world in _WORLDS:
+    for world in WORLDS:
         table.add_column(str(world))
     for name in available("."):
         config = load_config(name)
         heads = config.architecture.heads if config.architecture else None
-        splits = [_splits(heads, world) for world in _WORLDS]
+        splits = [_splits(heads, world) for world in WORLDS]
         table.add_row(name, str(heads or "?"), _weights(config), *splits)
     table.caption = (
         "With guidance, twice the ranks can be used (cfg = 2). Other splits work as well, less evenly."

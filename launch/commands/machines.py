@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from launch.commands.options import FileNameType, rehearse_options
+from launch.commands.options import rehearse_options
+from launch.commands.types import FileNameType
 from launch.shell.terminal import Terminal
 
 
@@ -33,7 +34,8 @@ def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: An
         click.echo(json.dumps(to_json(found, fitting, compared)))
         return
     shown = Terminal()
-    for part in show(found, options["config"], fitting, compared):
+    name = options["config"] or scenario.config.model_name
+    for part in show(found, name, fitting, compared):
         shown.print(part, soft_wrap=isinstance(part, str))
 
 
@@ -56,14 +58,19 @@ def doctor(gpu: str | None, model: str | None) -> None:
 
     With --model, show what SRC is, what is in it, and the files that it is read from: docs/models.md.
     """
-    from launch.commands.doctor import examine, examine_model, fits
-    from runtime.rehearsal.machine import load_gpu
+    from launch.commands.doctor import examine
 
     if model is not None:
+        from launch.commands.doctor_models import examine_model
+
         Terminal().print(examine_model(model))
         return
+    from runtime.rehearsal.machine import load_gpu
+
     rehearsed = None if gpu is None else load_gpu(gpu)
     for table in examine():
         Terminal().print(table)
     if rehearsed is not None:
+        from launch.commands.doctor_models import fits
+
         Terminal().print(fits(rehearsed))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from launch.commands.transformer_options import transformer_options
-from runtime.files.text import user_path
+from launch.commands.types import DEGREE, SCALE, TIMEOUT, BudgetsType, FileNameType, PathType, SizeType
 from runtime.jobs.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 
 _TIMEOUT_HELP = (
@@ -20,101 +17,6 @@ _TIMEOUT_HELP = (
 )
 _CONFIGS = "[default: the config's]"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-DEGREE = click.IntRange(min=1, max=65536)
-
-
-class NumberType(click.ParamType[float]):
-    """A finite number within bounds, both inclusive; others are refused with their value and the bounds."""
-
-    name = "number"
-
-    def __init__(self, least: float, most: float):
-        self._least, self._most = least, most
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            number = math.nan
-        if not self._least <= number <= self._most:  # NaN fails both comparisons
-            self.fail(
-                f"{str(value)[:60]!r} given; a number from {self._least:g} to {self._most:g} is needed",
-                param,
-                ctx,
-            )
-        return number
-
-
-class PathType(click.ParamType[Path]):
-    """Path of a file or folder; empty ones are refused, as they mostly come from unset variables."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if value == "":
-            self.fail("'' given; a name is needed", param, ctx)
-        path = user_path(str(value))
-        first = path.parts[0] if len(path.parts) > 1 else ""
-        if first.startswith("~"):  # a folder of this name would be made
-            self.fail(
-                f"{str(value)!r} given; no user's home folder is {first!r}; for a folder of that name give "
-                f"{'./' + str(value)!r}",
-                param,
-                ctx,
-            )
-        return path
-
-
-class FileNameType(click.ParamType[str]):
-    """Name of something shipped, or path of a file; expands the `~` of `--option=~/file`, too."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(user_path(value)) if str(value).startswith("~") else str(value)
-
-
-DAY = 86400.0  # seconds
-SCALE = NumberType(-1000.0, 1000.0)  # scale of a LoRA
-TIMEOUT = NumberType(1.0, 7 * DAY)  # seconds for `--timeout`
-EXPIRY = NumberType(1.0, 3650 * DAY)  # seconds after which a request expires
-PRICE = NumberType(0.0, 1e9)  # price of a rank for an hour
-REPLICAS = click.IntRange(min=1, max=4096)
-PRIORITY = click.IntRange(min=-1_000_000, max=1_000_000)
-ID = click.IntRange(min=1, max=2**63 - 1)  # number of a request in a queue; SQLite's range
-
-
-class SizeType(click.ParamType[tuple[int, int]]):
-    """A size given as WIDTHxHEIGHT, in pixels."""
-
-    name = "WIDTHxHEIGHT"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        found = re.fullmatch(r"([0-9]{1,9})[xX]([0-9]{1,9})", str(value))
-        if found is None:
-            self.fail(f"{value!r} is not WIDTHxHEIGHT, for example 832x480", param, ctx)
-        return int(found[1]), int(found[2])
-
-
-class BudgetsType(click.ParamType[tuple[int, ...]]):
-    """Numbers of computed steps, such as 8,10,14; `none` for an empty list."""
-
-    name = "N,N,…"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if str(value) == "none":
-            return ()
-        if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", str(value)):
-            self.fail(f"{str(value)[:60]!r} given; numbers such as 8,10,14 are needed, or none", param, ctx)
-        return tuple(int(number) for number in str(value).split(","))
 
 
 def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
@@ -130,10 +32,20 @@ def sampling_options(command: _Command) -> _Command:
         click.option(
             "--config",
             type=FileNameType(),
-            default="wan-tiny",
-            show_default=True,
             metavar="NAME|FILE",
-            help="Model and defaults: a shipped config (`lockstep doctor` lists them) or a YAML file.",
+            help="Model and defaults: a shipped config (`lockstep doctor` lists them) or a YAML file.  "
+            "[default: wan-tiny, or what is usual for --model]",
+        ),
+        click.option(
+            "--model",
+            type=FileNameType(),
+            metavar="FOLDER|REPOSITORY",
+            help="Model in place of the config's: a folder, or a repository of Hugging Face.",
+        ),
+        click.option(
+            "--revision",
+            metavar="NAME",
+            help="Commit or tag of the model's repository.  [default: the config's, or the newest]",
         ),
         click.option("--steps", type=int, help=f"Steps of the sampler.  {_CONFIGS}"),
         click.option(
@@ -213,7 +125,7 @@ def calibrate_options(command: _Command) -> _Command:
             "[default: 8,10,14 of 50 steps]",
         ),
         click.option("--out", type=PathType(), required=True, help="JSON file to write the calibration to."),
-        click.option("--overwrite", is_flag=True, help="Replace a file that exists."),
+        click.option("--overwrite", is_flag=True, help="Replace a calibration that exists."),
         click.option(
             "--ranks", type=DEGREE, metavar="N", help="Processes that make each video together.  [default: 1]"
         ),
@@ -225,7 +137,14 @@ def calibrate_options(command: _Command) -> _Command:
 def generate_options(command: _Command) -> _Command:
     """Add the argument and options of `generate`, on one rank or many."""
     options = [
-        click.argument("prompt"),
+        click.argument("prompt", required=False),
+        click.option(
+            "--prompts",
+            type=PathType(),
+            metavar="FILE",
+            help="Make a video of each line of a file: .txt with a prompt, or .jsonl with a JSON object with "
+            "any fields of a request. The model is loaded once.",
+        ),
         sampling_options,
         click.option(
             "--seed",
@@ -264,9 +183,9 @@ def generate_options(command: _Command) -> _Command:
         click.option(
             "--out",
             type=PathType(),
-            default=Path("video.mp4"),
-            show_default=True,
-            help="The mp4; several videos get numbers added to its name.",
+            help="The mp4; several videos get numbers added to its name. With --prompts, {number}, {slug} "
+            "and {seed} are replaced, also in the other names.  "
+            "[default: video.mp4; of --prompts, {number:03d}-{slug}.mp4]",
         ),
         click.option(
             "--report",
@@ -285,7 +204,9 @@ def generate_options(command: _Command) -> _Command:
             metavar="FILE",
             help="Safetensors file for the video's latents, which --extend takes.",
         ),
-        click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+        click.option(
+            "--overwrite", is_flag=True, help="Replace files that exist, if they are of the same kind."
+        ),
         click.option(
             "--compare",
             is_flag=True,

@@ -11,6 +11,7 @@ from rich.table import Table
 from runtime.errors import BadRequestError, named
 from runtime.files.atomic import whole_file
 from runtime.files.checks import check_apart, check_suffix, check_writable
+from runtime.files.kinds import PICTURE, PRESET, check_kind
 from runtime.files.text import read_json, user_path
 from runtime.forecasting.calibration import Calibration, is_file_name, load_calibration
 from runtime.forecasting.methods import Choice, Method, Methods
@@ -74,7 +75,9 @@ def step_seconds(report: Path | None) -> StepSeconds | None:
     if report is None:
         return None
     try:
-        found, problem = read_step_seconds(read_json(report)), "it computed or forecast none"
+        content = read_json(report)
+        check_kind(content, "report", report)
+        found, problem = read_step_seconds(content), "it computed or forecast none"
     except (OSError, ValueError, KeyError, TypeError) as error:
         found, problem = StepSeconds(), named(error)
     if not (found.computed and found.forecast):
@@ -159,8 +162,9 @@ def check_outputs(
     outputs = {path: field for path, field in ((picture, "picture"), (preset, "preset")) if path is not None}
     inputs = {user_path(name): "calibration"} if is_file_name(name) else {}
     check_apart(outputs, inputs | ({} if report is None else {report: "report"}))
+    kinds = {"picture": PICTURE, "preset": PRESET}
     for path, field in outputs.items():
-        check_writable(path, overwrite=overwrite, field=field)
+        check_writable(path, overwrite=overwrite, field=field, kind=kinds[field])
 
 
 def write_plan(chosen: Chosen, *, picture: Path | None, preset: Path | None, overwrite: bool) -> None:

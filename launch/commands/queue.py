@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from launch.commands.options import DEGREE, EXPIRY, ID, PRIORITY, REPLICAS, PathType, generate_options
+from launch.commands.options import generate_options
+from launch.commands.types import DEGREE, EXPIRY, ID, PRIORITY, REPLICAS, PathType
 from launch.shell.exits import advising, only_while_heard
 from launch.shell.terminal import Terminal, counted
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
@@ -71,18 +72,26 @@ def add(
     expires: float | None,
     **options: Any,
 ) -> None:
-    """Add a request for a video of PROMPT and print its number. Takes the options of `generate`."""
-    from launch.commands.build_job import build_job
+    """Add a request for a video of PROMPT and print its number. Takes the options of `generate`.
+
+    With --prompts, add one for each line of a file, or none if one of them is not acceptable.
+    """
+    from launch.commands.build_job import build_batch
     from launch.serve.queue import check_line
 
     check_line("owner", owner)
     check_line("name", name)
-    job = build_job(**options)
-    job.check_files()
-    job = job.absolute().planned()  # whoever serves it stands elsewhere, and it may be later
-    owner = owner or _user()
+    batch = build_batch(**options)
+    if name is not None and options["prompts"] is not None:
+        raise BadRequestError(f"name: {name!r} given; the requests of a file have names of their own")
+    batch.check_files()
+    batch = batch.planned()  # whoever serves it stands elsewhere, and it may be later
+    about = {"owner": owner or _user(), "priority": priority, "seconds": expires}
     with _opened(folder) as opened:
-        click.echo(opened.submit(job, name=name, owner=owner, priority=priority, seconds=expires))
+        with opened.transaction() as base:
+            added = [opened.insert(base, job, name=name, **about) for job in batch.jobs]
+        for number in added:
+            click.echo(number)
 
 
 def _user() -> str:
@@ -99,11 +108,16 @@ def _user() -> str:
 def cancel(folder: Path, requests: tuple[int, ...]) -> None:
     """Cancel REQUESTS, given by their numbers: waiting ones end at once, running ones after a step.
 
-    If one of the numbers is unknown, none is cancelled.
+    Those that have ended are left as they are, with their files, and are named on stderr. If one of the
+    numbers is unknown, none is cancelled.
     """
     with _opened(folder, must_exist=True) as opened, opened.transaction() as base:
-        for request in requests:
-            opened.cancel_in(base, request)
+        before = {request: opened.cancel_in(base, request) for request in requests}
+    for request, state in before.items():
+        if state not in _OPEN:
+            click.echo(
+                f"request {request} is {state} already: it and its files are left as they are", err=True
+            )
 
 
 @queue.command("run", short_help="Serve the queue.")

@@ -21,13 +21,13 @@ def job(verbose: bool, **options: Any) -> None:
     """Make a video of PROMPT on a Ray cluster."""
     console = Terminal(stderr=True)
     set_up_logging(console, verbose=verbose)
-    from launch.cluster.run import run_job_on_ray
-    from launch.commands.build_job import build_job
+    from launch.cluster.run import run_batch_on_ray
+    from launch.commands.build_job import build_batch
 
-    work = build_job(**options)
-    work.check_files()
-    with advising(work.advice):
-        run_job_on_ray(work, console)
+    batch = build_batch(**options)
+    batch.check_files()
+    with advising(batch.advice):
+        run_batch_on_ray(batch, console)
 
 
 def run(arguments: list[str]) -> int:

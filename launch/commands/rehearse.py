@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from runtime.errors import BadRequestError
+from runtime.models.configs import open_config
 from runtime.parallel.topology import Degrees, Topology
 from runtime.rehearsal.account import COUNTED, ESTIMATED, UNMEASURED, seconds
 from runtime.rehearsal.estimate import estimate
@@ -15,7 +16,7 @@ from runtime.rehearsal.machine import load_gpu
 from runtime.rehearsal.options import Option
 from runtime.rehearsal.phases import Phase
 from runtime.rehearsal.rehearse import RankFindings, Rehearsal, Scenario
-from runtime.request.config import Config, load_config
+from runtime.request.config import Config
 from runtime.request.performance import Profile, Quantization
 
 _GIB = 2**30
@@ -23,7 +24,9 @@ _GIB = 2**30
 
 def build_scenario(
     *,
-    config: str,
+    config: str | None,
+    model: str | None = None,
+    revision: str | None = None,
     gpu: str,
     ranks: int | None,
     ulysses: int | None,
@@ -41,7 +44,7 @@ def build_scenario(
     Raises:
         BadRequestError: a name or value is not valid.
     """
-    settings, degrees = load_config(config), Degrees(cfg, ring, ulysses)
+    settings, degrees = open_config(config, model=model, revision=revision), Degrees(cfg, ring, ulysses)
     changes = {"attention": attention, "performance": performance, "quantization": quantization}
     settings = _changed(settings, changes, shard)
     fields = {name: value for name, value in given.items() if value is not None}

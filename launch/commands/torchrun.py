@@ -7,15 +7,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launch.commands.build_job import build_job
+from launch.commands.build_job import build_batch
 from launch.commands.options import generate_options
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
 from launch.shell.rank import check_world, end_rank, joined, told_to_others
-from launch.shell.run import run_job_shown
+from launch.shell.run import run_batch_shown
 from launch.shell.signals import stop_on_signals
 from launch.shell.terminal import Terminal
-from runtime.jobs.job import Job
+from runtime.jobs.batch import Batch
 from runtime.parallel.meeting import Rendezvous
 
 
@@ -28,16 +28,16 @@ def rank(verbose: bool, **options: Any) -> None:
     console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
     set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
     with told_to_others(rendezvous):
-        job = build_job(**options)
-        check_world(job.ranks, rendezvous)
+        batch = build_batch(**options)
+        check_world(batch.first.ranks, rendezvous)
         if rendezvous.rank == 0:
-            job.check_files()
-    _run(job, rendezvous, console)
+            batch.check_files()
+    _run(batch, rendezvous, console)
 
 
-def _run(job: Job, rendezvous: Rendezvous, console: Console) -> None:
-    with advising(job.advice), joined(job.config, rendezvous, job.timeout) as ranks:
-        run_job_shown(job, console, ranks, on_loaded=stop_on_signals)
+def _run(batch: Batch, rendezvous: Rendezvous, console: Console) -> None:
+    with advising(batch.advice), joined(batch.config, rendezvous, batch.first.timeout) as ranks:
+        run_batch_shown(batch, console, ranks, on_loaded=stop_on_signals)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from runtime.files.checks import refusing
 from runtime.files.text import user_path
 from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.forecasting.presets import load_preset
-from runtime.request.config import Config, available, is_path, load_config
+from runtime.models.configs import open_config
+from runtime.request.config import Config, available, is_path
 from runtime.request.video_request import VideoRequest
 
 
@@ -54,7 +55,7 @@ class Catalog:
             BadRequestError: one of them cannot be used, or two have the same name.
         """
         for config in configs:
-            load_config(config)
+            open_config(config)
         chosen = [*dict.fromkeys([*available("spectrum"), *presets])]
         for preset in chosen:
             load_preset(preset)

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from launch.commands.options import DAY, DEGREE, PRIORITY, FileNameType, NumberType, PathType
 from launch.commands.queue import queue_option
+from launch.commands.types import DAY, DEGREE, PRIORITY, FileNameType, NumberType, PathType
 from runtime.errors import BadRequestError, JobFailedError, reason
 
 _COUNT = click.IntRange(min=0, max=10**9)

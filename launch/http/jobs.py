@@ -22,7 +22,8 @@ from runtime.forecasting.calibration import Calibration
 from runtime.forecasting.methods import Methods
 from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
-from runtime.request.config import Config, load_config
+from runtime.models.configs import open_config
+from runtime.request.config import Config
 
 _MOST_TIMES = 16  # of the pixels and frames that a config makes by default
 _MOST_STEPS = 200
@@ -61,7 +62,7 @@ class JobMaker:
             ApiError, BadRequestError: something in the request is not offered, or out of bounds.
         """
         name = self.catalog.config(asked.model)
-        config = load_config(name)
+        config = open_config(name)
         fps = asked.fps or config.fps
         frames = _frames(asked, config, fps) if before is None else before.length(asked, config, fps)
         width, height = map(int, asked.size.split("x")) if asked.size else (None, None)

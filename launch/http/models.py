@@ -19,8 +19,9 @@ from launch.http.service import TheService
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import Calibration
 from runtime.forecasting.presets import load_preset
+from runtime.models.configs import open_config
 from runtime.profile import ModelProfile
-from runtime.request.config import Config, Defaults, is_path, load_config
+from runtime.request.config import Config, Defaults, is_path
 from runtime.request.video_request import VideoRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -113,7 +114,7 @@ def retrieve_model(model: Annotated[str, Path(max_length=200)], service: TheServ
 
 
 def _model(catalog: Catalog, name: str) -> Model:
-    config = load_config(catalog.models[name])
+    config = open_config(catalog.models[name])
     usual, request, profile = config.defaults, config.request("x"), profile_of(config)
     spectrum, settings = usual.spectrum, settings_of(config)
     return Model(

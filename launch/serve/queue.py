@@ -200,24 +200,30 @@ class Queue:
             if row is not None:
                 raise BadRequestError(f"out: {path!r} given; {row['name']} will write it")
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int) -> State:
         """Cancel a request: a waiting one ends now, a running one after a step, an ended one is unchanged.
+
+        Returns:
+            The state that it was in.
 
         Raises:
             BadRequestError: there is no request of this number.
         """
         with self.transaction() as base:
-            self.cancel_in(base, id)
+            return self.cancel_in(base, id)
 
-    def cancel_in(self, base: sqlite3.Connection, id: int) -> None:
+    def cancel_in(self, base: sqlite3.Connection, id: int) -> State:
         """Cancel a request as `cancel` does, as a part of the transaction `base`."""
         known = -_LARGEST <= id <= _LARGEST
         row = base.execute("SELECT state FROM requests WHERE id = ?", (id if known else -1,)).fetchone()
         if row is None:
             raise BadRequestError(f"request: {id} given; the queue has no request of this number")
-        base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
-        if row["state"] == State.WAITING:
+        state = State(row["state"])
+        if state in (State.WAITING, State.RUNNING):
+            base.execute("UPDATE requests SET unwanted = 1 WHERE id = ?", (id,))
+        if state is State.WAITING:
             _change(base, id, State.CANCELLED, "cancelled while it waited")
+        return state
 
     def forget_in(self, base: sqlite3.Connection, id: int) -> bool:
         """Remove a request that has ended, as a part of the transaction `base`; returns whether it is gone.

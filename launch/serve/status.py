@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -21,14 +24,18 @@ COLOURS = {
     State.FAILED: "red",
     State.CANCELLED: "magenta",
 }
-_LONG = ("why", "ranks", "preview")  # columns whose cells may wrap
+_LONG = ("prompt", "out", "why", "ranks", "preview")  # columns whose cells may wrap
+_SHOWN = 60  # characters of a prompt that are shown
 
 
 def tables(queue: Queue, states: Sequence[str]) -> Iterator[Table | Text]:
-    """Yield the table of the requests in these states, and the table of replicas; a line for an empty one."""
+    """Yield the table of the requests in these states, that of what they make, and the table of replicas; a
+    line for an empty one."""
     title = ", ".join(f"{number} {state}" for state, number in queue.count().items())
-    requests = [_row(entry) for entry in queue.entries(*map(State, states))]
-    yield _table(title, requests) if requests else Text(title)
+    entries = queue.entries(*map(State, states))
+    yield _table(title, [_row(entry) for entry in entries]) if entries else Text(title)
+    if entries:
+        yield _table("videos", [_video_row(entry) for entry in entries])
     replicas = [_replica_row(replica) for replica in queue.replicas()]
     yield _table("replicas", replicas) if replicas else Text("no replicas")
 
@@ -38,7 +45,7 @@ def _table(title: str, rows: Sequence[Mapping[str, str | Text]]) -> Table:
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in names:
-        table.add_column(name, no_wrap=name not in _LONG)
+        table.add_column(name, no_wrap=name not in _LONG, overflow="fold" if name == "out" else "ellipsis")
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell := row[name], str) else cell for name in names))
     return table
@@ -61,6 +68,21 @@ def _row(entry: Entry) -> dict[str, str | Text]:
         "preview": done.preview if running else "",
         "why": "" if running else entry.reason,
     }
+
+
+def _video_row(entry: Entry) -> dict[str, str | Text]:
+    """Beginning of a request's prompt, and the path of its video; empty if another version wrote it."""
+    row: dict[str, str | Text] = {"no.": str(entry.id), "prompt": "", "out": ""}
+    try:
+        job = json.loads(entry.text)
+        prompt, out = str(job["request"]["prompt"]), Path(job["outputs"]["video"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return row
+    words = " ".join(prompt.split())
+    shown = words if len(words) <= _SHOWN else f"{words[: _SHOWN - 1]}…"
+    with suppress(OSError, ValueError):  # it is elsewhere
+        out = out.relative_to(Path.cwd())
+    return {**row, "prompt": shown, "out": str(out)}
 
 
 def _replica_row(replica: ReplicaEntry) -> dict[str, str | Text]:

@@ -1,4 +1,4 @@
-"""Runs one job in this process and shows its progress: the last stage of every launcher."""
+"""Runs jobs in this process and shows their progress: the last stage of every launcher."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from rich.console import Console
 
 from launch.shell.progress import StepProgress, timed
 from launch.shell.signals import ignore_signals
-from launch.shell.terminal import print_path
+from launch.shell.terminal import counted, print_path, say
 from runtime.engine import Engine
+from runtime.errors import BadRequestError
+from runtime.jobs.batch import Batch, refuse_all
 from runtime.jobs.job import Job
 from runtime.jobs.run import do_job
 from runtime.media.preview import PreviewFile, Previews
@@ -20,28 +22,68 @@ from runtime.parallel.ranks import Ranks
 from runtime.reports.report import Report
 
 
-def run_job_shown(
-    job: Job,
+def run_batch_shown(
+    batch: Batch,
     console: Console,
     ranks: Ranks | None = None,
     on_loaded: Callable[[Engine], None] = lambda _: None,
 ) -> None:
-    """Load the model, make the video, and print the path of the result.
+    """Load the model, make the videos of every job, and print the paths of the results.
 
     Args:
+        batch: the jobs; all are checked against the model before the first begins.
         console: where progress is shown; quiet on all ranks but the first.
         ranks: the rank group; by default this process alone.
-        on_loaded: called with the engine before the job starts, so that commands can be sent to it.
+        on_loaded: called with the engine before the first job starts, so that commands can be sent to it.
     """
-    with timed(console, f"loading {job.config.model}"):
-        engine = Engine(job.config, ranks, job.degrees)
+    with timed(console, f"loading {batch.config.model}"):
+        engine = Engine(batch.config, ranks, batch.first.degrees)
     on_loaded(engine)
-    # Commanded until the path is printed: a command that comes too late changes nothing.
-    with engine.commanded(), previewed_in(job.outputs.preview, engine, overwrite=job.outputs.overwrite):
+    # Commanded until the last path is printed: a command that comes too late for one job stops the next.
+    with engine.commanded():
+        for job in _accepted(engine, batch, console):
+            _run_shown(engine, job, console)
+        ignore_signals()  # nothing is left to be stopped
+
+
+def _accepted(engine: Engine, batch: Batch, console: Console) -> list[Job]:
+    """Jobs that are left, after all were checked against the model; the first rank says which on all ranks.
+
+    Raises:
+        BadRequestError: one is not acceptable.
+    """
+    if len(batch.jobs) == 1:
+        return [*batch.jobs]
+    problems = []
+    for job, name in zip(batch.jobs, batch.names, strict=True):
+        try:
+            engine.plan(job.request, job.preset)
+        except BadRequestError as error:
+            problems.append(f"{name}{error}")
+    refuse_all(problems)
+    mine = batch.wanted if engine.ranks.is_leader else []
+    left = engine.ranks.control.all_gather_object(mine)[0]
+    if engine.ranks.is_leader:
+        print_made(batch, console)
+    return [job for job, wanted in zip(batch.jobs, left, strict=True) if wanted]
+
+
+def print_made(batch: Batch, console: Console) -> None:
+    """Print the paths of what an earlier attempt at a batch has made, and how much is left."""
+    made = [job for job, wanted in zip(batch.jobs, batch.wanted, strict=True) if not wanted]
+    if made:
+        say(console, f"{len(made)} of {counted(len(batch.jobs), 'request')} are made already")
+    for job in made:
+        for path in job.outputs.videos(job.request.videos):
+            print_path(path)
+
+
+def _run_shown(engine: Engine, job: Job, console: Console) -> None:
+    """Do one job, and print the paths of its videos."""
+    with previewed_in(job.outputs.preview, engine, overwrite=job.outputs.overwrite):
         done = do_job(engine, job, partial(StepProgress, console))
         if isinstance(done, Report):
             print_result(done, job, console)
-        ignore_signals()  # nothing is left to be stopped
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import BadRequestError, reason
+from runtime.files.kinds import check_replaced
 from runtime.files.text import without_parents
 
 _PROBE = 4096  # bytes written to see whether there is room; quotas count, too
@@ -31,30 +32,39 @@ def refusing(field: str, path: Path | str) -> Iterator[None]:
         raise BadRequestError(f"{field}: {str(path)!r} given; {reason(error)}") from None
 
 
-def check_writable(path: Path, *, overwrite: bool, field: str = "out") -> None:
+def check_writable(path: Path, *, overwrite: bool, field: str = "out", kind: str | None = None) -> None:
     """Refuse an output that cannot be written, before any work is done for it. Creates missing folders.
 
+    Args:
+        path: the file.
+        overwrite: whether a file that exists may be replaced.
+        field: option that names it.
+        kind: the only kind of file that may be replaced, as `runtime.files.kinds` names it; None for any.
+
     Raises:
-        BadRequestError: `path` is not a regular file; or it exists and `overwrite` is false; or its folder
-            cannot be written to, is full, or is deleted with a Ray job.
+        BadRequestError: `path` is not a regular file; or it exists and `overwrite` is false, or is of another
+            kind; or its folder cannot be written to, is full, or is deleted with a Ray job.
     """
     check_outlives(path, field=field)
     with refusing(field, path):
-        kind = _kind(path)
-    if path.name in ("", "..") or (kind is not None and stat.S_ISDIR(kind)):
+        mode = _mode(path)
+    if path.name in ("", "..") or (mode is not None and stat.S_ISDIR(mode)):
         raise BadRequestError(f"{field}: {str(path)!r} given; it is a folder; give the name of a file")
-    if kind is not None and not overwrite:
+    if mode is not None and not overwrite:
         raise BadRequestError(f"{field}: {str(path)!r} exists; give another name or --overwrite")
-    if kind is not None and stat.S_ISLNK(kind):
+    if mode is not None and stat.S_ISLNK(mode):
         raise BadRequestError(
             f"{field}: {str(path)!r} given; it is a symbolic link; give the name of the file itself: "
             f"{os.path.realpath(path)!r}"  # which accepts circular links, too
         )
-    if kind is not None and not stat.S_ISREG(kind):
+    if mode is not None and not stat.S_ISREG(mode):
         raise BadRequestError(f"{field}: {str(path)!r} given; it is not a regular file and is not replaced")
+    if kind is not None and mode is not None:
+        with refusing(field, path):
+            check_replaced(path, kind, field)
     check_folder(path.parent, field=field)
     with refusing(field, path):
-        _kind(path)  # the name may be too long for the folder, which may exist only now
+        _mode(path)  # the name may be too long for the folder, which may exist only now
 
 
 def check_suffix(path: Path, *suffixes: str, field: str) -> None:
@@ -67,7 +77,7 @@ def check_suffix(path: Path, *suffixes: str, field: str) -> None:
         raise BadRequestError(f"{field}: {str(path)!r} given; the name must end in {' or '.join(suffixes)}")
 
 
-def _kind(path: Path) -> int | None:
+def _mode(path: Path) -> int | None:
     """Mode of the entry at `path`, links not followed; None if there is none."""
     try:
         return path.lstat().st_mode

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -49,7 +50,15 @@ def explain_one(
     message = _ADVICE.get(problem["type"], message[:1].lower() + message[1:]).removeprefix("input ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{field}: {message}" if way else message  # of several fields, which it names
+    if problem["type"] == "literal_error":
+        message += nearest(problem["input"], re.findall("'([^']+)'", problem["ctx"]["expected"]))
     return f"{field}: {shown(problem['input'])} given; {message}"
+
+
+def nearest(given: Any, known: Iterable[str]) -> str:
+    """Suggest what was probably meant, as the end of a message; empty if nothing is near."""
+    near = get_close_matches(given.lower(), list(known), n=1) if isinstance(given, str) else []
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _is_hidden(part: int | str) -> bool:
@@ -76,8 +85,7 @@ def _suggested(way: Sequence[int | str], model: type[BaseModel] | None) -> str:
     if model is None:
         return ""
     known = {name for one in _parts_at(model, way[:-1]) for name in one.model_fields}
-    near = get_close_matches(str(way[-1]), sorted(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return nearest(str(way[-1]), sorted(known))
 
 
 def _parts_at(model: type[BaseModel], way: Sequence[int | str]) -> list[type[BaseModel]]:

@@ -90,6 +90,22 @@ def user_path(name: str) -> Path:
     return path
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is a file at `path`; not if the system refuses the name, as it does a long one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder at `path`, as `is_file` does for files."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def beside(name: str, folder: Path) -> str:
     """Absolute path of a file that is named relative to `folder`; a leading `~` is expanded."""
     return str(without_parents(folder / user_path(name)))

@@ -9,18 +9,21 @@ refused with its line: duplicate keys, tags, several documents. Depth and size a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from runtime.errors import BadRequestError, reason
+from runtime.files.kinds import check_kind
 from runtime.files.problems import explain_one
 from runtime.files.text import line_of, no_text, read_text
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 _Model = TypeVar("_Model", bound=BaseModel)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is ten times faster, and otherwise equal
 
@@ -105,15 +108,20 @@ class YamlFile:
         """Folder of the file, to which paths in it are relative."""
         return self.path.absolute().parent
 
-    def parse(self, model: type[_Model]) -> _Model:
+    def parse(self, model: type[_Model], usual: Mapping[str, Any] = NOTHING) -> _Model:
         """Parse the content as a pydantic model.
 
+        Args:
+            model: the model.
+            usual: values of fields that the content lacks; `defaults` is completed field by field.
+
         Raises:
-            BadRequestError: one line per bad field, with its line in the file.
+            BadRequestError: one line per bad field, with its line in the file; or it is of another kind.
         """
         try:
-            return self.validate(model)
+            return self.validate(model, usual)
         except ValidationError as error:
+            check_kind(self.root.content, self.field, self.path)
             said = [
                 f"{self.field} {self.path}, line {self.line(problem['loc'])}: "
                 f"{explain_one(problem, problem['loc'], model)}"
@@ -121,9 +129,9 @@ class YamlFile:
             ]
             raise BadRequestError("\n".join(said)) from None
 
-    def validate(self, model: type[_Model]) -> _Model:
+    def validate(self, model: type[_Model], usual: Mapping[str, Any] = NOTHING) -> _Model:
         """Parse the content as `parse` does, but raise pydantic's own error."""
-        content = self.root.content
+        content = _completed(self.root.content, usual)
         try:
             return model.model_validate(content)
         except ValidationError as error:
@@ -169,6 +177,17 @@ class YamlFile:
             elif isinstance(node.value, list) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 yield part, node.line, node
+
+
+def _completed(content: Any, usual: Mapping[str, Any]) -> Any:
+    """Add usual values to the content of a file, unless it is no mapping and will be refused."""
+    if not isinstance(content, dict):
+        return content
+    whole = {**usual, **content}
+    own, others = content.get("defaults"), usual.get("defaults")
+    if isinstance(own, dict) and others is not None:
+        whole["defaults"] = {**others, **own}
+    return whole
 
 
 class _WrongError(Exception):

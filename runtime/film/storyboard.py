@@ -7,19 +7,20 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import BadRequestError
+from runtime.files.kinds import check_kind
 from runtime.files.problems import explain_one, shown
 from runtime.files.text import beside
 from runtime.files.yaml import YamlFile
 from runtime.forecasting.presets import Preset
-from runtime.profile import ModelProfile
+from runtime.models.configs import open_config
 from runtime.recipe import Recipe
 from runtime.request.bounds import NUMBER
-from runtime.request.config import Config, Loras, is_path, load_config
+from runtime.request.config import Config, Loras, is_path
 from runtime.request.images import image_digest
 from runtime.request.video_request import (
     FileName,
@@ -35,6 +36,9 @@ from runtime.request.video_request import (
     Waypoint,
 )
 from spectrum import StepKind
+
+if TYPE_CHECKING:  # it takes seconds
+    from runtime.profile import ModelProfile
 
 _ID = "[a-z0-9][a-z0-9_-]{0,59}"
 _MOST_SHOTS = 9999
@@ -185,6 +189,7 @@ def load_storyboard(path: Path) -> tuple[Storyboard, list[ShotRequest]]:
     try:
         board = where.file.validate(Storyboard)
     except ValidationError as error:
+        check_kind(where.file.root.content, "storyboard", path)
         problems = [where.explain_wrong(problem) for problem in error.errors(include_url=False)]
         raise BadRequestError(_told(problems)) from None
     return board, _decided(board, where)
@@ -299,10 +304,10 @@ class _Models:
         """Load a config, once.
 
         Raises:
-            BadRequestError: see `load_config`.
+            BadRequestError: see `open_config`.
         """
         if name not in self._configs:
-            self._configs[name] = load_config(name)
+            self._configs[name] = open_config(name)
         return self._configs[name]
 
     def check(
@@ -344,6 +349,8 @@ class _Models:
             BadRequestError: see `ModelProfile`.
         """
         if config not in self._found:
+            from runtime.profile import ModelProfile
+
             try:
                 self._found[config] = ModelProfile(config)
             except BadRequestError as error:

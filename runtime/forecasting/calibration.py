@@ -23,8 +23,9 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from runtime.errors import BadRequestError, reason
 from runtime.files.atomic import whole_file
-from runtime.files.problems import explain, shown
-from runtime.files.text import read_text, user_path
+from runtime.files.kinds import check_kind, check_kind_of_file
+from runtime.files.problems import explain, nearest, shown
+from runtime.files.text import is_file, read_text, user_path
 from runtime.forecasting.fits import Fit
 from runtime.forecasting.trials import (
     LEAST_TRIALS,
@@ -230,14 +231,16 @@ def load_calibration(name: str) -> Calibration:
         BadRequestError: there is none, or it is not valid.
     """
     known = available("calibrations", "json")
-    if is_file_name(name):
-        path = user_path(name)
-    elif name in known:
+    if name in known:
         path = shipped("calibrations", f"{name}.json")
+    elif is_file_name(name):
+        path = user_path(name)
     else:
+        if is_file(user_path(name)):
+            check_kind_of_file(user_path(name), "calibration")
         raise BadRequestError(
             f"calibration: {name!r} given; there is no such calibration. Shipped: {', '.join(known)}; "
-            "or give the path of a JSON file written by `lockstep calibrate`"
+            f"or give the path of a JSON file written by `lockstep calibrate`{nearest(name, known)}"
         )
     try:
         return _read(path, path.stat().st_mtime_ns)
@@ -254,12 +257,15 @@ def _read(path: Path, modified: int) -> Calibration:
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
+        check_kind_of_file(path, "calibration")
         raise BadRequestError(
             f"calibration: {str(path)!r} is not JSON: {reason(error)}; give a file written by "
             "`lockstep calibrate` (presets and configs are YAML, and name a calibration)"
         ) from None
     if not isinstance(content, dict) or "grams" not in content:
-        raise BadRequestError(f"calibration: {str(path)!r} is {_kind_of(content)}, not a calibration")
+        check_kind(content, "calibration", path)
+        what = "some other JSON" if isinstance(content, dict) else shown(content)
+        raise BadRequestError(f"calibration: {str(path)!r} is {what}, not a calibration")
     if content.get("schema") != _SCHEMA:
         given = shown(content.get("schema"))
         raise BadRequestError(
@@ -269,24 +275,11 @@ def _read(path: Path, modified: int) -> Calibration:
     try:
         return Calibration.model_validate(content)
     except ValidationError as error:
-        raise BadRequestError(explain(error, source=f"calibration {path}")) from None
+        raise BadRequestError(explain(error, source=f"calibration {path}", model=Calibration)) from None
 
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"it has {word}, which is not a number in JSON")
-
-
-def _kind_of(content: object) -> str:
-    """Describe a JSON file that is not a calibration."""
-    if not isinstance(content, dict):
-        return shown(content)
-    known = {
-        "decision_digest": "a report",
-        "shots": "the manifest of a film",
-        "parts": "the manifest of a checkpoint",
-    }
-    kinds = [kind for name, kind in known.items() if name in content]
-    return kinds[0] if kinds else "some other JSON"
 
 
 def to_triangle(gram: NDArray[np.float64]) -> list[float]:

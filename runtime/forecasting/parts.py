@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter
 
 from runtime.files.extensions import Registry
-from runtime.files.problems import shown
+from runtime.files.problems import nearest, shown
 from runtime.request.bounds import NUMBER
 from spectrum import (
     NOWHERE,
@@ -236,15 +236,22 @@ def chosen_from(known: Registry[Any], **others: type[Part]) -> PlainValidator:
             kind = given.get("kind")
             if not isinstance(kind, str) or (kind not in others and known.find(kind) is None):
                 said = f"{shown(kind)} given" if "kind" in given else "missing"
-                raise ValueError(f"kind: {said}; it must be one of {', '.join([*known, *others])}")
+                names = [*known, *others]
+                raise ValueError(f"kind: {said}; it must be one of {', '.join(names)}{nearest(kind, names)}")
         parts = (*known.values(), *others.values())
         return given if isinstance(given, parts) else _chooser(parts).validate_python(given)
 
-    return PlainValidator(validate)
+    own = _choice((*known.values(), *others.values()))  # of packages none is known yet
+    return PlainValidator(validate, json_schema_input_type=own)
 
 
 @lru_cache(maxsize=16)
 def _chooser(parts: tuple[type[Part], ...]) -> TypeAdapter[Part]:
     """Make what accepts one of several parts, distinguished by their `kind`."""
+    return TypeAdapter(_choice(parts))
+
+
+def _choice(parts: tuple[type[Part], ...]) -> Any:
+    """Type of one of several parts."""
     choice: Any = reduce(or_, parts)
-    return TypeAdapter(Annotated[choice, Field(discriminator="kind")])
+    return Annotated[choice, Field(discriminator="kind")]

@@ -110,11 +110,12 @@ class Job:
         """Number of ranks of the group that runs the job."""
         return self.ranks or 1
 
-    def planned(self, profile: ModelProfile | None = None) -> Job:
+    def planned(self, profile: ModelProfile | None = None, revision: str | None = None) -> Job:
         """Copy the job with the recipe of its current files, as far as this machine has them.
 
         Args:
             profile: profile of its model, if that has been read already: its files are not read again.
+            revision: revision of its model, if that is known already.
 
         Raises:
             BadRequestError: a file cannot be read.
@@ -124,7 +125,7 @@ class Job:
         known = None if request.extend is None else read_latents(request.extend.file).digest
         if profile is not None:
             return replace(self, recipe=profile.recipe(request, preset, image, known))
-        revision = local_revision(self.config)
+        revision = revision or local_revision(self.config)
         recipe = Recipe.of(self.config, request, preset, image=image, extended=known, revision=revision)
         return replace(self, recipe=recipe)
 

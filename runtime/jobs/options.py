@@ -14,10 +14,10 @@ from runtime.files.problems import explain
 from runtime.jobs.defaults import CHECKPOINT_EVERY
 from runtime.jobs.job import Job
 from runtime.media.latents import continuing
+from runtime.models.configs import open_config
 from runtime.parallel.topology import Degrees
-from runtime.profile import check_loras
 from runtime.request.bounds import NUMBER
-from runtime.request.config import Config, Loras, is_path, load_config
+from runtime.request.config import Config, Loras, is_path
 from runtime.request.outputs import Outputs
 from runtime.request.performance import Profile, Quantization
 from runtime.request.video_request import (
@@ -54,7 +54,9 @@ class JobOptions(BaseModel):
         `Config` and a `VideoRequest` already builds the job from them, with `Job.build`.
 
     Attributes:
-        config: name of a shipped config, or path of a YAML file.
+        config: name of a shipped config, or path of a YAML file; by default what is usual for `model`.
+        model: folder or repository of a model that replaces the config's.
+        revision: commit or tag of the repository.
         extend: latents of a finished video that this one goes on with; `frames` counts both.
         prompt, image, travel, negative, width, height, frames, steps, guidance, guidance_2, seed,
             max_sequence_length, videos, spectrum, deadline: fields of the request; see `VideoRequest`.
@@ -77,7 +79,9 @@ class JobOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: FileName = "wan-tiny"
+    config: FileName | None = None
+    model: FileName | None = None
+    revision: FileName | None = None
     prompt: Prompt
     image: FileName | None = None
     extend: FileName | None = None
@@ -128,13 +132,24 @@ class JobOptions(BaseModel):
         except ValidationError as error:
             raise BadRequestError(explain(error, model=cls)) from None
 
-    def job(self) -> Job:
+    def open_config(self) -> Config:
+        """Open the config, with what the options replace.
+
+        Raises:
+            BadRequestError: there is none, or a file that it names cannot be used.
+        """
+        return self._changed(open_config(self.config, model=self.model, revision=self.revision))
+
+    def job(self, config: Config | None = None) -> Job:
         """Build the job, with every name resolved.
+
+        Args:
+            config: from `open_config`, if it is known already.
 
         Raises:
             BadRequestError: a file cannot be used, or options contradict each other or the model.
         """
-        config = self._changed(load_config(self.config))
+        config = config or self.open_config()
         given = {
             name: getattr(self, name) for name in VideoRequest.model_fields.keys() & self.model_fields_set
         }
@@ -155,7 +170,7 @@ class JobOptions(BaseModel):
             checkpoints=self._kept(),
             timeout=self.timeout,
         )
-        if is_path(self.config):
+        if self.config is not None and is_path(self.config):
             check_apart(outputs.touched(request.videos), {Path(self.config): "config"})
         return job
 
@@ -174,7 +189,10 @@ class JobOptions(BaseModel):
             kept = "shard" if self.shard else "replicate"
             changes["memory"] = config.memory.model_copy(update={"transformer": kept})
         changed = config.model_copy(update=changes)
-        check_loras(changed)
+        if changed.lora:
+            from runtime.profile import check_loras
+
+            check_loras(changed)
         return changed
 
     def _kept(self) -> Checkpoints | None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
 
 from runtime.errors import BadRequestError, reason
 from runtime.request.video_request import Continuation
+
+if TYPE_CHECKING:  # it takes seconds
+    import torch
 
 _NAME, _FRAMES = "latents", "frames"  # the tensor, and the video's number of frames in the header
 
@@ -41,6 +43,8 @@ def write_latents(path: Path, latents_BCFHW: torch.Tensor, frames: int) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    from safetensors.torch import save
+
     tensors = {_NAME: latents_BCFHW.float().cpu().contiguous()}
     path.write_bytes(save(tensors, {_FRAMES: str(frames)}))
 
@@ -65,6 +69,9 @@ def read_latents(path: str) -> Latents:
     Raises:
         BadRequestError: it is no such file, or has other values than finite ones.
     """
+    import torch
+    from safetensors.torch import load
+
     try:
         content = Path(path).read_bytes()
         values_BCFHW = load(content)[_NAME]

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from runtime.files.atomic import whole_file
 from runtime.media.ffmpeg import SILENCE, Ffmpeg, file_url
+
+if TYPE_CHECKING:  # it takes seconds
+    import torch
 
 Frames = NDArray[np.uint8]
 CODEC = (
@@ -34,6 +36,8 @@ class FrameSink(Protocol):
 
 def to_uint8(frames_THW3: torch.Tensor) -> Frames:
     """Convert frames in [0, 1] to uint8, rounded to nearest."""
+    import torch
+
     return frames_THW3.float().mul(255.0).round_().to(torch.uint8).cpu().numpy()
 
 

@@ -182,6 +182,18 @@ class Family(Protocol):
         """
         ...
 
+    def usual_config(self, path: Path, pipeline: str) -> Config:
+        """Config that a model of its kind and size is usually run with, whatever `model` it names.
+
+        Args:
+            path: folder with the model's settings; its weights may be missing.
+            pipeline: class of its pipeline, from `model_index.json`.
+
+        Raises:
+            OSError, ValueError: a file is missing or invalid.
+        """
+        ...
+
     def read_lora(self, lora: Lora) -> str:
         """Digest of a LoRA for any model of this family, as a part of a revision.
 

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from runtime.errors import BadRequestError, reason, with_files
 from runtime.files.text import user_path
-from runtime.models.family import Family
 from runtime.models.layouts.given import Given, given_file, given_folder, parts_of
 from runtime.models.layouts.sources import NAME as DESCRIPTION
 from runtime.models.layouts.sources import Sources, add_content
 from runtime.models.layouts.view import write_view
 from runtime.models.registry import adopt, families, family_in, find_family
 from runtime.request.bounds import Bounds
-from runtime.request.config import EMBEDDED_MODELS, Config, ModelFiles, embedded_models, is_embedded
+from runtime.request.config import (
+    EMBEDDED_MODELS,
+    Config,
+    ModelFiles,
+    embedded_models,
+    is_embedded,
+)
+from runtime.request.config_file import is_model_path
+
+if TYPE_CHECKING:  # it takes seconds
+    from runtime.models.family import Family
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _ORIGINAL = ("Wan2*_VAE.pth", "models_t5_*.pth", "models_clip_*.pth")  # weights of Wan's own repositories
+_SETTINGS = ("model_index.json", "*/config.json")
+_WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", *_ORIGINAL)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
@@ -59,7 +72,7 @@ def find_model(config: Config) -> ModelFolder:
             file is missing or corrupt, or a LoRA does not fit.
     """
     path, commit = open_model(config.model, config.revision)
-    with _refusing(config.model):
+    with refusing_model(config.model):
         family, pipeline = family_in(path)
         family.check(path, pipeline, config.architecture)
         revision = commit or folder_digest(path)
@@ -92,6 +105,26 @@ def open_model(model: str | ModelFiles, revision: str | None) -> tuple[Path, str
     return _in_diffusers_layout(model, path), commit
 
 
+def settings_of(model: str | ModelFiles, revision: str | None) -> Path:
+    """Find a folder with the settings of a model; of a repository, no weights are downloaded unless they tell
+    what it is.
+
+    Raises:
+        BadRequestError: there is no such model, or it is in no known layout.
+    """
+    local = open_local(model)
+    if local is not None:
+        return local
+    assert isinstance(model, str)
+    return _settings_of_repository(model, revision)
+
+
+@lru_cache(maxsize=64)  # a server opens a config for every request
+def _settings_of_repository(repository: str, revision: str | None) -> Path:
+    path, _ = _download(repository, revision, _SETTINGS)
+    return path if (path / "model_index.json").is_file() else open_model(repository, revision)[0]
+
+
 def open_local(model: str | ModelFiles) -> Path | None:
     """Find the folder of a model on this machine, as `open_model` does; None if it has to be downloaded.
 
@@ -107,7 +140,7 @@ def open_local(model: str | ModelFiles) -> Path | None:
 def _view_of_files(model: ModelFiles) -> Path:
     files = {name: user_path(file) for name, file in model.named.items()}
     tokenizer = files.pop("tokenizer", None)
-    with _refusing(model):
+    with refusing_model(model):
         given = Given([given_file(file, name) for name, file in files.items()], tokenizer=tokenizer)
         adopted = adopt(given)
         if adopted is None:
@@ -119,7 +152,7 @@ def _in_diffusers_layout(model: str, path: Path) -> Path:
     """Return the folder, or one that stands for it; the folder, too, if it is damaged or holds no weights."""
     if any((path / name).is_file() for name in ("model_index.json", "scheduler/scheduler_config.json")):
         return path
-    with _refusing(model):
+    with refusing_model(model):
         given = given_folder(path)
         adopted = adopt(given)
         if adopted is not None:
@@ -133,7 +166,7 @@ def _in_diffusers_layout(model: str, path: Path) -> Path:
 
 
 @contextmanager
-def _refusing(model: str | ModelFiles) -> Iterator[None]:
+def refusing_model(model: str | ModelFiles) -> Iterator[None]:
     """Turn errors about a model's files into a refusal of it.
 
     Raises:
@@ -172,6 +205,8 @@ def local_revision(config: Config) -> str | None:
     path = open_local(config.model)
     if path is None:
         return None
+    if not config.lora:
+        return folder_digest(path)  # without the family, which takes seconds to import
     family = expected_family(config)
     return "+".join([folder_digest(path), *(family.read_lora(lora) for lora in config.lora)])
 
@@ -230,28 +265,29 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _download(repository: str, revision: str | None) -> tuple[Path, str]:
+def _download(repository: str, revision: str | None, wanted: Sequence[str] = _WEIGHTS) -> tuple[Path, str]:
+    embedded = ", ".join(embedded_models())
+    folder = str(user_path(repository).absolute())
+    if is_model_path(repository) or not _REPOSITORY.fullmatch(repository):
+        raise BadRequestError(
+            f"model: {repository!r} given; there is no folder {folder!r}. A model is a folder, one that is "
+            f"embedded ({embedded}), or a Hugging Face repository, such as {_EXAMPLE}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    embedded = ", ".join(embedded_models())
-    if not _REPOSITORY.fullmatch(repository):
-        raise BadRequestError(
-            f"model: {repository!r} given; there is no such folder here, and it is neither embedded "
-            f"({embedded}) nor named like a Hugging Face repository, such as {_EXAMPLE}"
-        )
     try:
         path = Path(
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", *_ORIGINAL],
+                allow_patterns=[*wanted],
             )
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadRequestError(
-            f"model: {repository!r} given; it is neither embedded ({embedded}) nor a folder, "
-            f"and it could not be downloaded as a Hugging Face repository: {reason(error)}"
+            f"model: {repository!r} given; it is neither embedded ({embedded}) nor a folder (there is no "
+            f"{folder!r}), and it could not be downloaded as a Hugging Face repository: {reason(error)}"
         ) from None
     return path, path.name
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from runtime.models.family import Family
 from runtime.models.layouts.adopted import Adopted
 from runtime.models.layouts.given import Given
 from runtime.models.settings import ModelIndex
+
+if TYPE_CHECKING:  # it takes seconds
+    from runtime.models.family import Family
 
 _FAMILIES = {
     "WanPipeline": "runtime.models.wan.family:WAN",
@@ -74,4 +76,4 @@ def families() -> Iterator[Family]:
 
 def _load(family: str) -> Family:
     module, _, name = family.partition(":")
-    return cast(Family, getattr(import_module(module), name))
+    return cast("Family", getattr(import_module(module), name))

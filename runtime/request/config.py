@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from runtime.errors import BadRequestError
-from runtime.files.text import beside, user_path
+from runtime.files.kinds import check_kind_of_file
+from runtime.files.problems import nearest
+from runtime.files.text import beside, is_file, user_path
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER, Bounds
 from runtime.request.performance import PROFILES, Performance, Profile, Quantization
@@ -24,6 +25,12 @@ from runtime.request.video_request import (
     TextTokens,
     VideoRequest,
 )
+
+if TYPE_CHECKING:  # it takes seconds
+    import torch
+
+DEFAULT = "wan-tiny"
+"""Name of the config that is used if neither a config nor a model is given."""
 
 _HERE = Path(__file__).resolve().parent.parent
 EMBEDDED_MODELS = _HERE / "models"
@@ -59,6 +66,8 @@ class Dtypes(_Part):
 
 
 def _dtype(name: str) -> torch.dtype:
+    import torch
+
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
@@ -311,31 +320,15 @@ class Config(_Part):
 def load_config(name: str) -> Config:
     """Load the config called `name` in `configs/`, or the one in the YAML file `name`.
 
+    It must state the size of its videos; `runtime.models.configs.open_config` takes what is missing from the
+    config that is usual for the model.
+
     Raises:
         BadRequestError: there is none, or it is not valid; the message lists the configs that exist.
     """
-    file = open_yaml(name, folder=".", field="config")
-    config = file.parse(Config)
-    return _with_files_beside(config, file.folder) if is_path(name) else config
+    from runtime.request.config_file import ConfigFile  # which makes a `Config`
 
-
-def _with_files_beside(config: Config, folder: Path) -> Config:
-    """Make the paths of a config absolute, relative to `folder`."""
-    changes: dict[str, Any] = {"model": _model_beside(config.model, folder)}
-    changes["lora"] = tuple(one.model_copy(update={"file": beside(one.file, folder)}) for one in config.lora)
-    if is_path(config.defaults.spectrum):
-        preset = beside(config.defaults.spectrum, folder)
-        changes["defaults"] = config.defaults.model_copy(update={"spectrum": preset})
-    return config.model_copy(update=changes)
-
-
-def _model_beside(model: str | ModelFiles, folder: Path) -> str | ModelFiles:
-    if isinstance(model, ModelFiles):
-        return model.beside(folder)
-    named = model.startswith((".", "/", "~"))
-    if named or (not is_embedded(model) and Path(beside(model, folder)).is_dir()):
-        return beside(model, folder)
-    return model
+    return ConfigFile.read(name).config()
 
 
 def is_embedded(model: str | ModelFiles) -> bool:
@@ -374,9 +367,19 @@ def open_yaml(name: str, *, folder: str, field: str) -> YamlFile:
         return YamlFile.read(user_path(name), field)
     known = available(folder)
     if name not in known:
+        _check_file(name, field)
         kind = "preset" if field == "spectrum" else field
         raise BadRequestError(
             f"{field}: {name!r} given; there is no such {kind}, it must be one of {', '.join(known)}, "
-            "or the path of a YAML file"
+            f"or the path of a YAML file{nearest(name, known)}"
         )
     return YamlFile.read(shipped(folder, f"{name}.yaml"), field)
+
+
+def _check_file(name: str, field: str) -> None:
+    """Refuse a file whose name is not that of a YAML file, with what it is."""
+    path = user_path(name)
+    if not is_file(path):
+        return
+    check_kind_of_file(path, field)
+    raise BadRequestError(f"{field}: {name!r} given; to give the file of this name, write ./{name}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from runtime.files.checks import check_suffix, check_writable, refusing
+from runtime.files.kinds import LATENTS, PICTURE, PREVIEW, REPORT, VIDEO
 
 PREVIEW_MARK: Final = b"Lockstep preview"
 """In every preview; a file that has it may be replaced, as a job that was killed left it."""
@@ -99,13 +100,16 @@ class Outputs:
         check_suffix(self.video, ".mp4", field="out")
         check_suffix(self.report, ".json", field="report")
         fields = self.all(count)
+        kinds = {self.report: REPORT, self.picture: PICTURE}
         if self.latents is not None:
             check_suffix(self.latents, ".safetensors", field="latents")
+            kinds[self.latents] = LATENTS
         for path in (*self.videos(count), *fields):
-            check_writable(path, overwrite=self.overwrite, field=fields[path])
+            kind = kinds.get(path, VIDEO)
+            check_writable(path, overwrite=self.overwrite, field=fields[path], kind=kind)
         if self.preview is not None:
             overwrite = self.overwrite or is_preview(self.preview)
-            check_writable(self.preview, overwrite=overwrite, field="preview")
+            check_writable(self.preview, overwrite=overwrite, field="preview", kind=PREVIEW)
 
 
 def is_preview(path: Path) -> bool:

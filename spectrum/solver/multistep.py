@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from spectrum.predictor import Predictor, latest_weights
+
+if TYPE_CHECKING:  # it takes seconds
+    import torch
 
 Row = NDArray[np.float64]
 
@@ -82,6 +85,8 @@ def traced(step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor], step
             state. It must be linear in all velocities and states so far, as samplers for flow models are.
         steps: number of steps n, each of which becomes a node.
     """
+    import torch
+
     units = torch.eye(steps + 1, dtype=torch.float64)
     state, rows = units[:1], [np.ones(1)]
     for index in range(steps):

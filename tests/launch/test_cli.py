@@ -126,7 +126,10 @@ def test_an_existing_output_needs_overwrite(tmp_path: Path, capfd: pytest.Captur
     out.write_text("mine")
     assert run("generate", PROMPT, *SMALL, "--out", str(out)) == 2
     assert "--overwrite" in capfd.readouterr().err
+    assert run("generate", PROMPT, *SMALL, "--out", str(out), "--overwrite") == 2
+    assert f"out: {str(out)!r} is some other file, not an mp4" in capfd.readouterr().err
     assert out.read_text() == "mine"
+    out.write_bytes(b"\0\0\0\x20ftypisom, another video")
     assert run("generate", PROMPT, *SMALL, "--out", str(out), "--overwrite") == 0
     assert out.stat().st_size > 500
 

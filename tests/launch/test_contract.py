@@ -27,8 +27,8 @@ from pydantic import BaseModel
 
 from launch import cli
 from launch.commands import calibrate as calibrate_rank
-from launch.commands import machines, ray_job, torchrun
-from launch.commands.build_job import build_job
+from launch.commands import machines, ray_job, settings, torchrun
+from launch.commands.build_job import build_batch
 from launch.commands.calibrate import plan_calibration
 from launch.commands.compare import plan_comparison
 from launch.commands.rehearse import build_scenario
@@ -44,6 +44,7 @@ from tests.launch.commands.test_lora_option import write as write_lora
 from tests.places import ROOT
 
 PROMPT = "a red circle"
+REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-length", "32"]
 TINY = "--size 16x16 --frames 1 --steps 1 --guidance 1 --spectrum off"
 FILM = """\
@@ -64,8 +65,10 @@ ENTRIES: dict[str, tuple[click.Command, list[str]]] = {
     "convert": (cli.cli, ["wan-tiny", "made"]),
     "rehearse": (machines.rehearse, []),
     "doctor": (machines.doctor, []),
+    "config": (settings.config, []),
+    "preset": (settings.preset, []),
     "queue add": (cli.cli, [PROMPT, "--queue", "new", "--out", "new.mp4"]),
-    "queue cancel": (cli.cli, ["1", "--queue", "queue"]),
+    "queue cancel": (cli.cli, ["2", "--queue", "queue"]),
     "queue run": (cli.cli, ["--queue", "queue"]),
     "status": (cli.cli, ["--queue", "queue"]),
     "serve": (cli.cli, ["--queue", "queue", "--port", "0", "--replicas", "0"]),
@@ -122,10 +125,12 @@ def of(entry: str, *cases: tuple[str, dict[str, Any]], **same: Any) -> list[Case
 
 def sampling(entry: str, request: str, **config: Any) -> list[Case]:
     """The cases of `sampling_options`, for a command that keeps its request under a name."""
+    model = {"config.*": re.compile(".*"), f"{request}.*": re.compile(".*")}
     mine = {"config.fps": 9, "config.compile": True, "config.memory.transformer": "shard"} | config
     return of(
         entry,
         ("--config mine.yaml", mine),
+        (f"--model {REPOSITORY}", model | {"config.model": REPOSITORY}),
         ("--steps 40", {f"{request}.steps": 40}),
         ("--size 64x48", {f"{request}.width": 64, f"{request}.height": 48}),
         ("--frames 5", {f"{request}.frames": 5}),
@@ -134,6 +139,10 @@ def sampling(entry: str, request: str, **config: Any) -> list[Case]:
         ("--negative blue", {f"{request}.negative": "blue"}),
         ("--image start.png", {f"{request}.image": "start.png"}),
         ("--max-sequence-length 32", {f"{request}.max_sequence_length": 32}),
+    ) + of(
+        entry,
+        ("--revision v2", {"config.revision": "v2"}),
+        beside=f"--model {REPOSITORY}",
     )
 
 
@@ -186,6 +195,7 @@ CASES = [
         ("--no-compile", {"config.compile": False, "timeout": 30.0}),
         beside="--config mine.yaml",
     ),
+    Case("generate", "--prompts prompts.txt", refused="prompt: give either PROMPT, or --prompts with a file"),
     Case("generate", "--extend none.safetensors", refused="extend: 'none.safetensors' given; it cannot be"),
     Case("generate", "--launcher inline", "--ranks 2", refused="it runs a single rank, 2 need ray"),
     *sampling("compare", "requests.0"),
@@ -254,6 +264,10 @@ CASES = [
     Case("rehearse", "--rank 5", refused="rank: '5' given; it must be from 0 to 0, or all"),
     Case("rehearse", "--json", TINY, says='{"'),
     Case("rehearse", "--topologies", TINY, says="Topologies of this number of ranks"),
+    Case("config", f"--model {REPOSITORY}", says="width: 832"),
+    Case("config", "--revision v2", f"--model {REPOSITORY}", says="revision: v2"),
+    Case("config", "--schema", says='"title": "Config"'),
+    Case("preset", "--schema", says='"title": "Preset"'),
     Case("doctor", "--model wan-tiny", says="wan-tiny: a WanPipeline, sha256:"),
     *of("convert", ("--dtype bfloat16", {"dtype": "bfloat16"})),
     *of(
@@ -362,6 +376,13 @@ REFUSED = [
     ("convert", "too", "unexpected extra argument (too)"),
     ("doctor", "--model nope", "model: 'nope' given; it is neither embedded"),
     ("doctor", "too", "unexpected extra argument (too)"),
+    ("generate", "--model ./none", "model: './none' given; there is no folder '/"),
+    ("generate", "--config queue", "config: 'queue' given; '/"),
+    ("generate", "--revision v2", "revision: 'v2' given; 'wan-tiny' is on this machine"),
+    ("config", "nope", "config: 'nope' given"),
+    ("config", "wan-tiny --schema", "schema: it is of all configs; name none"),
+    ("preset", "nope", "spectrum: 'nope' given"),
+    ("preset", "paper --schema", "schema: it is of all presets; name none"),
     ("queue add", "--frames 18", "frames: 18 given; must be 4k + 1"),
     ("queue cancel", "99999999999999999999", "99999999999999999999 is not in the range"),
     ("queue cancel", "7", "request: 7 given; the queue has no"),
@@ -450,7 +471,7 @@ def options_of(entry: str, words: list[str], *but: str) -> dict[str, Any]:
 
 
 PLANS: dict[str, Callable[[list[str]], Any]] = {
-    "generate": lambda words: build_job(**options_of("generate", words, "launcher")),
+    "generate": lambda words: build_batch(**options_of("generate", words, "launcher")).first,
     "compare": lambda words: plan_comparison(**options_of("compare", words)),
     "calibrate": lambda words: plan_calibration(**options_of("calibrate", words, "ranks", "timeout")),
     "storyboard": lambda words: plan_film(
@@ -614,8 +635,10 @@ DONE = {
     "storyboard": ("--dry-run", "2 shots, 34 frames"),
     "rehearse": (TINY, "estimated, not measured: denoising"),
     "doctor": ("", "wan2.1-t2v-14b-720p"),
+    "config": ("", "model: wan-tiny"),
+    "preset": ("", "kind: paper"),
     "queue add": ("", "1"),
-    "queue cancel": ("2", ""),
+    "queue cancel": ("", ""),
     "status": ("", "request-2"),
     "keys add": ("", "lockstep-"),
     "keys list": ("", "bob owner bob priority 0"),
@@ -628,6 +651,8 @@ INTERRUPTED = {
     "storyboard": "film.yaml",
     "convert": "model_index.json",
     "doctor": "ffmpeg",
+    "config": "wan-tiny.yaml",
+    "preset": "paper.yaml",
     "queue cancel": "queue.sqlite",
     "queue run": "queue.sqlite",
     "status": "queue.sqlite",
@@ -902,7 +927,16 @@ def conforms(value: Any, kind: str) -> bool:
         return value == 1
     if kind == "number":
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is {"integer": int, "string": str, "object": dict, "null": type(None)}[kind]
+    return (
+        type(value)
+        is {
+            "boolean": bool,
+            "integer": int,
+            "string": str,
+            "object": dict,
+            "null": type(None),
+        }[kind]
+    )
 
 
 @pytest.mark.timeout(120)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launch.cli import cli
-from launch.commands.build_job import build_job
+from launch.commands.build_job import build_batch
 from launch.film.shots import plan_film
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
@@ -26,7 +26,7 @@ from tests.places import ROOT
 def spoken_as(words: list[str]) -> Job:
     """The job of `lockstep generate WORDS`."""
     options = cli.commands["generate"].make_context("generate", words).params
-    return build_job(**{name: value for name, value in options.items() if name != "launcher"})
+    return build_batch(**{name: value for name, value in options.items() if name != "launcher"}).first
 
 
 def test_no_output_replaces_the_calibration_of_the_preset(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from runtime.errors import reason
-from runtime.files.tensors import map_tensors
+
+if TYPE_CHECKING:  # it takes seconds
+    import torch
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _INSTEAD = "use the safetensors file of the same model; fp8_scaled is about as small"
@@ -132,6 +133,10 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _pickled(file: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    from runtime.files.tensors import map_tensors
+
     if not zipfile.is_zipfile(file):
         raise ValueError(f"{file} is corrupt, or not written by torch.save in its format since torch 1.6")
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from runtime.models.layouts.stored import Stored, TensorReader
+
+if TYPE_CHECKING:  # it takes seconds
+    import torch
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")
@@ -46,6 +47,8 @@ class Weight(NamedTuple):
 
     def _unpacked(self, tensor: torch.Tensor, reader: TensorReader) -> torch.Tensor:
         """Multiply in float32 and round once: the same bits on every machine."""
+        import torch
+
         wide = tensor.to(torch.float32)
         if self.scale is not None:
             scale = reader.read(self.scale).to(torch.float32).flatten()

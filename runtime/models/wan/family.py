@@ -16,6 +16,7 @@ from runtime.models.wan.folder import ModelKind, check_folder, transformer_shape
 from runtime.models.wan.layouts.recognise import recognise
 from runtime.models.wan.lora import read_lora
 from runtime.models.wan.sizes import LatentSizes
+from runtime.models.wan.usual import usual_config
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.swapping import Swap
 from runtime.request.bounds import Bounds
@@ -36,6 +37,9 @@ class WanFamily:
 
     def check(self, path: Path, pipeline: str, expected: Architecture | None) -> None:
         check_folder(path, ModelKind(pipeline), expected)
+
+    def usual_config(self, path: Path, pipeline: str) -> Config:
+        return usual_config(path, ModelKind(pipeline))
 
     def read_lora(self, lora: Lora) -> str:
         return read_lora(lora).digest

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.commands.calibrate import plan_calibration, read_prompts, run_calibration
+from launch.commands.calibrate import plan_calibration, run_calibration
 from launch.commands.plan import make_plan
+from launch.commands.prompts import read_prompts
 from launch.shell.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import JobFailedError

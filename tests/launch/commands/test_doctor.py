@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from launch import cli
-from launch.commands.doctor import _importable, _splits, fits
+from launch.commands.doctor import _importable, _splits
+from launch.commands.doctor_models import fits
 from launch.shell.terminal import Terminal
 from runtime.rehearsal.machine import load_gpu
 
@@ -55,7 +56,9 @@ def test_splits_divide_heads_and_ranks(heads: int | None, world: int, splits: st
 
 
 def test_what_fits_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.commands.doctor.available", lambda _: ["wan-tiny", "wan2.1-t2v-14b-480p"])
+    monkeypatch.setattr(
+        "launch.commands.doctor_models.available", lambda _: ["wan-tiny", "wan2.1-t2v-14b-480p"]
+    )
     shown = Terminal(width=120, file=StringIO())
     shown.print(fits(load_gpu("4090")))  # as `doctor --gpu 4090` does
     rows = re.findall(r"│ ([\w.-]*) *│ (.*?) *│ (.*?) *│ (.*?) *│ (.*?) *│", shown.file.getvalue())  # type: ignore[attr-defined]

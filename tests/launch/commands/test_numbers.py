@@ -9,7 +9,7 @@ import click
 import pytest
 
 from launch import cli
-from launch.commands.options import NumberType
+from launch.commands.types import NumberType
 
 HUGE = "1" + "0" * 20
 GENERATE, QUEUE = ["generate", "x"], ["queue", "add", "x"]

@@ -342,6 +342,21 @@ def test_names_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert text in shown
 
 
+def test_status_tells_what_is_made_and_cancel_what_has_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["queue", "add", "a circle " * 20, "--out", "sub/a.mp4"]) == 0
+    assert cli.run(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "a circle a circle" in shown and "…" in shown and "sub/a.mp4" in shown
+    assert cli.run(["queue", "cancel", "1"]) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.run(["queue", "cancel", "1"]) == 0
+    said = "request 1 is cancelled already: it and its files are left as they are\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize(
     "options",
     [

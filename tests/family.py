@@ -39,6 +39,7 @@ from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import Weights
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Defaults, Dtypes, Lora
+from runtime.request.performance import Performance
 from runtime.request.video_request import VideoRequest
 from runtime.request.windows import Windows
 
@@ -277,6 +278,8 @@ class ToyFamily:
         return {"mu": shift_of(tokens)} if settings.get("use_dynamic_shifting") else {}
 
     def load(self, folder: ModelFolder, config: Config, ranks: Ranks) -> Model:
+        if config.performs != Performance():
+            raise BadRequestError(f"performance: {config.performs.text} asked for; Toy is only exact")
         experts = tuple(self._expert(one, folder, config, ranks) for one in self.experts(folder))
         return Model(experts, ToyTextEncoder(ranks, config.dtype.computed), ToyDecoder(ranks))
 

@@ -237,6 +237,7 @@ class Family(Protocol):
         """Load a model on every rank's device. Every rank calls it at the same time.
 
         Raises:
-            BadRequestError: the weights do not fit the settings beside them, or are not finite.
+            BadRequestError: the weights do not fit the settings beside them, or are not finite; or the family
+                cannot do what `config.performs` asks for.
         """
         ...

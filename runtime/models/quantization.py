@@ -9,6 +9,7 @@ Tensor legend: M rows of activations (tokens), K input features, N output featur
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import torch
@@ -118,15 +119,31 @@ def quantize_linears(module: nn.Module, quantization: Quantization) -> None:
     Args:
         module: the module, with its weights on the device on which it will run.
         quantization: format; `none` changes nothing.
+
+    Raises:
+        BadRequestError: there is no such layer.
     """
     if quantization == "none":
         return
-    for parent in list(module.modules()):
+    layers = list(_layers(module))
+    if not layers:
+        raise BadRequestError(
+            f"quantization: {quantization!r} given; the model has no linear layers of multiples of "
+            f"{_MULTIPLE} features"
+        )
+    for parent, name, child in layers:
+        parent._modules[name] = _LAYERS[quantization](child)
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Yield each linear layer that can be quantised, with the module that it is in and its name there."""
+    for parent in module.modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Linear and not (
-                child.in_features % _MULTIPLE or child.out_features % _MULTIPLE
+            if (
+                type(child) is nn.Linear
+                and child.in_features % _MULTIPLE == child.out_features % _MULTIPLE == 0
             ):
-                parent._modules[name] = _LAYERS[quantization](child)
+                yield parent, name, child
 
 
 def check_quantization(quantization: Quantization, device: torch.device) -> None:

@@ -171,6 +171,13 @@ def test_with_nothing_skipped_it_is_the_models_own_forward_to_the_bit(toy: Engin
     assert torch.equal(denoised(toy, request), by_hand(toy, request))
 
 
+def test_a_family_refuses_what_it_cannot_do(folder: Path) -> None:
+    with pytest.raises(
+        BadRequestError, match=r"^performance: fast \(compiled .*\) asked for; Toy is only exact"
+    ):
+        Engine(toy_config(folder, performance="fast"))
+
+
 def test_an_expert_begins_with_computed_steps_where_histories_are_forgotten(
     toy: Engine, presets: dict[str, str]
 ) -> None:

@@ -122,6 +122,10 @@ def test_layers_of_odd_sizes_are_left_as_they_are() -> None:
     assert not any(isinstance(one, QuantizedLinear) for one in module.modules())
     quantize_linears(module, "int8")
     assert isinstance(module[0], nn.Linear) and isinstance(module[1][0], Int8Linear)
+    with pytest.raises(
+        BadRequestError, match="'fp8' given; the model has no linear layers of multiples of 16"
+    ):
+        quantize_linears(module[0], "fp8")
 
 
 def test_what_a_device_cannot_multiply_is_refused() -> None:

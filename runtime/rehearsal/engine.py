@@ -48,6 +48,7 @@ class RehearsedEngine(Engine):
         whole: whether to run all blocks and tiles, also those that equal others; the counts are the same.
 
     Attributes:
+        whole: whether everything is run.
         fake: device that counts.
         parameters: number of the transformers' parameters.
     """
@@ -65,7 +66,7 @@ class RehearsedEngine(Engine):
         *,
         whole: bool = False,
     ):
-        self._known, self._gpu, self._whole, self.fake = profile, gpu, whole, FakeDevice()
+        self._known, self._gpu, self.whole, self.fake = profile, gpu, whole, FakeDevice()
         super().__init__(config, ranks, degrees)
 
     def prepare_fake(self, plan: Plan) -> Run:
@@ -129,7 +130,7 @@ class RehearsedEngine(Engine):
             self.ranks.node.broadcast(tensor)
         self._change_blocks(model)
         weights = self._place(model)
-        if not self._whole:
+        if not self.whole:
             weights = RepeatedBlocks(weights, self.fake.ledger, self.ranks)
         self._transformer: Transformer = model  # all have the same settings
         return Expert(settings, open_adapter(model, weights, dtype), SelfAttention(model), model)
@@ -177,7 +178,7 @@ class RehearsedEngine(Engine):
             return None
         path, dtype = self.model.path / "vae", self.config.dtype.of("vae")
         vae: AutoencoderKLWan = diffusers_module(self.fake, AutoencoderKLWan, path, dtype)
-        if not self._whole:
+        if not self.whole:
             vae.decoder = RepeatedDecoder(vae.decoder, self.fake.ledger)
         return vae
 

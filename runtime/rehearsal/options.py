@@ -8,7 +8,12 @@ from dataclasses import dataclass, replace
 from runtime.errors import BadRequestError
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.ledger import Memory
-from runtime.rehearsal.rehearse import RankFindings, Rehearsal, Scenario, rehearse
+from runtime.rehearsal.rehearse import (
+    Rehearsal,
+    Scenario,
+    WeightsDoNotFitError,
+    rehearse_if_weights_fit,
+)
 from runtime.request.config import Config, Tiles
 
 _MOST_RANKS = 64
@@ -43,20 +48,36 @@ def options(scenario: Scenario) -> Iterator[Option]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Needs:
+    """What decides whether a remedy could help a job.
+
+    Attributes:
+        config, ranks: config of the job, and its number of ranks.
+        experts: number of transformers of a rank.
+        history: bytes of a rank's history.
+    """
+
+    config: Config
+    ranks: int
+    experts: int
+    history: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Remedy:
     """A change of the config that reduces a rank's memory.
 
     Attributes:
         field, value: field of the config and its new value, as displayed.
         phases: phases in which it helps.
-        helps: returns whether it could help, from the config, the number of ranks and a rank's findings.
+        helps: returns whether it could help a job.
         applied: returns the changed config.
     """
 
     field: str
     value: str
     phases: tuple[str, ...]
-    helps: Callable[[Config, int, RankFindings], bool]
+    helps: Callable[[_Needs], bool]
     applied: Callable[[Config], Config]
 
 
@@ -69,29 +90,31 @@ _REMEDIES = (
         "memory.text_encoder",
         "offload",
         ("load", "denoise", "decode"),
-        lambda config, *_: config.memory.text_encoder == "keep",
+        lambda job: job.config.memory.text_encoder == "keep",
         _memory(text_encoder="offload"),
     ),
     _Remedy(
         "tiles",
         f"{{size: {_TILES.size}, stride: {_TILES.stride}}}",
         ("decode",),
-        lambda config, *_: config.tiles is None,
+        lambda job: job.config.tiles is None,
         lambda config: config.model_copy(update={"tiles": _TILES}),
     ),
     _Remedy(
         "memory.history",
         "offload",
         ("denoise",),
-        lambda config, _, found: config.memory.history == "keep" and found.steps.history > 0,
+        lambda job: job.config.memory.history == "keep" and job.history > 0,
         _memory(history="offload"),
     ),
     _Remedy(
         "memory.experts",
         "swap",
         ("load", "encode", "denoise", "decode"),
-        lambda config, _, found: (
-            config.memory.experts == "keep" and config.memory.transformer != "shard" and found.experts > 1
+        lambda job: (
+            job.experts > 1
+            and job.config.memory.experts == "keep"
+            and job.config.memory.transformer != "shard"
         ),
         _memory(experts="swap"),
     ),
@@ -99,7 +122,7 @@ _REMEDIES = (
         "memory.transformer",
         "shard",
         ("load", "encode", "denoise", "decode"),
-        lambda config, ranks, _: config.memory.transformer == "replicate" and ranks > 1,
+        lambda job: job.config.memory.transformer == "replicate" and job.ranks > 1,
         _memory(transformer="shard", experts="keep"),
     ),
 )
@@ -116,19 +139,16 @@ def first_that_fits(scenario: Scenario) -> Option | None:
     """
     remedies: list[_Remedy] = []
     try:
-        found = rehearse(scenario, [0])
-        while not found.fits:
-            remedy = _remedy(found)
-            if remedy is None:
+        while not isinstance(found := _rehearsed(_with(scenario, remedies)), Rehearsal):
+            if found is None:
                 return None
-            remedies.append(remedy)
-            found = rehearse(_with(scenario, remedies), [0])
+            remedies.append(found)
     except BadRequestError:  # more ranks than tokens
         return None
     for remedy in remedies[:-1]:  # the last one may make earlier ones unnecessary
         fewer = [one for one in remedies if one is not remedy]
-        without = rehearse(_with(scenario, fewer), [0])
-        if without.fits:
+        without = _rehearsed(_with(scenario, fewer))
+        if isinstance(without, Rehearsal):
             remedies, found = fewer, without
     return Option({remedy.field: remedy.value for remedy in remedies}, found)
 
@@ -140,16 +160,29 @@ def _with(scenario: Scenario, remedies: list[_Remedy]) -> Scenario:
     return replace(scenario, config=config)
 
 
-def _remedy(rehearsal: Rehearsal) -> _Remedy | None:
-    """Choose the least costly remedy that helps in the phase with the highest peak; None if none does."""
-    scenario, found = rehearsal.scenario, rehearsal.ranks[0]
+def _rehearsed(scenario: Scenario) -> Rehearsal | _Remedy | None:
+    """Rehearse a job by its first rank.
+
+    Returns:
+        Its rehearsal if it fits; else the least costly remedy that helps in the phase with the highest peak,
+        which is the first if not even the weights fit; None if none does.
+    """
+    try:
+        rehearsal = rehearse_if_weights_fit(scenario)
+    except WeightsDoNotFitError as error:
+        return _remedy(scenario, "load", error.experts, history=0)
+    if rehearsal.fits:
+        return rehearsal
+    found = rehearsal.ranks[0]
 
     def held(phase: str) -> int:
         memory: Memory = found.peaks[phase]
         return memory.peak
 
-    worst = max(found.peaks, key=held)
-    for remedy in _REMEDIES:
-        if worst in remedy.phases and remedy.helps(scenario.config, scenario.ranks, found):
-            return remedy
-    return None
+    return _remedy(scenario, max(found.peaks, key=held), found.experts, found.steps.history)
+
+
+def _remedy(scenario: Scenario, phase: str, experts: int, history: int) -> _Remedy | None:
+    """Choose the least costly remedy that helps in a phase; None if none does."""
+    needs = _Needs(scenario.config, scenario.ranks, experts, history)
+    return next((one for one in _REMEDIES if phase in one.phases and one.helps(needs)), None)

@@ -18,6 +18,7 @@ from runtime.models.wan.vae import decode_frames
 from runtime.rehearsal.engine import RehearsedEngine
 from runtime.rehearsal.fake import DEVICE
 from runtime.rehearsal.ledger import Memory, Work
+from runtime.rehearsal.repeats import RepeatedLayers
 from runtime.sampling.finite import size_of
 from runtime.sampling.plan import Plan
 from runtime.sampling.run import Run
@@ -172,9 +173,13 @@ class Rehearser:
 
         folder, dtype = self._engine.model.path, self._engine.config.dtype.of("text_encoder")
         settings = UMT5Config.from_dict(read_json(folder / "text_encoder" / "config.json"))
-        return self._fake.module(
+        encoder = self._fake.module(
             lambda: UMT5EncoderModel(settings), lambda _, one: dtype if one.is_floating_point() else one.dtype
         )
+        if not self._engine.whole:
+            layers = encoder.encoder.block
+            encoder.encoder.block = RepeatedLayers(layers, self._fake.ledger, self._engine.ranks)
+        return encoder
 
     def _encode_condition(self) -> None:
         """Rehearse the image encoder and the VAE's encoder, with an image or with empty frames."""

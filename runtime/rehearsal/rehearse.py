@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from runtime.models.wan.folder import ModelKind
@@ -121,6 +122,18 @@ class Rehearsal:
         return self.room >= 0
 
 
+class WeightsDoNotFitError(Exception):
+    """The weights alone do not fit on a rank's GPU.
+
+    Attributes:
+        experts: number of transformers that the rank has.
+    """
+
+    def __init__(self, experts: int):
+        super().__init__(experts)
+        self.experts = experts
+
+
 def rehearse(scenario: Scenario, ranks: list[int] | None = None) -> Rehearsal:
     """Rehearse a job.
 
@@ -131,6 +144,27 @@ def rehearse(scenario: Scenario, ranks: list[int] | None = None) -> Rehearsal:
     Raises:
         BadRequestError: the job would be refused before anything starts, or its model's settings are unknown.
     """
+    return _rehearse(scenario, ranks, lambda *_: None)
+
+
+def rehearse_if_weights_fit(scenario: Scenario) -> Rehearsal:
+    """Rehearse a job by its first rank, which holds the most.
+
+    Raises:
+        BadRequestError: as of `rehearse`.
+        WeightsDoNotFitError: its weights alone do not fit; nothing more was rehearsed.
+    """
+
+    def check(engine: RehearsedEngine, load: Phase) -> None:
+        if scenario.gpu.room(load.memory.peak) < 0:
+            raise WeightsDoNotFitError(len(engine.loaded.experts))
+
+    return _rehearse(scenario, [0], check)
+
+
+def _rehearse(
+    scenario: Scenario, ranks: list[int] | None, on_loaded: Callable[[RehearsedEngine, Phase], None]
+) -> Rehearsal:
     profile = RehearsedProfile(scenario.config)
     scenario = _with_image(scenario, profile)
     engine, plan = _open(scenario, profile, 0)
@@ -141,7 +175,11 @@ def rehearse(scenario: Scenario, ranks: list[int] | None = None) -> Rehearsal:
     for rank in wanted:
         if rank != 0:
             engine, plan = _open(scenario, profile, rank)
-        found.append(_rehearse_one(engine, plan, tokens, next(k for k in kinds if rank in k)))
+        rehearser = Rehearser(engine, plan)
+        load = rehearser.load()
+        on_loaded(engine, load)
+        alike = next(kind for kind in kinds if rank in kind)
+        found.append(_after(load, rehearser, engine, plan, tokens, alike))
     decided = plan.kinds[: plan.steps]
     return Rehearsal(
         scenario=scenario,
@@ -180,9 +218,17 @@ def _open(scenario: Scenario, profile: RehearsedProfile, rank: int) -> tuple[Reh
     return engine, engine.plan(scenario.request)
 
 
-def _rehearse_one(engine: RehearsedEngine, plan: Plan, tokens: int, alike: tuple[int, ...]) -> RankFindings:
-    rehearser, place = Rehearser(engine, plan), plan.topology.place(engine.ranks.rank)
-    load, encode = rehearser.load(), rehearser.encode()
+def _after(
+    load: Phase,
+    rehearser: Rehearser,
+    engine: RehearsedEngine,
+    plan: Plan,
+    tokens: int,
+    alike: tuple[int, ...],
+) -> RankFindings:
+    """Rehearse what follows loading on one rank; findings of all phases."""
+    place = plan.topology.place(engine.ranks.rank)
+    encode = rehearser.encode()
     run, steps = rehearser.denoise()
     decode = rehearser.decode(run)
     return RankFindings(

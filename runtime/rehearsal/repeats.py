@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runtime.parallel.sharding import Weights
+from runtime.parallel.sharding import Weights, WholeWeights
 from runtime.rehearsal.ledger import Ledger, Work
 from runtime.rehearsal.peers import FakeRanks
 
@@ -48,6 +48,23 @@ class RepeatedBlocks:
             yield block
             sent = [one.traffic.sent - count for one, count in zip(peers, before, strict=True)]
             took[kind] = self._ledger.work.minus(done), sent
+
+
+class RepeatedLayers(nn.ModuleList):
+    """An encoder's layers, of which only the first are run when they are iterated over; see `RepeatedBlocks`.
+
+    Args:
+        layers: layers that turn hidden states into ones of the same shape.
+        ledger: ledger of their work.
+        ranks: ranks of the encoder's group.
+    """
+
+    def __init__(self, layers: nn.ModuleList, ledger: Ledger, ranks: FakeRanks):
+        super().__init__(layers)
+        self._repeated = RepeatedBlocks(WholeWeights(), ledger, ranks)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return self._repeated.visit(list(super().__iter__()))
 
 
 @dataclass(frozen=True, slots=True)

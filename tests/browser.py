@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -49,19 +49,26 @@ def look_at(page: Path, script: str, folder: Path) -> tuple[Any, list[str]]:
 
 
 @contextmanager
-def browsing(url: str, **settings: Any) -> Iterator[tuple[Page, list[str]]]:
-    """A page at `url` in a browser of its own, and what the browser complains of from now on.
+def chromium() -> Iterator[Browser]:
+    """A Chromium; it keeps nothing from one `browsing` for the next."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def browsing(browser: Browser, url: str, **settings: Any) -> Iterator[tuple[Page, list[str]]]:
+    """A page at `url` in a profile of its own, and what the browser complains of from now on.
 
     Args:
         settings: of Playwright's browser context, such as `color_scheme`.
     """
-    from playwright.sync_api import sync_playwright
-
     complaints: list[str] = []
-    with sync_playwright() as driver:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        context = browser.new_context(**settings)
+    with browser.new_context(**settings) as context:
         context.set_default_timeout(120_000)  # a busy machine is no failure
         page = context.new_page()
         page.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
@@ -69,7 +76,6 @@ def browsing(url: str, **settings: Any) -> Iterator[tuple[Page, list[str]]]:
         page.on("request", lambda asked: complaints.append(asked.url) if not _own(asked.url, url) else None)
         page.goto(url)
         yield page, complaints
-        browser.close()
 
 
 def _own(asked: str, url: str) -> bool:

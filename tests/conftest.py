@@ -6,7 +6,7 @@ import atexit
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,16 @@ sys.path.insert(0, str(ROOT / "scripts"))  # the scripts are run from there, too
 settings.register_profile("lockstep", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.register_profile("search", deadline=None, max_examples=3000)  # pytest --hypothesis-profile=search
 settings.load_profile("lockstep")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Modules that are imported are no garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)  # when tests that are not asked for are gone

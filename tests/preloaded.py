@@ -8,11 +8,12 @@ from importlib import import_module
 _MODULES = (
     "hypothesis", "pytest",  # the modules of tests, in which tasks stand, import these
     "runtime.models.wan.family", "runtime.models.wan.image", "runtime.models.wan.text",
-    "runtime.measure.calibrate", "launch.shell.run", "tests.ranks",
+    "runtime.measure.calibrate", "runtime.reports.run_picture", "launch.shell.run", "tests.ranks",
 )  # fmt: skip
 
+gc.disable()  # modules are no garbage
 for name in _MODULES:
     import_module(name)
 # A collection in a fork would touch all of these objects, and so copy the memory that they share.
-gc.collect()
 gc.freeze()
+gc.enable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,9 @@ from launch.http.reference import page_of
 from launch.http.video import VideoCreate
 from tests.browser import browsing, faults, needs_browser
 from tests.serving import Api, listening, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +87,9 @@ def test_what_a_description_says_is_text() -> None:
 @needs_browser
 @pytest.mark.alone
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
-def test_it_fits_its_window(api: Api, width: int, scheme: str) -> None:
-    with (
-        listening(api) as url,
-        browsing(f"{url}/docs", viewport={"width": width, "height": 800}, color_scheme=scheme) as (
-            page,
-            said,
-        ),
-    ):
+def test_it_fits_its_window(api: Api, browser: Browser, width: int, scheme: str) -> None:
+    settings = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    with listening(api) as url, browsing(browser, f"{url}/docs", **settings) as (page, said):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.get_by_role("link", name="VideoCreate", exact=True).first.click()
         assert page.evaluate("location.hash") == "#VideoCreate"

@@ -17,7 +17,7 @@ from tests.browser import browsing, faults, needs_browser
 from tests.serving import Api, listening, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [needs_browser, pytest.mark.alone]
 
@@ -53,9 +53,9 @@ def api(served: tuple[Api, str]) -> Api:
 
 
 @pytest.fixture
-def page(served: tuple[Api, str]) -> Iterator[Page]:
+def page(browser: Browser, served: tuple[Api, str]) -> Iterator[Page]:
     """The studio, of which the browser must not have complained at the end of a test."""
-    with browsing(served[1], viewport=WIDE, color_scheme="light") as (page, complaints):
+    with browsing(browser, served[1], viewport=WIDE, color_scheme="light") as (page, complaints):
         page.locator("#expected dl").wait_for()
         page.locator("#ended .card[data-state=done] img[src]").nth(1).wait_for()
         yield page
@@ -181,11 +181,11 @@ def test_it_is_used_by_keyboard_alone(page: Page) -> None:
     assert all(ring != "none" for _, ring in seen), seen
 
 
-def test_it_fits_a_phone_in_the_dark(served: tuple[Api, str]) -> None:
+def test_it_fits_a_phone_in_the_dark(browser: Browser, served: tuple[Api, str]) -> None:
     api, url = served
     [film] = [one["id"] for one in api.client.get("/v1/films").json()["data"]] or [""]
     settings = {"viewport": PHONE, "color_scheme": "dark", "reduced_motion": "reduce", "has_touch": True}
-    with browsing(url, **settings) as (page, complaints):
+    with browsing(browser, url, **settings) as (page, complaints):
         page.locator("#ended .card").first.wait_for()
         video = page.evaluate("document.querySelector('#ended .prompt').hash")
         for view in ("#/", "#/gallery", "#/storyboard", video, f"#/film/{film}"):
@@ -198,10 +198,14 @@ def test_it_fits_a_phone_in_the_dark(served: tuple[Api, str]) -> None:
         assert faults(complaints) == []
 
 
-def test_a_key_is_asked_for_and_is_in_no_url(tmp_path: Path) -> None:
+def test_a_key_is_asked_for_and_is_in_no_url(browser: Browser, tmp_path: Path) -> None:
     keys = tmp_path / "keys.yaml"
     add_key(keys, Key(name="ann", owner="ann", sha256=digest_of("lockstep-secret")))
-    with serving(tmp_path / "queue", keys) as api, listening(api) as url, browsing(url) as (page, complaints):
+    with (
+        serving(tmp_path / "queue", keys) as api,
+        listening(api) as url,
+        browsing(browser, url) as (page, complaints),
+    ):
         page.locator("#key-dialog").wait_for()
         page.get_by_label("Key", exact=True).fill("wrong")
         page.keyboard.press("Enter")

@@ -24,7 +24,7 @@ from tests.runtime.models.wan.test_lora_experts import write as write_for_expert
 from tests.serving import Api, listening
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [needs_browser, pytest.mark.alone]
 
@@ -53,8 +53,8 @@ def api(served: tuple[Api, str]) -> Api:
 
 
 @pytest.fixture
-def page(served: tuple[Api, str]) -> Iterator[Page]:
-    with browsing(served[1], viewport={"width": 1280, "height": 900}) as (page, complaints):
+def page(browser: Browser, served: tuple[Api, str]) -> Iterator[Page]:
+    with browsing(browser, served[1], viewport={"width": 1280, "height": 900}) as (page, complaints):
         page.locator("#expected dl").wait_for()
         page.locator("details", has=page.locator("#image")).evaluate("details => (details.open = true)")
         yield page

@@ -19,7 +19,7 @@ from tests.browser import browsing, faults, needs_browser
 from tests.places import ROOT
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [needs_browser, pytest.mark.alone, pytest.mark.timeout(590)]
 
@@ -51,9 +51,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(server: str, tmp_path: Path) -> Iterator[Page]:
+def page(browser: Browser, server: str, tmp_path: Path) -> Iterator[Page]:
     """The studio, of which the browser must not have complained; what it was at the end is in `tmp_path`."""
-    with browsing(server, viewport={"width": 1280, "height": 900}) as (page, complaints):
+    with browsing(browser, server, viewport={"width": 1280, "height": 900}) as (page, complaints):
         page.locator("#expected dl").wait_for()
         yield page
         page.screenshot(path=tmp_path / "end.png", full_page=True)
@@ -65,7 +65,7 @@ def wait(page: Page, script: str) -> Any:
     deadline = time.monotonic() + _PATIENCE
     while not (found := page.evaluate(script)):
         assert time.monotonic() < deadline, script
-        page.wait_for_timeout(20)
+        page.wait_for_timeout(100)
     return found
 
 
@@ -79,7 +79,7 @@ def make(page: Page, prompt: str, budget: str, **fields: str) -> None:
 
 
 def test_steps_appear_as_they_are_made_and_a_long_video_goes_on_where_it_was_cancelled(page: Page) -> None:
-    make(page, "a long one", "off", width="160", height="160", steps="40")
+    make(page, "a long one", "off", width="160", height="160", seconds="1", steps="40")
     wait(page, f"{PAST}.length > 2")
     wait(page, f"{PREVIEW} > 0")
     assert set(page.evaluate(PAST)) == {"compute"}
@@ -94,8 +94,9 @@ def test_steps_appear_as_they_are_made_and_a_long_video_goes_on_where_it_was_can
     assert page.evaluate("document.querySelectorAll('#ended .past.compute').length") == 40
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_compared_with_the_full_sampler(page: Page) -> None:
-    make(page, "a red circle moving left on a black background", "nfe", nfe="12", seed="7")
+    make(page, "a red circle moving left on a black background", "nfe", nfe="12", seed="7", seconds="1")
     card = page.locator("#ended .card", has_text="a red circle")
     card.get_by_text("Done").wait_for(timeout=1000 * _PATIENCE)
     wait(page, "document.querySelectorAll('#ended .card:first-child .past.compute').length === 12")

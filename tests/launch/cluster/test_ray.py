@@ -352,6 +352,7 @@ def test_what_cannot_be_loaded_is_refused_by_its_reason(tmp_path: Path) -> None:
         RankGroup(replace(job, config=nowhere))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_signal_stops_the_group_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     def interrupt(group: RankGroup) -> None:

@@ -138,7 +138,8 @@ def test_a_queue_whose_last_request_is_done_is_served(
     check_nothing_is_left(members)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_of_a_command_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     with generating(tmp_path / "a.mp4") as (command, members):
         command.send_signal(number)

@@ -45,9 +45,10 @@ def opened() -> Iterator[Counter[Path]]:
 
 @pytest.fixture
 def preset(tmp_path: Path) -> Path:
-    """A preset of one's own, with a calibration of one's own beside it."""
-    calibration = shipped("calibrations", "wan-tiny.json").read_text(encoding="utf-8")
-    (tmp_path / "own.json").write_text(calibration, encoding="utf-8")
+    """A preset of one's own, with a calibration of one's own beside it, for small videos."""
+    calibration = json.loads(shipped("calibrations", "wan-tiny.json").read_text(encoding="utf-8"))
+    calibration["conditions"] |= {name: TINY[name] for name in ("width", "height", "frames")}
+    (tmp_path / "own.json").write_text(json.dumps(calibration), encoding="utf-8")
     path = tmp_path / "own.yaml"
     path.write_text(
         "stream: guided\nschedule: {kind: planned, nfe: 4, guard: null}\n"
@@ -61,8 +62,9 @@ def test_a_preset_is_read_once_from_the_door_to_the_last_frame(
     preset: Path, tmp_path: Path, more: list[str]
 ) -> None:
     out = tmp_path / "a.mp4"
+    small = ["--size", "64x48", "--frames", "5", "--max-sequence-length", "32"]
     with opened() as files:
-        assert cli.run(["generate", PROMPT, "--spectrum", str(preset), "--out", str(out), *more]) == 0
+        assert cli.run(["generate", PROMPT, *small, "--spectrum", str(preset), "--out", str(out), *more]) == 0
     assert json.loads(out.with_suffix(".json").read_text())["nfe"]["cond"] == 4
     assert files[preset] == files[preset.with_suffix(".json")] == 1
     assert files[shipped("spectrum", "off.yaml")] == bool(more)
@@ -95,7 +97,7 @@ def test_a_preset_that_changes_after_the_door_changes_no_job(
 def test_a_calibration_that_changes_after_the_door_is_refused(
     engine: Engine, preset: Path, tmp_path: Path
 ) -> None:
-    job = make_job(tmp_path / "a.mp4", spectrum=str(preset)).planned()
+    job = make_job(tmp_path / "a.mp4", **TINY | {"steps": 50, "spectrum": str(preset)}).planned()
     calibration = preset.with_suffix(".json")
     content = json.loads(calibration.read_text())
     content["sensitivity"][3] *= 2

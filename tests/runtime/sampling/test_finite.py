@@ -177,7 +177,13 @@ def test_frames_that_are_no_numbers_are_not_written(engine: Engine) -> None:
         bias[0] = kept
 
 
-@pytest.mark.parametrize("ranks", [[], ["--ranks", "2", "--launcher", "torchrun"]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        pytest.param([], id="one"),
+        pytest.param(["--ranks", "2", "--launcher", "torchrun"], id="two", marks=pytest.mark.slow),
+    ],
+)
 def test_the_command_fails_with_one_line(
     broken: Config, ranks: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ from launch.http.service import Service
 from launch.http.video import Extension, ExtensionOf, Remix, VideoCreate
 from runtime.versions import versions
 
+_TOGETHER = 16 * MOST_BYTES  # of bodies in memory
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -62,8 +63,8 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
 
     Args:
         service: service behind the routes.
-        hosts: host names that requests may use; by default those of this machine alone, unless keys protect
-            the server.
+        hosts: host names of this machine, which requests must use, and come from it; by default those of the
+            loopback, unless keys protect the server.
 
     Example:
         >>> service = Service.on(Queue(Path("queue")), Catalog.of(["wan-tiny"]), Keys(None))
@@ -95,7 +96,7 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app.include_router(reference.router)
     tell_errors(app)
     describe(app, [VideoCreate, Remix, Extension, ExtensionOf, FilmCreate])
-    app.add_middleware(BodyLimit, most=MOST_BYTES)
+    app.add_middleware(BodyLimit, most=MOST_BYTES, together=_TOGETHER)
     known = LOCAL_HOSTS if hosts is None and service.keys.open else hosts
     app.add_middleware(OwnPagesOnly, hosts=known)
     app.add_middleware(metrics.Measured, metrics=app.state.metrics)

@@ -19,6 +19,7 @@ from launch.http.errors import ApiError
 
 MOST_BYTES = 32 * 2**20  # of a body; an image of 20 MiB fits as base64
 _DEPTH = 8  # of nested fields
+_VALUES = 200_000  # of a JSON body; many small ones would keep the server busy for seconds
 _FIELDS, _FILES, _PART = 1000, 4, 2**20  # of a form; bytes of a part that is no file
 _TAIL = 300  # bytes of a form's end; a boundary has at most 70
 _NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
@@ -45,8 +46,10 @@ async def read_fields(request: Request) -> dict[str, Any]:
 
 
 def _parse(content: bytes) -> dict[str, Any]:
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > _VALUES:
+        raise ApiError(400, "invalid_json", f"the body has more than {_VALUES} values")
     try:
-        found = json.loads(content, parse_constant=_refuse_constant)
+        found = json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise ApiError(400, "invalid_json", f"the body is not valid JSON: {said}") from None
@@ -60,6 +63,16 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ; which of two values is meant is anyone's guess."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:80]!r} is given twice")
+        found[name] = value
+    return found
+
+
 def _check_depth(value: Any, depth: int = 0) -> None:
     if depth > _DEPTH:
         raise ApiError(400, "invalid_json", f"fields are nested more than {_DEPTH} levels deep")
@@ -70,6 +83,7 @@ def _check_depth(value: Any, depth: int = 0) -> None:
 
 async def _read_form(request: Request) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    _check_charset(request)
     whole = _Whole(request.scope, request.receive)
     try:
         async with whole.form(max_files=_FILES, max_fields=_FIELDS, max_part_size=_PART) as form:
@@ -79,6 +93,19 @@ async def _read_form(request: Request) -> dict[str, Any]:
     except HTTPException as error:
         raise ApiError(400, "invalid_form", f"the form cannot be read: {str(error.detail)[:200]}") from None
     return found
+
+
+def _check_charset(request: Request) -> None:
+    """Refuse a form in another charset: some of Python's decoders take minutes, or are for no text at all.
+
+    Raises:
+        ApiError: it names another one.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8"):
+        said = f"content-type: the charset {charset[:80]!r} given; it must be UTF-8"
+        raise ApiError(415, "unsupported_media_type", said)
 
 
 class _Whole(Request):
@@ -104,7 +131,7 @@ class _Whole(Request):
 
 
 def _put(fields: dict[str, Any], name: str, value: str | bytes) -> None:
-    """Put a value where a name such as `a[b][]` says; of two values of one name, the last counts."""
+    """Put a value where a name such as `a[b][]` says."""
     parts = _NAME.fullmatch(name)
     if parts is None:
         raise ApiError(400, "invalid_form", f"the form has a field with the name {name[:80]!r}")
@@ -117,11 +144,13 @@ def _put(fields: dict[str, Any], name: str, value: str | bytes) -> None:
 def _put_at(into: dict[str, Any], way: list[str], value: Any) -> None:
     key, rest = way[0], way[1:]
     if not rest:
+        if key in into:
+            raise _again(key)
         into[key] = value
     elif rest[0] == "":
         items = into.setdefault(key, [])
         if not isinstance(items, list):
-            raise _mixed(key)
+            raise _again(key)
         if len(rest) == 1:
             items.append(value)
         else:  # the next item begins with a key that the last one has
@@ -131,9 +160,9 @@ def _put_at(into: dict[str, Any], way: list[str], value: Any) -> None:
     else:
         inner = into.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise _mixed(key)
+            raise _again(key)
         _put_at(inner, rest, value)
 
 
-def _mixed(key: str) -> ApiError:
-    return ApiError(400, "invalid_form", f"the form gives {key[:80]!r} in two ways", param=key[:80])
+def _again(key: str) -> ApiError:
+    return ApiError(400, "invalid_form", f"the form gives {key[:80]!r} more than once", param=key[:80])

@@ -61,7 +61,9 @@ def _as_lora(given: Any) -> Any:
 
 def _as_text(given: Any) -> Any:
     """Seconds are text in the contract, and numbers in most people's requests."""
-    return f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else given
+    if isinstance(given, float):
+        return f"{given:g}"
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
 
 
 Seconds = Annotated[

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
+from launch.http.app import make_app
 from launch.serve.entries import Progress, State
 from launch.serve.previews import RequestPreviews
 from runtime.request.outputs import PREVIEW_MARK
@@ -104,6 +106,7 @@ def test_a_budget_becomes_a_plan(api: Api) -> None:
         ({"frames": None, "seconds": "0"}, 400, "invalid_value", "seconds"),
         ({"frames": None, "seconds": "-1"}, 400, "invalid_value", "seconds"),
         ({"frames": None, "seconds": 9999}, 400, "invalid_value", "seconds"),
+        ({"frames": None, "seconds": 10**400}, 400, "invalid_value", "seconds"),
         ({"seconds": "4"}, 400, "invalid_value", None),
         ({"steps": 201}, 400, "invalid_value", "steps"),
         ({"steps": True}, 400, "invalid_value", "steps"),
@@ -141,9 +144,12 @@ def test_bad_fields_are_refused_by_name(
         (b"[" * 100_000, "application/json", 400, "invalid_json"),
         (b'{"prompt": ' + b"[" * 20 + b"]" * 20 + b"}", "application/json", 400, "invalid_json"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", 400, "invalid_json"),
+        (b'{"prompt": "x", "prompt": "y"}', "application/json", 400, "invalid_json"),
+        (b'{"a": [' + b"[]," * 10**6 + b"[]]}", "application/json", 400, "invalid_json"),
         (b"x", "text/plain", 415, "unsupported_media_type"),
         (b"x", "multipart/form-data", 400, "invalid_form"),
         (b"--b\r\nx", "multipart/form-data; boundary=b", 400, "invalid_form"),
+        (b"a=1&a=2", "application/x-www-form-urlencoded", 400, "invalid_form"),
         (b"a=1&a[b]=2", "application/x-www-form-urlencoded", 400, "invalid_form"),
         (b"a[b=1", "application/x-www-form-urlencoded", 400, "invalid_form"),
         (b"a" + b"[b]" * 50 + b"=1", "application/x-www-form-urlencoded", 400, "invalid_form"),
@@ -153,6 +159,25 @@ def test_bad_fields_are_refused_by_name(
 def test_bodies_that_are_none_are_refused(api: Api, body: bytes, kind: str, status: int, code: str) -> None:
     answer = api.client.post("/v1/videos", content=body, headers={"Content-Type": kind})
     assert error_of(answer)[:2] == (status, code), answer.text
+
+
+def test_only_values_that_may_be_meant_are_read(api: Api) -> None:
+    """A body of millions of values would keep the event loop busy, whatever is in them."""
+    answer = api.client.post("/v1/videos", content=b'{"a": [' + b"0," * 10**6 + b"0]}")
+    assert "more than 200000 values" in answer.json()["error"]["message"]
+    commas = api.client.post("/v1/videos/estimate", json={**SMALL, "prompt": "," * 5000})
+    assert commas.status_code == 200, commas.text
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "utf-16", "hex", ""])
+def test_a_form_is_utf_8(api: Api, charset: str) -> None:
+    """Its sender would choose a decoder of Python's: one always fails, one takes minutes for a megabyte."""
+    form = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\xe4\r\n--b--\r\n'
+    kind = f"multipart/form-data; boundary=b; charset={charset}"
+    answer = api.client.post("/v1/videos", content=form, headers={"Content-Type": kind})
+    assert error_of(answer)[:2] == (415, "unsupported_media_type")
+    kind = 'multipart/form-data; boundary=b; charset="UTF-8"'
+    assert api.client.post("/v1/videos", content=form, headers={"Content-Type": kind}).status_code == 200
 
 
 def test_a_body_without_a_length_is_bounded_too(api: Api) -> None:
@@ -437,6 +462,25 @@ def test_pages_of_other_sites_may_not_use_it(api: Api) -> None:
         assert error_of(get(origin=origin))[:2] == (403, "foreign_origin")
     assert get(origin="http://127.0.0.1:8000").status_code == 200
     assert get(host="localhost:8000", origin="http://localhost:8000").status_code == 200
+    image = {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+    for site in ("cross-site", "same-site"):  # another port is the same site
+        assert error_of(get(**image, **{"sec-fetch-site": site}))[:2] == (403, "foreign_origin")
+        assert get(**{"sec-fetch-site": site, "sec-fetch-mode": "navigate"}).status_code == 200
+    for site in ("same-origin", "none"):
+        assert get(**image, **{"sec-fetch-site": site}).status_code == 200
+
+
+def test_without_keys_it_is_for_its_own_machine(api: Api) -> None:
+    """Whatever address a proxy before it listens on, such as Ray Serve's."""
+    for address, status in (
+        ("10.0.0.7", 403),
+        ("::ffff:10.0.0.7", 403),
+        ("::ffff:127.0.0.1", 200),
+        ("::1", 200),
+    ):
+        client = TestClient(make_app(api.service), base_url="http://localhost", client=(address, 5000))
+        assert client.get("/healthz").status_code == status, address
+    assert error_of(TestClient(make_app(api.service), client=("10.0.0.7", 1)).get("/"))[1] == "not_local"
 
 
 def test_an_upload_is_decoded_bounded_and_kept_once(api: Api) -> None:

@@ -277,7 +277,7 @@ class Engine:
         Args:
             full: plan without forecasts.
         """
-        once = self.plan(full.request.model_copy(update={"steps": 1}), full.preset)
+        once = full.first_step()
         with self.commanded() as commands:
             denoise_segments(self.ranks, self.prepare(once), Result(once), commands=commands)
 

@@ -11,10 +11,12 @@ from runtime.forecasting.streams import STREAM_TRAITS
 from runtime.forecasting.validity import Conditions
 from runtime.models.course import Course
 from runtime.models.folder import expected_family, find_model
-from runtime.models.sampler import begin_sampler, load_sampler, sampler_settings
+from runtime.models.sampler import begin_sampler, listed_steps, load_sampler, sampler_settings
 from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
+
+_FEW = 4  # steps of which none can be forecast: distilled models jump from each to the next
 
 
 class ModelProfile:
@@ -54,6 +56,7 @@ class ModelProfile:
         if problem := self.family.refuses(self.folder, request):
             raise BadRequestError(problem)
         preset = preset or load_preset(request.spectrum)
+        self._check_steps(request, preset)
         sampler = self.fresh_sampler(request)
         fresh = self._fresh(sampler, preset)
         preset.check_fit(self.conditions(request, sampler))
@@ -65,6 +68,19 @@ class ModelProfile:
             )
         return preset
 
+    def _check_steps(self, request: VideoRequest, preset: Preset) -> None:
+        """Refuse other steps than the config lists, and forecasts among few of them."""
+        choice = self.config.scheduler
+        try:
+            choice.check_steps(request.steps)
+        except ValueError as error:
+            raise BadRequestError(str(error)) from None
+        if choice.steps is not None and choice.steps <= _FEW and preset.forecasts:
+            raise BadRequestError(
+                f"spectrum: {request.spectrum!r} given; a model of {choice.steps} steps leaves nothing to "
+                "forecast from: write off"
+            )
+
     def fresh_sampler(self, request: VideoRequest, device: torch.device | None = None) -> SchedulerMixin:
         """Make a sampler with a request's timesteps, at the first of them.
 
@@ -75,9 +91,10 @@ class ModelProfile:
         Raises:
             BadRequestError: the sampler does not support the number of steps, or the model the size.
         """
-        tokens = self.sizes.tokens(self.config.windowed(request))
+        tokens, choice = self.sizes.tokens(self.config.windowed(request)), self.config.scheduler
         sampler = type(self.sampler).from_config(self.sampler.config)
-        given = self.family.timesteps(dict(self.sampler.config), request.steps, tokens)
+        settings = dict(self.sampler.config)
+        given = self.family.timesteps(settings, request.steps, tokens) | listed_steps(choice, settings)
         begin_sampler(sampler, request.steps, device, given)
         return sampler
 
@@ -127,7 +144,7 @@ class ModelProfile:
             image=image,
             extended=extended,
             revision=self.folder.revision,
-            sampler={"kind": type(self.sampler).__name__, **sampler_settings(self.sampler)},
+            sampler={"kind": type(self.sampler).__name__, **sampler_settings(self.sampler), **self._listed},
         )
 
     def conditions(self, request: VideoRequest, sampler: SchedulerMixin) -> Conditions:
@@ -138,7 +155,8 @@ class ModelProfile:
             sampler=type(sampler).__name__,
             settings={
                 name: str(value) for name, value in sorted(sampler.config.items()) if not name.startswith("_")
-            },
+            }
+            | self._listed,
             steps=len(sampler.timesteps),
             guidance=request.scale,
             **self._of_two_experts(request),
@@ -146,6 +164,12 @@ class ModelProfile:
             height=request.height,
             frames=self.config.windowed(request).frames,
         )
+
+    @property
+    def _listed(self) -> dict[str, str]:
+        """Steps that the config lists, as text; empty if it lists none."""
+        listed = listed_steps(self.config.scheduler, dict(self.sampler.config))
+        return {name: str(values.tolist()) for name, values in listed.items()}
 
     def _of_two_experts(self, request: VideoRequest) -> dict[str, float]:
         if len(self.experts) == 1:

@@ -37,7 +37,8 @@ from runtime.engine import Engine
 from runtime.forecasting.calibration import load_calibration, to_triangle
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.media.quality import Quality, RawVideo, compare_videos
-from runtime.request.config import Config, SamplerConfig, load_config
+from runtime.request.config import Config, load_config
+from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from spectrum import StepKind, paper_schedule
 

@@ -8,14 +8,15 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel, WanVACETransformer3DModel
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from runtime.engine import Engine
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
-from runtime.request.config import EMBEDDED_MODELS, Config, SamplerConfig, Window
+from runtime.request.config import EMBEDDED_MODELS, Config, Window
+from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
@@ -63,6 +64,24 @@ def write_two_experts(name: str, folder: Path, boundary: float = 0.875, **own: A
         with torch.no_grad():
             experts[expert].proj_out.weight.normal_(std=0.05)
     return write_pipeline(name, folder, **{**experts, "boundary_ratio": boundary, **own})
+
+
+def write_ti2v(folder: Path) -> Path:
+    """Write a model like TI2V-5B: a random transformer of 48 channels, and a random residual VAE."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(
+        base_dim=8, decoder_base_dim=8, z_dim=48, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12,
+        patch_size=2, scale_factor_temporal=4, scale_factor_spatial=16, latents_mean=[0.1] * 48,
+        latents_std=[0.7] * 48,
+    )  # fmt: skip
+    transformer = WanTransformer3DModel(
+        num_attention_heads=HEADS, attention_head_dim=CHANNELS, in_channels=48, out_channels=48, text_dim=64,
+        freq_dim=32, ffn_dim=96, num_layers=2,
+    )  # fmt: skip
+    with torch.no_grad():
+        transformer.proj_out.weight.normal_(std=0.05)
+    return write_pipeline("WanPipeline", folder, vae=vae, transformer=transformer, expand_timesteps=True)
 
 
 def write_vace(folder: Path) -> Path:

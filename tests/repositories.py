@@ -14,6 +14,7 @@ import diffusers
 import torch
 import yaml
 from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
 
 from runtime.files.text import read_json
 from runtime.request.config import available, embedded_models, load_config, shipped
@@ -22,11 +23,14 @@ from tests.conditioned import (
     HEADS,
     write_i2v,
     write_pipeline,
+    write_ti2v,
     write_two_experts,
     write_vace,
 )
 
 SHIPPED = [name for name in available(".") if name not in embedded_models()]
+IN_MANY_STEPS = [name for name in SHIPPED if load_config(name).scheduler.steps is None]
+OF_EACH_MODEL = list({load_config(name).model: name for name in reversed(SHIPPED)}.values())
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 _OLD_SAMPLER = {  # what Wan2.1's repositories have: written before five of today's settings existed
     "_class_name": "UniPCMultistepScheduler", "_diffusers_version": "0.33.0.dev0", "beta_end": 0.02,
@@ -61,7 +65,8 @@ def write_stand_in(repository: str, folder: Path) -> Path:
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(_OLD_SAMPLER))
     vae = read_json(folder / "vae" / "config.json")
     for stated in ("scale_factor_spatial", "scale_factor_temporal"):
-        vae.pop(stated, None)
+        if not vae["is_residual"]:
+            vae.pop(stated, None)
     (folder / "vae" / "config.json").write_text(json.dumps(vae))
     return folder
 
@@ -69,6 +74,8 @@ def write_stand_in(repository: str, folder: Path) -> Path:
 def _write(repository: str, folder: Path) -> None:
     if "A14B" in repository:
         write_two_experts("WanImageToVideoPipeline" if "I2V" in repository else "WanPipeline", folder)
+    elif "TI2V" in repository:
+        write_ti2v(folder)
     elif "I2V" in repository:
         write_i2v(folder)
     elif "VACE" in repository:
@@ -78,12 +85,26 @@ def _write(repository: str, folder: Path) -> None:
 
 
 def write_config(name: str, folder: Path, **changes: Any) -> Path:
-    """Write the shipped config `name` for its stand-in, without the size of the published transformer."""
+    """Write the shipped config `name` for its stand-in, without the size of the published transformer.
+
+    Small stand-ins for the LoRA files that it names are written beside it.
+    """
     content = yaml.safe_load(shipped(f"{name}.yaml").read_text(encoding="utf-8"))
     del content["architecture"]
+    content["defaults"]["spectrum"] = load_config(name).defaults.spectrum  # PyYAML reads `off` as false
+    for lora in load_config(name).lora:
+        _write_lora(folder / lora.file)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content | changes), encoding="utf-8")
     return path
+
+
+def _write_lora(path: Path) -> None:
+    """Write a LoRA for the transformers of the stand-ins, under the names that LightX2V's have."""
+    torch.manual_seed(len(path.name))
+    width, target = HEADS * CHANNELS, "diffusion_model.blocks.1.self_attn.v"
+    down, up = torch.randn(2, width) / width, torch.randn(width, 2) / width
+    save_file({f"{target}.lora_down.weight": down, f"{target}.lora_up.weight": up}, path)
 
 
 def _write_t2v(folder: Path) -> Path:

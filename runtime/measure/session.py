@@ -75,7 +75,8 @@ class Session:
             course=course,
             forced=course.forced(outputs=True),
         )
-        return Denoising(run.noise_BCFHW, run.plan.fresh_sampler(), stream, coordinator)
+        sampler = run.plan.fresh_sampler()
+        return Denoising(run.noise_BCFHW, sampler, stream, coordinator, run.known)
 
     def walk(self, state: Denoising, name: str, start: int = 0) -> Iterator[StepRecord]:
         """Denoise to the end, yielding every step."""

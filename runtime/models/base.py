@@ -1,13 +1,15 @@
 """Interface between sampling and a model of any family: adapters, experts, and their inputs.
 
-Tensor legend: B batch, L tokens, D channels of the transformer, T text tokens, E channels of an encoder, I
-image tokens, C latent channels, F latent frames, H, W latent height and width, P values of a token's patch.
+Tensor legend: B batch, L tokens, S those of this rank, D channels of the transformer, T text tokens, E
+channels of an encoder, I image tokens, C latent channels, F latent frames, H, W latent height and width, P
+values of a token's patch.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -76,21 +78,24 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageCondition:
+class Condition(ABC):
     """Conditioning of a window beside its text.
 
     Attributes:
-        latents_BCFHW: input of the transformer beside the noisy latents, in its dtype: a mask, and the
-            latents of the known frames, padded with those of empty frames.
-        layout: layout of its channels.
+        latents_BCFHW: input of the transformer beside the noisy latents; see `Adapter.embed`.
         tokens_BIE: output of an image encoder, which the blocks attend to as well.
     """
 
     latents_BCFHW: torch.Tensor
-    layout: Layout
     tokens_BIE: torch.Tensor | None = None
 
-    def continued_from(self, tail_BCFHW: torch.Tensor) -> ImageCondition:
+    @property
+    def known(self) -> torch.Tensor | None:
+        """Clean latents of the first frames that are not denoised at all, in float32; None if all are."""
+        return None
+
+    @abstractmethod
+    def continued_from(self, tail_BCFHW: torch.Tensor) -> Condition:
         """Conditioning of a window that begins with the last latent frames of the one before.
 
         The latents are used as they are: nothing is decoded and encoded again, so colours do not shift.
@@ -98,10 +103,44 @@ class ImageCondition:
         Args:
             tail_BCFHW: those latent frames.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCondition(Condition):
+    """Conditioning by channels beside the noisy latents, in the transformer's dtype.
+
+    They are a mask, and the latents of the known frames, padded with those of empty frames.
+
+    Attributes:
+        layout: layout of the channels.
+    """
+
+    layout: Layout = field(kw_only=True)
+
+    def continued_from(self, tail_BCFHW: torch.Tensor) -> ImageCondition:
+        """Mark the first frames as known, with `tail_BCFHW`; see `Condition`."""
         latents_BCFHW, frames = self.latents_BCFHW.clone(), tail_BCFHW.shape[2]
         latents_BCFHW[:, self.layout.known, :frames] = tail_BCFHW
         latents_BCFHW[:, self.layout.mask, :frames] = self.layout.mark
         return replace(self, latents_BCFHW=latents_BCFHW)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFrames(Condition):
+    """Conditioning by frames that are known: they take the place of the first noisy ones, at timestep 0.
+
+    It is for transformers whose tokens are of one latent frame each, and of a timestep each. The latents are
+    those of the known frames, in float32; there are 0 frames if nothing is known.
+    """
+
+    @property
+    def known(self) -> torch.Tensor | None:
+        """Latents of the known frames; see `Condition`."""
+        return self.latents_BCFHW if self.latents_BCFHW.shape[2] else None
+
+    def continued_from(self, tail_BCFHW: torch.Tensor) -> KnownFrames:
+        """Make the frames of `tail_BCFHW` the known ones; see `Condition`."""
+        return KnownFrames(tail_BCFHW)
 
 
 class Adapter(Protocol):
@@ -124,16 +163,28 @@ class Adapter(Protocol):
         """Project the text and image encoders' outputs to `[B, T, D]`, for cross-attention."""
         ...
 
-    def time(self, timestep_B: torch.Tensor, guidance: float | None = None) -> Time:
+    def time(
+        self,
+        timestep_B: torch.Tensor,
+        guidance: float | None = None,
+        known_1S1: torch.Tensor | None = None,
+    ) -> Time:
         """Embed the timestep, 0 … 1000, of each batch entry.
 
         Args:
             guidance: guidance scale, for a transformer that embeds it; None for others.
+            known_1S1: which of this rank's tokens are of known frames, so that their timestep is 0; None if
+                none is, as always with conditioning other than `KnownFrames`.
         """
         ...
 
     def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
-        """Embed latents and their conditioning, both in the transformer's dtype, as tokens."""
+        """Embed latents and their conditioning as tokens.
+
+        Args:
+            latents_BCFHW: noisy latents, in the transformer's dtype.
+            condition_BCFHW: `Condition.latents_BCFHW`.
+        """
         ...
 
     def branches(

@@ -63,6 +63,8 @@ def _with(config: Config, given: dict[str, Any]) -> Config:
 def usual_config(model: str | ModelFiles, revision: str | None = None) -> Config:
     """The config that is usual for a model: the shipped one for it, or for models of its kind and size.
 
+    Shipped configs that need a LoRA are usual for no model.
+
     Of a repository that is not on this machine, only the settings are downloaded.
 
     Raises:
@@ -70,7 +72,7 @@ def usual_config(model: str | ModelFiles, revision: str | None = None) -> Config
     """
     for name in available("."):
         config = load_config(name)
-        if config.model == model:
+        if config.model == model and not config.lora:
             return config
     path = settings_of(model, revision)
     with refusing_model(model):

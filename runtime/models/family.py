@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from PIL import Image
 
-from runtime.models.base import Embeddings, Expert, ExpertSettings, ImageCondition
+from runtime.models.base import Condition, Embeddings, Expert, ExpertSettings
 from runtime.models.colours import LatentColours
 from runtime.models.layouts.adopted import Adopted
 from runtime.models.layouts.given import Given
@@ -48,7 +48,7 @@ class ImageEncoder(Protocol):
 
     def encode(
         self, request: VideoRequest, image: Image.Image | None, noise_BCFHW: torch.Tensor
-    ) -> ImageCondition:
+    ) -> Condition:
         """Encode the conditioning of the request's first window; every rank gets it.
 
         Args:

@@ -68,15 +68,15 @@ def find_model(config: Config) -> ModelFolder:
     Only headers and settings are read, so this is quick for any size of model.
 
     Raises:
-        BadRequestError: there is no such model, its family is unknown or has other bounds than the config, a
-            file is missing or corrupt, or a LoRA does not fit.
+        BadRequestError: there is no such model, its family is unknown or cannot make all that the config's
+            bounds allow, a file is missing or corrupt, or a LoRA does not fit.
     """
     path, commit = open_model(config.model, config.revision)
     with refusing_model(config.model):
         family, pipeline = family_in(path)
         family.check(path, pipeline, config.architecture)
         revision = commit or folder_digest(path)
-    if family.bounds != config.bounds:
+    if not config.bounds.within(family.bounds):
         raise BadRequestError(
             f"bounds: {_written(config.bounds)} given; {config.model_name!r} is of the family {family.name}, "
             f"write `bounds: {_written(family.bounds)}` in the config"

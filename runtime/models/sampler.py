@@ -23,7 +23,7 @@ from diffusers import (
 from runtime.errors import BadRequestError, named
 from runtime.files.text import read_json
 from runtime.models.folder import ModelFolder
-from runtime.request.config import SamplerConfig
+from runtime.request.sampler import SamplerConfig
 
 _PROBED_STEPS = 10
 _MOST_TIMESTEPS = 100_000  # of training; samplers allocate tables of this size
@@ -65,7 +65,7 @@ def load_sampler(
         raise _refusal(folder, str(settings.get("_class_name")), "diffusers has no such sampler")
     if problem := _wrong_setting(kind, wanted):
         raise _refusal(folder, kind.__name__, problem)
-    given = timesteps(wanted, _PROBED_STEPS, _PROBED_TOKENS)
+    given = timesteps(wanted, choice.steps or _PROBED_STEPS, _PROBED_TOKENS) | listed_steps(choice, wanted)
     if wanted.get("use_dynamic_shifting") is True and "mu" not in given:
         problem = "use_dynamic_shifting: true given; it needs `mu`, which pipelines of this model do not have"
         raise _refusal(folder, kind.__name__, problem)
@@ -82,7 +82,7 @@ def _wanted(
     settings: dict[str, Any], choice: SamplerConfig
 ) -> tuple[type[SchedulerMixin] | None, dict[str, Any]]:
     """Choose the sampler's class and settings; the class is None if the model names none."""
-    own = settings.get("flow_shift", settings.get("shift"))
+    own = None if choice.timesteps else settings.get("flow_shift", settings.get("shift"))
     shift = choice.shift or (1.0 if own is None else own)
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
     match choice.kind:
@@ -100,6 +100,21 @@ def _wanted(
                 **settings,
                 **({} if choice.shift is None else {"flow_shift": shift, "shift": shift}),
             }
+
+
+def listed_steps(choice: SamplerConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `set_timesteps` for the steps that a config lists; empty if it lists none.
+
+    Args:
+        choice: the config's choice of a sampler.
+        settings: settings of the sampler.
+    """
+    if choice.sigmas is not None:
+        return {"sigmas": np.array(choice.sigmas)}
+    if choice.timesteps is not None:
+        most = settings.get("num_train_timesteps", 1000)
+        return {"sigmas": np.array(choice.timesteps) / most, "timesteps": np.array(choice.timesteps)}
+    return {}
 
 
 def _refusal(folder: ModelFolder, sampler: str, problem: str) -> BadRequestError:
@@ -217,7 +232,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _begun(sampler: SchedulerMixin, given: dict[str, Any]) -> SchedulerMixin:
-    sampler.set_timesteps(_PROBED_STEPS, **given)
+    sampler.set_timesteps(len(given["sigmas"]) if "sigmas" in given else _PROBED_STEPS, **given)
     sampler.set_begin_index(0)
     return sampler
 

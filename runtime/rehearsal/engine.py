@@ -7,12 +7,12 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransforme
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.models.base import Embeddings, Expert, ExpertSettings, ImageCondition
+from runtime.models.base import Condition, Embeddings, Expert, ExpertSettings
 from runtime.models.family import Model
 from runtime.models.wan.adapter import Transformer, every_block, open_adapter
 from runtime.models.wan.attention import SelfAttention
 from runtime.models.wan.experts import read_transformer
-from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.folder import ModelKind, knows_frames
 from runtime.models.wan.image import open_image_encoder
 from runtime.models.wan.loading import change_of_blocks
 from runtime.models.wan.text import PromptEncoder
@@ -133,7 +133,8 @@ class RehearsedEngine(Engine):
         if not self.whole:
             weights = RepeatedBlocks(weights, self.fake.ledger, self.ranks)
         self._transformer: Transformer = model  # all have the same settings
-        return Expert(settings, open_adapter(model, weights, dtype), SelfAttention(model), model)
+        adapter = open_adapter(model, weights, dtype, by_token=self.knows_frames)
+        return Expert(settings, adapter, SelfAttention(model), model)
 
     def _change_blocks(self, model: Transformer) -> None:
         """Change the blocks as they are when they are loaded, for example quantise them."""
@@ -192,11 +193,14 @@ class RehearsedEngine(Engine):
         count = 1 + len(request.travel)
         return Embeddings(made[:count], made[count] if request.guided else None)
 
-    def _condition(self, plan: Plan, window_BCFHW: torch.Tensor) -> ImageCondition | None:
+    def _condition(self, plan: Plan, window_BCFHW: torch.Tensor) -> Condition | None:
         """Make the fake conditioning of a window; None for a model that is conditioned on text alone."""
         if self._image is None:
             return None
         settings, (batch, channels, *rest) = self._transformer.config, window_BCFHW.shape
+        if self.knows_frames:
+            known = 0 if plan.request.image is None else 1
+            return self._image.condition(channels, torch.empty_like(window_BCFHW[:, :, :known]))
         if self.kind is ModelKind.VACE:
             total, tokens = settings.vace_in_channels, []
         else:
@@ -204,7 +208,12 @@ class RehearsedEngine(Engine):
             tokens = [seen] if self.sees_image_tokens else []
         shapes = [(batch, total, *rest), *tokens]
         made = [torch.empty(shape, dtype=self.loaded.dtype, device=DEVICE) for shape in shapes]
-        return ImageCondition(made[0], self._image._layout(channels, total), *made[1:])
+        return self._image.condition(channels, *made)
+
+    @property
+    def knows_frames(self) -> bool:
+        """Whether an image is known frames; see `runtime.models.wan.folder.knows_frames`."""
+        return knows_frames(self.model.path)
 
     @property
     def sees_image_tokens(self) -> bool:

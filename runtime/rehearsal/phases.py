@@ -184,14 +184,15 @@ class Rehearser:
     def _encode_condition(self) -> None:
         """Rehearse the image encoder and the VAE's encoder, with an image or with empty frames."""
         engine, request = self._engine, self._engine.config.windowed(self._plan.request)
-        if engine.kind is ModelKind.TEXT:
+        known = engine.knows_frames
+        if request.image is None if known else engine.kind is ModelKind.TEXT:
             return
         if engine.sees_image_tokens:
             self._encode_image()
         vae = engine.vae
         assert vae is not None
         times = 2 if engine.kind is ModelKind.VACE else 1  # known and editable regions
-        shape = (1, vae.config.in_channels, request.frames, request.height, request.width)
+        shape = (1, 3, 1 if known else request.frames, request.height, request.width)
         with self._fake.running():
             for _ in range(times):
                 vae.encode(torch.empty(shape, dtype=vae.dtype, device=DEVICE))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.folder import ModelKind, knows_frames
 from runtime.parallel.sequence import Split
 from runtime.parallel.topology import Degrees, Topology
 from runtime.rehearsal.engine import RehearsedEngine
@@ -207,7 +207,8 @@ def every_kind(scenario: Scenario) -> list[int]:
 
 def _with_image(scenario: Scenario, profile: RehearsedProfile) -> Scenario:
     """Add an image to the request if the model needs one; any image gives the same findings."""
-    if profile.folder.pipeline != ModelKind.IMAGE or scenario.request.image is not None:
+    given = scenario.request.image is not None
+    if given or profile.folder.pipeline != ModelKind.IMAGE or knows_frames(profile.folder.path):
         return scenario
     return replace(scenario, request=scenario.request.model_copy(update={"image": "made up"}))
 

@@ -23,8 +23,8 @@ _Step = Annotated[int, Field(ge=1, le=8192), NUMBER]
 class Bounds(BaseModel):
     """Limits of the videos that a model family can make.
 
-    A config states those of its model's family, so that requests can be refused before the model is
-    downloaded. The defaults are Wan's.
+    A config states those of its model's family, or narrower ones of its model, so that requests can be
+    refused before the model is downloaded. The defaults are Wan's.
 
     Attributes:
         pixels: width and height must be multiples of this.
@@ -50,6 +50,15 @@ class Bounds(BaseModel):
     def frame_rule(self) -> str:
         """Formula of the allowed numbers of frames, such as `4k + 1`."""
         return f"{self.frames}k + 1"
+
+    def within(self, others: Bounds) -> bool:
+        """Return whether everything that these bounds allow is allowed by `others`, too."""
+        return (
+            self.guidance == others.guidance
+            and self.pixels % others.pixels == 0
+            and self.frames % others.frames == 0
+            and self.most_frames <= others.most_frames
+        )
 
     def nearest_frames(self, frames: float) -> int:
         """Return the allowed number of frames that is nearest to `frames`."""

@@ -15,6 +15,7 @@ from runtime.files.text import beside, is_file, user_path
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER, Bounds
 from runtime.request.performance import PROFILES, Performance, Profile, Quantization
+from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import (
     FileName,
     FrameCount,
@@ -110,13 +111,6 @@ def _form(given: Any) -> str:
 ModelName = Annotated[
     Annotated[FileName, Tag("<name>")] | Annotated[ModelFiles, Tag("<files>")], Discriminator(_form)
 ]
-
-
-class SamplerConfig(_Part):
-    """The sampler; `kind: model` uses the one in the model's folder."""
-
-    kind: Literal["model", "unipc", "euler", "dpm++"] = "model"
-    shift: Annotated[float, Field(ge=0.001, le=1000, allow_inf_nan=False), NUMBER] | None = None
 
 
 class Defaults(_Part):
@@ -229,7 +223,8 @@ class Config(_Part):
         revision: commit or tag of the repository; None for a folder.
         lora: one LoRA or a list, merged into the transformer in this order when it is loaded.
         architecture: expected shape of the transformers; a model that differs is refused.
-        bounds: what its family can make; by default Wan's. A model of a family with other bounds is refused.
+        bounds: what the model can make; by default what Wan's family can. A model whose family cannot make
+            all of it is refused.
         dtype: precision of each component.
         scheduler: the sampler.
         device: `auto` is the accelerator if there is one.
@@ -269,6 +264,14 @@ class Config(_Part):
     defaults: Defaults
 
     @model_validator(mode="after")
+    def _as_many_steps_as_listed(self) -> Self:
+        try:
+            self.scheduler.check_steps(self.defaults.steps)
+        except ValueError as error:
+            raise ValueError(f"defaults.{error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _within_bounds(self) -> Self:
         self.bounds.check(self.defaults.model_dump(), ("defaults",))
         window, step = self.window, self.bounds.frames
@@ -305,9 +308,14 @@ class Config(_Part):
         """Make a request for `prompt` from the fields given and this config's defaults.
 
         Raises:
-            BadRequestError: a field is unknown or out of its bounds, or prompts change within one window.
+            BadRequestError: a field is unknown or out of its bounds, prompts change within one window, or the
+                sampler's list has another number of steps.
         """
         request = VideoRequest.parse(self.bounds, **{**self.defaults.model_dump(), **given, "prompt": prompt})
+        try:
+            self.scheduler.check_steps(request.steps)
+        except ValueError as error:
+            raise BadRequestError(str(error)) from None
         if request.travel and self.windowed(request) is request:
             seen = "any length" if self.window is None else f"{self.window.frames} frames"
             raise BadRequestError(

@@ -16,7 +16,7 @@ from runtime.errors import CancelledError
 from runtime.parallel.ranks import Ranks
 from runtime.sampling.commands import Command
 from runtime.sampling.coordinator import Coordinator
-from runtime.sampling.estimate import Estimate, OnEstimate, unseen
+from runtime.sampling.estimate import Estimate, OnEstimate, unseen, with_known
 from runtime.sampling.finite import check_finite, size_of
 from runtime.sampling.streams import Stream
 from spectrum import StepKind
@@ -59,6 +59,8 @@ class Denoising:
         sampler: a diffusers scheduler for flow models with its timesteps set, at its beginning.
         stream: computes or forecasts the guided velocity.
         coordinator: decides which steps are computed.
+        known_BCFHW: latents of the first frames, where those are known: they take the place of what is
+            denoised there, in estimates and at the end.
         steps: records of the steps that are done, in order.
     """
 
@@ -66,6 +68,7 @@ class Denoising:
     sampler: SchedulerMixin
     stream: Stream
     coordinator: Coordinator
+    known_BCFHW: torch.Tensor | None = None
     steps: list[StepRecord] = field(default_factory=list)
 
 
@@ -109,7 +112,7 @@ def denoise(
         if decision.kind is StepKind.COMPUTE:
             coordinator.observe(index, output.squares)
             noise = float(timestep) / sampler.config.num_train_timesteps
-            on_estimate(Estimate(before_BCFHW, velocity_BCFHW, noise))
+            on_estimate(Estimate(before_BCFHW, velocity_BCFHW, noise, state.known_BCFHW))
         seconds = time.perf_counter() - started
         coordinator.timed(seconds)
         sent = ranks.traffic.sent - sent
@@ -119,4 +122,6 @@ def denoise(
         yield record
         if decision.command is Command.STOP:
             raise CancelledError(f"stopped after step {index}")
+    if state.known_BCFHW is not None:
+        state.latents_BCFHW = with_known(state.latents_BCFHW, state.known_BCFHW)
     coordinator.finish()

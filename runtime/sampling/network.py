@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from runtime.models.base import Adapter, Geometry, Time
+from runtime.models.base import Adapter, Condition, Geometry, Time
 from runtime.models.course import Course
 from runtime.parallel.guidance import Guidance
 from runtime.parallel.sequence import TokenSequence, WholeSequence
@@ -61,7 +61,7 @@ class Networks(Protocol):
         """Return whether a history is dropped before `step`; see `Course.forgets`."""
         ...
 
-    def conditioned(self, condition_BCFHW: torch.Tensor) -> Networks:
+    def conditioned(self, condition: Condition) -> Networks:
         """Copy the networks with another conditioning."""
         ...
 
@@ -84,7 +84,7 @@ class Network:
         branches: branches that this rank computes, the conditional one first.
         guidance: joins the branches.
         sequence: this rank's shard of the tokens.
-        condition_BCFHW: conditioning of the latents, in the transformer's dtype; see `models.base`.
+        condition: conditioning beside the text; None for text alone.
         scale: guidance scale, for transformers that take it as an input.
     """
 
@@ -93,7 +93,7 @@ class Network:
     branches: tuple[Branch, ...]
     guidance: Guidance
     sequence: TokenSequence = field(default_factory=WholeSequence)
-    condition_BCFHW: torch.Tensor | None = None
+    condition: Condition | None = None
     scale: float | None = None
 
     def at(self, step: int) -> Network:
@@ -104,13 +104,19 @@ class Network:
         """Return False: every history is of this network."""
         return False
 
-    def conditioned(self, condition_BCFHW: torch.Tensor) -> Network:
+    def conditioned(self, condition: Condition) -> Network:
         """Copy the network with another conditioning."""
-        return replace(self, condition_BCFHW=condition_BCFHW)
+        return replace(self, condition=condition)
 
     def time(self, timestep_B: torch.Tensor) -> Time:
-        """Embed the timestep, 0 … 1000, of each batch entry."""
-        return self.adapter.time(timestep_B, self.scale)
+        """Embed the timestep, 0 … 1000, of each batch entry; that of known frames is 0."""
+        known_BCFHW = None if self.condition is None else self.condition.known
+        if known_BCFHW is None:
+            return self.adapter.time(timestep_B, self.scale)
+        grid = self.geometry.grid
+        places_L = torch.arange(grid.tokens, device=timestep_B.device)
+        known_L = places_L < known_BCFHW.shape[2] * grid.height * grid.width
+        return self.adapter.time(timestep_B, self.scale, self.sequence.shard(known_L.view(1, -1, 1)))
 
     def features(
         self, branches: Iterable[Branch], latents_BCFHW: torch.Tensor, time: Time
@@ -120,7 +126,8 @@ class Network:
         Returns:
             This rank's shard of each branch's features, `[B, S, D]`.
         """
-        embedded = self.adapter.embed(latents_BCFHW.to(self.adapter.dtype), self.condition_BCFHW)
+        condition_BCFHW = None if self.condition is None else self.condition.latents_BCFHW
+        embedded = self.adapter.embed(latents_BCFHW.to(self.adapter.dtype), condition_BCFHW)
         tokens = tuple(self.sequence.shard(tokens_BLD) for tokens_BLD in embedded)
         cosines, sines = (self.sequence.shard(table) for table in self.geometry.rotary)
         texts_BTD = [branch.text_BTD for branch in branches]
@@ -183,6 +190,6 @@ class ExpertNetworks:
         """Return whether a history is dropped before `step`, as the course says."""
         return self.course.forgets(step, outputs=outputs)
 
-    def conditioned(self, condition_BCFHW: torch.Tensor) -> ExpertNetworks:
+    def conditioned(self, condition: Condition) -> ExpertNetworks:
         """Copy the networks with another conditioning."""
-        return replace(self, networks=tuple(one.conditioned(condition_BCFHW) for one in self.networks))
+        return replace(self, networks=tuple(one.conditioned(condition) for one in self.networks))

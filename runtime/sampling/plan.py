@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from diffusers import SchedulerMixin
 
@@ -66,6 +67,11 @@ class Plan:
         """Expected kind of every step of all segments."""
         return self.preset.expected_kinds(self.steps, self.fresh) * self.segments
 
+    def first_step(self) -> Plan:
+        """Plan of the first step alone, of a plan without forecasts."""
+        course = replace(self.course, numbers=self.course.numbers[:1], outputs_forgotten=frozenset())
+        return replace(self, fresh_sampler=partial(_first_step, self.fresh_sampler), steps=1, course=course)
+
     def expectation(self, coordinator: Coordinator) -> Expectation:
         """Expected errors of a finished generation of one segment."""
         return self.preset.expectation(
@@ -80,3 +86,10 @@ class Plan:
     def fresh_schedules(self) -> dict[str, Schedule]:
         """Make the schedule of each branch; schedules have state, so each segment needs new ones."""
         return self.preset.schedules_of(self.steps, self.request.branches, self.fresh)
+
+
+def _first_step(fresh_sampler: Callable[[], SchedulerMixin]) -> SchedulerMixin:
+    """Make a sampler whose later steps are left out."""
+    sampler = fresh_sampler()
+    sampler.timesteps = sampler.timesteps[:1]
+    return sampler

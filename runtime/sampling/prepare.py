@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from runtime.models.base import Embeddings, Expert, ImageCondition
+from runtime.models.base import Condition, Embeddings, Expert
 from runtime.parallel.attention import Attend, LocalAttention, SplitAttention
 from runtime.parallel.kernels import USP, find_kernel
 from runtime.parallel.ranks import RankGroup
@@ -27,7 +27,7 @@ def build_networks(
     heads: int,
     window_BCFHW: torch.Tensor,
     text: Embeddings,
-    image: ImageCondition | None,
+    image: Condition | None,
 ) -> list[Networks]:
     """Build the networks of each window, which differ in their text alone.
 
@@ -54,7 +54,7 @@ def _of_expert(
     heads: int,
     window_BCFHW: torch.Tensor,
     texts: Sequence[Sequence[torch.Tensor]],
-    image: ImageCondition | None,
+    image: Condition | None,
 ) -> list[Network]:
     """Build one expert's network for each window."""
     adapter, request = expert.adapter, plan.request
@@ -64,7 +64,6 @@ def _of_expert(
     guidance = group.guidance(scale if request.guided else None)
     sequence = group.sequence(geometry.grid.tokens)
     tokens_BIE = None if image is None else image.tokens_BIE
-    latents_BCFHW = None if image is None else image.latents_BCFHW
     embedded = scale if request.embedded else None
     networks = []
     known: dict[int, torch.Tensor] = {}  # windows that share a prompt share its projection
@@ -76,7 +75,7 @@ def _of_expert(
             Branch(name, known[id(embedding)]) for name, embedding in zip(BRANCHES, embeddings, strict=False)
         )
         own = group.branches(branches)
-        networks.append(Network(adapter, geometry, own, guidance, sequence, latents_BCFHW, embedded))
+        networks.append(Network(adapter, geometry, own, guidance, sequence, image, embedded))
     return networks
 
 

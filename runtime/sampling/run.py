@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.models.base import ImageCondition
+from runtime.models.base import Condition
 from runtime.recipe import Recipe
 from runtime.request.windows import Windows
 from runtime.sampling.evaluator import Evaluator
@@ -30,19 +30,21 @@ class Segment:
         noise_BCFHW: initial noise, float32, the same on every rank.
         sampler: its sampler, at the first step.
         stream: its stream, with an empty history.
-        known: number of latent frames at its beginning that belong to the segment before.
+        before: number of latent frames at its beginning that belong to the segment before.
+        known_BCFHW: latents of its first frames, where those are known; see `Condition`.
     """
 
     noise_BCFHW: torch.Tensor
     sampler: SchedulerMixin
     stream: Stream
-    known: int = 0
+    before: int = 0
+    known_BCFHW: torch.Tensor | None = None
 
     def follow(self, before_BCFHW: torch.Tensor | None, latents_BCFHW: torch.Tensor) -> torch.Tensor:
         """Append this segment's latents to all earlier ones."""
         if before_BCFHW is None:
             return latents_BCFHW
-        return torch.cat([before_BCFHW, latents_BCFHW[:, :, self.known :]], dim=2)
+        return torch.cat([before_BCFHW, latents_BCFHW[:, :, self.before :]], dim=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Run:
         recipe: everything that the result is a function of.
         networks: the transformers with the text of each window, and the first window's image conditioning.
         noise_BCFHW: noise of the whole video, float32, the same on every rank.
-        image: image conditioning of the first window; None for a video from text alone.
+        image: conditioning of the first window beside its text; None for a model that takes none.
         before_BCFHW: clean latents of the video that this one extends; None if it begins anew.
         storage: device on which histories are kept; None for the one on which they are computed.
         warnings: sentences about parts of the request that may have unintended effects, on the first rank.
@@ -64,7 +66,7 @@ class Run:
     recipe: Recipe
     networks: list[Networks]
     noise_BCFHW: torch.Tensor
-    image: ImageCondition | None = None
+    image: Condition | None = None
     before_BCFHW: torch.Tensor | None = None
     storage: torch.device | None = None
     warnings: tuple[str, ...] = ()
@@ -74,6 +76,11 @@ class Run:
         """Networks of the first window, which is the only one if the video fits the model."""
         return self.networks[0]
 
+    @property
+    def known(self) -> torch.Tensor | None:
+        """Latents of the first frames of the first window, where those are known; see `Condition`."""
+        return None if self.image is None else self.image.known
+
     def segment(self, number: int, before_BCFHW: torch.Tensor | None) -> Segment:
         """Make segment `number`.
 
@@ -81,20 +88,21 @@ class Run:
             number: index of the segment.
             before_BCFHW: clean latents of all that is before it; None if the video begins with it.
         """
-        sampler = self.plan.fresh_sampler()
+        sampler, condition, before = self.plan.fresh_sampler(), self.image, 0
         if self.plan.segments == 1 and before_BCFHW is None:
             stream = self._open(self.networks, self.plan.windows, self.noise_BCFHW, sampler)
-            return Segment(self.noise_BCFHW, sampler, stream)
-        own, network, known = self.plan.windows.slice(number), self.networks[number], 0
+            return Segment(self.noise_BCFHW, sampler, stream, known_BCFHW=self.known)
+        own, network = self.plan.windows.slice(number), self.networks[number]
         if before_BCFHW is not None:
-            assert self.image is not None
+            assert condition is not None
             tail_BCFHW = before_BCFHW[:, :, own.start :]
-            known = tail_BCFHW.shape[2]
-            condition = self.image.continued_from(tail_BCFHW)
-            network = network.conditioned(condition.latents_BCFHW)
+            before = tail_BCFHW.shape[2]
+            condition = condition.continued_from(tail_BCFHW)
+            network = network.conditioned(condition)
         noise_BCFHW, length = self.noise_BCFHW[:, :, own].contiguous(), self.plan.windows.length
         stream = self._open([network], Windows(length, length, (0,)), noise_BCFHW, sampler)
-        return Segment(noise_BCFHW, sampler, stream, known)
+        known_BCFHW = None if condition is None else condition.known
+        return Segment(noise_BCFHW, sampler, stream, before, known_BCFHW)
 
     def open_stream(self) -> Stream:
         """Make the preset's stream for all windows together, with an empty history."""

@@ -56,7 +56,9 @@ def denoise_segments(
     for number in range(plan.segments):
         segment = run.segment(number, video_BCFHW)
         coordinator = _coordinate(plan, identity, ranks, commands)
-        state = Denoising(segment.noise_BCFHW, segment.sampler, segment.stream, coordinator)
+        state = Denoising(
+            segment.noise_BCFHW, segment.sampler, segment.stream, coordinator, segment.known_BCFHW
+        )
         resumable = Resumable(state, checkpoints, identity, plan.topology, ranks)
         _denoise_one(resumable, result, ranks, on_step, on_estimate)
         video_BCFHW = segment.follow(video_BCFHW, state.latents_BCFHW)

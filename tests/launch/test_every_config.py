@@ -1,4 +1,7 @@
-"""Every shipped config through every launcher, a queue and a storyboard: interrupted, resumed, same bits."""
+"""Every shipped config through every launcher, a queue and a storyboard: interrupted, resumed, same bits.
+
+Those of few steps end before they can be interrupted; `tests/runtime/test_shipped_configs.py` runs them.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ import yaml
 
 from runtime.request.config import load_config
 from tests.conditioned import write_image
-from tests.repositories import SHIPPED, write_config, write_repositories
+from tests.repositories import IN_MANY_STEPS, write_config, write_repositories
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
 
 STEPS = 60
-SMALL = ["--size", "64x48", "--frames", "5", "--steps", str(STEPS), "--spectrum", "off"]
+SMALL = ["--size", "64x64", "--frames", "5", "--steps", str(STEPS), "--spectrum", "off"]
 LAUNCHERS = {"inline": 1, "torchrun": 2, "ray": 4}
 
 
@@ -29,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shipped")
     write_repositories(folder / "cache")
     write_image(folder / "image.png")
-    for name in SHIPPED:
+    for name in IN_MANY_STEPS:
         write_config(name, folder)
     return folder
 
@@ -81,7 +84,7 @@ def report(path: Path) -> dict[str, object]:
 def undisturbed(folder: Path) -> dict[str, object]:
     """Digests of every config's frames, made by one rank without a break."""
     found = {}
-    for name in SHIPPED:
+    for name in IN_MANY_STEPS:
         out = folder / f"{name}-whole.mp4"
         finished(folder, "generate", *asked(name, folder), "--out", str(out))
         found[name] = report(out)["frames_sha256"]
@@ -89,7 +92,7 @@ def undisturbed(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", IN_MANY_STEPS)
 def test_each_is_resumed_by_every_launcher(
     folder: Path, undisturbed: dict[str, object], name: str, launcher: str
 ) -> None:
@@ -106,23 +109,23 @@ def test_each_is_resumed_by_every_launcher(
 
 def test_all_go_through_a_queue(folder: Path, undisturbed: dict[str, object]) -> None:
     queue = ["--queue", str(folder / "queue")]
-    for name in SHIPPED:
+    for name in IN_MANY_STEPS:
         out = str(folder / f"{name}-queue.mp4")
         finished(folder, "queue", "add", *asked(name, folder), "--out", out, *queue)
     interrupted(folder, "begins", "queue", "run", *queue)
     finished(folder, "queue", "run", *queue)
-    for name in SHIPPED:
+    for name in IN_MANY_STEPS:
         assert report(folder / f"{name}-queue.mp4")["frames_sha256"] == undisturbed[name]
 
 
 def test_all_go_into_one_film(folder: Path, undisturbed: dict[str, object]) -> None:
     shots = []
-    for name in SHIPPED:
+    for name in IN_MANY_STEPS:
         image = {"image": str(folder / "image.png")} if "i2v" in name or "vace" in name else {}
         shots.append({"id": name.replace(".", "-"), "prompt": "a red circle"} | image)
         shots[-1]["config"] = str(folder / f"{name}.yaml")
     board = {
-        "title": "All", "width": 64, "height": 48,
+        "title": "All", "width": 64, "height": 64,
         "defaults": {"steps": STEPS, "spectrum": "off", "frames": 5, "seed": 0}, "shots": shots,
     }  # fmt: skip
     path = folder / "all.yaml"
@@ -130,13 +133,13 @@ def test_all_go_into_one_film(folder: Path, undisturbed: dict[str, object]) -> N
     film = ["storyboard", str(path), "--out", str(folder / "film")]
     interrupted(folder, "begins", *film)
     finished(folder, *film)
-    for name in SHIPPED:
+    for name in IN_MANY_STEPS:
         (shot,) = (folder / "film" / "shots").glob(f"{name.replace('.', '-')}-*.json")
         assert report(shot)["frames_sha256"] == undisturbed[name]
 
 
 def test_the_stand_ins_are_what_the_configs_name(folder: Path) -> None:
     """Nothing is fetched, and no config is left out."""
-    for name in SHIPPED:
+    for name in IN_MANY_STEPS:
         repository = load_config(str(folder / f"{name}.yaml")).model
         assert (folder / "cache" / "hub" / f"models--{repository.replace('/', '--')}").is_dir()

@@ -4,8 +4,8 @@ A step can be cut between the pieces: a forecast step runs only the head (`proje
 ranks split the tokens between `embed` and `unpatchify`. What does not change during a generation (text
 embedding, rotary table) is computed once.
 
-Tensor legend: B batch, L tokens, D channels of the transformer, C latent channels, F latent frames, H, W
-latent height and width, T text tokens.
+Tensor legend: B batch, L tokens, S those of this rank, D channels of the transformer, C latent channels, F
+latent frames, H, W latent height and width, T text tokens.
 """
 
 from __future__ import annotations
@@ -23,20 +23,27 @@ from runtime.parallel.sharding import Weights, WholeWeights
 
 Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel
 
+_ROWS = 64  # as many as a matrix has that is not multiplied as a vector
+
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """Embedded timestep: one vector for the head, six for the blocks."""
+    """Embedded timestep: one vector for the head, six for the blocks; of all tokens at once, or of each.
 
-    head_BD: torch.Tensor
-    blocks_B6D: torch.Tensor
+    Attributes:
+        head_BSD: S is 1 if all tokens have one timestep.
+        blocks: `[B, 6, D]` in that case, otherwise `[B, S, 6, D]`.
+    """
+
+    head_BSD: torch.Tensor
+    blocks: torch.Tensor
 
 
 class WanAdapter:
     """A `WanTransformer3DModel` in three pieces; see `runtime.models.base.Adapter`.
 
     An image (I2V) enters as additional channels beside the latents in `embed`, and as image tokens before
-    the text in `text`.
+    the text in `text`; TI2V's is in `FramesAdapter`.
 
     Args:
         model: the transformer.
@@ -66,8 +73,22 @@ class WanAdapter:
             return text_BTD
         return torch.concat([embedder.image_embedder(image_BIE), text_BTD], dim=1)
 
-    def time(self, timestep_B: torch.Tensor, guidance: float | None = None) -> Time:
-        """Embed the timestep, 0 … 1000, of each batch entry. No Wan model embeds guidance."""
+    def time(
+        self,
+        timestep_B: torch.Tensor,
+        guidance: float | None = None,
+        known_1S1: torch.Tensor | None = None,
+    ) -> Time:
+        """Embed the timestep, 0 … 1000, of each batch entry. No Wan model embeds guidance.
+
+        Raises:
+            ValueError: some tokens have another timestep.
+        """
+        if known_1S1 is not None:
+            raise ValueError("this transformer has one timestep for all tokens")
+        return self._embedded(timestep_B)
+
+    def _embedded(self, timestep_B: torch.Tensor) -> Time:
         embedder = self._model.condition_embedder
         projected = embedder.timesteps_proj(timestep_B)
         weight_dtype = next(iter(embedder.time_embedder.parameters())).dtype
@@ -75,7 +96,7 @@ class WanAdapter:
             projected = projected.to(weight_dtype)
         head_BD = embedder.time_embedder(projected).to(self.dtype)
         blocks = embedder.time_proj(embedder.act_fn(head_BD))
-        return Time(head_BD, blocks.unflatten(1, (6, -1)))
+        return Time(head_BD.unsqueeze(1), blocks.unflatten(1, (6, -1)))
 
     def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
         """Embed latents and their conditioning, both in the transformer's dtype, as tokens."""
@@ -104,12 +125,13 @@ class WanAdapter:
         features_BLD = [tokens_BLD] * len(texts_BTD)
         for block in self._weights.visit(self._model.blocks):
             for branch, text_BTD in enumerate(texts_BTD):
-                features_BLD[branch] = block(features_BLD[branch], text_BTD, time.blocks_B6D, rotary)
+                features_BLD[branch] = block(features_BLD[branch], text_BTD, time.blocks, rotary)
         return features_BLD
 
     def project(self, feature_BLD: torch.Tensor, time: Time) -> torch.Tensor:
         """Project a feature to patches `[B, L, patch · C]`: norm, modulation by the timestep, projection."""
-        shift, scale = (self._model.scale_shift_table + time.head_BD.unsqueeze(1)).chunk(2, dim=1)
+        table_112D = self._model.scale_shift_table.unsqueeze(0)
+        shift, scale = (one.squeeze(2) for one in (table_112D + time.head_BSD.unsqueeze(2)).chunk(2, dim=2))
         normed = (self._model.norm_out(feature_BLD.float()) * (1 + scale) + shift).type_as(feature_BLD)
         patches_BLP: torch.Tensor = self._model.proj_out(normed)
         return patches_BLP
@@ -121,6 +143,41 @@ class WanAdapter:
             patches_BLP.shape[0], grid.frames, grid.height, grid.width, p_f, p_h, p_w, -1
         )
         return blocks.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class FramesAdapter(WanAdapter):
+    """A transformer with a timestep for each token (TI2V-5B): known frames take the place of noisy ones.
+
+    diffusers embeds the timestep of every token. Here each value is embedded once, as a matrix of equal rows:
+    a single row would be multiplied by another kernel, and be rounded otherwise.
+
+    Source: `diffusers.WanPipeline` and `WanImageToVideoPipeline` with `expand_timesteps`.
+    """
+
+    def time(
+        self,
+        timestep_B: torch.Tensor,
+        guidance: float | None = None,
+        known_1S1: torch.Tensor | None = None,
+    ) -> Time:
+        """Embed the timestep, 0 … 1000, of each batch entry, and 0 for tokens of known frames."""
+        noisy = self._embedded_in_rows(timestep_B)
+        if known_1S1 is None:
+            return noisy
+        clean = self._embedded_in_rows(torch.zeros_like(timestep_B))
+        blocks = torch.where(known_1S1.unsqueeze(-1), clean.blocks.unsqueeze(1), noisy.blocks.unsqueeze(1))
+        return Time(torch.where(known_1S1, clean.head_BSD, noisy.head_BSD), blocks)
+
+    def _embedded_in_rows(self, timestep_B: torch.Tensor) -> Time:
+        rows = self._embedded(timestep_B.repeat_interleave(_ROWS))
+        return Time(rows.head_BSD[::_ROWS], rows.blocks[::_ROWS])
+
+    def embed(self, latents_BCFHW: torch.Tensor, condition_BCFHW: torch.Tensor | None = None) -> Tokens:
+        """Embed latents, the first of which are replaced by those of known frames, as tokens."""
+        if condition_BCFHW is not None:
+            later_BCFHW = latents_BCFHW[:, :, condition_BCFHW.shape[2] :]
+            latents_BCFHW = torch.cat([condition_BCFHW.to(later_BCFHW.dtype), later_BCFHW], dim=2)
+        return super().embed(latents_BCFHW)
 
 
 class VaceAdapter(WanAdapter):
@@ -153,11 +210,11 @@ class VaceAdapter(WanAdapter):
             for branch, text_BTD in enumerate(texts_BTD):
                 if block in path:
                     hint_BLD, controls_BLD[branch] = block(
-                        embedded_BLD, text_BTD, controls_BLD[branch], time.blocks_B6D, rotary
+                        embedded_BLD, text_BTD, controls_BLD[branch], time.blocks, rotary
                     )
                     features_BLD[branch] = features_BLD[branch] + hint_BLD
                 else:
-                    features_BLD[branch] = block(features_BLD[branch], text_BTD, time.blocks_B6D, rotary)
+                    features_BLD[branch] = block(features_BLD[branch], text_BTD, time.blocks, rotary)
         return features_BLD
 
     def _in_order(self) -> list[nn.Module]:
@@ -170,11 +227,19 @@ class VaceAdapter(WanAdapter):
 
 
 def open_adapter(
-    model: Transformer, weights: Weights | None = None, dtype: torch.dtype | None = None
+    model: Transformer,
+    weights: Weights | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    by_token: bool = False,
 ) -> WanAdapter:
-    """Make the adapter for a transformer, by its class; for the arguments see `WanAdapter`."""
+    """Make the adapter for a transformer; for the other arguments see `WanAdapter`.
+
+    Args:
+        by_token: whether its pipeline gives it a timestep for each token.
+    """
     kind = VaceAdapter if isinstance(model, WanVACETransformer3DModel) else WanAdapter
-    return kind(model, weights, dtype)
+    return (FramesAdapter if by_token else kind)(model, weights, dtype)
 
 
 def every_block(model: Transformer) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Wan as a model family: it makes videos from text, from an image (I2V), or from either (VACE)."""
+"""Wan as a model family: it makes videos from text, from an image (I2V), or from either (VACE, TI2V)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.models.folder import ModelFolder
 from runtime.models.layouts.adopted import Adopted
 from runtime.models.layouts.given import Given
 from runtime.models.wan.experts import expert_settings, read_transformer
-from runtime.models.wan.folder import ModelKind, check_folder, transformer_shapes
+from runtime.models.wan.folder import ModelKind, check_folder, knows_frames, transformer_shapes
 from runtime.models.wan.layouts.recognise import recognise
 from runtime.models.wan.lora import read_lora
 from runtime.models.wan.sizes import LatentSizes
@@ -52,12 +52,12 @@ class WanFamily:
         return file.digest
 
     def refuses(self, folder: ModelFolder, request: VideoRequest) -> str:
-        kind = ModelKind(folder.pipeline)
-        if kind is ModelKind.IMAGE and request.image is None:
+        kind, either = ModelKind(folder.pipeline), knows_frames(folder.path)
+        if kind is ModelKind.IMAGE and not either and request.image is None:
             return f"image: missing; {folder.name} makes videos from an image"
-        if kind is ModelKind.TEXT and request.image is not None:
+        if kind is ModelKind.TEXT and not either and request.image is not None:
             return f"image: {request.image!r} given; {folder.name} makes videos from text alone"
-        if kind is ModelKind.TEXT and request.extend is not None:
+        if kind is ModelKind.TEXT and not either and request.extend is not None:
             said = "makes videos from text alone, and takes no latents to begin with"
             return f"extend: {request.extend.file!r} given; {folder.name} {said}"
         if request.guidance_2 is not None and len(self.experts(folder)) == 1:
@@ -89,11 +89,12 @@ class WanFamily:
         from runtime.models.wan.text import PromptEncoder
         from runtime.models.wan.vae import WanDecoder
 
+        by_token = knows_frames(folder.path)
         experts, swap = [], Swap(ranks.device) if config.memory.experts == "swap" else None
         for settings in self.experts(folder):
             if settings.present:
                 transformer, weights = load_transformer(folder, config, ranks, settings.name, swap)
-                adapter = open_adapter(transformer, weights, config.dtype.computed)
+                adapter = open_adapter(transformer, weights, config.dtype.computed, by_token=by_token)
                 experts.append(Expert(settings, adapter, SelfAttention(transformer), transformer))
         text = PromptEncoder(folder, config, ranks, config.dtype.computed)
         decoder = WanDecoder(load_vae(folder, config, ranks), config, ranks)

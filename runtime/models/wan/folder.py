@@ -35,6 +35,16 @@ class ModelKind(StrEnum):
         return "WanVACETransformer3DModel" if self is ModelKind.VACE else "WanTransformer3DModel"
 
 
+def knows_frames(path: Path) -> bool:
+    """Return whether the model in `path` can begin with frames that are known, with or without an image.
+
+    That of TI2V-5B can, whose tokens have a timestep each. Its repository names the pipeline for text, but
+    diffusers has two for it: `WanPipeline`, and with an image `WanImageToVideoPipeline`.
+    """
+    index = WanIndex.read(path / "model_index.json")
+    return bool(index.expand_timesteps) and index.pipeline != ModelKind.VACE
+
+
 def check_folder(path: Path, kind: ModelKind, expected: Architecture | None) -> None:
     """Check that a folder's settings are valid and fit each other, and that its weights match them.
 
@@ -52,7 +62,7 @@ def check_folder(path: Path, kind: ModelKind, expected: Architecture | None) -> 
     if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise FileNotFoundError(f"{tokenizer}: holds neither tokenizer.json nor spiece.model")
     transformer = read_transformer(path)
-    _check_conditioning(kind, transformer)
+    _check_conditioning(kind, transformer, by_token=knows_frames(path))
     if expected is not None and transformer.architecture != expected:
         raise ValueError(f"its transformer has {transformer.architecture}, but the config expects {expected}")
     vae = VaeSettings.read(path / "vae" / "config.json")
@@ -106,10 +116,11 @@ def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
     return empty_model(lambda: getattr(diffusers, model).from_config(read_json(settings)), settings)
 
 
-def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> None:
+def _check_conditioning(kind: ModelKind, transformer: TransformerSettings, *, by_token: bool) -> None:
     """Refuse a transformer whose conditioning is not that of its pipeline.
 
-    An image enters as latents beside the noisy ones, and in Wan2.1 as tokens of an image encoder, too.
+    An image enters as latents beside the noisy ones, and in Wan2.1 as tokens of an image encoder, too; with a
+    timestep for each token, in the place of noisy ones.
     """
     has_image = transformer.sees_image_tokens
     extra = transformer.in_channels - transformer.channels
@@ -117,7 +128,11 @@ def _check_conditioning(kind: ModelKind, transformer: TransformerSettings) -> No
     named = transformer.class_name or kind.transformer
     if has_control != (kind is ModelKind.VACE) or named != kind.transformer:
         raise ValueError(f"it is a {kind}, but its transformer is a {named}")
-    if kind is not ModelKind.IMAGE and (has_image or extra):
+    if by_token and transformer.patch_size[0] > 1:
+        raise ValueError(
+            "its tokens have a timestep each (expand_timesteps), but are of several latent frames"
+        )
+    if (kind is not ModelKind.IMAGE or by_token) and (has_image or extra):
         raise ValueError(f"its transformer expects an image beside its latents, which a {kind} does not take")
-    if kind is ModelKind.IMAGE and not extra:
+    if kind is ModelKind.IMAGE and not by_token and not extra:
         raise ValueError("its image conditioning is not that of Wan2.1's or Wan2.2's I2V, and not supported")

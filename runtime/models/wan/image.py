@@ -2,10 +2,10 @@
 
 Image to video (I2V) is conditioned on latents of the known frames, and in Wan2.1 on image tokens, too; VACE
 on latents of the known and of the editable regions and on a mask, where here either an image is known or
-nothing.
+nothing. In TI2V the latents of an image take the place of noisy ones.
 
 Tensor legend: B batch, I image tokens, E image encoder channels, C latent channels with those of a mask, F
-latent frames, H, W latent height and width.
+latent frames, H, W latent height and width, 3 colours.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from runtime.models.base import ImageCondition, Layout
+from runtime.models.base import Condition, ImageCondition, KnownFrames, Layout
 from runtime.models.folder import ModelFolder
 from runtime.models.loading import read_component
 from runtime.models.wan.adapter import Transformer
-from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.folder import ModelKind, knows_frames
 from runtime.models.wan.vae import WanDecoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
@@ -56,7 +56,7 @@ class WanImageEncoder(ABC):
     @torch.no_grad()
     def encode(
         self, request: VideoRequest, image: Image.Image | None, noise_BCFHW: torch.Tensor
-    ) -> ImageCondition:
+    ) -> Condition:
         """Encode the conditioning of the request's first window; every rank gets it.
 
         Args:
@@ -69,10 +69,24 @@ class WanImageEncoder(ABC):
             if self._ranks.is_leader:
                 assert vae is not None
                 own = self._encode(self._config.windowed(request), image, vae, noise_BCFHW)
-                encoded = [tensor.to(self._dtype).contiguous() for tensor in own]
-        latents_BCFHW, *tokens = self._ranks.broadcast_tensors(encoded, self._dtype)
-        layout = self._layout(noise_BCFHW.shape[1], latents_BCFHW.shape[1])
-        return ImageCondition(latents_BCFHW, layout, *tokens)
+                encoded = [tensor.to(self._kept_in).contiguous() for tensor in own]
+        received = self._ranks.broadcast_tensors(encoded, self._kept_in)
+        return self.condition(noise_BCFHW.shape[1], *received)
+
+    @property
+    def _kept_in(self) -> torch.dtype:
+        """Dtype of the conditioning."""
+        return self._dtype
+
+    @abstractmethod
+    def condition(self, channels: int, latents_BCFHW: torch.Tensor, *tokens: torch.Tensor) -> Condition:
+        """Make the conditioning of what was encoded.
+
+        Args:
+            channels: channels of a latent.
+            latents_BCFHW: encoded latents.
+            tokens: image tokens, if the model has them.
+        """
 
     @abstractmethod
     def _encode(
@@ -84,14 +98,44 @@ class WanImageEncoder(ABC):
     ) -> list[torch.Tensor]:
         """Encode latents, and image tokens if the model has them; in any dtype."""
 
-    @abstractmethod
-    def _layout(self, channels: int, total: int) -> Layout:
-        """Channel layout of the conditioning.
 
-        Args:
-            channels: channels of a latent.
-            total: channels of the conditioning.
-        """
+class FramesEncoder(WanImageEncoder):
+    """Encoder for TI2V: with an image the first latent frame is known, without one nothing is.
+
+    Source: `diffusers.WanImageToVideoPipeline` with `expand_timesteps`, which does the encoding.
+    """
+
+    def encode(
+        self, request: VideoRequest, image: Image.Image | None, noise_BCFHW: torch.Tensor
+    ) -> Condition:
+        if request.image is None:
+            return KnownFrames(noise_BCFHW[:, :, :0])
+        return super().encode(request, image, noise_BCFHW)
+
+    @property
+    def _kept_in(self) -> torch.dtype:
+        """Float32: known latents are also what is decoded in the end."""
+        return torch.float32
+
+    def condition(self, channels: int, latents_BCFHW: torch.Tensor, *tokens: torch.Tensor) -> Condition:
+        return KnownFrames(latents_BCFHW)
+
+    def _encode(
+        self,
+        window: VideoRequest,
+        image: Image.Image | None,
+        vae: AutoencoderKLWan,
+        noise_BCFHW: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        from diffusers import WanImageToVideoPipeline
+
+        assert image is not None
+        pipeline = WanImageToVideoPipeline(
+            tokenizer=None, text_encoder=None, vae=vae, scheduler=None, expand_timesteps=True
+        )
+        pixels = pipeline.video_processor.preprocess(image, height=window.height, width=window.width)
+        _, latents_BCFHW, _ = _prepare_latents(pipeline, pixels, window, noise_BCFHW)
+        return [latents_BCFHW]
 
 
 class I2VEncoder(WanImageEncoder):
@@ -111,21 +155,13 @@ class I2VEncoder(WanImageEncoder):
         assert image is not None
         pixels = pipeline.video_processor.preprocess(image, height=window.height, width=window.width)
         tokens = [pipeline.encode_image(image, device).repeat(batch, 1, 1)] if self._sees_tokens else []
-        _, latents_BCFHW = pipeline.prepare_latents(
-            pixels.to(device, torch.float32),
-            batch,
-            noise_BCFHW.shape[1],
-            window.height,
-            window.width,
-            window.frames,
-            torch.float32,
-            device,
-            latents=noise_BCFHW,
-        )
+        _, latents_BCFHW = _prepare_latents(pipeline, pixels, window, noise_BCFHW)
         return [latents_BCFHW, *tokens]
 
-    def _layout(self, channels: int, total: int) -> Layout:
-        return Layout(known=slice(total - channels, total), mask=slice(total - channels), mark=1.0)
+    def condition(self, channels: int, latents_BCFHW: torch.Tensor, *tokens: torch.Tensor) -> Condition:
+        of_mask = latents_BCFHW.shape[1] - channels
+        layout = Layout(known=slice(of_mask, of_mask + channels), mask=slice(of_mask), mark=1.0)
+        return ImageCondition(latents_BCFHW, *tokens, layout=layout)
 
     @property
     def _sees_tokens(self) -> bool:
@@ -185,11 +221,35 @@ class VaceEncoder(WanImageEncoder):
         )
         return [latents_BCFHW.repeat(window.videos, 1, 1, 1, 1)]
 
-    def _layout(self, channels: int, total: int) -> Layout:
-        return Layout(known=slice(channels), mask=slice(2 * channels, total), mark=0.0)
+    def condition(self, channels: int, latents_BCFHW: torch.Tensor, *tokens: torch.Tensor) -> Condition:
+        mask = slice(2 * channels, latents_BCFHW.shape[1])
+        layout = Layout(known=slice(channels), mask=mask, mark=0.0)
+        return ImageCondition(latents_BCFHW, *tokens, layout=layout)
 
 
 _ENCODERS: dict[ModelKind, type[WanImageEncoder]] = {ModelKind.IMAGE: I2VEncoder, ModelKind.VACE: VaceEncoder}
+
+
+def _prepare_latents(
+    pipeline: WanImageToVideoPipeline,
+    pixels_B3HW: torch.Tensor,
+    window: VideoRequest,
+    noise_BCFHW: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """Encode the pixels of an image as the pipeline does, in float32; the first result is the noise."""
+    device = noise_BCFHW.device
+    prepared: tuple[torch.Tensor, ...] = pipeline.prepare_latents(
+        pixels_B3HW.to(device, torch.float32),
+        window.videos,
+        noise_BCFHW.shape[1],
+        window.height,
+        window.width,
+        window.frames,
+        torch.float32,
+        device,
+        latents=noise_BCFHW,
+    )
+    return prepared
 
 
 def open_image_encoder(
@@ -201,5 +261,6 @@ def open_image_encoder(
     decoder: WanDecoder,
 ) -> WanImageEncoder | None:
     """Make the encoder for a model's kind; None for a model that is conditioned on text alone."""
-    kind = _ENCODERS.get(ModelKind(folder.pipeline))
+    by_frames = knows_frames(folder.path)
+    kind = FramesEncoder if by_frames else _ENCODERS.get(ModelKind(folder.pipeline))
     return None if kind is None else kind(folder, config, ranks, transformer, dtype, decoder)

@@ -19,7 +19,8 @@ def _even(value: int) -> int:
 
 
 class WanIndex(ModelIndex):
-    """Contents of Wan's `model_index.json`: its transformers, and where the second takes over.
+    """Contents of Wan's `model_index.json`: its transformers, where the second takes over, and whether each
+    token has a timestep of its own, so that frames can be known (TI2V-5B).
 
     Source: `diffusers.WanPipeline`, which takes either transformer as missing.
     """
@@ -27,6 +28,7 @@ class WanIndex(ModelIndex):
     transformer: list[str | None] = Field(["diffusers", ""])  # settings alone may not name it
     transformer_2: list[str | None] | None = None
     boundary_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    expand_timesteps: bool | None = False
 
     @model_validator(mode="after")
     def _has_a_transformer_for_each_step(self) -> Self:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from runtime.models.wan.experts import read_transformer
-from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.folder import ModelKind, knows_frames
 from runtime.models.wan.settings import WanIndex
 from runtime.request.config import Config, load_config
 
@@ -24,6 +24,10 @@ _CONFIGS = {
     (ModelKind.VACE, True): {5120: "wan2.1-vace-14b-480p"},
 }
 
+_BY_FRAMES = {  # whose frames can be known
+    3072: "wan2.2-ti2v-5b-720p",
+}
+
 
 def usual_config(path: Path, kind: ModelKind) -> Config:
     """Usual config of the model in `path`, with its own architecture.
@@ -34,6 +38,6 @@ def usual_config(path: Path, kind: ModelKind) -> Config:
     two = WanIndex.read(path / "model_index.json").boundary_ratio is not None
     architecture = read_transformer(path).architecture
     channels = architecture.heads * architecture.head_dim
-    known = _CONFIGS[kind, two]
+    known = _BY_FRAMES if knows_frames(path) else _CONFIGS[kind, two]
     name = known[min(known, key=lambda size: abs(math.log(size / channels)))]
     return load_config(name).model_copy(update={"architecture": architecture})

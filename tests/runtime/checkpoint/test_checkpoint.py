@@ -30,8 +30,9 @@ from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
-from runtime.request.config import Config, SamplerConfig, Window, load_config
+from runtime.request.config import Config, Window, load_config
 from runtime.request.outputs import Outputs
+from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord

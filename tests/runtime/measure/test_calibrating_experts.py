@@ -14,7 +14,8 @@ from runtime.forecasting.calibration import load_calibration
 from runtime.measure.calibrate import Calibrator
 from runtime.media.mp4 import FrameBuffer
 from runtime.profile import ModelProfile
-from runtime.request.config import Config, SamplerConfig
+from runtime.request.config import Config
+from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from spectrum import StepKind
 from tests.conditioned import config_of, write_two_experts

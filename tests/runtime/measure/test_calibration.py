@@ -31,7 +31,8 @@ from runtime.media.quality import psnr
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.reports.report import ModelPart, build_report
-from runtime.request.config import Config, SamplerConfig, load_config
+from runtime.request.config import Config, load_config
+from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.evaluator import Evaluator

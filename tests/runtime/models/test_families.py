@@ -127,7 +127,7 @@ def test_the_familys_bounds_are_those_of_a_request(folder: Path) -> None:
 
 
 def test_a_config_with_another_familys_bounds_is_told_what_to_write(folder: Path) -> None:
-    config = toy_config(folder, bounds=TOY.bounds.model_copy(update={"most_frames": 99}))
+    config = toy_config(folder, bounds=TOY.bounds.model_copy(update={"most_frames": 201}))
     said = (
         r"of the family Toy, write `bounds: \{pixels: 8, frames: 2, most_frames: 101, guidance: embedded\}`"
     )

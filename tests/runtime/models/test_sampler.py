@@ -16,7 +16,8 @@ from runtime.errors import BadRequestError
 from runtime.models.folder import find_model
 from runtime.models.sampler import begin_sampler, load_sampler
 from runtime.profile import ModelProfile
-from runtime.request.config import EMBEDDED_MODELS, Config, SamplerConfig
+from runtime.request.config import EMBEDDED_MODELS, Config
+from runtime.request.sampler import SamplerConfig
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}
 

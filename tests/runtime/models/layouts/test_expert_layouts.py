@@ -18,7 +18,8 @@ from runtime.files.text import read_json
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import ModelFolder, open_model
 from runtime.models.loading import read_component
-from runtime.request.config import Config, ModelFiles, SamplerConfig
+from runtime.request.config import Config, ModelFiles
+from runtime.request.sampler import SamplerConfig
 from tests.conditioned import write_image, write_pipeline
 from tests.originals import (
     mapping,

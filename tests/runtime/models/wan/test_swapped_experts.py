@@ -15,7 +15,8 @@ from runtime.models.base import Expert
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.reports.report import ModelPart, build_report
-from runtime.request.config import Config, Dtypes, Memory, SamplerConfig
+from runtime.request.config import Config, Dtypes, Memory
+from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from tests.conditioned import config_of, denoised_on, write_two_experts

@@ -44,6 +44,8 @@ def run_batch_on_ray(batch: Batch, console: Console) -> None:
     about = {"prompt": f"{len(batch.left)} prompts", "config": batch.config.model_name}
     before = [job.outputs.state(job.request.videos) for job in batch.left]
     on_cluster(batch.first.world, about, partial(_all_in_driver, batch.left, before, console), console)
+    for job in batch.left:  # here, as a driver's stdout is not the command's
+        print_result(Report.model_validate_json(job.outputs.report.read_bytes()), job, console)
 
 
 def _all_in_driver(jobs: Sequence[Job], before: Sequence[States], console: Console, driver: Driver) -> None:
@@ -59,12 +61,12 @@ def _all_in_driver(jobs: Sequence[Job], before: Sequence[States], console: Conso
         try:
             for number, job in enumerate(left):
                 try:
-                    report = run.until_done(job.absolute().planned())
+                    run.until_done(job.absolute().planned())
                 except BadRequestError as error:
                     if number or driver.again:
                         raise JobFailedError(str(error)) from None  # something was made
                     raise
-                print_result(report, job, console)
+                say(console, f"{number + 1} of {len(left)} done: {job.outputs.video}")
         finally:
             run.dismiss()
 

@@ -30,6 +30,7 @@ def rank(verbose: bool, **options: Any) -> None:
     with told_to_others(rendezvous):
         batch = build_batch(**options)
         check_world(batch.first.ranks, rendezvous)
+        batch.prepare()
         if rendezvous.rank == 0:
             batch.check_files()
     _run(batch, rendezvous, console)

@@ -49,6 +49,15 @@ class Batch:
             return [True]
         return [not self._is_finished(job) for job in self.jobs]
 
+    def prepare(self) -> None:
+        """Read the model's settings if they tell which jobs are finished.
+
+        Every rank of a group does so before it joins the others, which would not wait for it.
+        """
+        kept = self.first.checkpoints
+        if len(self.jobs) > 1 and kept is not None and kept.resume:
+            _ = self._profile
+
     @property
     def left(self) -> list[Job]:
         """Jobs that are to be done."""

@@ -318,7 +318,7 @@ REFUSED = [
     *(
         ("generate", words, said)
         for words, said in [
-            ("--spectrum nope", "spectrum: 'nope' given; there is no such preset, it must be one of off"),
+            ("--spectrum nope", "spectrum: 'nope' given; there is no such preset, it must be one of best-10"),
             ("--config nope", "config: 'nope' given"),
             ("--size 100x96", "width: 100 given; must be a multiple of 16"),
             ("--size 96", "'96' is not WIDTHxHEIGHT"),

@@ -19,7 +19,7 @@ from chaos_watch import MARKER, harmed, kill, members, plant, role_of, wait_for_
 
 from tests.places import ROOT
 
-SEED = 1  # of which both are hit while they denoise
+SEED = 1  # whose first fault hits while it denoises
 TIMELINE = [("start", 0.0), ("loading", 4.0), ("step 1/24", 5.0), ("step 24/24", 6.0), ("out/video.mp4", 6.5)]
 ROLES = {"driver": (0.0, 7.0), "terminal": (0.0, 7.0), "ffmpeg": (4.9, 6.4)}
 REFERENCE = Reference(7.0, TIMELINE, ROLES, frozenset(), {})
@@ -29,11 +29,11 @@ def fault(target: str = "ffmpeg", how: str = "KILL", kind: str = "signal") -> Fa
     return Fault(0, "inline", kind, target, how, mark="start", late=0.0, before="", pause=1.0, pick=0.0)
 
 
-def test_jobs_that_are_disturbed_end_as_promised(tmp_path: Path) -> None:
+def test_a_job_that_is_disturbed_ends_as_promised(tmp_path: Path) -> None:
     campaign = Campaign(seed=SEED, names=["inline"], kinds=["signal"], folder=tmp_path)
-    campaign.run(range(2))
-    assert [record.problems for record in campaign.records] == [[]] * 2
-    assert any(record.resumed is not None for record in campaign.records)
+    campaign.run(range(1))
+    [record] = campaign.records
+    assert record.problems == [] and record.resumed is not None
 
 
 @pytest.mark.slow

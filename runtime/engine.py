@@ -5,7 +5,6 @@ Tensor legend: B batch, C latent channels, F latent frames, H, W latent height a
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,31 +13,33 @@ from dataclasses import asdict
 from functools import partial
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError, NotFiniteError
 from runtime.forecasting.presets import Preset
-from runtime.media.mp4 import FrameSink, to_uint8
+from runtime.media.mp4 import FrameSink
 from runtime.media.preview import PreviewSink
 from runtime.models.family import Model
+from runtime.models.loras import fit_on_all
 from runtime.parallel.devices import pick_device
 from runtime.parallel.kernels import USP, chosen_by_torch, resolve
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
-from runtime.request.config import Config
+from runtime.request.config import Config, Lora
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command, Commands
+from runtime.sampling.decoding import write_frames
 from runtime.sampling.denoise import OnStep
-from runtime.sampling.estimate import OnEstimate, unseen
-from runtime.sampling.finite import check_frames, check_prompts, likely_cause
+from runtime.sampling.estimate import OnEstimate
+from runtime.sampling.finite import check_prompts, likely_cause
 from runtime.sampling.inputs import Inputs
-from runtime.sampling.memory import Need, if_room, peak_of, shortage_explained
+from runtime.sampling.memory import Need, peak_of, shortage_explained
+from runtime.sampling.noise import draw_noise
 from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
-from runtime.sampling.previews import PreviewMaker
+from runtime.sampling.previews import show_previews
 from runtime.sampling.result import Result
 from runtime.sampling.run import Run
 from runtime.sampling.segments import denoise_segments
@@ -106,6 +107,31 @@ class Engine:
     def _load(self) -> Model:
         return self.profile.family.load(self.model, self.config, self.ranks)
 
+    def switch(self, loras: Sequence[Lora]) -> None:
+        """Have these LoRAs, and no others, in whatever is planned from now on. Every rank calls it.
+
+        The files are checked. Weights change when a run is prepared: nothing is loaded again, and the result
+        is that of an engine that was loaded with these LoRAs, to the bit.
+
+        Args:
+            loras: the LoRAs, in the order in which they are merged.
+
+        Raises:
+            BadRequestError: a file cannot be used; raised on every rank, and nothing has changed.
+        """
+        if loras or self.model.loras:
+            self.profile = self.profile.with_loras(fit_on_all(self.model, loras, self.ranks))
+            self.model, self.config = self.profile.folder, self.profile.config
+
+    @property
+    def _has_loras(self) -> bool:
+        """Whether the LoRAs that `switch` was given, and no others, are merged."""
+        return self.loaded.loras is None or self.loaded.loras.merged == self.model.revision
+
+    def _merge(self) -> None:
+        if self.loaded.loras is not None and not self._has_loras:
+            self.loaded.loras.switch(self.model)
+
     def generate(
         self,
         request: VideoRequest,
@@ -150,6 +176,9 @@ class Engine:
             raise ValueError(f"{videos} videos need as many sinks, got {len(sinks)}")
         result = Result(plan)
         with shortage_explained(self.ranks.device, _asked(plan.request)), self.commanded() as commands:
+            if not self._has_loras:
+                with result.seconds.measure("lora"):
+                    self._merge()
             with result.seconds.measure("encode"):
                 run = self.prepare(plan)
             result.recipe, result.warnings = run.recipe.digest, [*run.warnings]
@@ -186,10 +215,11 @@ class Engine:
         """Prepare a run: check that all ranks have the same plan, encode the prompt and draw the noise.
 
         Raises:
-            BadRequestError: the image or the video to extend cannot be used; raised on every rank.
+            BadRequestError: the image, the video to extend or a LoRA cannot be used; raised on every rank.
             RankFailedError: another rank has another plan, or has failed.
         """
         self.ranks.at("the start of a generation")
+        self._merge()
         agreed = {
             "topology": str(plan.topology),
             "attention": plan.attention,
@@ -202,7 +232,7 @@ class Engine:
         with self.ranks.busy("text encoding"):
             text = self.loaded.text.encode(plan.request)
         check_prompts(text, self.config)
-        noise_BCFHW = self._noise(plan.request)
+        noise_BCFHW = draw_noise(self.sizes.shape(plan.request), plan.request.seed, self.ranks.device)
         window_BCFHW, image = noise_BCFHW[:, :, plan.windows.slice(0)], None
         if self.loaded.image is not None:
             seen = None if picture is None else picture.image
@@ -329,30 +359,11 @@ class Engine:
 
     def _show_previews(self, result: Result) -> OnEstimate:
         """Return what shows previews of a run, if any are wanted."""
-        sink, find_colours, request = self._previews, self.loaded.colours, result.plan.request
-        if sink is None:
-            return unseen
-        result.preview_seconds = []
-        if find_colours is None:
-            result.warnings.append(f"preview: none is shown, as {self.model.name} has no map to colours")
-            return unseen
-        with self.ranks.busy("fitting the colours of previews"):
-            colours = if_room(lambda: find_colours().to(self.ranks.device))
-        if colours is None:
-            result.warnings.append("preview: none is shown, as memory does not suffice to fit its colours")
-            return unseen
+        request = result.plan.request
         seconds = request.frames / self.config.fps / self.sizes.shape(request)[2]
-        return PreviewMaker(sink, colours.rgb, seconds, result.preview_seconds)
-
-    def _noise(self, request: VideoRequest) -> torch.Tensor:
-        """Draw the noise of the whole batch on the CPU: a seed means the same video on every machine."""
-        noise_BCFHW: torch.Tensor = randn_tensor(
-            self.sizes.shape(request),
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            device=self.ranks.device,
-            dtype=torch.float32,
+        return show_previews(
+            self._previews, self.loaded.colours, seconds, result, self.ranks, self.model.name
         )
-        return noise_BCFHW
 
     def recipe(self, plan: Plan) -> Recipe:
         """Make the recipe of a plan: everything that its result is a function of. Collective.
@@ -374,23 +385,10 @@ class Engine:
     @torch.no_grad()
     def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], result: Result) -> None:
         """Decode denoised latents, the same on every rank, and write the frames into `sinks`; see `run`."""
-        digests = [hashlib.sha256() for _ in sinks]
         at = partial(self.ranks.at, "decoding")
         at(busy=True)
         with closing(self.loaded.decoder.frames(latents_BCFHW, at)) as chunks:
-            while True:
-                with result.seconds.measure("decode"):
-                    chunk_BTHW3 = next(chunks, None)
-                    if chunk_BTHW3 is None:
-                        break
-                    check_frames(chunk_BTHW3, self.config)
-                    videos = [to_uint8(frames_THW3) for frames_THW3 in chunk_BTHW3]
-                with result.seconds.measure("write"):
-                    for frames, sink, digest in zip(videos, sinks, digests, strict=True):
-                        digest.update(frames.tobytes())
-                        sink.write(frames)
-                at(busy=True)  # progress, which the other ranks see
-        result.frames_sha256 = [digest.hexdigest() for digest in digests]
+            write_frames(chunks, sinks, result, self.config, at)
 
 
 def _asked(request: VideoRequest) -> str:

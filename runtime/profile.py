@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Self
+
 import torch
 from diffusers import SchedulerMixin
 
@@ -10,7 +13,7 @@ from runtime.forecasting.presets import Preset, load_preset
 from runtime.forecasting.streams import STREAM_TRAITS
 from runtime.forecasting.validity import Conditions
 from runtime.models.course import Course
-from runtime.models.folder import expected_family, find_model
+from runtime.models.folder import ModelFolder, expected_family, find_model
 from runtime.models.sampler import begin_sampler, listed_steps, load_sampler, sampler_settings
 from runtime.recipe import Recipe
 from runtime.request.config import Config
@@ -42,6 +45,18 @@ class ModelProfile:
         self.sizes = self.family.sizes(self.folder)
         self.experts = self.family.experts(self.folder)
         self.sampler = load_sampler(self.folder, config.scheduler, self.family.timesteps)
+
+    def with_loras(self, folder: ModelFolder) -> Self:
+        """The profile of the same model with other LoRAs.
+
+        Args:
+            folder: the model, with the LoRAs that it is to have.
+        """
+        changed = copy(self)
+        changed.folder = folder
+        lora = tuple(one.lora for one in folder.loras)
+        changed.config = self.config.model_copy(update={"lora": lora})
+        return changed
 
     def check(self, request: VideoRequest, preset: Preset | None = None) -> Preset:
         """Check that the model can serve a request, on any number of ranks; return the request's preset.

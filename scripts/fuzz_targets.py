@@ -35,9 +35,11 @@ from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
 from runtime.models.layouts.stored import stored_in
 from runtime.models.layouts.weights import made
+from runtime.models.loras import KnownLora
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.layouts.text import find_text_encoder
-from runtime.models.wan.lora import merge_lora, read_lora
+from runtime.models.wan.lora import read_lora
+from runtime.models.wan.lora_merge import LoraWeights
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
 from runtime.profile import ModelProfile
@@ -270,7 +272,7 @@ class _Loras:
 
     def __call__(self, path: Path) -> None:
         lora = Lora(file=str(path))
-        merge_lora(copy.deepcopy(self._model), lora, read_lora(lora).digest)
+        LoraWeights.open(KnownLora(lora, read_lora(lora).digest)).merge(copy.deepcopy(self._model))
 
 
 def _model_part(part: str) -> tuple[list[tuple[str, bytes]], Callable[[Path], object]]:

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from runtime.errors import BadRequestError
 from runtime.files.problems import explain
 from runtime.jobs.job import Job
+from runtime.request.config import Lora, Loras
 
 EXPIRED = "its deadline passed"  # beginning of the reason why a request was cancelled
 
@@ -96,6 +98,16 @@ class Entry:
         return self.name.startswith("video_")
 
     @property
+    def loras(self) -> str:
+        """Its LoRAs in few words, such as `style × 0.8, low:detail`; empty without any, or if another version
+        of Lockstep wrote it."""
+        try:
+            loras = _LORAS.validate_python(json.loads(self.text)["config"]["lora"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return ""
+        return ", ".join(map(_in_words, loras))
+
+    @property
     def job(self) -> Job:
         """The job to run.
 
@@ -148,4 +160,11 @@ def read_entry(row: sqlite3.Row) -> Entry:
         raise ValueError(explain(error)) from None
 
 
+def _in_words(lora: Lora) -> str:
+    expert = f"{lora.expert}:" if lora.expert else ""
+    scale = "" if lora.scale == 1.0 else f" × {lora.scale:g}"
+    return f"{expert}{Path(lora.file).stem}{scale}"
+
+
+_LORAS = TypeAdapter(Loras)
 _ENTRY = TypeAdapter(Entry)

@@ -7,7 +7,6 @@ failed or cancelled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -29,6 +28,7 @@ from launch.serve.entries import (
     read_entry,
     read_replica,
 )
+from launch.serve.kinds import kind_of
 from launch.serve.tables import NEXT, TABLES, suspect
 from runtime.errors import BadRequestError, JobFailedError, reason
 from runtime.files.locks import hold
@@ -247,7 +247,7 @@ class Queue:
         """Return the next request, now running on `replica`; None if none can start.
 
         Args:
-            loaded: the `kind_of` jobs that the replica's group can run.
+            loaded: the `kind_of` the job that the replica's group ran last.
         """
         with self.transaction() as base:
             given = {"now": time.time(), "memory": _MEMORY, "loaded": loaded}
@@ -373,12 +373,6 @@ def written_by(job: Job) -> list[Path]:
     """Return all files that a job writes, the videos first."""
     outputs, count = job.outputs, job.request.videos
     return [*dict.fromkeys([*outputs.videos(count), *outputs.touched(count)])]
-
-
-def kind_of(job: Job) -> str:
-    """Return a key that is equal for jobs that the same rank group can run one after another."""
-    group = [job.config.model_dump(mode="json"), job.world, asdict(job.degrees), job.timeout]
-    return hashlib.sha256(json.dumps(group, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _change(base: sqlite3.Connection, id: int, state: State, reason: str) -> None:

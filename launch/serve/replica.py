@@ -14,7 +14,8 @@ from launch.cluster.group import Begun, End, Ended, Event, Previewed, RankGroup,
 from launch.cluster.placement import NoRoomError
 from launch.serve.entries import EXPIRED, Entry, Progress, ReplicaEntry, RunEvent, State
 from launch.serve.events import run_event
-from launch.serve.queue import Queue, QueueError, kind_of
+from launch.serve.kinds import group_of, kind_of
+from launch.serve.queue import Queue, QueueError
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, in_words, named
 from runtime.jobs.job import Job
 from runtime.media.preview import PreviewFile
@@ -48,7 +49,8 @@ class Replica:
         self.number, self.problem, self.busy = number, "", False
         self._queue, self._pool, self._on_event = queue, pool, on_event
         self._group: RankGroup | None = None
-        self._loaded = ""  # `kind_of` the jobs that the group can run
+        self._runs = ""  # `group_of` the jobs that the group can run
+        self._loaded = ""  # `kind_of` the last of them
         self._entry: Entry | None = None
         self._unwanted = ""  # why the current request is to end early
         self._at = threading.Lock()  # guards the two fields above together
@@ -126,7 +128,7 @@ class Replica:
 
     def dismiss(self) -> None:
         """End the rank group."""
-        group, self._group, self._loaded = self._group, None, ""
+        group, self._group, self._runs, self._loaded = self._group, None, "", ""
         if group is not None:
             group.kill()
 
@@ -175,11 +177,11 @@ class Replica:
 
     def _group_for(self, job: Job) -> RankGroup:
         """Return the current group if it can run the job, otherwise a new one."""
-        if self._group is not None and self._loaded == kind_of(job):
-            return self._group
-        self.dismiss()
-        self._show("starting")
-        self._group = RankGroup(job, self._pool.pulse, self._is_unwanted)
+        if self._group is None or self._runs != group_of(job):
+            self.dismiss()
+            self._show("starting")
+            self._group = RankGroup(_without_loras(job), self._pool.pulse, self._is_unwanted)
+            self._runs = group_of(job)
         self._loaded = kind_of(job)
         self._pool.largest = max(self._pool.largest, job.world)
         return self._group
@@ -309,3 +311,8 @@ class Replica:
             self._queue.show_replica(ReplicaEntry(self.number, state, told, self._restarts))
         except QueueError as error:
             log.warning("%s", error)
+
+
+def _without_loras(job: Job) -> Job:
+    """The job without its LoRAs, which a group merges when it runs the job."""
+    return replace(job, config=job.config.model_copy(update={"lora": ()}))

@@ -24,7 +24,7 @@ COLOURS = {
     State.FAILED: "red",
     State.CANCELLED: "magenta",
 }
-_LONG = ("prompt", "out", "why", "ranks", "preview")  # columns whose cells may wrap
+_LONG = ("prompt", "out", "LoRA", "why", "ranks", "preview")  # columns whose cells may wrap
 _SHOWN = 60  # characters of a prompt that are shown
 
 
@@ -59,6 +59,7 @@ def _row(entry: Entry) -> dict[str, str | Text]:
         "name": entry.name,
         "owner": entry.owner,
         "prio": str(entry.priority or ""),
+        "LoRA": entry.loras,
         "state": Text(entry.state, style=COLOURS[entry.state]),
         "step": f"{done.step}/{done.steps}" if done.steps else "",
         "NFE": str(done.nfe or ""),

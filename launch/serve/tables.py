@@ -62,7 +62,9 @@ CREATE TABLE IF NOT EXISTS replicas (
 );
 """
 
-NEXT = """
+GROUP = 16  # characters of a request's `kind` that say which rank group can run it; the others, which LoRAs
+
+NEXT = f"""
 WITH used AS (
     SELECT owner,
         SUM(state = 'running') AS running,
@@ -72,7 +74,8 @@ WITH used AS (
 ), next AS (
     SELECT requests.* FROM requests JOIN used USING (owner)
     WHERE state = 'waiting'
-    ORDER BY priority DESC, used.running, CAST(used.seconds AS INTEGER), kind != :loaded, id
+    ORDER BY priority DESC, used.running, CAST(used.seconds AS INTEGER),
+        substr(kind, 1, {GROUP}) != substr(:loaded, 1, {GROUP}), kind != :loaded, id
     LIMIT 1
 ), at_work AS (
     SELECT id FROM requests WHERE state = 'running'
@@ -82,8 +85,8 @@ WHERE NOT EXISTS (SELECT 1 FROM at_work JOIN suspects ON request = at_work.id)
     AND NOT (EXISTS (SELECT 1 FROM at_work) AND EXISTS (SELECT 1 FROM suspects WHERE request = next.id))
 """
 """Selects the next request: highest priority; then the owner with the fewest running requests, then the least
-recent use; then what the replica has already loaded; then submission order. A suspect runs alone: nothing is
-selected while one runs, and it is selected only when nothing runs."""
+recent use; then what the replica has already loaded, first what needs no other LoRAs; then submission order.
+A suspect runs alone: nothing is selected while one runs, and it is selected only when nothing runs."""
 
 
 def suspect(base: sqlite3.Connection, id: int, *, alone: bool) -> None:

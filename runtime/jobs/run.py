@@ -25,7 +25,7 @@ from runtime.media.latents import write_latents
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
-from runtime.reports.report import ModelPart, Report, add_comparison, build_report
+from runtime.reports.report import LoraPart, ModelPart, Report, add_comparison, build_report
 from runtime.sampling.denoise import OnStep
 from runtime.sampling.plan import Plan
 from runtime.sampling.result import Result
@@ -142,8 +142,9 @@ def _begun(engine: Engine, job: Job) -> Iterator[list[Plan]]:
 
 @contextmanager
 def _held(engine: Engine, job: Job) -> Iterator[list[Plan]]:
-    """Check a job on all ranks, and hold its image, locks and mailbox while the block runs."""
+    """Check a job on all ranks, and hold its LoRAs, image, locks and mailbox while the block runs."""
     kept, is_leader = job.checkpoints, engine.ranks.is_leader
+    engine.switch(job.config.lora)
     with ExitStack() as stack:
         problem, plans = "", list[Plan]()
         try:
@@ -153,7 +154,7 @@ def _held(engine: Engine, job: Job) -> Iterator[list[Plan]]:
                 _check_outputs(job)
         except BadRequestError as error:
             problem = str(error)
-        _refuse_together(engine, problem)
+        engine.ranks.refuse_together(problem)
         needed = job.recipe is not None or kept is not None
         recipes = [engine.recipe(plan) for plan in plans] if needed else []
         try:
@@ -163,7 +164,7 @@ def _held(engine: Engine, job: Job) -> Iterator[list[Plan]]:
                 stack.enter_context(kept.locked([recipe.latents.text for recipe in recipes]))
         except BadRequestError as error:
             problem = str(error)
-        _refuse_together(engine, problem)
+        engine.ranks.refuse_together(problem)
         stack.enter_context(engine.commanded())
         yield plans
         if kept is not None and is_leader:
@@ -185,13 +186,6 @@ def _check_outputs(job: Job) -> None:
     job.outputs.check(videos)
     if job.compare:
         check_room(job.request, 2 * videos)
-
-
-def _refuse_together(engine: Engine, problem: str) -> None:
-    """Raise BadRequestError on all ranks if any of them has a problem."""
-    problems = [told for told in engine.ranks.control.all_gather_object(problem) if told]
-    if problems:
-        raise BadRequestError(problems[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +238,20 @@ def _generate_files(
     for path in files.videos:
         flush(path)
     report = build_report(
-        ModelPart(name=engine.model.name, revision=engine.model.revision),
+        _model_of(engine),
         result,
         videos,
         load_seconds=engine.load_seconds,
         write_seconds=time.perf_counter() - finishing,
     )
     return result, report
+
+
+def _model_of(engine: Engine) -> ModelPart:
+    """The engine's model, as the report names it."""
+    model = engine.model
+    loras = [LoraPart(**one.lora.model_dump(), digest=one.digest) for one in model.loras]
+    return ModelPart(name=model.name, revision=model.revision, loras=loras)
 
 
 def _keep(path: Path, frames: int, latents_BCFHW: torch.Tensor) -> None:

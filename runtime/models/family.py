@@ -82,6 +82,27 @@ class Decoder(Protocol):
         ...
 
 
+class Loras(Protocol):
+    """The LoRAs of a loaded model, on one rank.
+
+    Attributes:
+        merged: revision of the model that its weights are now; empty if changing them was interrupted.
+    """
+
+    merged: str
+
+    def switch(self, folder: ModelFolder) -> None:
+        """Change the loaded weights to those that a model loaded from `folder` has, to the bit; collective.
+
+        Args:
+            folder: the loaded model, with the LoRAs that it is to have.
+
+        Raises:
+            BadRequestError: a LoRA cannot be merged; raised on every rank, before any weight is changed.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A loaded model, on one rank.
@@ -94,6 +115,7 @@ class Model:
         colours: colours of its latents, for previews; called on the first rank only, and slow the first time.
             None if they are unknown.
         swap: place of the experts' blocks, if they take turns on the device; None if all are there.
+        loras: its LoRAs, which can be switched; None for a family that takes none.
     """
 
     experts: tuple[Expert, ...]
@@ -102,6 +124,7 @@ class Model:
     image: ImageEncoder | None = None
     colours: Callable[[], LatentColours] | None = None
     swap: Swap | None = None
+    loras: Loras | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -195,7 +218,7 @@ class Family(Protocol):
         ...
 
     def read_lora(self, lora: Lora) -> str:
-        """Digest of a LoRA for any model of this family, as a part of a revision.
+        """Check a LoRA for any model of this family; return the digest of its file's content.
 
         Raises:
             BadRequestError: it is no LoRA for this family, or a part of it would not be used.
@@ -203,7 +226,7 @@ class Family(Protocol):
         ...
 
     def fit_lora(self, lora: Lora, path: Path, pipeline: str) -> str:
-        """Check that a LoRA fits the model in `path`; return its digest, as `read_lora` does.
+        """Check that a LoRA fits the model in `path`; return the digest of its file's content.
 
         Raises:
             BadRequestError: it does not fit.
@@ -234,7 +257,7 @@ class Family(Protocol):
         ...
 
     def load(self, folder: ModelFolder, config: Config, ranks: Ranks) -> Model:
-        """Load a model on every rank's device. Every rank calls it at the same time.
+        """Load a model on every rank's device, with the folder's LoRAs. Every rank calls it at the same time.
 
         Raises:
             BadRequestError: the weights do not fit the settings beside them, or are not finite; or the family

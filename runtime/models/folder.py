@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,13 @@ from runtime.models.layouts.given import Given, given_file, given_folder, parts_
 from runtime.models.layouts.sources import NAME as DESCRIPTION
 from runtime.models.layouts.sources import Sources, add_content
 from runtime.models.layouts.view import write_view
+from runtime.models.loras import KnownLora
 from runtime.models.registry import adopt, families, family_in, find_family
 from runtime.request.bounds import Bounds
 from runtime.request.config import (
     EMBEDDED_MODELS,
     Config,
+    Lora,
     ModelFiles,
     embedded_models,
     is_embedded,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # it takes seconds
 
 _EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _ORIGINAL = ("Wan2*_VAE.pth", "models_t5_*.pth", "models_clip_*.pth")  # weights of Wan's own repositories
+_HASHED = "sha256:"
 _SETTINGS = ("model_index.json", "*/config.json")
 _WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", *_ORIGINAL)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
@@ -47,19 +50,48 @@ class ModelFolder:
     Attributes:
         name: name that the user gave.
         path: the folder.
-        revision: commit of the repository, or `sha256:…` over the folder's files; with digests of LoRAs.
+        content: commit of the repository, or `sha256:…` over the folder's files.
         pipeline: class of its pipeline in diffusers, which determines its family.
+        loras: LoRAs that are merged into it, in this order.
     """
 
     name: str
     path: Path
-    revision: str
+    content: str
     pipeline: str
+    loras: tuple[KnownLora, ...] = ()
+
+    @property
+    def revision(self) -> str:
+        """What its weights are: `content`, and the LoRAs."""
+        return "+".join([self.content, *(one.word for one in self.loras)])
 
     @property
     def family(self) -> Family:
         """Family of the model."""
         return find_family(self.pipeline)
+
+    def having(self, loras: Iterable[KnownLora]) -> ModelFolder:
+        """The model with these LoRAs, and no others."""
+        return replace(self, loras=tuple(loras))
+
+    def with_loras(self, loras: Iterable[Lora]) -> ModelFolder:
+        """The model with these LoRAs, and no others, after their files were checked.
+
+        Raises:
+            BadRequestError: one of them does not fit the model.
+        """
+        fit = self.family.fit_lora
+        return self.having(KnownLora(one, fit(one, self.path, self.pipeline)) for one in loras)
+
+    def check_unchanged(self) -> None:
+        """Refuse a model whose files are no longer those that were found.
+
+        Raises:
+            BadRequestError: they have changed. Those of a repository do not: it is a commit.
+        """
+        if self.content.startswith(_HASHED) and folder_digest(self.path) != self.content:
+            raise BadRequestError(f"model: {self.name!r} cannot be used: its files have changed")
 
 
 def find_model(config: Config) -> ModelFolder:
@@ -81,9 +113,7 @@ def find_model(config: Config) -> ModelFolder:
             f"bounds: {_written(config.bounds)} given; {config.model_name!r} is of the family {family.name}, "
             f"write `bounds: {_written(family.bounds)}` in the config"
         )
-    for lora in config.lora:
-        revision += f"+{family.fit_lora(lora, path, pipeline)}"
-    return ModelFolder(config.model_name, path, revision, pipeline)
+    return ModelFolder(config.model_name, path, revision, pipeline).with_loras(config.lora)
 
 
 def open_model(model: str | ModelFiles, revision: str | None) -> tuple[Path, str | None]:
@@ -208,7 +238,8 @@ def local_revision(config: Config) -> str | None:
     if not config.lora:
         return folder_digest(path)  # without the family, which takes seconds to import
     family = expected_family(config)
-    return "+".join([folder_digest(path), *(family.read_lora(lora) for lora in config.lora)])
+    loras = (KnownLora(one, family.read_lora(one)).word for one in config.lora)
+    return "+".join([folder_digest(path), *loras])
 
 
 def is_local(config: Config) -> bool:
@@ -307,4 +338,4 @@ def folder_digest(path: Path) -> str:
         else:
             digest.update(f"{name}\0{file.stat().st_size}\0".encode())
             add_content(digest, file)
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return f"{_HASHED}{digest.hexdigest()[:16]}"

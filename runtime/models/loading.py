@@ -6,7 +6,6 @@ The first rank of a node reads, and broadcasts the tensors one by one to the oth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -46,8 +45,6 @@ def load_component(
     Raises:
         BadRequestError: the weights do not fit the configuration beside them.
     """
-    path: Path = folder.path / component
-    loader: Any = kind
     layout: list[tuple[str, list[int], str]] = []
     if node.rank == 0:
         model = read_component(kind, folder, component, dtype)
@@ -55,12 +52,19 @@ def load_component(
         layout = [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in _tensors(model)]
     layout = node.all_gather_object(layout)[0]
     if node.rank != 0:
-        with init_empty_weights(include_buffers=True):
-            model = loader.from_config(loader.load_config(path))
+        model = empty_component(kind, folder, component)
         for name, shape, kept in layout:  # diffusers keeps some in float32: as on the rank that reads
-            _replace(model, name, torch.empty(shape, dtype=getattr(torch, kept), device="meta"))
+            replace(model, name, torch.empty(shape, dtype=getattr(torch, kept), device="meta"))
     found: _Network = model.eval().requires_grad_(False)
     return found
+
+
+def empty_component(kind: type[_Network], folder: ModelFolder, component: str) -> _Network:
+    """Make a component without weights: all are on the meta device. Arguments as of `load_component`."""
+    path, loader = folder.path / component, cast(Any, kind)
+    with init_empty_weights(include_buffers=True):
+        model: _Network = loader.from_config(loader.load_config(path))
+    return model
 
 
 def read_component(kind: type[_Network], folder: ModelFolder, component: str, dtype: torch.dtype) -> _Network:
@@ -149,7 +153,7 @@ def distribute(module: nn.Module, ranks: Ranks, source: str, without: Sequence[n
                 f"model: {source} cannot be used: its weights {name} are not finite, or overflow "
                 f"{str(moved.dtype).removeprefix('torch.')}"
             )
-        _replace(module, name, moved)
+        replace(module, name, moved)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -165,7 +169,8 @@ def _find(module: nn.Module, name: str) -> torch.Tensor:
     return tensor
 
 
-def _replace(module: nn.Module, name: str, value: torch.Tensor) -> None:
+def replace(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put another tensor in the place of a module's parameter or buffer."""
     owner_name, _, leaf = name.rpartition(".")
     owner = module.get_submodule(owner_name)
     if leaf in owner._parameters:

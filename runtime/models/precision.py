@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -71,3 +71,6 @@ class _CastWeights:
         for block in self._weights.visit(blocks):
             with self._precision.computing(block):
                 yield block
+
+    def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights.write(block, weights)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from runtime.errors import CancelledError, LockstepError, RankFailedError
+from runtime.errors import BadRequestError, CancelledError, LockstepError, RankFailedError
 from runtime.files.text import flatten
 from runtime.parallel.attention import SequenceGroup
 from runtime.parallel.collectives import Peers, Traffic, Unguarded
@@ -144,6 +144,19 @@ class Ranks:
             field = next(f for f in sorted({*usual, *own}) if usual.get(f) != own.get(f))
             reason = f"it has {field} = {own.get(field)!r} where other ranks have {usual.get(field)!r}"
             raise RankFailedError(odd[0], self.where, reason)
+
+    def refuse_together(self, problem: str) -> None:
+        """Refuse a request on all ranks if one of them has a problem with it.
+
+        Args:
+            problem: what is wrong with it on this rank; empty if nothing is.
+
+        Raises:
+            BadRequestError: a rank has a problem; the message is that of the first.
+        """
+        problems = [told for told in self.control.all_gather_object(problem) if told]
+        if problems:
+            raise BadRequestError(problems[0])
 
     def broadcast_tensors(self, own: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
         """Broadcast the first rank's tensors, all of `dtype`, to every rank's device.

@@ -7,7 +7,7 @@ and, for blocks that run one by one, keep them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Protocol
 
@@ -26,11 +26,33 @@ def own_share(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_of(tensor: torch.Tensor, everyone: Peers) -> torch.Tensor:
+    """All of a weight, gathered from all ranks if it is sharded; collective then."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    own, (length, *rest) = tensor.to_local(), tensor.shape
+    rows = -(-length // everyone.size)  # FSDP2 splits as `torch.chunk` does: the last shards may be empty
+    piece = own.new_zeros(rows, *rest)
+    piece[: len(own)] = own
+    whole = own.new_empty(everyone.size * rows, *rest)
+    everyone.all_gather_into_tensor(whole, piece).wait()
+    return whole[:length]
+
+
 class Weights(Protocol):
     """Storage of the blocks' weights."""
 
     def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
         """Yield each of `blocks`, whose weights are whole on the device until the next one is requested."""
+        ...
+
+    def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replace weights of a block that is not being visited; every rank calls it.
+
+        Args:
+            block: the block.
+            weights: name within the block → the whole new weight, on any device.
+        """
         ...
 
 
@@ -39,6 +61,11 @@ class WholeWeights:
 
     def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
         yield from blocks
+
+    @torch.no_grad()
+    def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, weight in weights.items():
+            block.get_parameter(name).copy_(weight)
 
 
 class ShardedWeights:
@@ -73,6 +100,14 @@ class ShardedWeights:
                 yield block
             finally:
                 share.reshard()
+
+    @torch.no_grad()
+    def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        size, rank = self._mesh.size(), self._mesh.get_local_rank()
+        for name, weight in weights.items():
+            own = own_share(block.get_parameter(name))
+            if own.numel():  # shards are along the first axis, and the last ones may be empty
+                own.copy_(weight.chunk(size)[rank])
 
 
 class _Share(nn.Module):

@@ -7,7 +7,7 @@ the first computed step of an expert runs; nothing moves at the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -67,6 +67,12 @@ class Swap:
         for block in blocks:
             self._bring(block)
             yield block
+
+    @torch.no_grad()
+    def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replace weights of a block, wherever they are; see `Weights.write`."""
+        for name, weight in weights.items():
+            block.get_parameter(name).copy_(weight)
 
     def _bring(self, block: nn.Module) -> None:
         present = self._present[self._places[block]]

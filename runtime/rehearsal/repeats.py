@@ -6,7 +6,7 @@ This changes no count: the tests run everything, and compare.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,9 @@ class RepeatedBlocks:
             yield block
             sent = [one.traffic.sent - count for one, count in zip(peers, before, strict=True)]
             took[kind] = self._ledger.work.minus(done), sent
+
+    def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights.write(block, weights)
 
 
 class RepeatedLayers(nn.ModuleList):

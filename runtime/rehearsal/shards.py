@@ -7,7 +7,7 @@ copied while the next block is gathered. Bytes equal those of `runtime.parallel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 import torch
@@ -51,6 +51,9 @@ class FakeShards:
                 yield block
             finally:
                 self._let_go(block)
+
+    def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        raise NotImplementedError("a rehearsal has no weights to write")
 
     def _gather(self, block: nn.Module) -> torch.Tensor:
         """Start to gather a block; return the buffer for all ranks' shares."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ class FakeSwap:
                     self._arrive(*incoming)
                     _let_go(*outgoing)
             yield block
+
+    def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        raise NotImplementedError("a rehearsal has no weights to write")
 
     def _arrive(self, module: nn.Module, leaf: str) -> None:
         away = module._parameters[leaf]

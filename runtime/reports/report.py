@@ -20,9 +20,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class LoraPart(_Part):
+    file: str
+    scale: float
+    expert: str | None
+    digest: str
+
+
 class ModelPart(_Part):
     name: str
     revision: str
+    loras: list[LoraPart] = []
 
 
 class TopologyPart(_Part):
@@ -58,6 +66,7 @@ class BranchNfe(_Part):
 
 class SecondsPart(_Part):
     load: float
+    lora: float
     encode: float
     denoise: float
     decode: float

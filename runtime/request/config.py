@@ -190,7 +190,7 @@ class Window(_Part):
 
 
 class Lora(_Part):
-    """LoRA weights that are merged into a transformer when it is loaded.
+    """LoRA weights that are merged into a transformer when it is loaded, or later for another request.
 
     Attributes:
         file: the safetensors file.

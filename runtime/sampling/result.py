@@ -18,8 +18,9 @@ from spectrum import StepSeconds, Stopwatch
 
 @dataclass(slots=True)
 class PhaseSeconds:
-    """Wall time of each phase on this rank, in seconds."""
+    """Wall time of each phase on this rank, in seconds; `lora` is that of switching LoRAs."""
 
+    lora: float = 0.0
     encode: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0

@@ -53,8 +53,8 @@ def test_report_holds_the_contracts_fields(engine: Engine, small: Make, tmp_path
     assert report["computed"] == {"cond": [0, 1, 2, 3, 4, 6], "uncond": [0, 1, 2, 3, 4, 6]}
     assert report["nfe"] == {"cond": 6, "uncond": 6}
     assert len(report["decision_digest"]) == 1
-    assert set(report["seconds"]) == {"load", "encode", "denoise", "decode", "write", "total"}
-    parts = sum(report["seconds"][name] for name in ("load", "encode", "denoise", "decode", "write"))
+    assert set(report["seconds"]) == {"load", "lora", "encode", "denoise", "decode", "write", "total"}
+    parts = sum(report["seconds"][name] for name in ("load", "lora", "encode", "denoise", "decode", "write"))
     assert report["seconds"]["total"] == pytest.approx(parts)
     assert report["step_seconds"]["computed_median"] > report["step_seconds"]["forecast_median"] > 0
     assert report["forecaster"]["features_kept"] == 6

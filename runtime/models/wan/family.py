@@ -86,20 +86,24 @@ class WanFamily:
         from runtime.models.wan.colours import WanColours
         from runtime.models.wan.image import open_image_encoder
         from runtime.models.wan.loading import load_transformer, load_vae
+        from runtime.models.wan.lora_switch import WanLoras, loras_of, open_loras
         from runtime.models.wan.text import PromptEncoder
         from runtime.models.wan.vae import WanDecoder
 
         by_token = knows_frames(folder.path)
         experts, swap = [], Swap(ranks.device) if config.memory.experts == "swap" else None
+        opened, loras = open_loras(folder, ranks), WanLoras(ranks, folder)
         for settings in self.experts(folder):
             if settings.present:
-                transformer, weights = load_transformer(folder, config, ranks, settings.name, swap)
+                own = loras_of(settings.name, opened)
+                transformer, weights, read = load_transformer(folder, config, ranks, settings.name, swap, own)
+                loras.add(settings.name, transformer, weights, read)
                 adapter = open_adapter(transformer, weights, config.dtype.computed, by_token=by_token)
                 experts.append(Expert(settings, adapter, SelfAttention(transformer), transformer))
         text = PromptEncoder(folder, config, ranks, config.dtype.computed)
         decoder = WanDecoder(load_vae(folder, config, ranks), config, ranks)
         image = open_image_encoder(folder, config, ranks, transformer, config.dtype.computed, decoder)
-        return Model(tuple(experts), text, decoder, image, WanColours(folder, decoder), swap)
+        return Model(tuple(experts), text, decoder, image, WanColours(folder, decoder), swap, loras)
 
 
 WAN: Final[Family] = WanFamily()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,9 +17,9 @@ from runtime.models.loading import distribute, distribute_blocks, load_component
 from runtime.models.precision import Precision
 from runtime.models.quantization import SCALES, check_quantization, quantize_linears
 from runtime.models.wan.adapter import Transformer, every_block
-from runtime.models.wan.experts import HIGH_NOISE, LOW_NOISE
 from runtime.models.wan.folder import ModelKind
-from runtime.models.wan.lora import merge_lora
+from runtime.models.wan.lora_merge import LoraWeights
+from runtime.models.wan.lora_switch import ReadWeights
 from runtime.models.wan.projections import fuse_projections
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import Weights
@@ -28,14 +28,13 @@ from runtime.request.config import Config
 
 log = logging.getLogger(__name__)
 
-_NOISE = {HIGH_NOISE: "high", LOW_NOISE: "low"}  # component → its name in `Lora.expert`
-
 
 class LoadedTransformer(NamedTuple):
-    """A transformer on this rank's device, and the weights of its blocks, whole or sharded."""
+    """A transformer on this rank's device, the weights of its blocks, and how all were read."""
 
     model: Transformer
     weights: Weights
+    read: ReadWeights
 
 
 def load_transformer(
@@ -44,12 +43,14 @@ def load_transformer(
     ranks: Ranks,
     component: str = "transformer",
     swap: Swap | None = None,
+    loras: Sequence[LoraWeights] = (),
 ) -> LoadedTransformer:
     """Load a transformer on every rank's device: whole, or with its blocks sharded over all ranks (FSDP2).
 
     Args:
         component: name of the transformer's folder.
         swap: takes its blocks in, if it takes turns on the device with another transformer.
+        loras: what is merged into it, in this order; on the first rank of a machine.
 
     Raises:
         BadRequestError: the weights do not fit the settings beside them, or are not finite; or the device
@@ -59,21 +60,21 @@ def load_transformer(
     vace = folder.pipeline == ModelKind.VACE
     kind: type[Transformer] = WanVACETransformer3DModel if vace else WanTransformer3DModel
     source = f"the {component} of {folder.name!r}"
-    loras = [one for one in config.lora if one.expert in (None, _NOISE[component])]
     if loras:
-        source += f" with {', '.join(one.file for one in loras)}"
+        source += f" with {', '.join(one.file.lora.file for one in loras)}"
 
     def add_loras(model: Transformer) -> None:
         for lora in loras:
-            merge_lora(model, lora, folder.revision)
+            lora.merge(model)
 
     kept = config.dtype.of("transformer")
     model = load_component(kind, folder, component, kept, ranks.node, add_loras)
+    empty = {name: torch.empty_like(weight, device="meta") for name, weight in model.named_parameters()}
+    change = change_of_blocks(config)
+    read = ReadWeights(kept, empty, frozenset(name for lora in loras for name in lora.changed), change)
     precision = Precision(kept, config.dtype.computed, (*model._keep_in_fp32_modules, SCALES))
     shard, blocks = config.memory.transformer == "shard", every_block(model)
-    weights = distribute_blocks(
-        blocks, ranks, source, shard=shard, swap=swap, change=change_of_blocks(config)
-    )
+    weights = distribute_blocks(blocks, ranks, source, shard=shard, swap=swap, change=change)
     distribute(model, ranks, source, without=blocks)
     precision.convert(model, blocks)
     if config.performs.compile:
@@ -81,7 +82,7 @@ def load_transformer(
             block.compile()
     shared = ", sharded" * (shard and ranks.size > 1)
     log.info("loaded %s of %s on %s%s", component, folder.name, ranks.device, shared)
-    return LoadedTransformer(model, precision.visiting(weights))
+    return LoadedTransformer(model, precision.visiting(weights), read)
 
 
 def change_of_blocks(config: Config) -> Callable[[nn.Module], None]:

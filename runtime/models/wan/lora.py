@@ -1,7 +1,6 @@
-"""LoRA: low-rank weights and differences of whole ones, merged into the transformer when it is loaded.
+"""Files of LoRA weights: low-rank ones, and differences of whole ones.
 
-Merged weights cost nothing per step, and nothing else (ranks, sharding, forecasts) depends on them. Either
-every weight of a file is used, or the file is refused.
+Either every weight of a file is used, or the file is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +21,6 @@ from runtime.errors import BadRequestError, reason
 from runtime.models.wan.lora_names import PREFIXES, difference_of, with_prefix
 from runtime.models.wan.lora_settings import LoraSettings
 from runtime.request.config import Lora
-
-if TYPE_CHECKING:
-    from runtime.models.wan.adapter import Transformer
 
 _PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.")  # of names, in the formats that diffusers reads
 _ADAPTER = re.compile(r"(\.lora_[AB])\.(\w+)\.(weight|bias)$")  # names of PEFT's own files
@@ -39,7 +34,7 @@ class LoraFile:
 
     Attributes:
         lora: the file and the scale of its weights.
-        digest: digest of the file's content and the scale, as a part of a model's revision.
+        digest: digest of the file's content.
         modules: module such as `blocks.0.attn1.to_q` → part such as `lora_A.weight` → shape.
         differences: name in the file of a difference that is added to a whole parameter → its shape.
     """
@@ -62,7 +57,7 @@ class LoraFile:
         strangers = [name for name in modules if f"{name}.weight" not in model]
         if strangers:
             raise self.refusal(
-                f"it does not fit the model, which has no {_first(strangers)} "
+                f"it does not fit the model, which has no {first_of(strangers)} "
                 f"({len(strangers)} of its {len(modules)} modules)"
             )
         for name, parts in modules.items():
@@ -102,58 +97,10 @@ def read_lora(lora: Lora) -> LoraFile:
     try:
         now = Path(lora.file).stat()
     except (OSError, ValueError):  # ValueError: a null byte in the name
-        _content(lora.file)  # says why
+        content_of(lora.file)  # says why
         raise
     checked = _checked(lora.file, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
-    return LoraFile(lora, _word(checked.digest, lora), checked.modules, checked.differences)
-
-
-def merge_lora(model: Transformer, lora: Lora, revision: str) -> None:
-    """Add `scale` times the LoRA to the weights that it is for, in place.
-
-    Args:
-        model: transformer in any dtype, whole, on the CPU.
-        lora: the file and its scale.
-        revision: revision of the model folder that was checked, with the LoRA's digest.
-
-    Raises:
-        BadRequestError: it is for another model, or the file has changed since it was checked.
-
-    Source: diffusers' `WanLoraLoaderMixin`, which reads the formats, and its PEFT adapters, which merge them.
-    """
-    file, content = read_lora(lora), _content(lora.file)
-    if file.digest not in revision or file.digest != _word(_digest(content), lora):
-        raise file.refusal("the file changed while the model was loading")
-    file.check({name: tuple(tensor.shape) for name, tensor in model.named_parameters()})
-    settings = LoraSettings.read(content)
-    bias = any("lora_B.bias" in parts for parts in file.modules.values())
-    told = None if settings is None else settings.for_peft(file.modules, bias=bias)
-    given = with_prefix(load(content))
-    weights = _converted(given)
-    try:
-        model.load_lora_adapter(weights, prefix="transformer", adapter_name="lora", metadata=told)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:  # the ranks in its metadata are not those of its weights
-        said = str(error).strip().splitlines()
-        raise file.refusal(f"it does not fit the model: {said[-1].strip() if said else error!r}") from None
-    unused = [name for name in file.modules if "lora" not in getattr(model.get_submodule(name), "lora_A", {})]
-    if unused:
-        raise file.refusal(f"its metadata excludes the weights of {len(unused)} modules: {_first(unused)}")
-    model.fuse_lora(lora_scale=lora.scale, adapter_names=["lora"])
-    model.unload_lora()
-    for name in file.differences:
-        _add(model, difference_of(name) or "", given[name], lora.scale)
-
-
-@torch.no_grad()
-def _add(model: Transformer, name: str, difference: torch.Tensor, scale: float) -> None:
-    """Add a difference to a parameter; the sum is computed in float32 and rounded once."""
-    parameter = model.get_parameter(name)
-    parameter.copy_(parameter.float() + scale * difference.float().view_as(parameter))
+    return LoraFile(lora, checked.digest, checked.modules, checked.differences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +120,7 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
         file: the file.
         state: its inode, size and times; cached results are for this state alone.
     """
-    content = _content(file)
+    content = content_of(file)
     try:
         weights = with_prefix(load(content))
     except (SafetensorError, ValueError) as error:
@@ -181,15 +128,15 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
     if problem := _unsupported(weights):
         raise _refusal(file, problem)
     try:
-        converted = _converted(weights)
+        found = converted(weights)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise _refusal(file, f"diffusers cannot read it: {reason(error)[:200]}") from None
     unused = [name for name in _unused(weights) if weights[name].count_nonzero()]  # zeros change nothing
     differences = {name: tuple(weights[name].shape) for name in unused if difference_of(name) is not None}
     if lost := [name for name in unused if name not in differences]:
-        raise _refusal(file, f"{len(lost)} of its weights would not be used: {_first(lost)}")
+        raise _refusal(file, f"{len(lost)} of its weights would not be used: {first_of(lost)}")
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, value in converted.items():
+    for name, value in found.items():
         match = _WEIGHT.match(name)
         if match is None:
             raise _refusal(file, f"{name} is not a LoRA weight of a known format")
@@ -198,23 +145,24 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
         LoraSettings.read(content)
     except (ValueError, RecursionError) as error:
         raise _refusal(file, f"its metadata cannot be read: {reason(error)}") from None
-    return _Checked(_digest(content), modules, differences)
+    return _Checked(digest_of(content), modules, differences)
 
 
-def _digest(content: bytes) -> str:
+def digest_of(content: bytes) -> str:
+    """Digest of a file's content, as reports and revisions have it."""
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _word(digest: str, lora: Lora) -> str:
-    expert = "" if lora.expert is None else f"@{lora.expert}"
-    return f"lora:{digest}×{float(lora.scale)!r}{expert}"
 
 
 def _refusal(file: str, problem: str) -> BadRequestError:
     return BadRequestError(f"lora: {file!r} given; {problem}")
 
 
-def _content(file: str) -> bytes:
+def content_of(file: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        BadRequestError: it cannot be read, or is a folder.
+    """
     path = Path(file)
     problem = ""
     try:
@@ -245,7 +193,7 @@ def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:
         )
     adapters = {match[2] for match in map(_ADAPTER.search, weights) if match}
     if len(adapters) > 1:
-        return f"it holds {len(adapters)} adapters ({_first(list(adapters))}); it must hold one"
+        return f"it holds {len(adapters)} adapters ({first_of(list(adapters))}); it must hold one"
     for name, value in weights.items():
         if not value.float().isfinite().all():
             return f"{name} has values that are not finite"
@@ -256,13 +204,13 @@ def _prefix(name: str) -> str:
     return next(prefix for prefix in PREFIXES if name.startswith(prefix))
 
 
-def _converted(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Convert weights to diffusers' names, scaled by the alphas beside them."""
+def converted(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Convert pairs of matrices to diffusers' names, scaled by the alphas beside them."""
     from diffusers import WanPipeline
 
     given = {_without_adapter(name): value for name, value in weights.items()}
-    converted: dict[str, torch.Tensor] = WanPipeline.lora_state_dict(given)
-    return converted
+    found: dict[str, torch.Tensor] = WanPipeline.lora_state_dict(given)
+    return found
 
 
 def _without_adapter(name: str) -> str:
@@ -284,7 +232,7 @@ def _unused(weights: Mapping[str, torch.Tensor]) -> list[str]:
         name: torch.tensor(1.0) if name.endswith(".alpha") else torch.full((1, 1), float(number))
         for number, name in names.items()
     }
-    arrived = {int(value.flatten()[0]) for value in _converted(numbered).values() if value.numel()}
+    arrived = {int(value.flatten()[0]) for value in converted(numbered).values() if value.numel()}
     used = {name for number, name in names.items() if number in arrived}
     modules = {re.split(r"\.lora_|\.diff", name)[0] for name in used}
     return [
@@ -294,6 +242,7 @@ def _unused(weights: Mapping[str, torch.Tensor]) -> list[str]:
     ]
 
 
-def _first(names: list[str]) -> str:
+def first_of(names: list[str]) -> str:
+    """Join the first few names."""
     more = ", …" if len(names) > _SHOWN else ""
     return ", ".join(sorted(names)[:_SHOWN]) + more

@@ -18,10 +18,12 @@ import pytest
 from launch import cli
 from launch.commands.queue import _cores
 from launch.serve.entries import Progress, ReplicaEntry, RunEvent, State
-from launch.serve.queue import Queue, QueueError, kind_of
+from launch.serve.kinds import group_of, kind_of
+from launch.serve.queue import Queue, QueueError
 from runtime.errors import BadRequestError
 from tests.forked import Command
 from tests.jobs import PROMPT, make_job
+from tests.launch.commands.test_lora_option import write as write_lora
 
 
 @pytest.fixture
@@ -78,6 +80,25 @@ def test_a_replica_prefers_what_it_has_loaded(queue: Queue) -> None:
     assert kind_of(two) != kind_of(make_job(Path("/nowhere/other.mp4")))
     assert kind_of(make_job(Path("/a/b.mp4"), seed=3)) == kind_of(make_job(Path("/c/d.mp4")))
     assert taken(queue, loaded=kind_of(make_job(Path("/nowhere/one.mp4")))) == "one"
+
+
+def test_requests_with_other_loras_run_on_the_same_ranks(queue: Queue, tmp_path: Path) -> None:
+    """Those that need no switch come first; then what the group can run; then others."""
+    one, two = (write_lora(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    plain, styled, other = (
+        make_job(tmp_path / f"{number}.mp4", lora=[{"file": file, "scale": 0.5}] if file else [])
+        for number, file in enumerate(("", one, two))
+    )
+    assert len({group_of(job) for job in (plain, styled, other)}) == 1
+    assert len({kind_of(job) for job in (plain, styled, other)}) == 3
+    queue.submit(make_job(tmp_path / "3.mp4", ranks=2), name="of other ranks")
+    for name, job in (("plain", plain), ("other", other), ("styled", styled)):
+        queue.submit(job, name=name)
+    assert [taken(queue, loaded=kind_of(styled)) for _ in range(4)] == [
+        "styled", "plain", "other", "of other ranks",
+    ]  # fmt: skip
+    shown = {entry.name: entry.loras for entry in queue.entries()}
+    assert shown == {"of other ranks": "", "plain": "", "other": "two × 0.5", "styled": "one × 0.5"}
 
 
 def test_a_job_comes_out_as_it_went_in(queue: Queue, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from runtime.request.config import EMBEDDED_MODELS, load_config
 from runtime.sampling.denoise import StepRecord
 from tests.jobs import PROMPT, TINY, make_job, overflowing
 from tests.kills import killed_between_files
+from tests.launch.commands.test_lora_option import write as write_lora
 from tests.places import ROOT
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
@@ -172,6 +173,23 @@ def test_a_request_that_fitted_before_is_not_too_large_now(
     queue.cancel(1)
     ReplicaPool(queue, 1).run()
     assert queue.entry(2).state is State.FAILED and "has room for 4" in queue.entry(2).reason
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_replica_switches_loras_and_starts_no_other_ranks(queue: Queue, tmp_path: Path) -> None:
+    lora, pids = write_lora(tmp_path / "it.safetensors"), set[int]()
+    for order, (name, given) in enumerate(
+        {"plain": [], "styled": [{"file": lora, "scale": 0.1}], "again": []}.items()
+    ):
+        job = make_job(tmp_path / f"{name}.mp4", **TINY, ranks=2, lora=given)
+        queue.submit(job.planned(), name=name, priority=-order)
+    ReplicaPool(queue, 1, lambda entry, event, group: pids.update(one["pid"] for one in group.places)).run()
+    assert states(queue) == dict.fromkeys(("plain", "styled", "again"), State.DONE)
+    assert len(pids) == 2  # one for each rank
+    made = [digest(tmp_path / f"{name}.mp4") for name in ("plain", "styled", "again")]
+    assert made[0] == made[2] != made[1]
+    reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "styled", "again")]
+    assert [[one["file"] for one in told["model"]["loras"]] for told in reports] == [[], [lora], []]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -141,7 +141,7 @@ def test_replicas_make_the_video_of_one_rank(alone: Frames) -> None:
 
 def visit(ranks: Ranks, config: Config) -> list[bool]:
     """The second rank gives its share of the third block when the first one tells that it runs the second."""
-    transformer, weights = load_transformer(find_model(config), config, ranks)
+    transformer, weights, _ = load_transformer(find_model(config), config, ranks)
     assert isinstance(weights, ShardedWeights)
     blocks = list(transformer.blocks)[:3]
     if ranks.is_leader:

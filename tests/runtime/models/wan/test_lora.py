@@ -21,6 +21,7 @@ from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import find_model
 from runtime.models.wan.loading import load_transformer
 from runtime.models.wan.lora import read_lora
+from runtime.models.wan.lora_switch import open_loras
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import EMBEDDED_MODELS, Config, Lora, load_config
 from runtime.request.video_request import VideoRequest
@@ -46,7 +47,8 @@ def with_lora(config: Config, file: Path, scale: float = 1.0) -> Config:
 
 
 def weights_of(config: Config) -> dict[str, torch.Tensor]:
-    return load_transformer(find_model(config), config, Ranks.alone(torch.device("cpu"))).model.state_dict()
+    folder, alone = find_model(config), Ranks.alone(torch.device("cpu"))
+    return load_transformer(folder, config, alone, loras=open_loras(folder, alone)).model.state_dict()
 
 
 def test_scale_times_the_product_is_added_to_its_weight_and_to_no_other(config: Config, file: Path) -> None:
@@ -261,8 +263,8 @@ def test_a_file_that_changes_while_the_model_loads_is_refused(config: Config, fi
     own = with_lora(config, file)
     folder = find_model(own)
     save_file(peft(), file)
-    with pytest.raises(BadRequestError, match="changed while the model was loading"):
-        load_transformer(folder, own, Ranks.alone(torch.device("cpu")))
+    with pytest.raises(BadRequestError, match="changed since it was checked"):
+        open_loras(folder, Ranks.alone(torch.device("cpu")))
 
 
 def without(weights: Weights, name: str) -> Weights:
@@ -361,9 +363,9 @@ def test_metadata_that_does_not_fit_its_weights_is_refused(
         weights_of(with_lora(config, path))
 
 
-def test_scales_that_differ_at_all_are_different_models(file: Path) -> None:
-    digests = {read_lora(Lora(file=str(file), scale=scale)).digest for scale in (0.1234567, 0.1234568)}
-    assert len(digests) == 2
+def test_scales_that_differ_at_all_are_different_models(config: Config, file: Path) -> None:
+    found = {find_model(with_lora(config, file, scale)).revision for scale in (0.1234567, 0.1234568)}
+    assert len(found) == 2
 
 
 def in_header(**told: object) -> dict[str, str]:

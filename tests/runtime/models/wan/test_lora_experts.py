@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from runtime.errors import BadRequestError
 from runtime.models.folder import find_model
 from runtime.models.wan.loading import load_transformer
+from runtime.models.wan.lora_switch import loras_of, open_loras
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config, Lora
 from tests.conditioned import CHANNELS, EXPERTS, HEADS, config_of, write_two_experts
@@ -34,7 +35,11 @@ def write(path: Path, seed: int) -> str:
 
 def transformers_of(config: Config) -> dict[str, State]:
     alone, found = Ranks.alone(torch.device("cpu")), find_model(config)
-    return {name: load_transformer(found, config, alone, name).model.state_dict() for name in EXPERTS}
+    loras = open_loras(found, alone)
+    return {
+        name: load_transformer(found, config, alone, name, loras=loras_of(name, loras)).model.state_dict()
+        for name in EXPERTS
+    }
 
 
 def with_loras(config: Config, *loras: Lora) -> Config:

@@ -300,6 +300,11 @@ def plan(
 @click.option(
     "--compare", is_flag=True, help="Also measure the shots that are made against the full sampler."
 )
+@click.option(
+    "--prune",
+    is_flag=True,
+    help="Remove the files of replaced shots, and make nothing; with --dry-run, only list them.",
+)
 @click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files, and make nothing.")
 @click.pass_obj
 def storyboard(
@@ -315,6 +320,7 @@ def storyboard(
     gpu: str | None,
     audio: Path | None,
     compare: bool,
+    prune: bool,
     schema: bool,
 ) -> None:
     """Make one film from the shots of the YAML file STORYBOARD, with replicas on Ray.
@@ -336,6 +342,12 @@ def storyboard(
 
     check_outlives(out, field="out")
     film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio, compare=compare)
+    if prune:
+        from launch.film.prune import find_replaced, listing
+        from launch.film.prune import prune as remove
+
+        Terminal().print(listing((find_replaced if dry_run else remove)(film), out), soft_wrap=True)
+        return
     if dry_run:
         from launch.film.dry_run import dry_run_table
         from launch.film.folder import check_out

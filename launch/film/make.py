@@ -32,6 +32,7 @@ from launch.film.folder import (
     is_shot,
     request_name,
 )
+from launch.film.prune import find_replaced, summary
 from launch.film.shots import Film
 from launch.film.view import shown_live
 from launch.serve.entries import State
@@ -65,7 +66,10 @@ def make_film(film: Film, replicas: int, console: Console) -> Path | None:
         if not film.complete:
             console.print("the film is not joined: shots outside --only are missing")
             return None
-        return assemble(film)
+        path = assemble(film)
+        if replaced := find_replaced(film):
+            console.print(f"{summary(replaced)}, are kept; the same command with --prune removes them")
+        return path
 
 
 def _render(film: Film, replicas: int, console: Console) -> None:

@@ -243,6 +243,7 @@ CASES = [
     Case("storyboard", "--replicas 2", "--dry-run", says="on 2 replicas"),
     Case("storyboard", "--price 36", "--dry-run", says="cost"),
     Case("storyboard", "--gpu h100", "--dry-run", says="estimated by a rehearsal on"),
+    Case("storyboard", "--prune", "--dry-run", says="no replaced shots"),
     Case("storyboard", "--schema", says='"title": "Storyboard"'),
     *sampling("rehearse", "request"),
     *of(
@@ -475,7 +476,7 @@ PLANS: dict[str, Callable[[list[str]], Any]] = {
     "compare": lambda words: plan_comparison(**options_of("compare", words)),
     "calibrate": lambda words: plan_calibration(**options_of("calibrate", words, "ranks", "timeout")),
     "storyboard": lambda words: plan_film(
-        **options_of("storyboard", words, "replicas", "dry_run", "price", "gpu", "schema")
+        **options_of("storyboard", words, "replicas", "dry_run", "price", "gpu", "prune", "schema")
     ),
     "rehearse": lambda words: build_scenario(
         **options_of("rehearse", words, "rank", "topologies", "as_json")

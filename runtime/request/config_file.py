@@ -55,8 +55,8 @@ class ConfigFile:
         folder = user_path(name)
         if is_folder(folder) and name not in available("."):
             raise BadRequestError(
-                f"config: {name!r} given; {str(folder.absolute())!r} is a folder, and a config is a YAML "
-                f"file. The model in a folder is given by --model {name}, or by `model` in a config"
+                f"config: {name!r} given; it is a folder, {str(folder.absolute())!r}, and a config is a "
+                f"YAML file. The model in a folder is given by --model {name}, or by `model` in a config"
             )
         return cls(name, open_yaml(name, folder=".", field="config"))
 

@@ -378,7 +378,7 @@ REFUSED = [
     ("doctor", "--model nope", "model: 'nope' given; it is neither embedded"),
     ("doctor", "too", "unexpected extra argument (too)"),
     ("generate", "--model ./none", "model: './none' given; there is no folder '/"),
-    ("generate", "--config queue", "config: 'queue' given; '/"),
+    ("generate", "--config queue", "config: 'queue' given; it is a folder, '/"),
     ("generate", "--revision v2", "revision: 'v2' given; 'wan-tiny' is on this machine"),
     ("config", "nope", "config: 'nope' given"),
     ("config", "wan-tiny --schema", "schema: it is of all configs; name none"),

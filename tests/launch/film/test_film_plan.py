@@ -152,7 +152,7 @@ def test_what_many_shots_share_is_read_once(tmp_path: Path, monkeypatch: pytest.
     def noted(name: str, load: Callable[[str], object]) -> Callable[[str], object]:
         return lambda given: (read.append(f"{name} {given}"), load(given))[1]
 
-    for where in ("runtime.film.storyboard.load_config", "runtime.profile.load_preset"):
+    for where in ("runtime.film.storyboard.open_config", "runtime.profile.load_preset"):
         module, _, name = where.rpartition(".")
         monkeypatch.setattr(where, noted(where, getattr(import_module(module), name)))
     shots = "".join(f"  - {{id: s{number}, prompt: a}}\n" for number in range(40))

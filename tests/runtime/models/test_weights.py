@@ -255,7 +255,7 @@ def test_another_architecture_than_expected_is_refused(config: Config) -> None:
 
 def test_a_model_that_is_nowhere_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadRequestError, match=r"neither embedded \(wan-tiny\) nor a folder"):
+    with pytest.raises(BadRequestError, match=r"neither embedded \(wan-tiny, .*\) nor a folder"):
         find_model(config.model_copy(update={"model": "nobody/nothing"}))
 
 

@@ -126,7 +126,7 @@ class Queue:
             for id in running:
                 if killed:
                     suspect(base, id, alone=len(running) == 1)
-                _change(base, id, State.WAITING, reason)
+                _wait_again(base, id, reason)
 
     def submit(
         self,
@@ -272,14 +272,14 @@ class Queue:
             base.executemany(_ADD_EVENT, rows)
 
     def put_back(self, id: int, reason: str, *, killed: bool) -> None:
-        """Let a running request wait again.
+        """Let a running request wait again; one that was cancelled ends.
 
         Args:
             killed: whether its rank group crashed.
         """
         with self.transaction() as base:
             base.execute("UPDATE requests SET kills = kills + ? WHERE id = ?", (killed, id))
-            _change(base, id, State.WAITING, reason)
+            _wait_again(base, id, reason)
 
     def end(self, id: int, state: State, reason: str = "") -> None:
         """End a running request as done, failed or cancelled."""
@@ -312,7 +312,8 @@ class Queue:
 
     def last_event(self) -> int:
         """Return the number of the last event of all requests; 0 if there is none."""
-        return self.read(lambda row: int(row[0] or 0), "SELECT MAX(seq) FROM events")[0]
+        given = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"  # the last may have been forgotten
+        return next(iter(self.read(lambda row: int(row[0]), given)), 0)
 
     def show_replica(self, replica: ReplicaEntry) -> None:
         """Record the state of a replica, for `replicas`."""
@@ -350,12 +351,8 @@ class Queue:
             yield
         except sqlite3.Error as error:
             raise QueueError(f"queue: cannot {what} {file!r}: {reason(error)}") from error
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            RecursionError,
-        ) as error:  # a row that Lockstep did not write
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            # A row that Lockstep did not write.
             raise QueueError(f"queue: {file!r} is damaged ({reason(error)}); give another folder") from error
 
 
@@ -386,6 +383,15 @@ def _change(base: sqlite3.Connection, id: int, state: State, reason: str) -> Non
     if not changed:
         raise RuntimeError(f"request {id} has ended already and cannot be {state}")
     _log(base, id, state, reason)
+
+
+def _wait_again(base: sqlite3.Connection, id: int, reason: str) -> None:
+    """Let a request that does not run any more wait, or end it if nobody wants it."""
+    row = base.execute("SELECT unwanted FROM requests WHERE id = ?", (id,)).fetchone()
+    if row is not None and row["unwanted"]:
+        _change(base, id, State.CANCELLED, f"cancelled; {reason}")
+    else:
+        _change(base, id, State.WAITING, reason)
 
 
 def _log(base: sqlite3.Connection, id: int, state: State, reason: str) -> None:

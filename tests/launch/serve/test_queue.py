@@ -274,6 +274,32 @@ def test_cancelled_and_late_requests_end(queue: Queue, monkeypatch: pytest.Monke
         queue.cancel(99)
 
 
+@pytest.mark.parametrize("lost", ["rank", "pool"])
+def test_a_cancelled_request_whose_ranks_are_lost_does_not_wait_for_new_ones(queue: Queue, lost: str) -> None:
+    id = add(queue, "a")
+    queue.take(0)
+    queue.cancel(id)
+    if lost == "rank":
+        queue.put_back(id, "rank 0 died", killed=True)
+    else:
+        with queue.served():
+            pass
+    entry = queue.entry(id)
+    assert entry.state is State.CANCELLED and entry.reason.startswith("cancelled; ")
+    assert queue.take(0) is None
+
+
+def test_numbers_of_events_go_on_when_the_last_was_forgotten(queue: Queue) -> None:
+    first = add(queue, "a")
+    add(queue, "b")
+    queue.take(0)
+    queue.end(first, State.DONE)
+    last = queue.last_event()
+    with queue.transaction() as base:
+        assert queue.forget_in(base, first)
+    assert queue.last_event() == last == 4
+
+
 def test_a_name_is_used_once(queue: Queue) -> None:
     add(queue, "a")
     with pytest.raises(BadRequestError, match="name: 'a' given; the queue has a request of this name"):

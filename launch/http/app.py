@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -29,6 +30,7 @@ from launch.http.bodies import MOST_BYTES
 from launch.http.errors import tell_errors
 from launch.http.film import FilmCreate
 from launch.http.hub import Hub
+from launch.http.lanes import Lanes
 from launch.http.limits import BodyLimit, OwnPagesOnly
 from launch.http.openapi import describe
 from launch.http.rounds import Rounds
@@ -37,6 +39,7 @@ from launch.http.video import Extension, ExtensionOf, Remix, VideoCreate
 from runtime.versions import versions
 
 _TOGETHER = 16 * MOST_BYTES  # of bodies in memory
+_ENDING = 5.0  # seconds for background tasks to finish what they are at
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -54,8 +57,11 @@ async def _background(app: FastAPI) -> AsyncIterator[None]:
     for task in tasks:
         task.start()
     yield
+    deadline = time.monotonic() + _ENDING
     for task in tasks:
         task.stop()
+    for task in tasks:
+        task.wait(deadline - time.monotonic())
 
 
 def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
@@ -79,6 +85,7 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         lifespan=_background,
     )
     app.state.service = service
+    app.state.lanes = Lanes()
     app.state.hub = Hub(service.queue.last_event)
     app.state.metrics = metrics.ApiMetrics(service)
     app.include_router(videos.router)

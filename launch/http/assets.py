@@ -13,18 +13,20 @@ Files that others put there stay: Lockstep removes its own by name, and a folder
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
-import threading
 import time
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
 from launch.http.decode import decode_apart
+from launch.http.errors import disk_full
 from runtime.checkpoint.folder import Checkpoints
 from runtime.files.atomic import remove_orphans, whole_file
 
-_DECODERS = 2  # images that are decoded at a time
+_RECENT = 64  # uploads whose images are known without decoding them again
 _IMAGE = re.compile(r"[0-9a-f]{64}\.png")
 _RESULT = re.compile(r"(?:video|film)_[0-9a-f]{32}")
 VIDEO, THUMBNAIL, SPRITESHEET = "video.mp4", "thumbnail.webp", "spritesheet.jpg"
@@ -34,29 +36,47 @@ _OWN = (VIDEO, "video.json", "video.png", THUMBNAIL, SPRITESHEET, LATENTS, BEFOR
 
 
 class Store:
-    """Files of the API in a queue's folder."""
+    """Files of the API in a queue's folder.
 
-    def __init__(self, folder: Path):
-        self._images, self._results = folder / "assets", folder / "results"
-        self._decoders = threading.Semaphore(_DECODERS)
+    Args:
+        free: bytes that are to stay free on its disk.
+    """
+
+    def __init__(self, folder: Path, free: int):
+        self._images, self._results, self._free = folder / "assets", folder / "results", free
+        self._digests = OrderedDict[bytes, str]()
 
     def add_image(self, content: bytes) -> str:
         """Store an image, and return the digest by which `image` finds it.
 
         Raises:
             BadRequestError: it is not an image, or is too large.
+            ApiError: the disk is almost full.
         """
-        with self._decoders:
-            pixels = decode_apart(content)
+        sent = hashlib.sha256(content).digest()
+        known = self._digests.get(sent)
+        if known is not None and self._is_kept(known):
+            return known
+        pixels = decode_apart(content)
         digest = hashlib.sha256(pixels).hexdigest()
-        path = self.image(digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.touch()  # it is in use again
-        else:
+        if not self._is_kept(digest):
+            self.check_room()
+            path = self.image(digest)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as temporary:
                 temporary.write_bytes(pixels)
+        self._digests[sent] = digest
+        while len(self._digests) > _RECENT:
+            self._digests.popitem(last=False)
         return digest
+
+    def _is_kept(self, digest: str) -> bool:
+        """Whether an image is there; it is in use again then, and as young as a new one."""
+        try:
+            os.utime(self.image(digest))
+        except FileNotFoundError:
+            return False
+        return True
 
     def image(self, digest: str) -> Path:
         """Path of a stored image."""
@@ -97,6 +117,15 @@ class Store:
     def room(self) -> int:
         """Free bytes on the disk to which results are written."""
         return shutil.disk_usage(self._results if self._results.is_dir() else self._results.parent).free
+
+    def check_room(self) -> None:
+        """Refuse what might find the disk full.
+
+        Raises:
+            ApiError: too little is free.
+        """
+        if self.room() < self._free:
+            raise disk_full()
 
     def remove_unused(self, images: set[str], results: set[str], age: float) -> None:
         """Remove images and results that no record names, and that are older than `age` seconds.

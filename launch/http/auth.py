@@ -32,7 +32,7 @@ class Keys:
 
     def __init__(self, path: Path | None):
         self._path, self._lock = path, threading.Lock()
-        self._known, self._read = KeyFile(), (0, 0)
+        self._known, self._read = KeyFile(), (0, 0, 0)
         if path is not None:
             self._read = _state(path)
             self._known = read_keys(path)
@@ -85,19 +85,18 @@ class Keys:
                 log.warning("the changed file of keys cannot be used, so its last keys stay valid: %s", error)
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[int, int, int]:
     """State of the file, which differs after it was written; reading a missing file is refused later."""
     try:
         found = path.stat()
     except OSError:
-        return 0, 0
-    return found.st_mtime_ns, found.st_ino
+        return 0, 0, 0
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-async def caller(
-    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Key:
-    """Key of the request that is being answered: a dependency of routes."""
+def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Key:
+    """Key of the request that is being answered: a dependency of routes. It may read the file of keys, which
+    takes seconds for thousands of them, and so is no coroutine."""
     keys: Keys = request.app.state.service.keys
     return keys.of(None if given is None else given.credentials)
 

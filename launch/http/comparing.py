@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -10,8 +9,10 @@ from pydantic import BaseModel
 
 from launch.http.auth import Caller
 from launch.http.content import made
-from launch.http.creation import Asked, accept
+from launch.http.creation import Asked, accept, again
 from launch.http.errors import ApiError
+from launch.http.keys import Key
+from launch.http.lanes import TheLanes, in_lane
 from launch.http.records import Record
 from launch.http.service import Service, TheService
 from launch.http.video import Video, VideoCreate
@@ -25,12 +26,6 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 _FULL = "off"
 _MOST_BYTES = 2**30  # of the frames of one video that is measured
-_measuring = threading.Lock()  # it takes all that a core can give
-_SAME = (
-    "SELECT videos.id FROM videos JOIN requests ON requests.id = videos.request "
-    "WHERE videos.owner = ? AND NOT videos.deleted AND videos.asked = ? AND videos.image IS ? "
-    "AND requests.state IN ('waiting', 'running', 'done') ORDER BY videos.number DESC LIMIT 1"
-)
 
 
 class MeasuredQuality(BaseModel):
@@ -57,18 +52,8 @@ def full(video_id: VideoId, response: Response, service: TheService, key: Caller
     if not record.entry.job.preset.forecasts:
         said = "every step of this video was computed; there is nothing to compare it with"
         raise ApiError(400, "video_is_full", said, param="video_id")
-    wanted = _computed(record.asked)
-    found = service.queue.read(
-        lambda row: str(row[0]),
-        _SAME,
-        key.owner,
-        wanted.model_dump_json(exclude={"input_reference"}),
-        record.image,
-    )
-    if found:
-        return told(service, service.records.video(found[0], key.owner), response)
-    accepted, _ = accept(service, Asked(wanted, image=record.image), key)
-    return told(service, accepted, response)
+    asked = Asked(_computed(again(record, key)), image=record.image, shared=True)
+    return told(service, accept(service, asked, key)[0], response)
 
 
 def _computed(asked: VideoCreate) -> VideoCreate:
@@ -78,14 +63,25 @@ def _computed(asked: VideoCreate) -> VideoCreate:
 
 
 @router.get("/{video_id}/quality")
-def quality(
+async def quality(
     video_id: VideoId,
     reference: Annotated[str, Query(max_length=200, description="Video to compare with, by its `id`.")],
     service: TheService,
     key: Caller,
+    lanes: TheLanes,
 ) -> MeasuredQuality:
     """Measure the quality of a video against another one of the same size and length."""
-    one, other = (service.records.video(id, key.owner) for id in (video_id, reference))
+    one, other = await in_lane(None, _comparable, service, key, video_id, reference)
+    return await in_lane(lanes.measuring, _measure, service, one, other)
+
+
+def _comparable(service: Service, key: Key, id: str, reference: str) -> tuple[Record, Record]:
+    """A video and the one to compare it with.
+
+    Raises:
+        ApiError: one of them is not there or not finished, or they cannot be compared.
+    """
+    one, other = (service.records.video(id, key.owner) for id in (id, reference))
     request = one.entry.job.request
     if _shape(request) != _shape(other.entry.job.request):
         said = f"reference: it has {_said(other)}, the video {_said(one)}; sizes and lengths must be equal"
@@ -93,12 +89,14 @@ def quality(
     if request.frames * request.height * request.width * 3 > _MOST_BYTES:
         said = f"reference: videos of {_said(one)} are too large to be compared here"
         raise ApiError(400, "invalid_value", said, param="reference")
-    return _measure(service, one, other)
+    for record in (one, other):
+        made(service, record)
+    return one, other
 
 
 def _measure(service: Service, one: Record, other: Record) -> MeasuredQuality:
     files = [made(service, record) for record in (one, other)]
-    with _measuring, raw_videos(one.entry.job.request, 2) as raw:
+    with raw_videos(one.entry.job.request, 2) as raw:
         for sink, file in zip(raw.sinks, files, strict=True):
             sink.write(read_frames(file))
         raw.flush()

@@ -11,6 +11,8 @@ from fastapi.responses import FileResponse
 from launch.http.assets import SPRITESHEET, THUMBNAIL
 from launch.http.auth import Caller
 from launch.http.errors import ApiError, without_paths
+from launch.http.files import BINARY, RangedFile
+from launch.http.lanes import TheLanes, in_lane
 from launch.http.pictures import write_spritesheet, write_thumbnail
 from launch.http.records import Record
 from launch.http.service import Service, TheService
@@ -23,30 +25,34 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 Variant = Literal["video", "thumbnail", "spritesheet", "picture"]
 _PATHS = {"videos", "image", "file", "spectrum", "calibration", "name"}  # fields of reports that may hold one
-_TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".jpg": "image/jpeg", ".png": "image/png"}
+_DRAWN = ("thumbnail", "spritesheet")  # made when they are first asked for
 _PREVIEW: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/webp": {}}, "description": "The preview."}
 }
-_BINARY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {kind: {} for kind in _TYPES.values()}, "description": "The file, or a range."}
-}
 
 
-@router.get("/{video_id}/content", response_class=FileResponse, responses=_BINARY)
-def content(
+@router.get("/{video_id}/content", response_class=FileResponse, responses=BINARY)
+async def content(
     video_id: VideoId,
     service: TheService,
     key: Caller,
+    lanes: TheLanes,
     variant: Annotated[
         Variant, Query(description="`picture` shows the run: the time of each step.")
     ] = "video",
-) -> FileResponse:
+) -> RangedFile:
     """Get the mp4 of a finished video, its thumbnail, a contact sheet, or the picture of its run."""
-    record = service.records.video(video_id, key.owner)
-    path = _file(service, record, variant)
-    kind = _TYPES[path.suffix]
-    name = f"{video_id}{'' if variant == 'video' else f'-{variant}'}{path.suffix}"
-    return FileResponse(path, media_type=kind, filename=name, content_disposition_type="inline")
+    lane = lanes.drawing if variant in _DRAWN else None
+    return await in_lane(lane, _content, service, key.owner, video_id, variant)
+
+
+def _content(service: Service, owner: str, id: str, variant: Variant) -> RangedFile:
+    path = _file(service, service.records.video(id, owner), variant)
+    name = f"{id}{'' if variant == 'video' else f'-{variant}'}{path.suffix}"
+    try:
+        return RangedFile(path, name)
+    except FileNotFoundError:  # it was there, and has just been removed, too
+        raise _missing(id) from None
 
 
 @router.get("/{video_id}/preview", response_class=Response, responses=_PREVIEW)
@@ -89,8 +95,6 @@ def _file(service: Service, record: Record, variant: Variant) -> Path:
             path = video.with_name(SPRITESHEET)
             if not path.is_file():
                 write_spritesheet(video, path, record.details.frames)
-    if not path.is_file():
-        raise _missing(record.id)
     return path
 
 

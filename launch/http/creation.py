@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 from launch.http.beginnings import begun
 from launch.http.errors import ApiError, read_model
 from launch.http.keys import Key
+from launch.http.once import once_of
 from launch.http.records import NewVideo, Record, new_id
 from launch.http.service import Service
 from launch.http.video import RequestDetails, VideoCreate
@@ -23,7 +22,6 @@ from runtime.jobs.job import Job
 from runtime.request.config import is_path
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,([A-Za-z0-9+/=\s]*)")
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +33,20 @@ class Asked:
         image: digest of the image that was sent, which is in the store.
         remixed: id of the video that it is a remix of.
         idempotency: the header Idempotency-Key; None without it.
+        shared: whether a video of the same request that has not failed serves as well.
     """
 
     fields: VideoCreate
     image: str | None = None
     remixed: str | None = None
     idempotency: str | None = None
+    shared: bool = False
 
     @property
     def once(self) -> tuple[str, str] | None:
         """The idempotency key, and a digest that repetitions of the same request have in common."""
-        if self.idempotency is None:
-            return None
         told = self.fields.model_dump(mode="json", exclude={"input_reference"})
-        text = json.dumps([told, self.image, self.remixed], sort_keys=True)
-        return self.idempotency, hashlib.sha256(text.encode()).hexdigest()
+        return once_of(self.idempotency, [told, self.image, self.remixed])
 
 
 def read_asked(service: Service, fields: Mapping[str, Any], idempotency: str | None) -> Asked:
@@ -58,9 +55,6 @@ def read_asked(service: Service, fields: Mapping[str, Any], idempotency: str | N
     Raises:
         ApiError, BadRequestError: one of them is unknown, missing or out of bounds.
     """
-    if idempotency is not None and _KEY.fullmatch(idempotency) is None:
-        said = "Idempotency-Key: it must be 1 to 255 printable ASCII characters"
-        raise ApiError(400, "invalid_value", said, param="Idempotency-Key")
     given = dict(fields)
     upload = given.pop("input_reference", None) if isinstance(given.get("input_reference"), bytes) else None
     read = read_model(VideoCreate, given)
@@ -83,16 +77,24 @@ def _from_url(url: str) -> bytes:
     raise ApiError(400, "invalid_value", said, param="input_reference")
 
 
+def again(record: Record, key: Key) -> VideoCreate:
+    """The request of a video that is made again with a key, which may allow a lower priority only."""
+    return record.asked.model_copy(update={"priority": min(record.asked.priority, key.priority)})
+
+
 def accept(service: Service, asked: Asked, key: Key) -> tuple[Record, bool]:
-    """Accept a video, or return the one that an earlier request with the same idempotency key made.
+    """Accept a video, or return the one that an earlier request made: one with the same idempotency key, or
+    any that was the same if it is `shared`.
 
     Raises:
         ApiError, BadRequestError: the video cannot be made here, or not now; nothing is stored.
     """
     known = service.records.earlier(asked.once, key.owner)
+    if known is None and asked.shared:
+        known = service.records.like(asked.fields, asked.image, key.owner)
     if known is not None:  # whatever would be in the way of another one
         return known, True
-    service.check_room()
+    service.store.check_room()
     new, job = prepare(service, asked, key)
     try:
         record, replayed = service.records.accept(new, job, key)
@@ -132,6 +134,7 @@ def prepare(service: Service, asked: Asked, key: Key, film: str | None = None) -
         remixed=asked.remixed,
         film=film,
         idempotency=once,
+        shared=asked.shared,
     )
     return new, job
 

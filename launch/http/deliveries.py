@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch.http.records import VIDEO_OF_REQUEST
+from launch.http.event_records import VIDEO_OF_REQUEST
 from launch.serve.entries import State
 from launch.serve.queue import Queue
 

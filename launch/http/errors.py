@@ -16,14 +16,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from launch.serve.queue import QueueError
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, JobFailedError
+from runtime.files.atomic import is_no_room
 from runtime.files.problems import explain, explain_one
 
 log = logging.getLogger("launch")
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _FIELD = re.compile(r"([a-z_0-9]+)(?:\.[\w.]+)?: ")  # beginning of a refusal's line
-_PATH = re.compile(r"'/(?:[^'/]*/)*([^'/]*)'")
+_PATH = re.compile(r"""(?<=')/(?:[^'/]*/)*(?=[^'/]*')|(?<=")/(?:[^"/]*/)*(?=[^"/]*")""")  # in quotes
 _PARAMS = {"width": "size", "height": "size", "image": "input_reference", "lora": "loras"}
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 _OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
@@ -94,6 +95,11 @@ def not_found(kind: str, id: str) -> ApiError:
     return ApiError(404, f"{kind}_not_found", f"there is no {kind} {id[:80]!r}", param=f"{kind}_id")
 
 
+def disk_full() -> ApiError:
+    """Make the error for what there is no room for on the server's disk."""
+    return ApiError(507, "disk_full", "the server's disk is almost full; nothing was accepted")
+
+
 def refusal(error: BadRequestError) -> ApiError:
     """Make the error for a refusal by Lockstep, whose first line names the field."""
     message = without_paths(str(error))
@@ -119,7 +125,7 @@ def read_model(model: type[_Model], fields: Mapping[str, Any]) -> _Model:
 
 def without_paths(message: str) -> str:
     """Shorten every absolute path in a text to its name, as clients must not see the server's folders."""
-    return _PATH.sub(r"'\1'", message)
+    return _PATH.sub("", message)
 
 
 def tell_errors(app: FastAPI) -> None:
@@ -130,6 +136,8 @@ def tell_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _by_status)
     app.add_exception_handler(QueueError, _unavailable)
     app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(OSError, _written)
+    app.add_exception_handler(JobFailedError, _written)
     app.add_exception_handler(Exception, _failed)
 
 
@@ -165,6 +173,14 @@ def _unavailable(request: Request, error: Exception) -> JSONResponse:
     log.warning("%s", error)
     said = "the queue cannot be used now; try again"
     return ApiError(503, "queue_unavailable", said, retry_after=5).response
+
+
+def _written(request: Request, error: Exception) -> JSONResponse:
+    """A file could not be written: as the disk is full, or by a defect."""
+    if is_no_room(error) or is_no_room(error.__cause__):
+        log.warning("%s", error)
+        return disk_full().response
+    raise error
 
 
 def _gone(request: Request, error: Exception) -> JSONResponse:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from launch.http.auth import Caller
 from launch.http.beginnings import begun
@@ -20,6 +19,7 @@ from launch.http.catalog import calibration_for
 from launch.http.creation import Asked, read_asked
 from launch.http.expected import ExpectedRun, expected_run
 from launch.http.keys import Key
+from launch.http.lanes import TheLanes, in_lane
 from launch.http.openapi import taking
 from launch.http.profiles import settings_of
 from launch.http.records import new_id
@@ -91,11 +91,11 @@ class Estimate(BaseModel):
 
 
 @router.post("/estimate", openapi_extra=taking(VideoCreate, upload="input_reference"))
-async def estimate(request: Request, service: TheService, key: Caller) -> Estimate:
+async def estimate(request: Request, service: TheService, key: Caller, lanes: TheLanes) -> Estimate:
     """Estimate a request: length, computed steps, expected time and quality. It is checked like a new video,
     but no video is made."""
     fields = await read_fields(request)
-    return await run_in_threadpool(_of_fields, service, key, fields)
+    return await in_lane(lanes.of(fields), _of_fields, service, key, fields)
 
 
 def _of_fields(service: Service, key: Key, fields: dict[str, Any]) -> Estimate:

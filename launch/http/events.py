@@ -11,11 +11,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from launch.http.auth import Caller
 from launch.http.errors import ApiError
+from launch.http.event_records import Event, read_events
 from launch.http.hub import Hub
-from launch.http.records import Event
 from launch.http.rendering import to_event
 from launch.http.service import Service, TheService
 from launch.http.videos import VideoId
@@ -48,10 +49,9 @@ async def events(
     request: Request, service: TheService, key: Caller, last: LastEventId = None, after: After = None
 ) -> Response:
     """Stream the events of all your videos, from now on or after the last one seen."""
-    start = last if last is not None else after
-    if start is None:
-        start = await run_in_threadpool(service.queue.last_event)
-    return _streaming(request.app.state.hub, service, key.owner, None, start)
+    newest = await run_in_threadpool(service.queue.last_event)
+    start = _start(last if last is not None else after, newest, otherwise=newest)
+    return _Stream(request.app.state.hub, service, key.owner, None, start)
 
 
 @router.get("/v1/videos/{video_id}/events", response_class=StreamingResponse, responses=_STREAM)
@@ -65,27 +65,42 @@ async def video_events(
 ) -> Response:
     """Stream the events of a video, from its first or after the last one seen, until it has ended."""
     record = await run_in_threadpool(service.records.video, video_id, key.owner)
-    start = last if last is not None else after or 0
+    newest = await run_in_threadpool(service.queue.last_event)
+    start = _start(last if last is not None else after, newest, otherwise=0)
     if record.ended and not await run_in_threadpool(_read, service, key.owner, video_id, start):
         return Response(status_code=204)  # browsers come back otherwise
-    return _streaming(request.app.state.hub, service, key.owner, video_id, start)
+    return _Stream(request.app.state.hub, service, key.owner, video_id, start)
+
+
+def _start(given: int | None, newest: int, *, otherwise: int) -> int:
+    """Number of the event after which a stream begins. One that is yet to come was seen of another queue."""
+    if given is None:
+        return otherwise
+    return given if given <= newest else 0
 
 
 def _read(service: Service, owner: str, video: str | None, after: int) -> list[Event]:
-    return service.records.events(owner, after=after, video=video, limit=_MANY)
+    return read_events(service.queue, owner, after=after, video=video, limit=_MANY)
 
 
-def _streaming(hub: Hub, service: Service, owner: str, video: str | None, after: int) -> Response:
-    hub.check_streams(owner)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    texts = _texts(hub, service, owner, video, after)
-    return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
+class _Stream(StreamingResponse):
+    """Response with events as they come, if its owner has not too many streams open."""
+
+    def __init__(self, hub: Hub, service: Service, owner: str, video: str | None, after: int):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        texts = _texts(hub, service, owner, video, after)
+        super().__init__(texts, media_type="text/event-stream", headers=headers)
+        self._hub, self._owner = hub, owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._hub.stream(self._owner):
+            await super().__call__(scope, receive, send)
 
 
 async def _texts(hub: Hub, service: Service, owner: str, video: str | None, after: int) -> AsyncIterator[str]:
     """The stream: events as they come, until the video has ended or the server ends."""
     yield f"retry: {_RETRY}\n\n"
-    with hub.stream(owner), _ended_by_trouble():
+    with _ended_by_trouble():
         while not hub.over:
             newest = await run_in_threadpool(service.queue.last_event)
             more = video is None or await run_in_threadpool(_is_open, service, owner, video)

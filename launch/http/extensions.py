@@ -11,14 +11,15 @@ from starlette.concurrency import run_in_threadpool
 from launch.http.auth import Caller
 from launch.http.bodies import read_fields
 from launch.http.content import made
-from launch.http.creation import read_asked
+from launch.http.creation import again, read_asked
 from launch.http.errors import ApiError, read_model
 from launch.http.keys import Key
+from launch.http.once import IdempotencyKey
 from launch.http.openapi import taking
 from launch.http.records import Record
 from launch.http.service import Service, TheService
 from launch.http.video import Extension, ExtensionOf, Video
-from launch.http.videos import IdempotencyKey, VideoId, accepted
+from launch.http.videos import VideoId, accepted
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
@@ -74,7 +75,7 @@ def _accepted(
     service: Service, key: Key, id: str, asked: Extension, idempotency: str | None, response: Response
 ) -> Video:
     """Accept an extension: what it does not say is as it was for the video."""
-    before = service.records.video(id, key.owner).asked.model_dump(exclude_none=True, exclude=_OWN)
+    before = again(service.records.video(id, key.owner), key).model_dump(exclude_none=True, exclude=_OWN)
     own = asked.model_dump(exclude_none=True, exclude={"video"})
     return accepted(service, read_asked(service, before | own | {"extends": id}, idempotency), key, response)
 

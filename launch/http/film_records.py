@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from launch.http.errors import ApiError, not_found
 from launch.http.keys import Key
+from launch.http.once import made_by, remember
 from launch.http.records import NewVideo, Record, Records
 from launch.serve.entries import State
 from runtime.jobs.job import Job
@@ -80,15 +81,33 @@ class FilmRecords:
     def __init__(self, records: Records):
         self._records, self._queue = records, records.queue
 
-    def accept(self, id: str, title: str, shots: Sequence[NewShot], key: Key) -> None:
+    def accept(
+        self,
+        id: str,
+        title: str,
+        shots: Sequence[NewShot],
+        key: Key,
+        once: tuple[str, str] | None = None,
+    ) -> str:
         """Accept a film with all its videos or none, within the owner's quotas.
 
+        Args:
+            once: from `once_of`.
+
+        Returns:
+            Its id, or that of the film that an earlier request with the same idempotency key made.
+
         Raises:
-            ApiError: the quotas do not suffice.
+            ApiError: the quotas do not suffice, or the idempotency key was used for another request.
             BadRequestError: the queue refuses a job.
         """
         made = [shot.made for shot in shots if shot.made is not None]
         with self._queue.transaction() as base:
+            if once is not None:
+                known = made_by(base, once, key.owner)
+                if known is not None:
+                    return known
+                remember(base, once, key.owner, id)
             self._records.check_quotas(base, key, len(made))
             for new, job in made:
                 self._records.insert(base, new, job, key.owner)
@@ -100,6 +119,18 @@ class FilmRecords:
                 "INSERT INTO shots (film, place, video, title, fade) VALUES (?, ?, ?, ?, ?)",
                 [(id, place, shot.video, shot.title, shot.fade) for place, shot in enumerate(shots)],
             )
+        return id
+
+    def earlier(self, once: tuple[str, str] | None, owner: str) -> str | None:
+        """Id of the film that an earlier request with the same idempotency key made, if there is one.
+
+        Raises:
+            ApiError: the key was used for another request.
+        """
+        if once is None:
+            return None
+        with self._queue.transaction() as base:
+            return made_by(base, once, owner)
 
     def film(self, id: str, owner: str) -> FilmRecord:
         """Film of an owner, by its id.
@@ -141,10 +172,19 @@ class FilmRecords:
                 (time.time(), problem, id),
             )
 
-    def reopen(self, id: str) -> None:
-        """Let a failed film be joined again once its videos are finished."""
+    def resume(self, film: FilmRecord, key: Key) -> None:
+        """Resume the failed videos of a failed film, all or none, and let it be joined once all are finished.
+
+        Raises:
+            ApiError: the quotas do not suffice, or one of its videos was deleted.
+        """
         with self._queue.transaction() as base:
-            base.execute("UPDATE films SET ended = NULL, problem = '' WHERE id = ? AND problem != ''", (id,))
+            videos = dict.fromkeys(shot.video for shot in film.shots)  # one may be several shots
+            shots = [self._records.one(base, id, film.owner) for id in videos]
+            self._records.resume_in(base, [shot for shot in shots if shot.failed], key)
+            base.execute(
+                "UPDATE films SET ended = NULL, problem = '' WHERE id = ? AND problem != ''", (film.id,)
+            )
 
     def delete(self, id: str) -> None:
         """Delete a film: nobody sees it from now on. Its videos stay."""

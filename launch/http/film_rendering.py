@@ -9,7 +9,7 @@ from itertools import accumulate
 from launch.http.errors import without_paths
 from launch.http.film import Film, FilmShotState
 from launch.http.film_records import FilmRecord, ShotRecord
-from launch.http.rendering import to_video
+from launch.http.rendering import to_error, to_video
 from launch.http.video import Status, VideoError
 
 
@@ -35,7 +35,7 @@ def to_film(film: FilmRecord, keep: float) -> Film:
         expires_at=None if film.ended is None else math.ceil(film.ended + keep),
         seconds=f"{length:.6g}",
         size="" if first is None else first.size,
-        error=VideoError(code="film_failed", message=without_paths(film.problem)) if film.problem else None,
+        error=_error(film),
         shots=shots,
     )
 
@@ -62,6 +62,23 @@ def _shot(shot: ShotRecord, keep: float, *, start: float, seconds: float) -> Fil
         seconds=seconds,
         fade=shot.fade,
     )
+
+
+def _error(film: FilmRecord) -> VideoError | None:
+    """Why a film failed; it was `cancelled` if nothing else has happened to its shots."""
+    if not film.problem:
+        return None
+    codes = {code for shot in film.shots if (code := _code(shot))}
+    code = "cancelled" if codes == {"cancelled"} else "film_failed"
+    return VideoError(code=code, message=without_paths(film.problem))
+
+
+def _code(shot: ShotRecord) -> str | None:
+    """Why there is no video of a shot; None if there is one."""
+    if shot.record is None:
+        return "deleted"
+    error = to_error(shot.record.entry.state, shot.record.entry.reason)
+    return None if error is None else error.code
 
 
 def _status(film: FilmRecord, shots: Sequence[FilmShotState]) -> Status:

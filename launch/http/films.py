@@ -7,19 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
-from starlette.concurrency import run_in_threadpool
 
 from launch.http.assets import FILM, POSTER, SHEET
 from launch.http.auth import Caller
 from launch.http.bodies import read_fields
 from launch.http.creation import prepare, read_asked
 from launch.http.errors import ApiError, read_model, refusal
+from launch.http.files import BINARY, RangedFile
 from launch.http.film import Film, FilmCreate, FilmDeleted, FilmList, FilmShot
 from launch.http.film_records import FilmRecords, NewShot
 from launch.http.film_rendering import to_film
 from launch.http.keys import Key
+from launch.http.lanes import TheLanes, in_lane
+from launch.http.once import REPLAYED, IdempotencyKey, once_of
 from launch.http.openapi import taking
 from launch.http.records import new_id
 from launch.http.service import Service, TheService
@@ -30,29 +32,41 @@ router = APIRouter(prefix="/v1/films", tags=["films"])
 
 FilmId = Annotated[str, Path(max_length=200, description="The film's `id`.")]
 _FILES = {"video": FILM, "thumbnail": POSTER, "spritesheet": SHEET}
-_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
-_BINARY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {kind: {} for kind in _TYPES.values()}, "description": "The file, or a range."}
-}
 _OWN = {"id", "title", "transition", "video_id"}  # fields of a shot that are no video's
 _TITLE = 60  # characters of a prompt that make a title
 _EITHER = (("seconds", "frames"), ("spectrum", "nfe", "psnr"))  # of these, one is given
 
 
 @router.post("", openapi_extra=taking(FilmCreate))
-async def create_film(request: Request, service: TheService, key: Caller) -> Film:
+async def create_film(
+    request: Request,
+    response: Response,
+    service: TheService,
+    key: Caller,
+    lanes: TheLanes,
+    idempotency: IdempotencyKey = None,
+) -> Film:
     """Create a film. Each shot that is to be made becomes a video; all are accepted or none."""
     fields = await read_fields(request)
-    return await run_in_threadpool(_create, service, key, fields)
+    return await in_lane(lanes.of(fields), _create, service, key, fields, idempotency, response)
 
 
-def _create(service: Service, key: Key, fields: Mapping[str, Any]) -> Film:
-    asked = read_model(FilmCreate, fields)
-    service.check_room()
-    id, films = new_id("film"), FilmRecords(service.records)
-    shots = [_shot(service, key, asked, number, id) for number in range(len(asked.shots))]
-    _check_join(service, key, shots)
-    films.accept(id, asked.title, shots, key)
+def _create(
+    service: Service, key: Key, fields: Mapping[str, Any], idempotency: str | None, response: Response
+) -> Film:
+    asked, films = read_model(FilmCreate, fields), FilmRecords(service.records)
+    once = once_of(idempotency, ["film", asked.model_dump(mode="json")])
+    id = films.earlier(once, key.owner)
+    replayed = id is not None
+    if id is None:
+        service.store.check_room()
+        new = new_id("film")
+        shots = [_shot(service, key, asked, number, new) for number in range(len(asked.shots))]
+        _check_join(service, key, shots)
+        id = films.accept(new, asked.title, shots, key, once)
+        replayed = id != new
+    if replayed:
+        response.headers[REPLAYED] = "true"
     return to_film(films.film(id, key.owner), service.bounds.keep)
 
 
@@ -139,13 +153,13 @@ def retrieve_film(film_id: FilmId, service: TheService, key: Caller) -> Film:
     return to_film(FilmRecords(service.records).film(film_id, key.owner), service.bounds.keep)
 
 
-@router.get("/{film_id}/content", response_class=FileResponse, responses=_BINARY)
+@router.get("/{film_id}/content", response_class=FileResponse, responses=BINARY)
 def film_content(
     film_id: FilmId,
     service: TheService,
     key: Caller,
     variant: Literal["video", "thumbnail", "spritesheet"] = "video",
-) -> FileResponse:
+) -> RangedFile:
     """Get the mp4 of a finished film with its chapters, its poster, or frames of every shot."""
     film = FilmRecords(service.records).film(film_id, key.owner)
     if film.ended is None:
@@ -153,12 +167,11 @@ def film_content(
     if film.problem:
         raise ApiError(400, "film_failed", "there is no film; its `error` says why")
     path = service.store.film(film.id) / _FILES[variant]
-    if not path.is_file():
-        raise ApiError(404, "content_missing", f"the files of {film_id!r} no longer exist")
     name = f"{_file_name(film.title)}{'' if variant == 'video' else f'-{variant}'}{path.suffix}"
-    return FileResponse(
-        path, media_type=_TYPES[path.suffix], filename=name, content_disposition_type="inline"
-    )
+    try:
+        return RangedFile(path, name)
+    except FileNotFoundError:
+        raise ApiError(404, "content_missing", f"the files of {film_id!r} no longer exist") from None
 
 
 def _file_name(title: str) -> str:
@@ -178,16 +191,18 @@ def cancel_film(film_id: FilmId, service: TheService, key: Caller) -> Film:
 
 @router.post("/{film_id}/resume")
 def resume_film(film_id: FilmId, service: TheService, key: Caller) -> Film:
-    """Resume a film that has failed: its failed and cancelled videos resume from their last checkpoints."""
+    """Resume a film that has failed: its failed and cancelled videos resume from their last checkpoints, all
+    of them or none."""
     films = FilmRecords(service.records)
     film = films.film(film_id, key.owner)
     if not film.problem:
         raise ApiError(400, "film_not_resumable", "only a film that has failed can be resumed")
-    service.check_room()
-    for shot in film.shots:
-        if shot.record is not None and shot.record.failed:
-            service.records.resume(shot.video, key)
-    films.reopen(film_id)
+    for number, shot in enumerate(film.shots, 1):
+        if shot.record is None:
+            said = f"the video of shot {number} was deleted, so that the film cannot be finished"
+            raise ApiError(400, "film_not_resumable", said)
+    service.store.check_room()
+    films.resume(film, key)
     return to_film(films.film(film_id, key.owner), service.bounds.keep)
 
 

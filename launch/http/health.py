@@ -7,7 +7,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from launch.http.errors import ApiError
+from launch.http.errors import ApiError, without_paths
 from launch.http.service import TheService
 
 router = APIRouter(tags=["health"])
@@ -30,6 +30,6 @@ def readyz(service: TheService) -> Health:
     """Answer 200 if a request would be accepted and a replica could begin with it, else the reason."""
     problem = service.pool()
     if problem:
-        raise ApiError(503, "not_ready", problem, retry_after=2)
-    service.check_room()
+        raise ApiError(503, "not_ready", without_paths(problem), retry_after=2)
+    service.store.check_room()
     return Health()

@@ -34,18 +34,15 @@ class Hub:
         """Whether the server is ending."""
         return self._over
 
-    def check_streams(self, owner: str) -> None:
-        """Refuse an owner another stream if too many are open.
+    @contextmanager
+    def stream(self, owner: str) -> Iterator[None]:
+        """Count a stream of an owner while the block runs.
 
         Raises:
             ApiError: too many are open.
         """
         if self._streams.total() >= _MOST or self._streams[owner] >= _OF_ONE:
             raise ApiError(429, "too_many_streams", "too many streams of events are open", retry_after=10)
-
-    @contextmanager
-    def stream(self, owner: str) -> Iterator[None]:
-        """Count a stream of an owner while the block runs."""
         self._streams[owner] += 1
         try:
             yield

@@ -7,7 +7,7 @@ import logging
 from launch.http.assets import FILM, POSTER, SHEET, Store
 from launch.http.film_records import FilmRecord, FilmRecords
 from launch.http.service import Service
-from runtime.errors import JobFailedError
+from runtime.errors import JobFailedError, named
 from runtime.film.assemble import Part, join_film, write_contact_sheet, write_poster
 
 log = logging.getLogger("launch")
@@ -33,15 +33,18 @@ class Joiner:
         """Write a film's files; returns why that is not possible, or nothing."""
         pieces = parts(film, self._store)
         folder = self._store.film(film.id)
-        folder.mkdir(parents=True, exist_ok=True)
         fps = next(shot.record.details.fps for shot in film.shots if shot.record is not None)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             join_film(pieces, folder / FILM, title=film.title, fps=fps)
             write_poster(pieces, folder / POSTER)
             write_contact_sheet(pieces, folder / SHEET)
         except (JobFailedError, OSError) as error:
             log.warning("%s: %s", film.id, error)
             return str(error)
+        except Exception as error:  # the next film must not wait for this one for ever
+            log.exception("%s: unexpected failure", film.id)
+            return f"unexpected failure: {named(error)}"
         return ""
 
 

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -18,13 +19,14 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from launch.http.key_text import with_key, without_key
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.files.checks import check_writable, refusing
 from runtime.files.locks import alone_in
-from runtime.files.problems import explain
+from runtime.files.problems import HIDDEN, explain
 from runtime.files.text import read_text
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER
@@ -45,13 +47,30 @@ _Name = Annotated[str, Field(max_length=200), AfterValidator(_one_line)]
 _Count = Annotated[int, Field(ge=0, le=10**9), NUMBER]
 
 
+def _digest(text: str) -> str:
+    if re.fullmatch("[0-9a-f]{64}", text) is None:
+        raise PydanticCustomError(HIDDEN, "must be 64 hexadecimal digits, which `lockstep keys add` writes")
+    return text
+
+
+def _secret(text: str) -> str:
+    found = re.fullmatch(f"{SECRET}([A-Za-z0-9+/=]{{24,200}})", text)
+    try:
+        decoded = b"" if found is None else base64.b64decode(found[1], validate=True)
+    except ValueError:
+        decoded = b""
+    if not decoded:
+        raise PydanticCustomError(HIDDEN, f"must be {SECRET} and at least 24 characters of base64")
+    return text
+
+
 class Webhook(BaseModel):
     """URL to which an owner's events are sent, and the secret that signs them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2000)]
-    secret: Annotated[str, Field(pattern=r"^whsec_[A-Za-z0-9+/=]{24,200}$")]
+    secret: Annotated[str, AfterValidator(_secret)]
 
 
 class Key(BaseModel):
@@ -70,7 +89,7 @@ class Key(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: _Name
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = Field(repr=False)
+    sha256: Annotated[str, AfterValidator(_digest)] = Field(repr=False)
     owner: _Name
     priority: Annotated[int, Field(ge=-MOST_PRIORITY, le=MOST_PRIORITY), NUMBER] = 0
     queued: _Count | None = None

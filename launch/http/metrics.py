@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from http import HTTPMethod
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -77,18 +78,30 @@ class Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started, answered = time.perf_counter(), False
+
+        def count(status: int) -> None:
+            nonlocal answered
+            answered = True
+            self._count(scope, status, time.perf_counter() - started)
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._count(scope, message["status"], time.perf_counter() - started)
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:
+            if not answered:  # the answer is made outside of all middleware
+                count(500)
+            raise
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request; clients may invent paths and methods, and these would make endless labels, too."""
         route = getattr(scope.get("route"), "path", "none")
-        method = scope["method"] if route != "none" else "any"
+        known = route != "none" and scope["method"] in HTTPMethod.__members__
+        method = scope["method"] if known else "any"
         self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.seconds.labels(method, route).observe(seconds)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from launch.serve.queue import Queue, QueueError
 from launch.shell.tied import tied
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, reason
 from runtime.files.interpreter import interpreter
 
 log = logging.getLogger("launch")
@@ -75,12 +75,15 @@ class PoolKeeper:
                 self._over.wait(_ASK)
                 continue
             started = time.monotonic()
-            code = self._serve()
+            try:
+                end = f"ended with exit code {self._serve()}"
+            except OSError as error:  # no memory or process is left for it
+                end = f"cannot be started ({reason(error)})"
             if self._over.is_set():
                 return
             failures = 1 if time.monotonic() - started > _LONGEST else failures + 1
             pause = min(2.0 ** (failures - 1), _LONGEST)
-            self._ended = f"the pool ended with exit code {code} and is started again within {pause:.0f} s"
+            self._ended = f"the pool {end} and is started again within {pause:.0f} s"
             log.warning("%s", self._ended)
             self._over.wait(pause)
 

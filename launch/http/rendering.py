@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from launch.http.errors import without_paths
-from launch.http.records import Event, Record
+from launch.http.event_records import Event
+from launch.http.records import Record
 from launch.http.video import RunDetails, Status, Video, VideoError
 from launch.serve.entries import EXPIRED, State
 

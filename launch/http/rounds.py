@@ -33,9 +33,12 @@ class Rounds:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the current round."""
+        """Make the thread end after the current round."""
         self._over.set()
-        self._thread.join()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the thread has ended. A round that takes longer ends with the process."""
+        self._thread.join(max(0.0, seconds))
 
     def _run(self) -> None:
         while not self._over.wait(self._every):

@@ -67,21 +67,10 @@ class Service:
             catalog=catalog,
             bounds=bounds,
             records=Records(queue, bounds.queued),
-            store=Store(queue.folder),
+            store=Store(queue.folder, bounds.free),
             jobs=JobMaker(catalog, queue.folder / "presets"),
             pool=pool,
         )
-
-    def check_room(self) -> None:
-        """Refuse a request whose video might find the disk full.
-
-        Raises:
-            ApiError: too little is free.
-        """
-        free = self.store.room()
-        if free < self.bounds.free:
-            said = "the server's disk is almost full; nothing was accepted"
-            raise ApiError(507, "disk_full", said)
 
     def check_priority(self, wanted: int, most: int) -> None:
         """Refuse a priority that a key does not allow.

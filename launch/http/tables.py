@@ -1,9 +1,9 @@
 """Tables that the API adds to a queue's SQLite file: both change in one transaction, or neither does.
 
 `asked` is what the client asked for, as JSON, with its model and seed; `details` is what became of it.
-`image` is the digest of the image in the store. A deleted video still counts for its owner's quota,
-and nobody
-sees it. `film` is the film that a video was made for; `ended` and `problem` are those of joining its shots.
+`image` is the digest of the image in the store. Nobody sees a deleted video, which goes when it counts
+towards no quota any more. `film` is the film that a video was made for; `ended` and `problem` are those of
+joining its shots. `idempotency` has the id of what a client's key made: of a video, or of a film.
 """
 
 TABLES = """

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from launch.http.auth import Caller
 from launch.http.bodies import read_fields
-from launch.http.creation import Asked, accept, read_asked
+from launch.http.creation import Asked, accept, again, read_asked
 from launch.http.errors import read_model
+from launch.http.lanes import TheLanes, in_lane
+from launch.http.once import REPLAYED, IdempotencyKey
 from launch.http.openapi import taking
 from launch.http.records import Record
 from launch.http.rendering import poll_after_ms, to_video
@@ -21,11 +23,7 @@ from launch.http.video import Remix, Video, VideoCreate, VideoDeleted, VideoList
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 VideoId = Annotated[str, Path(max_length=200, description="The video's `id`.")]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(alias="Idempotency-Key", description="Requests with the same key make one video."),
-]
-_POLL, REPLAYED = "openai-poll-after-ms", "Idempotent-Replayed"
+_POLL = "openai-poll-after-ms"
 
 
 def told(service: Service, record: Record, response: Response) -> Video:
@@ -38,11 +36,16 @@ def told(service: Service, record: Record, response: Response) -> Video:
 
 @router.post("", openapi_extra=taking(VideoCreate, upload="input_reference"))
 async def create(
-    request: Request, response: Response, service: TheService, key: Caller, idempotency: IdempotencyKey = None
+    request: Request,
+    response: Response,
+    service: TheService,
+    key: Caller,
+    lanes: TheLanes,
+    idempotency: IdempotencyKey = None,
 ) -> Video:
     """Create a video. It is `queued` until a replica begins with it."""
     fields = await read_fields(request)
-    return await run_in_threadpool(_create, service, key, fields, idempotency, response)
+    return await in_lane(lanes.of(fields), _create, service, key, fields, idempotency, response)
 
 
 def _create(
@@ -98,7 +101,7 @@ def cancel(video_id: VideoId, response: Response, service: TheService, key: Call
 @router.post("/{video_id}/resume")
 def resume(video_id: VideoId, response: Response, service: TheService, key: Caller) -> Video:
     """Resume a video that failed or was cancelled, from its last checkpoint."""
-    service.check_room()
+    service.store.check_room()
     return told(service, service.records.resume(video_id, key), response)
 
 
@@ -126,5 +129,6 @@ def _remix(
 ) -> Video:
     prompt = read_model(Remix, fields).prompt
     before = service.records.video(video_id, key.owner)
-    asked = read_asked(service, {**before.asked.model_dump(exclude_none=True), "prompt": prompt}, idempotency)
+    fields = {**again(before, key).model_dump(exclude_none=True), "prompt": prompt}
+    asked = read_asked(service, fields, idempotency)
     return accepted(service, replace(asked, image=before.image, remixed=video_id), key, response)

@@ -6,18 +6,18 @@ come from the file of keys alone: a client cannot make this server send anything
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import logging
+import ssl
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import httpx
 
 from launch.http.deliveries import Deliveries, Delivery
 from launch.http.keys import SECRET, Key, Webhook
@@ -25,12 +25,13 @@ from launch.http.service import Service
 from launch.serve.entries import State
 
 log = logging.getLogger("launch")
+logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs addresses, in which tokens may be
 
 EVERY = 1.0  # seconds between two looks at what is to be sent
-_TIMEOUT = 10.0  # seconds for an answer
+_TIMEOUT = 10.0  # seconds until an answer has come, however slowly
 _TRIES = 8
 _FIRST, _LONGEST = 5.0, 3600.0  # seconds before the second try, fourfold before each further one
-_AT_A_TIME = 4
+_AT_A_TIME = 16
 
 
 class Webhooks:
@@ -44,14 +45,9 @@ class Webhooks:
         hooks = targets(self._keys.all)
         self._deliveries.collect(hooks)
         due = self._deliveries.due(lease=2 * _TIMEOUT, limit=_AT_A_TIME)
-        with ThreadPoolExecutor(_AT_A_TIME) as senders:
-            for delivery, problem in zip(due, senders.map(self._try, due), strict=True):
+        if due:
+            for delivery, problem in zip(due, asyncio.run(_sent(hooks, due)), strict=True):
                 self._note(delivery, problem)
-
-    def _try(self, delivery: Delivery) -> str:
-        """Send once; returns why it failed, or nothing."""
-        hook = targets(self._keys.all).get(delivery.owner, {}).get(delivery.url)
-        return "" if hook is None else post(hook, delivery)  # the owner does not want it any more
 
     def _note(self, delivery: Delivery, problem: str) -> None:
         tries = delivery.tries + 1
@@ -82,8 +78,20 @@ def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
-def post(hook: Webhook, delivery: Delivery) -> str:
-    """Send a message once; return why it failed, or an empty text."""
+async def _sent(hooks: Mapping[str, Mapping[str, Webhook]], due: Sequence[Delivery]) -> list[str]:
+    """Send messages once, all at the same time; returns for each why it failed, or an empty text."""
+    trusted = ssl.create_default_context()  # what this machine trusts
+    async with httpx.AsyncClient(verify=trusted, timeout=_TIMEOUT) as client:
+
+        async def send(delivery: Delivery) -> str:
+            hook = hooks.get(delivery.owner, {}).get(delivery.url)
+            return "" if hook is None else await _post(client, hook, delivery)  # it is not wanted any more
+
+        return await asyncio.gather(*map(send, due))
+
+
+async def _post(client: httpx.AsyncClient, hook: Webhook, delivery: Delivery) -> str:
+    """Send a message once; return why it failed, or an empty text. Redirects are not followed."""
     body = json.dumps(_message(delivery)).encode()
     now = int(time.time())
     headers = {
@@ -93,13 +101,13 @@ def post(hook: Webhook, delivery: Delivery) -> str:
         "webhook-timestamp": str(now),
         "webhook-signature": signature(hook.secret, delivery.id, now, body),
     }
-    request = urllib.request.Request(hook.url, body, headers, method="POST")
     try:
-        with urllib.request.build_opener(_Unredirected).open(request, timeout=_TIMEOUT) as answer:
-            return "" if answer.status < 300 else f"it answered {answer.status}"
-    except urllib.error.HTTPError as error:
-        return f"it answered {error.code}"
-    except (OSError, HTTPException, ValueError) as error:
+        async with (
+            asyncio.timeout(_TIMEOUT),
+            client.stream("POST", hook.url, content=body, headers=headers) as answer,
+        ):
+            return "" if answer.is_success else f"it answered {answer.status_code}"
+    except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -112,10 +120,3 @@ def _message(delivery: Delivery) -> Mapping[str, Any]:
         "created_at": int(delivery.at),
         "data": {"id": delivery.video},
     }
-
-
-class _Unredirected(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the address in the file of keys is the only one that is meant."""
-
-    def redirect_request(self, *arguments: Any, **options: Any) -> None:
-        return None

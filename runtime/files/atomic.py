@@ -54,6 +54,11 @@ def whole_files(paths: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path
         yield temporaries
 
 
+def is_no_room(error: BaseException | None) -> bool:
+    """Return whether an error says that the disk or a quota of it is full."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
 def is_in_the_way(path: Path, *, overwrite: bool) -> bool:
     """Return whether something is at `path` that stays: a folder, or anything if `overwrite` is false."""
     return os.path.lexists(path) and (not overwrite or (path.is_dir() and not path.is_symlink()))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+HIDDEN = "hidden"  # type of a problem with a value that no message may show, as it may be a secret
 _SHOWN = 80  # characters of a value that are shown
 _ADVICE = {
     "model_type": "should be a mapping, such as key: value",
@@ -48,6 +49,8 @@ def explain_one(
         return f"{field}: unknown field{_suggested(problem['loc'], model)}"
     message = problem["msg"].removeprefix("Value error, ")
     message = _ADVICE.get(problem["type"], message[:1].lower() + message[1:]).removeprefix("input ")
+    if problem["type"] == HIDDEN:
+        return f"{field}: {message}"
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{field}: {message}" if way else message  # of several fields, which it names
     if problem["type"] == "literal_error":

@@ -43,6 +43,21 @@ export async function ask(method, path, options) {
   return (await send(method, path, options)).json();
 }
 
+/** A request that makes something: tried again after a failure, it is carried out once, as it has the same Idempotency-Key. */
+export class Making {
+  #sent = null;
+  #key = null;
+
+  async ask(path, json) {
+    const text = JSON.stringify(json);
+    if (text !== this.#sent) this.#key = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
+    this.#sent = text;
+    const made = await ask("POST", path, { json, headers: { "Idempotency-Key": this.#key } });
+    this.#sent = null; // the same again is meant to be another one
+    return made;
+  }
+}
+
 /** Get the content of a route as a blob. */
 export async function fetchBlob(path) {
   return (await send("GET", path)).blob();

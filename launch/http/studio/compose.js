@@ -1,6 +1,6 @@
 // The form that makes a video. It asks the server what a request would become before it is sent.
 
-import { ask } from "./api.js";
+import { Making, ask } from "./api.js";
 import { byId, carryOut, h, say, setText } from "./dom.js";
 import { onChange, put } from "./live.js";
 import { duration } from "./words.js";
@@ -27,6 +27,7 @@ const USUAL = ["steps", "guidance", "guidance_2", "fps"]; // shown as what they 
 let models;
 let asking = null;
 let timer = null;
+const making = new Making();
 
 const form = () => byId("compose");
 const model = () => models.find((one) => one.id === byId("model").value);
@@ -166,8 +167,7 @@ function fields() {
 /** The body of a request; an image is sent in it as a data URL. */
 async function body(given) {
   const image = byId("image").files[0];
-  if (!image) return { json: given };
-  return { json: { ...given, input_reference: { image_url: await dataUrl(image) } } };
+  return image ? { ...given, input_reference: { image_url: await dataUrl(image) } } : given;
 }
 
 function dataUrl(file) {
@@ -187,7 +187,7 @@ async function estimate() {
   const untold = !given.prompt.trim();
   if (untold) given.prompt = "a"; // what is expected depends on the rest
   try {
-    const told = await ask("POST", "videos/estimate", { ...(await body(given)), signal });
+    const told = await ask("POST", "videos/estimate", { json: await body(given), signal });
     clearProblems();
     showExpected(told);
   } catch (error) {
@@ -245,9 +245,8 @@ async function make() {
     byId("prompt").focus();
     return;
   }
-  const headers = { "Idempotency-Key": crypto.randomUUID?.() ?? String(Math.random()).slice(2) };
   try {
-    put(await ask("POST", "videos", { ...(await body(given)), headers }));
+    put(await making.ask("videos", await body(given)));
     say("The video is in the queue.");
   } catch (error) {
     showProblem(error.param, error.message);

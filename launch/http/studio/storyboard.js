@@ -1,6 +1,6 @@
 // A storyboard: shots in order, which become one film. It is kept in this browser until the film is made.
 
-import { ask, fileUrl } from "./api.js";
+import { Making, fileUrl } from "./api.js";
 import { presetChoices } from "./compose.js";
 import { arrangeChildren, byId, carryOut, h, say, setText, showWhenNear } from "./dom.js";
 import { showFilms } from "./films.js";
@@ -13,6 +13,7 @@ const DRAGGED = "application/x-lockstep-video";
 let board = { title: "", model: "", spectrum: "", shots: [] };
 let models;
 let tray = "";
+const making = new Making();
 
 export function openStoryboard(offered) {
   models = offered;
@@ -278,7 +279,7 @@ async function make() {
     return;
   }
   try {
-    const film = await ask("POST", "films", { json: content() });
+    const film = await making.ask("films", content());
     say("The film is in the queue.");
     location.hash = `#/film/${film.id}`;
   } catch (error) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_the_full_samplers_video_differs_in_forecasting_alone_and_is_made_once(a
     assert again["id"] != made["id"]
     api.finish(State.FAILED, "out of memory")
     assert full(api, video["id"])["id"] != again["id"]
+
+
+def test_the_full_samplers_video_is_made_once_for_all_who_ask_at_once(api: Api) -> None:
+    id = api.create(**FORECAST)["id"]
+    with ThreadPoolExecutor(6) as threads:
+        made = list(threads.map(lambda _: full(api, id)["id"], range(6)))
+    assert len({*made}) == 1 and len(api.queue.entries()) == 2
 
 
 def test_a_video_without_forecasts_has_nothing_to_be_compared_with(api: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_a_video_is_followed_to_its_end(api: Api, client: httpx.Client) -> None:
         assert next(events)[2]["status"] == "queued"
         request = run(api)
         assert next(events)[2]["status"] == "in_progress"
-        assert next(events)[1:] == ("begun", {**next(iter([{}])), **{}}) or True
+        assert next(events)[1] == "begun"
         told = [next(events) for _ in range(3)]
         assert [(kind, one["step"], one["video_id"]) for _, kind, one in told] == [
             ("step", step, id) for step in (1, 2, 3)
@@ -108,6 +109,19 @@ def test_all_videos_are_followed_from_now_or_from_anywhere(api: Api, client: htt
     with client.stream("GET", "/v1/events?after=0") as answer:
         events = parsed(answer.iter_lines())
         assert [next(events)[2]["video_id"] for _ in range(2)] == [first, second]
+
+
+def test_a_number_of_another_queue_misses_nothing(api: Api, client: httpx.Client) -> None:
+    """As after a restart on an empty folder: those numbers are yet to come here."""
+    id = api.create()["id"]
+    seen = {"Last-Event-ID": "1000000"}
+    for path in ("/v1/events", f"/v1/videos/{id}/events"):
+        with client.stream("GET", path, headers=seen) as answer:
+            assert next(parsed(answer.iter_lines()))[2]["video_id"] == id
+    api.finish()
+    assert [one["status"] for _, _, one in follow(client, path, headers=seen)] == [
+        "queued", "in_progress", "completed"
+    ]  # fmt: skip
 
 
 def test_a_stream_ends_with_its_video(api: Api, client: httpx.Client) -> None:
@@ -157,3 +171,27 @@ def test_one_owner_cannot_take_all_streams(api: Api, client: httpx.Client) -> No
     while status == 429:  # until the server has noticed that they are gone
         with client.stream("GET", "/v1/events") as answer:
             status = answer.status_code
+
+
+def test_streams_are_counted_before_another_is_opened(api: Api) -> None:
+    """Many that are asked for at the same moment are not all let in."""
+
+    async def open_all(url: str) -> list[int]:
+        found: list[int] = []
+        over = asyncio.Event()
+
+        async def one(client: httpx.AsyncClient) -> None:
+            async with client.stream("GET", "/v1/events") as answer:
+                found.append(answer.status_code)
+                if len(found) == 48:
+                    over.set()
+                await over.wait()
+
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+            await asyncio.gather(*(one(client) for _ in range(48)))
+        return found
+
+    with listening(api) as url:
+        found = asyncio.run(open_all(url))
+    assert found.count(200) == 32 and found.count(429) == 16

@@ -11,6 +11,7 @@ import pytest
 from launch.http.joining import Joiner
 from launch.http.retention import Sweeper
 from launch.serve.entries import State
+from runtime.film.assemble import join_film
 from runtime.media.frames import read_frames
 from tests.serving import SMALL, Api, error_of, serving
 
@@ -131,12 +132,63 @@ def test_a_film_that_fails_says_why_and_can_be_resumed(api: Api) -> None:
     assert error_of(api.client.post(f"/v1/films/{made}/resume"))[:2] == (400, "film_not_resumable")
 
 
+def test_a_film_is_resumed_whole_or_not_at_all(tmp_path: Path) -> None:
+    with serving(tmp_path / "queue", queued=2) as api:
+        twice = api.create()["id"]
+        made = ask(api, {"video_id": twice}, {"prompt": "x"}, {"video_id": twice}).json()["id"]
+        api.client.post(f"/v1/films/{made}/cancel")
+        Joiner(api.service).join()
+        other = api.create()["id"]
+        resume = f"/v1/films/{made}/resume"
+        assert error_of(api.client.post(resume))[:2] == (429, "queue_full")
+        assert api.video(twice)["status"] == "failed" and film(api, made)["status"] == "failed"
+        api.client.delete(f"/v1/videos/{other}")
+        assert api.client.post(resume).json()["status"] == "queued"
+        assert api.queue.count()[State.WAITING] == 2
+        api.client.post(f"/v1/films/{made}/cancel")
+        Joiner(api.service).join()
+        api.client.delete(f"/v1/videos/{twice}")
+        assert error_of(api.client.post(resume))[:2] == (400, "film_not_resumable")
+
+
+def test_a_repeated_film_is_made_once(api: Api) -> None:
+    def send(title: str) -> Any:
+        body = {"title": title, **COMMON, "shots": [{"prompt": "x"}]}
+        return api.client.post("/v1/films", json=body, headers={"Idempotency-Key": "one"})
+
+    first, second = send("Shapes"), send("Shapes")
+    assert first.json()["id"] == second.json()["id"] and len(api.queue.entries()) == 1
+    assert [one.headers.get("Idempotent-Replayed") for one in (first, second)] == [None, "true"]
+    assert error_of(send("Others"))[:2] == (422, "idempotency_key_reused")
+    of_video = api.client.post("/v1/videos", json=SMALL, headers={"Idempotency-Key": "one"})
+    assert error_of(of_video)[:2] == (422, "idempotency_key_reused")
+
+
+def test_an_unexpected_error_fails_one_film_and_not_the_next(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, other = (ask(api, {"prompt": "x"}, title=title).json()["id"] for title in ("bad", "good"))
+    api.finish()
+    api.finish()
+
+    def join(*parts: Any, title: str, **options: Any) -> None:
+        if title == "bad":
+            raise ZeroDivisionError("a fault of ours")
+        join_film(*parts, title=title, **options)
+
+    monkeypatch.setattr("launch.http.joining.join_film", join)
+    Joiner(api.service).join()
+    assert "a fault of ours" in film(api, made)["error"]["message"]
+    assert film(api, other)["status"] == "completed"
+
+
 def test_a_cancelled_film_has_failed(api: Api) -> None:
     made = ask(api, {"prompt": "x"}, {"prompt": "y"}).json()["id"]
     api.client.post(f"/v1/films/{made}/cancel")
     Joiner(api.service).join()
     told = film(api, made)
-    assert told["status"] == "failed" and "cancelled" in told["error"]["message"]
+    assert told["status"] == "failed" and told["error"]["code"] == "cancelled"
+    assert "cancelled" in told["error"]["message"]
     assert api.queue.count()[State.WAITING] == 0
 
 
@@ -184,4 +236,5 @@ def test_a_video_that_was_deleted_fails_the_film_that_needs_it(api: Api) -> None
     api.client.delete(f"/v1/videos/{made['shots'][0]['video_id']}")
     api.finish()
     Joiner(api.service).join()
-    assert film(api, made["id"])["error"]["message"] == "shot 1: its video was deleted"
+    error = film(api, made["id"])["error"]
+    assert error == {"code": "film_failed", "message": "shot 1: its video was deleted"}

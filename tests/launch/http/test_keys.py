@@ -111,6 +111,34 @@ def test_quotas_and_priorities_are_the_keys(api: Api, tokens: dict[str, str]) ->
     )
 
 
+def test_resumed_videos_count_as_requests(api: Api, tokens: dict[str, str]) -> None:
+    bob = tokens["bob"]
+    id = create(api, bob).json()["id"]
+    ask(api, bob, "POST", f"/v1/videos/{id}/cancel")
+    assert error_of(ask(api, bob, "POST", f"/v1/videos/{id}/resume"))[:2] == (429, "quota_per_hour")
+
+
+def test_what_no_quota_can_hold_is_refused_for_good(api: Api, tokens: dict[str, str]) -> None:
+    for owner, code in (("ann", "quota_queued"), ("bob", "quota_per_hour")):
+        shots = [SMALL] * 3
+        answer = ask(api, tokens[owner], "POST", "/v1/films", json={"title": "x", "shots": shots})
+        assert error_of(answer)[:2] == (429, code)
+        assert answer.headers["x-should-retry"] == "false" and "Retry-After" not in answer.headers
+
+
+def test_a_lower_key_of_the_same_owner_makes_no_high_priorities(
+    api: Api, file: Path, tokens: dict[str, str]
+) -> None:
+    lower = new_token()
+    add_key(file, Key(name="lower", sha256=digest_of(lower), owner="ann", priority=1))
+    id = create(api, tokens["ann"], priority=5).json()["id"]
+    remixed = ask(api, lower, "POST", f"/v1/videos/{id}/remix", json={"prompt": "x"})
+    assert remixed.json()["request"]["priority"] == 1
+    ask(api, lower, "POST", f"/v1/videos/{id}/cancel")
+    assert ask(api, lower, "POST", f"/v1/videos/{id}/resume").status_code == 200
+    assert [entry.priority for entry in api.queue.entries()] == [5, 1, 1]
+
+
 def test_a_removed_key_is_refused_and_a_new_one_known_at_once(
     api: Api, file: Path, tokens: dict[str, str]
 ) -> None:
@@ -133,6 +161,17 @@ def test_files_that_are_not_of_keys_are_refused(file: Path) -> None:
     add(file, "ann")
     with pytest.raises(BadRequestError, match="has a key of this name"):
         add(file, "ann")
+
+
+def test_a_mistake_in_the_file_shows_no_secret(file: Path) -> None:
+    token, secret = new_token(), f"whsec_{'A' * 25}"  # which is no base64
+    wrong = {"sha256": token, "webhook": f"{{url: 'http://a.example', secret: {secret}}}"}
+    for field, value in wrong.items():
+        fields = {"name": "x", "owner": "x", "sha256": f"'{'0' * 64}'", field: value}
+        file.write_text("keys:\n- " + "\n  ".join(f"{name}: {text}" for name, text in fields.items()) + "\n")
+        with pytest.raises(BadRequestError, match=r"(sha256|secret): must be") as refused:
+            Keys(file)
+        assert token not in str(refused.value) and secret not in str(refused.value)
 
 
 WRITTEN = """\

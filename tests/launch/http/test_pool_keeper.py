@@ -51,6 +51,17 @@ def test_a_queue_that_another_process_serves_is_left_to_it(queue: Queue) -> None
         keeper.stop()
 
 
+def test_a_pool_that_cannot_be_started_is_tried_again(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when no process or no memory is left for it."""
+    monkeypatch.setattr("launch.http.pool.tied", lambda command: ["/nowhere/python"])
+    keeper = PoolKeeper(queue, 1, 1)
+    keeper.start()
+    wait(lambda: keeper.problem().startswith("the pool cannot be started (No such file or directory)"))
+    monkeypatch.setattr("launch.http.pool.tied", lambda command: [sys.executable, "-c", "exit(7)"])
+    wait(lambda: keeper.problem().startswith("the pool ended with exit code 7"))
+    keeper.stop()
+
+
 def test_a_server_without_replicas_starts_none(queue: Queue) -> None:
     keeper = PoolKeeper(queue, 0, 1)
     keeper.start()

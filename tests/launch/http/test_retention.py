@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.http.joining import Joiner
 from launch.http.retention import Sweeper
 from launch.serve.entries import State
 from tests.serving import SMALL, error_of, serving
@@ -67,6 +68,21 @@ def test_what_others_put_beside_results_stays(tmp_path: Path) -> None:
         Sweeper(api.service).sweep()
         assert set(video.parent.parent.glob("video_*/*")) == set(kept)
         assert linked.is_symlink() and elsewhere.read_text() == "mine"
+
+
+def test_a_shot_is_kept_until_its_film_is_joined(tmp_path: Path) -> None:
+    with serving(tmp_path / "queue", keep=0.0) as api:
+        old = api.create()["id"]
+        api.finish()
+        shots = [{"video_id": old}, {**SMALL, "prompt": "a blue square"}]
+        film = api.client.post("/v1/films", json={"title": "x", "shots": shots}).json()["id"]
+        Sweeper(api.service).sweep()
+        assert api.video(old)["status"] == "completed"
+        api.finish()
+        Joiner(api.service).join()
+        assert api.client.get(f"/v1/films/{film}").json()["status"] == "completed"
+        Sweeper(api.service).sweep()
+        assert error_of(api.client.get(f"/v1/videos/{old}"))[1] == "video_not_found"
 
 
 def test_a_deleted_running_video_keeps_its_folder_until_its_ranks_have_stopped(tmp_path: Path) -> None:

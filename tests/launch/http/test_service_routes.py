@@ -53,3 +53,19 @@ def test_metrics_count_by_route_and_never_by_id(api: Api) -> None:
     assert 'lockstep_queue_requests{state="waiting"} 1.0' in text
     assert 'lockstep_replicas{state="working"} 1.0' in text
     assert id not in text and "nowhere" not in text
+
+
+def test_metrics_count_what_nobody_planned(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of the server are answered outside of its middleware, and clients may invent methods."""
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(api.service.records, "page", broken)
+    assert error_of(api.client.get("/v1/videos"))[0] == 500
+    for method in ("INVENTED", "MADE-UP"):
+        assert error_of(api.client.request(method, "/v1/videos"))[0] == 405
+    text = api.client.get("/metrics").text
+    assert 'lockstep_http_requests_total{method="GET",route="/v1/videos",status="500"} 1.0' in text
+    assert 'lockstep_http_requests_total{method="any",route="/v1/videos",status="405"} 2.0' in text
+    assert "INVENTED" not in text

@@ -24,7 +24,7 @@ from tests.runtime.models.wan.test_lora_experts import write as write_for_expert
 from tests.serving import Api, listening
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 pytestmark = [needs_browser, pytest.mark.alone]
 
@@ -118,6 +118,29 @@ def test_an_image_is_uploaded_and_what_is_none_is_refused_beside_its_field(
     with Image.open(kept) as ours, Image.open(image) as theirs:
         assert ours.convert("RGB").tobytes() == theirs.convert("RGB").tobytes()
     assert api.video(entry.name)["request"]["image"] is True
+
+
+def test_a_request_whose_answer_was_lost_is_carried_out_once(
+    browser: Browser, served: tuple[Api, str]
+) -> None:
+    """A person whose connection broke clicks again."""
+    api, url = served
+
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    with browsing(browser, url) as (page, _):
+        page.locator("#expected dl").wait_for()
+        page.route("**/v1/videos", lose, times=1)
+        page.locator("#prompt").fill("made once")
+        make = page.get_by_role("button", name="Make video")
+        with page.expect_event("requestfailed"):
+            make.click()
+        page.locator("button:not([aria-busy])", has_text="Make video").wait_for()
+        make.click()
+        page.locator("#said", has_text="The video is in the queue.").wait_for(state="attached")
+        assert len([one for one in api.queue.entries() if one.job.request.prompt == "made once"]) == 1
 
 
 def test_a_video_is_extended_if_its_model_can(page: Page, api: Api) -> None:

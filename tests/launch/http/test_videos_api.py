@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import socket
@@ -16,7 +17,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from launch.http import content as content_routes
 from launch.http.app import make_app
+from launch.http.records import Record
+from launch.http.service import Service
 from launch.serve.entries import Progress, State
 from launch.serve.previews import RequestPreviews
 from runtime.request.outputs import PREVIEW_MARK
@@ -273,8 +277,20 @@ def test_content_is_a_file_with_ranges_and_pictures(api: Api) -> None:
     assert whole.headers["content-type"] == "video/mp4" and whole.content[4:8] == b"ftyp"
     part = api.client.get(place, headers={"Range": "bytes=4-7"})
     assert part.status_code == 206 and part.content == b"ftyp"
-    beyond = api.client.get(place, headers={"Range": f"bytes={len(whole.content)}-"})
-    assert beyond.status_code == 416
+    size = len(whole.content)
+    last = api.client.get(place, headers={"Range": "bytes=-4"})
+    assert last.status_code == 206 and last.content == whole.content[-4:]
+    two = api.client.get(place, headers={"Range": "bytes=0-3, 4-7, -1"})
+    assert two.status_code == 206 and two.headers["content-type"].startswith("multipart/byteranges")
+    for beyond in (f"bytes={size}-", "bytes=-0"):
+        answer = api.client.get(place, headers={"Range": beyond})
+        assert error_of(answer)[:2] == (416, "range_not_satisfiable")
+        assert answer.headers["Content-Range"] == f"bytes */{size}"
+    for ignored in ("bytes=7-4", "bytes=x-", "bytes=", "lines=1-2", "bytes=0-1,x", "bytes=1_0-", "7"):
+        assert api.client.get(place, headers={"Range": ignored}).content == whole.content
+    for tag, status in ((whole.headers["ETag"], 206), ('"another"', 200)):
+        answer = api.client.get(place, headers={"Range": "bytes=4-7", "If-Range": tag})
+        assert answer.status_code == status
     with Image.open(BytesIO(api.client.get(f"{place}?variant=thumbnail").content)) as thumbnail:
         assert thumbnail.format == "WEBP" and thumbnail.size == (64, 48)
     with Image.open(BytesIO(api.client.get(f"{place}?variant=spritesheet").content)) as sheet:
@@ -284,6 +300,40 @@ def test_content_is_a_file_with_ranges_and_pictures(api: Api) -> None:
     assert error_of(api.client.get(f"{place}?variant=picture"))[:2] == (404, "content_missing")
     api.service.store.video(id).unlink()
     assert error_of(api.client.get(place))[:2] == (404, "content_missing")
+
+
+def test_a_video_that_goes_while_it_is_asked_for_is_missing(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = api.create()["id"]
+    api.finish()
+    found = content_routes.made
+
+    def expiring(service: Service, record: Record) -> Path:
+        path = found(service, record)
+        service.store.remove(record.id)
+        return path
+
+    monkeypatch.setattr(content_routes, "made", expiring)
+    assert error_of(api.client.get(f"/v1/videos/{id}/content"))[:2] == (404, "content_missing")
+
+
+def test_a_disk_that_is_full_is_told(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it fills up after a look at it, while a file is written."""
+
+    def fill(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/srv/queue/assets/a.png")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    answer = api.client.post("/v1/videos", data=SMALL, files={"input_reference": ("upload", image())})
+    assert error_of(answer)[:2] == (507, "disk_full") and "srv" not in answer.text
+    monkeypatch.undo()
+    with serving(api.queue.folder, free=2**62) as full:
+        answer = full.client.post(
+            "/v1/videos/estimate", data=SMALL, files={"input_reference": ("upload", image())}
+        )
+        assert error_of(answer)[:2] == (507, "disk_full")
+        assert not list((api.queue.folder / "assets").glob("*.png"))
 
 
 def test_a_report_keeps_the_users_texts_and_no_folder(api: Api) -> None:
@@ -350,10 +400,11 @@ def test_an_upload_that_breaks_off_is_no_request(api: Api) -> None:
 
 def test_a_failure_is_told_without_the_servers_folders(api: Api) -> None:
     id = api.create()["id"]
-    api.finish(State.FAILED, f"out: {str(api.queue.folder / 'results' / 'x.mp4')!r} exists")
+    folder = api.queue.folder / "Ann's results"  # which `repr` writes between other quotes
+    api.finish(State.FAILED, f"out: {str(api.queue.folder / 'x.mp4')!r}, {str(folder / 'y.mp4')!r} exist")
     video = api.video(id)
     assert video["status"] == "failed" and video["error"]["code"] == "generation_failed"
-    assert video["error"]["message"] == "out: 'x.mp4' exists"
+    assert video["error"]["message"] == "out: 'x.mp4', 'y.mp4' exist"
     assert error_of(api.client.get(f"/v1/videos/{id}/content"))[:2] == (400, "video_failed")
 
 
@@ -498,7 +549,11 @@ def test_an_upload_is_decoded_bounded_and_kept_once(api: Api) -> None:
     assert error_of(send(bomb.getvalue()))[2] == "input_reference"
     digests = {api.service.store.add_image(image(kind)) for kind in ("PNG", "WEBP")}
     assert len(digests) == 2 and all(len(digest) == 64 for digest in digests)
-    assert api.service.store.add_image(image("PNG")) in digests
+    sent = image("PNG")
+    digest = api.service.store.add_image(sent)
+    assert digest in digests
+    api.service.store.image(digest).unlink()  # as no video used it
+    assert api.service.store.add_image(sent) == digest and api.service.store.image(digest).stat().st_size
     with Image.open(api.service.store.image(digests.pop())) as kept:
         assert kept.format == "PNG" and kept.size == (64, 48)
 

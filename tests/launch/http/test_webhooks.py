@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def receiver() -> Iterator[Receiver]:
         yield server
         server.shutdown()
         thread.join()
+
+
+@contextmanager
+def trickling() -> Iterator[str]:
+    """A server whose only answer never ends; its address."""
+    over = threading.Event()
+
+    def answer(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer, suppress(OSError):
+            peer.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            while not over.wait(0.05):
+                peer.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            over.set()
 
 
 @contextmanager
@@ -102,7 +123,7 @@ def test_a_receiver_that_fails_is_asked_again_and_given_up(
         for _ in range(5):
             hooks.send()
         assert len(receiver.got) == 3  # a redirect is no success, and is not followed
-        ids = {headers["Webhook-Id"] for headers, _ in receiver.got}
+        ids = {headers["webhook-id"] for headers, _ in receiver.got}
         assert len(ids) == 1 and json.loads(receiver.got[0][1])["id"] in ids
         receiver.got.clear()
         receiver.answers = [503] * 20
@@ -123,6 +144,25 @@ def test_what_was_not_sent_is_sent_by_the_next_server(tmp_path: Path, receiver: 
     with serving(tmp_path / "queue", tmp_path / "keys.yaml") as api:
         Webhooks(api.service).send()
     assert [json.loads(body)["data"]["id"] for _, body in receiver.got] == [created] and before != created
+
+
+def test_a_receiver_that_answers_for_ever_is_not_waited_for(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte comes in time, but never the last one; the message of another owner is sent meanwhile."""
+    monkeypatch.setattr("launch.http.webhooks._TIMEOUT", 5.0)
+    other, hook = new_token(), {"url": receiver.url, "secret": SECRET}
+    with trickling() as url, hooked(tmp_path, url) as (api, create):
+        add_key(tmp_path / "keys.yaml", make_key(other, name="bob", owner="bob", webhook=hook))
+        hooks = Webhooks(api.service)
+        create()
+        api.client.headers["Authorization"] = f"Bearer {other}"
+        create()
+        api.finish()
+        api.finish()
+        hooks.send()
+        assert api.queue.read(tuple, "SELECT owner, tries FROM deliveries") == [("ann", 1)]
+    assert len(receiver.got) == 1
 
 
 def test_nobody_there_harms_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from launch.http.errors import ApiError
 from launch.http.keys import LOCAL, MOST_PRIORITY, Key, KeyFile, read_keys
@@ -50,6 +51,11 @@ class Keys:
         if self._path is not None:
             self._refresh()
         return self._known.keys
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file is another one than was read last."""
+        return self._path is not None and _state(self._path) != self._read
 
     def of(self, token: str | None) -> Key:
         """Key that a request was sent with.
@@ -94,11 +100,17 @@ def _state(path: Path) -> tuple[int, int, int]:
     return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Key:
-    """Key of the request that is being answered: a dependency of routes. It may read the file of keys, which
-    takes seconds for thousands of them, and so is no coroutine."""
+async def caller(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Key:
+    """Key of the request that is being answered: a dependency of routes.
+
+    A file of keys that has changed is read in a thread, as that takes seconds for thousands of them. Or else
+    the request does not wait: the body of a client that leaves at once is lost if nobody is reading it.
+    """
     keys: Keys = request.app.state.service.keys
-    return keys.of(None if given is None else given.credentials)
+    token = None if given is None else given.credentials
+    return await run_in_threadpool(keys.of, token) if keys.changed else keys.of(token)
 
 
 Caller = Annotated[Key, Depends(caller)]

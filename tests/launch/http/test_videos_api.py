@@ -404,7 +404,7 @@ def test_a_failure_is_told_without_the_servers_folders(api: Api) -> None:
     api.finish(State.FAILED, f"out: {str(api.queue.folder / 'x.mp4')!r}, {str(folder / 'y.mp4')!r} exist")
     video = api.video(id)
     assert video["status"] == "failed" and video["error"]["code"] == "generation_failed"
-    assert video["error"]["message"] == "out: 'x.mp4', 'y.mp4' exist"
+    assert video["error"]["message"] == "out: 'x.mp4', \"y.mp4\" exist"
     assert error_of(api.client.get(f"/v1/videos/{id}/content"))[:2] == (400, "video_failed")
 
 

@@ -5,6 +5,7 @@ Tensor legend: B batch, L text tokens, D text channels. Latents are `[B, 16, 5, 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ def write_pipeline(
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)
+    for path in out.glob("*/config.json"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings.pop("_name_or_path", None)  # the folder that weights came from says nothing to others
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:

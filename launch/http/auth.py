@@ -105,7 +105,7 @@ async def caller(
 ) -> Key:
     """Key of the request that is being answered: a dependency of routes.
 
-    A file of keys that has changed is read in a thread, as that takes seconds for thousands of them. Or else
+    A file of keys that has changed is read in a thread, as that takes seconds for thousands of them. If not,
     the request does not wait: the body of a client that leaves at once is lost if nobody is reading it.
     """
     keys: Keys = request.app.state.service.keys

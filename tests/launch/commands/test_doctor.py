@@ -25,7 +25,7 @@ def test_doctor_names_everything_that_matters(
         assert word in stdout
     shown = dict(re.findall(r"│ (\w+) +│ (.*?) *│", stdout))
     assert {"off", "paper", "best-10"} <= {*shown["presets"].split(", ")}
-    assert shown["calibrations"] == "wan-tiny"
+    assert shown["calibrations"] == "wan-tiny, wan2.2-tiny"
 
 
 def test_a_package_that_cannot_be_imported_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

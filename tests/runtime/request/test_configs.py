@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import BadRequestError
+from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import Preset, load_preset
-from runtime.request.config import available, load_config, shipped
+from runtime.models.folder import find_model
+from runtime.request.config import EMBEDDED_MODELS, available, embedded_models, load_config, shipped
 from spectrum import FixedSchedule, StepKind
 
 
@@ -144,3 +146,11 @@ def test_a_bad_preset_file_is_explained(tmp_path: Path, text: str, said: str) ->
     with pytest.raises(BadRequestError, match="spectrum") as caught:
         load_preset(str(path))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_an_embedded_model_has_a_calibration_of_its_own_and_no_folder_of_its_maker(name: str) -> None:
+    revision = find_model(load_config(name)).revision
+    assert load_calibration(name).conditions.revision == revision
+    for path in (EMBEDDED_MODELS / name).glob("*/config.json"):
+        assert "_name_or_path" not in json.loads(path.read_text(encoding="utf-8"))

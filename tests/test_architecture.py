@@ -39,7 +39,7 @@ RUNTIME: Mapping[str, str] = {
     "sampling": "checkpoint files forecasting media models parallel recipe request",
     "profile": "forecasting models recipe request",
     "engine": "checkpoint forecasting media models parallel profile recipe request sampling versions",
-    "reports": "files forecasting media request sampling versions",
+    "reports": "files forecasting media sampling versions",
     "jobs": (
         "checkpoint engine files forecasting media models parallel profile recipe reports request sampling"
     ),

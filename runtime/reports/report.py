@@ -10,7 +10,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from runtime.media.quality import Quality
-from runtime.request.performance import Profile, Quantization
 from runtime.sampling.result import Result
 from runtime.versions import versions
 from spectrum import StepKind
@@ -47,10 +46,10 @@ class PerformancePart(_Part):
         kernel: attention kernel that ran; where `attention` is `sdpa`, the one that torch chose.
     """
 
-    profile: Profile
+    profile: str
     compile: bool
     fuse_projections: bool
-    quantization: Quantization
+    quantization: str
     kernel: str
 
 

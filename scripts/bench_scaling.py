@@ -244,7 +244,7 @@ def report_rehearsals() -> None:
     print("## Rehearsals of larger machines\n")
     print("By `lockstep rehearse --config CONFIG --ranks N --gpu h100`, for the preset `paper`: 50 steps, of")
     print("which 14 are computed. Memory and bytes sent by the first rank are **counted**; seconds are")
-    print("**estimates** by assumed speeds: [rehearse.md](rehearse.md). No GPU has confirmed any of it.\n")
+    print("**estimates** by shares of speed that one H100 reached: [rehearse.md](rehearse.md).\n")
     row("config", "GPUs", "cfg × ring × ulysses", "peak, GiB", "sent per computed step, GB",
         "computed, s", "forecast, s", "denoising, s", "against one GPU", head=True)  # fmt: skip
     for config_name in ("wan2.1-t2v-1.3b-480p", "wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p"):

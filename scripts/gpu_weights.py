@@ -20,7 +20,7 @@ from runtime.request.config import EMBEDDED_MODELS
 
 SHARD = 5 * 10**9  # bytes of a weight file
 TIED = "encoder.embed_tokens.weight"  # of the text encoder: the same as its shared.weight
-DONE = ".whole"  # written last
+BEGUN, DONE = ".random-weights", ".whole"  # files that are written first and last
 _SMALL_TRANSFORMER = {
     "num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 128, "text_dim": 32,
 }  # fmt: skip
@@ -42,11 +42,16 @@ def random_model(repository: str, folder: Path, device: torch.device, *, small: 
         folder: where to write it.
         device: device that draws the weights.
         small: whether to write a model of two blocks.
+
+    Raises:
+        FileExistsError: the folder is there, and is not one that was begun here.
     """
     if (folder / DONE).exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if (folder / BEGUN).exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)  # a folder of somebody else's stays: it is an error
+    (folder / BEGUN).touch()
     write_settings(repository, folder)
     for name, changes in SMALL.items() if small else ():
         if not (folder / name).exists():

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from gpu_check import CHECKS
+from gpu_weights import BEGUN, DONE, random_model
 
 from tests.places import ROOT
 
@@ -58,3 +60,18 @@ def test_every_check_runs(tmp_path: Path) -> None:
     assert all(one["decisions agree"] for one in found["ranks"]["ranks"])
     failures = found["failures"]["failures"]
     assert [(one["exit code"], one["named"], one["left"]) for one in failures] == [(3, True, 0)] * 2
+
+
+def test_random_weights_replace_no_folder_of_somebody_else(tmp_path: Path) -> None:
+    repository = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "mine.safetensors").touch()
+    with pytest.raises(FileExistsError):
+        random_model(repository, folder, torch.device("cpu"), small=True)
+    assert [path.name for path in folder.iterdir()] == ["mine.safetensors"]
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / BEGUN).touch()
+    random_model(repository, begun, torch.device("cpu"), small=True)
+    assert (begun / DONE).exists()

@@ -29,7 +29,8 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.media.mp4 import Frames
 from runtime.parallel.kernels import KERNELS, resolve
-from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, load_config
+from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, load_config
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 
@@ -40,6 +41,7 @@ PLACES: dict[str, dict[str, str]] = {
     "text_encoder: offload": {"text_encoder": "offload"},
     "text_encoder: free": {"text_encoder": "free"},
     "vae: offload": {"vae": "offload"},
+    "transformer: offload": {"transformer": "offload"},
     "history: offload": {"history": "offload"},
 }
 

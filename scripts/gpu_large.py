@@ -23,7 +23,8 @@ from runtime.models.quantization import quantize_linears
 from runtime.models.wan.adapter import every_block
 from runtime.models.wan.projections import fuse_projections
 from runtime.models.wan.vae import decode_frames
-from runtime.request.config import Config, Memory, load_config
+from runtime.request.config import Config, load_config
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments

@@ -47,10 +47,11 @@ def write_i2v(folder: Path) -> Path:
     )
 
 
-def write_two_experts(name: str, folder: Path, boundary: float = 0.875, **own: Any) -> Path:
+def write_two_experts(name: str, folder: Path, boundary: float = 0.875, layers: int = 2, **own: Any) -> Path:
     """Write a model of two random transformers, as Wan2.2's are, for the pipeline `name`.
 
     Args:
+        layers: number of blocks of each.
         own: parts that replace those that it has.
     """
     channels = 36 if name == "WanImageToVideoPipeline" else 16
@@ -59,7 +60,7 @@ def write_two_experts(name: str, folder: Path, boundary: float = 0.875, **own: A
         torch.manual_seed(seed)
         experts[expert] = WanTransformer3DModel(
             num_attention_heads=HEADS, attention_head_dim=CHANNELS, in_channels=channels, out_channels=16,
-            text_dim=64, freq_dim=32, ffn_dim=96, num_layers=2,
+            text_dim=64, freq_dim=32, ffn_dim=96, num_layers=layers,
         )  # fmt: skip
         with torch.no_grad():
             experts[expert].proj_out.weight.normal_(std=0.05)

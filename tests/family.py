@@ -30,11 +30,12 @@ from runtime.models.family import At, Model
 from runtime.models.folder import ModelFolder
 from runtime.models.layouts.adopted import Adopted
 from runtime.models.layouts.given import Given
-from runtime.models.loading import distribute, distribute_blocks, load_component
+from runtime.models.loading import distribute, distribute_blocks, load_component, open_offload
 from runtime.models.precision import Precision
 from runtime.models.registry import register
 from runtime.models.settings import ModelIndex
 from runtime.parallel.attention import Attend
+from runtime.parallel.offloading import Offload
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import Weights
 from runtime.request.bounds import Bounds
@@ -140,6 +141,10 @@ class ToyAdapter:
             batch, channels, frames, height // PATCH, PATCH, width // PATCH, PATCH
         ).permute(0, 2, 3, 5, 1, 4, 6)
         return (self._model.patch_in(patches.flatten(1, 3).flatten(2)),)
+
+    def expect(self) -> None:
+        assert self._weights is not None
+        self._weights.expect(list(self._model.blocks))
 
     def branches(
         self, tokens: Tokens, texts_BTD: Sequence[torch.Tensor], time: torch.Tensor, rotary: Rotary
@@ -280,15 +285,25 @@ class ToyFamily:
     def load(self, folder: ModelFolder, config: Config, ranks: Ranks) -> Model:
         if config.performs != Performance():
             raise BadRequestError(f"performance: {config.performs.text} asked for; Toy is only exact")
-        experts = tuple(self._expert(one, folder, config, ranks) for one in self.experts(folder))
-        return Model(experts, ToyTextEncoder(ranks, config.dtype.computed), ToyDecoder(ranks))
+        settings = self.experts(folder)
+        offload = open_offload(config.memory, len(settings), ranks.device)
+        experts = tuple(self._expert(one, folder, config, ranks, offload) for one in settings)
+        text, decoder = ToyTextEncoder(ranks, config.dtype.computed), ToyDecoder(ranks)
+        return Model(experts, text, decoder, offload=offload)
 
-    def _expert(self, settings: ExpertSettings, folder: ModelFolder, config: Config, ranks: Ranks) -> Expert:
+    def _expert(
+        self,
+        settings: ExpertSettings,
+        folder: ModelFolder,
+        config: Config,
+        ranks: Ranks,
+        offload: Offload | None,
+    ) -> Expert:
         name = settings.name
         kept, computed = config.dtype.of("transformer"), config.dtype.computed
         model = load_component(ToyTransformer, folder, name, kept, ranks.node)
         blocks, shard = list(model.blocks), config.memory.transformer == "shard"
-        weights = distribute_blocks(blocks, ranks, name, shard=shard)
+        weights = distribute_blocks(model, blocks, ranks, name, shard=shard, offload=offload)
         distribute(model, ranks, name, without=blocks)
         precision = Precision(kept, computed, model._keep_in_fp32_modules)
         precision.convert(model, blocks)

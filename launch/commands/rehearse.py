@@ -36,6 +36,7 @@ def build_scenario(
     performance: Profile | None,
     quantization: Quantization | None,
     shard: bool | None,
+    offload: bool,
     size: tuple[int, int] | None,
     **given: Any,
 ) -> Scenario:
@@ -46,7 +47,7 @@ def build_scenario(
     """
     settings, degrees = open_config(config, model=model, revision=revision), Degrees(cfg, ring, ulysses)
     changes = {"attention": attention, "performance": performance, "quantization": quantization}
-    settings = _changed(settings, changes, shard)
+    settings = _changed(settings, changes, shard, offload)
     fields = {name: value for name, value in given.items() if value is not None}
     if size is not None:
         fields |= {"width": size[0], "height": size[1]}
@@ -54,11 +55,9 @@ def build_scenario(
     return Scenario(settings, settings.request("rehearsed", **fields), degrees, world, load_gpu(gpu))
 
 
-def _changed(config: Config, given: Mapping[str, str | None], shard: bool | None) -> Config:
+def _changed(config: Config, given: Mapping[str, str | None], shard: bool | None, offload: bool) -> Config:
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if shard is not None:
-        kept = "shard" if shard else "replicate"
-        changes["memory"] = config.memory.model_copy(update={"transformer": kept})
+    changes["memory"] = config.memory.moved(shard=shard, offload=offload)
     return config.model_copy(update=changes)
 
 
@@ -213,6 +212,9 @@ def _steps_table(found: RankFindings, rehearsal: Rehearsal) -> Table:
     for axis, name in _AXES.items():
         if any(phase.sent.get(axis) for phase in there.values()):
             table.add_row(f"sent, {name}, MB", *(_amount(p.sent.get(axis, 0) / 1e6) for p in there.values()))
+    crossed = [p.work.crossed // 10**6 for p in there.values()]  # samplers copy some bytes at each step
+    if any(crossed):
+        table.add_row("host ↔ GPU, MB", *map(_amount, crossed))
     table.add_row("seconds, estimated", *(_estimated(phase, rehearsal) for phase in there.values()))
     return table
 

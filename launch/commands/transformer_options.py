@@ -23,6 +23,12 @@ def transformer_options() -> list[Callable[[_Command], _Command]]:
             f"{_CONFIGS}",
         ),
         click.option(
+            "--offload",
+            is_flag=True,
+            help="Have the transformer's blocks in host memory; each comes to the GPU while the one before "
+            f"it runs.  {_CONFIGS}",
+        ),
+        click.option(
             "--performance",
             type=click.Choice(get_args(Profile)),
             help="exact computes what diffusers does; fast differs by rounding (compiled blocks, fused "

@@ -71,6 +71,7 @@ class JobOptions(BaseModel):
         lora, attention, performance, compile, quantization, busy_timeout: replace those of the config; see
             `Config`.
         shard: whether to shard the transformer's weights over the ranks, or to replicate them.
+        offload: whether to offload the transformer's blocks to host memory.
         timeout: seconds within which the failure of one rank ends all.
         checkpoints: folder in which the job's checkpoints get a subfolder; by default they are beside `out`.
         checkpoint_every: computed steps between two checkpoints; 0 for no checkpoints.
@@ -111,6 +112,7 @@ class JobOptions(BaseModel):
     lora: Loras = ()
     attention: FileName | None = None
     shard: bool | None = None
+    offload: bool = False
     performance: Profile | None = None
     compile: bool | None = None
     quantization: Quantization | None = None
@@ -185,9 +187,7 @@ class JobOptions(BaseModel):
             changes["lora"] = tuple(
                 one.model_copy(update={"file": str(Path(one.file).absolute())}) for one in self.lora
             )
-        if self.shard is not None:
-            kept = "shard" if self.shard else "replicate"
-            changes["memory"] = config.memory.model_copy(update={"transformer": kept})
+        changes["memory"] = config.memory.moved(shard=self.shard, offload=self.offload)
         changed = config.model_copy(update=changes)
         if changed.lora:
             from runtime.profile import check_loras

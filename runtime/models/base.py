@@ -187,6 +187,10 @@ class Adapter(Protocol):
         """
         ...
 
+    def expect(self) -> None:
+        """Begin to bring the blocks' weights to the device, if they are elsewhere: the blocks run next."""
+        ...
+
     def branches(
         self, tokens: Tokens, texts_BTD: Sequence[torch.Tensor], time: Time, rotary: Rotary
     ) -> list[torch.Tensor]:

@@ -17,9 +17,9 @@ from runtime.models.base import Condition, Embeddings, Expert, ExpertSettings
 from runtime.models.colours import LatentColours
 from runtime.models.layouts.adopted import Adopted
 from runtime.models.layouts.given import Given
+from runtime.parallel.offloading import Offload
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import own_share
-from runtime.parallel.swapping import Swap
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
 from runtime.request.video_request import VideoRequest
@@ -114,7 +114,7 @@ class Model:
         image: encoder of its other conditioning; None for a model that is conditioned on text alone.
         colours: colours of its latents, for previews; called on the first rank only, and slow the first time.
             None if they are unknown.
-        swap: place of the experts' blocks, if they take turns on the device; None if all are there.
+        offload: where the experts' blocks are, if they are offloaded; None if all stay on the device.
         loras: its LoRAs, which can be switched; None for a family that takes none.
     """
 
@@ -123,7 +123,7 @@ class Model:
     decoder: Decoder
     image: ImageEncoder | None = None
     colours: Callable[[], LatentColours] | None = None
-    swap: Swap | None = None
+    offload: Offload | None = None
     loras: Loras | None = None
 
     @property
@@ -135,10 +135,11 @@ class Model:
     def weight_bytes(self) -> int:
         """Most bytes of the transformers' weights that were on this rank's device at one time; of sharded
         blocks, its shards."""
-        swap = self.swap
+        offload = self.offload
         weights = [one for expert in self.experts for one in expert.module.parameters()]
-        kept = [own_share(one) for one in weights if swap is None or not swap.holds(one)]
-        return sum(one.numel() * one.element_size() for one in kept) + (0 if swap is None else swap.peak)
+        kept = [own_share(one) for one in weights if offload is None or not offload.holds(one)]
+        brought = 0 if offload is None else offload.peak
+        return sum(one.numel() * one.element_size() for one in kept) + brought
 
 
 class Sizes(Protocol):

@@ -17,9 +17,10 @@ from runtime.models.folder import ModelFolder
 from runtime.models.layouts.assemble import assemble
 from runtime.models.layouts.sources import has_sources
 from runtime.parallel.collectives import Peers
+from runtime.parallel.offloading import Offload
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights, Weights, WholeWeights
-from runtime.parallel.swapping import Swap
+from runtime.request.memory import Memory
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -92,16 +93,39 @@ def read_component(kind: type[_Network], folder: ModelFolder, component: str, dt
     return found
 
 
+_AHEAD = 2  # places on the device: for the block that runs, and the one after it
+
+
+def open_offload(
+    memory: Memory,
+    experts: int,
+    device: torch.device,
+    make: Callable[[torch.device, int | None], Offload] = Offload,
+) -> Offload | None:
+    """Make what offloads the blocks of a model's transformers; None if they stay on the device.
+
+    Args:
+        memory: where the config wants them.
+        experts: number of the transformers.
+        device: the device.
+        make: makes it for a device and a number of places.
+    """
+    if memory.transformer == "offload":
+        return make(device, _AHEAD)
+    return make(device, None) if memory.experts == "swap" and experts > 1 else None
+
+
 def distribute_blocks(
+    model: nn.Module,
     blocks: Sequence[nn.Module],
     ranks: Ranks,
     source: str,
     *,
     shard: bool,
-    swap: Swap | None = None,
+    offload: Offload | None = None,
     change: Callable[[nn.Module], None] = lambda _: None,
 ) -> Weights:
-    """Broadcast a transformer's blocks, and replicate or shard them, or have them take turns with another's.
+    """Broadcast a transformer's blocks, and replicate them, shard them, or offload them to host memory.
 
     One block at a time is whole and unchanged on the device.
 
@@ -109,34 +133,39 @@ def distribute_blocks(
         Where their weights are.
 
     Args:
-        blocks: the blocks, with their weights on the first rank of each node.
+        model: the transformer, with its weights on the first rank of each node.
+        blocks: its blocks in the order in which they run.
         source: name of the model, for messages.
         shard: whether to shard them (FSDP2).
-        swap: takes the blocks in, if transformers take turns on the device.
+        offload: takes the blocks in, if they are offloaded.
         change: called with each block when it is whole on the device, for example to quantise it.
 
     Raises:
         BadRequestError: a weight is not finite; on every rank.
     """
     shares = None
-    if shard and ranks.size > 1 and swap is None:
+    if shard and ranks.size > 1 and offload is None:
         shares = ShardedWeights(ranks.mesh(), ranks.everyone)
-    for place, block in enumerate(blocks):
-        distribute(block, ranks, source)
+    names = {id(module): name for name, module in model.named_modules()}
+    for position, block in enumerate(blocks):
+        distribute(block, ranks, source, prefix=f"{names[id(block)]}.")
         change(block)
-        if swap is not None:
-            swap.add(block, place)
+        if offload is not None:
+            offload.add(block, position)
         elif shares is not None:
             shares.shard(block)
-    return swap or shares or WholeWeights()
+    return offload or shares or WholeWeights()
 
 
-def distribute(module: nn.Module, ranks: Ranks, source: str, without: Sequence[nn.Module] = ()) -> None:
+def distribute(
+    module: nn.Module, ranks: Ranks, source: str, without: Sequence[nn.Module] = (), prefix: str = ""
+) -> None:
     """Broadcast a module from the first rank of a node to the device of every rank, tensor by tensor.
 
     Args:
         source: name of the model, for messages.
         without: modules in it that are distributed already.
+        prefix: what precedes the names of its tensors in the model, for messages.
 
     Raises:
         BadRequestError: a weight is not finite; on every rank.
@@ -150,7 +179,7 @@ def distribute(module: nn.Module, ranks: Ranks, source: str, without: Sequence[n
         ranks.node.broadcast(moved)
         if not is_finite(moved):
             raise BadRequestError(
-                f"model: {source} cannot be used: its weights {name} are not finite, or overflow "
+                f"model: {source} cannot be used: its weights {prefix}{name} are not finite, or overflow "
                 f"{str(moved.dtype).removeprefix('torch.')}"
             )
         replace(module, name, moved)

@@ -72,5 +72,8 @@ class _CastWeights:
             with self._precision.computing(block):
                 yield block
 
+    def expect(self, blocks: Sequence[nn.Module]) -> None:
+        self._weights.expect(blocks)
+
     def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         self._weights.write(block, weights)

@@ -46,6 +46,10 @@ class Weights(Protocol):
         """Yield each of `blocks`, whose weights are whole on the device until the next one is requested."""
         ...
 
+    def expect(self, blocks: Sequence[nn.Module]) -> None:
+        """Begin to bring weights of `blocks` to the device, if they are elsewhere: they are visited next."""
+        ...
+
     def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace weights of a block that is not being visited; every rank calls it.
 
@@ -61,6 +65,9 @@ class WholeWeights:
 
     def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
         yield from blocks
+
+    def expect(self, blocks: Sequence[nn.Module]) -> None:
+        pass
 
     @torch.no_grad()
     def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
@@ -100,6 +107,9 @@ class ShardedWeights:
                 yield block
             finally:
                 share.reshard()
+
+    def expect(self, blocks: Sequence[nn.Module]) -> None:
+        pass
 
     @torch.no_grad()
     def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

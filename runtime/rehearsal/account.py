@@ -15,12 +15,13 @@ from runtime.rehearsal.rehearse import RankFindings, Rehearsal
 SCHEMA = 1
 COUNTED = (
     "operations of attention, products of matrices and convolutions; launches, as operators of torch that "
-    "compute or copy; bytes sent, by axis; bytes held by tensors on the device"
+    "compute or copy; bytes sent, by axis, and copied between device and host; bytes held by tensors on the "
+    "device"
 )
 ESTIMATED = (
     "seconds: a roofline with assumed shares of the makers' speeds; whether it fits: 2 GiB and 5 % of what "
     "tensors hold are assumed to be lost to the CUDA context, communicators, workspaces and fragmentation; "
-    "reading weights, swapping experts, encoding mp4 and the host's work other than launching are left out"
+    "reading weights, a switch of experts, encoding mp4 and the host's work other than launching are left out"
 )
 UNMEASURED = (
     "nothing was run: this tells nothing about hangs, streams or numbers; one H100 confirmed memory within "
@@ -129,6 +130,7 @@ def _phase(phase: Phase, rehearsal: Rehearsal) -> dict[str, Any]:
         "flops": phase.work.flops,
         "moved": phase.work.moved,
         "launches": phase.work.launches,
+        "bus": phase.work.crossed,
         "sent": phase.sent,
         "estimated_seconds": {**asdict(estimated), "total": estimated.total},
     }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
 
@@ -9,6 +13,9 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.models.base import Condition, Embeddings, Expert, ExpertSettings
 from runtime.models.family import Model
+from runtime.models.loading import open_offload
+from runtime.models.precision import Precision
+from runtime.models.quantization import SCALES
 from runtime.models.wan.adapter import Transformer, every_block, open_adapter
 from runtime.models.wan.attention import SelfAttention
 from runtime.models.wan.experts import read_transformer
@@ -22,12 +29,13 @@ from runtime.parallel.sharding import Weights, WholeWeights
 from runtime.parallel.topology import Degrees
 from runtime.rehearsal.fake import DEVICE, FakeDevice, diffusers_module
 from runtime.rehearsal.machine import Gpu
+from runtime.rehearsal.offloads import FakeOffload
 from runtime.rehearsal.peers import FakePeers, FakeRanks
 from runtime.rehearsal.repeats import RepeatedBlocks, RepeatedDecoder
 from runtime.rehearsal.settings import RehearsedProfile
 from runtime.rehearsal.shards import FakeShards
-from runtime.rehearsal.swaps import FakeSwap
-from runtime.request.config import Config, Memory
+from runtime.request.config import Config
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
@@ -95,33 +103,37 @@ class RehearsedEngine(Engine):
         """Compute dtype of the transformers."""
         return self.loaded.dtype
 
-    @property
-    def vae(self) -> AutoencoderKLWan | None:
-        """The VAE; None on a rank that has none."""
-        return self._vae
+    @contextmanager
+    def vae_at_work(self) -> Iterator[AutoencoderKLWan | None]:
+        """Hold the VAE on the device within the context; yields None on a rank that has none."""
+        yield self._make_vae() if self._vae is None else self._vae
 
     def _read_profile(self) -> RehearsedProfile:
         return self._known
 
     def _load(self) -> Model:
         """Make the fake model, without a text encoder: `runtime.rehearsal.phases` makes one when needed."""
-        config, dtype = self.config, self.config.dtype.of("transformer")
-        if config.dtype.computed != dtype:
-            raise BadRequestError(
-                f"dtype.compute: {config.dtype.compute} given; a compute dtype that differs from the storage "
-                "dtype cannot be rehearsed"
-            )
-        self.parameters, self._swap = 0, FakeSwap(self.fake.ledger)
+        config, dtype = self.config, self.config.dtype.computed
         present = [one for one in self.profile.experts if one.present]
-        experts = tuple(self._make_expert(settings, dtype) for settings in present)
+        with self.fake.running():
+            make = partial(FakeOffload, self.fake.ledger)
+            self._offload = open_offload(config.memory, len(present), DEVICE, make)
+        self.parameters = 0
+        experts = tuple(map(self._make_expert, present))
+        if self._offload is not None:
+            with self.fake.running():
+                self._offload.open()
+                experts[0].adapter.expect()
         freed = config.model_copy(update={"memory": Memory(text_encoder="free")})
         text = PromptEncoder(self.model, freed, self.ranks, dtype)
-        self._vae = self._make_vae()
+        self._vae = self._make_vae() if config.memory.vae == "keep" else None
         decoder = WanDecoder(self._vae, config, self.ranks)
         self._image = open_image_encoder(self.model, config, self.ranks, self._transformer, dtype, decoder)
-        return Model(experts, text, decoder, self._image)
+        return Model(experts, text, decoder, self._image, offload=self._offload)
 
-    def _make_expert(self, settings: ExpertSettings, dtype: torch.dtype) -> Expert:
+    def _make_expert(self, settings: ExpertSettings) -> Expert:
+        dtypes = self.config.dtype
+        dtype = dtypes.of("transformer")
         vace = self.kind is ModelKind.VACE
         kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
         model = diffusers_module(self.fake, kind, self.model.path / settings.name, dtype)
@@ -129,11 +141,16 @@ class RehearsedEngine(Engine):
         for tensor in (*model.parameters(), *model.buffers()):
             self.ranks.node.broadcast(tensor)
         self._change_blocks(model)
-        weights = self._place(model)
+        precision = Precision(dtype, dtypes.computed, (*model._keep_in_fp32_modules, SCALES))
+        with self.fake.running() as ledger:
+            weights = self._place(model)
+            with ledger.as_weights():
+                precision.convert(model, every_block(model))
+        weights = precision.visiting(weights)
         if not self.whole:
             weights = RepeatedBlocks(weights, self.fake.ledger, self.ranks)
         self._transformer: Transformer = model  # all have the same settings
-        adapter = open_adapter(model, weights, dtype, by_token=self.knows_frames)
+        adapter = open_adapter(model, weights, dtypes.computed, by_token=self.knows_frames)
         return Expert(settings, adapter, SelfAttention(model), model)
 
     def _change_blocks(self, model: Transformer) -> None:
@@ -160,18 +177,17 @@ class RehearsedEngine(Engine):
         return resolve(name, DEVICE, dtype, ring=ring)
 
     def _place(self, model: Transformer) -> Weights:
-        if self.config.memory.experts == "swap":
-            with self.fake.running():
-                for place, block in enumerate(every_block(model)):
-                    self._swap.add(block, place)
-            return self._swap
+        """Put a transformer's blocks where the config wants them; called within `fake.running`."""
+        if self._offload is not None:
+            for position, block in enumerate(every_block(model)):
+                self._offload.add(block, position)
+            return self._offload
         if self.config.memory.transformer != "shard" or self.ranks.size == 1:
             return WholeWeights()
         assert isinstance(self.ranks.everyone, FakePeers)
         shares = FakeShards(self.ranks.everyone, self.fake.ledger)
-        with self.fake.running():
-            for block in every_block(model):
-                shares.shard(block)
+        for block in every_block(model):
+            shares.shard(block)
         return shares
 
     def _make_vae(self) -> AutoencoderKLWan | None:

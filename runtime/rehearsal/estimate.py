@@ -1,8 +1,9 @@
 """Estimates of times on a GPU: arithmetic with assumed speeds.
 
 An operator takes the time of its operations at the speed assumed for its kind, or of its bytes at that of the
-memory, whichever is longer (a roofline). A phase takes the time of all its operators, or of their launches if
-that is longer. Ring transfers overlap with all but one part of the attention; nothing else overlaps.
+memory, whichever is longer (a roofline). A phase takes the time of all its operators, of their launches, or
+of its copies between device and host, whichever is longest. Ring transfers overlap with all but one part of
+the attention; nothing else overlaps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runtime.parallel.topology import Topology
-from runtime.rehearsal.ledger import Operator, Work
+from runtime.rehearsal.ledger import KINDS, Operator, Work
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.phases import Phase
 
@@ -21,6 +22,7 @@ Attention and matrix products as in a step of 14B on one H100; convolutions are 
 """
 REACHED_BYTES = 0.86  # the same for bytes per second of the memory, as an H100 copies
 REACHED_LINK = 0.67  # the same for links
+REACHED_BUS = 0.8  # the same for the bus to the host
 LAUNCH = 20e-6  # seconds of the host for a launch, assumed
 LATENCY = 20e-6  # least seconds of a transfer, assumed
 
@@ -32,6 +34,7 @@ class Estimate:
     Attributes:
         attention, linear, convolution, other: seconds of the operators of each kind.
         launches: seconds of all launches; they count where they exceed those of the operators.
+        bus: seconds of copies between device and host, which run beside the operators.
         exposed: seconds of transfers that overlap with nothing.
     """
 
@@ -40,12 +43,14 @@ class Estimate:
     convolution: float
     other: float
     launches: float
+    bus: float
     exposed: float
 
     @property
     def total(self) -> float:
         """Seconds of the whole phase or step."""
-        return max(self.attention + self.linear + self.convolution + self.other, self.launches) + self.exposed
+        computing = self.attention + self.linear + self.convolution + self.other
+        return max(computing, self.launches, self.bus) + self.exposed
 
 
 def estimate(phase: Phase, topology: Topology, gpu: Gpu) -> Estimate:
@@ -67,13 +72,15 @@ def estimate(phase: Phase, topology: Topology, gpu: Gpu) -> Estimate:
 
 def _seconds(work: Work, gpu: Gpu) -> dict[str, float]:
     """Estimate the seconds of the operators of each kind."""
-    found = dict.fromkeys(REACHED, 0.0)
+    found = dict.fromkeys(KINDS, 0.0)
     for operator, times in work.operators.items():
         found[operator.kind] += times * _of_one(operator, gpu)
     return found
 
 
 def _of_one(operator: Operator, gpu: Gpu) -> float:
+    if operator.kind == "bus":
+        return operator.moved / (1e9 * gpu.host_gbps * REACHED_BUS)
     speed = 1e12 * _tflops(operator, gpu) * REACHED[operator.kind]
     return max(operator.flops / speed, operator.moved / (1e9 * gpu.memory_gbps * REACHED_BYTES))
 

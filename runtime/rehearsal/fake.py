@@ -96,6 +96,8 @@ class _Accelerator(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.pin_memory:
             return args[0]
+        if func is torch.Tensor.record_stream:
+            return None
         instead = _INSTEAD.get(func)
         if instead is not None and (args or (kwargs["query"],))[0].device.type == DEVICE.type:
             return instead(*args, **kwargs)
@@ -151,7 +153,10 @@ class _Stream:
 
 
 _STREAMS = SimpleNamespace(
-    current_stream=_Stream, Stream=_Stream, Event=_Stream, stream=lambda _: contextlib.nullcontext()
+    current_stream=lambda *_: _Stream(),
+    Stream=_Stream,
+    Event=_Stream,
+    stream=lambda _: contextlib.nullcontext(),
 )
 
 

@@ -15,18 +15,19 @@ from torch.utils.flop_counter import flop_registry
 
 _BLOCK = 512  # bytes; CUDA's caching allocator rounds up to them
 _FREE = ("prim.", "aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.lift", "aten._local_scalar")
-KINDS = ("attention", "linear", "convolution", "other")
+KINDS = ("attention", "linear", "convolution", "other", "bus")
+_COPIES = (torch.ops.aten.copy_, torch.ops.aten._to_copy)
 
 
 class Operator(NamedTuple):
     """Cost of one operator launch.
 
     Attributes:
-        kind: `attention`, `linear` (matrix products), `convolution`, or `other`, whose operations are not
-            counted.
+        kind: `attention`, `linear` (matrix products), `convolution`; `bus`, a copy between the device and the
+            host; or `other`, whose operations are not counted.
         itemsize: bytes per number of its largest input.
         flops: floating-point operations; a multiplication and an addition are two.
-        moved: bytes of all its tensors.
+        moved: bytes of all its tensors; of a copy between device and host, those of one of them.
     """
 
     kind: str
@@ -58,6 +59,11 @@ class Work:
     def moved(self) -> int:
         """Bytes that operators read and write if no cache helps."""
         return sum(times * operator.moved for operator, times in self.operators.items())
+
+    @property
+    def crossed(self) -> int:
+        """Bytes that are copied between the device and the host."""
+        return sum(times * one.moved for one, times in self.operators.items() if one.kind == "bus")
 
     def copy(self) -> Work:
         """Copy this work."""
@@ -229,6 +235,10 @@ def _operator(
     moved = sum(_bytes(one) for one in (*inputs, *outputs))
     numbers = [one for one in inputs if one.is_floating_point()]
     itemsize = max(numbers, key=torch.Tensor.numel).element_size() if numbers else 4
+    if packet in _COPIES:
+        ends = [*inputs, *_tensors((result,))]
+        if any(one.device.type == "cpu" for one in ends):
+            return Operator("bus", itemsize, 0, _bytes(next(o for o in ends if o.device.type != "cpu")))
     if packet not in flop_registry:
         return Operator("other", itemsize, 0, moved)
     name = str(packet)

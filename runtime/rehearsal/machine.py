@@ -27,6 +27,7 @@ class Gpu(BaseModel):
         memory_gbps: memory bandwidth, 10⁹ bytes per second.
         link_gbps: bandwidth to a GPU of the same machine, 10⁹ bytes per second in each direction.
         network_gbps: bandwidth to a GPU of another machine, 10⁹ bytes per second in each direction.
+        host_gbps: bandwidth of the bus between a GPU and its host, 10⁹ bytes per second in each direction.
         per_node: GPUs in one machine.
         cudnn: whether `attention: auto` chooses cuDNN's kernel in a ring.
     """
@@ -42,6 +43,7 @@ class Gpu(BaseModel):
     memory_gbps: _Speed
     link_gbps: _Speed
     network_gbps: _Speed
+    host_gbps: _Speed = 32.0
     per_node: Annotated[int, Field(ge=1, le=1024), NUMBER] = 8
     cudnn: bool = False
 

@@ -94,6 +94,13 @@ _REMEDIES = (
         _memory(text_encoder="offload"),
     ),
     _Remedy(
+        "memory.vae",
+        "offload",
+        ("load", "encode", "denoise"),
+        lambda job: job.config.memory.vae == "keep",
+        _memory(vae="offload"),
+    ),
+    _Remedy(
         "tiles",
         f"{{size: {_TILES.size}, stride: {_TILES.stride}}}",
         ("decode",),
@@ -114,7 +121,7 @@ _REMEDIES = (
         lambda job: (
             job.experts > 1
             and job.config.memory.experts == "keep"
-            and job.config.memory.transformer != "shard"
+            and job.config.memory.transformer == "replicate"
         ),
         _memory(experts="swap"),
     ),
@@ -124,6 +131,13 @@ _REMEDIES = (
         ("load", "encode", "denoise", "decode"),
         lambda job: job.config.memory.transformer == "replicate" and job.ranks > 1,
         _memory(transformer="shard", experts="keep"),
+    ),
+    _Remedy(
+        "memory.transformer",
+        "offload",
+        ("load", "encode", "denoise", "decode"),
+        lambda job: job.config.memory.transformer != "offload",
+        _memory(transformer="offload", experts="keep"),
     ),
 )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import AutoencoderKLWan, SchedulerMixin
 
 from runtime.files.text import read_json
 from runtime.models.wan.folder import ModelKind
@@ -126,7 +126,7 @@ class Rehearser:
         with self._fake.running():
             run = self._engine.prepare_fake(plan)
             segment = run.segment(0, None)
-            loop = _Loop(self._engine, plan, segment.stream, sampler, segment.noise_BCFHW)
+            loop = _Loop(self._engine, run, segment.stream, sampler, segment.noise_BCFHW)
             first = loop.step(StepKind.COMPUTE, computed[0])
             loop.warm_up()
             last, of_forecast = first, None
@@ -154,9 +154,9 @@ class Rehearser:
         """
         engine, ledger = self._engine, self._fake.ledger
         frames = run.noise_BCFHW.shape[2]
-        with self._fake.running():
+        with engine.vae_at_work() as vae, self._fake.running():
             latents_BCFHW = torch.empty_like(run.noise_BCFHW)
-            parts = list(_decoded(engine, latents_BCFHW, min(_DECODED, frames)))
+            parts = list(_decoded(engine, vae, latents_BCFHW, min(_DECODED, frames)))
             ledger.start()
             del latents_BCFHW
         whole = parts[0]
@@ -189,11 +189,10 @@ class Rehearser:
             return
         if engine.sees_image_tokens:
             self._encode_image()
-        vae = engine.vae
-        assert vae is not None
         times = 2 if engine.kind is ModelKind.VACE else 1  # known and editable regions
         shape = (1, 3, 1 if known else request.frames, request.height, request.width)
-        with self._fake.running():
+        with engine.vae_at_work() as vae, self._fake.running():
+            assert vae is not None
             for _ in range(times):
                 vae.encode(torch.empty(shape, dtype=vae.dtype, device=DEVICE))
 
@@ -216,12 +215,12 @@ class _Loop:
     def __init__(
         self,
         engine: RehearsedEngine,
-        plan: Plan,
+        run: Run,
         stream: Stream,
         sampler: SchedulerMixin,
         noise_BCFHW: torch.Tensor,
     ):
-        self._engine, self._plan, self._stream = engine, plan, stream
+        self._engine, self._plan, self._network, self._stream = engine, run.plan, run.network, stream
         self._sampler, self._latents_BCFHW = sampler, noise_BCFHW
 
     def step(self, kind: StepKind, index: int) -> Phase:
@@ -230,6 +229,7 @@ class _Loop:
         kinds = dict.fromkeys(self._plan.request.branches, kind)
         timestep_B = torch.empty(self._latents_BCFHW.shape[0], dtype=torch.float32, device=DEVICE)
         sent, held = engine.ranks.sent(self._plan.topology), stream.bytes
+        self._network.at(index).expect()  # a switch of experts is part of no step
         ledger.start()
         output = stream.advance(index, kinds, self._latents_BCFHW, timestep_B)
         if output.moved is None:
@@ -275,7 +275,9 @@ class _EnoughError(Exception):
     """Ends decoding on a rank that only decodes tiles for the first."""
 
 
-def _decoded(engine: RehearsedEngine, latents_BCFHW: torch.Tensor, frames: int) -> Iterator[Phase]:
+def _decoded(
+    engine: RehearsedEngine, vae: AutoencoderKLWan | None, latents_BCFHW: torch.Tensor, frames: int
+) -> Iterator[Phase]:
     """Yield the decoding of the first latent frames, one by one."""
     ledger, everyone = engine.fake.ledger, engine.ranks.everyone
     done: list[Phase] = []
@@ -298,7 +300,7 @@ def _decoded(engine: RehearsedEngine, latents_BCFHW: torch.Tensor, frames: int) 
     sent = engine.ranks.traffic.sent
     ledger.start()
     try:
-        for chunk in decode_frames(engine.vae, latents_BCFHW, engine.config.tiles, everyone, at):
+        for chunk in decode_frames(vae, latents_BCFHW, engine.config.tiles, everyone, at):
             chunk.mul(255).round().to(torch.uint8)  # as `to_uint8`
             del chunk
             finish()

@@ -49,6 +49,9 @@ class RepeatedBlocks:
             sent = [one.traffic.sent - count for one, count in zip(peers, before, strict=True)]
             took[kind] = self._ledger.work.minus(done), sent
 
+    def expect(self, blocks: Sequence[nn.Module]) -> None:
+        self._weights.expect(blocks)
+
     def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         self._weights.write(block, weights)
 

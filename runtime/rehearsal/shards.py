@@ -52,6 +52,9 @@ class FakeShards:
             finally:
                 self._let_go(block)
 
+    def expect(self, blocks: Sequence[nn.Module]) -> None:
+        pass
+
     def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         raise NotImplementedError("a rehearsal has no weights to write")
 

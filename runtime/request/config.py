@@ -14,6 +14,7 @@ from runtime.files.problems import nearest
 from runtime.files.text import beside, is_file, user_path
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER, Bounds
+from runtime.request.memory import Memory
 from runtime.request.performance import PROFILES, Performance, Profile, Quantization
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import (
@@ -134,33 +135,6 @@ class Architecture(_Part):
     heads: Annotated[int, Field(ge=1, le=10_000), NUMBER]
     head_dim: Annotated[int, Field(ge=1, le=10_000), NUMBER]
     ffn_dim: Annotated[int, Field(ge=1, le=10_000_000), NUMBER]
-
-
-class Memory(_Part):
-    """Location of weights and forecast histories while they are not in use.
-
-    Attributes:
-        text_encoder: `keep` it on the device of the first rank, `offload` it to host memory after each
-            prompt, or `free` it and load it again for the next prompt.
-        transformer: `replicate` it on every rank, or `shard` its blocks over the ranks (FSDP2).
-        experts: of a model of several transformers, `keep` all on the device, or `swap` them: one is on the
-            device, and the others' blocks are in host memory until the sampler comes to their steps.
-        vae: `keep` it on the device, or `offload` it to host memory between videos.
-        history: `keep` the features that forecasts are made from on the device, or `offload` them to host
-            memory, as for videos of many windows.
-    """
-
-    text_encoder: Literal["keep", "offload", "free"] = "keep"
-    transformer: Literal["replicate", "shard"] = "replicate"
-    experts: Literal["keep", "swap"] = "keep"
-    vae: Literal["keep", "offload"] = "keep"
-    history: Literal["keep", "offload"] = "keep"
-
-    @model_validator(mode="after")
-    def _one_way_to_save(self) -> Self:
-        if self.experts == "swap" and self.transformer == "shard":
-            raise ValueError("experts: shards stay on their devices; swap needs transformer: replicate")
-        return self
 
 
 class Tiles(_Part):

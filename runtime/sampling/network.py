@@ -104,6 +104,10 @@ class Network:
         """Return False: every history is of this network."""
         return False
 
+    def expect(self) -> None:
+        """Begin to bring the weights of the blocks to the device, if they are elsewhere."""
+        self.adapter.expect()
+
     def conditioned(self, condition: Condition) -> Network:
         """Copy the network with another conditioning."""
         return replace(self, condition=condition)

@@ -67,6 +67,18 @@ class Plan:
         """Expected kind of every step of all segments."""
         return self.preset.expected_kinds(self.steps, self.fresh) * self.segments
 
+    @property
+    def next_computed(self) -> list[int | None]:
+        """For every step of all segments, the step within its segment that is expected to be computed next;
+        None if none is."""
+        following: list[int | None] = []
+        coming: int | None = None
+        for index, kind in reversed([*enumerate(self.kinds)]):
+            following.append(coming)
+            if kind is StepKind.COMPUTE:
+                coming = index % self.steps
+        return following[::-1]
+
     def first_step(self) -> Plan:
         """Plan of the first step alone, of a plan without forecasts."""
         course = replace(self.course, numbers=self.course.numbers[:1], outputs_forgotten=frozenset())

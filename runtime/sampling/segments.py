@@ -17,7 +17,7 @@ from runtime.errors import CancelledError
 from runtime.parallel.ranks import Ranks
 from runtime.sampling.commands import Commands
 from runtime.sampling.coordinator import Coordinator, Deadline
-from runtime.sampling.denoise import Denoising, OnStep, denoise
+from runtime.sampling.denoise import Denoising, OnStep, StepRecord, denoise
 from runtime.sampling.estimate import OnEstimate, unseen
 from runtime.sampling.plan import Plan
 from runtime.sampling.result import Result
@@ -53,6 +53,14 @@ def denoise_segments(
     plan, commands = run.plan, commands or Commands()
     identity = run.recipe.latents.text
     video_BCFHW = run.before_BCFHW
+    upcoming = plan.next_computed
+
+    def after(record: StepRecord) -> None:
+        following = upcoming[record.index]
+        if following is not None:
+            run.network.at(following).expect()  # its expert's weights come while steps are forecast
+        on_step(record)
+
     for number in range(plan.segments):
         segment = run.segment(number, video_BCFHW)
         coordinator = _coordinate(plan, identity, ranks, commands)
@@ -60,7 +68,7 @@ def denoise_segments(
             segment.noise_BCFHW, segment.sampler, segment.stream, coordinator, segment.known_BCFHW
         )
         resumable = Resumable(state, checkpoints, identity, plan.topology, ranks)
-        _denoise_one(resumable, result, ranks, on_step, on_estimate)
+        _denoise_one(resumable, result, ranks, after, on_estimate)
         video_BCFHW = segment.follow(video_BCFHW, state.latents_BCFHW)
         # A segment is a function of the one before, whose decisions its digest proves.
         identity = f"{identity}\nafter {coordinator.digest}"

@@ -146,6 +146,7 @@ def sampling(entry: str, request: str, **config: Any) -> list[Case]:
     )
 
 
+OFFLOADED = {"config.memory.transformer": "offload"}
 SHARDED = {"config.memory.transformer": "shard"}
 CASES = [
     *sampling("generate", "request", timeout=600.0),
@@ -181,6 +182,7 @@ CASES = [
         ("--performance fast", {"config.performance": "fast", "timeout": 600.0}),
         ("--quantization int8", {"config.quantization": "int8"}),
         ("--shard", SHARDED),
+        ("--offload", OFFLOADED),
         ("--compile", {"config.compile": True, "timeout": 600.0}),
         ("--timeout 9", {"timeout": 9.0}),
         ("--busy-timeout 9", {"config.busy_timeout": 9.0}),
@@ -259,6 +261,7 @@ CASES = [
         ("--performance fast", {"config.performance": "fast"}),
         ("--quantization int8", {"config.quantization": "int8"}),
         ("--shard", SHARDED),
+        ("--offload", OFFLOADED),
     ),
     *of("rehearse", ("--replicate", {"config.memory.transformer": "replicate"}), beside="--config mine.yaml"),
     Case("doctor", "--gpu 4090", shown_by="launch/commands/test_doctor.py"),
@@ -349,6 +352,7 @@ REFUSED = [
             ("--ranks 4 --ring 3", "ranks: 4 given; ring 3 cannot make that number"),
             ("--cfg 2 --guidance 1", "cfg: 2 given; without guidance there is one branch"),
             ("--timeout 0", "'0' given; a number from 1 to 604800 is needed"),
+            ("--shard --offload", "give one of --shard, --replicate and --offload"),
             ("--launcher ssh", "'ssh' is not one of"),
             ("--resume --checkpoint-every 0", "resume: without checkpoints"),
             ("too", "unexpected extra argument (too)"),

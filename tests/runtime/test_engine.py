@@ -14,7 +14,8 @@ from diffusers import WanPipeline
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError
 from runtime.media.mp4 import FrameBuffer, Frames
-from runtime.request.config import EMBEDDED_MODELS, Config, Memory
+from runtime.request.config import EMBEDDED_MODELS, Config
+from runtime.request.memory import Memory
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command

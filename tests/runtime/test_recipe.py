@@ -17,7 +17,8 @@ from runtime.jobs.run import run_job
 from runtime.parallel.kernels import KERNELS, add_kernel
 from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
-from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Memory, Tiles, Window
+from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, Tiles, Window
+from runtime.request.memory import Memory
 from runtime.request.outputs import Outputs
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest

@@ -104,6 +104,10 @@ class WanAdapter:
             latents_BCFHW = torch.cat([latents_BCFHW, condition_BCFHW], dim=1)
         return (_tokens(self._model.patch_embedding, latents_BCFHW),)
 
+    def expect(self) -> None:
+        """Begin to bring the blocks' weights to the device, if they are elsewhere: the blocks run next."""
+        self._weights.expect(every_block(self._model))
+
     def blocks(self, tokens: Tokens, text_BTD: torch.Tensor, time: Time, rotary: Rotary) -> torch.Tensor:
         """Run every transformer block for one text; return the feature `[B, L, D]`. See `branches`."""
         return self.branches(tokens, [text_BTD], time, rotary)[0]
@@ -206,7 +210,7 @@ class VaceAdapter(WanAdapter):
         features_BLD = [embedded_BLD] * len(texts_BTD)
         controls_BLD = [control_BLD] * len(texts_BTD)
         path = set(self._model.vace_blocks)
-        for block in self._weights.visit(self._in_order()):
+        for block in self._weights.visit(every_block(self._model)):
             for branch, text_BTD in enumerate(texts_BTD):
                 if block in path:
                     hint_BLD, controls_BLD[branch] = block(
@@ -216,14 +220,6 @@ class VaceAdapter(WanAdapter):
                 else:
                     features_BLD[branch] = block(features_BLD[branch], text_BTD, time.blocks, rotary)
         return features_BLD
-
-    def _in_order(self) -> list[nn.Module]:
-        """List all blocks in the order in which they run: a control block follows the block it adds to."""
-        path = iter(self._model.vace_blocks)
-        order: list[nn.Module] = []
-        for layer, block in enumerate(self._model.blocks):
-            order += [block, next(path)] if layer in self._model.config.vace_layers else [block]
-        return order
 
 
 def open_adapter(
@@ -243,8 +239,16 @@ def open_adapter(
 
 
 def every_block(model: Transformer) -> list[nn.Module]:
-    """List all blocks that have self-attention, VACE's control blocks included."""
-    return [*model.blocks, *getattr(model, "vace_blocks", ())]
+    """List all blocks that have self-attention, in the order in which they run.
+
+    Each of VACE's control blocks follows the block to whose output it adds.
+    """
+    if not isinstance(model, WanVACETransformer3DModel):
+        return [*model.blocks]
+    path, order = iter(model.vace_blocks), []
+    for layer, block in enumerate(model.blocks):
+        order += [block, next(path)] if layer in model.config.vace_layers else [block]
+    return order
 
 
 def _tokens(embedding: nn.Module, latents_BCFHW: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,6 @@ from runtime.models.wan.lora import read_lora
 from runtime.models.wan.sizes import LatentSizes
 from runtime.models.wan.usual import usual_config
 from runtime.parallel.ranks import Ranks
-from runtime.parallel.swapping import Swap
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
 from runtime.request.video_request import VideoRequest
@@ -81,6 +80,7 @@ class WanFamily:
 
     def load(self, folder: ModelFolder, config: Config, ranks: Ranks) -> Model:
         # These import diffusers and transformers, which takes seconds; settings alone do not need them.
+        from runtime.models.loading import open_offload
         from runtime.models.wan.adapter import open_adapter
         from runtime.models.wan.attention import SelfAttention
         from runtime.models.wan.colours import WanColours
@@ -91,19 +91,22 @@ class WanFamily:
         from runtime.models.wan.vae import WanDecoder
 
         by_token = knows_frames(folder.path)
-        experts, swap = [], Swap(ranks.device) if config.memory.experts == "swap" else None
+        present = [one for one in self.experts(folder) if one.present]
+        experts, offload = [], open_offload(config.memory, len(present), ranks.device)
         opened, loras = open_loras(folder, ranks), WanLoras(ranks, folder)
-        for settings in self.experts(folder):
-            if settings.present:
-                own = loras_of(settings.name, opened)
-                transformer, weights, read = load_transformer(folder, config, ranks, settings.name, swap, own)
-                loras.add(settings.name, transformer, weights, read)
-                adapter = open_adapter(transformer, weights, config.dtype.computed, by_token=by_token)
-                experts.append(Expert(settings, adapter, SelfAttention(transformer), transformer))
+        for settings in present:
+            own = loras_of(settings.name, opened)
+            transformer, weights, read = load_transformer(folder, config, ranks, settings.name, offload, own)
+            loras.add(settings.name, transformer, weights, read)
+            adapter = open_adapter(transformer, weights, config.dtype.computed, by_token=by_token)
+            experts.append(Expert(settings, adapter, SelfAttention(transformer), transformer))
+        if offload is not None:
+            offload.open()
+            experts[0].adapter.expect()
         text = PromptEncoder(folder, config, ranks, config.dtype.computed)
         decoder = WanDecoder(load_vae(folder, config, ranks), config, ranks)
         image = open_image_encoder(folder, config, ranks, transformer, config.dtype.computed, decoder)
-        return Model(tuple(experts), text, decoder, image, WanColours(folder, decoder), swap, loras)
+        return Model(tuple(experts), text, decoder, image, WanColours(folder, decoder), offload, loras)
 
 
 WAN: Final[Family] = WanFamily()

@@ -21,16 +21,16 @@ from runtime.models.wan.folder import ModelKind
 from runtime.models.wan.lora_merge import LoraWeights
 from runtime.models.wan.lora_switch import ReadWeights
 from runtime.models.wan.projections import fuse_projections
+from runtime.parallel.offloading import Offload
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import Weights
-from runtime.parallel.swapping import Swap
 from runtime.request.config import Config
 
 log = logging.getLogger(__name__)
 
 
 class LoadedTransformer(NamedTuple):
-    """A transformer on this rank's device, the weights of its blocks, and how all were read."""
+    """A transformer, the weights of its blocks, wherever they are, and how all were read."""
 
     model: Transformer
     weights: Weights
@@ -42,14 +42,15 @@ def load_transformer(
     config: Config,
     ranks: Ranks,
     component: str = "transformer",
-    swap: Swap | None = None,
+    offload: Offload | None = None,
     loras: Sequence[LoraWeights] = (),
 ) -> LoadedTransformer:
-    """Load a transformer on every rank's device: whole, or with its blocks sharded over all ranks (FSDP2).
+    """Load a transformer on every rank's device: whole, or with its blocks sharded over all ranks (FSDP2) or
+    offloaded.
 
     Args:
         component: name of the transformer's folder.
-        swap: takes its blocks in, if it takes turns on the device with another transformer.
+        offload: takes its blocks in, if they are offloaded.
         loras: what is merged into it, in this order; on the first rank of a machine.
 
     Raises:
@@ -74,13 +75,13 @@ def load_transformer(
     read = ReadWeights(kept, empty, frozenset(name for lora in loras for name in lora.changed), change)
     precision = Precision(kept, config.dtype.computed, (*model._keep_in_fp32_modules, SCALES))
     shard, blocks = config.memory.transformer == "shard", every_block(model)
-    weights = distribute_blocks(blocks, ranks, source, shard=shard, swap=swap, change=change)
+    weights = distribute_blocks(model, blocks, ranks, source, shard=shard, offload=offload, change=change)
     distribute(model, ranks, source, without=blocks)
     precision.convert(model, blocks)
     if config.performs.compile:
         for block in blocks:  # of one class, so they share their compiled code
             block.compile()
-    shared = ", sharded" * (shard and ranks.size > 1)
+    shared = ", sharded" * (shard and ranks.size > 1) + ", offloaded" * (offload is not None)
     log.info("loaded %s of %s on %s%s", component, folder.name, ranks.device, shared)
     return LoadedTransformer(model, precision.visiting(weights), read)
 

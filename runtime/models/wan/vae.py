@@ -35,6 +35,7 @@ class WanDecoder:
     def __init__(self, vae: AutoencoderKLWan | None, config: Config, ranks: Ranks):
         self.vae = vae
         self._config, self._ranks = config, ranks
+        self._leave()
 
     @contextmanager
     def at_work(self) -> Iterator[AutoencoderKLWan | None]:
@@ -44,8 +45,11 @@ class WanDecoder:
         try:
             yield self.vae
         finally:
-            if self.vae is not None and self._config.memory.vae == "offload":
-                self.vae.to("cpu")
+            self._leave()
+
+    def _leave(self) -> None:
+        if self.vae is not None and self._config.memory.vae == "offload":
+            self.vae.to("cpu")
 
     @torch.no_grad()
     def frames(self, latents_BCFHW: torch.Tensor, at: At) -> Generator[torch.Tensor]:

@@ -13,7 +13,8 @@ from launch import cli
 from runtime.jobs.job import Job, inputs_of
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
-from runtime.request.config import Config, Memory, ModelFiles, load_config
+from runtime.request.config import Config, ModelFiles, load_config
+from runtime.request.memory import Memory
 from tests.conditioned import denoised_on
 from tests.jobs import make_job
 from tests.originals import mapping, write_original, write_reference, write_single_files

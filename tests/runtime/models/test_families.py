@@ -23,7 +23,8 @@ from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.profile import ModelProfile, check_loras
 from runtime.reports.report import ModelPart, build_report
-from runtime.request.config import Config, Dtypes, Lora, Memory, Window, load_config
+from runtime.request.config import Config, Dtypes, Lora, Window, load_config
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
 from spectrum import StepKind
@@ -283,11 +284,14 @@ def test_weights_may_be_kept_in_another_dtype_than_steps_compute_in(folder: Path
     assert np.array_equal(generate(engine, request)[1], generate(rounded, request)[1])
     blocks = [weight for expert in engine.loaded.experts for weight in expert.module.blocks.parameters()]
     assert {weight.dtype for weight in blocks} == {torch.bfloat16}
-    whole, shared = (
-        run_ranks(2, denoised_by, one, [request], Degrees(ulysses=2))[0][0]
-        for one in (config, config.model_copy(update={"memory": Memory(transformer="shard")}))
+    whole, shared, offloaded = (
+        run_ranks(2, denoised_by, placed, [request], Degrees(ulysses=2))[0][0]
+        for placed in (
+            config.model_copy(update={"memory": Memory(transformer=where)})
+            for where in ("replicate", "shard", "offload")
+        )
     )
-    assert torch.equal(whole, shared)
+    assert torch.equal(whole, shared) and torch.equal(whole, offloaded)
 
 
 def test_long_videos_are_made_of_windows(folder: Path) -> None:

@@ -22,7 +22,8 @@ from runtime.models.wan.loading import load_transformer
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights
 from runtime.parallel.topology import Degrees
-from runtime.request.config import EMBEDDED_MODELS, Config, Memory, Tiles, load_config
+from runtime.request.config import EMBEDDED_MODELS, Config, Tiles, load_config
+from runtime.request.memory import Memory
 from tests.ranks import run_ranks
 
 LAYERS = 8
@@ -36,6 +37,10 @@ def with_memory(**memory: Any) -> Config:
 
 def sharing(config: Config) -> Config:
     return config.model_copy(update={"memory": Memory(transformer="shard")})
+
+
+def offloading(config: Config) -> Config:
+    return config.model_copy(update={"memory": Memory(transformer="offload")})
 
 
 def in_bfloat16() -> Config:
@@ -183,15 +188,16 @@ def compiled(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["eager", pytest.param(None, marks=pytest.mark.slow)])
-def test_compiled_blocks_may_be_sharded_and_are_compiled_once(backend: str | None) -> None:
+def test_compiled_blocks_may_be_sharded_or_offloaded_and_are_compiled_once(backend: str | None) -> None:
     """Once for all blocks and generations, and once more, for any size, when the second size comes."""
     if backend is None and shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("compiling for the CPU needs a C++ compiler")
     base = load_config("wan-tiny").model_copy(update={"compile": True})
     replicas = run_ranks(2, compiled, base, backend, [64, 64])
     shards = run_ranks(2, compiled, sharing(base), backend, [64, 80, 64])
-    assert replicas[0][0] == [shards[0][0][0]] * 2
-    for _, graphs in replicas:
+    offloaded = run_ranks(2, compiled, offloading(base), backend, [64, 64])
+    assert replicas[0][0] == [shards[0][0][0]] * 2 == offloaded[0][0]
+    for _, graphs in (*replicas, *offloaded):
         assert 0 < graphs[0] == graphs[1] < LAYERS
     for _, graphs in shards:
         first, other, back = graphs

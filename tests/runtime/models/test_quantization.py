@@ -26,7 +26,8 @@ from runtime.models.quantization import (
 )
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
-from runtime.request.config import Config, Memory, load_config
+from runtime.request.config import Config, load_config
+from runtime.request.memory import Memory
 from runtime.sampling.finite import likely_cause
 from tests.ranks import run_ranks
 

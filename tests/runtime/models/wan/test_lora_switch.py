@@ -16,14 +16,15 @@ from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.media.mp4 import FrameBuffer
 from runtime.models.folder import ModelFolder, find_model
+from runtime.models.loading import open_offload
 from runtime.models.loras import fit_on_all
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.loading import load_transformer
 from runtime.models.wan.lora_switch import WanLoras, loras_of, open_loras
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import own_share, whole_of
-from runtime.parallel.swapping import Swap
-from runtime.request.config import Config, Dtypes, Lora, Memory
+from runtime.request.config import Config, Dtypes, Lora
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from tests.conditioned import CHANNELS, HEADS, config_of, write_two_experts, write_vace
 from tests.ranks import WarmRanks, run_ranks
@@ -88,11 +89,12 @@ class Loaded:
 
     @classmethod
     def of(cls, config: Config, ranks: Ranks, folder: ModelFolder) -> Loaded:
-        swap = Swap(ranks.device) if config.memory.experts == "swap" else None
+        parts = folder.family.experts(folder)
+        offload = open_offload(config.memory, len(parts), ranks.device)
         opened, loras, experts = open_loras(folder, ranks), WanLoras(ranks, folder), {}
-        for settings in folder.family.experts(folder):
+        for settings in parts:
             name, own = settings.name, loras_of(settings.name, opened)
-            experts[name], weights, read = load_transformer(folder, config, ranks, name, swap, own)
+            experts[name], weights, read = load_transformer(folder, config, ranks, name, offload, own)
             loras.add(name, experts[name], weights, read)
         return cls(folder, ranks, experts, loras)
 
@@ -163,7 +165,7 @@ MADE = [(True, False, True)] * 5 + [(True, True, True)]
         {"dtype": dtypes("bfloat16", "float32")},
         {"dtype": dtypes("float32", "bfloat16")},
         {"fuse_projections": True, "memory": Memory(experts="swap")},
-        {"quantization": "int8"},
+        {"quantization": "int8", "memory": Memory(transformer="offload")},
         {"quantization": "fp8", "fuse_projections": True, "dtype": dtypes("bfloat16")},
     ],
     ids=["float32", "swap", "bfloat16", "widened", "rounded", "fused", "int8", "fp8"],
@@ -258,7 +260,10 @@ def generated(engine: Engine) -> list[str]:
     return engine.generate(ask(engine.config), [FrameBuffer()]).frames_sha256
 
 
-def test_frames_are_those_of_a_fresh_engine(experts: Config, files: tuple[str, str]) -> None:
+@pytest.mark.parametrize("memory", [Memory(), Memory(experts="swap")], ids=["keep", "swap"])
+def test_frames_are_those_of_a_fresh_engine(experts: Config, files: tuple[str, str], memory: Memory) -> None:
+    """Blocks that are on the device when they change come to it anew."""
+    experts = experts.model_copy(update={"memory": memory})
     engine, (a, b) = Engine(experts), (Lora(file=file, scale=0.5) for file in files)
     plain = generated(engine)
     engine.switch([a])

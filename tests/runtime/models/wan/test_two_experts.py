@@ -19,7 +19,8 @@ from runtime.models.folder import find_model
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees
 from runtime.profile import ModelProfile
-from runtime.request.config import Config, Memory
+from runtime.request.config import Config
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
 from spectrum import StepKind, paper_schedule

@@ -17,7 +17,8 @@ from runtime.errors import BadRequestError, CancelledError
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models.folder import find_model
 from runtime.parallel.topology import Degrees
-from runtime.request.config import Config, Memory
+from runtime.request.config import Config
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
@@ -161,9 +162,9 @@ def test_an_interrupted_video_goes_on_in_the_same_bits(
     [
         (Degrees(cfg=2), Memory()),
         (Degrees(ulysses=2), Memory(transformer="shard")),
-        (Degrees(ring=2), Memory()),
+        (Degrees(ring=2), Memory(transformer="offload")),
     ],
-    ids=["cfg", "ulysses-sharded", "ring"],
+    ids=["cfg", "ulysses-sharded", "ring-offloaded"],
 )
 def test_many_ranks_make_what_one_does(
     vace: Engine, own: Config, ask: Ask, degrees: Degrees, memory: Memory

@@ -126,7 +126,7 @@ def test_a_command_is_one_of_locksteps(mine: str, capfd: pytest.CaptureFixture[s
     assert "paper" in capfd.readouterr().out.split()
     assert cli.run(["--help"]) == 0
     assert re.search(r"^  presets +List the shipped presets\.$", capfd.readouterr().out, re.MULTILINE)
-    assert cli.run(["preset"]) == 2
+    assert cli.run(["presetz"]) == 2
     assert "No such command" in capfd.readouterr().err
 
 

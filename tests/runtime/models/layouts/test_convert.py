@@ -157,7 +157,7 @@ def test_a_half_written_folder_is_not_a_model(config: Config, original: Path, tm
     conversion = plan_conversion(str(original), folder, largest=2**19)
     with pytest.raises(KilledError):
         conversion.run(interrupt_at("verifying", 1))  # type: ignore[arg-type]
-    with pytest.raises(BadRequestError, match="there is no such folder"):
+    with pytest.raises(BadRequestError, match="there is no folder"):
         find_model(config_for(config, str(folder)))
 
 

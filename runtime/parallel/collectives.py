@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn, Protocol
 
@@ -24,9 +25,18 @@ _POLL = timedelta(milliseconds=50)  # time between two calls of the guard during
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes that this rank has sent to other ranks."""
+    """Bytes that this rank has sent to other ranks.
 
-    sent: int = 0
+    Attributes:
+        axes: axis of the topology, `everyone` or `node` → bytes sent along it.
+    """
+
+    axes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def sent(self) -> int:
+        """All bytes."""
+        return self.axes.total()
 
 
 class Guard(Protocol):
@@ -132,10 +142,13 @@ class Peers:
         group: their process group; None for a single rank.
         guard: asked during every wait.
         traffic: counts the bytes that this rank sends.
+        axis: name under which they are counted.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, guard: Guard, traffic: Traffic):
-        self.group, self._guard, self._traffic = group, guard, traffic
+    def __init__(
+        self, group: dist.ProcessGroup | None, guard: Guard, traffic: Traffic, axis: str = "everyone"
+    ):
+        self.group, self._guard, self._traffic, self._axis = group, guard, traffic, axis
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
         self._gloo = group is not None and dist.get_backend(group) == "gloo"
@@ -229,7 +242,7 @@ class Peers:
 
     def _enter(self, sent: int) -> None:
         self._guard.enter()
-        self._traffic.sent += sent
+        self._traffic.axes[self._axis] += sent
 
 
 def numel(shape: Shape) -> int:

@@ -189,12 +189,15 @@ class RankGroup:
         self.place = topology.place(ranks.rank)
         guard, groups = ranks.watch or Unguarded(), ranks.groups
 
-        def peers(rows: list[list[int]]) -> Peers:
+        def peers(axis: str, rows: list[list[int]]) -> Peers:
             group = None if groups is None else groups.of(rows, ranks.rank)
-            return Peers(group, guard, ranks.traffic)
+            return Peers(group, guard, ranks.traffic, axis)
 
-        self._cfg, self._ring, self._ulysses = (peers(topology.rows(axis)) for axis in range(3))
-        self._sequence = peers(topology.rows(1, 2))
+        axes = ("cfg", "ring", "ulysses")
+        self._cfg, self._ring, self._ulysses = (
+            peers(axis, topology.rows(number)) for number, axis in enumerate(axes)
+        )
+        self._sequence = peers("sequence", topology.rows(1, 2))
 
     def sequence(self, tokens: int) -> TokenSequence:
         """Split `tokens` tokens over the ranks of this rank's branch."""
@@ -282,7 +285,7 @@ def join(
             watch.queue = DeviceQueue(device)
         control = Peers(groups.control(), _ControlGuard(watch), Traffic())
         nodes = _nodes(control.all_gather_object(host_name()))
-        node = Peers(groups.of(nodes, rank), watch, traffic)
+        node = Peers(groups.of(nodes, rank), watch, traffic, "node")
         per_node = math.gcd(*(len(members) for members in nodes))
         yield Ranks(
             device,

@@ -23,9 +23,13 @@ class FakePeers(Peers):
         """Bytes that this rank would have sent."""
         return self._traffic
 
+    def count(self, sent: int) -> None:
+        """Count bytes that this rank would send."""
+        self._enter(sent)
+
     def count_all_gather(self, piece: int) -> None:
         """Count an all-gather to which every rank contributes `piece` bytes."""
-        self._enter(piece * (self.size - 1))
+        self.count(piece * (self.size - 1))
 
     def _move(
         self, incoming: torch.Tensor, outgoing: torch.Tensor, received: list[int], sent: list[int]

@@ -42,7 +42,7 @@ class RepeatedBlocks:
                 work, sent = took[kind]
                 self._ledger.add(work)
                 for one, count in zip(peers, sent, strict=True):
-                    one.traffic.sent += count
+                    one.count(count)
                 continue
             done, before = self._ledger.work.copy(), [one.traffic.sent for one in peers]
             yield block

@@ -138,6 +138,7 @@ class StepPart(_Part):
 
     Attributes:
         sent: bytes that all ranks sent.
+        sent_by_axis: the same for each axis along which any were sent.
         expert: name of the transformer that the step is of.
         error: relative error that a forecast of a computed step would have had; None if unknown.
         expected: expected relative error of that forecast, or of the one that was made; None if unknown.
@@ -148,6 +149,7 @@ class StepPart(_Part):
     timestep: float
     seconds: float
     sent: int
+    sent_by_axis: dict[str, int]
     expert: str
     error: float | None
     expected: float | None
@@ -237,10 +239,11 @@ def build_report(
         step_seconds=StepSecondsPart(computed_median=typical.computed, forecast_median=typical.forecast),
         step_log=[
             StepPart(
-                **asdict(step) | {"sent": sent, "error": result.errors.get(step.index)},
+                **asdict(step)
+                | {"sent": sum(sent.values()), "sent_by_axis": sent, "error": result.errors.get(step.index)},
                 expected=expected.errors.get(step.index),
             )
-            for step, sent in zip(result.steps, result.sent, strict=True)
+            for step, sent in zip(result.steps, result.sent_by_axis, strict=True)
         ],
         windows=len(plan.windows),
         resumed_at=result.resumed_at,

@@ -6,7 +6,8 @@ Tensor legend: B batch, C latent channels, F latent frames, H, W latent height a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,7 @@ class StepRecord:
         timestep: the sampler's timestep, 1000 … 0.
         seconds: wall time of the step on this rank, including the accelerator's work.
         sent: bytes that this rank sent to other ranks.
+        sent_by_axis: the same for each axis of the topology along which it sent any.
         expert: name of the transformer that the step is of.
         error: of a computed step, the relative error that its forecast would have had, as far as this rank
             knows; None if there was nothing to forecast it from.
@@ -44,6 +46,15 @@ class StepRecord:
     sent: int = 0
     expert: str = ""
     error: float | None = None
+    sent_by_axis: Mapping[str, int] = field(default_factory=dict)
+
+
+def summed(sent: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up bytes sent by several ranks, axis by axis."""
+    total: Counter[str] = Counter()
+    for one in sent:
+        total.update(one)
+    return dict(total)
 
 
 OnStep = Callable[[StepRecord], None]
@@ -95,7 +106,7 @@ def denoise(
     sampler, coordinator = state.sampler, state.coordinator
     for index in range(start, len(sampler.timesteps)):
         timestep = sampler.timesteps[index]
-        started, sent = time.perf_counter(), ranks.traffic.sent
+        started, before = time.perf_counter(), ranks.traffic.axes.copy()
         decision = coordinator.decide(index)
         timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
         output = state.stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
@@ -115,9 +126,17 @@ def denoise(
             on_estimate(Estimate(before_BCFHW, velocity_BCFHW, noise, state.known_BCFHW))
         seconds = time.perf_counter() - started
         coordinator.timed(seconds)
-        sent = ranks.traffic.sent - sent
-        error = coordinator.error_of(index)
-        record = StepRecord(index, decision.kind, float(timestep), seconds, sent, decision.expert, error)
+        sent = ranks.traffic.axes - before
+        record = StepRecord(
+            index,
+            decision.kind,
+            float(timestep),
+            seconds,
+            sent.total(),
+            decision.expert,
+            coordinator.error_of(index),
+            dict(sent),
+        )
         state.steps.append(record)
         yield record
         if decision.command is Command.STOP:

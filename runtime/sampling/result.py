@@ -11,7 +11,7 @@ from typing import Any
 from runtime.forecasting.expectation import Expectation
 from runtime.request.performance import Performance
 from runtime.request.video_request import BRANCHES
-from runtime.sampling.denoise import Denoising, StepRecord
+from runtime.sampling.denoise import Denoising, StepRecord, summed
 from runtime.sampling.plan import Plan
 from spectrum import StepSeconds, Stopwatch
 
@@ -49,6 +49,7 @@ class Result:
         expectation: errors that were expected.
         digests: digests of the decisions, one per rank.
         sent: bytes sent by all ranks together, at each step.
+        sent_by_axis: the same for each axis of the topology along which any were sent.
         resumed_at: first step that was not taken from a checkpoint.
         checkpoint_bytes: bytes of checkpoints written by this rank.
         forecaster_bytes: largest number of bytes that a rank held for forecasting.
@@ -71,6 +72,7 @@ class Result:
     expectation: Expectation = field(default_factory=Expectation)
     digests: list[str] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
+    sent_by_axis: list[dict[str, int]] = field(default_factory=list)
     resumed_at: int = 0
     checkpoint_bytes: int = 0
     forecaster_bytes: int = 0
@@ -88,8 +90,8 @@ class Result:
 
         Args:
             done: state of the segment after its last step.
-            told: each rank's bytes `sent` at each step, its stream's `bytes` and `kept`, and the `digest` of
-                its decisions.
+            told: each rank's bytes `sent` at each step by axis, its stream's `bytes` and `kept`, and the
+                `digest` of its decisions.
             start: first step that was not taken from a checkpoint.
         """
         before, coordinator = len(self.steps), done.coordinator
@@ -99,7 +101,9 @@ class Result:
             self.computed[branch] = self.computed.get(branch, []) + computed
         self.errors |= {before + step: error for step, error in coordinator.errors.items()}
         self.digests = [one["digest"] for one in told]
-        self.sent += [sum(sent) for sent in zip(*(one["sent"] for one in told), strict=True)]
+        by_axis = [summed(sent) for sent in zip(*(one["sent"] for one in told), strict=True)]
+        self.sent += [sum(sent.values()) for sent in by_axis]
+        self.sent_by_axis += by_axis
         self.forecaster_bytes = max(self.forecaster_bytes, *(one["bytes"] for one in told))
         self.features_kept = max(self.features_kept, *(one["kept"] for one in told))
         if start:

@@ -12,7 +12,7 @@ from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.models.sampler import restore_sampler, sampler_state
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from runtime.sampling.denoise import Denoising, StepRecord
+from runtime.sampling.denoise import Denoising, StepRecord, summed
 from spectrum import StepKind
 
 _PATIENCE = 60.0  # seconds that a failed job waits for its checkpoint to be written
@@ -106,8 +106,9 @@ def _restore(state: Denoising, found: Restored, ranks: Ranks) -> None:
     state.coordinator.restore(found.shared["coordinator"], [one["sums"] for one in found.own], share)
     logs = [[_record(step) for step in one["steps"]] for one in found.own]
     for of_step in zip(*logs, strict=True):
-        sent = share * sum(step.sent for step in of_step)
-        state.steps.append(StepRecord(**asdict(of_step[0]) | {"sent": sent}))
+        sent = summed(step.sent_by_axis for step in of_step) if share else {}
+        own = {"sent": sum(sent.values()), "sent_by_axis": sent}
+        state.steps.append(StepRecord(**asdict(of_step[0]) | own))
 
 
 def _plain(step: StepRecord) -> dict[str, Any]:

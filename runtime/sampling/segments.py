@@ -105,7 +105,7 @@ def _denoise_one(
         raise
     result.checkpoint_bytes += resumable.finish()
     own = {
-        "sent": [step.sent for step in state.steps],
+        "sent": [dict(step.sent_by_axis) for step in state.steps],
         "bytes": state.stream.bytes,
         "kept": state.stream.kept,
         "digest": state.coordinator.digest,

@@ -837,6 +837,7 @@ FIELDS = {
     "step_log[].timestep": "number",
     "step_log[].seconds": "number",
     "step_log[].sent": "integer",
+    "step_log[].sent_by_axis": "object",
     "step_log[].expert": "string",
     "step_log[].error": "number or null",
     "step_log[].expected": "number or null",

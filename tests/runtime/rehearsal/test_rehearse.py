@@ -26,10 +26,11 @@ from runtime.rehearsal.peers import FakeRanks
 from runtime.rehearsal.phases import Phase, Rehearser
 from runtime.rehearsal.rehearse import RankFindings, Rehearsal, Scenario, rehearse
 from runtime.rehearsal.settings import RehearsedProfile
+from runtime.reports.report import ModelPart, build_report
 from runtime.request.config import EMBEDDED_MODELS, Config, Tiles, available, load_config
 from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
-from runtime.sampling.denoise import StepRecord
+from runtime.sampling.denoise import StepRecord, summed
 from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
 from spectrum import StepKind, paper_schedule
@@ -38,8 +39,10 @@ from tests.solvers import NODES, write_preset
 
 GIB = 2**30
 GPU = load_gpu("h100")
-Bytes = tuple[list[int], list[int], int]
-"""Of one rank: sent at each computed step, at each forecast step, and what is kept for forecasts."""
+Sent = dict[str, int]  # axis → bytes
+Bytes = tuple[list[Sent], list[Sent], int, list[Sent]]
+"""Of one rank: sent at each computed step, at each forecast step, and what is kept for forecasts; and, by the
+report, what all ranks sent at each step."""
 
 
 def small(config: Config) -> VideoRequest:
@@ -57,10 +60,12 @@ def ran(ranks: Ranks, jobs: list[tuple[Degrees, bool, str]]) -> list[Bytes]:
         result = Result(plan)
         records: list[StepRecord] = []
         denoise_segments(ranks, engine.prepare(plan), result, records.append)
-        sent: dict[StepKind, list[int]] = {kind: [] for kind in StepKind}
+        sent: dict[StepKind, list[Sent]] = {kind: [] for kind in StepKind}
         for one in records:
-            sent[one.kind].append(one.sent)
-        found.append((sent[StepKind.COMPUTE], sent[StepKind.FORECAST], result.forecaster_bytes))
+            sent[one.kind].append(dict(one.sent_by_axis))
+        report = build_report(ModelPart(name="", revision=""), result, [], load_seconds=0, write_seconds=0)
+        told = [step.sent_by_axis for step in report.step_log]
+        found.append((sent[StepKind.COMPUTE], sent[StepKind.FORECAST], result.forecaster_bytes, told))
     return found
 
 
@@ -98,17 +103,21 @@ JOBS: dict[int, list[tuple[Degrees, bool, str]]] = {
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_bytes_are_those_of_real_runs(world: int) -> None:
-    """Sent by every rank at each step and kept for forecasts, to the byte; shares are uneven."""
+    """Sent by every rank along each axis at each step, and kept for forecasts; shares are uneven."""
     real = run_ranks(world, ran, JOBS[world])
     for number, job in enumerate(JOBS[world]):
         findings = [rehearsed(world, rank, job) for rank in range(world)]
         for rank, found in enumerate(findings):
-            computed, forecast, _ = real[rank][number]
+            computed, forecast, _, _ = real[rank][number]
             steps = found.steps
-            assert set(computed) == {sum(steps.last.sent.values())} == {sum(steps.first.sent.values())}
-            expected = {sum(steps.forecast.sent.values())} if steps.forecast else set()
-            assert set(forecast) == expected
+            assert computed and all(one == steps.last.sent == steps.first.sent for one in computed)
+            assert bool(forecast) == (steps.forecast is not None)
+            assert all(steps.forecast is not None and one == steps.forecast.sent for one in forecast)
         assert max(one.steps.history for one in findings) == real[0][number][2]
+        of_step = [summed(one.steps.last.sent for one in findings)]
+        of_step += [summed(one.steps.forecast.sent for one in findings if one.steps.forecast is not None)]
+        told = real[0][number][3]
+        assert len(told) == 8 and all(one in of_step for one in told)
 
 
 def phases(config: Config, request: VideoRequest, rank: int, world: int, *, whole: bool) -> list[Phase]:

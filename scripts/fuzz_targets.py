@@ -204,6 +204,7 @@ def _reports() -> list[tuple[str, bytes]]:
         "step_seconds": {"computed_median": 0.5, "forecast_median": 0.01},
         "windows": 2,
         "schema": 1,
+        "decision_digest": "",
         "versions": {"lockstep": "1"},
     }
     return [(".json", json.dumps(content).encode())]

@@ -154,16 +154,23 @@ def test_comparing_the_full_sampler_with_itself_is_perfect(
     assert report.quality.psnr == 100.0
 
 
-@pytest.mark.parametrize("existing", ["a.mp4", "a.json", "a.png"])
+@pytest.mark.parametrize(
+    ("existing", "mine"),
+    [
+        ("a.mp4", b"\0\0\0\x18ftypisom"),
+        ("a.json", b'{"decision_digest": [], "request": {}}'),
+        ("a.png", b"\x89PNG\r\n\x1a\n"),
+    ],
+)
 def test_nothing_that_exists_is_replaced_without_leave(
-    engine: Engine, small: Make, tmp_path: Path, existing: str
+    engine: Engine, small: Make, tmp_path: Path, existing: str, mine: bytes
 ) -> None:
-    (tmp_path / existing).write_text("mine")
+    (tmp_path / existing).write_bytes(mine)
     with pytest.raises(BadRequestError, match=f"{existing}' exists"):
         run_job(engine, job_of(engine, small(), outputs(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == [existing]
     run_job(engine, job_of(engine, small(steps=1), outputs(tmp_path, overwrite=True)))
-    assert (tmp_path / existing).read_bytes() != b"mine"
+    assert (tmp_path / existing).read_bytes() != mine
 
 
 def test_names_must_say_what_the_files_are(engine: Engine, small: Make, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_what_fits_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "launch.commands.doctor_models.available", lambda _: ["wan-tiny", "wan2.1-t2v-14b-480p"]
     )
-    shown = Terminal(width=120, file=StringIO())
+    shown = Terminal(width=170, file=StringIO())
     shown.print(fits(load_gpu("4090")))  # as `doctor --gpu 4090` does
     rows = re.findall(r"│ ([\w.-]*) *│ (.*?) *│ (.*?) *│ (.*?) *│ (.*?) *│", shown.file.getvalue())  # type: ignore[attr-defined]
     (name, *tiny), (large, one, _, _, eight), (_, alone, _, _, option) = rows

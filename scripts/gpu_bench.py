@@ -6,7 +6,6 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from runtime.engine import Engine
+from runtime.media import quality
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.result import Result
@@ -107,8 +107,7 @@ def frames_of(engine: Engine, request: VideoRequest, **given: Any) -> Frames:
 
 def psnr(frames: Frames, other: Frames) -> float | None:
     """Peak signal-to-noise ratio of two videos in dB; None if they are equal."""
-    error = float(np.mean((frames.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return None if error == 0 else float(10 * np.log10(255**2 / error))
+    return None if np.array_equal(frames, other) else quality.psnr(frames, other)
 
 
 def measure_generation(bench: Bench, engine: Engine, request: VideoRequest) -> Found:
@@ -130,9 +129,8 @@ def measure_generation(bench: Bench, engine: Engine, request: VideoRequest) -> F
         bench.forget_peak()
 
     sink = Counted()
-    with ExitStack() as stack:
-        stack.callback(bench.synchronize)
-        result = engine.run(plan, [sink], on_latents=on_latents)
+    result = engine.run(plan, [sink], on_latents=on_latents)
+    bench.synchronize()
     peaks["decode"] = bench.peak()
     if sink.frames != request.frames:
         raise RuntimeError(f"{sink.frames} frames were decoded, not {request.frames}")

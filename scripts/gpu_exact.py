@@ -23,6 +23,7 @@ import psutil
 import torch
 from diffusers import WanPipeline
 from gpu_bench import Bench, Found, frames_of, psnr
+from peers import pipeline_frames
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
@@ -84,18 +85,7 @@ def _peer(bench: Bench, dtype: str, request: VideoRequest) -> Frames:
     pipeline = WanPipeline.from_pretrained(EMBEDDED_MODELS / "wan-tiny", dtype=kinds)
     pipeline.text_encoder.to(chosen)  # transformers keeps the file's float16
     pipeline.set_progress_bar_config(disable=True)
-    frames = pipeline.to(bench.device)(
-        prompt=request.prompt,
-        negative_prompt=request.negative,
-        width=request.width,
-        height=request.height,
-        num_frames=request.frames,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        max_sequence_length=request.max_sequence_length,
-        generator=torch.Generator().manual_seed(request.seed),
-    ).frames[0]
-    return np.rint(frames * np.float32(255)).astype(np.uint8)
+    return pipeline_frames(pipeline.to(bench.device), request)
 
 
 def check_options(bench: Bench) -> Found:

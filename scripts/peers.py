@@ -56,6 +56,22 @@ class Work:
         self.done += float(output.numel()) * inputs[0].shape[-1]
 
 
+def pipeline_frames(pipe: WanPipeline, request: VideoRequest) -> Frames:
+    """Make a request's video by diffusers' pipeline, `[T, H, W, 3]`, uint8."""
+    video = pipe(
+        prompt=request.prompt,
+        negative_prompt=request.negative,
+        width=request.width,
+        height=request.height,
+        num_frames=request.frames,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        max_sequence_length=request.max_sequence_length,
+        generator=torch.Generator().manual_seed(request.seed),
+    ).frames[0]
+    return np.rint(video * np.float32(255)).astype(np.uint8)
+
+
 class PeerPipeline:
     """diffusers' `WanPipeline` on an embedded model, as the engine runs it; each expert has its own cache."""
 
@@ -92,18 +108,7 @@ class PeerPipeline:
         return frames, (self._work.done - before) / self._whole_step
 
     def _run(self, request: VideoRequest) -> Frames:
-        video = self.pipe(
-            prompt=request.prompt,
-            negative_prompt=request.negative,
-            width=request.width,
-            height=request.height,
-            num_frames=request.frames,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            max_sequence_length=request.max_sequence_length,
-            generator=torch.Generator().manual_seed(request.seed),
-        ).frames[0]
-        return np.rint(video * np.float32(255)).astype(np.uint8)
+        return pipeline_frames(self.pipe, request)
 
     def magnitude_ratios(self, request: VideoRequest) -> list[float]:
         """Ratios that MagCache needs of the model, from one full run, as its own calibration prints them."""

@@ -120,5 +120,5 @@ def print_result(report: Report, job: Job, console: Console) -> None:
     console.print(f"report {job.outputs.report}, picture {job.outputs.picture}", soft_wrap=True)
     for warning in report.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
-    for path in report.videos:
+    for path in job.outputs.videos(job.request.videos):  # as the user named them; ranks have absolute paths
         print_path(path)

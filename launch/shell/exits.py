@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import click
 
+from launch.shell.namesakes import in_the_way
 from launch.shell.terminal import forgive_encodings, visible
 from runtime.errors import (
     BadRequestError,
@@ -273,6 +274,7 @@ def explain(error: BaseException) -> int:
     else:
         log.error("unexpected failure", exc_info=error)
         complain(named(error))
+        complain(in_the_way(error))
     complain("\n".join(getattr(error, "__notes__", [])))
     return code
 

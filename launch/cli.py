@@ -177,16 +177,16 @@ def compare(
 
     Writes a side-by-side mp4 (full sampler first), and a JSON file beside it with every number of the table.
     """
-    from launch.commands.compare import Comparison, plan_comparison
+    from launch.commands.compare import comparison_table, plan_comparison
     from launch.shell.progress import StepProgress, timed
 
-    comparison: Comparison = plan_comparison(
+    comparison = plan_comparison(
         config, prompts, presets=presets, seeds=seeds, out=out, overwrite=overwrite, **given
     )
     with timed(console, f"loading {comparison.config.model}"):
         plans = comparison.load()
     comparison.run(plans, partial(StepProgress, console))
-    console.print(comparison.table())
+    console.print(comparison_table(comparison))
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
     print_path(out)
@@ -262,7 +262,8 @@ def plan(
 
     Give one budget, or none for an overview of several numbers of steps.
     """
-    from launch.commands.plan import check_outputs, make_plan, overview, steps_table, write_plan
+    from launch.commands.plan import overview, steps_table
+    from runtime.measure.plans import check_outputs, make_plan, write_plan
 
     if nfe is psnr is seconds is None:
         if picture or preset:

@@ -19,7 +19,6 @@ from diffusers import WanTransformer3DModel
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from launch.commands.plan import step_seconds
 from launch.film.dry_run import reported_seconds
 from launch.film.folder import check_folder
 from launch.serve.queue import Queue, QueueError
@@ -33,6 +32,7 @@ from runtime.forecasting.methods import Methods
 from runtime.forecasting.presets import load_preset
 from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
+from runtime.measure.plans import step_seconds
 from runtime.models.layouts.stored import stored_in
 from runtime.models.layouts.weights import made
 from runtime.models.loras import KnownLora

@@ -43,9 +43,10 @@ RUNTIME: Mapping[str, str] = {
     "jobs": (
         "checkpoint engine files forecasting media models parallel profile recipe reports request sampling"
     ),
-    "measure": "checkpoint engine files forecasting media request sampling versions",
+    "measure": "checkpoint engine files forecasting jobs media reports request sampling versions",
     "film": "files forecasting media models profile recipe reports request versions",
     "rehearsal": "engine files models parallel profile request sampling",
+    "notebook": "engine files forecasting jobs measure media reports request sampling",
 }
 # Room of launch/ → the rooms of launch/ that it may import.
 LAUNCH: Mapping[str, str] = {

@@ -5,9 +5,7 @@ One rank under torchrun: `torchrun --nproc-per-node N -m launch.commands.calibra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,81 +15,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.commands.build_job import build_request, inputs_of
 from launch.commands.options import calibrate_options
-from launch.commands.prompts import read_prompts
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
 from launch.shell.progress import timed
 from launch.shell.terminal import Terminal, counted, print_path
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.files.atomic import is_in_the_way
-from runtime.files.checks import check_apart, check_suffix, check_writable
-from runtime.files.kinds import CALIBRATION
-from runtime.files.locks import hold
 from runtime.forecasting.calibration import Calibration
 from runtime.jobs.defaults import usual_timeout
 from runtime.measure.calibrate import Calibrator
-from runtime.measure.findings import check_partial
-from runtime.measure.states import check_states, states_beside
+from runtime.measure.calibration_job import CalibrationJob, shipped_prompts
 from runtime.models.configs import open_config
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks
 from runtime.profile import check_loras
-from runtime.request.config import DEFAULT, Config, shipped
-from runtime.request.images import check_image
+from runtime.request.config import DEFAULT, Config
+from runtime.request.prompts import read_prompts
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 from spectrum import StepKind
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationJob:
-    """Options of a calibration, checked as far as possible before the model loads."""
-
-    config: Config
-    requests: list[VideoRequest]
-    out: Path
-    budgets: tuple[int, ...] | None = None
-    overwrite: bool = False
-
-    @property
-    def partial(self) -> Path:
-        """File that keeps finished runs until the calibration is done."""
-        return self.out.with_name(self.out.name + ".partial")
-
-    def advice(self) -> str:
-        """Return how to resume after an interruption; empty if nothing was kept."""
-        if not self.partial.is_file():
-            return ""
-        taken = is_in_the_way(self.out, overwrite=self.overwrite)
-        first = f"move {str(self.out)!r} elsewhere; then " if taken else ""
-        return f"{first}the same command resumes from {str(self.partial)!r}"
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let no other calibration make the same file meanwhile: each would undo the other's finished runs.
-
-        Raises:
-            BadRequestError: another one does, or a file has the lock's name.
-        """
-        path = self.out.with_name(f"{self.out.name}.lock")
-        try:
-            lock = hold(
-                path,
-                field="out",
-                said=lambda who: (
-                    f"out: {str(self.out)!r} is being made by another calibration ({who}); "
-                    "wait for it, or give another name"
-                ),
-            )
-        except OSError:  # a file system without locks
-            lock = None
-        try:
-            yield
-        finally:
-            if lock is not None:
-                path.unlink(missing_ok=True)
-                lock.close()
 
 
 def plan_calibration(
@@ -120,17 +62,10 @@ def plan_calibration(
     """
     settings = open_config(config, model=model, revision=revision)
     check_loras(settings)
-    check_suffix(out, ".json", field="out")
-    path = prompts or _shipped_prompts(config or (DEFAULT if model is None else ""))
+    path = prompts or shipped_prompts(config or (DEFAULT if model is None else ""))
     requests = _requests(settings, path, seed, **given)
-    check_apart({out: "out"}, inputs_of(config, settings, requests[0]) | {path: "prompts"})
-    if is_leader:
-        check_writable(out, overwrite=overwrite, kind=CALIBRATION)
     job = CalibrationJob(settings, requests, out, budgets, overwrite)
-    if is_leader:
-        check_image(requests[0].image)
-        check_partial(job.partial)
-        check_states(states_beside(job.partial))
+    job.check(inputs_of(config, settings, requests[0]) | {path: "prompts"}, is_leader=is_leader)
     return job
 
 
@@ -167,17 +102,10 @@ def run_calibration(
             engine = Engine(job.config, ranks)
     on_loaded(engine)
     shown = _Shown(console)
-    calibrator = Calibrator(
-        engine, job.requests, job.partial, shown, fitted=job.budgets, overwrite=job.overwrite
-    )
+    calibrator = job.calibrator(engine, shown)
     console.print(_cost(job, calibrator), soft_wrap=True)
-    held = job.alone() if engine.ranks.is_leader else nullcontext()
-    with held, advising(job.advice), engine.commanded(), shown.of(calibrator.evaluations):
-        calibration = calibrator.run()
-        if engine.ranks.is_leader:
-            calibration.write(job.out, overwrite=job.overwrite)
-        calibrator.forget()
-    return calibration
+    with advising(job.advice), shown.of(calibrator.evaluations):
+        return job.run(calibrator, engine)
 
 
 def _cost(job: CalibrationJob, calibrator: Calibrator) -> str:
@@ -190,12 +118,6 @@ def _cost(job: CalibrationJob, calibrator: Calibrator) -> str:
         f"{counted(len(job.requests), 'video')}{fitted}; about {cost} evaluations, as many as "
         f"{cost / job.requests[0].steps:.0f} full runs{room}"
     )
-
-
-def _shipped_prompts(config: str) -> Path:
-    """Return the shipped file of prompts for a config, or the general one; that if it has no name."""
-    own = shipped("prompts", f"{Path(config).stem}.txt")
-    return own if own.is_file() else shipped("prompts", "general.txt")
 
 
 @click.command()

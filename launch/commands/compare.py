@@ -1,192 +1,18 @@
-"""`lockstep compare`: compares presets with the full sampler on the same prompts and seeds.
-
-Tensor legend: T frames, H, W height and width in pixels.
-"""
+"""`lockstep compare`: compares presets with the full sampler on the same prompts and seeds."""
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from launch.commands.build_job import build_request, inputs_of
-from runtime.engine import Engine
-from runtime.files.atomic import whole_files
-from runtime.files.checks import check_apart, check_suffix, check_writable
-from runtime.files.kinds import COMPARISON, VIDEO
-from runtime.forecasting.presets import Preset, load_preset
-from runtime.jobs.run import Progress, generate_shown
-from runtime.media.mp4 import ColourWatch, Frames, FrameSink, Tee, mp4_encoder
-from runtime.media.quality import Quality, RawVideo, compare_videos
-from runtime.media.raw import check_room, raw_videos
+from runtime.measure.compare import FULL, Comparison, against_full
 from runtime.models.configs import open_config
 from runtime.profile import check_loras
-from runtime.request.config import Config, is_path
-from runtime.request.images import check_image
-from runtime.request.video_request import VideoRequest
-from runtime.sampling.plan import Plan
-from runtime.sampling.result import Result
-from runtime.versions import versions
-
-FULL = "off"
-_LABEL_HEIGHT = 16  # pixels above each video
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One preset on one prompt and seed.
-
-    Attributes:
-        quality: against the full sampler; None for the full sampler itself.
-        predicted, deviation: PSNR that the calibration predicts, and its standard deviation, dB.
-    """
-
-    prompt: str
-    seed: int
-    preset: str
-    nfe: int
-    steps: int
-    denoise_seconds: float
-    quality: Quality | None
-    predicted: float | None = None
-    deviation: float | None = None
-
-
-@dataclass(slots=True)
-class Comparison:
-    """A comparison of presets over prompts and seeds: for each prompt, each seed, all presets.
-
-    Attributes:
-        presets: presets by name, the full sampler first.
-    """
-
-    config: Config
-    presets: dict[str, Preset]
-    requests: list[VideoRequest]
-    out: Path
-    overwrite: bool = False
-    results: list[Compared] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    _engine: Engine | None = None
-
-    def load(self) -> list[list[Plan]]:
-        """Load the model and plan every video: for each request, one plan of each preset.
-
-        Raises:
-            BadRequestError: the model is incomplete, or a request does not fit it.
-        """
-        engine = self._engine = Engine(self.config)
-        return [
-            [
-                engine.plan(request.model_copy(update={"spectrum": name}), preset)
-                for name, preset in self.presets.items()
-            ]
-            for request in self.requests
-        ]
-
-    def run(self, plans: list[list[Plan]], progress: Progress) -> None:
-        """Generate, measure, and write the side-by-side mp4 and the JSON.
-
-        Args:
-            plans: from `load`.
-        """
-        if self._engine is None:
-            raise RuntimeError("load() first")
-        self._engine.warm_up(plans[0][0])
-        width, height = self.requests[0].width * len(self.presets), self.requests[0].height + _LABEL_HEIGHT
-        with whole_files([self.out.with_suffix(".json"), self.out], overwrite=self.overwrite) as files:
-            summary, video = files
-            with mp4_encoder(video, width=width, height=height, fps=self.config.fps) as sink:
-                for of_request in plans:
-                    self._run_one(of_request, sink, progress)
-            summary.write_text(json.dumps(self._summary(), indent=2) + "\n", encoding="utf-8")
-
-    def _run_one(self, plans: Sequence[Plan], sink: FrameSink, progress: Progress) -> None:
-        """Make all columns of one prompt and seed, compare them with the first, write them side by side."""
-        assert self._engine is not None
-        with raw_videos(plans[0].request, count=len(plans)) as raw:
-            for plan, video, file in zip(plans, raw.videos, raw.files, strict=True):
-                watch, request = ColourWatch(), plan.request
-                result = generate_shown(self._engine, plan, [Tee(file, watch)], progress)
-                raw.flush()
-                name = f"{request.spectrum!r} of {request.prompt!r}, seed {request.seed},"
-                self.warnings += [*result.warnings, *watch.warning(name)]
-                quality = None if request.spectrum == FULL else compare_videos(video, raw.videos[0])
-                self.results.append(_compared(result, quality))
-            sink.write(side_by_side(raw.videos, list(self.presets)))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one row per preset, with means over prompts and seeds."""
-        full_seconds = _mean(r.denoise_seconds for r in self.results if r.preset == FULL)
-        rows = []
-        for preset in self.presets:
-            own = [r for r in self.results if r.preset == preset]
-            qualities = [r.quality for r in own if r.quality is not None]
-            seconds = _mean(r.denoise_seconds for r in own)
-            rows.append(
-                {
-                    "preset": preset,
-                    "nfe": _mean(r.nfe for r in own),
-                    "steps": own[0].steps,
-                    "denoise_seconds": seconds,
-                    "speedup": full_seconds / seconds,
-                    "predicted": _mean_of_known([r.predicted for r in own]),
-                    "psnr": _mean(q.psnr for q in qualities) if qualities else None,
-                    "ssim": _mean(q.ssim for q in qualities) if qualities else None,
-                    "vmaf": _mean(q.vmaf or 0.0 for q in qualities) if _have_vmaf(qualities) else None,
-                }
-            )
-        return rows
-
-    def table(self) -> Table:
-        """Return the rows as a table for a terminal."""
-        count = len(self.requests)
-        title = (
-            f"{self.config.model}: means of {count} videos"
-            if count > 1
-            else f"{self.config.model}: one video"
-        )
-        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("preset", "NFE", "time, s", "speed-up", "predicted", "PSNR, dB", "SSIM", "VMAF"):
-            first = name == "preset"
-            table.add_column(name, justify="left" if first else "right", overflow="fold", no_wrap=not first)
-        table.caption = "time of denoising; predicted and measured PSNR against the full sampler"
-        for row in self.rows():
-            table.add_row(
-                row["preset"],
-                f"{row['nfe']:g}/{row['steps']}",
-                f"{row['denoise_seconds']:.2f}",
-                f"{row['speedup']:.2f}×",
-                *(
-                    "" if row[name] is None else format(row[name], spec)
-                    for name, spec in (
-                        ("predicted", ".1f"),
-                        ("psnr", ".1f"),
-                        ("ssim", ".4f"),
-                        ("vmaf", ".1f"),
-                    )
-                ),
-            )
-        return table
-
-    def _summary(self) -> dict[str, Any]:
-        assert self._engine is not None
-        return {
-            "schema": 1,
-            "model": {"name": self._engine.model.name, "revision": self._engine.model.revision},
-            "rows": self.rows(),
-            "results": [asdict(result) for result in self.results],
-            "warnings": self.warnings,
-            "versions": versions(),
-        }
 
 
 def plan_comparison(
@@ -208,67 +34,43 @@ def plan_comparison(
     """
     settings = open_config(config, model=model, revision=revision)
     check_loras(settings)
-    chosen = {name: load_preset(name) for name in (FULL, *presets)}
-    check_suffix(out, ".mp4", field="out")
     requests = [
         build_request(settings, prompt, seed=seed, spectrum=FULL, **given)
         for prompt in prompts
         for seed in seeds
     ]
-    check_image(requests[0].image)
-    check_room(requests[0], len(chosen))
-    for preset in chosen.values():
-        preset.check_request(settings.windowed(requests[0]))
-    outputs = dict.fromkeys((out.with_suffix(".json"), out), "out")
-    inputs = inputs_of(config, settings, requests[0])
-    inputs |= {Path(name): "preset" for name in chosen if is_path(name)}
-    inputs |= {file: "calibration" for one in chosen.values() if (file := one.calibration_file)}
-    check_apart(outputs, inputs)
-    for path, kind in ((out, VIDEO), (out.with_suffix(".json"), COMPARISON)):
-        check_writable(path, overwrite=overwrite, kind=kind)
-    return Comparison(settings, chosen, requests, out, overwrite)
+    comparison = Comparison(settings, against_full(presets), requests, out, overwrite)
+    comparison.check(inputs_of(config, settings, requests[0]))
+    return comparison
 
 
-def side_by_side(videos: Sequence[RawVideo], labels: Sequence[str]) -> Frames:
-    """Join videos side by side under their labels: `[T, H + label, W · columns, 3]`, uint8."""
-    body = np.concatenate([video.frames() for video in videos], axis=2)
-    strip = np.concatenate(
-        [_label(text, video.width) for text, video in zip(labels, videos, strict=True)], axis=1
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the rows of a comparison as a table for a terminal."""
+    count = len(comparison.requests)
+    title = (
+        f"{comparison.config.model}: means of {count} videos"
+        if count > 1
+        else f"{comparison.config.model}: one video"
     )
-    header = np.broadcast_to(strip, (body.shape[0], *strip.shape))
-    return np.concatenate([header, body], axis=1)
-
-
-def _label(text: str, width: int) -> Frames:
-    image = Image.new("RGB", (width, _LABEL_HEIGHT), "white")
-    name = "full sampler" if text == FULL else Path(text).stem
-    ImageDraw.Draw(image).text((3, 2), name, fill="black", font=ImageFont.load_default(10))
-    return np.asarray(image)
-
-
-def _compared(result: Result, quality: Quality | None) -> Compared:
-    request = result.plan.request
-    return Compared(
-        prompt=request.prompt,
-        seed=request.seed,
-        preset=request.spectrum,
-        nfe=result.nfe,
-        steps=len(result.steps),
-        denoise_seconds=result.seconds.denoise,
-        quality=quality,
-        predicted=result.expectation.psnr,
-        deviation=result.expectation.deviation,
-    )
-
-
-def _have_vmaf(qualities: Sequence[Quality]) -> bool:
-    return bool(qualities) and all(q.vmaf is not None for q in qualities)
-
-
-def _mean_of_known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return _mean(known) if known else None
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("preset", "NFE", "time, s", "speed-up", "predicted", "PSNR, dB", "SSIM", "VMAF"):
+        first = name == "preset"
+        table.add_column(name, justify="left" if first else "right", overflow="fold", no_wrap=not first)
+    table.caption = "time of denoising; predicted and measured PSNR against the full sampler"
+    for row in comparison.rows():
+        table.add_row(
+            row["preset"],
+            f"{row['nfe']:g}/{row['steps']}",
+            f"{row['denoise_seconds']:.2f}",
+            f"{row['speedup']:.2f}×",
+            *(
+                "" if row[name] is None else format(row[name], spec)
+                for name, spec in (
+                    ("predicted", ".1f"),
+                    ("psnr", ".1f"),
+                    ("ssim", ".4f"),
+                    ("vmaf", ".1f"),
+                )
+            ),
+        )
+    return table

@@ -15,8 +15,9 @@ from typing import Any
 from runtime.errors import BadRequestError, reason
 from runtime.files.checks import check_suffix
 from runtime.files.problems import shown
-from runtime.files.text import beside, read_text
+from runtime.files.text import beside
 from runtime.request.config import is_path
+from runtime.request.prompts import read_prompts
 from runtime.request.video_request import VideoRequest
 
 NAMED = ("out", "report", "preview", "latents")  # options that name a file of each video
@@ -39,28 +40,6 @@ class Line:
     number: int
     where: str
     fields: Mapping[str, Any]
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file, without white space around them.
-
-    Raises:
-        BadRequestError: it cannot be read, or is not text.
-    """
-    return [line.strip() for line in re.split(r"\r\n|\n|\r", read_text(path, "prompts"))]
-
-
-def read_prompts(path: Path) -> dict[int, str]:
-    """Read one prompt per line: line number → prompt. Blank lines and lines that begin with # are skipped.
-
-    Raises:
-        BadRequestError: there is no prompt, or the file is not text.
-    """
-    lines = enumerate(read_lines(path), 1)
-    prompts = {number: line for number, line in lines if line and not line.startswith("#")}
-    if not prompts:
-        raise BadRequestError(f"prompts: {str(path)!r} given; it has no prompts, write one per line")
-    return prompts
 
 
 def read_requests(path: Path) -> list[Line]:

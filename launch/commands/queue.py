@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -77,29 +75,13 @@ def add(
     With --prompts, add one for each line of a file, or none if one of them is not acceptable.
     """
     from launch.commands.build_job import build_batch
-    from launch.serve.queue import check_line
+    from launch.serve.submission import submit_all
 
-    check_line("owner", owner)
-    check_line("name", name)
     batch = build_batch(**options)
     if name is not None and options["prompts"] is not None:
         raise BadRequestError(f"name: {name!r} given; the requests of a file have names of their own")
-    batch.check_files()
-    batch = batch.planned()  # whoever serves it stands elsewhere, and it may be later
-    about = {"owner": owner or _user(), "priority": priority, "seconds": expires}
-    with _opened(folder) as opened:
-        with opened.transaction() as base:
-            added = [opened.insert(base, job, name=name, **about) for job in batch.jobs]
-        for number in added:
-            click.echo(number)
-
-
-def _user() -> str:
-    """Return the name of this process's user, or `uid-N` if it has none, as in some containers."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid-{os.getuid()}"
+    for number in submit_all(folder, batch, name=name, owner=owner, priority=priority, expires=expires):
+        click.echo(number)
 
 
 @queue.command(short_help="Cancel requests.")

@@ -13,15 +13,15 @@ import pytest
 
 from launch import cli
 from launch.commands.calibrate import plan_calibration, run_calibration
-from launch.commands.plan import make_plan
-from launch.commands.prompts import read_prompts
 from launch.shell.terminal import Terminal
 from runtime.engine import Engine
 from runtime.errors import JobFailedError
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
+from runtime.measure.plans import make_plan
 from runtime.reports.plan_picture import write_plan_picture
 from runtime.request.config import shipped
+from runtime.request.prompts import read_prompts
 
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
 

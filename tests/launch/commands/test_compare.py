@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch import cli
-from launch.commands.compare import side_by_side
+from runtime.measure.compare import side_by_side
 from runtime.media.quality import RawVideo
 
 ARGUMENTS = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]

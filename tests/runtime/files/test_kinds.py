@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.commands.plan import step_seconds
 from launch.http.keys import read_keys
 from runtime.errors import BadRequestError
 from runtime.files.checks import check_writable
@@ -27,6 +26,7 @@ from runtime.files.kinds import (
 from runtime.film.storyboard import load_storyboard
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
+from runtime.measure.plans import step_seconds
 from runtime.models.configs import open_config
 from runtime.rehearsal.machine import load_gpu
 from runtime.request.config import shipped

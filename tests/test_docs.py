@@ -51,7 +51,7 @@ def blocks(page: Path, kind: str = "") -> list[str]:
 def command_lines() -> Iterator[tuple[str, list[str]]]:
     """Every command line of Lockstep's in the documentation, with what comes after its entry."""
     for page in PAGES:
-        for line in "".join(blocks(page)).replace("\\\n", " ").splitlines():
+        for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True) if re.search(r"lockstep |-m launch", line) else []
             for at in range(len(words)):
                 for length in (2, 1):
@@ -97,16 +97,6 @@ def test_scripts_and_targets_that_are_named_exist() -> None:
         text = page.read_text(encoding="utf-8")
         assert set(re.findall(r"(?:`|^)make ([\w-]+)", text, re.MULTILINE)) <= targets, page
         assert all((ROOT / name).exists() for name in re.findall(r"(?<!/)\bscripts/\w+\.py", text)), page
-
-
-def test_the_python_example_of_the_readme_runs_as_it_is_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    [example] = blocks(ROOT / "README.md", "python")
-    monkeypatch.chdir(tmp_path)
-    exec(example, {})
-    assert capfd.readouterr().out == "14 of 50 steps computed\n"
-    assert (tmp_path / "circle.mp4").read_bytes()[4:8] == b"ftyp"
 
 
 def test_nothing_tells_to_install_a_package_of_this_name_from_a_registry() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import SchedulerMixin
@@ -186,7 +186,7 @@ class ModelProfile:
         listed = listed_steps(self.config.scheduler, dict(self.sampler.config))
         return {name: str(values.tolist()) for name, values in listed.items()}
 
-    def _of_two_experts(self, request: VideoRequest) -> dict[str, float]:
+    def _of_two_experts(self, request: VideoRequest) -> dict[str, Any]:
         if len(self.experts) == 1:
             return {}
         return {"guidance_2": request.second_scale, "boundary": self.experts[0].boundary}

@@ -34,13 +34,14 @@ from wan_tiny_data import SCENES
 
 from launch.commands.calibrate import plan_calibration, run_calibration
 from runtime.engine import Engine
-from runtime.forecasting.calibration import load_calibration, to_triangle
+from runtime.forecasting.calibration import load_calibration
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.media.quality import Quality, RawVideo, compare_videos
 from runtime.request.config import Config, load_config
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from spectrum import StepKind, paper_schedule
+from spectrum.calibration import to_triangle
 
 PROMPTS = 24
 BUDGETS = (7, 8, 10, 12, 14, 18, 25)

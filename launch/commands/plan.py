@@ -8,9 +8,9 @@ from rich.table import Table
 
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.methods import Choice, Methods
-from runtime.forecasting.trials import Prediction
 from runtime.measure.plans import Chosen, step_seconds
 from spectrum import CalibratedPredictor, PlannedSteps, StepSeconds
+from spectrum.calibration import Prediction
 
 _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 200)
 

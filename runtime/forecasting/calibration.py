@@ -11,14 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from runtime.errors import BadRequestError, reason
@@ -27,21 +25,13 @@ from runtime.files.kinds import check_kind, check_kind_of_file
 from runtime.files.problems import explain, nearest, shown
 from runtime.files.text import is_file, read_text, user_path
 from runtime.forecasting.fits import Fit
-from runtime.forecasting.trials import (
-    LEAST_TRIALS,
-    FilePart,
-    Finite,
-    Positive,
-    Prediction,
-    Trial,
-    predict,
-)
+from runtime.forecasting.trials import FilePart, Finite, Positive, Trial
 from runtime.forecasting.validity import Conditions
 from runtime.request.bounds import NUMBER
 from runtime.request.config import available, shipped
 from spectrum import MAX_STEPS, NOWHERE, CalibratedPredictor, Gram, Planner, StepSeconds
+from spectrum.calibration import SCHEMA, Measured, Prediction
 
-_SCHEMA = 2
 StreamName = Literal["feature", "velocity", "guided"]
 
 
@@ -103,17 +93,7 @@ class Calibration(FilePart):
     @model_validator(mode="after")
     def _whole(self) -> Calibration:
         n = self.conditions.steps
-        lengths = {name: len(values) for name, values in self.grams.items()}
-        if any(length != n * (n + 1) // 2 for length in lengths.values()):
-            raise ValueError(f"Gram matrices of {n} steps need {n * (n + 1) // 2} numbers, got {lengths}")
-        if not len(self.sensitivity) == len(self.response) == len(self.noise_levels) - 1 == n:
-            raise ValueError(f"sensitivity, response and noise levels must have {n} steps")
-        if len(self.trajectory) != (n + 1) * (n + 2) // 2:
-            raise ValueError(f"trajectory: {n} steps need {(n + 1) * (n + 2) // 2} numbers")
-        for name, values in self.grams.items():
-            sizes = from_triangle(values, n).diagonal()
-            if (sizes < 0.0).any() or not sizes.any():
-                raise ValueError(f"grams.{name}: the squared size of a step cannot be negative, nor all be 0")
+        self.measured.check(n)
         budgets = [fit.nfe for fit in self.fits]
         if budgets != sorted(set(budgets)) or any(fit.nodes[-1] >= n for fit in self.fits):
             raise ValueError(f"fits must be of ascending numbers of the {n} steps, got {budgets}")
@@ -121,6 +101,19 @@ class Calibration(FilePart):
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    @property
+    def measured(self) -> Measured:
+        """Its numbers, from which weights, plans and predictions follow."""
+        return Measured(
+            self.noise_levels,
+            {str(name): values for name, values in self.grams.items()},
+            self.trajectory,
+            self.sensitivity,
+            self.response,
+            self.scale,
+            self.trials,
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -140,12 +133,10 @@ class Calibration(FilePart):
         Raises:
             BadRequestError: the stream was not calibrated.
         """
-        for name, values in self.grams.items():
-            if name == stream:
-                return from_triangle(values, self.conditions.steps)
-        raise BadRequestError(
-            f"spectrum: this calibration has the streams {', '.join(self.grams)}, not {stream}"
-        )
+        try:
+            return self.measured.gram(stream)
+        except ValueError as error:
+            raise BadRequestError(f"spectrum: {error}") from None
 
     def fit(self, nfe: int) -> Fit:
         """Find the solver that computes `nfe` steps.
@@ -171,19 +162,12 @@ class Calibration(FilePart):
         Args:
             fresh: step before which the history is dropped → steps that are computed from there on.
         """
-        return make_planner(self.predictor(stream), self.noise_levels, self.sensitivity, self.scale, fresh)
+        self.gram(stream)
+        return self.measured.planner(stream, fresh)
 
     def predict(self, expected: float, surprise: float | None = None) -> Prediction | None:
-        """Predict the PSNR from an expected relative error of the latent; None with too few trials.
-
-        It is a linear fit to the trials, with `surprise` as a second variable once that is known.
-        """
-        if expected <= 0.0 or len(self.trials) < LEAST_TRIALS:
-            return None
-        told = [trial for trial in self.trials if trial.expected > 0.0]
-        used = 2 if surprise is None else 3
-        rows = [[1.0, math.log10(trial.expected), trial.surprise][:used] for trial in told]
-        return predict(told, rows, [1.0, math.log10(expected), surprise or 0.0][:used])
+        """Predict the PSNR from an expected relative error of the latent; None with too few trials."""
+        return self.measured.predict(expected, surprise)
 
     def affordable(self, seconds: float, typical: StepSeconds | None = None) -> int:
         """Largest number of computed steps that can be denoised within `seconds`.
@@ -205,18 +189,6 @@ class Calibration(FilePart):
         """Write the calibration, whole or not at all; see `whole_file`."""
         with whole_file(path, overwrite=overwrite) as temporary:
             temporary.write_text(self.model_dump_json(by_alias=True) + "\n", encoding="utf-8")
-
-
-def make_planner(
-    predictor: CalibratedPredictor,
-    noise_levels: Sequence[float],
-    sensitivity: Sequence[float],
-    scale: float,
-    fresh: Mapping[int, int] = NOWHERE,
-) -> Planner:
-    """Make a planner whose errors are relative to the final latent."""
-    moves = -np.diff(np.asarray(noise_levels))
-    return Planner(predictor, (moves * np.asarray(sensitivity) * scale).tolist(), fresh)
 
 
 def is_file_name(name: str) -> bool:
@@ -266,10 +238,10 @@ def _read(path: Path, modified: int) -> Calibration:
         check_kind(content, "calibration", path)
         what = "some other JSON" if isinstance(content, dict) else shown(content)
         raise BadRequestError(f"calibration: {str(path)!r} is {what}, not a calibration")
-    if content.get("schema") != _SCHEMA:
+    if content.get("schema") != SCHEMA:
         given = shown(content.get("schema"))
         raise BadRequestError(
-            f"calibration {str(path)!r}: schema {given}; this version reads schema {_SCHEMA}, with which "
+            f"calibration {str(path)!r}: schema {given}; this version reads schema {SCHEMA}, with which "
             "solvers can be fitted. `lockstep calibrate` makes a new file"
         )
     try:
@@ -280,15 +252,3 @@ def _read(path: Path, modified: int) -> Calibration:
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"it has {word}, which is not a number in JSON")
-
-
-def to_triangle(gram: NDArray[np.float64]) -> list[float]:
-    """Lower triangle, row by row, to 12 digits: differences of neighbouring steps need most of them."""
-    return [float(f"{value:.12g}") for value in gram[np.tril_indices(len(gram))]]
-
-
-def from_triangle(values: list[float], size: int) -> Gram:
-    """Symmetric matrix `[size, size]` of a lower triangle."""
-    lower: Gram = np.zeros((size, size))
-    lower[np.tril_indices(size)] = values
-    return lower + np.tril(lower, -1).T

@@ -12,18 +12,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from runtime.forecasting.expectation import Expectation
-from runtime.forecasting.trials import (
-    LEAST_TRIALS,
-    Count,
-    FilePart,
-    Finite,
-    Prediction,
-    Share,
-    Trial,
-    predict,
-    tail,
-)
+from runtime.forecasting.trials import Count, FilePart, Finite, Share, Trial
 from spectrum import surprise
+from spectrum.calibration import LEAST_TRIALS, Prediction, predict, tail
 from spectrum.solver import FittedSolver, Multistep
 
 _Rows = list[list[Finite]]

@@ -7,8 +7,8 @@ from typing import Literal
 
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import Calibration
-from runtime.forecasting.trials import Prediction, tail
 from spectrum import PlannedSteps, StepSeconds
+from spectrum.calibration import Prediction, tail
 
 Method = Literal["planned", "fitted"]
 _TENTH = 1.2816  # deviations below the mean of a normal distribution's 10th percentile

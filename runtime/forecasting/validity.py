@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from runtime.errors import BadRequestError
 from runtime.request.bounds import NUMBER
 from runtime.request.video_request import Guidance, StepCount, VideoRequest
-
-_RESOLUTION = 2.0  # factor of pixels up to which two videos are of the same class
+from spectrum.calibration import differences, sizes_differ
 
 _Timestep = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), NUMBER]
 _UNLESS_NONE = Field(exclude_if=lambda value: value is None)
@@ -26,9 +25,11 @@ class Conditions(BaseModel):
         settings: settings of the sampler, as text; ones that only one of two versions has are not compared.
         steps: number of sampler steps.
         guidance: guidance scale; 1 for none.
+        pipeline: class of the pipeline of diffusers that the calibration was made with; None if it was none.
         guidance_2, boundary: of a model of two experts, the scale of the second, and the timestep below which
             it takes over; None for other models.
         width, height, frames: size in pixels and frames; sizes of the same class are near enough.
+        latents: numbers in the latents; None if they follow from the size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,11 +40,13 @@ class Conditions(BaseModel):
     settings: dict[str, str]
     steps: StepCount
     guidance: Guidance
+    pipeline: Annotated[str | None, _UNLESS_NONE] = None
     guidance_2: Annotated[Guidance | None, _UNLESS_NONE] = None
     boundary: Annotated[_Timestep | None, _UNLESS_NONE] = None
     width: _Size
     height: _Size
     frames: _Size
+    latents: Annotated[int | None, Field(ge=1), _UNLESS_NONE] = None
 
     def check_fit(self, request: Conditions, source: str) -> None:
         """Refuse a request whose conditions differ from these.
@@ -55,45 +58,27 @@ class Conditions(BaseModel):
         Raises:
             BadRequestError: conditions differ; the message says which.
         """
-        names = ["revision", "sampler", "steps", "guidance", "guidance_2", "boundary"]
-        if self.revision != request.revision:
-            names.insert(0, "model")
-        differences = [
-            f"{name} {getattr(self, name)!r}, not {getattr(request, name)!r}"
-            for name in names
-            if getattr(self, name) != getattr(request, name)
-        ]
-        if self.sampler == request.sampler:
-            differences += [
-                f"sampler.{name} {self.settings[name]}, not {request.settings[name]}"
-                for name in sorted(self.settings.keys() & request.settings.keys())
-                if self.settings[name] != request.settings[name]
-            ]
-        _refuse(differences + self._resolution(request.width, request.height, request.frames), source)
+        found = differences(dict(self), dict(request))
+        _refuse(found + self._resolution(request.width, request.height, request.frames), source)
 
     def check_request(self, request: VideoRequest, source: str) -> None:
         """Check a request as `check_fit` does, as far as is possible before a model is loaded."""
         given = {"steps": request.steps, "guidance": request.scale}
         if self.guidance_2 is not None:
             given["guidance_2"] = request.second_scale
-        differences = [
-            f"{name} {getattr(self, name)!r}, not {value!r}"
-            for name, value in given.items()
-            if getattr(self, name) != value
-        ]
-        _refuse(differences + self._resolution(request.width, request.height, request.frames), source)
+        found = differences({name: getattr(self, name) for name in given}, given)
+        _refuse(found + self._resolution(request.width, request.height, request.frames), source)
 
     def _resolution(self, width: int, height: int, frames: int) -> list[str]:
-        own, other = self.width * self.height * self.frames, width * height * frames
-        if max(own, other) <= _RESOLUTION * min(own, other):
+        if not sizes_differ(self.width * self.height * self.frames, width * height * frames):
             return []
         size, given = f"{self.width}×{self.height}×{self.frames}", f"{width}×{height}×{frames}"
         return [f"videos of about {size}, not {given}"]
 
 
-def _refuse(differences: list[str], source: str) -> None:
-    if differences:
+def _refuse(found: list[str], source: str) -> None:
+    if found:
         raise BadRequestError(
             f"spectrum: the calibration {source!r} does not fit this request; "
-            f"it is for {'; for '.join(differences)}. `lockstep calibrate` makes one that fits"
+            f"it is for {'; for '.join(found)}. `lockstep calibrate` makes one that fits"
         )

@@ -21,25 +21,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import statistics
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.forecasting.calibration import (
-    Calibration,
-    StreamName,
-    from_triangle,
-    make_planner,
-    to_triangle,
-)
+from runtime.forecasting.calibration import Calibration
 from runtime.forecasting.parts import FullSchedulePart
 from runtime.forecasting.presets import Preset, Switch
 from runtime.forecasting.trials import Trial
-from runtime.measure.findings import Findings, PartialFile
+from runtime.measure.findings import PartialFile
 from runtime.measure.fit_budgets import PASSES, BudgetFitting
 from runtime.measure.full_runs import FullRuns
 from runtime.measure.session import OnRunStep, Session
@@ -50,21 +42,12 @@ from runtime.request.images import image_digest
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.streams import GuidedStream
 from runtime.versions import versions
-from spectrum import (
-    MAX_STEPS,
-    CalibratedPredictor,
-    FixedSchedule,
-    StepKind,
-    StepSeconds,
-    mean_gram,
-    surprise,
-)
+from spectrum import MAX_STEPS, FixedSchedule, StepKind, surprise
+from spectrum.calibration import LEAST_STEPS, LEAST_VIDEOS, Findings, trial_budgets
 
-_TRIALS = (0.16, 0.2, 0.28, 0.4)  # computed steps, as fractions of all
 _FITTED = (0.16, 0.2, 0.28)  # the same, of solvers
 # Plans of outputs are for one history of all experts, whose Gram matrix says what crosses a switch.
 _CARRIED = Preset(stream="guided", schedule=FullSchedulePart(kind="full"), switch=Switch(history="carried"))
-_STREAMS: tuple[StreamName, ...] = ("feature", "velocity", "guided")
 
 
 class Calibrator:
@@ -106,8 +89,10 @@ class Calibrator:
                 f"frames: {self._requests[0].frames} given; calibrate with the length of one window, "
                 f"{engine.config.windowed(self._requests[0]).frames}"
             )
-        if self._steps > MAX_STEPS or self._steps < 4:
-            raise BadRequestError(f"steps: {self._steps} given; calibrations have 4 to {MAX_STEPS} steps")
+        if self._steps > MAX_STEPS or self._steps < LEAST_STEPS:
+            raise BadRequestError(
+                f"steps: {self._steps} given; calibrations have {LEAST_STEPS} to {MAX_STEPS} steps"
+            )
         sampler = self._plan.fresh_sampler()
         self._conditions = engine.profile.conditions(self._requests[0], sampler)
         self._levels = [float(level) for level in sampler.sigmas]
@@ -134,7 +119,7 @@ class Calibrator:
     @property
     def budgets(self) -> list[int]:
         """Numbers of computed steps of the trials."""
-        return sorted({max(2, round(share * self._steps)) for share in _TRIALS})
+        return trial_budgets(self._steps)
 
     @property
     def evaluations(self) -> int:
@@ -184,11 +169,8 @@ class Calibrator:
 
     def _try(self, video: int) -> None:
         """Make one video with schedules for several budgets, planned from all the other videos."""
-        session, steps = self._session, self._steps
-        others = [grams for index, grams in enumerate(self._found.grams) if index != video]
-        gram = mean_gram(from_triangle(grams["guided"], steps) for grams in others)
-        predictor = CalibratedPredictor(gram)
-        planner = make_planner(predictor, self._levels, self._found.sensitivity(steps), self._scale())
+        session = self._session
+        predictor, planner = self._found.without(video, self._levels)
         run = session.prepare(video, _CARRIED)
         truth = session.frames(session.share(self._found.latents, video))
         done: list[Trial] = []
@@ -232,30 +214,15 @@ class Calibrator:
         for nfe in missing:
             budgets.fit(nfe)
 
-    def _scale(self) -> float:
-        return statistics.fmean(self._found.scales)
-
     def _finish(self) -> Calibration:
-        found, steps = self._found, self._steps
-        fits = [fit for fit in found.fits if len(fit["nodes"]) in self.fitted]
+        conditions = self._conditions.model_dump()
+        content = self._found.content(conditions, self._levels, self._engine.ranks.size)
+        content["fits"] = [fit for fit in content["fits"] if len(fit["nodes"]) in self.fitted]
         return Calibration.model_validate(
-            {
-                "conditions": self._conditions,
+            content
+            | {
                 "prompts": [request.prompt for request in self._requests],
                 "seeds": [request.seed for request in self._requests],
-                "noise_levels": self._levels,
-                "grams": {stream: to_triangle(found.mean(stream, steps)) for stream in _STREAMS},
-                "trajectory": to_triangle(found.trajectory(steps)),
-                "sensitivity": found.sensitivity(steps),
-                "response": found.response(steps),
-                "scale": self._scale(),
-                "trials": found.trials,
-                "fits": sorted(fits, key=lambda fit: len(fit["nodes"])),
-                "seconds": {
-                    **StepSeconds.medians(found.computed, found.forecast)._asdict(),
-                    "ranks": self._engine.ranks.size,
-                },
-                "made": datetime.now(UTC).date(),
                 "versions": versions(),
             }
         )
@@ -296,9 +263,10 @@ def check_requests(requests: Sequence[VideoRequest]) -> None:
     Raises:
         BadRequestError: there are too few videos, or they differ in more than prompt and seed.
     """
-    if len(requests) < 2:
+    if len(requests) < LEAST_VIDEOS:
         raise BadRequestError(
-            f"prompts: {len(requests)} given; a calibration needs at least 2, preferably 8 or more"
+            f"prompts: {len(requests)} given; a calibration needs at least {LEAST_VIDEOS}, "
+            "preferably 8 or more"
         )
     alike = {r.model_copy(update={"prompt": "", "seed": 0}).model_dump_json() for r in requests}
     if len(alike) > 1:

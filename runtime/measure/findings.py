@@ -1,19 +1,16 @@
-"""Findings of a calibration so far, and the file that keeps them over an interruption."""
+"""The file that keeps the findings of a calibration over an interruption."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import math
-import statistics
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,76 +18,15 @@ from runtime.errors import BadRequestError, reason
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain
 from runtime.files.tensors import save_tensors
-from runtime.forecasting.calibration import StreamName, from_triangle
+from runtime.forecasting.calibration import StreamName
 from runtime.forecasting.fits import Fit
 from runtime.forecasting.trials import Trial
-from spectrum import Gram, mean_gram
+from spectrum.calibration import Findings
 
 log = logging.getLogger(__name__)
 
 _HEAD = 256  # bytes of the pickle, within which the first field is named
 _Numbers = list[Annotated[float, Field(allow_inf_nan=False)]]
-
-
-@dataclass(slots=True)
-class Findings:
-    """Findings so far, as JSON values, except for the latents, which only the first rank has.
-
-    Attributes:
-        grams: for each video, stream → lower triangle of its Gram matrix.
-        scales: for each video, root mean square of the guided velocity over that of the final latent.
-        trajectories: for each video, lower triangle of the Gram matrix of its noise and guided velocities,
-            divided by the squared norm of its final latent.
-        gains: step → sizes of nudges in the final latent, relative to their sizes after the step.
-        responses: step → changes of the velocity that nudges of the step before have caused, relative to
-            those of the latent.
-        trials: trials, as in the calibration.
-        passes: trial passes of solvers.
-        fits: solvers, as in the calibration.
-        computed, forecast: seconds of steps of each kind.
-        latents: final latents of each video.
-    """
-
-    grams: list[dict[str, list[float]]] = field(default_factory=list)
-    scales: list[float] = field(default_factory=list)
-    trajectories: list[list[float]] = field(default_factory=list)
-    gains: dict[str, list[float]] = field(default_factory=dict)
-    responses: dict[str, list[float]] = field(default_factory=dict)
-    trials: list[dict[str, Any]] = field(default_factory=list)
-    passes: list[dict[str, Any]] = field(default_factory=list)
-    fits: list[dict[str, Any]] = field(default_factory=list)
-    computed: list[float] = field(default_factory=list)
-    forecast: list[float] = field(default_factory=list)
-    latents: list[torch.Tensor] = field(default_factory=list)
-
-    def plain(self) -> dict[str, Any]:
-        """Everything but the latents, as JSON values."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "latents"}
-
-    def mean(self, stream: StreamName, steps: int) -> Gram:
-        """Mean Gram matrix of a stream."""
-        return mean_gram(from_triangle(one[stream], steps) for one in self.grams)
-
-    def trajectory(self, steps: int) -> Gram:
-        """Mean Gram matrix of noise and guided velocities, `[n + 1, n + 1]`."""
-        mean: Gram = np.mean([from_triangle(one, steps + 1) for one in self.trajectories], axis=0)
-        return mean
-
-    def sensitivity(self, steps: int) -> list[float]:
-        """Sensitivity of every step: root mean square of the gains, interpolated in the logarithm."""
-        return _interpolated(self.gains, steps)
-
-    def response(self, steps: int) -> list[float]:
-        """Response of the velocity to the latent at every step, interpolated as the sensitivity is."""
-        return _interpolated(self.responses, steps)
-
-
-def _interpolated(measured: Mapping[str, list[float]], count: int) -> list[float]:
-    """Root mean square of what was measured at some steps, interpolated in the logarithm."""
-    steps = sorted(int(step) for step in measured)
-    sizes = [math.sqrt(statistics.fmean(size * size for size in measured[str(step)])) for step in steps]
-    logs = np.interp(np.arange(count), steps, np.log(np.maximum(sizes, 1e-6)))
-    return [float(f"{value:.6g}") for value in np.exp(logs)]
 
 
 class TrialPass(BaseModel):

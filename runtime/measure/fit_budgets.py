@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from runtime.forecasting.trials import Trial
-from runtime.measure.findings import Findings
 from runtime.measure.session import Session
 from runtime.measure.solvers import Pass, SolverFitting, score, weights_of
 from runtime.media.quality import psnr
+from spectrum.calibration import Findings
 
 POWERS = (1.0, 0.5)  # of sensitivities in the choice of nodes: more of them early, or fewer
 PASSES = len(POWERS) + 1

@@ -6,27 +6,20 @@ Tensor legend: n sampler steps; C, F, H, W latent channels, frames, height and w
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from runtime.forecasting.calibration import StreamName, to_triangle
-from runtime.measure.findings import Findings
-from runtime.measure.probes import GramStream, NudgedStream, sample
+from runtime.measure.probes import GramStream, NudgedStream
 from runtime.measure.session import Session
 from runtime.measure.states import StateFiles
 from runtime.sampling.denoise import Denoising, StepRecord
 from runtime.sampling.run import Run
 from spectrum import Gram
-
-_NUDGED_EARLY = (0.02, 0.06, 0.12, 0.25)  # fractions of the last step; sensitivities vary much here,
-_NUDGED_LATE = (0.45, 0.72, 1.0)  # and little here
-_EVERY, _LATE_VIDEOS = 2, 3  # every second video is nudged early, and three of them late, too
-_NUDGE = 0.5  # size, relative to the velocity's change since the step before
+from spectrum.calibration import Findings, norm, nudged_steps, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +54,7 @@ class FullRuns:
 
     def nudged_steps(self, video: int) -> list[int]:
         """Steps at which `video` is nudged."""
-        if video % _EVERY:
-            return []
-        shares = _NUDGED_EARLY + (_NUDGED_LATE if video < _EVERY * _LATE_VIDEOS else ())
-        return sorted({max(1, round(share * (self._session.steps - 1))) for share in shares})
+        return nudged_steps(video, self._session.steps)
 
     def make(self, video: int, found: Findings) -> None:
         """Make one full run with its nudged runs, and add what is found to `found`."""
@@ -115,33 +105,25 @@ class FullRuns:
     ) -> None:
         """Make the nudged runs; note sizes of errors at the end, and what they do to the next velocity."""
         for one in before:
-            stream = NudgedStream(run.open_stream(), one.step, one.velocity_BCFHW, _NUDGE)
+            stream = NudgedStream(run.open_stream(), one.step, one.velocity_BCFHW)
             named = f"{name}, nudged at {one.step}"
             state = self._session.denoising(run, stream, named)
             state.latents_BCFHW, state.sampler = one.latents_BCFHW, one.sampler
             for _ in self._session.walk(state, named, one.step):
                 pass
             moved = abs(self._levels[one.step] - self._levels[one.step + 1])
-            gain = _norm(state.latents_BCFHW - final_BCFHW) / max(moved * stream.size, 1e-30)
-            found.gains.setdefault(str(one.step), []).append(gain)
+            found.add_gain(one.step, norm(state.latents_BCFHW - final_BCFHW), moved * stream.size)
             if one.step in after:
-                response = _response(stream, after[one.step])
-                found.responses.setdefault(str(one.step + 1), []).append(response)
+                found.add_response(one.step + 1, *_changes(stream, after[one.step]))
 
     def _note(self, stream: GramStream, final_BCFHW: torch.Tensor, found: Findings) -> None:
         """Note Gram matrices, their scale and the result."""
         grams = self._sum(stream.grams())
         trajectory = self._sum({"guided": stream.trajectory()})["guided"]
-        root, size = (
-            math.sqrt(float(np.trace(grams["guided"])) / self._session.steps),
-            _norm(sample(final_BCFHW)),
-        )
-        found.grams.append({name: to_triangle(gram) for name, gram in grams.items()})
-        found.trajectories.append(to_triangle(trajectory / size**2))
-        found.scales.append(root / size)
+        found.add_run(grams, trajectory, norm(sample(final_BCFHW)))
         found.latents.append(final_BCFHW.cpu())
 
-    def _sum(self, grams: dict[StreamName, Gram]) -> dict[StreamName, Gram]:
+    def _sum(self, grams: Mapping[str, Gram]) -> dict[str, Gram]:
         """Sum Gram matrices of one size over the ranks, in one reduction."""
         flat = np.concatenate([gram.ravel() for gram in grams.values()])
         parts = np.split(np.asarray(self._session.ranks.control.sum(flat.tolist())), len(grams))
@@ -149,12 +131,8 @@ class FullRuns:
         return {name: part.reshape(shape) for name, part in zip(grams, parts, strict=True)}
 
 
-def _response(nudged: NudgedStream, full: _After) -> float:
-    """Change of the velocity that a nudge has caused at the next step, relative to that of the latent."""
+def _changes(nudged: NudgedStream, full: _After) -> tuple[float, float]:
+    """Changes of the velocity and of the latent that a nudge has caused at the next step."""
     assert nudged.latents_BCFHW is not None and nudged.velocity_BCFHW is not None
-    change = _norm(nudged.velocity_BCFHW - full.velocity_BCFHW)
-    return change / max(_norm(nudged.latents_BCFHW - full.latents_BCFHW), 1e-30)
-
-
-def _norm(value: torch.Tensor) -> float:
-    return float(value.double().norm())
+    velocity = norm(nudged.velocity_BCFHW - full.velocity_BCFHW)
+    return velocity, norm(nudged.latents_BCFHW - full.latents_BCFHW)

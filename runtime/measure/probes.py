@@ -14,9 +14,7 @@ from runtime.forecasting.calibration import StreamName
 from runtime.sampling.network import Networks, StreamOutput
 from runtime.sampling.streams import GuidedStream, Kinds, Stream
 from spectrum import Gram
-
-_SAMPLED = 2**23  # numbers per step, branch and rank
-_CHUNK = 2**18  # numbers per step that are multiplied at a time, in float64
+from spectrum.calibration import gram_of, norm, nudge, sample
 
 
 class _Probe:
@@ -71,11 +69,11 @@ class GramStream(_Probe):
             self._values["guided"][GuidedStream.NAME].append(sample(self.last_BCFHW))
         return StreamOutput(self.last_BCFHW)
 
-    def grams(self) -> dict[StreamName, Gram]:
+    def grams(self) -> dict[str, Gram]:
         """Gram matrices `[n, n]` of this rank's part of each stream."""
         steps = len(next(iter(self._values["feature"].values())))
         return {
-            name: sum((_multiply(values) for values in parts.values()), start=np.zeros((steps, steps)))
+            name: sum((gram_of(values) for values in parts.values()), start=np.zeros((steps, steps)))
             for name, parts in self._values.items()
         }
 
@@ -85,7 +83,7 @@ class GramStream(_Probe):
         if guided is None:
             size = 1 + len(next(iter(self._values["feature"].values())))
             return np.zeros((size, size))
-        return _multiply([self._start.to(guided[0].dtype), *guided])
+        return gram_of([self._start.to(guided[0].dtype), *guided])
 
 
 class NudgedStream(_Probe):
@@ -95,15 +93,14 @@ class NudgedStream(_Probe):
         stream: stream that computes every step.
         step: step of the nudge.
         before_BCFHW: velocity of the step before.
-        share: size of the nudge, relative to the change.
 
     Attributes:
         size: norm of the nudge, once it was made.
         latents_BCFHW, velocity_BCFHW: what the step after the nudge began with, and its velocity.
     """
 
-    def __init__(self, stream: Stream, step: int, before_BCFHW: torch.Tensor, share: float):
-        self._stream, self._step, self._before_BCFHW, self._share = stream, step, before_BCFHW, share
+    def __init__(self, stream: Stream, step: int, before_BCFHW: torch.Tensor):
+        self._stream, self._step, self._before_BCFHW = stream, step, before_BCFHW
         self.size = 0.0
         self.latents_BCFHW: torch.Tensor | None = None
         self.velocity_BCFHW: torch.Tensor | None = None
@@ -116,22 +113,6 @@ class NudgedStream(_Probe):
             self.latents_BCFHW, self.velocity_BCFHW = latents_BCFHW, output.velocity_BCFHW
         if step != self._step:
             return output
-        nudge_BCFHW = self._share * (output.velocity_BCFHW - self._before_BCFHW)
-        self.size = float(nudge_BCFHW.double().norm())
+        nudge_BCFHW = nudge(output.velocity_BCFHW, self._before_BCFHW)
+        self.size = norm(nudge_BCFHW)
         return output._replace(velocity_BCFHW=output.velocity_BCFHW + nudge_BCFHW)
-
-
-def sample(value: torch.Tensor) -> torch.Tensor:
-    """Sample at most 2²³ numbers of a tensor, evenly spread, on the host."""
-    flat = value.reshape(-1)
-    stride = -(-flat.numel() // _SAMPLED)
-    return flat[::stride].to("cpu", copy=True)
-
-
-def _multiply(values: list[torch.Tensor]) -> Gram:
-    """Compute the Gram matrix `[n, n]` of n vectors, in float64."""
-    gram = np.zeros((len(values), len(values)))
-    for start in range(0, values[0].numel(), _CHUNK):
-        part = torch.stack([value[start : start + _CHUNK] for value in values]).double()
-        gram += (part @ part.T).numpy()
-    return gram

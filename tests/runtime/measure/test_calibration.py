@@ -15,15 +15,10 @@ import torch
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, JobFailedError
-from runtime.forecasting.calibration import (
-    Calibration,
-    from_triangle,
-    load_calibration,
-    to_triangle,
-)
+from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.forecasting.methods import Methods
 from runtime.measure.calibrate import Calibrator, check_requests
-from runtime.measure.findings import Findings, PartialFile, check_partial
+from runtime.measure.findings import PartialFile, check_partial
 from runtime.measure.solvers import weights_of
 from runtime.measure.states import StateFiles
 from runtime.media.mp4 import FrameBuffer
@@ -38,6 +33,7 @@ from runtime.sampling.denoise import StepRecord
 from runtime.sampling.evaluator import Evaluator
 from runtime.sampling.result import Result
 from spectrum import StepKind, StepSeconds
+from spectrum.calibration import Findings, from_triangle, to_triangle
 from spectrum.solver import moments_of, regress
 from tests.ranks import run_ranks
 

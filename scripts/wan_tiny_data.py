@@ -104,8 +104,21 @@ def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, r: np.ndarray) 
 
 def render(scene: Scene, rng: np.random.Generator, frames: int = FRAMES, size: int = SIZE) -> np.ndarray:
     """One clip, `[3, F, H, W]` float32 in [-1, 1]."""
+    path = _path(scene.motion, rng, frames)
+    return paint(scene.colour, scene.shape, scene.background, path, rng, size)
+
+
+def paint(
+    colour: str,
+    shape: str,
+    background: str,
+    path: tuple[np.ndarray, np.ndarray, np.ndarray],
+    rng: np.random.Generator,
+    size: int,
+) -> np.ndarray:
+    """Paint a shape along a path: centre (x, y) and radius in every frame; `[3, F, H, W]` as above."""
     yy, xx = np.mgrid[0:size, 0:size].astype(np.float32) + 0.5
-    x, y, radius = (v.astype(np.float32)[:, None, None] * size for v in _path(scene.motion, rng, frames))
+    x, y, radius = (v.astype(np.float32)[:, None, None] * size for v in path)
 
     angle = rng.uniform(0, 2 * math.pi)
     gradient = (math.cos(angle) * (xx / size - 0.5) + math.sin(angle) * (yy / size - 0.5)) * rng.uniform(
@@ -113,15 +126,15 @@ def render(scene: Scene, rng: np.random.Generator, frames: int = FRAMES, size: i
     )
     waves = 2 * math.pi / TEXTURE_PERIOD
     texture = 0.035 * np.sin(waves * xx) * np.sin(waves * yy)
-    background = np.asarray(BACKGROUNDS[scene.background], np.float32)[:, None, None] + gradient + texture
+    ground = np.asarray(BACKGROUNDS[background], np.float32)[:, None, None] + gradient + texture
 
     dx, dy = xx - x, yy - y
-    distance = _signed_distance(scene.shape, dx, dy, radius)
+    distance = _signed_distance(shape, dx, dy, radius)
     light = 1.0 - 0.22 * (dx + dy) / np.maximum(radius, 1.0)  # lit from the upper left
     rim = 1.0 - 0.45 * np.clip(1.0 - np.abs(distance + 1.5) / 1.5, 0.0, 1.0)
     alpha = np.clip(0.5 - distance, 0.0, 1.0)
-    colour = np.asarray(COLOURS[scene.colour], np.float32)[:, None, None, None] * (light * rim)
-    clip = background[:, None] * (1.0 - alpha) + colour * alpha
+    fill = np.asarray(COLOURS[colour], np.float32)[:, None, None, None] * (light * rim)
+    clip = ground[:, None] * (1.0 - alpha) + fill * alpha
     return (np.clip(clip, 0.0, 1.0) * 2.0 - 1.0).astype(np.float32)
 
 

@@ -37,15 +37,20 @@ class Finding:
 
 def measure(frames_FHW3: NDArray[np.float32]) -> Finding:
     """Find the background, the shape's colour and its motion in frames in [0, 1]."""
-    background = _background(frames_FHW3)
-    smooth = np.stack([_without_gradient(frame) for frame in frames_FHW3])
-    masks = smooth > _DISTINCT
-    if background != "brown":  # the others have no colour of their own: what has is the shape, not its shadow
-        masks &= _saturation(frames_FHW3) > 0.25
+    background = background_of(frames_FHW3)
+    masks = np.stack([shape_mask(frame, background) for frame in frames_FHW3])
     areas = masks.sum(axis=(1, 2)).astype(float)
     if np.median(areas) < _LEAST_PIXELS:
         return Finding("", background, "")
-    return Finding(_colour(frames_FHW3, masks), background, _motion(masks, areas))
+    return Finding(colour_of(frames_FHW3, masks), background, _motion(masks, areas))
+
+
+def shape_mask(frame_HW3: NDArray[np.float32], background: str) -> NDArray[np.bool_]:
+    """Pixels of the shape `[H, W]`."""
+    mask: NDArray[np.bool_] = _without_gradient(frame_HW3) > _DISTINCT
+    if background != "brown":  # the others have no colour of their own: what has is the shape, not its shadow
+        mask &= _saturation(frame_HW3) > 0.25
+    return mask
 
 
 def _border(frames: NDArray[np.float32], width: int = 6) -> NDArray[np.float32]:
@@ -56,7 +61,7 @@ def _border(frames: NDArray[np.float32], width: int = 6) -> NDArray[np.float32]:
     return np.concatenate(parts, axis=-2)
 
 
-def _background(frames: NDArray[np.float32]) -> str:
+def background_of(frames: NDArray[np.float32]) -> str:
     return _nearest(np.median(_border(frames).reshape(-1, 3), axis=0), BACKGROUNDS)
 
 
@@ -73,7 +78,7 @@ def _saturation(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     return frames.max(axis=-1) - frames.min(axis=-1)
 
 
-def _colour(frames: NDArray[np.float32], masks: NDArray[np.bool_]) -> str:
+def colour_of(frames: NDArray[np.float32], masks: NDArray[np.bool_]) -> str:
     """The named colour of the same hue: shading changes brightness, not the ratio of the channels."""
     pixel = np.median(frames[masks], axis=0)
     hues = {name: _direction(np.asarray(colour)) for name, colour in COLOURS.items()}

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from torch import nn
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 from wan_tiny_data import vocabulary
@@ -26,10 +32,10 @@ EMPTY_CAPTION_RATE = 0.1
 CAPTION_TOKENS = 16  # no caption is longer
 
 
-def new_tokenizer() -> T5Tokenizer:
-    """Make a tokenizer: caption words are tokens; other words are split into characters."""
+def new_tokenizer(words: Sequence[str] = tuple(vocabulary())) -> T5Tokenizer:
+    """Make a tokenizer: words of captions are tokens; other words are split into characters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(f"▁{word}", -2.0) for word in vocabulary()]
+    pieces += [(f"▁{word}", -2.0) for word in words]
     pieces += [("▁", -5.0)]
     pieces += [(chr(code), -9.0) for code in range(ord("!"), ord("~") + 1)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
@@ -48,6 +54,11 @@ def write_pipeline(
     pipeline = WanPipeline(
         tokenizer=new_tokenizer(), text_encoder=text_encoder, vae=vae, scheduler=scheduler, **parts
     )
+    save_half(pipeline, out)
+
+
+def save_half(pipeline: DiffusionPipeline, out: Path) -> None:
+    """Write a pipeline's diffusers folder in float16."""
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)
     for path in out.glob("*/config.json"):

@@ -38,14 +38,14 @@ def new_vae() -> AutoencoderKLWan:
     )
     for module in vae.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            _start_as_identity(module)
+            start_as_identity(module)
             layout = torch.channels_last_3d if isinstance(module, nn.Conv3d) else torch.channels_last
             module.to(memory_format=layout)  # oneDNN's convolutions are faster on it
     return vae
 
 
 @torch.no_grad()
-def _start_as_identity(conv: nn.Conv2d | nn.Conv3d) -> None:
+def start_as_identity(conv: nn.Conv2d | nn.Conv3d) -> None:
     """Output channel o copies input channel o mod inputs (latest frame, central pixel), plus small noise."""
     outputs, inputs, *kernel = conv.weight.shape
     conv.weight.mul_(0.2)

@@ -25,6 +25,7 @@ class Call:
         form: whatever must not change during a generation: shapes, dtypes, devices.
         condition: tensors of the prompt.
         timestep: the timestep, one number or several; None if the transformer takes none.
+        size: numbers of the sample for one image or video.
     """
 
     context: str | None
@@ -33,6 +34,7 @@ class Call:
     form: tuple[Any, ...]
     condition: tuple[torch.Tensor, ...]
     timestep: torch.Tensor | None
+    size: int = 0
 
     @classmethod
     def of(cls, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Call:
@@ -54,6 +56,7 @@ class Call:
             (given.get("return_dict"), *(_form(one) for one in (*sample, *condition))),
             condition,
             timestep if timestep is None else torch.as_tensor(timestep),
+            sum(one.numel() // max(one.shape[0], 1) for one in sample),
         )
 
     def has_condition_of(self, other: Call) -> bool:

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from spectrum.diffusers.conditions import Conditions
 from spectrum.predictor import Blend, ChebyshevRidge, LinearExtrapolation, Predictor
 from spectrum.schedule import ErrorSchedule, FixedSchedule, Schedule, paper_schedule
 
@@ -28,6 +29,7 @@ class Preset:
         stream: forecast quantity: `feature`, the output of the last transformer block, or `velocity`, the
             output of the whole transformer.
         forecasts: False if every step is computed, so that nothing has to be remembered.
+        conditions: what it is valid for; None if that is any pipeline.
 
     Example:
         >>> sparse = Preset(
@@ -42,6 +44,7 @@ class Preset:
     predictor: Callable[[int], Predictor]
     stream: str = "feature"
     forecasts: bool = True
+    conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
         if self.stream not in STREAMS:

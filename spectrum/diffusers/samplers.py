@@ -23,11 +23,13 @@ class Sight:
         timesteps: its list of timesteps, which is a new tensor in every generation.
         index: step that comes next; None before the first one if the pipeline did not say where it begins,
             and for schedulers that do not count.
+        of: its pipeline.
     """
 
     scheduler: Any
     timesteps: torch.Tensor
     index: int | None
+    of: weakref.ref[Any] | None = None
 
     def begun(self, before: Sight | None) -> bool:
         """Whether another generation was begun since."""
@@ -93,12 +95,16 @@ class Samplers:
 
     def _sights(self) -> dict[int, Sight]:
         self._pipelines = [known for known in self._pipelines if known() is not None]
-        schedulers = [getattr(known(), "scheduler", None) for known in self._pipelines]
-        return {id(one): _sight(one) for one in schedulers if getattr(one, "timesteps", None) is not None}
+        schedulers = [(getattr(known(), "scheduler", None), known) for known in self._pipelines]
+        return {
+            id(one): _sight(one, known)
+            for one, known in schedulers
+            if getattr(one, "timesteps", None) is not None
+        }
 
 
-def _sight(scheduler: Any) -> Sight:
+def _sight(scheduler: Any, pipeline: weakref.ref[Any]) -> Sight:
     index = getattr(scheduler, "step_index", None)
     if index is None:
         index = getattr(scheduler, "begin_index", None)
-    return Sight(scheduler, scheduler.timesteps, index)
+    return Sight(scheduler, scheduler.timesteps, index, pipeline)

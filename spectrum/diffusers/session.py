@@ -105,6 +105,7 @@ class Session:
             begin = sight.index if sight.counts else 0
             progress = self._begin(id(sight.scheduler), len(sight.timesteps), begin)
             progress.timesteps, progress.clock = sight.timesteps, Clock(sight.timesteps, sight.range)
+            self._check(progress.generation, call, sight)
         assert progress.clock is not None
         index = sight.index if sight.counts else progress.counter.count(call)
         if index is None:
@@ -117,6 +118,12 @@ class Session:
             turn.withdraw()
             return None
         return turn
+
+    def _check(self, generation: Generation, call: Call, sight: Sight) -> None:
+        """Refuse a generation that the preset is not valid for."""
+        conditions, pipeline = self.preset.conditions, None if sight.of is None else sight.of()
+        if conditions is not None and pipeline is not None:
+            conditions.check_generation(pipeline, generation.steps, call.size)
 
     def _counted(self, call: Call) -> Turn | None:
         """Decide with what was counted, where no scheduler is known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -13,14 +13,13 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from spectrum.diffusers.blocks import Block, blocks_of
+from spectrum.diffusers.conditions import TRANSFORMERS, transformers_of
 from spectrum.diffusers.generation import Reduce
 from spectrum.diffusers.hooks import NAME, BlockHook, FeatureHook, TransformerHook, VelocityHook
 from spectrum.diffusers.presets import Preset
 from spectrum.diffusers.report import Report
 from spectrum.diffusers.samplers import Samplers
 from spectrum.diffusers.session import Session
-
-_TRANSFORMERS = ("transformer", "transformer_2", "unet")
 
 
 def enable(
@@ -39,8 +38,8 @@ def enable(
 
     Args:
         target: a pipeline of diffusers, or a transformer that is called by a loop of its own.
-        preset: `paper`, `paper-fast` or `off`, a `Preset`, a YAML file like those of `lockstep --spectrum`,
-            or its content.
+        preset: `paper`, `paper-fast` or `off`, what `plan` returns, a `Preset`, a YAML file like those of
+            `lockstep --spectrum`, or its content.
         steps: number of steps; for a transformer alone, since a pipeline's scheduler tells it.
         stream: `feature` or `velocity` in place of the preset's. `feature`, the paper's, is the output of the
             last block; `velocity` is the output of the transformer, whichever it is, and takes less memory.
@@ -62,6 +61,8 @@ def enable(
     """
     chosen = Preset.load(preset)
     if stream is not None:
+        if chosen.conditions is not None and stream != chosen.stream:
+            raise ValueError(f"stream: {stream!r} given; {chosen.name} is planned for {chosen.stream}")
         chosen = replace(chosen, stream=stream)
     modules, alone = _transformers_of(target), isinstance(target, nn.Module)
     if alone and (not isinstance(steps, int) or steps < 1):
@@ -71,6 +72,10 @@ def enable(
     for name, module in modules.items():
         if getattr(module, "is_cache_enabled", False):
             raise ValueError(f"{name}: another cache is enabled; call {name}.disable_cache() first")
+    if chosen.conditions is not None:
+        if alone:
+            raise ValueError(f"{chosen.name}: a plan is for a pipeline, not for a transformer alone")
+        chosen.conditions.check_pipeline(target)
     forecast_features = chosen.forecasts and chosen.stream == "feature"
     blocks = {name: blocks_of(module) if forecast_features else [] for name, module in modules.items()}
     sessions = [
@@ -109,6 +114,11 @@ def report(target: Any) -> dict[str, Report]:
     return found
 
 
+def is_enabled(target: Any) -> bool:
+    """Whether Spectrum is enabled on one of a pipeline's transformers, or on a transformer."""
+    return any(_hook_of(module) is not None for module in _transformers_of(target).values())
+
+
 def _attach(module: nn.Module, session: Session, blocks: list[Block]) -> None:
     disable(module)
     hook = FeatureHook(session) if blocks else VelocityHook(session)
@@ -128,17 +138,10 @@ def _transformers_of(target: Any) -> dict[str, nn.Module]:
     Raises:
         ValueError: there is none.
     """
-    found = {"transformer": target} if isinstance(target, nn.Module) else dict(_components(target))
+    found = {"transformer": target} if isinstance(target, nn.Module) else transformers_of(target)
     if not found:
-        raise ValueError(f"{type(target).__name__} has none of {', '.join(_TRANSFORMERS)}")
+        raise ValueError(f"{type(target).__name__} has none of {', '.join(TRANSFORMERS)}")
     return {name: unwrap_module(module) for name, module in found.items()}
-
-
-def _components(pipeline: Any) -> Iterator[tuple[str, nn.Module]]:
-    for name in _TRANSFORMERS:
-        module = getattr(pipeline, name, None)
-        if isinstance(module, nn.Module):
-            yield name, module
 
 
 def _hook_of(module: nn.Module) -> TransformerHook | None:

@@ -12,7 +12,7 @@ import pytest
 
 from spectrum.diffusers import enable
 from spectrum.diffusers.blocks import FAMILIES as KNOWN
-from spectrum.diffusers.switch import _TRANSFORMERS
+from spectrum.diffusers.conditions import TRANSFORMERS
 from tests.pipelines import FAMILIES
 from tests.places import ROOT
 
@@ -46,4 +46,4 @@ def test_the_table_lists_what_was_tried() -> None:
     tried = {type(pipe).__name__: type(pipe.transformer).__name__ for pipe in pipelines}
     assert dict(rows) == tried
     assert {*tried.values(), "HunyuanVideo15Transformer3DModel"} == set(KNOWN)
-    assert all(f"`{name}`" in PAGE for name in _TRANSFORMERS)
+    assert all(f"`{name}`" in PAGE for name in TRANSFORMERS)

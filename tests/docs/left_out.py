@@ -34,6 +34,10 @@ LEFT_OUT = {
     ): _PIPELINE,
     (
         "docs/diffusers.md",
+        "# calibrated.py",
+    ): "tests/spectrum/diffusers/test_calibrating_pipelines.py does the same with a tiny model",
+    (
+        "docs/diffusers.md",
         "# wan.py",
     ): _PIPELINE,
     ("docs/extending.md", "# "): "tests/test_extending.py installs the package of this page, and runs it",

@@ -72,6 +72,9 @@ class Engine:
         RankFailedError: the ranks have different models or settings, or one has failed.
 
     Example:
+        >>> from pathlib import Path
+        >>> from runtime.media.mp4 import mp4_writer
+        >>> from runtime.request.config import load_config
         >>> engine = Engine(load_config("wan-tiny"))
         >>> request = engine.config.request("a red circle moving left on a black background", seed=1)
         >>> with mp4_writer(Path("out.mp4"), width=96, height=96, fps=8) as sink:

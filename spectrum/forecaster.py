@@ -56,6 +56,7 @@ class Forecaster:
             made on the latter in any case, from pieces that are fetched. The newest value stays on it, too.
 
     Example:
+        >>> from spectrum import LinearExtrapolation
         >>> forecaster = Forecaster(LinearExtrapolation())
         >>> forecaster.record(0, torch.tensor([1.0]))
         >>> forecaster.record(2, torch.tensor([3.0]))

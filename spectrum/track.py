@@ -36,6 +36,7 @@ class Track:
         storage: device on which values are kept, as for `Forecaster`.
 
     Example:
+        >>> from spectrum import FixedSchedule, LinearExtrapolation
         >>> schedule, track = FixedSchedule.explicit(4, [0, 1]), Track(LinearExtrapolation())
         >>> [float(track.advance(i, schedule.kind(i), lambda: torch.tensor(2.0 * i)).value) for i in range(4)]
         [0.0, 2.0, 4.0, 6.0]

@@ -91,6 +91,13 @@ def test_commands_take_the_options_that_are_shown() -> None:
             command.make_context(entry, words)
 
 
+def test_the_command_is_written_in_one_form() -> None:
+    """As `lockstep`; only a job of Ray's runs the module, which may be nothing but its working directory."""
+    other = re.compile(r"bin/lockstep [a-z-]|(?<!source )\.venv/bin/|python -m launch [a-z-]")
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in lines if other.search(line) and "ray job submit" not in line]
+
+
 def test_scripts_and_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:

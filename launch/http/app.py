@@ -73,8 +73,13 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
             loopback, unless keys protect the server.
 
     Example:
+        >>> import uvicorn
+        >>> from pathlib import Path
+        >>> from launch.http.auth import Keys
+        >>> from launch.http.catalog import Catalog
+        >>> from launch.serve.queue import Queue
         >>> service = Service.on(Queue(Path("queue")), Catalog.of(["wan-tiny"]), Keys(None))
-        >>> uvicorn.run(make_app(service))
+        >>> uvicorn.run(make_app(service))  # doctest: +SKIP
     """
     app = FastAPI(
         title="Lockstep",

@@ -37,8 +37,10 @@ class ReplicaPool:
         look: called when ranks have died, before the request is blamed. Does not return if Ray was lost.
 
     Example:
-        >>> ray.init()
-        >>> ReplicaPool(Queue(Path("films")), replicas=2).run()
+        >>> import ray
+        >>> from pathlib import Path
+        >>> ray.init()  # doctest: +SKIP
+        >>> ReplicaPool(Queue(Path("films")), replicas=2).run()  # doctest: +SKIP
     """
 
     def __init__(

@@ -18,7 +18,8 @@ class Pulse:
     Example:
         >>> pulse = Pulse()
         >>> with pulse.within(30.0, "placing the ranks"):
-        ...     actor.place.remote()
+        ...     print("a call that may block")
+        a call that may block
     """
 
     def __init__(self) -> None:

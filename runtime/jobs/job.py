@@ -89,6 +89,7 @@ class Job:
                 would replace an input.
 
         Example:
+            >>> from runtime.request.config import load_config
             >>> config = load_config("wan-tiny")
             >>> request = config.request("a red circle", seed=7, steps=20)
             >>> outputs = Outputs.named(Path("a.mp4"), overwrite=True)

@@ -48,6 +48,8 @@ class JobOptions(BaseModel):
         >>> options = JobOptions.parse(prompt="a red circle", config="wan-tiny", seed=7, out=Path("a.mp4"))
         >>> job = options.job()  # every name is resolved, and what is wrong is refused
         >>> job.check_files()  # where the files will be written
+        >>> from runtime.engine import Engine
+        >>> from runtime.jobs.run import run_job
         >>> report = run_job(Engine(job.config), job)
 
         A job that other processes run is submitted as `queue.submit(job.absolute().planned())`. Who has a

@@ -21,6 +21,7 @@ class Trajectory:
         storage: device on which noise and values are kept; by default that of the noise.
 
     Example:
+        >>> import numpy as np
         >>> euler = Multistep((0,), (np.ones(1), np.array([1.0, -1.0])))
         >>> one = Trajectory(euler, torch.tensor([3.0]))
         >>> one.record([torch.tensor([2.0])])

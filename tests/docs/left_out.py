@@ -110,3 +110,9 @@ BEFORE = {  # what the reader has done already
     "docs/previews.md": [f"lockstep queue add '{_CIRCLE}' --out queued.mp4"],
     "docs/ray.md": [f"lockstep queue add '{_CIRCLE}' --out {name}.mp4 --queue films" for name in "xy"],
 }
+
+SLOW_DOCSTRINGS = {
+    "runtime.engine.Engine",
+    "runtime.jobs.options.JobOptions",
+    "runtime.notebook.model.load",
+}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 import io
 from collections.abc import Callable
 
 import pytest
 import torch
 
-import spectrum
 from spectrum import (
     ChebyshevRidge,
     ErrorSchedule,
@@ -19,7 +17,6 @@ from spectrum import (
     StepKind,
     Track,
     paper_schedule,
-    track,
 )
 
 PREDICTOR = ChebyshevRidge(horizon=12)
@@ -102,8 +99,3 @@ def test_what_cannot_be_driven_is_refused_and_nothing_is_remembered_of_it() -> N
         with pytest.raises(ValueError, match=r"step 3 has .*, but the stream is \[4, 10\] torch.float32"):
             one.advance(3, StepKind.COMPUTE, lambda wrong=wrong: wrong)
     assert one.steps == (2,)
-
-
-def test_the_example_is_true() -> None:
-    names = {"torch": torch, **{name: getattr(spectrum, name) for name in spectrum.__all__}}
-    assert doctest.testmod(track, extraglobs=names) == (0, 2)

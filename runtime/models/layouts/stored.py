@@ -80,8 +80,12 @@ class TensorReader:
     """Reads tensors; files stay open until the block ends, and are mapped, not held in memory.
 
     Example:
+        >>> from runtime.request.config import EMBEDDED_MODELS
+        >>> file = EMBEDDED_MODELS / "wan-tiny" / "vae" / "diffusion_pytorch_model.safetensors"
+        >>> stored = stored_in(file)["decoder.conv_in.bias"]
         >>> with TensorReader() as reader:
-        ...     tensor = reader.read(stored)
+        ...     reader.read(stored).shape == stored.shape
+        True
     """
 
     def __init__(self) -> None:

@@ -47,17 +47,17 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 async def _background(app: FastAPI) -> AsyncIterator[None]:
     """Run the server's background tasks."""
     service = app.state.service
-    sweep, send = retention.Sweeper(service).sweep, webhooks.Webhooks(service).send
-    join = joining.Joiner(service).join
+    sweep, hooks, join = retention.Sweeper(service).sweep, webhooks.Webhooks(service), joining.Joiner(service).join
     tasks = (
         Rounds("sweeper", retention.EVERY, sweep, "videos that expired are kept longer"),
-        Rounds("webhooks", webhooks.EVERY, send, "webhooks are delayed"),
+        Rounds("webhooks", webhooks.EVERY, hooks.send, "webhooks are delayed"),
         Rounds("joiner", joining.EVERY, join, "films are joined later"),
     )
     for task in tasks:
         task.start()
     yield
     deadline = time.monotonic() + _ENDING
+    hooks.stop()
     for task in tasks:
         task.stop()
     for task in tasks:

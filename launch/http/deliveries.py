@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,10 @@ CREATE TABLE IF NOT EXISTS collected (event INTEGER NOT NULL)
 """
 
 
+Address = tuple[str, str]
+"""An owner, and the URL that is to be told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A webhook message to one address.
@@ -44,6 +48,11 @@ class Delivery:
     state: State
     at: float
     tries: int
+
+    @property
+    def address(self) -> Address:
+        """To whom it goes."""
+        return self.owner, self.url
 
     @property
     def id(self) -> str:
@@ -90,14 +99,26 @@ class Deliveries:
                 )
             base.execute("UPDATE collected SET event = MAX(event, ?)", (newest,))
 
-    def due(self, *, lease: float, limit: int) -> list[Delivery]:
-        """Take the deliveries that are due now; no other server gets them for `lease` seconds."""
+    def due(self, *, lease: float, limit: int, lanes: int, busy: Collection[Address]) -> list[Delivery]:
+        """Take deliveries that are due now; no other server gets them for `lease` seconds.
+
+        Args:
+            limit: deliveries to one address.
+            lanes: addresses; those that have waited longest come first.
+            busy: addresses that get none now.
+        """
         now = time.time()
-        query = "SELECT * FROM deliveries WHERE next <= ? ORDER BY next, event LIMIT ?"
-        if not self._queue.read(tuple, query, now, 1):
+        if not self._queue.read(tuple, "SELECT 1 FROM deliveries WHERE next <= ? LIMIT 1", now):
             return []
+        addresses = "SELECT owner, url FROM deliveries WHERE next <= ? GROUP BY owner, url ORDER BY MIN(next)"
+        oldest = "SELECT * FROM deliveries WHERE owner = ? AND url = ? AND next <= ? ORDER BY next, event LIMIT ?"
         with self._queue.transaction() as base:
-            found = [_read(row) for row in base.execute(query, (now, limit))]
+            waiting = [(row["owner"], row["url"]) for row in base.execute(addresses, (now,))]
+            found = [
+                _read(row)
+                for owner, url in [one for one in waiting if one not in busy][:lanes]
+                for row in base.execute(oldest, (owner, url, now, limit)).fetchall()
+            ]
             base.executemany(
                 "UPDATE deliveries SET next = ? WHERE event = ? AND url = ?",
                 [(now + lease, one.event, one.url) for one in found],

@@ -14,12 +14,13 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
-from launch.http.deliveries import Deliveries, Delivery
+from launch.http.deliveries import Address, Deliveries, Delivery
 from launch.http.keys import SECRET, Key, Webhook
 from launch.http.service import Service
 from launch.serve.entries import State
@@ -31,23 +32,64 @@ EVERY = 1.0  # seconds between two looks at what is to be sent
 _TIMEOUT = 10.0  # seconds until an answer has come, however slowly
 _TRIES = 8
 _FIRST, _LONGEST = 5.0, 3600.0  # seconds before the second try, fourfold before each further one
-_AT_A_TIME = 16
+_LANES, _AT_A_TIME = 32, 8  # addresses at a time, and messages to one of them
+
+_Hooks = Mapping[str, Mapping[str, Webhook]]
+"""Webhooks by owner and address."""
 
 
 class Webhooks:
-    """Sends webhooks; messages that are unsent when the server ends are sent by the next one."""
+    """Sends webhooks; messages that are unsent when the server ends are sent by the next one.
+
+    Each address has a lane of its own: one that does not answer delays nobody else's messages.
+    """
 
     def __init__(self, service: Service):
-        self._keys, self._deliveries = service.keys, Deliveries(service.queue)
+        self._keys, self._deliveries, self._over = service.keys, Deliveries(service.queue), False
+
+    def stop(self) -> None:
+        """Make `send` return soon; what is on its way then is sent again by the next server."""
+        self._over = True
 
     def send(self) -> None:
-        """Send all messages that are due."""
+        """Send all messages that are due, and those that become due meanwhile."""
+        hooks, due = self._due(())
+        if due:
+            asyncio.run(self._sent(hooks, due))
+
+    def _due(self, busy: Collection[Address]) -> tuple[_Hooks, list[Delivery]]:
         hooks = targets(self._keys.all)
         self._deliveries.collect(hooks)
-        due = self._deliveries.due(lease=2 * _TIMEOUT, limit=_AT_A_TIME)
-        if due:
-            for delivery, problem in zip(due, asyncio.run(_sent(hooks, due)), strict=True):
-                self._note(delivery, problem)
+        lanes = _LANES - len(busy)
+        return hooks, self._deliveries.due(lease=2 * _TIMEOUT, limit=_AT_A_TIME, lanes=lanes, busy=busy)
+
+    async def _sent(self, hooks: _Hooks, due: Sequence[Delivery]) -> None:
+        """Send messages until none is due and none on its way."""
+        names = ThreadPoolExecutor(_LANES * _AT_A_TIME)  # a host's name may take long to be found, too
+        asyncio.get_running_loop().set_default_executor(names)
+        sent: dict[asyncio.Task[None], Address] = {}
+        every = httpx.Limits(max_connections=None)
+        trusted = ssl.create_default_context()  # what this machine trusts
+        async with httpx.AsyncClient(verify=trusted, timeout=_TIMEOUT, limits=every) as client:
+            try:
+                while (due or sent) and not self._over:
+                    for one in due:
+                        hook = hooks.get(one.owner, {}).get(one.url)
+                        sent[asyncio.create_task(self._sent_one(client, hook, one))] = one.address
+                    done, _ = await asyncio.wait(sent, timeout=EVERY, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        del sent[task]
+                        task.result()
+                    hooks, due = await asyncio.to_thread(self._due, {*sent.values()})
+            finally:
+                for task in sent if self._over else ():
+                    task.cancel()
+                await asyncio.gather(*sent, return_exceptions=True)
+
+    async def _sent_one(self, client: httpx.AsyncClient, hook: Webhook | None, delivery: Delivery) -> None:
+        """Send a message once, if it is still wanted, and note how that went."""
+        problem = "" if hook is None else await _post(client, hook, delivery)
+        await asyncio.to_thread(self._note, delivery, problem)
 
     def _note(self, delivery: Delivery, problem: str) -> None:
         tries = delivery.tries + 1
@@ -62,7 +104,7 @@ class Webhooks:
             self._deliveries.later(delivery, min(_FIRST * 4 ** (tries - 1), _LONGEST))
 
 
-def targets(keys: tuple[Key, ...]) -> dict[str, dict[str, Webhook]]:
+def targets(keys: tuple[Key, ...]) -> _Hooks:
     """Webhooks by owner and address."""
     found: dict[str, dict[str, Webhook]] = {}
     for key in keys:
@@ -76,18 +118,6 @@ def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
     key = base64.b64decode(secret.removeprefix(SECRET))
     signed = f"{id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
-
-
-async def _sent(hooks: Mapping[str, Mapping[str, Webhook]], due: Sequence[Delivery]) -> list[str]:
-    """Send messages once, all at the same time; returns for each why it failed, or an empty text."""
-    trusted = ssl.create_default_context()  # what this machine trusts
-    async with httpx.AsyncClient(verify=trusted, timeout=_TIMEOUT) as client:
-
-        async def send(delivery: Delivery) -> str:
-            hook = hooks.get(delivery.owner, {}).get(delivery.url)
-            return "" if hook is None else await _post(client, hook, delivery)  # it is not wanted any more
-
-        return await asyncio.gather(*map(send, due))
 
 
 async def _post(client: httpx.AsyncClient, hook: Webhook, delivery: Delivery) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -162,6 +163,35 @@ def test_a_receiver_that_answers_for_ever_is_not_waited_for(
         api.finish()
         hooks.send()
         assert api.queue.read(tuple, "SELECT owner, tries FROM deliveries") == [("ann", 1)]
+    assert len(receiver.got) == 1
+
+
+def test_a_receiver_that_hangs_delays_its_own_messages_only(tmp_path: Path, receiver: Receiver) -> None:
+    """It has more messages than are sent at a time; what happens to others meanwhile is told at once."""
+    other, hook = new_token(), {"url": receiver.url, "secret": SECRET}
+    with trickling() as url, hooked(tmp_path, url) as (api, create):
+        add_key(tmp_path / "keys.yaml", make_key(other, name="bob", owner="bob", webhook=hook))
+        hooks = Webhooks(api.service)
+        for _ in range(20):
+            create()
+            api.finish(State.FAILED, "rank 0 died")
+        thread = threading.Thread(target=hooks.send)
+        thread.start()
+        try:
+            leased = "SELECT COUNT(*) FROM deliveries WHERE next > 0"
+            deadline = time.monotonic() + 30
+            while api.queue.read(tuple, leased) != [(8,)]:
+                assert time.monotonic() < deadline
+            api.client.headers["Authorization"] = f"Bearer {other}"
+            create()
+            api.finish(State.FAILED, "rank 0 died")
+            while not receiver.got:
+                assert thread.is_alive() and time.monotonic() < deadline
+            assert api.queue.read(tuple, "SELECT COUNT(*) FROM deliveries WHERE tries > 0") == [(0,)]
+        finally:
+            hooks.stop()
+            thread.join(8)  # a message may be on its way for 10 s
+        assert not thread.is_alive()
     assert len(receiver.got) == 1
 
 

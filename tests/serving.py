@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from launch.http.app import make_app
 from launch.http.auth import Keys
 from launch.http.catalog import Catalog
+from launch.http.connections import Connection
 from launch.http.service import Bounds, Service
 from launch.serve.entries import State
 from launch.serve.queue import Queue
@@ -71,11 +72,21 @@ def serving(folder: Path, keys: Path | None = None, **bounds: Any) -> Iterator[A
 
 
 @contextmanager
-def listening(api: Api) -> Iterator[str]:
-    """The app behind a real uvicorn in another thread; its address."""
+def listening(api: Api, connections: int | None = None) -> Iterator[str]:
+    """The app behind a real uvicorn in another thread; its address.
+
+    Args:
+        connections: bound of the server's.
+    """
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(api.service), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+            make_app(api.service),
+            http=Connection,
+            port=0,
+            log_config=None,
+            lifespan="off",
+            limit_concurrency=connections,
+            timeout_graceful_shutdown=1,
         )
     )
     thread = threading.Thread(target=server.run)

@@ -29,6 +29,7 @@ from launch.http import (
 from launch.http.bodies import MOST_BYTES
 from launch.http.errors import tell_errors
 from launch.http.film import FilmCreate
+from launch.http.heads import Heads
 from launch.http.hub import Hub
 from launch.http.lanes import Lanes
 from launch.http.limits import BodyLimit, OwnPagesOnly
@@ -93,6 +94,7 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     app.state.lanes = Lanes()
     app.state.hub = Hub(service.queue.last_event)
     app.state.metrics = metrics.ApiMetrics(service)
+    app.state.page = page.Cached(lambda: reference.page_of(app.openapi()))
     app.include_router(videos.router)
     app.include_router(content.router)
     app.include_router(unsupported.router)
@@ -112,4 +114,5 @@ def make_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     known = LOCAL_HOSTS if hosts is None and service.keys.open else hosts
     app.add_middleware(OwnPagesOnly, hosts=known)
     app.add_middleware(metrics.Measured, metrics=app.state.metrics)
+    app.add_middleware(Heads)
     return app

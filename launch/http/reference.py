@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from launch.http.page import HEADERS
+from launch.http.page import Cached, Known
 
 router = APIRouter(include_in_schema=False)
 _Schema = Mapping[str, Any]
@@ -63,9 +63,10 @@ class Operation:
 
 
 @router.get("/docs")
-def reference(request: Request) -> Response:
+def reference(request: Request, known: Known = None) -> Response:
     """Get the API's description as a page."""
-    return Response(page_of(request.app.openapi()), media_type="text/html", headers=HEADERS)
+    page: Cached = request.app.state.page
+    return page.answer(known)
 
 
 def page_of(told: _Schema) -> str:

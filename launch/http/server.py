@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from launch.http.app import LOCAL_HOSTS, make_app
+from launch.http.connections import Connection, most_connections
 from launch.http.pool import PoolKeeper
 from launch.http.service import Service
 from launch.shell.terminal import say
@@ -86,7 +87,8 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=Connection,
+                limit_concurrency=most_connections(),
                 loop="asyncio",  # the same whatever else is installed
                 ws="none",
                 log_config=None,

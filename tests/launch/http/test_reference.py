@@ -61,6 +61,21 @@ def test_every_operation_and_every_object_is_on_the_page(api: Api) -> None:
         assert f"<code>{name}</code>" in answer.text
 
 
+def test_it_is_made_once_and_sent_to_who_has_not_got_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = api.client.get("/docs")
+
+    def broken(told: object) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr("launch.http.reference.page_of", broken)
+    again = api.client.get("/docs", headers={"If-None-Match": "another"})
+    assert (again.status_code, again.text) == (200, first.text)
+    kept = api.client.get("/docs", headers={"If-None-Match": first.headers["etag"]})
+    assert (kept.status_code, kept.content) == (304, b"")
+
+
 def test_fields_are_described_as_the_models_docstrings_do(api: Api) -> None:
     schemas = api.client.get("/openapi.json").json()["components"]["schemas"]
     fields = schemas["VideoCreate"]["properties"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from launch.serve.entries import ReplicaEntry
-from tests.serving import Api, error_of, serving
+from tests.serving import Api, error_of, listening, serving
 
 
 @pytest.fixture
@@ -57,10 +58,6 @@ def test_metrics_count_by_route_and_never_by_id(api: Api) -> None:
 
 def test_metrics_count_what_nobody_planned(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors of the server are answered outside of its middleware, and clients may invent methods."""
-
-    def broken(*arguments: object, **options: object) -> None:
-        raise ZeroDivisionError
-
     monkeypatch.setattr(api.service.records, "page", broken)
     assert error_of(api.client.get("/v1/videos"))[0] == 500
     for method in ("INVENTED", "MADE-UP"):
@@ -69,3 +66,30 @@ def test_metrics_count_what_nobody_planned(api: Api, monkeypatch: pytest.MonkeyP
     assert 'lockstep_http_requests_total{method="GET",route="/v1/videos",status="500"} 1.0' in text
     assert 'lockstep_http_requests_total{method="any",route="/v1/videos",status="405"} 2.0' in text
     assert "INVENTED" not in text
+
+
+def test_head_is_get_without_the_body(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a proxy or a downloader asks first: the same status and headers, also of streams, which end."""
+    id = api.create()["id"]
+    api.finish()
+    running = api.create()["id"]
+    ways = ("/healthz", "/studio/", "/docs", "/v1/videos", f"/v1/videos/{id}", f"/v1/videos/{id}/content")
+    with listening(api) as url, httpx.Client(base_url=url, timeout=30) as client:
+        for way in (*ways, f"/v1/videos/{id}/content?variant=thumbnail", "/v1/videos/none", "/nowhere"):
+            got, head = client.get(way), client.head(way)
+            assert (head.status_code, head.content) == (got.status_code, b""), way
+            for name in ("content-type", "content-length", "etag", "x-should-retry"):
+                assert head.headers.get(name) == got.headers.get(name), (way, name)
+        part = client.head(f"/v1/videos/{id}/content", headers={"Range": "bytes=0-9"})
+        assert (part.status_code, part.headers["content-length"]) == (206, "10")
+        assert client.head(f"/v1/videos/{id}/events").status_code == 200
+        for _ in range(40):  # more than may be open
+            assert client.head(f"/v1/videos/{running}/events").status_code == 200
+        assert client.head(f"/v1/videos/{id}/cancel").status_code == 405
+    with serving(api.queue.folder.parent / "other") as other:
+        monkeypatch.setattr(other.service.records, "page", broken)
+        assert other.client.head("/v1/videos").status_code == 500
+
+
+def broken(*arguments: object, **options: object) -> None:
+    raise ZeroDivisionError

@@ -48,7 +48,11 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 async def _background(app: FastAPI) -> AsyncIterator[None]:
     """Run the server's background tasks."""
     service = app.state.service
-    sweep, hooks, join = retention.Sweeper(service).sweep, webhooks.Webhooks(service), joining.Joiner(service).join
+    sweep, hooks, join = (
+        retention.Sweeper(service).sweep,
+        webhooks.Webhooks(service),
+        joining.Joiner(service).join,
+    )
     tasks = (
         Rounds("sweeper", retention.EVERY, sweep, "videos that expired are kept longer"),
         Rounds("webhooks", webhooks.EVERY, hooks.send, "webhooks are delayed"),

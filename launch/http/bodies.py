@@ -132,6 +132,9 @@ class _Whole(Request):
 
 def _put(fields: dict[str, Any], name: str, value: str | bytes) -> None:
     """Put a value where a name such as `a[b][]` says."""
+    if name.startswith("{"):  # what curl sends as a form unless it is told otherwise
+        said = "the body looks like JSON; send it with the header Content-Type: application/json"
+        raise ApiError(400, "invalid_form", said)
     parts = _NAME.fullmatch(name)
     if parts is None:
         raise ApiError(400, "invalid_form", f"the form has a field with the name {name[:80]!r}")

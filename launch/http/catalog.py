@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from launch.http.errors import ApiError
 from launch.http.profiles import revision_of
@@ -16,8 +17,32 @@ from runtime.files.text import user_path
 from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.forecasting.presets import load_preset
 from runtime.models.configs import open_config
-from runtime.request.config import Config, available, is_path
+from runtime.request.config import DEFAULT, Config, available, is_path
 from runtime.request.video_request import VideoRequest
+
+_Thing = TypeVar("_Thing")
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A model that clients may choose: a config, or a model with the settings that are usual for it.
+
+    Attributes:
+        config: shipped name or absolute path.
+        model: folder, repository or embedded model.
+        revision: commit or tag of the repository.
+    """
+
+    config: str | None = None
+    model: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.config or self.model or ""
+
+    def open(self) -> Config:
+        """Open its config."""
+        return open_config(self.config, model=self.model, revision=self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +50,13 @@ class Catalog:
     """Models, presets and LoRAs that clients may choose.
 
     Attributes:
-        models: name → config, by its shipped name or its absolute path; the first is the default.
+        models: by name; the first is the default.
         presets: name → preset, likewise.
         loras: name → absolute path of a LoRA file.
         ranks: ranks that make a video together.
     """
 
-    models: Mapping[str, str]
+    models: Mapping[str, Offered]
     presets: Mapping[str, str]
     loras: Mapping[str, str]
     ranks: int = 1
@@ -39,28 +64,38 @@ class Catalog:
     @classmethod
     def of(
         cls,
-        configs: Sequence[str],
+        configs: Sequence[str] = (),
         presets: Sequence[str] = (),
         loras: Iterable[tuple[str, str]] = (),
         ranks: int = 1,
+        models: Sequence[str] = (),
+        revision: str | None = None,
     ) -> Catalog:
         """Make a catalogue; everything in it is loaded once to check it.
 
         Args:
-            configs: names of shipped configs, or paths.
+            configs: names of shipped configs, or paths; without any and without models, `wan-tiny`.
             presets: likewise; shipped presets are always offered.
             loras: names and files.
+            models: folders, repositories or embedded models, with the settings that are usual for each.
+            revision: commit or tag of the repository, if it is the only model.
 
         Raises:
             BadRequestError: one of them cannot be used, or two have the same name.
         """
-        for config in configs:
-            open_config(config)
+        if revision is not None and len(models) != 1:
+            said = f"revision: {revision!r} given with {len(models)} models; it needs one --model"
+            raise BadRequestError(said)
+        configs = configs if configs or models else (DEFAULT,)
+        named = [(name, Offered(config=path)) for name, path in map(_named, configs)]
+        named += [(_last_part(model), Offered(model=model, revision=revision)) for model in models]
+        for _, offered in named:
+            offered.open()
         chosen = [*dict.fromkeys([*available("spectrum"), *presets])]
         for preset in chosen:
             load_preset(preset)
         return cls(
-            models=_by_name("config", map(_named, configs)),
+            models=_by_name("model" if models else "config", named),
             presets=_by_name("spectrum", map(_named, chosen)),
             loras=_by_name("lora", [(name, _readable(file)) for name, file in loras]),
             ranks=ranks,
@@ -71,8 +106,8 @@ class Catalog:
         """Name of the model for requests that name none."""
         return next(iter(self.models))
 
-    def config(self, model: str | None) -> str:
-        """Config of the model of this name.
+    def offered(self, model: str | None) -> Offered:
+        """The model of this name, by default the first.
 
         Raises:
             ApiError: there is no such model.
@@ -105,6 +140,11 @@ def _named(given: str) -> tuple[str, str]:
     return (Path(given).stem, str(user_path(given).absolute())) if is_path(given) else (given, given)
 
 
+def _last_part(model: str) -> str:
+    """Name of a model: that of its folder, or of its repository without the owner."""
+    return user_path(model).absolute().name
+
+
 def _readable(file: str) -> str:
     """Absolute path of a LoRA file that can be read."""
     path = user_path(file).absolute()
@@ -112,14 +152,15 @@ def _readable(file: str) -> str:
         return str(path)
 
 
-def _by_name(field: str, offered: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _by_name(field: str, offered: Iterable[tuple[str, _Thing]]) -> dict[str, _Thing]:
     """What is offered under each name; refuse two of one name, and names that no client can give."""
-    found: dict[str, str] = {}
+    found: dict[str, _Thing] = {}
     for name, thing in offered:
         if not is_name(name):
             raise BadRequestError(f"{field}: {name!r} given; clients can only choose names of {NAME_LETTERS}")
         if name in found:
-            raise BadRequestError(f"{field}: {thing!r} given; {found[name]!r} has the same name, rename one")
+            given, other = str(thing), str(found[name])
+            raise BadRequestError(f"{field}: {given!r} given; {other!r} has the same name, rename one")
         found[name] = thing
     return found
 

@@ -39,11 +39,20 @@ _COUNT = click.IntRange(min=0, max=10**9)
     "configs",
     type=FileNameType(),
     multiple=True,
-    default=("wan-tiny",),
-    show_default=True,
     metavar="NAME|FILE",
-    help="Config that clients may choose; may be given several times, the first is the default.",
+    help="Config that clients may choose; may be given several times, the first is the default.  "
+    "[default: wan-tiny, or only --model]",
 )
+@click.option(
+    "--model",
+    "models",
+    type=FileNameType(),
+    multiple=True,
+    metavar="FOLDER|REPOSITORY",
+    help="Model that clients may choose besides those of --config, with the settings that are usual for it; "
+    "may be given several times.",
+)
+@click.option("--revision", metavar="NAME", help="Commit or tag of the repository, if --model is given once.")
 @click.option(
     "--spectrum",
     "presets",
@@ -96,6 +105,8 @@ def serve(
     replicas: int,
     ranks: int,
     configs: Sequence[str],
+    models: Sequence[str],
+    revision: str | None,
     presets: Sequence[str],
     loras: Sequence[tuple[str, str]],
     host: str,
@@ -123,7 +134,7 @@ def serve(
 
     check_outlives(folder, field="queue")
     known = Keys(keys)
-    catalog = Catalog.of(configs, presets, loras, ranks)
+    catalog = Catalog.of(configs, presets, loras, ranks, models, revision)
     with bind(host, port, open=known.open) as bound, closing(Queue(folder.absolute())) as queue:
         pool = PoolKeeper(queue, replicas, ranks)
         bounds = Bounds(keep=days * DAY)

@@ -1,6 +1,6 @@
 """Connections of clients, each bounded in time, and all of them in number.
 
-Uvicorn alone waits for ever for half a request, for a body that stops, and for an answer that nobody reads, and
+Uvicorn alone waits for ever for half a request, for a body that stops, and for an answer that nobody reads;
 each of these holds a file descriptor that the queue may need.
 """
 
@@ -38,13 +38,16 @@ def most_connections() -> int:
 class Connection(H11Protocol):
     """A connection of a client, for uvicorn.
 
-    When more than `limit_concurrency` are open, the one that is idle for longest is closed; if none is idle, the
-    new one is refused.
+    When more than `limit_concurrency` are open, the one that is idle for longest is closed; if none is idle,
+    the new one is refused.
     """
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self._most, self.limit_concurrency = self.limit_concurrency, None  # uvicorn would refuse in plain text
+        self._most, self.limit_concurrency = (
+            self.limit_concurrency,
+            None,
+        )  # uvicorn would refuse in plain text
         self._since = 0.0  # when it was opened, or its last answer ended
         self._coming, self._going = _Timer(self.loop, self._late), _Timer(self.loop, self._unread)
 

@@ -111,7 +111,9 @@ class Deliveries:
         if not self._queue.read(tuple, "SELECT 1 FROM deliveries WHERE next <= ? LIMIT 1", now):
             return []
         addresses = "SELECT owner, url FROM deliveries WHERE next <= ? GROUP BY owner, url ORDER BY MIN(next)"
-        oldest = "SELECT * FROM deliveries WHERE owner = ? AND url = ? AND next <= ? ORDER BY next, event LIMIT ?"
+        oldest = (
+            "SELECT * FROM deliveries WHERE owner = ? AND url = ? AND next <= ? ORDER BY next, event LIMIT ?"
+        )
         with self._queue.transaction() as base:
             waiting = [(row["owner"], row["url"]) for row in base.execute(addresses, (now,))]
             found = [

@@ -30,7 +30,10 @@ class Settings(BaseModel):
 
     Attributes:
         queue: absolute path of the queue's folder, on a disk that its nodes share.
-        config: names or paths of configs, with commas between them; the first is the default.
+        config: names or paths of configs, with commas between them; the first is the default. Without any and
+            without models, wan-tiny.
+        model: folders or repositories of models that are offered, too, with the settings that are usual for
+            each; with commas between them.
         keys: file of keys; without one the API answers to names of this machine only.
         replicas: videos made at the same time; 0 leaves the queue to `lockstep queue run --keep`.
         ranks: processes that make a video together.
@@ -40,7 +43,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     queue: Path
-    config: str = "wan-tiny"
+    config: str = ""
+    model: str = ""
     keys: Path | None = None
     replicas: int = Field(default=1, ge=0, le=4096)
     ranks: int = Field(default=1, ge=1, le=65536)
@@ -88,7 +92,8 @@ def _asgi(settings: Settings) -> FastAPI:
     from launch.serve.queue import Queue
 
     queue = Queue(settings.queue)
-    catalog = Catalog.of(settings.config.split(","), ranks=settings.ranks)
+    configs, models = (listed.split(",") if listed else [] for listed in (settings.config, settings.model))
+    catalog = Catalog.of(configs, ranks=settings.ranks, models=models)
     pool = PoolKeeper(queue, settings.replicas, settings.ranks, _driver_environment())
     bounds = Bounds(keep=settings.days * _DAY)
     service: Service = Service.on(queue, catalog, Keys(settings.keys), bounds, pool.problem)

@@ -22,7 +22,6 @@ from runtime.forecasting.calibration import Calibration
 from runtime.forecasting.methods import Methods
 from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
-from runtime.models.configs import open_config
 from runtime.request.config import Config
 
 _MOST_TIMES = 16  # of the pixels and frames that a config makes by default
@@ -61,8 +60,8 @@ class JobMaker:
         Raises:
             ApiError, BadRequestError: something in the request is not offered, or out of bounds.
         """
-        name = self.catalog.config(asked.model)
-        config = open_config(name)
+        offered = self.catalog.offered(asked.model)
+        config = offered.open()
         fps = asked.fps or config.fps
         frames = _frames(asked, config, fps) if before is None else before.length(asked, config, fps)
         width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
@@ -83,7 +82,9 @@ class JobMaker:
         _check_volume(asked, config, wanted)
         spectrum = self._spectrum(asked, config, wanted)
         job = JobOptions.parse(
-            config=name,
+            config=offered.config,
+            model=offered.model,
+            revision=offered.revision,
             prompt=asked.prompt,
             **wanted,
             spectrum=spectrum,

@@ -19,7 +19,6 @@ from launch.http.service import TheService
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import Calibration
 from runtime.forecasting.presets import load_preset
-from runtime.models.configs import open_config
 from runtime.profile import ModelProfile
 from runtime.request.config import Config, Defaults, is_path
 from runtime.request.video_request import VideoRequest
@@ -114,12 +113,13 @@ def retrieve_model(model: Annotated[str, Path(max_length=200)], service: TheServ
 
 
 def _model(catalog: Catalog, name: str) -> Model:
-    config = open_config(catalog.models[name])
+    offered = catalog.models[name]
+    config = offered.open()
     usual, request, profile = config.defaults, config.request("x"), profile_of(config)
     spectrum, settings = usual.spectrum, settings_of(config)
     return Model(
         id=name,
-        created=written_at(config, catalog.models[name]),
+        created=written_at(config, offered.config),
         defaults=ModelDefaults(
             size=f"{usual.width}x{usual.height}",
             seconds=f"{usual.frames / config.fps:.6g}",

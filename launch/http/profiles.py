@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime.errors import BadRequestError
 from runtime.models.folder import files_of, local_revision
+from runtime.models.folder import settings_of as settings_folder
 from runtime.profile import ModelProfile
 from runtime.rehearsal.settings import RehearsedProfile, find_settings
 from runtime.request.config import Config, is_path, shipped
@@ -59,13 +60,20 @@ def extensible(profile: ModelProfile) -> bool:
     return not profile.family.refuses(profile.folder, example)
 
 
-def written_at(config: Config, name: str) -> int:
-    """When the newest file of a config's model was written; of the config itself if there is no model here.
+def written_at(config: Config, name: str | None) -> int:
+    """When the newest file of a config's model was written; if there is no model here, its config, or what is
+    known of its settings.
 
     Args:
-        name: what the config was loaded by.
+        name: what the config was loaded by; None if only the model was named.
     """
-    state = _state(config) or tuple(_of_files([Path(name) if is_path(name) else shipped(f"{name}.yaml")]))
+    state = _state(config)
+    if not state:
+        if name is None:
+            files = [*settings_folder(config.model, config.revision).rglob("*.json")]
+        else:
+            files = [Path(name) if is_path(name) else shipped(f"{name}.yaml")]
+        state = tuple(_of_files(files))
     return max((nanoseconds for _, _, nanoseconds in state), default=0) // 10**9
 
 

@@ -296,6 +296,8 @@ CASES = [
         ("--days 3", {"days": 3.0}),
     ),
     Case("serve", "--config nope", refused="config: 'nope' given"),
+    Case("serve", "--model nope", refused="model: 'nope' given; it is neither embedded"),
+    Case("serve", "--revision v2", refused="revision: 'v2' given with 0 models; it needs one --model"),
     Case("serve", "--spectrum nope", refused="spectrum: 'nope' given"),
     Case("serve", "--lora mine none.safetensors", refused="none.safetensors' given; No such file"),
     Case("serve", "--host 0.0.0.0", refused="without --keys the server is for this machine alone"),

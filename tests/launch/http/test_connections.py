@@ -1,4 +1,4 @@
-"""Connections that do nothing, or do it slowly: each ends in time, and none is in the way of another client."""
+"""Connections that do nothing, or do it slowly: each ends in time, and is in nobody's way."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ def test_a_request_that_does_not_come_in_time_is_not_waited_for(
     monkeypatch.setattr(connections, "_REQUEST", 0.5)
     monkeypatch.setattr(connections, "_SILENCE", 0.5)
     host = b"Host: 127.0.0.1\r\n"
-    post = b"POST /v1/videos HTTP/1.1\r\n" + host + b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    post = (
+        b"POST /v1/videos HTTP/1.1\r\n"
+        + host
+        + b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    )
     with listening(api) as url, ExitStack() as stack:
         silent, half, broken, kept, body = (
             stack.enter_context(connect(url, sent))
@@ -98,7 +102,9 @@ def test_a_body_that_comes_slowly_is_read_to_its_end(api: Api, monkeypatch: pyte
 
     with listening(api) as url:
         headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
-        assert httpx.post(f"{url}/v1/videos", content=slowly(), headers=headers, timeout=60).status_code == 200
+        assert (
+            httpx.post(f"{url}/v1/videos", content=slowly(), headers=headers, timeout=60).status_code == 200
+        )
 
 
 def test_an_answer_that_nobody_reads_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from launch.http.catalog import Catalog
 from launch.http.service import Service
 from launch.serve.queue import Queue
 from runtime.models import folder as folders
+from runtime.models.configs import open_config
 from runtime.request.config import EMBEDDED_MODELS, Config, load_config, shipped
 from tests.serving import Api
 
@@ -82,3 +83,41 @@ def test_a_model_that_is_not_here_has_the_time_of_its_config() -> None:
     config: Config = load_config(name)
     assert profiles.profile_of(config) is None and profiles.revision_of(config) is None
     assert profiles.written_at(config, name) == int(shipped(f"{name}.yaml").stat().st_mtime)
+
+
+def test_models_are_offered_without_configs(tmp_path: Path) -> None:
+    """By the name of the folder, with what is usual for its kind, in jobs, too."""
+    shutil.copytree(EMBEDDED_MODELS / "wan-tiny", tmp_path / "my-own")
+    catalog = Catalog.of(models=[str(tmp_path / "my-own"), "wan2.2-tiny"])
+    api = Api(Service.on(Queue(tmp_path / "queue"), catalog, Keys(None)))
+    own, two = api.client.get("/v1/models").json()["data"]
+    assert (own["id"], two["id"], two["experts"]) == ("my-own", "wan2.2-tiny", 2)
+    usual = open_config(model=str(tmp_path / "my-own"))
+    assert own["defaults"]["size"] == f"{usual.defaults.width}x{usual.defaults.height}"
+    assert api.create()["model"] == "my-own" and api.create(model="wan2.2-tiny")["model"] == "wan2.2-tiny"
+    assert [entry.job.config.model for entry in api.queue.entries()] == [
+        str(tmp_path / "my-own"),
+        "wan2.2-tiny",
+    ]
+    assert [*Catalog.of().models] == ["wan-tiny"] and [
+        *Catalog.of(["wan-tiny"], models=["wan2.2-tiny"]).models
+    ] == [
+        "wan-tiny",
+        "wan2.2-tiny",
+    ]
+
+
+def test_a_repository_is_offered_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its settings are needed here, of the revision that was asked for."""
+    asked = []
+
+    def settings(model: object, revision: str | None) -> Path:
+        asked.append((model, revision))
+        return EMBEDDED_MODELS / "wan-tiny"
+
+    for module in ("runtime.models.configs.settings_of", "launch.http.profiles.settings_folder"):
+        monkeypatch.setattr(module, settings)
+    catalog = Catalog.of(models=["someone/wan-of-mine"], revision="v1")
+    api = Api(Service.on(Queue(tmp_path / "queue"), catalog, Keys(None)))
+    assert api.client.get("/v1/models/wan-of-mine").json()["created"] > 0
+    assert {*asked} == {("someone/wan-of-mine", "v1")}

@@ -61,9 +61,7 @@ def test_every_operation_and_every_object_is_on_the_page(api: Api) -> None:
         assert f"<code>{name}</code>" in answer.text
 
 
-def test_it_is_made_once_and_sent_to_who_has_not_got_it(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_made_once_and_sent_to_who_has_not_got_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     first = api.client.get("/docs")
 
     def broken(told: object) -> str:

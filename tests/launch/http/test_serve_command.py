@@ -65,6 +65,10 @@ def test_a_server_that_cannot_serve_says_why(tmp_path: Path, capsys: pytest.Capt
             (["--keys", str(tmp_path / "none.yaml")], "keys: "),
             (["--keys", str(keys)], "has no key"),
             (["--config", "nothing"], "config: 'nothing' given"),
+            (["--model", str(tmp_path / "none")], "none"),
+            (["--model", "wan-tiny", "--model", "wan2.2-tiny", "--revision", "v1"], "it needs one --model"),
+            (["--revision", "v1"], "revision: 'v1' given with 0 models; it needs one --model"),
+            (["--config", "wan-tiny", "--model", "wan-tiny"], "has the same name, rename one"),
             (["--spectrum", "nothing"], "spectrum: 'nothing' given"),
             (["--lora", "mine", lora], f"lora: {lora!r} given"),
             (

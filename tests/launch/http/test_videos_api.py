@@ -155,6 +155,7 @@ def test_bad_fields_are_refused_by_name(
         (b"--b\r\nx", "multipart/form-data; boundary=b", 400, "invalid_form"),
         (b"a=1&a=2", "application/x-www-form-urlencoded", 400, "invalid_form"),
         (b"a=1&a[b]=2", "application/x-www-form-urlencoded", 400, "invalid_form"),
+        (b'{"prompt": "x"}', "application/x-www-form-urlencoded", 400, "invalid_form"),
         (b"a[b=1", "application/x-www-form-urlencoded", 400, "invalid_form"),
         (b"a" + b"[b]" * 50 + b"=1", "application/x-www-form-urlencoded", 400, "invalid_form"),
         (b"x" * (33 * 2**20), "application/json", 413, "body_too_large"),

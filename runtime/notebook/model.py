@@ -104,14 +104,29 @@ class VideoModel:
 
     Attributes:
         name: what was given to `load`.
-        config: the model's settings.
     """
 
     def __init__(self, config: Config, name: str):
-        self.config, self.name, self._engine = config, name, Engine(config)
+        self.name, self._engine = name, Engine(config)
+
+    @property
+    def config(self) -> Config:
+        """The model's settings, with its present LoRAs."""
+        return self._engine.config
 
     def __repr__(self) -> str:
         return f"VideoModel({self.name!r} on {self._engine.ranks.device})"
+
+    def switch(self, lora: Any) -> None:
+        """Have these LoRAs, and no others, in what is made from now on; nothing is loaded again.
+
+        Args:
+            lora: a path, a mapping with `file`, `scale` and `expert`, or a list of these; empty for none.
+
+        Raises:
+            BadRequestError: a file cannot be used; nothing has changed.
+        """
+        self._engine.switch(JobOptions.parse(prompt="any", out=Path("any.mp4"), lora=_loras(lora)).lora)
 
     def request(self, prompt: str | VideoRequest, **fields: Any) -> VideoRequest:
         """Make a request, and check it against the model.

@@ -50,7 +50,7 @@ LEFT_OUT = {
         "docs/models.md",
         "lockstep convert ",
     ): "needs weights; see tests/runtime/models/layouts/test_convert.py",
-    ("docs/models.md", "engine = Engine("): _WEIGHTS,
+    ("docs/models.md", "from runtime import load"): _WEIGHTS,
     ("docs/previews.md", "lockstep status --watch"): _FOREVER,
     ("docs/python.md", 'load("mine.yaml")'): "names what only a reader has; test_notebook.py loads each kind",
     ("docs/ray.md", "RAY_ADDRESS=auto"): "needs a cluster with 8 GPUs",

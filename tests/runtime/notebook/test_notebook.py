@@ -9,9 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import runtime
 from launch import cli
@@ -19,7 +22,7 @@ from runtime import BadRequestError, CancelledError, Step, Video, VideoModel, lo
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
 from runtime.media.frames import read_frames
-from runtime.request.config import EMBEDDED_MODELS
+from runtime.request.config import EMBEDDED_MODELS, Config
 from spectrum import StepKind
 from tests.places import ROOT
 from tests.stopping import generate
@@ -106,6 +109,20 @@ def test_a_run_is_stopped_and_leaves_nothing_behind(model: VideoModel, video: Vi
     assert model.write(video.request, tmp_path / "b.mp4").frames_sha256 == report.frames_sha256
 
 
+def test_loras_are_switched(model: VideoModel, video: Video, tmp_path: Path) -> None:
+    file, name = tmp_path / "style.safetensors", "transformer.blocks.2.attn1.to_v.lora_"
+    save_file({f"{name}A.weight": torch.ones(4, 192), f"{name}B.weight": torch.ones(192, 4)}, file)
+    short = model.request(video.request, steps=2, spectrum="off")
+    plain = model.generate(short).frames
+    model.switch({"file": str(file), "scale": 0.1})
+    assert [lora.scale for lora in model.config.lora] == [0.1]
+    assert not np.array_equal(model.generate(short).frames, plain)
+    with pytest.raises(BadRequestError, match="lora"):
+        model.switch(tmp_path / "nope.safetensors")
+    model.switch([])
+    assert model.config.lora == () and np.array_equal(model.generate(short).frames, plain)
+
+
 def test_a_comparison_measures_and_writes_when_asked(model: VideoModel, tmp_path: Path) -> None:
     steps: list[Step] = []
     found = model.compare(PROMPT, ["paper"], **SMALL, on_step=steps.append)
@@ -142,8 +159,13 @@ def test_a_plan_equals_the_commands(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_models_are_loaded_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[tuple[str, str]] = []
-    monkeypatch.setattr("runtime.notebook.model.Engine", lambda config: loaded.append(str(config.model)))
+    loaded: list[str] = []
+
+    def unloaded(config: Config) -> SimpleNamespace:
+        loaded.append(str(config.model))
+        return SimpleNamespace(config=config)
+
+    monkeypatch.setattr("runtime.notebook.model.Engine", unloaded)
     monkeypatch.chdir(tmp_path)
     folder = EMBEDDED_MODELS / "wan-tiny"
     (tmp_path / "linked").symlink_to(folder)

@@ -24,6 +24,7 @@ from runtime.parallel.sharding import ShardedWeights
 from runtime.parallel.topology import Degrees
 from runtime.request.config import EMBEDDED_MODELS, Config, Tiles, load_config
 from runtime.request.memory import Memory
+from tests.newer import DEFAULT_BACKEND
 from tests.ranks import run_ranks
 
 LAYERS = 8
@@ -186,6 +187,7 @@ def compiled(
     return digests, graphs
 
 
+@DEFAULT_BACKEND
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["eager", pytest.param(None, marks=pytest.mark.slow)])
 def test_compiled_blocks_may_be_sharded_or_offloaded_and_are_compiled_once(backend: str | None) -> None:

@@ -29,6 +29,7 @@ from runtime.parallel.topology import Degrees
 from runtime.request.config import Config, load_config
 from runtime.request.memory import Memory
 from runtime.sampling.finite import likely_cause
+from tests.newer import SCALED_ROWS_ON_CPU
 from tests.ranks import run_ranks
 
 FP8 = torch.float8_e4m3fn
@@ -87,6 +88,7 @@ def test_the_error_of_a_layer_is_bounded(kind: type[QuantizedLinear], kept: torc
     assert 1e-4 < error.norm() / expected.norm() < 0.06
 
 
+@SCALED_ROWS_ON_CPU
 def test_tensor_cores_are_given_what_the_cpu_computes() -> None:
     """torch multiplies scaled fp8 on the CPU, too: the same arguments, a result rounded to bfloat16."""
     linear = nn.Linear(96, 64)

@@ -27,6 +27,7 @@ from runtime.request.config import Config, Dtypes, Lora
 from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from tests.conditioned import CHANNELS, HEADS, config_of, write_two_experts, write_vace
+from tests.newer import DEFAULT_BACKEND
 from tests.ranks import WarmRanks, run_ranks
 
 WIDTH, FFN = HEADS * CHANNELS, 96
@@ -365,6 +366,7 @@ def compiled(ranks: Ranks, config: Config, loras: Loras) -> list[int]:
     return graphs
 
 
+@DEFAULT_BACKEND
 @pytest.mark.timeout(240)
 def test_compiled_blocks_are_not_compiled_again(experts: Config, files: tuple[str, str]) -> None:
     config = experts.model_copy(update={"compile": True})

@@ -17,6 +17,7 @@ from runtime.models.wan.projections import fuse_projections
 from runtime.parallel.attention import LocalAttention
 from runtime.parallel.kernels import find_kernel
 from runtime.request.config import Config, load_config
+from tests.newer import DEFAULT_BACKEND
 
 PROMPT = "a red circle moving left on a black background"
 SMALL = {"width": 64, "height": 48, "frames": 5, "steps": 2, "max_sequence_length": 32, "spectrum": "paper"}
@@ -57,6 +58,7 @@ def video(config: Config) -> Frames:
     return sink.frames
 
 
+@DEFAULT_BACKEND
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "changes",

@@ -44,12 +44,23 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_LATER[name]), name)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] != "spectrum":
+        foreign = (error.name or "").partition(".")[0] == "spectrum" or _raised_by_spectrum(error)
+        if not foreign:
             raise
         raise ImportError(
-            f"{error}. This 'spectrum' is not Lockstep's, or is incomplete: rename it, start Python in "
-            "another folder, or install Lockstep into an environment of its own (docs/python.md)"
+            f"{error}. This 'spectrum' is not Lockstep's, or is incomplete: rename or uninstall it, start "
+            "Python in another folder, or install Lockstep into an environment of its own (docs/python.md)"
         ) from error
+
+
+def _raised_by_spectrum(error: ImportError) -> bool:
+    """Whether an import failed in a package of this name: PyPI's overwrites the file of Lockstep's."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_globals.get("__name__") == "spectrum":
+            return True
+        frame = frame.tb_next
+    return False
 
 
 def __dir__() -> list[str]:

@@ -29,7 +29,7 @@ def test_the_command_names_a_namesake(name: str, tmp_path: Path) -> None:
     done = ran(tmp_path, "-m", "launch", "--help")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"lockstep: the package 'runtime' is {str(namesake)!r}, which is not Lock")
-    assert "rename it" in done.stderr
+    assert "rename or uninstall it" in done.stderr
 
 
 def test_folders_without_an_init_do_no_harm(tmp_path: Path) -> None:
@@ -49,8 +49,19 @@ def test_a_job_that_meets_a_namesake_later_names_it(capfd: pytest.CaptureFixture
     except ImportError as error:
         assert explain(error) == 3
     said = capfd.readouterr().err
-    assert "lockstep: the package 'spectrum' is" in said and "or is incomplete: rename it" in said
-    assert in_the_way(ImportError("no torch", name="torch")) == in_the_way(ValueError("spectrum")) == ""
+    assert "lockstep: the package 'spectrum' is" in said and "or is incomplete: rename" in said
+    assert in_the_way(ImportError("no numpy", name="numpy")) == in_the_way(ValueError("spectrum")) == ""
+
+
+def test_one_that_cannot_be_imported_itself_is_named(tmp_path: Path) -> None:
+    """PyPI's `spectrum` imports SciPy, and overwrites the file of Lockstep's package."""
+    (tmp_path / "spectrum").mkdir()
+    namesake = tmp_path / "spectrum" / "__init__.py"
+    namesake.write_text("import no_such_scipy\n")
+    code = "from launch import cli; raise SystemExit(cli.run(['plan', 'wan-tiny', '--nfe', '8']))"
+    done = ran(tmp_path, "-c", code)
+    assert done.returncode == 3
+    assert f"lockstep: the package 'spectrum' is {str(namesake)!r}, which is not Lockstep's" in done.stderr
 
 
 @pytest.mark.slow
@@ -59,6 +70,4 @@ def test_a_notebook_is_told_of_one(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from runtime import load\n")
     done = ran(tmp_path, "mine.py")
     assert done.returncode == 1
-    assert (
-        f"'spectrum' ({tmp_path / 'spectrum.py'}). This package 'spectrum' is not Lockstep's" in done.stderr
-    )
+    assert f"'spectrum' ({tmp_path / 'spectrum.py'}). This 'spectrum' is not Lockstep's" in done.stderr

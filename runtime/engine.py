@@ -21,7 +21,7 @@ from runtime.media.mp4 import FrameSink
 from runtime.media.preview import PreviewSink
 from runtime.models.family import Model
 from runtime.models.loras import fit_on_all
-from runtime.parallel.devices import pick_device
+from runtime.parallel.devices import device_name, pick_device
 from runtime.parallel.kernels import USP, chosen_by_torch, resolve
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Degrees, Topology
@@ -177,7 +177,7 @@ class Engine:
         videos = plan.request.videos
         if len(sinks) != (videos if self.ranks.is_leader else 0):
             raise ValueError(f"{videos} videos need as many sinks, got {len(sinks)}")
-        result = Result(plan)
+        result = Result(plan, fps=self.config.fps)
         with shortage_explained(self.ranks.device, _asked(plan.request)), self.commanded() as commands:
             if not self._has_loras:
                 with result.seconds.measure("lora"):
@@ -194,6 +194,7 @@ class Engine:
             result.weight_bytes, result.device_peak = self.loaded.weight_bytes, peak_of(self.ranks.device)
             taken = self.ranks.device, self.loaded.dtype, self.sizes.architecture.head_dim
             result.performs, result.kernel = self.config.performs, chosen_by_torch(plan.attention, *taken)
+            result.device, result.dtype = device_name(self.ranks.device), str(taken[1]).removeprefix("torch.")
             self.ranks.at("finishing", busy=True)
             return result
 
@@ -261,6 +262,8 @@ class Engine:
         Raises:
             BadRequestError: the request does not fit this model or these ranks.
         """
+        if preset is None:
+            request, _ = self.profile.decided(request)
         preset = self.profile.check(request, preset)
         if request.extend is not None and self.loaded.image is None:
             raise BadRequestError(f"extend: {self.model.name} takes no latents to begin with")

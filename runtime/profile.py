@@ -11,6 +11,7 @@ from diffusers import SchedulerMixin
 from runtime.errors import BadRequestError
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.forecasting.streams import STREAM_TRAITS
+from runtime.forecasting.usual import FEW_STEPS, decided
 from runtime.forecasting.validity import Conditions
 from runtime.models.course import Course
 from runtime.models.folder import ModelFolder, expected_family, find_model
@@ -18,8 +19,6 @@ from runtime.models.sampler import begin_sampler, listed_steps, load_sampler, sa
 from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
-
-_FEW = 4  # steps of which none can be forecast: distilled models jump from each to the next
 
 
 class ModelProfile:
@@ -58,6 +57,10 @@ class ModelProfile:
         changed.config = self.config.model_copy(update={"lora": lora})
         return changed
 
+    def decided(self, request: VideoRequest) -> tuple[VideoRequest, str]:
+        """Decide the preset of a request that leaves it open; see `forecasting.usual.decided`."""
+        return decided(self.config, request, lambda _: self.folder.revision)
+
     def check(self, request: VideoRequest, preset: Preset | None = None) -> Preset:
         """Check that the model can serve a request, on any number of ranks; return the request's preset.
 
@@ -90,7 +93,7 @@ class ModelProfile:
             choice.check_steps(request.steps)
         except ValueError as error:
             raise BadRequestError(str(error)) from None
-        if choice.steps is not None and choice.steps <= _FEW and preset.forecasts:
+        if choice.steps is not None and choice.steps <= FEW_STEPS and preset.forecasts:
             raise BadRequestError(
                 f"spectrum: {request.spectrum!r} given; a model of {choice.steps} steps leaves nothing to "
                 "forecast from: write off"

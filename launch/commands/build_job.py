@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from runtime.jobs.batch import Batch, refuse_all
 from runtime.jobs.job import Job
 from runtime.jobs.job import inputs_of as inputs_of_request
 from runtime.jobs.options import JobOptions
+from runtime.models.folder import local_revision
 from runtime.request.config import Config, is_path
 from runtime.request.video_request import VideoRequest
 
@@ -58,12 +60,13 @@ def _batch_of(prompts: Path, given: dict[str, Any]) -> Batch:
     given["out"] = given.get("out") or DEFAULT_OUT
     options = _options(given)
     config = options(prompt="any", out=Path("any.mp4")).open_config()
+    revision = cache(local_revision)  # of a model that all of them have
     jobs, problems = [], []
     for line in lines:
         templates = {name: one for name in NAMED if (one := line.fields.get(name) or given.get(name))}
         try:
             names = dict(filled(line, templates, line.fields.get("seed", given.get("seed") or 0)))
-            jobs.append(options(**{**line.fields, **names}).job(config))
+            jobs.append(options(**{**line.fields, **names}).job(config, revision))
         except BadRequestError as error:
             problems.append(f"{line.where}{error}")
     refuse_all(problems)

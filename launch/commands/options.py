@@ -16,6 +16,9 @@ _TIMEOUT_HELP = (
     f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]"
 )
 _CONFIGS = "[default: the config's]"
+_PRESET = (
+    "[default: the config's; of shipped configs auto: the best calibrated preset that fits, otherwise paper]"
+)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -171,8 +174,8 @@ def generate_options(command: _Command) -> _Command:
             "--spectrum",
             type=FileNameType(),
             metavar="off|NAME|FILE",
-            help="Forecasting preset: a shipped one (`lockstep doctor` lists them) or a YAML file; off "
-            f"computes every step.  {_CONFIGS}",
+            help="Preset that says which steps are computed, and how the others are forecast: a shipped one "
+            f"(`lockstep doctor` lists them) or a YAML file. off computes every step: exact.  {_PRESET}",
         ),
         click.option(
             "--deadline",
@@ -280,7 +283,8 @@ def rehearse_options(command: _Command) -> _Command:
             "--spectrum",
             type=FileNameType(),
             metavar="off|NAME|FILE",
-            help=f"Forecasting preset: a shipped one or a YAML file; off computes every step.  {_CONFIGS}",
+            help="Preset that says which steps are computed, and how the others are forecast: a shipped one "
+            f"or a YAML file. off computes every step: exact.  {_PRESET}",
         ),
         click.option(
             "--gpu",

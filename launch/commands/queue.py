@@ -82,6 +82,8 @@ def add(
         raise BadRequestError(f"name: {name!r} given; the requests of a file have names of their own")
     for number in submit_all(folder, batch, name=name, owner=owner, priority=priority, expires=expires):
         click.echo(number)
+    for told in dict.fromkeys(job.told for job in batch.jobs if job.chosen):
+        click.echo(told, err=True)
 
 
 @queue.command(short_help="Cancel requests.")

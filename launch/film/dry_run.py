@@ -158,6 +158,9 @@ def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu
     amounts = _amounts(lasting, sum(one.rank_seconds or 0.0 for one in todo), price)
     names = (f"s of denoising on {counted(replicas, 'replica')}", "rank-seconds", "in cost")
     said = [f"{amount} {name}" for amount, name in zip(amounts, names, strict=False)]
+    said += dict.fromkeys(
+        f"preset {one.request.preset}{one.chosen and f' ({one.chosen})'}" for one in film.shots
+    )
     if any(one.seconds is None for one in todo):
         said.append("plus shots that were never timed")
     if performs := {text for one in film.shots if (text := one.settings.performs.text) != "exact"}:

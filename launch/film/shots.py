@@ -95,6 +95,7 @@ class Film:
             ranks=self.ranks,
             checkpoints=self.checkpoints(number),
             recipe=one.recipe,
+            chosen=one.chosen,
         ).absolute()
 
 

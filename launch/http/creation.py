@@ -7,7 +7,6 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from launch.http.beginnings import begun
@@ -19,7 +18,6 @@ from launch.http.service import Service
 from launch.http.video import RequestDetails, VideoCreate
 from runtime.errors import BadRequestError
 from runtime.jobs.job import Job
-from runtime.request.config import is_path
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,([A-Za-z0-9+/=\s]*)")
 
@@ -140,7 +138,7 @@ def prepare(service: Service, asked: Asked, key: Key, film: str | None = None) -
 
 
 def _details(fields: VideoCreate, job: Job) -> RequestDetails:
-    request, spectrum = job.request, job.request.spectrum
+    request = job.request
     return RequestDetails(
         frames=request.frames,
         fps=job.config.fps,
@@ -149,7 +147,7 @@ def _details(fields: VideoCreate, job: Job) -> RequestDetails:
         guidance_2=request.guidance_2,
         negative=request.negative,
         seed=request.seed,
-        spectrum=Path(spectrum).stem if is_path(spectrum) else spectrum,
+        spectrum=request.preset,
         nfe=fields.nfe,
         psnr=fields.psnr,
         deadline=request.deadline,

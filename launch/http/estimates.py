@@ -69,6 +69,8 @@ class Estimate(BaseModel):
 
     Attributes:
         seconds: true length of the video, as text.
+        spectrum: the forecasting preset.
+        chosen: why this preset was chosen; None if the request names it, or what it may cost.
         nfe: number of steps that are to be computed; the schedules of some presets decide while they run.
         computed: those steps.
         exact: whether every step is computed.
@@ -83,6 +85,8 @@ class Estimate(BaseModel):
     fps: int
     seconds: str
     steps: int
+    spectrum: str
+    chosen: str | None
     nfe: int
     computed: list[Annotated[int, Field(ge=0)]]
     exact: bool
@@ -122,6 +126,8 @@ def estimate_of(service: Service, asked: Asked, owner: str) -> Estimate:
         fps=fps,
         seconds=f"{request.frames / fps:.6g}",
         steps=request.steps,
+        spectrum=request.preset,
+        chosen=job.chosen or None,
         nfe=len(expected.computed),
         computed=expected.computed,
         exact=not job.preset.forecasts,

@@ -14,7 +14,7 @@ from launch.http.assets import LATENTS
 from launch.http.beginnings import Before
 from launch.http.catalog import Catalog, calibrations_of
 from launch.http.errors import ApiError
-from launch.http.profiles import extensible, profile_of
+from launch.http.profiles import extensible, profile_of, revision_of
 from launch.http.video import VideoCreate
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
@@ -95,7 +95,7 @@ class JobMaker:
                 {"file": self.catalog.lora(one.name), "scale": one.scale, "expert": one.expert}
                 for one in asked.loras
             ],
-        ).job()
+        ).job(revision=revision_of)
         if fps != config.fps:
             job = replace(job, config=job.config.model_copy(update={"fps": fps}))
         job = job.absolute()

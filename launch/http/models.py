@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path as FilePath
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
@@ -14,13 +13,14 @@ from launch.http.auth import Caller
 from launch.http.catalog import Catalog, calibration_for
 from launch.http.errors import not_found
 from launch.http.expected import expected_run
-from launch.http.profiles import extensible, profile_of, settings_of, written_at
+from launch.http.profiles import extensible, profile_of, revision_of, settings_of, written_at
 from launch.http.service import TheService
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import Calibration
 from runtime.forecasting.presets import load_preset
+from runtime.forecasting.usual import decided
 from runtime.profile import ModelProfile
-from runtime.request.config import Config, Defaults, is_path
+from runtime.request.config import Config, Defaults
 from runtime.request.video_request import VideoRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -116,7 +116,7 @@ def _model(catalog: Catalog, name: str) -> Model:
     offered = catalog.models[name]
     config = offered.open()
     usual, request, profile = config.defaults, config.request("x"), profile_of(config)
-    spectrum, settings = usual.spectrum, settings_of(config)
+    spectrum, settings = decided(config, request, revision_of)[0].preset, settings_of(config)
     return Model(
         id=name,
         created=written_at(config, offered.config),
@@ -129,7 +129,7 @@ def _model(catalog: Catalog, name: str) -> Model:
             guidance=usual.guidance,
             guidance_2=usual.guidance_2,
             negative=usual.negative,
-            spectrum=FilePath(spectrum).stem if is_path(spectrum) else spectrum,
+            spectrum=spectrum,
         ),
         experts=_experts(settings, usual),
         multiple=config.bounds.pixels,

@@ -88,7 +88,7 @@ class VideoFields(_Part):
         guidance_2: scale of the second expert, for low noise, if it is to be another.
         negative: what the video should not show.
         seed: seed of the noise; random by default, and stated in the video's `request`.
-        spectrum: name of a forecasting preset, or `off` to compute every step.
+        spectrum: name of a forecasting preset, or `off` to compute every step; by default the best that fits.
         nfe: instead of a preset: how many steps to compute. Those that matter most are chosen.
         psnr: instead of a preset: PSNR in dB against the full sampler. The fewest steps that are expected to
             reach it are computed.

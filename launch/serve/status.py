@@ -72,18 +72,21 @@ def _row(entry: Entry) -> dict[str, str | Text]:
 
 
 def _video_row(entry: Entry) -> dict[str, str | Text]:
-    """Beginning of a request's prompt, and the path of its video; empty if another version wrote it."""
-    row: dict[str, str | Text] = {"no.": str(entry.id), "prompt": "", "out": ""}
+    """Beginning of a prompt, the preset and the path of the video; empty if another version wrote the job."""
+    row: dict[str, str | Text] = {"no.": str(entry.id), "prompt": "", "preset": "", "out": ""}
     try:
         job = json.loads(entry.text)
         prompt, out = str(job["request"]["prompt"]), Path(job["outputs"]["video"])
+        preset = str(job["request"]["spectrum"])
     except (ValueError, LookupError, TypeError, RecursionError):
         return row
+    if preset.endswith((".yaml", ".yml")):
+        preset = Path(preset).stem
     words = " ".join(prompt.split())
     shown = words if len(words) <= _SHOWN else f"{words[: _SHOWN - 1]}…"
     with suppress(OSError, ValueError):  # it is elsewhere
         out = out.relative_to(Path.cwd())
-    return {**row, "prompt": shown, "out": str(out)}
+    return {**row, "prompt": shown, "preset": preset, "out": str(out)}
 
 
 def _replica_row(replica: ReplicaEntry) -> dict[str, str | Text]:

@@ -107,6 +107,18 @@ def _expected(report: Report) -> str:
     return "" if known.psnr is None else f" (expected {known.psnr:.1f} ± {known.deviation:.1f})"
 
 
+def _summary(report: Report, job: Job) -> str:
+    """Say which preset ran and why, what it computed, how long that took, and which PSNR is expected."""
+    nfe, steps, seconds = max(report.nfe.cond, report.nfe.uncond), report.steps, report.seconds.denoise
+    said = [job.told, f"{nfe} of {steps} steps computed", f"denoising {seconds:.1f} s"]
+    known = report.expectation
+    if nfe == steps:
+        said.append("exact")
+    elif known.psnr is not None and report.quality is None:
+        said.append(f"expected PSNR {known.psnr:.1f} ± {known.deviation:.1f} dB")
+    return ", ".join(said)
+
+
 def print_result(report: Report, job: Job, console: Console) -> None:
     """Print a summary on stderr and the paths of the videos on stdout."""
     if report.comparison is not None and report.quality is not None:
@@ -120,5 +132,6 @@ def print_result(report: Report, job: Job, console: Console) -> None:
     console.print(f"report {job.outputs.report}, picture {job.outputs.picture}", soft_wrap=True)
     for warning in report.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
+    say(console, _summary(report, job))
     for path in job.outputs.videos(job.request.videos):  # as the user named them; ranks have absolute paths
         print_path(path)

@@ -158,11 +158,11 @@ class ShotRequest(_Part):
         shot: the shot.
         config: name or absolute path of its config.
         settings: the config itself, with the shot's LoRA.
-        request: its request.
-        preset: its forecasting preset.
+        request, preset: its request, and its forecasting preset.
         recipe: everything that its video is a function of.
         kinds: expected kind of every step.
         windows: number of its windows; 1 if it fits the model's.
+        chosen: why its preset was chosen; empty if the storyboard names it.
     """
 
     shot: Shot
@@ -173,6 +173,7 @@ class ShotRequest(_Part):
     recipe: Recipe
     kinds: tuple[StepKind, ...]
     windows: int
+    chosen: str = ""
 
     @property
     def fps(self) -> int:
@@ -245,6 +246,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         given["seed"] = int(hashlib.sha256(shot.id.encode()).hexdigest()[:8], 16)
     given |= {"width": board.width, "height": board.height, "travel": tuple(shot.travel)}
     request = config.request(shot.prompt, **{key: value for key, value in given.items() if value is not None})
+    request, chosen = models.find(config).decided(request)
     model, preset, kinds = models.check(config, request)
     return ShotRequest(
         shot=shot,
@@ -255,6 +257,7 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
         recipe=model.recipe(request, preset, image),
         kinds=kinds,
         windows=len(model.sizes.windows(request, config)),
+        chosen=chosen,
     )
 
 

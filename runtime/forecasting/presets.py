@@ -30,7 +30,7 @@ from runtime.forecasting.parts import (
 from runtime.forecasting.streams import STREAM_TRAITS, known_stream
 from runtime.forecasting.validity import Conditions
 from runtime.request.bounds import NUMBER
-from runtime.request.config import is_path, open_yaml
+from runtime.request.config import AUTO, is_path, open_yaml
 from runtime.request.video_request import FileName, VideoRequest
 from spectrum import (
     NOWHERE,
@@ -301,6 +301,10 @@ def load_preset(name: str) -> Preset:
     Raises:
         BadRequestError: there is none, or it is not valid; the message lists the presets that exist.
     """
+    if name == AUTO:
+        raise BadRequestError(
+            f"spectrum: {name!r} given; it leaves the choice to the request, and here is none: name a preset"
+        )
     file = open_yaml(name, folder="spectrum", field="spectrum")
     preset = file.parse(Preset)
     named = preset.calibration

@@ -63,11 +63,15 @@ class Conditions(BaseModel):
 
     def check_request(self, request: VideoRequest, source: str) -> None:
         """Check a request as `check_fit` does, as far as is possible before a model is loaded."""
+        _refuse(self.misfits(request), source)
+
+    def misfits(self, request: VideoRequest) -> list[str]:
+        """Describe what `check_request` refuses; empty if the request fits."""
         given = {"steps": request.steps, "guidance": request.scale}
         if self.guidance_2 is not None:
             given["guidance_2"] = request.second_scale
         found = differences({name: getattr(self, name) for name in given}, given)
-        _refuse(found + self._resolution(request.width, request.height, request.frames), source)
+        return found + self._resolution(request.width, request.height, request.frames)
 
     def _resolution(self, width: int, height: int, frames: int) -> list[str]:
         if not sizes_differ(self.width * self.height * self.frames, width * height * frames):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from runtime.files.checks import check_apart
 from runtime.files.problems import explain
 from runtime.files.text import read_json
 from runtime.forecasting.presets import Preset, load_preset
+from runtime.forecasting.usual import decided
 from runtime.jobs.defaults import usual_timeout
 from runtime.media.latents import read_latents
 from runtime.models.folder import absolute_model, files_of, local_revision
@@ -46,6 +48,7 @@ class Job:
         checkpoints: folder of checkpoints while the job runs; None for no checkpoints.
         timeout: seconds within which the failure of one rank ends all.
         recipe: recipe of the video when the job was planned, which must not change; None for no such check.
+        chosen: why the preset was chosen; empty if the user named it.
     """
 
     config: Config
@@ -58,6 +61,7 @@ class Job:
     checkpoints: Checkpoints | None
     timeout: float
     recipe: Recipe | None = None
+    chosen: str = ""
 
     @classmethod
     def build(
@@ -73,16 +77,19 @@ class Job:
         checkpoints: Checkpoints | None = None,
         timeout: float | None = None,
         recipe: Recipe | None = None,
+        chosen: str = "",
+        revision: Callable[[Config], str | None] = local_revision,
     ) -> Job:
         """Build a job from parts that are valid by themselves, and check that they fit each other.
 
         Args:
-            config, request, outputs, compare, checkpoints, recipe: as the attributes.
+            config, request, outputs, compare, checkpoints, recipe, chosen: as the attributes.
             preset: the request's preset, where it has been loaded already.
             ranks: number of ranks; by default as many as `degrees` needs, or one.
             degrees: degrees of parallelism; by default they are chosen.
             timeout: seconds within which the failure of one rank ends all; by default long enough for
                 compiling where the config asks for it.
+            revision: gives the revision of the config's model, by which a preset is chosen.
 
         Raises:
             BadRequestError: the preset does not fit the request, the ranks do not fit the model, or an output
@@ -95,7 +102,9 @@ class Job:
             >>> outputs = Outputs.named(Path("a.mp4"), overwrite=True)
             >>> job = Job.build(config, request, outputs, ranks=2)
         """
-        preset = preset or load_preset(request.spectrum)
+        if preset is None:
+            request, chosen = decided(config, request, revision)
+            preset = load_preset(request.spectrum)
         preset.check_request(config.windowed(request))
         world = ranks or (degrees.product if degrees != Degrees() else None)
         if world is not None and config.architecture is not None:
@@ -104,7 +113,13 @@ class Job:
             topology.check(heads=heads, tokens=None, guided=request.guided)
         check_apart(outputs.touched(request.videos), inputs_of(config, request, preset))
         patience = usual_timeout(config.performs.compile) if timeout is None else timeout
-        return cls(config, request, preset, outputs, compare, world, degrees, checkpoints, patience, recipe)
+        of_ranks = (world, degrees, checkpoints, patience)
+        return cls(config, request, preset, outputs, compare, *of_ranks, recipe, chosen)
+
+    @property
+    def told(self) -> str:
+        """Its preset, and why that was chosen if the user did not name it."""
+        return f"preset {self.request.preset}{self.chosen and f' ({self.chosen})'}"
 
     @property
     def world(self) -> int:

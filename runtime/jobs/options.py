@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,6 +16,7 @@ from runtime.jobs.defaults import CHECKPOINT_EVERY
 from runtime.jobs.job import Job
 from runtime.media.latents import continuing
 from runtime.models.configs import open_config
+from runtime.models.folder import local_revision
 from runtime.parallel.topology import Degrees
 from runtime.request.bounds import NUMBER
 from runtime.request.config import Config, Loras, is_path
@@ -144,11 +146,14 @@ class JobOptions(BaseModel):
         """
         return self._changed(open_config(self.config, model=self.model, revision=self.revision))
 
-    def job(self, config: Config | None = None) -> Job:
+    def job(
+        self, config: Config | None = None, revision: Callable[[Config], str | None] = local_revision
+    ) -> Job:
         """Build the job, with every name resolved.
 
         Args:
             config: from `open_config`, if it is known already.
+            revision: see `Job.build`.
 
         Raises:
             BadRequestError: a file cannot be used, or options contradict each other or the model.
@@ -173,6 +178,7 @@ class JobOptions(BaseModel):
             degrees=Degrees(cfg=self.cfg, ring=self.ring, ulysses=self.ulysses),
             checkpoints=self._kept(),
             timeout=self.timeout,
+            revision=revision,
         )
         if self.config is not None and is_path(self.config):
             check_apart(outputs.touched(request.videos), {Path(self.config): "config"})

@@ -243,6 +243,7 @@ def _generate_files(
         videos,
         load_seconds=engine.load_seconds,
         write_seconds=time.perf_counter() - finishing,
+        chosen=job.chosen,
     )
     return result, report
 

@@ -173,9 +173,10 @@ class VideoModel:
             )
         engine, frames, watch = self._engine, FrameBuffer(), ColourWatch()
         telling = Telling(on_step, partial(engine.command, Command.CANCEL))
-        result = generate_shown(engine, engine.plan(request), [Tee(frames, watch)], telling)
+        plan = engine.plan(request)
+        result = generate_shown(engine, plan, [Tee(frames, watch)], telling)
         warnings = [*result.warnings, *watch.warning("the video")]
-        return Video(frames.frames, self.config.fps, request, warnings, result)
+        return Video(frames.frames, self.config.fps, plan.request, warnings, result)
 
     def write(
         self, prompt: str | VideoRequest, out: str | Path, *, on_step: OnVideoStep = unseen, **options: Any

@@ -38,6 +38,11 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device if device.index is not None else torch.device(device.type, local_rank % count)
 
 
+def device_name(device: torch.device) -> str:
+    """Name of a device: a GPU's own, such as `NVIDIA H100 80GB HBM3`, or the type of any other."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def check_room(ranks: int, device: str) -> str:
     """Make a warning if this machine has fewer cores or accelerators than `ranks`; an empty one if not.
 

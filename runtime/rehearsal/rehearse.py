@@ -166,7 +166,7 @@ def _rehearse(
     scenario: Scenario, ranks: list[int] | None, on_loaded: Callable[[RehearsedEngine, Phase], None]
 ) -> Rehearsal:
     profile = RehearsedProfile(scenario.config)
-    scenario = _with_image(scenario, profile)
+    scenario = _completed(scenario, profile)
     engine, plan = _open(scenario, profile, 0)
     tokens = engine.sizes.tokens(scenario.config.windowed(scenario.request))
     kinds = _kinds_of_ranks(plan, tokens, engine.heads, _tiles(engine, scenario))
@@ -199,14 +199,15 @@ def _rehearse(
 def every_kind(scenario: Scenario) -> list[int]:
     """List the first rank of each kind; ranks of one kind do the same work."""
     profile = RehearsedProfile(scenario.config)
-    scenario = _with_image(scenario, profile)
+    scenario = _completed(scenario, profile)
     engine, plan = _open(scenario, profile, 0)
     tokens = engine.sizes.tokens(scenario.config.windowed(scenario.request))
     return [kind[0] for kind in _kinds_of_ranks(plan, tokens, engine.heads, _tiles(engine, scenario))]
 
 
-def _with_image(scenario: Scenario, profile: RehearsedProfile) -> Scenario:
-    """Add an image to the request if the model needs one; any image gives the same findings."""
+def _completed(scenario: Scenario, profile: RehearsedProfile) -> Scenario:
+    """Decide the request's preset, and add an image if the model needs one; any gives the same findings."""
+    scenario = replace(scenario, request=profile.decided(scenario.request)[0])
     given = scenario.request.image is not None
     if given or profile.folder.pipeline != ModelKind.IMAGE or knows_frames(profile.folder.path):
         return scenario

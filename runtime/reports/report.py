@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import statistics
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,11 +158,24 @@ class StepPart(_Part):
 
 
 class Report(_Part):
-    """Content of `report.json`, schema 1. Times are seconds of wall clock."""
+    """Content of `report.json`, schema 1. Times are seconds of wall clock.
+
+    Attributes:
+        chosen: why the preset was chosen; None if it was named.
+        made: date and time in UTC, as ISO 8601 writes it.
+        host, device: name of the first rank's machine, and its device.
+        dtype: what the transformers computed in.
+    """
 
     schema_: Literal[1] = 1
     request: dict[str, Any]
     spectrum: dict[str, Any]
+    chosen: str | None
+    made: str
+    host: str
+    device: str
+    dtype: str
+    fps: int
     model: ModelPart
     recipe: str
     topology: TopologyPart
@@ -199,7 +214,13 @@ class Report(_Part):
 
 
 def build_report(
-    model: ModelPart, result: Result, videos: list[Path], *, load_seconds: float, write_seconds: float
+    model: ModelPart,
+    result: Result,
+    videos: list[Path],
+    *,
+    load_seconds: float,
+    write_seconds: float,
+    chosen: str = "",
 ) -> Report:
     """Build the report of one result.
 
@@ -209,6 +230,7 @@ def build_report(
         videos: video files that were written.
         load_seconds: time spent loading the model.
         write_seconds: time spent finishing the files after their last frame.
+        chosen: why the preset was chosen; empty if it was named.
     """
     phases = asdict(result.seconds)
     phases["write"] += write_seconds
@@ -218,6 +240,12 @@ def build_report(
     return Report(
         request=plan.request.model_dump(),
         spectrum=plan.preset.model_dump(),
+        chosen=chosen or None,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=socket.gethostname(),
+        device=result.device,
+        dtype=result.dtype,
+        fps=result.fps,
         model=model,
         recipe=result.recipe,
         topology=TopologyPart(

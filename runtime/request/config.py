@@ -37,6 +37,9 @@ DEFAULT = "wan-tiny"
 _HERE = Path(__file__).resolve().parent.parent
 EMBEDDED_MODELS = _HERE / "models"
 
+AUTO = "auto"
+"""In place of a preset's name: which one suits a request is decided for it; see `forecasting.usual`."""
+
 _Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -125,7 +128,7 @@ class Defaults(_Part):
     guidance_2: Guidance | None = None
     negative: Text = ""
     max_sequence_length: TextTokens = 512
-    spectrum: FileName = "paper"
+    spectrum: FileName = AUTO
 
 
 class Architecture(_Part):

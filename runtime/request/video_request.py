@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -116,7 +117,7 @@ class VideoRequest(BaseModel):
         seed: noise is drawn for the whole batch of videos from a CPU generator with this seed.
         max_sequence_length: text tokens. Wan attends to padding, so this affects the result.
         videos: number of videos to make from this prompt, as one batch.
-        spectrum: name of the forecasting preset, or path of a preset file.
+        spectrum: name of the forecasting preset, or path of a preset file; `auto` leaves the choice open.
         deadline: seconds that denoising may take; steps that do not fit are forecast. None for no bound.
     """
 
@@ -176,6 +177,12 @@ class VideoRequest(BaseModel):
     def second_scale(self) -> float:
         """Guidance scale of a second expert that the result depends on; 1 without guidance."""
         return self.second_guidance if self.guided or self.embedded else 1.0
+
+    @property
+    def preset(self) -> str:
+        """Name of its preset; of a file, the file's name without its suffix."""
+        named = self.spectrum
+        return Path(named).stem if named.endswith((".yaml", ".yml")) else named
 
     @property
     def full(self) -> Self:

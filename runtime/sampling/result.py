@@ -58,6 +58,8 @@ class Result:
         kernel: attention kernel that ran; where torch chose, the one that it chose.
         weight_bytes: most bytes of the transformers' weights that were on this rank's device at one time.
         device_peak: most bytes that were allocated on this rank's GPU at one time; None without one.
+        device, dtype: this rank's device, and what its transformers computed in.
+        fps: frames per second of the videos.
         preview_seconds: time that each preview took of denoising on this rank; None if none were wanted.
         frames_sha256: digest of each video's frames, on the first rank.
         warnings: sentences about parts of the request that may have unintended effects.
@@ -81,6 +83,9 @@ class Result:
     kernel: str = ""
     weight_bytes: int = 0
     device_peak: int | None = None
+    device: str = ""
+    dtype: str = ""
+    fps: int = 0
     preview_seconds: list[float] | None = None
     frames_sha256: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -57,7 +57,7 @@ shots:
 
 # Entry → its command, and the words that every case of it begins with.
 ENTRIES: dict[str, tuple[click.Command, list[str]]] = {
-    "generate": (cli.generate, [PROMPT]),
+    "generate": (cli.generate, [PROMPT, "--spectrum", "paper"]),
     "compare": (cli.compare, [PROMPT]),
     "calibrate": (cli.calibrate, ["--out", "cal.json", "--prompts", "prompts.txt"]),
     "plan": (cli.plan, ["wan-tiny"]),
@@ -67,7 +67,7 @@ ENTRIES: dict[str, tuple[click.Command, list[str]]] = {
     "doctor": (machines.doctor, []),
     "config": (settings.config, []),
     "preset": (settings.preset, []),
-    "queue add": (cli.cli, [PROMPT, "--queue", "new", "--out", "new.mp4"]),
+    "queue add": (cli.cli, [PROMPT, "--queue", "new", "--out", "new.mp4", "--spectrum", "paper"]),
     "queue cancel": (cli.cli, ["2", "--queue", "queue"]),
     "queue run": (cli.cli, ["--queue", "queue"]),
     "status": (cli.cli, ["--queue", "queue"]),
@@ -803,6 +803,12 @@ FIELDS = {
     "request.spectrum": "string",
     "request.deadline": "number or null",
     "spectrum": "object",
+    "chosen": "string or null",
+    "made": "string",
+    "host": "string",
+    "device": "string",
+    "dtype": "string",
+    "fps": "integer",
     "model.name": "string",
     "model.revision": "string",
     "model.loras[].file": "string",

@@ -11,7 +11,7 @@ from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.models.folder import find_model
-from runtime.request.config import EMBEDDED_MODELS, available, embedded_models, load_config, shipped
+from runtime.request.config import AUTO, EMBEDDED_MODELS, available, embedded_models, load_config, shipped
 from spectrum import FixedSchedule, StepKind
 
 
@@ -19,7 +19,7 @@ from spectrum import FixedSchedule, StepKind
 def test_shipped_configs_make_valid_requests_with_a_preset_that_exists(name: str) -> None:
     config = load_config(name)
     request = config.request("x")
-    load_preset(request.spectrum)
+    assert request.spectrum in (AUTO, "off")
     assert config.architecture is not None
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import click
 from rich.console import Console
 
+from launch.commands.command import VERBOSITY, Command, set_verbosity, verbosity_options
 from launch.commands.convert import convert
 from launch.commands.machines import doctor, rehearse
 from launch.commands.options import calibrate_options, generate_options, sampling_options
@@ -24,8 +25,7 @@ from launch.commands.settings import config, preset
 from launch.commands.types import DAY, DEGREE, PRICE, REPLICAS, FileNameType, NumberType, PathType
 from launch.http.command import keys, serve
 from launch.shell.exits import advising, end_with, interrupt, run_command
-from launch.shell.logs import set_up_logging
-from launch.shell.terminal import Terminal, print_path
+from launch.shell.terminal import Terminal, print_path, warn
 from runtime.errors import BadRequestError
 from runtime.parallel.signals import ending_signals
 
@@ -34,8 +34,10 @@ log = logging.getLogger("launch")
 _ARGUMENTS = "lockstep.arguments"
 _EPILOG = """\b
 Start with:  lockstep generate "a red circle moving left on a black background"
-Exit codes:  0 done, 2 bad request (nothing was started), 3 the job failed, 130 cancelled.
-Progress goes to stderr, only the path of the result to stdout. More: README.md and docs/."""
+Exit codes:  0 done, 2 bad request (nothing was started), 3 the job failed,
+             130 cancelled
+Progress goes to stderr, only the path of the result to stdout.
+More: README.md and docs/"""
 
 
 @click.group(
@@ -44,15 +46,15 @@ Progress goes to stderr, only the path of the result to stdout. More: README.md 
     epilog=_EPILOG,
 )
 @click.version_option(package_name="lockstep-video")
-@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
+@verbosity_options
 @click.pass_context
-def cli(context: click.Context, verbose: bool) -> None:
-    """Generate video with Wan2.1 on one GPU or many, forecasting most steps instead of computing them."""
+def cli(context: click.Context, verbose: bool, quiet: bool) -> None:
+    """Generate video with Wan2.1 and 2.2 on one GPU or many. Most steps are forecast instead of computed."""
     context.obj = console = Terminal(stderr=True)
-    set_up_logging(console, verbose=verbose)
+    set_verbosity(console, verbose=verbose, quiet=quiet)
 
 
-class _KeepsArguments(click.Command):
+class _KeepsArguments(Command):
     """A command that keeps its raw arguments, to pass them on to other processes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -115,8 +117,9 @@ def _run_on_ranks(ranks: int, device: str, module: str, context: click.Context) 
     crowded = check_room(ranks, device)
     if crowded:
         log.warning(crowded)
-    verbose = ["--verbose"] if context.find_root().params.get("verbose") else []
-    arguments = [*verbose, *without_launcher(context.meta[_ARGUMENTS])]
+    given = context.find_root().params
+    flags = [f"--{name}" for name in VERBOSITY if given.get(name)]
+    arguments = [*flags, *without_launcher(context.meta[_ARGUMENTS])]
     code = run_on_this_machine(ranks, module, arguments)
     if code:
         context.exit(code)
@@ -188,7 +191,7 @@ def compare(
     comparison.run(plans, partial(StepProgress, console))
     console.print(comparison_table(comparison))
     for warning in comparison.warnings:
-        console.print(f"warning: {warning}", soft_wrap=True)
+        warn(console, warning)
     print_path(out)
 
 

@@ -72,17 +72,21 @@ class TimeLeft:
     """
 
     def __init__(self, kinds: Sequence[StepKind]):
-        self._kinds, self._watch, self._done = kinds, Stopwatch(), 0
+        self._kinds, self._watch, self._done, self._before = kinds, Stopwatch(), 0, 0
 
     def add(self, step: int, kind: StepKind, seconds: float) -> None:
-        """Take account of a finished step, which need not be of the kind that was expected."""
+        """Take account of a finished step, which need not be of the kind that was expected.
+
+        Steps that are left out were done by an earlier process; they count as the kind that was expected.
+        """
+        self._before += self._kinds[self._done : step].count(StepKind.COMPUTE)
         self._watch.add(kind, seconds)
         self._done = step + 1
 
     @property
     def nfe(self) -> int:
         """Number of computed steps so far."""
-        return self._watch.count(StepKind.COMPUTE)
+        return self._before + self._watch.count(StepKind.COMPUTE)
 
     @property
     def seconds(self) -> float:

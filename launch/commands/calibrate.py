@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.commands.build_job import build_request, inputs_of
+from launch.commands.command import Command, verbosity_options
 from launch.commands.options import calibrate_options
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
@@ -120,10 +121,10 @@ def _cost(job: CalibrationJob, calibrator: Calibrator) -> str:
     )
 
 
-@click.command()
+@click.command(cls=Command)
 @calibrate_options
-@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
-def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any) -> None:
+@verbosity_options
+def rank(verbose: bool, quiet: bool, ranks: int | None, timeout: float | None, **options: Any) -> None:
     """Make a calibration as one rank of the group that torchrun started."""
     from launch.shell.rank import check_world, joined, told_to_others
     from launch.shell.signals import stop_on_signals
@@ -133,7 +134,7 @@ def rank(verbose: bool, ranks: int | None, timeout: float | None, **options: Any
     with told_to_others(rendezvous):
         check_world(ranks, rendezvous)
         job = plan_calibration(**options, is_leader=rendezvous.rank == 0)
-    console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
+    console = Terminal(stderr=True, quiet=quiet or rendezvous.rank != 0)
     with joined(job.config, rendezvous, timeout or usual_timeout(job.config.performs.compile)) as group:
         run_calibration(job, console, group, on_loaded=stop_on_signals)
     if rendezvous.rank == 0:

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from launch.commands.command import Command
 from launch.commands.types import FileNameType, PathType
 from launch.shell.exits import advising
 from launch.shell.terminal import print_path
 
 
-@click.command(short_help="Make a folder in diffusers layout of a model in another layout.")
+@click.command(cls=Command, short_help="Make a folder in diffusers layout of a model in another layout.")
 @click.argument("source", type=FileNameType(), metavar="SRC")
 @click.argument("folder", type=PathType(), metavar="DST")
 @click.option(

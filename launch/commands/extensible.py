@@ -6,11 +6,12 @@ from importlib.metadata import entry_points
 
 import click
 
+from launch.commands.command import CommandGroup
 from runtime.errors import BadRequestError
 from runtime.files.extensions import COMMANDS, load_entry
 
 
-class ExtensibleGroup(click.Group):
+class ExtensibleGroup(CommandGroup):
     """Group that also has the click commands which packages announce as entry points `lockstep.commands`.
 
     A command has the name of its entry point. Lockstep's own take precedence.

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from launch.commands.command import Command
 from launch.commands.options import rehearse_options
 from launch.commands.types import FileNameType
 from launch.shell.terminal import Terminal
 
 
-@click.command(short_help="Show what a job would need on GPUs that you do not have.")
+@click.command(cls=Command, short_help="Show what a job would need on GPUs that you do not have.")
 @rehearse_options
 def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: Any) -> None:
     """Show the compute, memory and traffic of a job on GPUs that you do not have.
@@ -39,7 +40,7 @@ def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: An
         shown.print(part, soft_wrap=isinstance(part, str))
 
 
-@click.command(short_help="Show what this machine has and can run.")
+@click.command(cls=Command, short_help="Show what this machine has and can run.")
 @click.option(
     "--gpu",
     type=FileNameType(),

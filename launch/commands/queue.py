@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from launch.commands.command import Command, CommandGroup
 from launch.commands.options import generate_options
 from launch.commands.types import DEGREE, EXPIRY, ID, PRIORITY, REPLICAS, PathType
 from launch.shell.exits import advising, only_while_heard
@@ -38,7 +39,7 @@ def queue_option(command: _Command) -> _Command:
     )(command)
 
 
-@click.group(short_help="Add, cancel and serve requests.")
+@click.group(cls=CommandGroup, short_help="Add, cancel and serve requests.")
 def queue() -> None:
     """Add requests to a queue, cancel them, and serve the queue with replicas on Ray.
 
@@ -219,7 +220,7 @@ def _world(entry: Any) -> int:
         return 1
 
 
-@click.command(short_help="Show a queue.")
+@click.command(cls=Command, short_help="Show a queue.")
 @queue_option
 @click.option("--watch", is_flag=True, help="Refresh once a second until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

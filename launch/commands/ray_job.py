@@ -7,20 +7,20 @@ from typing import Any
 
 import click
 
+from launch.commands.command import Command, set_verbosity, verbosity_options
 from launch.commands.options import generate_options
 from launch.shell.exits import advising, end_with, interrupt, run_command
-from launch.shell.logs import set_up_logging
 from launch.shell.terminal import Terminal
 from runtime.parallel.signals import ending_signals
 
 
-@click.command()
+@click.command(cls=Command)
 @generate_options
-@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
-def job(verbose: bool, **options: Any) -> None:
+@verbosity_options
+def job(verbose: bool, quiet: bool, **options: Any) -> None:
     """Make a video of PROMPT on a Ray cluster."""
     console = Terminal(stderr=True)
-    set_up_logging(console, verbose=verbose)
+    set_verbosity(console, verbose=verbose, quiet=quiet)
     from launch.cluster.run import run_batch_on_ray
     from launch.commands.build_job import build_batch
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launch.commands.command import Command
 from launch.commands.types import FileNameType
 from runtime.errors import BadRequestError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-@click.command(short_help="Show a config with all its defaults.")
+@click.command(cls=Command, short_help="Show a config with all its defaults.")
 @click.argument("config", required=False, type=FileNameType(), metavar="[NAME|FILE]")
 @click.option(
     "--model",
@@ -45,7 +46,7 @@ def config(config: str | None, model: str | None, revision: str | None, schema: 
     _print_yaml(open_config(config, model=model, revision=revision).model_dump(mode="json"))
 
 
-@click.command(short_help="Show a forecasting preset with all its defaults.")
+@click.command(cls=Command, short_help="Show a forecasting preset with all its defaults.")
 @click.argument("preset", required=False, type=FileNameType(), metavar="[NAME|FILE]")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of preset files instead.")
 def preset(preset: str | None, schema: bool) -> None:

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from launch.commands.build_job import build_batch
+from launch.commands.command import Command, verbosity_options
 from launch.commands.options import generate_options
 from launch.shell.exits import advising
 from launch.shell.logs import set_up_logging
@@ -19,13 +20,13 @@ from runtime.jobs.batch import Batch
 from runtime.parallel.meeting import Rendezvous
 
 
-@click.command()
+@click.command(cls=Command)
 @generate_options
-@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
-def rank(verbose: bool, **options: Any) -> None:
+@verbosity_options
+def rank(verbose: bool, quiet: bool, **options: Any) -> None:
     """Make a video of PROMPT as one rank of the group that torchrun started."""
     rendezvous = Rendezvous.from_environment()
-    console = Terminal(stderr=True, quiet=rendezvous.rank != 0)
+    console = Terminal(stderr=True, quiet=quiet or rendezvous.rank != 0)
     set_up_logging(Terminal(stderr=True), verbose=verbose, rank=rendezvous.rank)
     with told_to_others(rendezvous):
         batch = build_batch(**options)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from launch.commands.command import Command, CommandGroup
 from launch.commands.queue import queue_option
 from launch.commands.types import DAY, DEGREE, PRIORITY, FileNameType, NumberType, PathType
 from runtime.errors import BadRequestError, JobFailedError, reason
@@ -16,7 +17,7 @@ from runtime.errors import BadRequestError, JobFailedError, reason
 _COUNT = click.IntRange(min=0, max=10**9)
 
 
-@click.command(short_help="Serve an HTTP API and a web page.")
+@click.command(cls=Command, short_help="Serve an HTTP API and a web page.")
 @queue_option
 @click.option(
     "--replicas",
@@ -144,7 +145,7 @@ def serve(
 _FILE = click.option("--keys", "file", type=PathType(), required=True, help="File of keys.")
 
 
-@click.group(short_help="Add, list and remove API keys of the server.")
+@click.group(cls=CommandGroup, short_help="Add, list and remove API keys of the server.")
 def keys() -> None:
     """Add, list and remove the API keys that clients of `lockstep serve --keys FILE` need."""
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from launch.cluster.group import Begun, Ended, Event, Previewed, RankGroup
 from launch.serve.entries import Entry, Progress, RunEvent
-from launch.shell.terminal import say
+from launch.shell.terminal import insist, say
 
 
 def print_event(console: Console, entry: Entry, event: Event | Ended, group: RankGroup) -> None:
@@ -21,8 +21,9 @@ def print_event(console: Console, entry: Entry, event: Event | Ended, group: Ran
         warnings = json.loads(event.report)["warnings"] if event.report else []
     else:
         return
-    for line in (what, *(f"warning: {warning}" for warning in warnings)):
-        say(console, f"{entry.name}: {line}")
+    say(console, f"{entry.name}: {what}")
+    for warning in warnings:
+        insist(console, f"{entry.name}: warning: {warning}")
 
 
 def run_event(event: Event, progress: Progress) -> RunEvent:

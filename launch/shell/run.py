@@ -11,7 +11,7 @@ from rich.console import Console
 
 from launch.shell.progress import StepProgress, timed
 from launch.shell.signals import ignore_signals
-from launch.shell.terminal import counted, print_path, say
+from launch.shell.terminal import counted, insist, print_path, say
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.jobs.batch import Batch, refuse_all
@@ -131,7 +131,7 @@ def print_result(report: Report, job: Job, console: Console) -> None:
         )
     console.print(f"report {job.outputs.report}, picture {job.outputs.picture}", soft_wrap=True)
     for warning in report.warnings:
-        console.print(f"warning: {warning}", soft_wrap=True)
+        insist(console, f"warning: {warning}")
     say(console, _summary(report, job))
     for path in job.outputs.videos(job.request.videos):  # as the user named them; ranks have absolute paths
         print_path(path)

@@ -65,6 +65,15 @@ def say(console: Console, message: str) -> None:
     console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
+def insist(console: Console, message: str) -> None:
+    """Print a message as `say` does, also on a console that is quiet."""
+    before, console.quiet = console.quiet, False
+    try:
+        say(console, message)
+    finally:
+        console.quiet = before
+
+
 def forgive_encodings() -> None:
     """Let the standard streams escape characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):

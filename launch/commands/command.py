@@ -1,0 +1,96 @@
+"""Commands: `-v` and `-q` may stand before or after a command, and long help lists options by purpose.
+
+Imports nothing slow.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from launch.shell.logs import set_up_logging
+from launch.shell.terminal import Terminal
+
+VERBOSITY = ("verbose", "quiet")
+_MANY = 16  # options of a command, above which its help lists them by purpose
+_OTHERS = "Options"
+_PURPOSES = {
+    "What to make": "prompts size frames videos seed seeds negative image extend",
+    "Model and sampler": "config model revision lora steps guidance guidance_2 max_sequence_length",
+    "Computed steps and quality": "spectrum presets deadline compare budgets",
+    "Files": "out report preview latents overwrite",
+    "GPUs and speed": (
+        "launcher gpu ranks ulysses ring cfg attention performance quantization shard offload compile"
+    ),
+    "Interruptions and failures": "checkpoints checkpoint_every resume timeout busy_timeout",
+    "Queue": "folder name owner priority expires",
+}
+_PURPOSE = {name: purpose for purpose, names in _PURPOSES.items() for name in names.split()}
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command that takes `-v` and `-q`, and lists many options by purpose in its help."""
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        if not any(one.name in VERBOSITY for one in self.params):
+            self.params += _verbosity(expose=False)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if len(self.params) <= _MANY:
+            super().format_options(ctx, formatter)
+            return
+        listed: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for one in self.get_params(ctx):
+            if (record := one.get_help_record(ctx)) is not None:
+                listed[_PURPOSE.get(one.name or "", _OTHERS)].append(record)
+        for purpose in (*_PURPOSES, _OTHERS):
+            if listed[purpose]:
+                with formatter.section(purpose):
+                    formatter.write_dl(listed[purpose])
+
+
+class CommandGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+def verbosity_options(command: _Command) -> _Command:
+    """Add `-v` and `-q` to a command that sets up its own logging."""
+    for option in reversed(_verbosity(expose=True)):
+        command = click.option(*option.opts, is_flag=True, help=option.help)(command)
+    return command
+
+
+def _verbosity(*, expose: bool) -> list[click.Option]:
+    callback = None if expose else _obey
+    helps = {"verbose": "Log more to stderr.", "quiet": "Print only warnings and errors to stderr."}
+    return [
+        click.Option(
+            [f"-{name[0]}", f"--{name}"],
+            is_flag=True,
+            expose_value=expose,
+            callback=callback,
+            help=helps[name],
+        )
+        for name in VERBOSITY
+    ]
+
+
+def _obey(context: click.Context, option: click.Parameter, given: bool) -> None:
+    """Log more, or print less, from here on; the options before the command hold, too."""
+    root = context.find_root()
+    if given and option.name is not None and isinstance(root.obj, Terminal):
+        root.params[option.name] = True
+        set_verbosity(root.obj, **{name: bool(root.params.get(name)) for name in VERBOSITY})
+
+
+def set_verbosity(console: Terminal, *, verbose: bool, quiet: bool) -> None:
+    """Set up logging, and let the console print nothing if it is to be quiet."""
+    console.quiet = quiet
+    set_up_logging(Terminal(stderr=True) if quiet else console, verbose=verbose)

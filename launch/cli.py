@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,14 +17,15 @@ from rich.console import Console
 from launch.commands.command import VERBOSITY, Command, set_verbosity, verbosity_options
 from launch.commands.convert import convert
 from launch.commands.machines import doctor, rehearse
-from launch.commands.options import calibrate_options, generate_options, sampling_options
+from launch.commands.measures import compare, plan
+from launch.commands.options import calibrate_options, generate_options
 from launch.commands.queue import queue, status
 from launch.commands.sections import Sections
 from launch.commands.settings import config, preset
-from launch.commands.types import DAY, DEGREE, PRICE, REPLICAS, FileNameType, NumberType, PathType
+from launch.commands.types import DEGREE, PRICE, REPLICAS, FileNameType, PathType
 from launch.http.command import keys, serve
 from launch.shell.exits import advising, end_with, interrupt, run_command
-from launch.shell.terminal import Terminal, print_path, warn
+from launch.shell.terminal import Terminal, print_path
 from runtime.errors import BadRequestError
 from runtime.parallel.signals import ending_signals
 
@@ -134,67 +134,6 @@ def without_launcher(arguments: list[str]) -> list[str]:
     return [argument for argument in kept if not argument.startswith("--launcher=")]
 
 
-@cli.command(short_help="Compare presets with the full sampler.")
-@click.argument("prompts", nargs=-1, required=True)
-@sampling_options
-@click.option(
-    "--preset",
-    "presets",
-    type=FileNameType(),
-    multiple=True,
-    default=("paper", "paper-fast"),
-    show_default=True,
-    metavar="NAME|FILE",
-    help="Forecasting preset to compare; may be given several times.",
-)
-@click.option(
-    "--seed",
-    "seeds",
-    type=int,
-    multiple=True,
-    default=(0,),
-    show_default=True,
-    help="Seed of the noise; may be given several times.",
-)
-@click.option(
-    "--out",
-    type=PathType(),
-    default=Path("compare.mp4"),
-    show_default=True,
-    help="The mp4; the numbers are written beside it as JSON.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace files that exist, if they are of the same kind.")
-@click.pass_obj
-def compare(
-    console: Console,
-    /,
-    prompts: tuple[str, ...],
-    config: str | None,
-    presets: tuple[str, ...],
-    seeds: tuple[int, ...],
-    out: Path,
-    overwrite: bool,
-    **given: Any,
-) -> None:
-    """Compare presets with the full sampler on the same PROMPTS and seeds.
-
-    Writes a side-by-side mp4 (full sampler first), and a JSON file beside it with every number of the table.
-    """
-    from launch.commands.compare import comparison_table, plan_comparison
-    from launch.shell.progress import StepProgress, timed
-
-    comparison = plan_comparison(
-        config, prompts, presets=presets, seeds=seeds, out=out, overwrite=overwrite, **given
-    )
-    with timed(console, f"loading {comparison.config.model}"):
-        plans = comparison.load()
-    comparison.run(plans, partial(StepProgress, console))
-    console.print(comparison_table(comparison))
-    for warning in comparison.warnings:
-        warn(console, warning)
-    print_path(out)
-
-
 @cli.command(cls=_KeepsArguments, short_help="Measure a model, so that steps can be planned.")
 @calibrate_options
 @click.pass_context
@@ -216,67 +155,6 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     run_calibration(job, context.obj, on_loaded=stop_on_signals)
     ignore_signals()  # the file is written
     print_path(job.out)
-
-
-@cli.command(short_help="Show the best steps to compute for a budget.")
-@click.argument("calibration", type=FileNameType())
-@click.option("--nfe", type=int, metavar="N", help="Budget: this many computed steps.")
-@click.option(
-    "--psnr",
-    type=NumberType(0.0, 1000.0),
-    metavar="DB",
-    help="Budget: the fewest steps expected to reach this PSNR against the full sampler.",
-)
-@click.option(
-    "--seconds",
-    type=NumberType(0.0, 3650 * DAY),
-    metavar="SECONDS",
-    help="Budget: as many steps as can be denoised within this time.",
-)
-@click.option(
-    "--method",
-    type=click.Choice(["planned", "fitted"]),
-    help="Only planned forecasts, or only fitted solvers.  [default: the better one]",
-)
-@click.option(
-    "--report",
-    type=PathType(),
-    help="Report to take step times from.  [default: the calibration's step times]",
-)
-@click.option("--picture", type=PathType(), help="PNG file for a picture of the plan.")
-@click.option(
-    "--preset",
-    type=PathType(),
-    help="YAML file for a preset that runs the plan, for --spectrum of `generate`.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace files that exist, if they are of the same kind.")
-def plan(
-    calibration: str,
-    nfe: int | None,
-    psnr: float | None,
-    seconds: float | None,
-    method: Literal["planned", "fitted"] | None,
-    report: Path | None,
-    picture: Path | None,
-    preset: Path | None,
-    overwrite: bool,
-) -> None:
-    """Show the best steps to compute for a budget, from CALIBRATION (a shipped name or a JSON file).
-
-    Give one budget, or none for an overview of several numbers of steps.
-    """
-    from launch.commands.plan import overview, steps_table
-    from runtime.measure.plans import check_outputs, make_plan, write_plan
-
-    if nfe is psnr is seconds is None:
-        if picture or preset:
-            raise BadRequestError("nfe: not given; --picture and --preset need --nfe, --psnr or --seconds")
-        Terminal().print(overview(calibration, report))
-        return
-    check_outputs(calibration, picture=picture, preset=preset, overwrite=overwrite, report=report)
-    chosen = make_plan(calibration, nfe=nfe, psnr=psnr, seconds=seconds, report=report, method=method)
-    write_plan(chosen, picture=picture, preset=preset, overwrite=overwrite)
-    Terminal().print(steps_table(chosen))
 
 
 @cli.command(short_help="Make a film from a file of shots.")
@@ -310,6 +188,7 @@ def plan(
     help="Remove the files of replaced shots, and make nothing; with --dry-run, only list them.",
 )
 @click.option("--schema", is_flag=True, help="Print the JSON schema of storyboard files, and make nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print one JSON object.")
 @click.pass_obj
 def storyboard(
     console: Console,
@@ -326,6 +205,7 @@ def storyboard(
     compare: bool,
     prune: bool,
     schema: bool,
+    as_json: bool,
 ) -> None:
     """Make one film from the shots of the YAML file STORYBOARD, with replicas on Ray.
 
@@ -339,6 +219,8 @@ def storyboard(
 
         click.echo(json.dumps(Storyboard.model_json_schema(), indent=2))
         return
+    if as_json and (prune or not dry_run):
+        raise BadRequestError("json: it is for --dry-run alone")
     if storyboard is None or out is None:
         raise BadRequestError("storyboard: give the file, and --out with the folder of the film")
     from launch.film.shots import plan_film
@@ -353,12 +235,16 @@ def storyboard(
         Terminal().print(listing((find_replaced if dry_run else remove)(film), out), soft_wrap=True)
         return
     if dry_run:
-        from launch.film.dry_run import dry_run_table
+        from launch.film.dry_run import dry_run_table, estimate_all
         from launch.film.folder import check_out
         from runtime.rehearsal.machine import load_gpu
 
         check_out(out)
-        Terminal().print(dry_run_table(film, replicas, price, None if gpu is None else load_gpu(gpu)))
+        found = estimate_all(film, replicas, price, None if gpu is None else load_gpu(gpu))
+        if as_json:
+            click.echo(json.dumps(found.to_json()))
+        else:
+            Terminal().print(dry_run_table(found))
         return
     from launch.film.make import make_film
 
@@ -368,6 +254,8 @@ def storyboard(
         print_path(path)
 
 
+cli.add_command(compare)
+cli.add_command(plan)
 cli.add_command(rehearse)
 cli.add_command(doctor)
 cli.add_command(convert)

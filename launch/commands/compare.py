@@ -52,11 +52,11 @@ def comparison_table(comparison: Comparison) -> Table:
         if count > 1
         else f"{comparison.config.model}: one video"
     )
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("preset", "NFE", "time, s", "speed-up", "predicted", "PSNR, dB", "SSIM", "VMAF"):
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("preset", "NFE", "time, s", "speed-up", "expected", "PSNR, dB", "SSIM", "VMAF"):
         first = name == "preset"
         table.add_column(name, justify="left" if first else "right", overflow="fold", no_wrap=not first)
-    table.caption = "time of denoising; predicted and measured PSNR against the full sampler"
+    table.caption = "time of denoising; expected and measured PSNR against the full sampler"
     for row in comparison.rows():
         table.add_row(
             row["preset"],

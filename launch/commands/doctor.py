@@ -8,17 +8,20 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from runtime.errors import named, reason
 from runtime.files.extensions import announced
 from runtime.media.quality import has_filter
 from runtime.models.folder import is_local
-from runtime.request.config import Config, available, load_config
+from runtime.request.config import available, load_config
 
 WORLDS = (1, 2, 4, 8)
 DRIVERS = [Path("/dev") / name for name in ("nvidiactl", "kfd", "dxg")]  # of NVIDIA, AMD, and in WSL
@@ -32,9 +35,14 @@ def examine() -> Iterator[Table]:
     yield _models()
 
 
+def to_json() -> dict[str, Any]:
+    """Return the findings as JSON has them."""
+    return {"machine": dict(_findings()), "configs": [one.to_json() for one in configs()]}
+
+
 def _machine() -> Table:
     table = Table(title="This machine", show_header=False)
-    table.add_column(style="bold")
+    table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, finding in _findings():
         table.add_row(name, finding)
@@ -100,30 +108,61 @@ def _ffmpeg() -> str:
     return f"{found[1] if found else 'unknown version'} ({executable}); filters: {filters}"
 
 
-def _models() -> Table:
-    table = Table(title="Configs, and how 1, 2, 4 and 8 ranks can split heads and tokens: ulysses × ring")
-    table.add_column("config", no_wrap=True)
-    table.add_column("heads")
-    table.add_column("weights", no_wrap=True)
-    for world in WORLDS:
-        table.add_column(str(world))
+@dataclass(frozen=True, slots=True)
+class ConfigFindings:
+    """What is known of a shipped config.
+
+    Attributes:
+        name: its name.
+        heads: number of attention heads; None if the config does not say.
+        present: whether its weights are on this machine.
+        splits: ranks → even splits, as pairs of the degrees Ulysses and ring.
+    """
+
+    name: str
+    heads: int | None
+    present: bool
+    splits: dict[int, list[tuple[int, int]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        splits = {
+            str(world): [{"ulysses": ulysses, "ring": ring} for ulysses, ring in pairs]
+            for world, pairs in self.splits.items()
+        }
+        return {"name": self.name, "heads": self.heads, "weights_present": self.present, "splits": splits}
+
+
+def configs() -> Iterator[ConfigFindings]:
+    """Yield what is known of each shipped config."""
     for name in available("."):
         config = load_config(name)
         heads = config.architecture.heads if config.architecture else None
-        splits = [_splits(heads, world) for world in WORLDS]
-        table.add_row(name, str(heads or "?"), _weights(config), *splits)
+        splits = {world: [] if heads is None else _splits(heads, world) for world in WORLDS}
+        yield ConfigFindings(name, heads, is_local(config), splits)
+
+
+def _models() -> Table:
+    table = Table(
+        title="Configs, and how 1, 2, 4 and 8 ranks can split heads and tokens: ulysses × ring",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in ("config", "heads", "weights"):
+        table.add_column(column, no_wrap=True)
+    for world in WORLDS:
+        table.add_column(str(world))
+    for one in configs():
+        splits = [", ".join(f"{u}×{ring}" for u, ring in one.splits[world]) or "?" for world in WORLDS]
+        weights = "present" if one.present else "to download"
+        table.add_row(one.name, str(one.heads or "?"), weights, *splits)
     table.caption = (
         "With guidance, twice the ranks can be used (cfg = 2). Other splits work as well, less evenly."
     )
     return table
 
 
-def _splits(heads: int | None, world: int) -> str:
-    """Format the even splits: Ulysses degrees that divide ranks and heads, the ring taking the rest."""
-    if heads is None:
-        return "?"
-    return ", ".join(f"{u}×{world // u}" for u in range(world, 0, -1) if world % u == 0 and heads % u == 0)
-
-
-def _weights(config: Config) -> str:
-    return "present" if is_local(config) else "to download"
+def _splits(heads: int, world: int) -> list[tuple[int, int]]:
+    """Even splits: Ulysses degrees that divide ranks and heads, the ring taking the rest."""
+    degrees = range(world, 0, -1)
+    return [(u, world // u) for u in degrees if world % u == 0 and heads % u == 0]

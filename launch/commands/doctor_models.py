@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from launch.commands.conversion import model_of
@@ -17,18 +20,37 @@ from runtime.rehearsal.rehearse import Scenario
 from runtime.request.config import Config, available, load_config
 
 
-def fits(gpu: Gpu) -> Table:
-    """Rehearse every config on 1, 2, 4 and 8 GPUs; tell the peak memory, and what would make it fit.
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether a config fits GPUs.
 
-    Args:
-        gpu: the GPU.
+    Attributes:
+        peak: peak memory in bytes; None if it does not fit.
+        changes: memory options without which it would not fit.
     """
-    table = Table(title=f"Rehearsed, not measured: peak memory on {gpu.name}, of {gpu.memory_gib:g} GiB")
+
+    peak: int | None
+    changes: dict[str, str]
+
+
+def rehearsed(gpu: Gpu) -> dict[str, dict[int, Fit]]:
+    """Rehearse every config at its own size on 1, 2, 4 and 8 GPUs: config → GPUs → what was found."""
+    return {name: {world: _fit(load_config(name), world, gpu) for world in WORLDS} for name in available(".")}
+
+
+def fits_table(gpu: Gpu, found: Mapping[str, Mapping[int, Fit]]) -> Table:
+    """Make a table of what `rehearsed` found: the peak memory, and what would make it fit."""
+    table = Table(
+        title=f"Rehearsed, not measured: peak memory on {gpu.name}, of {gpu.memory_gib:g} GiB",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("config", no_wrap=True)
     for world in WORLDS:
-        table.add_column(f"{world}, GiB")
-    for name in available("."):
-        table.add_row(name, *(_fit(load_config(name), world, gpu) for world in WORLDS))
+        table.add_column(f"{world}, GiB", overflow="fold")
+    for name, fits in found.items():
+        table.add_row(name, *(_told(fits[world]) for world in WORLDS))
     table.caption = (
         "At the config's size, with its preset. 2 GiB and 5 % of the memory are assumed to be lost. "
         "`lockstep rehearse` shows more of each."
@@ -36,18 +58,48 @@ def fits(gpu: Gpu) -> Table:
     return table
 
 
-def _fit(config: Config, world: int, gpu: Gpu) -> str:
+def _told(fit: Fit) -> str:
+    if fit.peak is None:
+        return "does not fit"
+    changes = (f"{change} {field.removeprefix('memory.')}" for field, change in fit.changes.items())
+    return "\n".join([f"{fit.peak / 2**30:.1f}", *changes])
+
+
+def _fit(config: Config, world: int, gpu: Gpu) -> Fit:
     """Peak memory of a config, with the memory options without which it would not fit."""
     scenario = Scenario(config, config.request("rehearsed"), Degrees(), world, gpu)
     found = first_that_fits(scenario)
-    if found is None:
-        return "does not fit"
-    changes = [f"{field}: {value}" for field, value in found.changes.items()]
-    return "\n".join([f"{found.rehearsal.peak / 2**30:.1f}", *changes])
+    return Fit(None, {}) if found is None else Fit(found.rehearsal.peak, {**found.changes})
 
 
-def examine_model(source: str) -> Table:
-    """Describe a model: its components, and the files that they are read from.
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A part of a model: its name, number of parameters, their dtypes, and its files."""
+
+    name: str
+    parameters: int
+    dtypes: list[str]
+    files: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFindings:
+    """What a model is, and the files that it is read from.
+
+    Attributes:
+        source: what the user gave.
+        pipeline, revision: its kind, and the digest or commit of its files.
+        components: its parts.
+    """
+
+    source: str
+    pipeline: str
+    revision: str
+    components: list[Component]
+
+
+def examine_model(source: str) -> ModelFindings:
+    """Find out what a model is.
 
     Args:
         source: a folder or repository, or the YAML file of a config.
@@ -57,17 +109,23 @@ def examine_model(source: str) -> Table:
     """
     found = survey(model_of(source))
     pipeline = read_json(found.source / "model_index.json")["_class_name"]
-    table = Table(title=f"{source}: a {pipeline}, {found.revision}")
+    components = []
+    for name in dict.fromkeys(file.name.split("/")[0] for file in found.files):
+        weights = next(file.weights for file in found.files if file.name.startswith(f"{name}/"))
+        stored = [weight.stored for weight in weights.values()]
+        parameters = sum(math.prod(weight.shape) for weight in weights.values())
+        dtypes, files = sorted({one.dtype for one in stored}), dict.fromkeys(str(one.file) for one in stored)
+        components.append(Component(name, parameters, dtypes, [*files]))
+    return ModelFindings(source, pipeline, found.revision, components)
+
+
+def model_table(found: ModelFindings) -> Table:
+    """Make a table of a model's components, and the files that they are read from."""
+    title = f"{found.source}: a {found.pipeline}, {found.revision}"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for name in ("component", "parameters", "dtypes"):
         table.add_column(name, no_wrap=True)
     table.add_column("read from", overflow="fold")
-    for component in dict.fromkeys(file.name.split("/")[0] for file in found.files):
-        weights = next(file.weights for file in found.files if file.name.startswith(f"{component}/"))
-        stored = [weight.stored for weight in weights.values()]
-        table.add_row(
-            component,
-            f"{sum(math.prod(weight.shape) for weight in weights.values()):,}",
-            ", ".join(sorted({one.dtype for one in stored})),
-            "\n".join(str(file) for file in dict.fromkeys(one.file for one in stored)),
-        )
+    for one in found.components:
+        table.add_row(one.name, f"{one.parameters:,}", ", ".join(one.dtypes), "\n".join(one.files))
     return table

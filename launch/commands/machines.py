@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +13,9 @@ from launch.commands.command import Command
 from launch.commands.options import rehearse_options
 from launch.commands.types import FileNameType
 from launch.shell.terminal import Terminal
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.command(cls=Command, short_help="Show what a job would need on GPUs that you do not have.")
@@ -54,24 +59,41 @@ def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: An
     metavar="SRC",
     help="Show a model instead: a folder or repository, or the YAML file of a config.",
 )
-def doctor(gpu: str | None, model: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(gpu: str | None, model: str | None, as_json: bool) -> None:
     """Show what this machine has, and which models and topologies it can run.
 
     With --model, show what SRC is, what is in it, and the files that it is read from: docs/models.md.
     """
-    from launch.commands.doctor import examine
+    from launch.commands.doctor import examine, to_json
 
     if model is not None:
-        from launch.commands.doctor_models import examine_model
+        from launch.commands.doctor_models import examine_model, model_table
 
-        Terminal().print(examine_model(model))
+        seen = examine_model(model)
+        _show(as_json, lambda: asdict(seen), lambda: [model_table(seen)])
+        return
+    if gpu is None:
+        _show(as_json, to_json, examine)
         return
     from runtime.rehearsal.machine import load_gpu
 
-    rehearsed = None if gpu is None else load_gpu(gpu)
-    for table in examine():
-        Terminal().print(table)
-    if rehearsed is not None:
-        from launch.commands.doctor_models import fits
+    card = load_gpu(gpu)
+    if not as_json:
+        _show(as_json, to_json, examine)  # before what takes a minute
+    from launch.commands.doctor_models import fits_table, rehearsed
 
-        Terminal().print(fits(rehearsed))
+    found = rehearsed(card)
+    fits = {name: {world: asdict(fit) for world, fit in one.items()} for name, one in found.items()}
+    rehearsal = {"gpu": card.name, "memory_gib": card.memory_gib, "configs": fits}
+    _show(as_json, lambda: {**to_json(), "rehearsed": rehearsal}, lambda: [fits_table(card, found)])
+
+
+def _show(
+    as_json: bool, content: Callable[[], dict[str, Any]], tables: Callable[[], Iterable[Table]]
+) -> None:
+    if as_json:
+        click.echo(json.dumps(content()))
+        return
+    for table in tables():
+        Terminal().print(table)

@@ -2,47 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.methods import Choice, Methods
 from runtime.measure.plans import Chosen, step_seconds
-from spectrum import CalibratedPredictor, PlannedSteps, StepSeconds
+from spectrum import CalibratedPredictor, PlannedSteps
 from spectrum.calibration import Prediction
 
 _OVERVIEW = (4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50, 75, 100, 150, 200)
 
 
-def overview(name: str, report: Path | None = None) -> Table:
-    """Make a table of several budgets; step times from `report` or the calibration.
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a calibration expects of one number of computed steps.
 
-    A row has each method's expected PSNR, and in brackets what nine of ten videos exceed.
+    Attributes:
+        steps: number of all steps.
+        planned, fitted: the method's choice; None if there is no solver for that number.
+        best: the better of these.
+        seconds: expected seconds of denoising.
     """
+
+    steps: int
+    planned: Choice
+    fitted: Choice | None
+    best: Choice
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        given = {"planned": self.planned, "fitted": self.fitted}
+        methods = {name: None if one is None else _expected(one) for name, one in given.items()}
+        plan = self.best.plan
+        about = {"nfe": plan.nfe, "steps": self.steps, "seconds": self.seconds}
+        return {**about, **methods, "best": self.best.method, "computed": [*plan.computed]}
+
+
+def overview(name: str, report: Path | None = None) -> list[Budget]:
+    """What a calibration expects of several budgets; step times from `report` or the calibration."""
     calibration = load_calibration(name)
     typical = step_seconds(report) or calibration.seconds.steps
     methods, steps = Methods(calibration), calibration.conditions.steps
+    budgets = {*_OVERVIEW, *(fit.nfe for fit in calibration.fits)}
+    found = []
+    for nfe in sorted(budget for budget in budgets if budget < steps):
+        best = methods.best(nfe)
+        seconds = typical.total(best.plan.nfe, steps - best.plan.nfe)
+        found.append(Budget(steps, methods.planned(nfe), methods.fitted(nfe), best, seconds))
+    return found
+
+
+def overview_table(name: str, budgets: Sequence[Budget]) -> Table:
+    """Make a table of several budgets.
+
+    A row has each method's expected PSNR, and in brackets what nine of ten videos exceed.
+    """
     table = Table(
-        title=f"{name}: plans for {steps} steps",
+        title=f"{name}: plans for {budgets[0].steps if budgets else 0} steps",
         caption="predicted PSNR in dB: mean, and in brackets what nine of ten videos exceed; computed steps "
         "are those of the best method",
     )
     columns = ("NFE", "planned", "fitted", "best", "denoising, s", "computed steps")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("best", "computed steps") else "right")
-    solvers = {fit.nfe for fit in calibration.fits}
-    for nfe in sorted({budget for budget in {*_OVERVIEW, *solvers} if budget < steps}):
-        best, fitted = methods.best(nfe), methods.fitted(nfe)
+        steps = column == "computed steps"
+        table.add_column(column, justify="left" if steps or column == "best" else "right", no_wrap=not steps)
+    for one in budgets:
         table.add_row(
-            str(nfe),
-            _graded(methods.planned(nfe)),
-            "" if fitted is None else _graded(fitted),
-            best.method,
-            f"{_seconds(typical, best.plan):.2f}",
-            _listed(best.plan.computed),
+            str(one.best.plan.nfe),
+            _graded(one.planned),
+            "" if one.fitted is None else _graded(one.fitted),
+            one.best.method,
+            f"{one.seconds:.2f}",
+            _listed(one.best.plan.computed),
         )
     return table
+
+
+def to_json(chosen: Chosen) -> dict[str, Any]:
+    """Return a plan as JSON has it."""
+    return {
+        "calibration": chosen.name,
+        "method": chosen.method,
+        "nfe": chosen.nfe,
+        "steps": chosen.steps,
+        "computed": [*chosen.computed],
+        "seconds": chosen.seconds,
+        **_expected(chosen.choice),
+        "errors": [*chosen.plan.errors],
+        "noise_levels": chosen.calibration.noise_levels[: chosen.steps],
+        "sensitivity": chosen.calibration.sensitivity,
+    }
 
 
 def steps_table(chosen: Chosen) -> Table:
@@ -78,8 +133,11 @@ def _weights(predictor: CalibratedPredictor, plan: PlannedSteps, step: int) -> s
     return " ".join(f"{weight:+.2f}" for weight in predictor.weights(history, step))
 
 
-def _seconds(typical: StepSeconds, plan: PlannedSteps) -> float:
-    return typical.total(plan.nfe, plan.steps - plan.nfe)
+def _expected(choice: Choice) -> dict[str, float | None]:
+    """Expected PSNR, its standard deviation, and what nine of ten videos exceed; None if it is unknown."""
+    known = choice.prediction
+    psnr, deviation = (None, None) if known is None else (known.psnr, known.deviation)
+    return {"psnr": psnr, "deviation": deviation, "tail": choice.tail}
 
 
 def _told(prediction: Prediction | None) -> str:

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -21,6 +21,9 @@ from launch.commands.types import DEGREE, EXPIRY, ID, PRIORITY, REPLICAS, PathTy
 from launch.shell.exits import advising, only_while_heard
 from launch.shell.terminal import Terminal, counted
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
+
+if TYPE_CHECKING:
+    from runtime.jobs.job import Job
 
 _REFRESH = 1.0  # seconds
 _OPEN = ("waiting", "running")  # requests that have not ended
@@ -63,12 +66,14 @@ def queue() -> None:
     help="Requests of higher priority go first.",
 )
 @click.option("--expires", type=EXPIRY, metavar="SECONDS", help="Give up the request after this time.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the numbers.")
 def add(
     folder: Path,
     name: str | None,
     owner: str | None,
     priority: int,
     expires: float | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Add a request for a video of PROMPT and print its number. Takes the options of `generate`.
@@ -81,16 +86,26 @@ def add(
     batch = build_batch(**options)
     if name is not None and options["prompts"] is not None:
         raise BadRequestError(f"name: {name!r} given; the requests of a file have names of their own")
-    for number in submit_all(folder, batch, name=name, owner=owner, priority=priority, expires=expires):
+    added = submit_all(folder, batch, name=name, owner=owner, priority=priority, expires=expires)
+    if as_json:
+        click.echo(json.dumps({"requests": [_added(*one) for one in zip(added, batch.jobs, strict=True)]}))
+        return
+    for number in added:
         click.echo(number)
     for told in dict.fromkeys(job.told for job in batch.jobs if job.chosen):
         click.echo(told, err=True)
 
 
+def _added(number: int, job: Job) -> dict[str, Any]:
+    preset = {"preset": job.request.preset, "chosen": job.chosen or None}
+    return {"number": number, "prompt": job.request.prompt, "out": str(job.outputs.video), **preset}
+
+
 @queue.command(short_help="Cancel requests.")
 @queue_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("requests", nargs=-1, required=True, type=ID)
-def cancel(folder: Path, requests: tuple[int, ...]) -> None:
+def cancel(folder: Path, requests: tuple[int, ...], as_json: bool) -> None:
     """Cancel REQUESTS, given by their numbers: waiting ones end at once, running ones after a step.
 
     Those that have ended are left as they are, with their files, and are named on stderr. If one of the
@@ -98,6 +113,10 @@ def cancel(folder: Path, requests: tuple[int, ...]) -> None:
     """
     with _opened(folder, must_exist=True) as opened, opened.transaction() as base:
         before = {request: opened.cancel_in(base, request) for request in requests}
+    if as_json:
+        told = [{"number": request, "was": str(state)} for request, state in before.items()]
+        click.echo(json.dumps({"requests": told}))
+        return
     for request, state in before.items():
         if state not in _OPEN:
             click.echo(

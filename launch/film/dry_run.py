@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from heapq import heapreplace
 from pathlib import Path
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from launch.film.shots import Film
@@ -124,49 +126,137 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def dry_run_table(film: Film, replicas: int = 1, price: float | None = None, gpu: Gpu | None = None) -> Table:
-    """Make the table of `--dry-run`: shots, their expected cost, and which are done.
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What making a film is expected to take.
+
+    Attributes:
+        film: the film.
+        estimates: of all its shots, in order.
+        missing: numbers of the shots that are to be made now.
+        replicas: number of shots made at a time.
+        price: price of one rank for an hour, in any currency; None if it is not known.
+        gpu: name of the GPU on which steps that were never timed were rehearsed; empty for none.
+    """
+
+    film: Film
+    estimates: Sequence[Estimate]
+    missing: Sequence[int]
+    replicas: int
+    price: float | None
+    gpu: str
+
+    @property
+    def todo(self) -> list[Estimate]:
+        """Estimates of the shots that are to be made now."""
+        return [self.estimates[number] for number in self.missing]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of denoising on all replicas, of the shots whose time is known."""
+        return _on_replicas((one.seconds or 0.0 for one in self.todo), self.replicas)
+
+    @property
+    def rank_seconds(self) -> float:
+        """Seconds that ranks are busy, likewise."""
+        return sum(one.rank_seconds or 0.0 for one in self.todo)
+
+    def state(self, number: int) -> str:
+        """State of a shot."""
+        if self.film.done(number):
+            return "done"
+        return "to do" if number in self.missing else "not selected"
+
+    @property
+    def presets(self) -> list[str]:
+        """Presets of the shots, each with the reason if it was chosen."""
+        told = (f"{one.request.preset}{one.chosen and f' ({one.chosen})'}" for one in self.film.shots)
+        return [*dict.fromkeys(told)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        shots = [
+            {
+                "id": one.shot.id,
+                "frames": one.request.frames,
+                "windows": one.windows,
+                "preset": one.request.preset,
+                "chosen": one.chosen or None,
+                "state": self.state(number),
+                **asdict(self.estimates[number]),
+                "cost": self._cost(self.estimates[number].rank_seconds),
+            }
+            for number, one in enumerate(self.film.shots)
+        ]
+        return {
+            "title": self.film.board.title,
+            "frames": length(self.film.parts),
+            "shots": shots,
+            "to_do": {
+                "shots": len(self.missing),
+                "replicas": self.replicas,
+                "seconds": self.seconds,
+                "rank_seconds": self.rank_seconds,
+                "cost": self._cost(self.rank_seconds),
+                "never_timed": sum(one.seconds is None for one in self.todo),
+            },
+        }
+
+    def _cost(self, rank_seconds: float | None) -> float | None:
+        return None if self.price is None or rank_seconds is None else rank_seconds / _HOUR * self.price
+
+
+def estimate_all(film: Film, replicas: int = 1, price: float | None = None, gpu: Gpu | None = None) -> DryRun:
+    """Estimate all shots of a film.
 
     Args:
         replicas: number of shots made at a time.
         price: price of one rank for an hour, in any currency.
         gpu: GPU on which steps that were never timed are rehearsed.
     """
+    estimates = _Estimates(film, gpu)
+    found = [estimates.of(number) for number in range(len(film.shots))]
+    return DryRun(film, found, film.missing, replicas, price, "" if gpu is None else gpu.name)
+
+
+def dry_run_table(found: DryRun) -> Table:
+    """Make the table of `--dry-run`: shots, their expected cost, and which are done."""
+    film, price = found.film, found.price
     shots = counted(len(film.shots), "shot")
-    table = Table(title=f"{film.board.title}: {shots}, {length(film.parts)} frames")
+    table = Table(
+        title=f"{film.board.title}: {shots}, {length(film.parts)} frames",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     priced = [] if price is None else ["cost"]
     for column in ("shot", "frames", "windows", "NFE", "denoising, s", "rank seconds", *priced, ""):
-        table.add_column(column, justify="left" if column in ("shot", "") else "right")
-    missing, todo, estimates = set(film.missing), [], _Estimates(film, gpu)
-    for number, one in enumerate(film.shots):
-        expected = estimates.of(number)
-        if number in missing:
-            todo.append(expected)
-        if number >= _ROWS:
-            continue
+        words = column in ("shot", "")
+        table.add_column(
+            column, justify="left" if words else "right", no_wrap=column != "shot", overflow="fold"
+        )
+    for number, one in enumerate(film.shots[:_ROWS]):
+        expected = found.estimates[number]
         table.add_row(
             one.shot.id,
             str(one.request.frames),
             str(one.windows),
             str(expected.nfe),
             *_amounts(expected.seconds, expected.rank_seconds, price),
-            "done" if film.done(number) else "to do" if number in missing else "not selected",
+            found.state(number),
         )
     if len(film.shots) > _ROWS:
         table.add_row("…", *[""] * (len(table.columns) - 2), f"{len(film.shots) - _ROWS} more")
-    lasting = _on_replicas((one.seconds or 0.0 for one in todo), replicas)
-    amounts = _amounts(lasting, sum(one.rank_seconds or 0.0 for one in todo), price)
-    names = (f"s of denoising on {counted(replicas, 'replica')}", "rank-seconds", "in cost")
+    amounts = _amounts(found.seconds, found.rank_seconds, price)
+    names = (f"s of denoising on {counted(found.replicas, 'replica')}", "rank-seconds", "in cost")
     said = [f"{amount} {name}" for amount, name in zip(amounts, names, strict=False)]
-    said += dict.fromkeys(
-        f"preset {one.request.preset}{one.chosen and f' ({one.chosen})'}" for one in film.shots
-    )
-    if any(one.seconds is None for one in todo):
+    if any(one.seconds is None for one in found.todo):
         said.append("plus shots that were never timed")
+    said += [f"preset {told}" for told in found.presets]
     if performs := {text for one in film.shots if (text := one.settings.performs.text) != "exact"}:
         said.append(f"performance {', '.join(sorted(performs))}")
-    if gpu is not None:
-        said.append(f"estimated by a rehearsal on {gpu.name} where there is no report")
+    if found.gpu:
+        said.append(f"estimated by a rehearsal on {found.gpu} where there is no report")
     table.caption = f"to do: {', '.join(said)}"
     return table
 

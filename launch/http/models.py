@@ -158,6 +158,8 @@ def _of_preset(
 ) -> Expected | None:
     """What a preset is expected to give; None if it does not fit the request."""
     preset = load_preset(name)
+    if preset.calibrated is not None and preset.calibrated.conditions.revision != revision_of(config):
+        return None
     try:
         preset.check_request(config.windowed(request))
         run = expected_run(profile, request, preset)

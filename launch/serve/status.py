@@ -24,7 +24,7 @@ COLOURS = {
     State.FAILED: "red",
     State.CANCELLED: "magenta",
 }
-_LONG = ("prompt", "out", "LoRA", "why", "ranks", "preview")  # columns whose cells may wrap
+_SHORT = ("no.", "prio", "state", "step", "NFE", "replica", "tries", "restarts")  # cells that never wrap
 _SHOWN = 60  # characters of a prompt that are shown
 
 
@@ -45,7 +45,7 @@ def _table(title: str, rows: Sequence[Mapping[str, str | Text]]) -> Table:
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in names:
-        table.add_column(name, no_wrap=name not in _LONG, overflow="fold" if name == "out" else "ellipsis")
+        table.add_column(name, no_wrap=name in _SHORT, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell := row[name], str) else cell for name in names))
     return table

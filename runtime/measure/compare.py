@@ -150,7 +150,7 @@ class Comparison:
         with whole_files([self._numbers, self.out], overwrite=self.overwrite) as (summary, video):
             with mp4_encoder(video, width=width, height=height, fps=self.config.fps) as sink:
                 yield sink
-            summary.write_text(json.dumps(self._summary(), indent=2) + "\n", encoding="utf-8")
+            summary.write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
 
     def _run_one(self, plans: Sequence[Plan], sink: FrameSink, progress: Progress) -> None:
         """Make all columns of one prompt and seed, compare them with the first, write them side by side."""
@@ -189,7 +189,8 @@ class Comparison:
             )
         return rows
 
-    def _summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
+        """Return everything that was measured, as the JSON file has it."""
         assert self._engine is not None
         return {
             "schema": 1,

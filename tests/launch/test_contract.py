@@ -24,10 +24,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 import pytest
 from pydantic import BaseModel
+from rich.console import Console
 
 from launch import cli
 from launch.commands import calibrate as calibrate_rank
-from launch.commands import machines, ray_job, settings, torchrun
+from launch.commands import machines, measures, ray_job, settings, torchrun
 from launch.commands.build_job import build_batch
 from launch.commands.calibrate import plan_calibration
 from launch.commands.compare import plan_comparison
@@ -35,6 +36,9 @@ from launch.commands.rehearse import build_scenario
 from launch.film.shots import plan_film
 from launch.serve.queue import Queue
 from launch.shell.exits import interrupt
+from launch.shell.progress import timed
+from launch.shell.terminal import insist, print_path, say
+from runtime.jobs.batch import Batch
 from runtime.reports.report import Report
 from runtime.request.config import shipped
 from runtime.request.video_request import VideoRequest
@@ -58,9 +62,9 @@ shots:
 # Entry → its command, and the words that every case of it begins with.
 ENTRIES: dict[str, tuple[click.Command, list[str]]] = {
     "generate": (cli.generate, [PROMPT, "--spectrum", "paper"]),
-    "compare": (cli.compare, [PROMPT]),
+    "compare": (measures.compare, [PROMPT]),
     "calibrate": (cli.calibrate, ["--out", "cal.json", "--prompts", "prompts.txt"]),
-    "plan": (cli.plan, ["wan-tiny"]),
+    "plan": (measures.plan, ["wan-tiny"]),
     "storyboard": (cli.storyboard, ["film.yaml", "--out", "film"]),
     "convert": (cli.cli, ["wan-tiny", "made"]),
     "rehearse": (machines.rehearse, []),
@@ -84,6 +88,7 @@ RANKS: dict[str, tuple[click.Command, str]] = {
 }
 SHARED = {"queue add": "generate"}  # whose options it takes, beside its own
 NOT_FOR_RANKS = {"--launcher"}
+ANYWHERE = {"--verbose", "--quiet"}  # before or after every command
 
 GONE = object()
 
@@ -225,7 +230,9 @@ CASES = [
     ),
     Case("calibrate", "--ranks 9999", refused="ranks: 9999 given; this machine has"),
     Case("calibrate", "--timeout 0", refused="'0' given; a number from 1 to 604800 is needed"),
+    Case("compare", "--json", shown_by="launch/commands/test_compare.py"),
     Case("plan", "--nfe 7", says="7 of 50 steps"),
+    Case("plan", "--json", "--nfe 7", says='"computed": [0, '),
     Case("plan", "--psnr 20", says="of 50 steps, planned, predicted PSNR 2"),
     Case("plan", "--seconds 8", "--report timed.json", says="7 of 50 steps"),
     Case("plan", "--method fitted", "--nfe 7", refused="nfe: 7 given; this calibration has"),
@@ -246,6 +253,7 @@ CASES = [
     Case("storyboard", "--price 36", "--dry-run", says="cost"),
     Case("storyboard", "--gpu h100", "--dry-run", says="estimated by a rehearsal on"),
     Case("storyboard", "--prune", "--dry-run", says="no replaced shots"),
+    Case("storyboard", "--json", "--dry-run", says='"shots": [{"id": "one", "frames": 17,'),
     Case("storyboard", "--schema", says='"title": "Storyboard"'),
     *sampling("rehearse", "request"),
     *of(
@@ -272,6 +280,7 @@ CASES = [
     Case("config", "--revision v2", f"--model {REPOSITORY}", says="revision: v2"),
     Case("config", "--schema", says='"title": "Config"'),
     Case("preset", "--schema", says='"title": "Preset"'),
+    Case("doctor", "--json", "--model wan-tiny", says='"pipeline": "WanPipeline"'),
     Case("doctor", "--model wan-tiny", says="wan-tiny: a WanPipeline, sha256:"),
     *of("convert", ("--dtype bfloat16", {"dtype": "bfloat16"})),
     *of(
@@ -281,7 +290,9 @@ CASES = [
         ("--priority 3", {"priority": 3}),
         ("--expires 60", {"seconds": 60}),
     ),
+    Case("queue add", "--json", says='{"requests": [{"number": 1, "prompt": "a red circle", "out": '),
     Case("queue add", "--queue b", makes="b/queue.sqlite"),
+    Case("queue cancel", "--json", says='{"requests": [{"number": 2, "was": "waiting"}]}'),
     Case("queue cancel", "--queue b", refused="queue: 'b' given; there is no queue in this folder"),
     Case("queue run", "--queue b", refused="queue: 'b' given; there is no queue in this folder"),
     Case("queue run", "--replicas 5000", refused="5000 is not in the range 1<=x<=4096"),
@@ -479,10 +490,10 @@ def options_of(entry: str, words: list[str], *but: str) -> dict[str, Any]:
 
 PLANS: dict[str, Callable[[list[str]], Any]] = {
     "generate": lambda words: build_batch(**options_of("generate", words, "launcher")).first,
-    "compare": lambda words: plan_comparison(**options_of("compare", words)),
+    "compare": lambda words: plan_comparison(**options_of("compare", words, "as_json")),
     "calibrate": lambda words: plan_calibration(**options_of("calibrate", words, "ranks", "timeout")),
     "storyboard": lambda words: plan_film(
-        **options_of("storyboard", words, "replicas", "dry_run", "price", "gpu", "prune", "schema")
+        **options_of("storyboard", words, "replicas", "dry_run", "price", "gpu", "prune", "schema", "as_json")
     ),
     "rehearse": lambda words: build_scenario(
         **options_of("rehearse", words, "rank", "topologies", "as_json")
@@ -567,15 +578,16 @@ def names_of(command: click.Command) -> dict[str, dict[str, Any]]:
 
 def test_every_option_has_a_case_and_every_case_an_option() -> None:
     found = dict(commands(cli.cli))
-    assert names_of(found.pop("")).keys() == {"--verbose", "--version"}
+    assert names_of(found.pop("")).keys() == {"--verbose", "--quiet", "--version"}
     assert names_of(found.pop("queue")) == {}
     assert names_of(found.pop("keys")) == {}
     assert found.keys() == ENTRIES.keys()
     for entry, command in found.items():
         options = names_of(command)
+        assert options.pop("--verbose")["is_flag"] and options.pop("--quiet")["is_flag"]  # see below
         if entry in SHARED:
             taken = names_of(found[SHARED[entry]])
-            shared = {name: one for name, one in taken.items() if name not in NOT_FOR_RANKS}
+            shared = {name: one for name, one in taken.items() if name not in NOT_FOR_RANKS | ANYWHERE}
             assert {name: options.pop(name) for name in shared} == shared
         assert {case.option for case in CASES if case.entry == entry} == options.keys(), entry
 
@@ -585,8 +597,8 @@ def test_ranks_take_the_options_of_their_command(module: str) -> None:
     """As they are handed on by `--launcher torchrun` and `--ranks`, word for word."""
     command, entry = RANKS[module]
     own, taken = names_of(command), names_of(ENTRIES[entry][0])
-    assert own.pop("--verbose")["is_flag"]
-    assert own == {name: one for name, one in taken.items() if name not in NOT_FOR_RANKS}
+    assert all(own.pop(name)["is_flag"] for name in ANYWHERE)
+    assert own == {name: one for name, one in taken.items() if name not in NOT_FOR_RANKS | ANYWHERE}
 
 
 def test_a_queued_request_is_the_one_that_generate_would_make(folder: Path) -> None:
@@ -607,10 +619,34 @@ def test_a_queued_request_is_the_one_that_generate_would_make(folder: Path) -> N
 
 def test_verbose_says_more(folder: Path) -> None:
     levels = []
-    for verbose in ([], ["-v"], ["--verbose"]):
-        assert cli.run([*verbose, "status", "--queue", "b"]) == 2
+    for before, after in (([], []), (["-v"], []), (["--verbose"], []), ([], ["-v"]), ([], ["--verbose"])):
+        assert cli.run([*before, "status", "--queue", "b", *after]) == 2
         levels.append(logging.getLogger().level)
-    assert levels == [logging.WARNING, logging.INFO, logging.INFO]
+    assert levels == [logging.WARNING, *[logging.INFO] * 4]
+
+
+@pytest.mark.parametrize(("before", "after"), [([], []), (["-q"], []), ([], ["--quiet"]), (["-v"], ["-q"])])
+def test_quiet_leaves_warnings_and_the_path(
+    before: list[str],
+    after: list[str],
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def do(batch: Batch, console: Console, **_: Any) -> None:
+        with timed(console, "loading"):
+            say(console, "step 1/2")
+        logging.getLogger("launch").warning("crowded")
+        insist(console, "warning: one colour")
+        print_path(batch.first.outputs.video)
+
+    monkeypatch.setattr("launch.shell.run.run_batch_shown", do)
+    assert cli.run([*before, "generate", PROMPT, "--out", "b.mp4", *after]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert stdout == "b.mp4\n"
+    assert "crowded" in stderr and "warning: one colour\n" in stderr
+    assert ("step 1/2" in stderr, "loading" in stderr) == ((False,) * 2 if before or after else (True,) * 2)
+    assert logging.getLogger().level == (logging.INFO if "-v" in before else logging.WARNING)
 
 
 def refused(entry: str, words: list[str], said: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

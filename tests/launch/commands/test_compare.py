@@ -20,9 +20,9 @@ def test_presets_prompts_and_seeds_are_all_run(tmp_path: Path, capfd: pytest.Cap
     prompts = ["a red circle growing on a white background", "a blue square moving up on a gray background"]
     presets = ["--preset", "paper", "--preset", "paper-fast"]
     seeds = ["--seed", "1", "--seed", "2"]
-    assert cli.run(["compare", *prompts, *ARGUMENTS, *presets, *seeds, "--out", str(out)]) == 0
+    assert cli.run(["compare", *prompts, *ARGUMENTS, *presets, *seeds, "--out", str(out), "--json"]) == 0
     stdout, stderr = capfd.readouterr()
-    assert stdout == f"{out}\n"
+    assert json.loads(stdout) == {"out": str(out), **json.loads(out.with_suffix(".json").read_text())}
     assert "paper-fast" in stderr and "PSNR" in stderr
     content = json.loads(out.with_suffix(".json").read_text())
     assert len(content["results"]) == 3 * 2 * 2

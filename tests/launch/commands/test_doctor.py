@@ -10,7 +10,7 @@ import torch
 
 from launch import cli
 from launch.commands.doctor import _importable, _splits
-from launch.commands.doctor_models import fits
+from launch.commands.doctor_models import fits_table, rehearsed
 from launch.shell.terminal import Terminal
 from runtime.rehearsal.machine import load_gpu
 
@@ -49,21 +49,24 @@ def test_an_ffmpeg_that_does_not_run_is_a_finding(
 
 @pytest.mark.parametrize(
     ("heads", "world", "splits"),
-    [(12, 8, "4×2, 2×4, 1×8"), (40, 8, "8×1, 4×2, 2×4, 1×8"), (6, 1, "1×1"), (None, 2, "?")],
+    [(12, 8, "4×2, 2×4, 1×8"), (40, 8, "8×1, 4×2, 2×4, 1×8"), (6, 1, "1×1")],
 )
-def test_splits_divide_heads_and_ranks(heads: int | None, world: int, splits: str) -> None:
-    assert _splits(heads, world) == splits
+def test_splits_divide_heads_and_ranks(heads: int, world: int, splits: str) -> None:
+    assert ", ".join(f"{ulysses}×{ring}" for ulysses, ring in _splits(heads, world)) == splits
 
 
 def test_what_fits_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "launch.commands.doctor_models.available", lambda _: ["wan-tiny", "wan2.1-t2v-14b-480p"]
     )
-    shown = Terminal(width=170, file=StringIO())
-    shown.print(fits(load_gpu("4090")))  # as `doctor --gpu 4090` does
-    rows = re.findall(r"│ ([\w.-]*) *│ (.*?) *│ (.*?) *│ (.*?) *│ (.*?) *│", shown.file.getvalue())  # type: ignore[attr-defined]
-    (name, *tiny), (large, one, _, _, eight), (_, alone, _, _, option) = rows
-    assert name == "wan-tiny" and all(0 < float(peak) < 1 for peak in tiny)
-    assert large == "wan2.1-t2v-14b-480p"
-    assert 5 < float(one) < 23.5 and alone == "memory.transformer: offload"  # 27 GB of weights
-    assert 5 < float(eight) < 23.5 and option == "memory.transformer: shard"
+    gpu = load_gpu("4090")
+    found = rehearsed(gpu)  # as `doctor --gpu 4090` does
+    gib = {name: [(fit.peak or 0) / 2**30 for fit in fits.values()] for name, fits in found.items()}
+    assert len(gib["wan-tiny"]) == 4 and all(0 < peak < 1 for peak in gib["wan-tiny"])
+    large = found["wan2.1-t2v-14b-480p"]
+    assert all(5 < gib["wan2.1-t2v-14b-480p"][place] < 23.5 for place in (0, 3))
+    assert large[1].changes == {"memory.transformer": "offload"}  # 27 GB of weights
+    assert large[8].changes == {"memory.transformer": "shard"}
+    shown = Terminal(width=80, file=StringIO())
+    shown.print(fits_table(gpu, found))
+    assert "shard" in shown.file.getvalue()  # type: ignore[attr-defined]

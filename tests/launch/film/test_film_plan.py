@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch.film.dry_run import dry_run_table, estimate
+from launch.film.dry_run import dry_run_table, estimate, estimate_all
 from launch.film.shots import Film, plan_film
 from runtime.profile import ModelProfile
 from runtime.rehearsal.machine import load_gpu
@@ -54,7 +54,7 @@ def timed(film: Film, **changes: object) -> None:
 def told(film: Film, replicas: int = 1, price: float | None = None) -> str:
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(dry_run_table(film, replicas, price))
+        console.print(dry_run_table(estimate_all(film, replicas, price)))
     return " ".join(capture.get().replace("│", " ").split())
 
 
@@ -87,7 +87,7 @@ def test_what_was_never_timed_is_rehearsed(film: Film) -> None:
     assert one == two and long == film.shots[2].windows * one > 0
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(dry_run_table(film, gpu=gpu))
+        console.print(dry_run_table(estimate_all(film, gpu=gpu)))
     assert "unknown" not in capture.get()
     assert "estimated by a rehearsal on NVIDIA H100" in " ".join(capture.get().split())
 
@@ -136,7 +136,7 @@ def test_what_makes_a_film_faster_is_said(film: Film, tmp_path: Path) -> None:
 def test_the_headings_fit_a_narrow_terminal(film: Film) -> None:
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(dry_run_table(film, price=36.0))
+        console.print(dry_run_table(estimate_all(film, price=36.0)))
     assert "…" not in capture.get()
 
 

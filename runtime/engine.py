@@ -254,16 +254,13 @@ class Engine:
     def plan(self, request: VideoRequest, preset: Preset | None = None) -> Plan:
         """Check a request against the model and decide everything that can be decided before it runs.
 
-        It is cheap and starts nothing.
-
         Args:
             preset: the request's preset, where it has been loaded already.
 
         Raises:
             BadRequestError: the request does not fit this model or these ranks.
         """
-        if preset is None:
-            request, _ = self.profile.decided(request)
+        request = request if preset else self.profile.decided(request)[0]
         preset = self.profile.check(request, preset)
         if request.extend is not None and self.loaded.image is None:
             raise BadRequestError(f"extend: {self.model.name} takes no latents to begin with")

@@ -31,6 +31,7 @@ _OURS = {
     "guided, calibrated, planned": "#1f4e79",
     "guided, calibrated, planned, fresh": "#3f6e99",
     "guided, calibrated, planned, watched": "#7f9fbf",
+    "guided, fitted": "#7030a0",
 }
 _PEER_COLOURS = dict(
     zip(PEERS, ("#b04a8c", "#c0392b", "#8e44ad", "#d98880", "#bb8fce", "#7b241c"), strict=True)

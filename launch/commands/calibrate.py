@@ -30,7 +30,7 @@ from runtime.models.configs import open_config
 from runtime.parallel.meeting import Rendezvous
 from runtime.parallel.ranks import Ranks
 from runtime.profile import check_loras
-from runtime.request.config import DEFAULT, Config
+from runtime.request.config import Config
 from runtime.request.prompts import read_prompts
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
@@ -53,7 +53,7 @@ def plan_calibration(
     """Build a calibration job from options, checking everything that can be checked before the model loads.
 
     Args:
-        prompts: a file with one prompt per line; by default the one shipped for the config.
+        prompts: a file with one prompt per line; by default the one shipped for such models.
         seed: seed of the first video; each further video takes the next one.
         budgets: numbers of computed steps for which solvers are fitted; usual ones by default.
         is_leader: whether this rank writes the file.
@@ -63,7 +63,7 @@ def plan_calibration(
     """
     settings = open_config(config, model=model, revision=revision)
     check_loras(settings)
-    path = prompts or shipped_prompts(config or (DEFAULT if model is None else ""))
+    path = prompts or shipped_prompts(settings)
     requests = _requests(settings, path, seed, **given)
     job = CalibrationJob(settings, requests, out, budgets, overwrite)
     job.check(inputs_of(config, settings, requests[0]) | {path: "prompts"}, is_leader=is_leader)

@@ -46,7 +46,8 @@ from spectrum import MAX_STEPS, FixedSchedule, StepKind, surprise
 from spectrum.calibration import LEAST_STEPS, LEAST_VIDEOS, Findings, trial_budgets
 
 _FITTED = (0.16, 0.2, 0.28)  # the same, of solvers
-# Plans of outputs are for one history of all experts, whose Gram matrix says what crosses a switch.
+# Plans of outputs are for one history of all experts, whose Gram matrix says what crosses a switch; solvers
+# have no history that could be dropped.
 _CARRIED = Preset(stream="guided", schedule=FullSchedulePart(kind="full"), switch=Switch(history="carried"))
 
 
@@ -110,7 +111,7 @@ class Calibrator:
     def _checked(self, fitted: Collection[int] | None) -> list[int]:
         if fitted is None:
             return sorted({max(2, round(share * self._steps)) for share in _FITTED})
-        least = len({0, *self._plan.course.forced(outputs=True)})
+        least = len(set(self._plan.course.numbers))  # a node for each expert
         if wrong := [nfe for nfe in sorted(fitted) if not least <= nfe < self._steps]:
             said = f"solvers of {self._steps} steps compute {least} to {self._steps - 1} of them"
             raise BadRequestError(f"budgets: {wrong[0]} given; {said}")
@@ -204,7 +205,7 @@ class Calibrator:
         missing = [nfe for nfe in self.fitted if nfe not in done]
         if not missing:
             return
-        runs = [self._session.prepare(video) for video in range(len(self._requests))]
+        runs = [self._session.prepare(video, _CARRIED) for video in range(len(self._requests))]
         there = [self._states.has(video) for video in range(len(runs))]
         for video, is_there in enumerate(self._session.tell(there)):
             if not is_there:

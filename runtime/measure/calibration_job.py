@@ -18,7 +18,7 @@ from runtime.measure.calibrate import Calibrator
 from runtime.measure.findings import check_partial
 from runtime.measure.session import OnRunStep
 from runtime.measure.states import check_states, states_beside
-from runtime.request.config import Config, shipped
+from runtime.request.config import Config, is_embedded, shipped
 from runtime.request.images import check_image
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
@@ -156,7 +156,6 @@ class CalibrationJob:
                 lock.close()
 
 
-def shipped_prompts(config: str) -> Path:
-    """Path of the shipped file of prompts for a config, or of the general one; that if it has no name."""
-    own = shipped("prompts", f"{Path(config).stem}.txt")
-    return own if own.is_file() else shipped("prompts", "general.txt")
+def shipped_prompts(config: Config) -> Path:
+    """Path of the shipped file of prompts; the embedded models understand none but those of their own kind."""
+    return shipped("prompts", "shapes.txt" if is_embedded(config.model) else "general.txt")

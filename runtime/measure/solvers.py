@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -100,11 +100,6 @@ class SolverFitting:
         """σ of the sampler, `[n + 1]`."""
         return [float(level) for level in self._sampler.sigmas]
 
-    @property
-    def required(self) -> Collection[int]:
-        """Steps that must be nodes: an expert's first, where it begins anew."""
-        return self._plan.course.forced(outputs=True)
-
     def planner(
         self, gram: Gram, sensitivity: Sequence[float], response: Sequence[float], power: float
     ) -> NodePlanner:
@@ -121,7 +116,7 @@ class SolverFitting:
             return moved
 
         full = traced(step, self._plan.steps)
-        return NodePlanner(gram, full, self.levels, sensitivity, response, power, self.required)
+        return NodePlanner(gram, full, self.levels, sensitivity, response, power, self._plan.course.numbers)
 
     @torch.no_grad()
     def run(self, nodes: tuple[int, ...], weights: Sequence[float] | None, name: str) -> Pass:

@@ -285,7 +285,7 @@ class VideoModel:
             CancelledError, JobFailedError: see `generate`.
         """
         if prompts is None or isinstance(prompts, Path):
-            prompts = [*read_prompts(prompts or shipped_prompts(self.name)).values()]
+            prompts = [*read_prompts(prompts or shipped_prompts(self.config)).values()]
         _check_known(fields, _REQUEST, "a request")
         budget = None if budgets is None else tuple(budgets)
         job = CalibrationJob.of_prompts(

@@ -15,7 +15,8 @@ Legend: n sampler steps; N nodes; s_k the step of node k.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -44,7 +45,7 @@ class NodePlanner:
         sensitivity: A, `[n]`.
         response: J, the relative change of the velocity per change of the state, `[n]`.
         power: p, which damps A; 1 puts more nodes early.
-        required: steps that are always nodes.
+        experts: number of the expert of each step, `[n]`, where there are several: each has a node.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -56,7 +57,7 @@ class NodePlanner:
     sensitivity: Sequence[float]
     response: Sequence[float]
     power: float = 1.0
-    required: Collection[int] = ()
+    experts: Sequence[int] = ()
     _known: dict[tuple[int, ...], float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -76,20 +77,22 @@ class NodePlanner:
         From each start, nodes move between their neighbours; those of the best results then move anywhere.
 
         Raises:
-            ValueError: `nfe` is not within 1 … n, or there are more required steps.
+            ValueError: `nfe` is not within 1 … n, or there are more experts.
         """
-        fixed = {0, *self.required}
-        if not len(fixed) <= nfe <= self.steps:
-            raise ValueError(f"nfe must be within {len(fixed)} … {self.steps}, got {nfe}")
-        found = {self._improved(start, fixed, self._between) for start in self._starts(nfe, fixed)}
+        least = max(1, len(set(self.experts)))
+        if not least <= nfe <= self.steps:
+            raise ValueError(f"nfe must be within {least} … {self.steps}, got {nfe}")
+        found = {self._improved(start, self._between) for start in self._starts(nfe)}
         best = sorted(found, key=self._rank)[:_FINALISTS]
-        return min((self._improved(nodes, fixed, self._anywhere) for nodes in best), key=self._rank)
+        return min((self._improved(nodes, self._anywhere) for nodes in best), key=self._rank)
 
     def _rank(self, nodes: Nodes) -> tuple[float, Nodes]:
         return self.cost(nodes), nodes
 
     def cost(self, nodes: Sequence[int]) -> float:
-        """Expected squared error of the result, relative to its squared size; to compare nodes with."""
+        """Expected squared error of the result, relative to its squared size; infinite if an expert has no node."""
+        if len({self.experts[node] for node in nodes} if self.experts else ()) < len(set(self.experts)):
+            return math.inf
         n, levels = self.steps, np.asarray(self.levels)
         ends = [*nodes, n]
         total = self._outside(nodes, n)
@@ -139,9 +142,10 @@ class NodePlanner:
         sizes: NDArray[np.float64] = np.einsum("si,ij,sj->s", moved, self.gram, moved)
         return sizes
 
-    def _starts(self, nfe: int, fixed: set[int]) -> list[Nodes]:
-        """Draw sets of nodes, denser at early steps."""
+    def _starts(self, nfe: int) -> list[Nodes]:
+        """Draw sets of nodes, denser at early steps, the first of every expert among them."""
         rng = np.random.default_rng(0)
+        fixed = {0, *(self.experts.index(number) for number in set(self.experts))}
         free = np.array(sorted(set(range(self.steps)) - fixed), dtype=np.int64)
         count = nfe - len(fixed)
         if count == 0:
@@ -153,7 +157,7 @@ class NodePlanner:
             for _ in range(_STARTS)
         ]
 
-    def _improved(self, nodes: Nodes, fixed: set[int], moves: Callable[[Nodes, int], list[Nodes]]) -> Nodes:
+    def _improved(self, nodes: Nodes, moves: Callable[[Nodes, int], list[Nodes]]) -> Nodes:
         """Move one node after another to where it helps most, until no move helps.
 
         Args:
@@ -163,8 +167,6 @@ class NodePlanner:
         while moved:
             moved = False
             for node in range(1, len(nodes)):
-                if nodes[node] in fixed:
-                    continue
                 best = min(moves(nodes, node), key=self.cost, default=nodes)
                 if self.cost(best) < least * (1.0 - _SETTLED):
                     nodes, least, moved = best, self.cost(best), True

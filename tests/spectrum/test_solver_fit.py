@@ -129,14 +129,14 @@ def euler() -> Multistep:
     return Multistep(tuple(range(STEPS)), tuple(rows))
 
 
-def planner(seed: int = 0, required: tuple[int, ...] = (), power: float = 1.0) -> NodePlanner:
+def planner(seed: int = 0, experts: tuple[int, ...] = (), power: float = 1.0) -> NodePlanner:
     """Gram matrix of a smooth curve with noise, and effects that fall with time."""
     rng = np.random.default_rng(seed)
     times = np.linspace(0.0, 1.0, STEPS)[:, None]
     curve = sum(rng.normal(size=200) * times**degree for degree in range(5))
     values = np.concatenate([rng.normal(size=(1, 200)), curve + 0.1 * rng.normal(size=(STEPS, 200))])
     fall = np.geomspace(10.0, 0.1, STEPS)
-    return NodePlanner(values @ values.T, euler(), LEVELS, fall, fall, power, required)
+    return NodePlanner(values @ values.T, euler(), LEVELS, fall, fall, power, experts)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -147,15 +147,18 @@ def test_no_nodes_are_better(seed: int, nfe: int) -> None:
     assert one.cost(one.plan(nfe)) == pytest.approx(min(every))
 
 
-def test_nodes_that_are_required_are_there() -> None:
-    free, bound = planner(), planner(required=(7, 8))
-    assert not {7, 8} <= set(free.plan(4))
-    nodes = bound.plan(4)
-    assert {0, 7, 8} <= set(nodes) and len(nodes) == 4
-    others = [bound.cost(tuple(sorted({0, 7, 8, step}))) for step in range(1, STEPS) if step not in (7, 8)]
-    assert bound.cost(nodes) == pytest.approx(min(others))
-    with pytest.raises(ValueError, match="within 3 … 12"):
-        bound.plan(2)
+def test_every_expert_has_a_node() -> None:
+    """Also one that has the last step alone, which would not be computed for its error."""
+    experts = (0,) * (STEPS - 1) + (1,)
+    free, bound = planner(), planner(experts=experts)
+    assert max(free.plan(3)) < STEPS - 1
+    nodes = bound.plan(3)
+    others = [(0, *rest) for rest in itertools.combinations(range(1, STEPS), 2) if max(rest) == STEPS - 1]
+    assert len(nodes) == 3 and bound.cost(nodes) == pytest.approx(min(free.cost(one) for one in others))
+    assert bound.cost((0, 1, 2)) == np.inf
+    with pytest.raises(ValueError, match="within 2 … 12"):
+        bound.plan(1)
+    assert planner(experts=(0,) * STEPS).plan(4) == free.plan(4)
 
 
 def test_the_cost_of_one_node_is_what_lies_outside_of_noise_and_first_value() -> None:

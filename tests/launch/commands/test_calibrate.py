@@ -192,6 +192,20 @@ def test_a_deadline_is_kept_as_far_as_it_can_be(tmp_path: Path, capfd: pytest.Ca
     assert "deadline: 1 given; 'off' forecasts no step" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("model", ["wan-tiny", "wan2.2-tiny"])
+def test_a_model_is_calibrated_with_prompts_of_its_kind(model: str, tmp_path: Path) -> None:
+    """Whatever the config is called: the embedded models know shapes alone, and make noise of anything else."""
+    config = tmp_path / "mine.yaml"
+    config.write_text(shipped(f"{model}.yaml").read_text())
+    given = {"prompts": None, "seed": 0, "out": tmp_path / "a.json", "overwrite": False}
+    jobs = [plan_calibration(named, **given) for named in (model, str(config))]
+    jobs.append(plan_calibration(None, model=model, **given))
+    for job in jobs:
+        asked = [request.prompt for request in job.requests]
+        assert asked == list(read_prompts(shipped("prompts", "shapes.txt")).values())
+        assert "a red square moving left on a black background" in asked
+
+
 def test_what_is_found_is_kept_until_it_is_written(tmp_path: Path, engine: Engine) -> None:
     """Whatever keeps the result from being written, the same command has only to write it."""
     out = tmp_path / "a.json"

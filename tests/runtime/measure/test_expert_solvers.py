@@ -44,13 +44,14 @@ def preset(folder: Path, nfe: int, more: str = "") -> str:
     return str(path)
 
 
-def test_what_an_expert_must_compute_is_among_the_nodes(made: Made) -> None:
+def test_each_expert_has_nodes_and_no_warm_up(made: Made) -> None:
+    """Whatever becomes of histories at the switch: a solver has none, and begins nothing anew."""
     engine, requests, calibration, folder = made
     course = engine.plan(requests[0]).course
-    forced = course.forced(outputs=True)
-    assert len(forced) == (2 if folder.joinpath("model/model_index.json").read_text().count("fresh") else 0)
+    fresh = "fresh" in folder.joinpath("model/model_index.json").read_text()
+    assert len(course.forced(outputs=True)) == (2 if fresh else 0)
     for fit in calibration.fits:
-        assert fit.branches == 1 and {0, *forced} <= set(fit.nodes)
+        assert fit.branches == 1
         assert {course.numbers[node] for node in fit.nodes} == {0, 1}
         request = requests[0].model_copy(update={"spectrum": preset(folder, fit.nfe), "seed": 9})
         result, frames = generate(engine, request)
@@ -66,19 +67,24 @@ def test_more_nodes_come_closer(made: Made) -> None:
 
 
 def test_it_hands_over_before_and_after_the_second_expert(made: Made) -> None:
-    """A guard that is never content adds steps in the first gaps; what must be computed still is."""
+    """A guard that is never content adds steps in the first gaps; where histories are dropped, more are added."""
     engine, requests, calibration, folder = made
-    forced = engine.plan(requests[0]).course.forced(outputs=True)
+    nodes = calibration.fit(4).nodes
     request = requests[0].model_copy(update={"spectrum": preset(folder, 4, ", guard: 1.0e-6")})
     result, _ = generate(engine, request)
-    computed = set(result.computed["cond"])
     added = result.expectation.added
-    assert computed == {*calibration.fit(4).nodes, *added} and forced <= computed
-    assert not added or result.expectation.handed_over == min(added)
+    assert set(result.computed["cond"]) == {*nodes, *added}
+    assert added and result.expectation.handed_over == min(added)
+    dropping = Path(preset(folder, 4, ", guard: null"))
+    dropping.write_text(dropping.read_text() + "switch: {history: fresh, warmup: 2}\n")
+    request = requests[0].model_copy(update={"spectrum": str(dropping)})
+    forced = engine.plan(request).forced
+    result, frames = generate(engine, request)
+    assert len(forced) == 2 and set(result.computed["cond"]) == {*nodes, *forced}
+    assert result.expectation.handed_over == min(forced - {*nodes}) and np.isfinite(frames).all()
 
 
 def test_too_few_nodes_for_the_experts_are_refused(made: Made, tmp_path: Path) -> None:
     engine, requests, _, _ = made
-    least = 1 + len(engine.plan(requests[0]).course.forced(outputs=True))
-    with pytest.raises(BadRequestError, match=f"solvers of 12 steps compute {least} to 11 of them"):
-        Calibrator(engine, requests, tmp_path / "p", fitted=[0 if least == 1 else least - 1])
+    with pytest.raises(BadRequestError, match="solvers of 12 steps compute 2 to 11 of them"):
+        Calibrator(engine, requests, tmp_path / "p", fitted=[1])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import load_calibration
@@ -154,3 +155,12 @@ def test_an_embedded_model_has_a_calibration_of_its_own_and_no_folder_of_its_mak
     assert load_calibration(name).conditions.revision == revision
     for path in (EMBEDDED_MODELS / name).glob("*/config.json"):
         assert "_name_or_path" not in json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_a_shipped_calibration_is_of_prompts_that_its_model_understands(name: str) -> None:
+    """Each word is a token; others are spelt in letters, and the videos are noise without a subject."""
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_MODELS / name / "tokenizer" / "tokenizer.json"))
+    for prompt in load_calibration(name).prompts:
+        words = [f"▁{word}" for word in prompt.split()]
+        assert tokenizer.encode(prompt, add_special_tokens=False).tokens == words

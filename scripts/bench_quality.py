@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import yaml
 from peers import PeerPipeline, methods
-from quality_tables import BEST, write_document
+from quality_tables import BEST, EXPERTS, FITTED, write_document
 from rich.console import Console
 from wan_tiny_data import SCENES
 
@@ -49,7 +49,6 @@ FEW_BUDGETS = (8, 10, 14)
 EXPERTS_BUDGETS = (7, 8, 10, 12, 14)
 PEER_BUDGETS = (7, 12)  # what SeaCache comes to with two experts, for which fewer methods are measured
 EULER_BUDGETS = (8, 10, 14, 25)
-EXPERTS = "wan2.2-tiny"
 WATCHED = (10, 14)  # where the guard is measured, too
 NOTES = Path(__file__).with_name("quality_notes.md")  # what was tried, and what the tables say
 CALIBRATIONS = Path("out/quality-calibrations")
@@ -120,7 +119,7 @@ SETTINGS = (
         SamplerConfig(),
         EXPERTS_BUDGETS,
         True,
-        model="wan2.2-tiny",
+        model=EXPERTS,
         shipped=True,
     ),
 )
@@ -191,7 +190,7 @@ def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
         found["guided, calibrated, planned, fresh"] = found["guided, calibrated, planned"] | fresh
         if budget in {fit.nfe for fit in load_calibration(own).fits}:
             fitted = {"kind": "fitted", "nfe": budget}
-            found["guided, fitted"] = found["guided, calibrated, planned"] | {"schedule": fitted}
+            found[FITTED] = found["guided, calibrated, planned"] | {"schedule": fitted}
     if setting is SETTINGS[0] and budget in WATCHED:
         found["guided, calibrated, planned, watched"] = {
             "stream": "guided",
@@ -205,7 +204,7 @@ def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
 def measured(setting: Setting, budget: int) -> list[str]:
     """Name the presets that are measured for one budget."""
     few = setting.model == EXPERTS and budget in PEER_BUDGETS
-    return [BEST] if few else list(presets(setting, budget))
+    return [name for name in presets(setting, budget) if not few or name in (BEST, FITTED)]
 
 
 def paper_steps(steps: int, budget: int) -> list[int]:

@@ -56,3 +56,14 @@ def test_goals_are_judged_by_the_numbers(tmp_path: Path, best_at_10: float, verd
     )  # 43 at 12 against at most 40 at 10
     assert "| SeaCache 1 | 12.0 |" in text and "2 kB" in text and text.endswith("## What was tried\n")
     assert (tmp_path / "quality.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(0.9, "reached"), (1.1, "missed")])
+def test_two_experts_are_held_against_one_transformer(tmp_path: Path, lost: float, verdict: str) -> None:
+    out, notes = tmp_path / "quality.md", tmp_path / "notes.md"
+    notes.write_text("")
+    alone = results(40.0)
+    two = [one | {"setting": "wan2.2-tiny, fifty steps", "psnr": one["psnr"] - lost} for one in alone]
+    write_document(alone + two, out, notes)
+    (line,) = (line for line in out.read_text().splitlines() if "against wan-tiny's" in line)
+    assert line.endswith(f"-{lost} (goal −1): {verdict}")

@@ -146,9 +146,8 @@ def _goals(results: list[Result], first: list[Result]) -> str:
     if results[0]["setting"].startswith(EXPERTS):
         alone = _mean_psnr(_of(first, BEST, 14))
         lost = _mean_psnr(best) - alone
-        lines.append(
-            f"- planned at 14 NFE against wan-tiny's {alone:.1f} dB: {lost:+.1f} (goal −1): {_verdict(lost >= -1)}"
-        )
+        said = f"- planned at 14 NFE against wan-tiny's {alone:.1f} dB: {lost:+.1f} (goal −1)"
+        lines.append(f"{said}: {_verdict(lost >= -1)}")
     peers = _by_method([r for r in results if not r["budget"]])
     if peers:
         budgets = sorted({r["budget"] for r in results if r["budget"]})

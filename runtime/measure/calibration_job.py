@@ -157,5 +157,5 @@ class CalibrationJob:
 
 
 def shipped_prompts(config: Config) -> Path:
-    """Path of the shipped file of prompts; the embedded models understand none but those of their own kind."""
+    """Path of the shipped file of prompts: the embedded models understand those of one kind alone."""
     return shipped("prompts", "shapes.txt" if is_embedded(config.model) else "general.txt")

@@ -90,7 +90,7 @@ class NodePlanner:
         return self.cost(nodes), nodes
 
     def cost(self, nodes: Sequence[int]) -> float:
-        """Expected squared error of the result, relative to its squared size; infinite if an expert has no node."""
+        """Expected squared error of the result, relative to its size; infinite if an expert has no node."""
         if len({self.experts[node] for node in nodes} if self.experts else ()) < len(set(self.experts)):
             return math.inf
         n, levels = self.steps, np.asarray(self.levels)

@@ -194,7 +194,7 @@ def test_a_deadline_is_kept_as_far_as_it_can_be(tmp_path: Path, capfd: pytest.Ca
 
 @pytest.mark.parametrize("model", ["wan-tiny", "wan2.2-tiny"])
 def test_a_model_is_calibrated_with_prompts_of_its_kind(model: str, tmp_path: Path) -> None:
-    """Whatever the config is called: the embedded models know shapes alone, and make noise of anything else."""
+    """Whatever the config is called: the embedded models know shapes, and make noise of the rest."""
     config = tmp_path / "mine.yaml"
     config.write_text(shipped(f"{model}.yaml").read_text())
     given = {"prompts": None, "seed": 0, "out": tmp_path / "a.json", "overwrite": False}

@@ -592,7 +592,7 @@ def test_the_prediction_is_a_line_through_the_trials(made: Made, monkeypatch: py
 
 
 def test_one_video_in_which_errors_explode_does_not_decide_for_all() -> None:
-    """Gains of a calibration's videos differ a hundredfold; in a root mean square the largest alone would count."""
+    """Gains differ a hundredfold; in a root mean square the largest alone would count."""
     gains = {"1": [1.0] * 9 + [100.0], "3": [2.0] * 10}
     found = Findings(gains=gains, responses=gains)
     assert found.sensitivity(4) == found.response(4) == pytest.approx([10.9, 10.9, (10.9 * 2) ** 0.5, 2.0])

@@ -67,7 +67,7 @@ def test_more_nodes_come_closer(made: Made) -> None:
 
 
 def test_it_hands_over_before_and_after_the_second_expert(made: Made) -> None:
-    """A guard that is never content adds steps in the first gaps; where histories are dropped, more are added."""
+    """A guard that is never content adds steps in the first gaps; histories that are dropped, others."""
     engine, requests, calibration, folder = made
     nodes = calibration.fit(4).nodes
     request = requests[0].model_copy(update={"spectrum": preset(folder, 4, ", guard: 1.0e-6")})

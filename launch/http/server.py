@@ -21,6 +21,8 @@ from launch.shell.terminal import say
 from runtime.errors import BadRequestError
 from runtime.parallel.signals import SignalCount, ending_signals
 
+_WAITING = 1024  # connections that wait for being accepted
+_AT_ONCE = 64  # that are accepted before it is seen how many are open
 _LEAVING = 5  # seconds for answers that are being sent when the server is told to end
 
 
@@ -41,7 +43,7 @@ def bind(host: str, port: int, *, open: bool) -> socket.socket:
             raise BadRequestError(
                 f"host: {host!r} given; without --keys the server is for this machine alone (127.0.0.1)"
             )
-        return socket.create_server(address[:2], family=family, backlog=1024)
+        return socket.create_server(address[:2], family=family, backlog=_WAITING)
     except (OSError, UnicodeError) as error:
         said = getattr(error, "strerror", None) or error
         raise BadRequestError(f"host, port: {host!r}, {port} given; {said}") from None
@@ -89,6 +91,7 @@ class _Server(uvicorn.Server):
                 app,
                 http=Connection,
                 limit_concurrency=most_connections(),
+                backlog=_AT_ONCE,
                 loop="asyncio",  # the same whatever else is installed
                 ws="none",
                 log_config=None,
@@ -102,6 +105,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
         await super().startup(list(sockets or []))
+        for one in sockets or []:
+            one.listen(_WAITING)  # uvicorn's backlog is also that of the system
         if self.started:
             try:
                 click.echo(self._url)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -153,3 +155,20 @@ def test_file_descriptors_are_left_for_all_else(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(resource, "getrlimit", lambda kind, limits=limits: limits)
         raised.clear()
         assert (connections.most_connections(), raised) == (most, then), limits
+
+
+def test_idle_connections_do_not_use_up_the_file_descriptors(tmp_path: Path) -> None:
+    command = ["prlimit", "--nofile=400", sys.executable, "-m", "launch", "serve", "--port", "0"]
+    command += ["--replicas", "0", "--queue", str(tmp_path / "queue")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            with ExitStack() as stack:
+                for _ in range(700):
+                    stack.enter_context(connect(url))
+                assert httpx.get(f"{url}/v1/videos", timeout=30).json()["data"] == []
+        finally:
+            process.terminate()
+            said = process.communicate(timeout=60)[1]
+    assert "Too many open files" not in said

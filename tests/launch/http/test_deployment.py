@@ -49,6 +49,8 @@ class Deployed:
         config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
         (folder / "serve.yaml").write_text(json.dumps(config))  # JSON is YAML
         command = [
+            "env",
+            "--default-signal=INT",  # which a shell's background jobs ignore
             str(Path(sys.executable).with_name("serve")),
             "run",
             "--address",

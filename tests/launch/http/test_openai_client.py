@@ -111,11 +111,15 @@ def test_what_no_model_here_can_do_is_refused_with_the_reason(client: openai.Ope
     asks: list[Callable[[], Any]] = [
         lambda: client.videos.edit(prompt="x", video=b"video"),
         lambda: client.videos.extend(prompt="x", seconds="4", video=b"video"),
+        lambda: client.videos.create_character(name="x", video=b"video"),
     ]
     for ask in asks:
         with pytest.raises(openai.UnprocessableEntityError) as refused:
             ask()
         assert refused.value.code == "unsupported"
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.videos.get_character("character_1")
+    assert refused.value.code == "character_not_found"
 
 
 def test_what_is_final_is_not_tried_again(api: Api, client: openai.OpenAI) -> None:

@@ -137,7 +137,7 @@ def _model(catalog: Catalog, name: str) -> Model:
         presets=[
             PresetChoice(id=id, **expected.model_dump())
             for id, preset in catalog.presets.items()
-            if (expected := _of_preset(settings, config, request, preset)) is not None
+            if (expected := _of_preset(profile, settings, config, request, preset)) is not None
         ],
         budgets=list(_budgets(config, request)),
         loras=list(catalog.loras),
@@ -154,15 +154,25 @@ def _experts(settings: ModelProfile | None, usual: Defaults) -> int:
 
 @lru_cache(maxsize=256)
 def _of_preset(
-    profile: ModelProfile | None, config: Config, request: VideoRequest, name: str
+    profile: ModelProfile | None,
+    settings: ModelProfile | None,
+    config: Config,
+    request: VideoRequest,
+    name: str,
 ) -> Expected | None:
-    """What a preset is expected to give; None if it does not fit the request."""
+    """What a preset is expected to give; None if it does not fit the request, or the model if that is here.
+
+    Args:
+        profile, settings: see `profile_of` and `settings_of`.
+    """
     preset = load_preset(name)
     if preset.calibrated is not None and preset.calibrated.conditions.revision != revision_of(config):
         return None
     try:
         preset.check_request(config.windowed(request))
-        run = expected_run(profile, request, preset)
+        if profile is not None:
+            profile.check(request, preset)
+        run = expected_run(settings, request, preset)
     except BadRequestError:
         return None
     calibration, nfe = calibration_for(config, request), len(run.computed)

@@ -94,6 +94,12 @@ def test_models_are_offered_without_configs(tmp_path: Path) -> None:
     assert (own["id"], two["id"], two["experts"]) == ("my-own", "wan2.2-tiny", 2)
     usual = open_config(model=str(tmp_path / "my-own"))
     assert own["defaults"]["size"] == f"{usual.defaults.width}x{usual.defaults.height}"
+    for model in (own, two):  # what is offered is accepted
+        offered = [one["id"] for one in model["presets"]]
+        assert {"off", "paper"} <= {*offered} and ("planned-14" in offered) == (model is own)
+        for preset in offered:
+            asked = {"prompt": "x", "model": model["id"], "spectrum": preset}
+            assert api.client.post("/v1/videos/estimate", json=asked).status_code == 200, asked
     assert api.create()["model"] == "my-own" and api.create(model="wan2.2-tiny")["model"] == "wan2.2-tiny"
     assert [entry.job.config.model for entry in api.queue.entries()] == [
         str(tmp_path / "my-own"),

@@ -224,9 +224,10 @@ def queue(hour: Hour) -> None:
 
 def clean_up(hour: Hour) -> None:
     """Nothing is left beside what was named, and everything can be removed."""
-    left = {path.name for path in (hour.folder / "t").iterdir()} - {"ray"}
+    made = {path.name for path in (hour.folder / "t").iterdir()}
+    left = {name for name in made if not name.startswith(("ray", "torchinductor_"))}  # see docs/files.md
     check(not left, f"left in the temporary folder: {sorted(left)}")
-    left = {path.name for path in (hour.folder / "cache").glob("*")} - {"lockstep"}
+    left = {path.name for path in (hour.folder / "cache").glob("*")} - {"lockstep", "matplotlib"}
     check(not left, f"left in the cache: {sorted(left)}")
     hidden = [path.name for path in hour.desk.rglob(".*")]
     check(not hidden, f"left beside the results: {hidden}")

@@ -159,7 +159,7 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
 
 @cli.command(short_help="Make a film from a file of shots.")
 @click.argument("storyboard", required=False, type=PathType())
-@click.option("--out", type=PathType(), help="Folder of the film; created if need be.")
+@click.option("--out", type=PathType(), help="Folder of the film; created if it does not exist.")
 @click.option(
     "--replicas",
     type=REPLICAS,
@@ -170,7 +170,7 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
 )
 @click.option("--ranks", type=DEGREE, metavar="N", help="Processes that make a shot together.  [default: 1]")
 @click.option("--only", multiple=True, metavar="ID", help="Make only this shot; may be given several times.")
-@click.option("--dry-run", is_flag=True, help="Show what each shot will cost, and make nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what each shot will take, and make nothing.")
 @click.option("--price", type=PRICE, help="Price of one rank for an hour, for the costs shown by --dry-run.")
 @click.option(
     "--gpu",

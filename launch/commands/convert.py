@@ -13,7 +13,7 @@ from launch.shell.exits import advising
 from launch.shell.terminal import print_path
 
 
-@click.command(cls=Command, short_help="Make a folder in diffusers layout of a model in another layout.")
+@click.command(cls=Command, short_help="Convert a model in another layout to diffusers layout.")
 @click.argument("source", type=FileNameType(), metavar="SRC")
 @click.argument("folder", type=PathType(), metavar="DST")
 @click.option(

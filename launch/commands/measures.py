@@ -26,7 +26,7 @@ from runtime.errors import BadRequestError
 @click.option(
     "--preset",
     "presets",
-    type=FileNameType(),
+    type=FileNameType("spectrum"),
     multiple=True,
     default=("paper", "paper-fast"),
     show_default=True,

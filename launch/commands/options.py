@@ -12,7 +12,7 @@ from launch.commands.types import DEGREE, SCALE, TIMEOUT, BudgetsType, FileNameT
 from runtime.jobs.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIMEOUT
 
 _TIMEOUT_HELP = (
-    "Time within which the failure of one rank ends all of them.  "
+    "If one rank fails, all others end within this time.  "
     f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]"
 )
 _CONFIGS = "[default: the config's]"
@@ -34,7 +34,7 @@ def sampling_options(command: _Command) -> _Command:
     options = [
         click.option(
             "--config",
-            type=FileNameType(),
+            type=FileNameType("."),
             metavar="NAME|FILE",
             help="Model and defaults: a shipped config (`lockstep doctor` lists them) or a YAML file.  "
             "[default: wan-tiny, or what is usual for --model]",
@@ -69,7 +69,7 @@ def sampling_options(command: _Command) -> _Command:
         click.option(
             "--guidance-2",
             type=float,
-            help=f"Scale of the second expert, for low noise, if it is to be another.  {_CONFIGS}",
+            help=f"Scale of the second expert, for low noise, if it differs from the first's.  {_CONFIGS}",
         ),
         click.option("--negative", help=f"What the video should not show.  {_CONFIGS}"),
         click.option(
@@ -104,7 +104,7 @@ def degree_options(command: _Command) -> _Command:
             "--cfg",
             type=DEGREE,
             metavar="N",
-            help="2 gives each guidance branch ranks of its own.  [default: chosen]",
+            help="2 gives each guidance branch its own ranks.  [default: chosen]",
         ),
     ]
     return _with(options, command)
@@ -145,8 +145,8 @@ def generate_options(command: _Command) -> _Command:
             "--prompts",
             type=PathType(),
             metavar="FILE",
-            help="Make a video of each line of a file: .txt with a prompt, or .jsonl with a JSON object with "
-            "any fields of a request. The model is loaded once.",
+            help="Make a video of each line of a file, and load the model once. A line of a .txt file is a "
+            "prompt; a line of a .jsonl file is a JSON object with fields of a request.",
         ),
         sampling_options,
         click.option(
@@ -167,12 +167,12 @@ def generate_options(command: _Command) -> _Command:
             "--extend",
             type=FileNameType(),
             metavar="FILE",
-            help="Latents of a finished video that this one goes on with, for models that make videos from "
+            help="Latents of a finished video that this one continues, for models that make videos from "
             "images; --frames counts both.",
         ),
         click.option(
             "--spectrum",
-            type=FileNameType(),
+            type=FileNameType("spectrum"),
             metavar="off|NAME|FILE",
             help="Preset that says which steps are computed, and how the others are forecast: a shipped one "
             f"(`lockstep doctor` lists them) or a YAML file. off computes every step: exact.  {_PRESET}",
@@ -227,8 +227,8 @@ def generate_options(command: _Command) -> _Command:
             type=(FileNameType(), SCALE),
             multiple=True,
             metavar="[high:|low:]FILE SCALE",
-            help="LoRA weights to add to the transformer's, times SCALE; may be given several times. After "
-            "high: or low: they are for that one of two transformers.",
+            help="LoRA weights to add to the transformer's, times SCALE; may be given several times. With "
+            "high: or low:, they are for only that one of two transformers.",
         ),
         click.option(
             "--attention",
@@ -281,7 +281,7 @@ def rehearse_options(command: _Command) -> _Command:
         click.option("--videos", type=int, help="Number of videos made as one batch.  [default: 1]"),
         click.option(
             "--spectrum",
-            type=FileNameType(),
+            type=FileNameType("spectrum"),
             metavar="off|NAME|FILE",
             help="Preset that says which steps are computed, and how the others are forecast: a shipped one "
             f"or a YAML file. off computes every step: exact.  {_PRESET}",

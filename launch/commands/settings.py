@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, short_help="Show a config with all its defaults.")
-@click.argument("config", required=False, type=FileNameType(), metavar="[NAME|FILE]")
+@click.argument("config", required=False, type=FileNameType("."), metavar="[NAME|FILE]")
 @click.option(
     "--model",
     type=FileNameType(),
@@ -47,7 +47,7 @@ def config(config: str | None, model: str | None, revision: str | None, schema: 
 
 
 @click.command(cls=Command, short_help="Show a forecasting preset with all its defaults.")
-@click.argument("preset", required=False, type=FileNameType(), metavar="[NAME|FILE]")
+@click.argument("preset", required=False, type=FileNameType("spectrum"), metavar="[NAME|FILE]")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of preset files instead.")
 def preset(preset: str | None, schema: bool) -> None:
     """Print a forecasting preset as YAML, with the default of every field that it leaves out.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from runtime.files.text import user_path
 
@@ -41,6 +42,11 @@ class PathType(click.ParamType[Path]):
 
     name = "path"
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return _files(incomplete)
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if value == "":
             self.fail("'' given; a name is needed", param, ctx)
@@ -57,12 +63,33 @@ class PathType(click.ParamType[Path]):
 
 
 class FileNameType(click.ParamType[str]):
-    """Name of something shipped, or path of a file; expands the `~` of `--option=~/file`, too."""
+    """Name of something shipped, or path of a file; expands the `~` of `--option=~/file`, too.
+
+    Args:
+        folder: folder of `configs/` with the shipped files, whose names a shell can complete.
+    """
 
     name = "text"
 
+    def __init__(self, folder: str | None = None):
+        self._folder = folder
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from runtime.request.config import available
+
+        names = [] if self._folder is None else available(self._folder)
+        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return found or _files(incomplete)
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return str(user_path(value)) if str(value).startswith("~") else str(value)
+
+
+def _files(incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete the path of a file."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 DAY = 86400.0  # seconds

@@ -38,7 +38,7 @@ _COUNT = click.IntRange(min=0, max=10**9)
 @click.option(
     "--config",
     "configs",
-    type=FileNameType(),
+    type=FileNameType("."),
     multiple=True,
     metavar="NAME|FILE",
     help="Config that clients may choose; may be given several times, the first is the default.  "
@@ -57,7 +57,7 @@ _COUNT = click.IntRange(min=0, max=10**9)
 @click.option(
     "--spectrum",
     "presets",
-    type=FileNameType(),
+    type=FileNameType("spectrum"),
     multiple=True,
     metavar="FILE",
     help="Forecasting preset that clients may choose, besides the shipped ones; may be given several times.",
@@ -163,9 +163,9 @@ def keys() -> None:
     help="Highest priority that its requests may have.",
 )
 @click.option(
-    "--queued", type=_COUNT, metavar="N", help="Limit of requests of OWNER that wait or run at a time."
+    "--queued", type=_COUNT, metavar="N", help="Most requests of OWNER that may wait or run at the same time."
 )
-@click.option("--per-hour", type=_COUNT, metavar="N", help="Limit of requests of OWNER within an hour.")
+@click.option("--per-hour", type=_COUNT, metavar="N", help="Most requests of OWNER within an hour.")
 @click.option("--webhook", metavar="URL", help="URL to notify when a video of OWNER ends.")
 def add(
     owner: str,

@@ -1,0 +1,57 @@
+"""What a shell completes, and help that lists options by purpose."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+
+from launch import cli
+
+
+def completed(*words: str) -> list[tuple[str, str]]:
+    """What the last word may become, with its kind: `plain`, or `file` for a path of a file."""
+    shell = ShellComplete(cli.cli, {}, "lockstep", "_LOCKSTEP_COMPLETE")
+    *before, last = words
+    return [(item.value, item.type) for item in shell.get_completions(before, last)]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["gen"], [("generate", "plain")]),
+        (["queue", ""], [("add", "plain"), ("cancel", "plain"), ("run", "plain")]),
+        (["generate", "a", "--perf"], [("--performance", "plain")]),
+        (["generate", "a", "--performance", "fas"], [("fast", "plain"), ("fastest", "plain")]),
+        (["generate", "a", "--spectrum", "planned-e"], [("planned-experts-14", "plain")]),
+        (["generate", "a", "--spectrum", "./m"], [("./m", "file")]),
+        (
+            ["generate", "a", "--config", "wan2.2-ti"],
+            [(f"wan2.2-{name}", "plain") for name in ("ti2v-5b-720p", "tiny")],
+        ),
+        (["generate", "a", "--prompts", "p"], [("p", "file")]),
+        (["compare", "a", "--preset", "paper-"], [("paper-fast", "plain")]),
+        (["config", "wan-"], [("wan-tiny", "plain")]),
+        (["status", "--q"], [("--queue", "plain"), ("--quiet", "plain")]),
+    ],
+)
+def test_a_shell_completes(words: list[str], found: list[tuple[str, str]]) -> None:
+    assert completed(*words) == found
+
+
+def test_long_help_lists_every_option_once_under_its_purpose(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.run(["generate", "--help"]) == 0
+    said = capfd.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    purposes = re.findall(r"^([A-Z][\w ]+):$", said, re.MULTILINE)
+    assert purposes[0] == "What to make" and purposes[-1] == "Options" and len(purposes) == 7
+    shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", said, re.MULTILINE)
+    options = [one for one in cli.generate.params if isinstance(one, click.Option)]
+    assert sorted(shown) == sorted([*(one.opts[-1] for one in options), "--help"])
+    own = said.partition("\nOptions:\n")[2]
+    assert re.findall(r"--[\w-]+", own) == ["--verbose", "--quiet", "--help"]

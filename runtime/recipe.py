@@ -11,7 +11,7 @@ from typing import Any, Self
 from runtime.errors import BadRequestError
 from runtime.files.text import flatten
 from runtime.forecasting.presets import Preset
-from runtime.request.config import Config
+from runtime.request.config import Config, Tiles
 from runtime.request.video_request import VideoRequest
 from runtime.versions import code_version
 
@@ -68,7 +68,7 @@ class Recipe:
             "compile": config.performs.compile,
             "fuse_projections": config.performs.fuse_projections,
             "quantization": config.performs.quantization,
-            "tiles": None if config.tiles is None else config.tiles.model_dump(),
+            "tiles": _tiles(config),
             "fps": config.fps,
             "code": code_version(),
         }
@@ -118,6 +118,18 @@ def _attention(config: Config) -> str | dict[str, str]:
 
     source = added_source(config.attention)
     return config.attention if source is None else {"kernel": config.attention, "source": source}
+
+
+def _tiles(config: Config) -> dict[str, Any] | None:
+    """Tiles of decoding, which leave seams; None for whole frames and strips, which differ by rounding."""
+    tiles = (config.tiles or Tiles()).model_dump()
+    match config.decoding:
+        case "tiles":
+            return tiles
+        case "auto":
+            return {"auto": tiles}
+        case _:
+            return None
 
 
 def _window(config: Config, request: VideoRequest) -> dict[str, int] | None:

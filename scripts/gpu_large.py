@@ -52,7 +52,7 @@ def config_of(bench: Bench, name: str, *, small: bool = False) -> Config:
     assert isinstance(config.model, str)
     folder = bench.work / (config.model.replace("/", "--") + "-small" * small)
     random_model(config.model, folder, bench.device, small=small)
-    changes: dict[str, Any] = {"model": str(folder), "device": str(bench.device)}
+    changes: dict[str, Any] = {"model": str(folder), "device": str(bench.device), "decode": "tiles"}
     return config.model_copy(update=changes | ({"architecture": None} if small else {}))
 
 

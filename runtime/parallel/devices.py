@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 
+import psutil
 import torch
 
 from runtime.errors import BadRequestError
@@ -62,6 +63,14 @@ def check_room(ranks: int, device: str) -> str:
     if ranks > _CROWD * room:
         raise BadRequestError(f"{has}, and {_CROWD * room} ranks at most may share them")
     return f"{has}, which they share in turns" if ranks > room else ""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device that new tensors could take now."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + cached
 
 
 class DeviceQueue:

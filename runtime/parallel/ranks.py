@@ -171,6 +171,15 @@ class Ranks:
             self.everyone.broadcast(tensor)
         return tensors
 
+    def leading(self, count: int) -> Peers | None:
+        """Peers of the first `count` ranks, all if there are not more; None on others. Collective."""
+        if count >= self.size:
+            return self.everyone
+        assert self.groups is not None
+        rows = [list(range(count)), list(range(count, self.size))]
+        group = self.groups.of(rows, self.rank)
+        return Peers(group, self.watch or Unguarded(), self.traffic) if self.rank < count else None
+
     def mesh(self) -> DeviceMesh:
         """Device mesh of all ranks in one dimension, for sharding weights."""
         return init_device_mesh(self.device.type, (self.size,))

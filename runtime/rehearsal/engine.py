@@ -22,6 +22,7 @@ from runtime.models.wan.experts import read_transformer
 from runtime.models.wan.folder import ModelKind, knows_frames
 from runtime.models.wan.image import open_image_encoder
 from runtime.models.wan.loading import change_of_blocks
+from runtime.models.wan.parts import Parts, bytes_of_whole, choose_parts
 from runtime.models.wan.text import PromptEncoder
 from runtime.models.wan.vae import WanDecoder
 from runtime.parallel.kernels import AUTO, GOOD_CUDNN, Card, choose, resolve
@@ -108,6 +109,15 @@ class RehearsedEngine(Engine):
         """Hold the VAE on the device within the context; yields None on a rank that has none."""
         yield self._make_vae() if self._vae is None else self._vae
 
+    def parts(self, vae: AutoencoderKLWan | None, latents_BCFHW: torch.Tensor) -> Parts:
+        """Parts of frames that would be decoded beside what is held now."""
+
+        def fits() -> bool:
+            held = self.fake.ledger.now
+            return vae is None or self._gpu.room(held + bytes_of_whole(vae, latents_BCFHW)) >= 0
+
+        return choose_parts(self.config, self.ranks.size, fits)
+
     def _read_profile(self) -> RehearsedProfile:
         return self._known
 
@@ -191,7 +201,7 @@ class RehearsedEngine(Engine):
         return shares
 
     def _make_vae(self) -> AutoencoderKLWan | None:
-        if self.config.tiles is None and not self.ranks.is_leader:
+        if self.config.decoding == "whole" and not self.ranks.is_leader:
             return None
         path, dtype = self.model.path / "vae", self.config.dtype.of("vae")
         vae: AutoencoderKLWan = diffusers_module(self.fake, AutoencoderKLWan, path, dtype)

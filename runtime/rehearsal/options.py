@@ -14,11 +14,10 @@ from runtime.rehearsal.rehearse import (
     WeightsDoNotFitError,
     rehearse_if_weights_fit,
 )
-from runtime.request.config import Config, Tiles
+from runtime.request.config import Config
 
 _MOST_RANKS = 64
 _ENOUGH = 3  # options that are offered
-_TILES = Tiles(size=256, stride=192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +100,11 @@ _REMEDIES = (
         _memory(vae="offload"),
     ),
     _Remedy(
-        "tiles",
-        f"{{size: {_TILES.size}, stride: {_TILES.stride}}}",
+        "decode",
+        "auto",
         ("decode",),
-        lambda job: job.config.tiles is None,
-        lambda config: config.model_copy(update={"tiles": _TILES}),
+        lambda job: job.config.decoding == "whole" or (job.config.decoding == "tiles" and job.ranks > 1),
+        lambda config: config.model_copy(update={"decode": "auto"}),
     ),
     _Remedy(
         "memory.history",

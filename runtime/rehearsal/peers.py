@@ -14,8 +14,8 @@ from runtime.parallel.topology import Topology
 class FakePeers(Peers):
     """Peers that do not exist, as one rank of `size` sees them. `Peers` counts bytes; nothing is sent."""
 
-    def __init__(self, rank: int, size: int):
-        super().__init__(None, Unguarded(), Traffic())
+    def __init__(self, rank: int, size: int, traffic: Traffic | None = None):
+        super().__init__(None, Unguarded(), traffic or Traffic())
         self.rank, self.size = rank, size
 
     @property
@@ -91,6 +91,11 @@ class FakeRanks(Ranks):
         if topology not in self._made:
             self._made[topology] = FakeGroup(topology, self.rank)
         return self._made[topology]
+
+    def leading(self, count: int) -> Peers | None:
+        if count >= self.size:
+            return self.everyone
+        return FakePeers(self.rank, count, self.traffic) if self.rank < count else None
 
     def synchronize(self) -> None:
         pass

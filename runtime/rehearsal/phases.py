@@ -14,6 +14,8 @@ from diffusers import AutoencoderKLWan, SchedulerMixin
 
 from runtime.files.text import read_json
 from runtime.models.wan.folder import ModelKind
+from runtime.models.wan.parts import HALO, on_every_rank
+from runtime.models.wan.shared_encoder import encode_strips
 from runtime.models.wan.vae import decode_frames
 from runtime.rehearsal.engine import RehearsedEngine
 from runtime.rehearsal.fake import DEVICE
@@ -98,8 +100,12 @@ class Rehearser:
         return Phase(work, memory, {"node": self._engine.ranks.node.traffic.sent})  # type: ignore[attr-defined]
 
     def encode(self) -> Phase:
-        """Rehearse encoding of prompts and other conditioning, on the first rank, which broadcasts it."""
+        """Rehearse encoding of prompts and other conditioning on the first rank, which broadcasts it.
+
+        Frames may be encoded in strips on all ranks; only what is sent for these is counted.
+        """
         engine, ledger = self._engine, self._fake.ledger
+        before = engine.ranks.traffic.sent
         ledger.start()
         if engine.ranks.is_leader:
             encoder: Any = self._kept_text if self._keeps_text else self._text_encoder()
@@ -112,9 +118,10 @@ class Rehearser:
                     ledger.add(one)  # all texts have the same length
                 del ids
             del encoder
-            self._encode_condition()
+        self._encode_condition()
         work, memory = ledger.finish()
-        return Phase(work, memory)
+        sent = engine.ranks.traffic.sent - before
+        return Phase(work, memory, {"everyone": sent} if sent else {})
 
     def denoise(self) -> tuple[Run, Steps]:
         """Rehearse the first computed step, and those of each kind with the longest history."""
@@ -187,14 +194,21 @@ class Rehearser:
         known = engine.knows_frames
         if request.image is None if known else engine.kind is ModelKind.TEXT:
             return
-        if engine.sees_image_tokens:
+        leads, together = engine.ranks.is_leader, on_every_rank(engine.config, engine.ranks.size)
+        if leads and engine.sees_image_tokens:
             self._encode_image()
         times = 2 if engine.kind is ModelKind.VACE else 1  # known and editable regions
         shape = (1, 3, 1 if known else request.frames, request.height, request.width)
         with engine.vae_at_work() as vae, self._fake.running():
-            assert vae is not None
+            if vae is None or not (leads or together):
+                return
+            peers = engine.ranks.leading(request.height // vae.spatial_compression_ratio)
             for _ in range(times):
-                vae.encode(torch.empty(shape, dtype=vae.dtype, device=DEVICE))
+                pixels = torch.empty(shape, dtype=vae.dtype, device=DEVICE) if leads else None
+                if not together:
+                    vae.encode(pixels)
+                elif peers is not None:
+                    encode_strips(vae, pixels, shape, peers)
 
     def _encode_image(self) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -272,14 +286,15 @@ class _Loop:
 
 
 class _EnoughError(Exception):
-    """Ends decoding on a rank that only decodes tiles for the first."""
+    """Ends decoding on a rank that only decodes tiles or strips for the first."""
 
 
 def _decoded(
     engine: RehearsedEngine, vae: AutoencoderKLWan | None, latents_BCFHW: torch.Tensor, frames: int
 ) -> Iterator[Phase]:
     """Yield the decoding of the first latent frames, one by one."""
-    ledger, everyone = engine.fake.ledger, engine.ranks.everyone
+    ledger, parts = engine.fake.ledger, engine.parts(vae, latents_BCFHW)
+    peers = engine.ranks.leading(latents_BCFHW.shape[3]) if parts == HALO else engine.ranks.everyone
     done: list[Phase] = []
     sent = 0
 
@@ -300,7 +315,8 @@ def _decoded(
     sent = engine.ranks.traffic.sent
     ledger.start()
     try:
-        for chunk in decode_frames(vae, latents_BCFHW, engine.config.tiles, everyone, at):
+        chunks = iter(()) if peers is None else decode_frames(vae, latents_BCFHW, parts, peers, at)
+        for chunk in chunks:
             chunk.mul(255).round().to(torch.uint8)  # as `to_uint8`
             del chunk
             finish()

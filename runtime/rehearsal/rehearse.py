@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 
 from runtime.models.wan.folder import ModelKind, knows_frames
+from runtime.models.wan.parts import HALO
 from runtime.parallel.sequence import Split
 from runtime.parallel.topology import Degrees, Topology
 from runtime.rehearsal.engine import RehearsedEngine
@@ -16,7 +20,7 @@ from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.peers import FakeRanks
 from runtime.rehearsal.phases import Phase, Rehearser, Steps
 from runtime.rehearsal.settings import RehearsedProfile
-from runtime.request.config import Config, Tiles
+from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Plan
 from spectrum import StepKind
@@ -169,7 +173,7 @@ def _rehearse(
     scenario = _completed(scenario, profile)
     engine, plan = _open(scenario, profile, 0)
     tokens = engine.sizes.tokens(scenario.config.windowed(scenario.request))
-    kinds = _kinds_of_ranks(plan, tokens, engine.heads, _tiles(engine, scenario))
+    kinds = _kinds_of_ranks(plan, tokens, engine.heads, _decoded(engine, scenario))
     wanted = _two_of(kinds) if ranks is None else ranks
     found = []
     for rank in wanted:
@@ -202,7 +206,7 @@ def every_kind(scenario: Scenario) -> list[int]:
     scenario = _completed(scenario, profile)
     engine, plan = _open(scenario, profile, 0)
     tokens = engine.sizes.tokens(scenario.config.windowed(scenario.request))
-    return [kind[0] for kind in _kinds_of_ranks(plan, tokens, engine.heads, _tiles(engine, scenario))]
+    return [kind[0] for kind in _kinds_of_ranks(plan, tokens, engine.heads, _decoded(engine, scenario))]
 
 
 def _completed(scenario: Scenario, profile: RehearsedProfile) -> Scenario:
@@ -246,21 +250,25 @@ def _after(
     )
 
 
-def _kinds_of_ranks(plan: Plan, tokens: int, heads: int, tiles: int) -> list[tuple[int, ...]]:
-    """Group ranks by the work that they do: their shares of tokens, heads and tiles, and their neighbours'.
+def _kinds_of_ranks(plan: Plan, tokens: int, heads: int, decoded: list[Any]) -> list[tuple[int, ...]]:
+    """Group ranks by the work that they do: their shares of tokens and heads, and their neighbours'.
 
     Groups with the most work come first.
+
+    Args:
+        plan: the plan.
+        tokens, heads: numbers of all tokens and heads.
+        decoded: each rank's share of a frame that is decoded, in any form that can be compared.
     """
     topology = plan.topology
     shares, of_heads = Split.even(tokens, topology.sequence), Split.even(heads, topology.ulysses)
     ring = shares.merge(topology.ulysses).sizes
-    kinds: dict[tuple[int | bool, ...], list[int]] = defaultdict(list)
+    kinds: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for rank in range(topology.world):
         place = topology.place(rank)
         own = (shares.sizes[place.sequence], of_heads.sizes[place.ulysses])
-        decoded = tiles // topology.world + (rank < tiles % topology.world)
         following = ring[(place.ring + 1) % topology.ring]  # the one share that this rank does not pass on
-        kinds[(*own, decoded, ring[place.ring], following, rank == 0)].append(rank)
+        kinds[(*own, decoded[rank], ring[place.ring], following, rank == 0)].append(rank)
     return [tuple(kinds[key]) for key in sorted(kinds, reverse=True)]
 
 
@@ -269,10 +277,18 @@ def _two_of(kinds: list[tuple[int, ...]]) -> list[int]:
     return [0, *[kind[0] for kind in kinds if 0 not in kind][:1]]
 
 
-def _tiles(engine: RehearsedEngine, scenario: Scenario) -> int:
-    """Number of tiles of a frame; 0 if frames are decoded whole."""
-    tiles: Tiles | None = scenario.config.tiles
-    if tiles is None:
-        return 0
-    rows, columns = (-(-size // tiles.stride) for size in (scenario.request.height, scenario.request.width))
-    return rows * columns
+def _decoded(engine: RehearsedEngine, scenario: Scenario) -> list[tuple[int, ...]]:
+    """Each rank's share of a frame that is decoded: tiles, or rows and how many neighbours they have."""
+    world, request = scenario.ranks, scenario.request
+    rows, columns = engine.sizes.shape(request)[3:]
+    parts = engine.parts(None, torch.empty((1, 1, 1, rows, columns), device="meta"))
+    if parts is None:
+        return [(0,)] * world
+    if parts == HALO:
+        strips = Split.even(rows, min(world, rows)).sizes
+        ends = (0, len(strips) - 1)
+        of_rank = [(size, 2 - (rank in ends)) for rank, size in enumerate(strips)]
+        return [*of_rank, *[(0,)] * (world - len(strips))]
+    down, across = (-(-size // parts.stride) for size in (request.height, request.width))
+    tiles = down * across
+    return [(tiles // world + (rank < tiles % world),) for rank in range(world)]

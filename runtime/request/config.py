@@ -153,6 +153,9 @@ class Tiles(_Part):
         return self
 
 
+Decoding = Literal["whole", "tiles", "halo", "auto"]
+
+
 class Window(_Part):
     """Number of frames that the model sees at a time: a longer video is made of overlapping windows."""
 
@@ -212,7 +215,10 @@ class Config(_Part):
         fuse_projections: compute query, key and value in one matrix product; by default as the profile says.
         quantization: number format of the blocks' linear layers; by default as the profile says.
         memory: location of weights and histories while they are not in use.
-        tiles: tiles of VAE decoding; None decodes whole frames, on the first rank.
+        decode: what the VAE decodes on which ranks: `whole` frames on the first; `tiles`, shared by all;
+            strips of whole frames on all, each with its neighbours' rows (`halo`), which also encode images;
+            or `auto`. By default tiles if there are any, else whole frames.
+        tiles: tiles of VAE decoding.
         window: window of longer videos; None evaluates any video as a whole.
         busy_timeout: limit in seconds for a single long task of a rank that the others wait for: loading,
             encoding, decoding a part of the frames, writing.
@@ -234,6 +240,7 @@ class Config(_Part):
     fuse_projections: bool | None = None
     quantization: Quantization | None = None
     memory: Memory = Memory()
+    decode: Decoding | None = None
     tiles: Tiles | None = None
     window: Window | None = None
     busy_timeout: Annotated[float, Field(ge=1, le=7 * 86400, allow_inf_nan=False), NUMBER] = 1800.0
@@ -263,6 +270,11 @@ class Config(_Part):
     def model_name(self) -> str:
         """Name of the model, for messages and reports."""
         return str(self.model)
+
+    @property
+    def decoding(self) -> Decoding:
+        """What the VAE decodes: see `decode`."""
+        return self.decode or ("whole" if self.tiles is None else "tiles")
 
     @property
     def performs(self) -> Performance:

@@ -46,6 +46,8 @@ def recipe_of(config: Config, request: VideoRequest) -> Recipe:
         {"quantization": "int8"},
         {"performance": "fast", "compile": False, "fuse_projections": False},
         {"tiles": Tiles()},
+        {"decode": "tiles"},
+        {"decode": "auto"},
         {"fps": 9},
     ],
     ids="-".join,
@@ -63,6 +65,8 @@ def test_what_makes_another_video_makes_another_recipe(
         {"device": "cpu"},
         {"memory": Memory(transformer="shard", history="offload")},
         {"busy_timeout": 7.0},
+        {"decode": "whole"},
+        {"decode": "halo"},
         {"window": Window(frames=81, overlap=16)},  # the video fits the model
     ],
     ids="-".join,

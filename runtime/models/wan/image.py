@@ -11,7 +11,7 @@ latent frames, H, W latent height and width, 3 colours.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -22,6 +22,8 @@ from runtime.models.folder import ModelFolder
 from runtime.models.loading import read_component
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.folder import ModelKind, knows_frames
+from runtime.models.wan.parts import on_every_rank
+from runtime.models.wan.shared_encoder import SharedEncoder
 from runtime.models.wan.vae import WanDecoder
 from runtime.parallel.ranks import Ranks
 from runtime.request.config import Config
@@ -29,6 +31,8 @@ from runtime.request.video_request import VideoRequest
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
+
+Vae: TypeAlias = AutoencoderKLWan | SharedEncoder
 
 
 class WanImageEncoder(ABC):
@@ -65,11 +69,18 @@ class WanImageEncoder(ABC):
             noise_BCFHW: initial noise of the window.
         """
         encoded: list[torch.Tensor] = []
+        window = self._config.windowed(request)
+
+        def lead(vae: Vae) -> None:
+            own = self._encode(window, image, vae, noise_BCFHW)
+            encoded.extend(tensor.to(self._kept_in).contiguous() for tensor in own)
+
         with self._decoder.at_work() as vae:
-            if self._ranks.is_leader:
+            if on_every_rank(self._config, self._ranks.size):
                 assert vae is not None
-                own = self._encode(self._config.windowed(request), image, vae, noise_BCFHW)
-                encoded = [tensor.to(self._kept_in).contiguous() for tensor in own]
+                SharedEncoder(vae, self._ranks).run(lead)
+            elif vae is not None and self._ranks.is_leader:
+                lead(vae)
         received = self._ranks.broadcast_tensors(encoded, self._kept_in)
         return self.condition(noise_BCFHW.shape[1], *received)
 
@@ -93,7 +104,7 @@ class WanImageEncoder(ABC):
         self,
         window: VideoRequest,
         image: Image.Image | None,
-        vae: AutoencoderKLWan,
+        vae: Vae,
         noise_BCFHW: torch.Tensor,
     ) -> list[torch.Tensor]:
         """Encode latents, and image tokens if the model has them; in any dtype."""
@@ -124,7 +135,7 @@ class FramesEncoder(WanImageEncoder):
         self,
         window: VideoRequest,
         image: Image.Image | None,
-        vae: AutoencoderKLWan,
+        vae: Vae,
         noise_BCFHW: torch.Tensor,
     ) -> list[torch.Tensor]:
         from diffusers import WanImageToVideoPipeline
@@ -148,7 +159,7 @@ class I2VEncoder(WanImageEncoder):
         self,
         window: VideoRequest,
         image: Image.Image | None,
-        vae: AutoencoderKLWan,
+        vae: Vae,
         noise_BCFHW: torch.Tensor,
     ) -> list[torch.Tensor]:
         pipeline, device, batch = self._pipeline(vae), self._ranks.device, window.videos
@@ -167,7 +178,7 @@ class I2VEncoder(WanImageEncoder):
     def _sees_tokens(self) -> bool:
         return self._transformer.config.image_dim is not None
 
-    def _pipeline(self, vae: AutoencoderKLWan) -> WanImageToVideoPipeline:
+    def _pipeline(self, vae: Vae) -> WanImageToVideoPipeline:
         """Make diffusers' pipeline with only the parts that encode images."""
         from diffusers import WanImageToVideoPipeline
 
@@ -194,7 +205,7 @@ class VaceEncoder(WanImageEncoder):
         self,
         window: VideoRequest,
         image: Image.Image | None,
-        vae: AutoencoderKLWan,
+        vae: Vae,
         noise_BCFHW: torch.Tensor,
     ) -> list[torch.Tensor]:
         from diffusers import WanVACEPipeline

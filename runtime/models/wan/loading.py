@@ -99,8 +99,8 @@ def change_of_blocks(config: Config) -> Callable[[nn.Module], None]:
 
 
 def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKLWan | None:
-    """Load the VAE where it is needed: on every rank if it decodes in tiles, otherwise on the first."""
-    if config.tiles is None:
+    """Load the VAE where it is needed: for whole frames on the first rank, otherwise on every one."""
+    if config.decoding == "whole":
         if not ranks.is_leader:
             return None
         ranks = Ranks.alone(ranks.device)

@@ -1,7 +1,8 @@
 """VAE decoding as a stream of frames: only one chunk of the video is in memory at a time.
 
-Whole frames are decoded on the first rank. Tiles are distributed over the ranks, each of which keeps the
-causal feature caches of its own tiles; the first rank blends them, as `AutoencoderKLWan.tiled_decode` does.
+Whole frames are decoded on the first rank, or on all ranks in strips that get their neighbours' rows. Tiles
+are distributed over the ranks, each of which keeps the causal feature caches of its own tiles; the first rank
+blends them, as `AutoencoderKLWan.tiled_decode` does.
 
 Tensor legend: B batch, C latent channels, F latent frames, T pixel frames of one chunk, H, W height and
 width, 3 colours (or colours of several pixels: see `patch_size`).
@@ -9,6 +10,7 @@ width, 3 colours (or colours of several pixels: see `patch_size`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +21,22 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from runtime.models.family import At
+from runtime.models.wan.halo import on_strips
+from runtime.models.wan.parts import HALO, Parts, bytes_of_whole, choose_parts, name_of
 from runtime.parallel.collectives import Peers, numel
+from runtime.parallel.devices import free_memory
 from runtime.parallel.ranks import Ranks
+from runtime.parallel.strips import Strips
 from runtime.request.config import Config, Tiles
+
+log = logging.getLogger(__name__)
 
 
 class WanDecoder:
     """VAE of one rank group, on the device while it works.
 
     Args:
-        vae: a Wan VAE. Without tiles only the first rank needs one.
+        vae: a Wan VAE. For whole frames only the first rank needs one.
         config, ranks: config of the model, and the ranks.
     """
 
@@ -55,7 +63,15 @@ class WanDecoder:
     def frames(self, latents_BCFHW: torch.Tensor, at: At) -> Generator[torch.Tensor]:
         """Decode latents into frames in temporal order, on the first rank; see `decode_frames`."""
         with self.at_work() as vae:
-            yield from decode_frames(vae, latents_BCFHW, self._config.tiles, self._ranks.everyone, at)
+
+            def fits() -> bool:
+                return vae is None or bytes_of_whole(vae, latents_BCFHW) <= free_memory(self._ranks.device)
+
+            parts = choose_parts(self._config, self._ranks.size, fits)
+            log.info("decoding %s", name_of(parts))
+            peers = self._ranks.leading(latents_BCFHW.shape[3]) if parts == HALO else self._ranks.everyone
+            if peers is not None:
+                yield from decode_frames(vae, latents_BCFHW, parts, peers, at)
 
 
 def _nowhere(*, busy: bool) -> None:
@@ -66,21 +82,21 @@ def _nowhere(*, busy: bool) -> None:
 def decode_frames(
     vae: AutoencoderKLWan | None,
     latents_BCFHW: torch.Tensor,
-    tiles: Tiles | None = None,
+    parts: Parts = None,
     peers: Peers | None = None,
     at: At = _nowhere,
 ) -> Iterator[torch.Tensor]:
     """Decode normalised latents into frames, in temporal order.
 
     The concatenation along time is bit-equal to the output of `WanPipeline` for the same latents, with its
-    VAE's tiling enabled if there are `tiles`. It does not depend on the number of ranks.
+    VAE's tiling enabled for tiles, whatever the number of ranks; strips differ from whole frames by rounding.
 
     Args:
-        vae: a Wan VAE; in use until the iterator is exhausted or closed. Without tiles only the first rank
+        vae: a Wan VAE; in use until the iterator is exhausted or closed. For whole frames only the first rank
             needs one.
         latents_BCFHW: denoised latents, normalised per channel, in any dtype, the same on every rank.
-        tiles: tiles that are distributed over the ranks; None decodes whole frames.
-        peers: the ranks; all of them call this function.
+        parts: what the ranks decode.
+        peers: the ranks; all of them call this function. For strips, at most as many as rows of latents.
         at: called whenever this rank changes between work of its own and a transfer.
 
     Yields:
@@ -88,7 +104,7 @@ def decode_frames(
         On the first rank only.
     """
     peers = peers or Peers.alone()
-    if tiles is None and peers.rank != 0:
+    if parts is None and peers.rank != 0:
         return
     assert vae is not None
     latents = latents_BCFHW.to(vae.device, vae.dtype)
@@ -96,10 +112,12 @@ def decode_frames(
     mean = torch.tensor(vae.config.latents_mean).view(per_channel).to(latents)
     inverse_std = 1.0 / torch.tensor(vae.config.latents_std).view(per_channel).to(latents)
     latents = latents / inverse_std + mean
-    if tiles is None or not _exceeds(vae, latents, tiles):
+    if parts == HALO:
+        chunks = _decode_strips(vae, latents, peers, at)
+    elif parts is None or not _exceeds(vae, latents, parts):
         chunks = decode_chunks(vae, latents) if peers.rank == 0 else iter(())
     else:
-        chunks = _decode_tiles(vae, latents, tiles, peers, at)
+        chunks = _decode_tiles(vae, latents, parts, peers, at)
     for chunk_B3THW in chunks:
         pixels = (chunk_B3THW.clamp(-1.0, 1.0) * 0.5 + 0.5).clamp(0.0, 1.0)
         yield pixels.permute(0, 2, 3, 4, 1)
@@ -140,6 +158,24 @@ class _CausalDecoder:
         )
         self._first = False
         return pixels
+
+
+def _decode_strips(
+    vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor, peers: Peers, at: At
+) -> Iterator[torch.Tensor]:
+    """Decode this rank's strip of each frame and send it to the first rank, which yields frames."""
+    strips = Strips(latents_BCFHW.shape[3], peers)
+    hidden_BCFHW = vae.post_quant_conv(strips.own(latents_BCFHW))
+    decoder = _CausalDecoder(vae)
+    with on_strips(vae.decoder, strips):
+        for hidden in torch.split(hidden_BCFHW, 1, dim=2):
+            strip = decoder.decode(hidden)
+            at(busy=False)
+            chunk = strips.collect(strip)
+            at(busy=True)
+            del strip
+            if chunk is not None:
+                yield _unfold(vae, chunk)
 
 
 def _unfold(vae: AutoencoderKLWan, pixels_B3THW: torch.Tensor) -> torch.Tensor:

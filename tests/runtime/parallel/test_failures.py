@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -374,13 +376,15 @@ def test_a_group_may_have_nothing_to_do_for_longer_than_anything_may_take(tmp_pa
     assert {path.name for path in tmp_path.glob("*.mp4")} == {"a.mp4", "b.mp4"}
 
 
-def slow_tiles(ranks: Ranks) -> float:
-    """Tiles of the second rank take longer than others are waited for."""
-    config = load_config("wan-tiny").model_copy(update={"tiles": Tiles(size=32, stride=24)})
+def decode_oddly(ranks: Ranks, decoding: str, odd: Callable[[], None]) -> float:
+    """The second rank does something else before it decodes its part of a frame."""
+    changes = {"decode": decoding, "tiles": Tiles(size=32, stride=24)}
+    config = load_config("wan-tiny").model_copy(update=changes)
     decode = _CausalDecoder.decode
 
     def slowly(decoder: _CausalDecoder, hidden_BCFHW: torch.Tensor) -> torch.Tensor:
-        time.sleep(2.0 if ranks.rank == ODD else 0.0)
+        if ranks.rank == ODD:
+            odd()
         return decode(decoder, hidden_BCFHW)
 
     _CausalDecoder.decode = slowly  # type: ignore[method-assign]
@@ -388,9 +392,19 @@ def slow_tiles(ranks: Ranks) -> float:
 
 
 @pytest.mark.timeout(120)
-def test_tiles_may_take_their_time() -> None:
-    outcomes = watch_ranks(2, slow_tiles, timeout=2.0)
+@pytest.mark.parametrize("decoding", ["tiles", "halo"])
+def test_decoding_may_take_its_time(decoding: str) -> None:
+    """Longer than others are waited for."""
+    outcomes = watch_ranks(2, decode_oddly, decoding, partial(time.sleep, 2.0), timeout=2.0)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_that_dies_while_it_decodes_is_named() -> None:
+    first, second = watch_ranks(2, decode_oddly, "halo", die, timeout=TIMEOUT)
+    assert second.code == -signal.SIGKILL
+    assert first.error is not None
+    assert first.error[:3] == ("RankFailedError", ODD, "decoding") and "died" in first.error[3]
 
 
 class _Device:

@@ -46,9 +46,9 @@ class Work:
 
     done: float = 0.0
 
-    def watch(self, transformer: torch.nn.Module) -> None:
-        """Start counting."""
-        for layer in transformer.blocks.modules():
+    def watch(self, blocks: torch.nn.Module) -> None:
+        """Start counting in blocks."""
+        for layer in blocks.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.register_forward_hook(self._add)
 
@@ -89,7 +89,7 @@ class PeerPipeline:
         self.pipe.set_progress_bar_config(disable=True)
         self._work = Work()
         for transformer in self.transformers:
-            self._work.watch(transformer)
+            self._work.watch(transformer.blocks)
         self._whole_step = 0.0
 
     @property

@@ -11,6 +11,7 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,7 @@ class FluxPeer:
     def __init__(self, folder: Path, calibration: str):
         self._folder, self._calibration = folder, calibration
         self._ratios: dict[int, list[float]] = {}
-        self.load()
-
-    def load(self) -> None:
-        """Load a fresh pipeline, as not every method cleans up after itself."""
-        self.pipe, self._work = load(self._folder), Work()
+        self.pipe, self._work = load(folder), Work()
         self._work.watch(self.pipe.transformer.single_transformer_blocks[-1])
         self._whole_step = 0.0
 
@@ -76,6 +73,11 @@ class FluxPeer:
         arguments = {"num_inference_steps": steps, "generator": generator, "output_type": "pt"}
         picture: torch.Tensor = self.pipe(prompt, **arguments, **CALL).images
         return picture.float()
+
+    @cached_property
+    def for_cache_dit(self) -> FluxPeer:
+        """Another pipeline: once cache-dit was enabled on one, diffusers' hooks no longer work on it."""
+        return FluxPeer(self._folder, self._calibration)
 
     def magnitude_ratios(self, steps: int) -> list[float]:
         """Ratios that MagCache needs of the model, from a full run, as its own calibration prints them."""
@@ -174,6 +176,7 @@ def dbcache(calibrator: str, *, threshold: float = 0.0, computed: tuple[int, ...
 
     def run(peer: FluxPeer, prompt: str, seed: int, steps: int) -> tuple[torch.Tensor, float]:
         assert cache_dit is not None
+        peer = peer.for_cache_dit
         peer.whole_step(prompt, seed)
         fixed: dict[str, Any] = {}
         if computed:

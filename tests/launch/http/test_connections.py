@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 import socket
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from launch.http import connections
+from launch.http import connections, server
+from launch.http.app import make_app
+from launch.http.connections import Connection
 from tests.serving import SMALL, Api, listening, serving
 
 
@@ -125,6 +127,26 @@ def test_an_answer_that_nobody_reads_is_given_up(api: Api, monkeypatch: pytest.M
                 threading.Event().wait(0.1)
 
 
+def test_a_client_that_leaves_cancels_nothing(api: Api) -> None:
+    """Neither the one that has sent its whole request, nor those that follow the video."""
+    host, content = b"Host: 127.0.0.1\r\n", json.dumps(SMALL).encode()
+    kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
+    with listening(api) as url:
+        for _ in range(5):
+            connect(url, b"POST /v1/videos HTTP/1.1\r\n" + host + kind + content).close()
+        deadline = time.monotonic() + 150  # the first request loads much
+        while len(videos := api.client.get("/v1/videos").json()["data"]) < 5:
+            assert time.monotonic() < deadline
+        running = api.queue.take(0)
+        assert running is not None
+        for id in (running.name, videos[0]["id"]):
+            with connect(url, f"GET /v1/videos/{id}/events HTTP/1.1\r\n".encode() + host + b"\r\n") as peer:
+                assert peer.recv(65536).startswith(b"HTTP/1.1 200 ")
+            connect(url, f"GET /v1/videos/{id} HTTP/1.1\r\n".encode() + host + b"\r\n").close()
+    seen = [(one["status"], one["run"]["cancelling"]) for one in api.client.get("/v1/videos").json()["data"]]
+    assert seen == [("queued", False)] * 4 + [("in_progress", False)]
+
+
 def test_idle_connections_make_room_and_busy_ones_stay(api: Api) -> None:
     with listening(api, connections=4) as url, ExitStack() as stack:
         events = b"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -157,18 +179,32 @@ def test_file_descriptors_are_left_for_all_else(monkeypatch: pytest.MonkeyPatch)
         assert (connections.most_connections(), raised) == (most, then), limits
 
 
-def test_idle_connections_do_not_use_up_the_file_descriptors(tmp_path: Path) -> None:
-    command = ["prlimit", "--nofile=400", sys.executable, "-m", "launch", "serve", "--port", "0"]
-    command += ["--replicas", "0", "--queue", str(tmp_path / "queue")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def test_many_that_come_at_once_are_counted_as_they_are_accepted(
+    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else they would use up the file descriptors before any is closed; none of them has to come again."""
+    most = 50
+    monkeypatch.setattr(server, "most_connections", lambda: most)
+    opened: list[int] = []
+    made = Connection.connection_made
+
+    def counted(self: Connection, transport: asyncio.Transport) -> None:
+        made(self, transport)
+        opened.append(len(self.connections))
+
+    monkeypatch.setattr(Connection, "connection_made", counted)
+    with server.bind("127.0.0.1", 0, open=True) as bound, ExitStack() as stack:
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        served = server._Server(make_app(api.service), url)
+        idle = [stack.enter_context(connect(url)) for _ in range(500)]  # before it accepts any
+        thread = threading.Thread(target=served.run, args=([bound],))
+        thread.start()
         try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            with ExitStack() as stack:
-                for _ in range(700):
-                    stack.enter_context(connect(url))
-                assert httpx.get(f"{url}/v1/videos", timeout=30).json()["data"] == []
+            assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
+            for peer in idle[:400]:
+                assert read(peer) == b""
         finally:
-            process.terminate()
-            said = process.communicate(timeout=60)[1]
-    assert "Too many open files" not in said
+            served.should_exit = True
+            thread.join()
+    assert capsys.readouterr().out == f"{url}\n"
+    assert len(opened) == 501 and max(opened) <= 250  # of 500; the closing ones are among them

@@ -100,6 +100,7 @@ _REPORT = (
 FILES = {  # what the reader of a page has already: name → content
     "README.md": {"prompts.txt": f"{_CIRCLE}\na blue square\n", "film.yaml": _FILM},
     "docs/calibration.md": {"video.json": _REPORT},
+    "docs/presets.md": {"fast.yaml": "schedule: {kind: paper, warmup: 3}\n"},
     "docs/prompts.md": {
         "prompts.txt": f"# two\n{_CIRCLE}\n\na blue square\n",
         "prompts.jsonl": '{"prompt": "a red circle growing on a gray background", "seed": 7}\n'

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bench_fitted import Result, table
 from chaos_table import write_page
+from flux_page import write_page as write_flux_page
 from gpu_page import write_page as write_gpu_page
 from quality_tables import write_document
 
@@ -40,6 +41,13 @@ def test_the_page_of_quality(tmp_path: Path) -> None:
 def test_the_table_of_fitted_solvers() -> None:
     measured = table([Result(**record) for record in records("fitted.jsonl")])
     assert measured in (DOCS / "calibration.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_flux_tiny(tmp_path: Path) -> None:
+    write_flux_page(records("flux.jsonl"), tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == (DOCS / "flux.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.slow

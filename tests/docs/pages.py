@@ -116,6 +116,9 @@ class Reader:
         words, out = words[len(entry) :], None
         if ">" in words:
             out, words = words[-1], words[: words.index(">")]
+        if "PROMPT" in words and "--out" not in words:  # in place of the one before, not after it
+            for path in self.folder.glob("video.*"):
+                path.unlink()
         if _starts_ray(words):
             done = completed(words, cwd=self.folder)
             code, said, complained = done.returncode, done.stdout, done.stderr

@@ -79,6 +79,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _spare_processes() -> None:
+    from tests.spare import install
+
+    install(served=True)
+
+
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where what was made once is kept for the session."""

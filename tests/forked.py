@@ -7,21 +7,19 @@ Tests of what happens during imports, and of what a program of others does, star
 
 from __future__ import annotations
 
-import atexit
 import os
 import runpy
 import signal
 import subprocess
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import resource_tracker
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.ranks import PROCESSES
+from tests.spare import Stream, end_python, install
 
 
 class Command(subprocess.Popen[str]):
@@ -41,7 +39,7 @@ class Command(subprocess.Popen[str]):
         pipes = more[3:9]  # both ends of each standard stream's; -1 for one that is the caller's
         p2cread, _, _, c2pwrite, _, errwrite = pipes
         ends = (p2cread, c2pwrite, errwrite)
-        streams = [_Stream(number if end == -1 else end) for number, end in enumerate(ends)]
+        streams = [Stream(number if end == -1 else end) for number, end in enumerate(ends)]
         given = dict(os.environ if env is None else env)
         work = (args[0], [str(word) for word in args[1:]], given, os.fspath(cwd or Path.cwd()), streams)
         self._process = PROCESSES.Process(target=_run, args=work, daemon=True)
@@ -75,21 +73,6 @@ def completed(
     return subprocess.CompletedProcess(command.args, int(command.returncode), said, complained)
 
 
-class _Stream:
-    """A file descriptor on its way to another process, where it arrives as its number there."""
-
-    def __init__(self, number: int):
-        self._number = number
-
-    def __reduce__(self) -> tuple[Callable[[Any], int], tuple[Any]]:
-        return _received, (DupFd(self._number),)
-
-
-def _received(stream: Any) -> int:
-    number: int = stream.detach()
-    return number
-
-
 def _run(
     module: str, words: list[str], environment: Mapping[str, str], folder: str, streams: list[int]
 ) -> NoReturn:
@@ -106,6 +89,7 @@ def _run(
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    install()
     code: object = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -114,16 +98,4 @@ def _run(
     except BaseException:
         traceback.print_exc()
         code = 1
-    _end(code)
-
-
-def _end(code: object) -> NoReturn:
-    """As Python ends."""
-    if not isinstance(code, int | None):
-        print(code, file=sys.stderr)
-        code = 1
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code or 0)
+    end_python(code)

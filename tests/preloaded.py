@@ -8,7 +8,10 @@ from importlib import import_module
 _MODULES = (
     "hypothesis", "pytest",  # the modules of tests, in which tasks stand, import these
     "runtime.models.wan.family", "runtime.models.wan.image", "runtime.models.wan.text",
-    "runtime.measure.calibrate", "runtime.reports.run_picture", "launch.shell.run", "tests.ranks",
+    "runtime.measure.calibrate", "runtime.reports.run_picture", "launch.shell.run",
+    "runtime.parallel.agent", "launch.commands.torchrun", "launch.cluster.run", "launch.cluster.actor",
+    "ray._private.workers.setup_worker", "ray._private.node", "ray._private.log_monitor",
+    "ray.autoscaler._private.monitor", "ray.dashboard.dashboard", "tests.ranks", "tests.spare",
 )  # fmt: skip
 
 gc.disable()  # modules are no garbage

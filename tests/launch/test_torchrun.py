@@ -184,7 +184,7 @@ def ranks_of(process: Command) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
     ranks = [child for child in children if "launch.torchrun" in " ".join(child.cmdline())]
-    return sorted(ranks, key=lambda child: int(child.environ()["RANK"]))
+    return sorted(ranks, key=lambda child: child.pid)  # they were forked in this order
 
 
 def assert_gone(processes: list[psutil.Process], within: float = 20.0) -> None:
@@ -242,7 +242,7 @@ def test_a_rank_that_is_killed_before_it_meets_the_others_is_named(tmp_path: Pat
         while not ranks:
             assert agent.poll() is None
             time.sleep(0.01)
-            ranks = [child for child in psutil.Process(agent.pid).children() if "-m" in child.cmdline()]
+            ranks = ranks_of(agent)
         ranks[0].kill()
         printed, said = agent.communicate(timeout=100)
     assert (agent.returncode, printed) == (3, "")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.ranks import PROCESSES
-from tests.spare import Stream, end_python, install
+from tests.spare import Stream, end_python, fill, forget_settings, install
 
 
 class Command(subprocess.Popen[str]):
@@ -28,10 +28,12 @@ class Command(subprocess.Popen[str]):
     Args:
         words: what stands behind the name of the command.
         module: another one to run.
+        spares: processes in which it may run what it starts; a server's pool is one.
         options: as of Popen; streams, `env` and `cwd` alone have an effect.
     """
 
-    def __init__(self, words: Sequence[str], module: str = "launch", **options: Any):
+    def __init__(self, words: Sequence[str], module: str = "launch", spares: int = 0, **options: Any):
+        self._spares = spares
         super().__init__([module, *words], **{"text": True, **options})
 
     def _execute_child(self, args, executable, preexec, close, keep, cwd, env, *more) -> None:  # type: ignore[no-untyped-def, override]
@@ -41,7 +43,14 @@ class Command(subprocess.Popen[str]):
         ends = (p2cread, c2pwrite, errwrite)
         streams = [Stream(number if end == -1 else end) for number, end in enumerate(ends)]
         given = dict(os.environ if env is None else env)
-        work = (args[0], [str(word) for word in args[1:]], given, os.fspath(cwd or Path.cwd()), streams)
+        work = (
+            args[0],
+            [str(word) for word in args[1:]],
+            given,
+            os.fspath(cwd or Path.cwd()),
+            streams,
+            self._spares,
+        )
         self._process = PROCESSES.Process(target=_run, args=work, daemon=True)
         self._process.start()
         self.pid, self._child_created = self._process.pid, True
@@ -74,7 +83,12 @@ def completed(
 
 
 def _run(
-    module: str, words: list[str], environment: Mapping[str, str], folder: str, streams: list[int]
+    module: str,
+    words: list[str],
+    environment: Mapping[str, str],
+    folder: str,
+    streams: list[int],
+    spares: int,
 ) -> NoReturn:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -90,6 +104,8 @@ def _run(
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     install()
+    forget_settings()
+    fill(spares)
     code: object = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,10 +1,10 @@
 """Spare processes: forked ahead, they become the Python programs that a command starts, all imports done.
 
-Importing takes seconds, and one command starts many programs: ranks, Ray's daemons, Ray's workers. `install`
-lets torchrun's agent and Ray take spare processes for them. Such a process is a child of the one that starts
-it, forked when that had not begun to use torch.distributed or gRPC; its streams, environment, folder,
-arguments, session and signals are those of a new one. Ray's raylet, which is no Python, is given a spare
-process from which its workers are forked as its children.
+Importing takes seconds, and one command starts many programs: ranks, Ray's daemons and workers, a pool.
+`install` lets torchrun's agent, Ray and servers take spare processes for them. Such a process is a child of
+the one that starts it, forked when that had not begun to use torch.distributed or gRPC; its streams, folder,
+environment, arguments, session and signals are those of a new one. Ray's raylet, which is no Python, is given
+a spare process from which its workers are forked as its children.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from functools import cache
 from multiprocessing import resource_tracker
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from tests.ranks import PROCESSES
@@ -44,6 +45,7 @@ _GUARD = b"\0_ZGVZN9RayConfig8instanceEvE6config\0"
 _RAYLET = "raylet"
 _CLIENT = str(Path(__file__).with_name("spare_client.py"))
 _FIRST = sys.executable
+_EXECUTE = os.execv
 _server = 0  # process whose spare ones are the fork server's children
 _spares: list[_Spare] = []
 _loggers: dict[str, tuple[list[logging.Handler], int, bool, bool]] = {}
@@ -60,6 +62,7 @@ def install(*, served: bool = False) -> None:
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
     from torch.distributed.launcher import api as launcher
 
+    from launch.http import pool
     from runtime.parallel import agent
 
     global _server  # noqa: PLW0603
@@ -67,7 +70,8 @@ def install(*, served: bool = False) -> None:
     _note()
     if services.ConsolePopen is SparePopen:
         return
-    subprocess_handler.Popen = services.ConsolePopen = SparePopen  # type: ignore[misc]
+    subprocess_handler.Popen = services.ConsolePopen = SparePopen  # type: ignore[misc, attr-defined]
+    pool.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": SparePopen})  # type: ignore
     start_head, start = node.Node.start_head_processes, node.Node.start_ray_processes
     run, launch = agent.run_on_this_machine, launcher.launch_agent
 
@@ -304,7 +308,7 @@ def _become(args: Sequence[str]) -> NoReturn:
                 args[place] = f"{option}{_FIRST} -I -S {_CLIENT} {name[1:]} {command}"
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
         signal.signal(number, signal.SIG_DFL)
-    os.execv(args[0], args)
+    _EXECUTE(args[0], args)
 
 
 def _fork_workers(listener: socket.socket) -> NoReturn:
@@ -336,11 +340,10 @@ def _work(order: Mapping[str, Any], streams: Sequence[int], line: socket.socket)
         from ray._private.runtime_env.context import RuntimeEnvContext
         from ray._private.utils import update_envs
 
-        _forget_settings()
         args, words = setup.parser.parse_known_args(order["args"][1:])
         context = RuntimeEnvContext.deserialize(args.serialized_runtime_env_context or "{}")
         if args.language != "PYTHON" or context.command_prefix or context.py_executable != _FIRST:
-            os.execv(_FIRST, [_FIRST, *order["args"]])
+            _EXECUTE(_FIRST, [_FIRST, *order["args"]])
         update_envs(context.env_vars)
         _run_python(words)
     except BaseException:
@@ -348,7 +351,7 @@ def _work(order: Mapping[str, Any], streams: Sequence[int], line: socket.socket)
         os._exit(1)
 
 
-def _forget_settings() -> None:
+def forget_settings() -> None:
     """Let Ray read its settings from the environment again; the job of a worker is one of them.
 
     They are a static variable of a function. A byte says whether it was made; its symbol is a local one.
@@ -384,8 +387,10 @@ def _guard() -> int:
 
 def _run_python(words: Sequence[str]) -> NoReturn:
     """Run what stands behind the interpreter on its command line."""
-    from ray._raylet import setproctitle
+    from ray._raylet import setproctitle  # type: ignore[attr-defined]
 
+    forget_settings()
+    os.execv = _go_on  # type: ignore[assignment]
     setproctitle(" ".join([_FIRST, *words]).encode(errors="replace").decode())
     words = [*words]
     unbuffered = safe = False
@@ -410,6 +415,13 @@ def _run_python(words: Sequence[str]) -> NoReturn:
         traceback.print_exc()
         code = 1
     end_python(code)
+
+
+def _go_on(path: str, args: Sequence[str]) -> NoReturn:
+    """As os.execv, but this interpreter goes on as it is."""
+    if path == _FIRST:
+        _run_python(args[1:])
+    _EXECUTE(path, args)
 
 
 def _renew(*, unbuffered: bool = False) -> None:

@@ -19,11 +19,12 @@ import psutil
 import pytest
 
 from launch.commands import ray_job
+from tests.forked import Command, completed
 from tests.places import ROOT
 from tests.ranks import free_port
 
 PROMPT = "a red circle moving left on a black background"
-RAY = str(Path(sys.executable).with_name("ray"))
+RAY = "ray.scripts.scripts"
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(280)]
 
@@ -42,12 +43,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def address(environment: dict[str, str]) -> Iterator[str]:
     """The job server of a cluster of this machine."""
     dashboard, port, agent = free_port(), free_port(), free_port()
-    start = [RAY, "start", "--head", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}"]
+    start = ["start", "--head", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}"]
     start += [f"--dashboard-agent-listen-port={agent}"]  # its own is another cluster's, perhaps
     start += ["--disable-usage-stats", "--block"]
-    with subprocess.Popen(
-        start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as head:
+    nothing = subprocess.DEVNULL
+    with Command(start, RAY, env=environment, stdout=nothing, stderr=nothing) as head:
         url = f"http://127.0.0.1:{dashboard}"
         try:
             while not accepts(url, environment):  # the server, then the node's agent
@@ -79,7 +79,7 @@ def asked(
 
 
 def ray(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([RAY, *arguments], env=environment, capture_output=True, text=True, check=False)
+    return completed(arguments, RAY, env=environment)
 
 
 def entrypoint(folder: Path, *options: str) -> list[str]:
@@ -154,19 +154,18 @@ def test_a_cluster_that_dies_ends_the_command_with_what_is_needed_to_resume(
 ) -> None:
     """It is not the command's, so it is not started again."""
     port = free_port()
-    start = [RAY, "start", "--head", "--num-cpus=4", f"--port={port}", "--include-dashboard=false"]
+    start = ["start", "--head", "--num-cpus=4", f"--port={port}", "--include-dashboard=false"]
     start += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", "--block"]
     own = environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
-    command = [sys.executable, "-m", "launch", "generate", PROMPT, "--ranks", "2", "--steps", "300"]
+    command = ["generate", PROMPT, "--ranks", "2", "--steps", "300"]
     command += ["--spectrum", "off", "--timeout", "5", "--out", str(tmp_path / "a.mp4")]
-    with subprocess.Popen(
-        start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as head:
+    nothing = subprocess.DEVNULL
+    with Command(start, RAY, env=environment, stdout=nothing, stderr=nothing) as head:
         try:
             while not takes_drivers(head, port):
                 assert head.poll() is None, "ray start failed"
                 time.sleep(0.2)
-            with subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True) as process:
+            with Command(command, env=own, stderr=subprocess.PIPE) as process:
                 assert process.stderr is not None
                 line = "begin"
                 while line and "step 30/" not in line:

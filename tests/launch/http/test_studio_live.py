@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from tests.browser import browsing, faults, needs_browser
+from tests.forked import Command
 from tests.places import ROOT
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ PREVIEW = "document.querySelector('#open .card:first-child img').naturalWidth"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with a pool of its own; its address."""
     folder = tmp_path_factory.mktemp("studio")
-    command = [sys.executable, "-m", "launch", "serve", "--port", "0", "--queue", str(folder / "queue")]
+    words = ["serve", "--port", "0", "--queue", str(folder / "queue")]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     env.pop("RAY_ADDRESS", None)
     with (folder / "stderr").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log)
+        process = Command(words, spares=1, env=env, stdout=subprocess.PIPE, stderr=log)
         assert process.stdout is not None
         try:
-            url = process.stdout.readline().decode().strip()
+            url = process.stdout.readline().strip()
             while httpx.get(f"{url}/readyz").status_code != 200:  # its Ray starts
                 assert process.poll() is None
                 time.sleep(0.2)

@@ -14,12 +14,11 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.ranks import PROCESSES
-from tests.spare import Stream, end_python, fill, forget_settings, install
+from tests.spare import Stream, end_python, fill, forget_parent, forget_settings, install
 
 
 class Command(subprocess.Popen[str]):
@@ -93,7 +92,7 @@ def _run(
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    resource_tracker._resource_tracker = resource_tracker.ResourceTracker()  # its pipe is closed now
+    forget_parent()
     sys.stdin = os.fdopen(0, closefd=False)
     os.environ.clear()
     os.environ.update(environment)

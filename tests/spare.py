@@ -13,6 +13,7 @@ import array
 import atexit
 import ctypes
 import gc
+import importlib
 import inspect
 import json
 import logging
@@ -30,7 +31,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import cache
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ _RAYLET = "raylet"
 _CLIENT = str(Path(__file__).with_name("spare_client.py"))
 _FIRST = sys.executable
 _EXECUTE = os.execv
+_MAIN = process.current_process()  # as this is imported by processes that are nobody's child
 _server = 0  # process whose spare ones are the fork server's children
 _spares: list[_Spare] = []
 _loggers: dict[str, tuple[list[logging.Handler], int, bool, bool]] = {}
@@ -424,9 +426,17 @@ def _go_on(path: str, args: Sequence[str]) -> NoReturn:
     _EXECUTE(path, args)
 
 
+def forget_parent() -> None:
+    """Let this be nobody's child by `multiprocessing`, whose helpers' pipes are closed now."""
+    process._current_process = _MAIN  # type: ignore[attr-defined]
+    process._parent_process, process._children = None, set()  # type: ignore[attr-defined]
+    for module in (resource_tracker, forkserver):
+        importlib.reload(module)
+
+
 def _renew(*, unbuffered: bool = False) -> None:
     """Let Python be as after its start, with its modules."""
-    resource_tracker._resource_tracker = resource_tracker.ResourceTracker()  # its pipe is closed now
+    forget_parent()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin = os.fdopen(0, closefd=False)

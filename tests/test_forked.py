@@ -14,11 +14,12 @@ import pytest
 from tests.forked import Command, completed
 
 FOUND = """
-import json, os, signal, sys, threading
+import json, multiprocessing, os, signal, sys, threading
 print(json.dumps([
     sys.argv, os.getcwd(), dict(os.environ), __name__, sys.path[0], sys.stdin.read(),
     {number: str(signal.getsignal(number)) for number in signal.valid_signals()},
     sorted(map(int, os.listdir("/proc/self/fd")))[:-1], threading.active_count(), os.getppid() == os.getpid(),
+    multiprocessing.current_process().daemon, multiprocessing.parent_process() is None,
 ]))
 print("said", file=sys.stderr)
 """

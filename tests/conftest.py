@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # torch is imported by tests: the process that hands these ou
     from runtime.request.video_request import VideoRequest
     from tests.ranks import WarmRanks
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # ranks would wait for the other tests that run meanwhile
 sys.path.insert(0, str(ROOT / "scripts"))  # the scripts are run from there, too
 settings.register_profile("lockstep", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.register_profile("search", deadline=None, max_examples=3000)  # pytest --hypothesis-profile=search

@@ -404,6 +404,7 @@ def _run_python(words: Sequence[str]) -> NoReturn:
     try:
         if words[0] == "-m":
             module, sys.argv = words[1], ["-m", *words[2:]]
+            sys.modules.pop(module, None)
             if not safe:
                 sys.path.insert(0, str(Path.cwd()))
             runpy.run_module(module, run_name="__main__", alter_sys=True)

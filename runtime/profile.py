@@ -66,14 +66,14 @@ class ModelProfile:
 
         Args:
             request: the request.
-            preset: its preset, if it has been loaded already.
+            preset: its preset, if it has been loaded already; by default the one that the request names, or gets.
 
         Raises:
             BadRequestError: it cannot; the message says why.
         """
         if problem := self.family.refuses(self.folder, request):
             raise BadRequestError(problem)
-        preset = preset or load_preset(request.spectrum)
+        preset = preset or load_preset(self.decided(request)[0].spectrum)
         self._check_steps(request, preset)
         sampler = self.fresh_sampler(request)
         fresh = self._fresh(sampler, preset)

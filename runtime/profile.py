@@ -66,7 +66,7 @@ class ModelProfile:
 
         Args:
             request: the request.
-            preset: its preset, if it has been loaded already; by default the one that the request names, or gets.
+            preset: its preset, if it has been loaded already; by default the one that it names or gets.
 
         Raises:
             BadRequestError: it cannot; the message says why.

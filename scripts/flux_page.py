@@ -101,8 +101,8 @@ def _speed(speeds: Sequence[Result]) -> Iterator[str]:
         rows.append([name, str(nfes[name]), f"{min(taken):.1f}", f"{ratio:.2f}", f"{ratio / ideal:.1%}"])
     yield (
         "CPU time of a whole call without text and VAE, 50 steps, of a model with random weights whose "
-        "blocks dominate (1 double and 2 single ones of width 512, 256 + 32 tokens), one thread, the less of "
-        "two. "
+        "blocks dominate (8 double and 16 single ones of width 512, 128 + 32 tokens), one thread, one "
+        "run on a busy machine, so that times are certain to some 5 % only. "
         f"The paper's 4.79× on FLUX.1 with 10 of 50 steps is {PUBLISHED:.1%} of the ideal 5×:"
     )
     yield _table(["preset", "NFE", "seconds", "speed-up", "of the ideal 50 / NFE"], rows)

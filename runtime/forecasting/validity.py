@@ -46,7 +46,7 @@ class Conditions(BaseModel):
     width: _Size
     height: _Size
     frames: _Size
-    latents: Annotated[int | None, Field(ge=1), _UNLESS_NONE] = None
+    latents: Annotated[Annotated[int, Field(ge=1), NUMBER] | None, _UNLESS_NONE] = None
 
     def check_fit(self, request: Conditions, source: str) -> None:
         """Refuse a request whose conditions differ from these.

@@ -399,9 +399,15 @@ def test_decoding_may_take_its_time(decoding: str) -> None:
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
 
 
+def die_later() -> None:
+    """Die when what this rank is doing has reached the others."""
+    time.sleep(1.0)
+    die()
+
+
 @pytest.mark.timeout(120)
 def test_a_rank_that_dies_while_it_decodes_is_named() -> None:
-    first, second = watch_ranks(2, decode_oddly, "halo", die, timeout=TIMEOUT)
+    first, second = watch_ranks(2, decode_oddly, "halo", die_later, timeout=TIMEOUT)
     assert second.code == -signal.SIGKILL
     assert first.error is not None
     assert first.error[:3] == ("RankFailedError", ODD, "decoding") and "died" in first.error[3]

@@ -104,21 +104,19 @@ function tickLoras(chosen) {
   }
 }
 
-/** The choices of a model's presets, each with what is expected of it. */
+/** No choice, and a model's presets, each with what is expected of it. */
 export function presetChoices(chosen) {
-  return chosen.presets.map(({ id, nfe, psnr }) => {
+  const presets = chosen.presets.map(({ id, nfe, psnr }) => {
     const quality = psnr === null ? "" : `, ${psnr.toFixed(0)} dB`;
     const said = id === "off" ? "all steps" : `${nfe} of ${chosen.defaults.steps} steps${quality}`;
     return h("option", { value: id }, `${id} (${said})`);
   });
+  return [h("option", { value: "" }, "automatic (the best that fits)"), ...presets];
 }
 
 function changeModel() {
   const { defaults, experts, multiple, budgets, loras } = model();
-  const choices = presetChoices(model()).filter((choice) => choice.value !== "off");
-  byId("spectrum").replaceChildren(...choices);
-  if (choices.some((choice) => choice.value === defaults.spectrum))
-    byId("spectrum").value = defaults.spectrum;
+  byId("spectrum").replaceChildren(...presetChoices(model()).filter((choice) => choice.value !== "off"));
   const [width, height] = defaults.size.split("x");
   const usual = { ...defaults, width, height, seconds: Number(defaults.seconds).toFixed(1) };
   for (const name of [...USUAL, "width", "height", "seconds"]) byId(name).placeholder = usual[name] ?? "";
@@ -151,7 +149,8 @@ function fields() {
   const given = { model: byId("model").value, prompt: byId("prompt").value };
   const budget = chosenBudget();
   if (budget === "off") given.spectrum = "off";
-  else given[budget] = budget === "spectrum" ? byId(budget).value : Number(byId(budget).value);
+  else if (budget !== "spectrum") given[budget] = Number(byId(budget).value);
+  else if (byId("spectrum").value) given.spectrum = byId("spectrum").value;
   const [width, height] = ["width", "height"].map((name) => byId(name).value || byId(name).placeholder);
   if (byId("width").value || byId("height").value) given.size = `${width}x${height}`;
   for (const name of ["seconds", "negative"]) if (byId(name).value) given[name] = byId(name).value;
@@ -211,7 +210,7 @@ function showExpected(told) {
       ]
     : ["–", "time unknown until a video is made"];
   const facts = [
-    [`${told.nfe} of ${told.steps}`, "steps computed"],
+    [`${told.nfe} of ${told.steps}`, told.chosen ? `steps computed (${told.spectrum})` : "steps computed"],
     quality,
     time,
     [`${Number(told.seconds).toFixed(1)} s`, `of video, ${told.frames} frames`],

@@ -67,9 +67,8 @@ const model = () => models.find((one) => one.id === board.model);
 function showPresets() {
   const choices = presetChoices(model());
   byId("film-spectrum").replaceChildren(...choices);
-  const known = choices.map((choice) => choice.value);
-  const wanted = [board.spectrum, model().defaults.spectrum].find((name) => known.includes(name));
-  if (wanted) byId("film-spectrum").value = wanted;
+  if (choices.some((choice) => choice.value === board.spectrum))
+    byId("film-spectrum").value = board.spectrum;
   keep({ spectrum: byId("film-spectrum").value });
 }
 
@@ -268,7 +267,8 @@ function content() {
     if (number && Number(shot.fade)) told.transition = { kind: "crossfade", frames: Number(shot.fade) };
     return told;
   });
-  return { title: board.title.trim(), model: board.model, spectrum: board.spectrum, ...format, shots };
+  const preset = board.spectrum ? { spectrum: board.spectrum } : {};
+  return { title: board.title.trim(), model: board.model, ...preset, ...format, shots };
 }
 
 async function make() {

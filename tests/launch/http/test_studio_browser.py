@@ -70,6 +70,13 @@ def test_what_was_typed_is_text(page: Page) -> None:
 
 
 def test_what_is_expected_follows_the_form(page: Page) -> None:
+    page.locator("#expected", has_text="14 of 50").wait_for()
+    assert "best-14" in page.locator("#expected").inner_text()
+    page.locator("details.more summary").click()
+    page.locator("#steps").fill("20")  # for which nothing is calibrated
+    page.locator("#expected", has_text="of 20").wait_for()
+    assert "paper" in page.locator("#expected").inner_text()
+    page.locator("#steps").fill("")
     page.locator("input[name=budget][value=nfe]").check()
     page.locator("#nfe").fill("12")
     page.locator("#expected", has_text="12 of 50").wait_for()

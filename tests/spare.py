@@ -60,7 +60,6 @@ def install(*, served: bool = False) -> None:
     Args:
         served: in this process itself, they are children of the fork server: this one may have used gRPC.
     """
-    from ray._private import node, services
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
     from torch.distributed.launcher import api as launcher
 
@@ -70,20 +69,11 @@ def install(*, served: bool = False) -> None:
     global _server  # noqa: PLW0603
     _server = os.getpid() if served else 0
     _note()
-    if services.ConsolePopen is SparePopen:
+    if subprocess_handler.Popen is SparePopen:  # type: ignore[attr-defined]
         return
-    subprocess_handler.Popen = services.ConsolePopen = SparePopen  # type: ignore[misc, attr-defined]
+    subprocess_handler.Popen = SparePopen  # type: ignore[misc, attr-defined]
     pool.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": SparePopen})  # type: ignore
-    start_head, start = node.Node.start_head_processes, node.Node.start_ray_processes
     run, launch = agent.run_on_this_machine, launcher.launch_agent
-
-    def start_head_processes(self: Any) -> None:
-        fill(_DAEMONS + 1)
-        start_head(self)
-
-    def start_ray_processes(self: Any) -> None:
-        start(self)
-        dismiss()
 
     def run_on_this_machine(ranks: int, module: str, arguments: Sequence[str]) -> int:
         fill(ranks)
@@ -99,9 +89,27 @@ def install(*, served: bool = False) -> None:
         finally:
             dismiss()
 
+    agent.run_on_this_machine, launcher.launch_agent = run_on_this_machine, launch_agent
+    if _guard() is not None:
+        _install_for_ray()
+
+
+def _install_for_ray() -> None:
+    from ray._private import node, services
+
+    start_head, start = node.Node.start_head_processes, node.Node.start_ray_processes
+
+    def start_head_processes(self: Any) -> None:
+        fill(_DAEMONS + 1)
+        start_head(self)
+
+    def start_ray_processes(self: Any) -> None:
+        start(self)
+        dismiss()
+
+    services.ConsolePopen = SparePopen
     node.Node.start_head_processes = start_head_processes
     node.Node.start_ray_processes = start_ray_processes
-    agent.run_on_this_machine, launcher.launch_agent = run_on_this_machine, launch_agent
 
 
 def _note() -> None:
@@ -358,16 +366,14 @@ def forget_settings() -> None:
 
     They are a static variable of a function. A byte says whether it was made; its symbol is a local one.
     """
-    ctypes.c_byte.from_address(_guard()).value = 0
+    address = _guard()
+    if address is not None:
+        ctypes.c_byte.from_address(address).value = 0
 
 
 @cache
-def _guard() -> int:
-    """Address of that byte.
-
-    Raises:
-        ValueError: Ray's library has no such symbol.
-    """
+def _guard() -> int | None:
+    """Address of that byte; None if Ray's library has no such symbol: then Ray starts processes as usual."""
     import ray._raylet as library
 
     path = Path(library.__file__).resolve()
@@ -384,7 +390,7 @@ def _guard() -> int:
                 maps = Path("/proc/self/maps").read_text().splitlines()
                 first = next(line for line in maps if line.endswith(str(path)))
                 return int(first.partition("-")[0], 16) + int(value)
-    raise ValueError("Ray's settings are not found in its library")
+    return None
 
 
 def _run_python(words: Sequence[str]) -> NoReturn:

@@ -21,9 +21,8 @@ from diffusers import (
     FluxPipeline,
     MagCacheConfig,
     SeaCacheConfig,
-    TaylorSeerCacheConfig,
 )
-from peers import Work, cache_dit, enabled
+from peers import Work, cache_dit, enabled, taylorseer_config
 
 MODEL = Path(__file__).parent.parent / "tests" / "models" / "flux-tiny"
 CALL: Mapping[str, Any] = {"height": 64, "width": 64, "max_sequence_length": 16, "guidance_scale": 3.5}
@@ -110,15 +109,7 @@ def _hook(make: Callable[[FluxPeer, int], Any]) -> Method:
 
 def taylorseer(interval: int, warmup: int) -> Method:
     """TaylorSeer, first order, in the mode that keeps only the last block's output."""
-    return _hook(
-        lambda _peer, _steps: TaylorSeerCacheConfig(
-            cache_interval=interval,
-            disable_cache_before_step=warmup,
-            max_order=1,
-            taylor_factors_dtype=torch.float32,
-            use_lite_mode=True,
-        )
-    )
+    return _hook(lambda _peer, _steps: taylorseer_config(interval, warmup))
 
 
 def seacache(threshold: float, consecutive: int) -> Method:

@@ -154,14 +154,16 @@ def _hook(make: Callable[[PeerPipeline, VideoRequest], Any]) -> Method:
 
 def taylorseer(interval: int, warmup: int) -> Method:
     """TaylorSeer, first order, in the mode that keeps only the last block's output."""
-    return _hook(
-        lambda peer, request: TaylorSeerCacheConfig(
-            cache_interval=interval,
-            disable_cache_before_step=warmup,
-            max_order=1,
-            taylor_factors_dtype=torch.float32,
-            use_lite_mode=True,
-        )
+    return _hook(lambda peer, request: taylorseer_config(interval, warmup))
+
+
+def taylorseer_config(interval: int, warmup: int) -> TaylorSeerCacheConfig:
+    return TaylorSeerCacheConfig(
+        cache_interval=interval,
+        disable_cache_before_step=warmup,
+        max_order=1,
+        taylor_factors_dtype=torch.float32,
+        use_lite_mode=True,
     )
 
 

@@ -12,13 +12,12 @@ import runpy
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.ranks import PROCESSES
-from tests.spare import Stream, end_python, fill, forget_parent, forget_settings, install
+from tests.spare import Stream, fill, forget_parent, forget_settings, install, run_program
 
 
 class Command(subprocess.Popen[str]):
@@ -105,12 +104,4 @@ def _run(
     install()
     forget_settings()
     fill(spares)
-    code: object = 0
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    end_python(code)
+    run_program(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))

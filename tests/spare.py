@@ -406,24 +406,28 @@ def _run_python(words: Sequence[str]) -> NoReturn:
         option = words.pop(0)
         unbuffered, safe = unbuffered or option == "-u", safe or option != "-u"
     _renew(unbuffered=unbuffered)
+    if words[0] == "-m":
+        module, sys.argv = words[1], ["-m", *words[2:]]
+        sys.modules.pop(module, None)
+        if not safe:
+            sys.path.insert(0, str(Path.cwd()))
+        run_program(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+    sys.argv = words
+    sys.path.insert(0, str(Path(words[0]).resolve().parent))
+    run_program(lambda: runpy.run_path(words[0], run_name="__main__"))
+
+
+def run_program(run: Callable[[], object]) -> NoReturn:
+    """Run a program, and end as Python does."""
     code: object = 0
     try:
-        if words[0] == "-m":
-            module, sys.argv = words[1], ["-m", *words[2:]]
-            sys.modules.pop(module, None)
-            if not safe:
-                sys.path.insert(0, str(Path.cwd()))
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = words
-            sys.path.insert(0, str(Path(words[0]).resolve().parent))
-            runpy.run_path(words[0], run_name="__main__")
+        run()
     except SystemExit as end:
         code = end.code
     except BaseException:
         traceback.print_exc()
         code = 1
-    end_python(code)
+    _end_python(code)
 
 
 def _go_on(path: str, args: Sequence[str]) -> NoReturn:
@@ -466,7 +470,7 @@ def _renew(*, unbuffered: bool = False) -> None:
     gc.enable()
 
 
-def end_python(code: object) -> NoReturn:
+def _end_python(code: object) -> NoReturn:
     """End as Python does."""
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)

@@ -19,13 +19,15 @@ from launch.http.service import Service, TheService
 from launch.http.videos import VideoId
 from launch.serve.entries import State
 from launch.serve.previews import RequestPreviews
+from runtime.errors import JobFailedError
 from runtime.files.text import read_json
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 Variant = Literal["video", "thumbnail", "spritesheet", "picture"]
 _PATHS = {"videos", "image", "file", "spectrum", "calibration", "name"}  # fields of reports that may hold one
-_DRAWN = ("thumbnail", "spritesheet")  # made when they are first asked for
+_DRAWN = {"thumbnail": (THUMBNAIL, write_thumbnail), "spritesheet": (SPRITESHEET, write_spritesheet)}
+"""Pictures that are made when they are first asked for: variant → file, and what writes it."""
 _PREVIEW: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/webp": {}}, "description": "The preview."}
 }
@@ -87,14 +89,16 @@ def _file(service: Service, record: Record, variant: Variant) -> Path:
             return video
         case "picture":
             path = video.with_suffix(".png")
-        case "thumbnail":
-            path = video.with_name(THUMBNAIL)
+        case "thumbnail" | "spritesheet":
+            name, write = _DRAWN[variant]
+            path = video.with_name(name)
             if not path.is_file():
-                write_thumbnail(video, path, record.details.frames)
-        case "spritesheet":
-            path = video.with_name(SPRITESHEET)
-            if not path.is_file():
-                write_spritesheet(video, path, record.details.frames)
+                try:
+                    write(video, path, record.details.frames)
+                except (FileNotFoundError, JobFailedError):
+                    if not video.is_file():  # it was there, and has just been removed
+                        raise _missing(record.id) from None
+                    raise
     return path
 
 

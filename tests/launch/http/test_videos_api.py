@@ -18,9 +18,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from launch.http import content as content_routes
+from launch.http import pictures
 from launch.http.app import make_app
-from launch.http.records import Record
-from launch.http.service import Service
 from launch.serve.entries import Progress, State
 from launch.serve.previews import RequestPreviews
 from runtime.request.outputs import PREVIEW_MARK
@@ -303,20 +302,25 @@ def test_content_is_a_file_with_ranges_and_pictures(api: Api) -> None:
     assert error_of(api.client.get(place))[:2] == (404, "content_missing")
 
 
-def test_a_video_that_goes_while_it_is_asked_for_is_missing(
+def test_a_video_that_is_removed_while_it_is_requested_is_missing(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    id = api.create()["id"]
-    api.finish()
-    found = content_routes.made
+    """Before its files are opened, or when its frames were read and the picture is about to be written."""
+    for number, variant in enumerate(("video", "thumbnail", "spritesheet", "spritesheet")):
+        id = api.create()["id"]
+        api.finish()
+        module, name = (content_routes, "made") if number < 3 else (pictures, "pick_frames")
+        found = getattr(module, name)
 
-    def expiring(service: Service, record: Record) -> Path:
-        path = found(service, record)
-        service.store.remove(record.id)
-        return path
+        def removed(*arguments: Any, found: Any = found, id: str = id) -> Any:
+            result = found(*arguments)
+            api.service.store.remove(id)
+            return result
 
-    monkeypatch.setattr(content_routes, "made", expiring)
-    assert error_of(api.client.get(f"/v1/videos/{id}/content"))[:2] == (404, "content_missing")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, removed)
+            answer = api.client.get(f"/v1/videos/{id}/content?variant={variant}")
+        assert error_of(answer)[:2] == (404, "content_missing"), (number, variant)
 
 
 def test_a_disk_that_is_full_is_told(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

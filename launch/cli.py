@@ -227,7 +227,12 @@ def storyboard(
     from runtime.files.checks import check_outlives
 
     check_outlives(out, field="out")
-    film = plan_film(storyboard, out=out, only=only, ranks=ranks, audio=audio, compare=compare)
+    options: dict[str, Any] = {"out": out, "only": only, "ranks": ranks, "audio": audio, "compare": compare}
+    if dry_run and not prune:  # which removes what no shot needs: the names of files depend on the model's
+        from launch.film.dry_run import profile_of
+
+        options["profile"] = profile_of
+    film = plan_film(storyboard, **options)
     if prune:
         from launch.film.prune import find_replaced, listing
         from launch.film.prune import prune as remove

@@ -16,11 +16,16 @@ from launch.shell.terminal import counted
 from runtime.files.text import read_json
 from runtime.film.assemble import length
 from runtime.film.storyboard import ShotRequest
+from runtime.models.folder import is_local, settings_of
 from runtime.parallel.topology import Degrees
+from runtime.profile import ModelProfile
 from runtime.rehearsal.account import seconds as rehearsal_seconds
 from runtime.rehearsal.machine import Gpu
+from runtime.rehearsal.published import PUBLISHED
 from runtime.rehearsal.rehearse import Scenario, rehearse
+from runtime.rehearsal.settings import RehearsedProfile
 from runtime.reports.step_seconds import read_window_seconds
+from runtime.request.config import Config
 from spectrum import StepKind, StepSeconds
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, besides model and ranks
@@ -43,6 +48,20 @@ class Estimate:
     nfe: int
     seconds: float | None
     rank_seconds: float | None
+
+
+def profile_of(config: Config) -> ModelProfile:
+    """Profile of a shot's model, none of whose weights are downloaded: its settings suffice for an estimate.
+
+    Raises:
+        BadRequestError: the model is not supported, its settings cannot be found, or a LoRA does not fit.
+    """
+    if is_local(config):
+        return ModelProfile(config)
+    if config.model not in PUBLISHED:
+        settings_of(config.model, config.revision)  # into the download cache, where they are found
+    profile = RehearsedProfile(config)
+    return profile.with_loras(profile.folder.with_loras(config.lora))
 
 
 def estimate(film: Film, number: int, gpu: Gpu | None = None) -> Estimate:

@@ -11,7 +11,7 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.errors import BadRequestError
 from runtime.files.checks import check_apart, refusing
 from runtime.film.assemble import Part, check_audio, length
-from runtime.film.storyboard import ShotRequest, Storyboard, fade_of, load_storyboard
+from runtime.film.storyboard import Profile, ShotRequest, Storyboard, fade_of, load_storyboard
 from runtime.jobs.defaults import CHECKPOINT_EVERY
 from runtime.jobs.job import Job
 from runtime.request.config import is_path
@@ -107,14 +107,19 @@ def plan_film(
     ranks: int | None = None,
     audio: Path | None = None,
     compare: bool = False,
+    profile: Profile | None = None,
 ) -> Film:
     """Check a whole storyboard and resolve what each shot is made from.
+
+    Args:
+        storyboard, out, only, ranks, audio, compare: as in `Film`; `storyboard` is its file.
+        profile: see `load_storyboard`.
 
     Raises:
         BadRequestError: see `load_storyboard`; or an id is unknown, the track has no sound, or the film would
             replace one of its own inputs.
     """
-    board, shots = load_storyboard(storyboard)
+    board, shots = load_storyboard(storyboard, profile)
     known = [one.shot.id for one in shots]
     unknown = [name for name in only if name not in known]
     if unknown:

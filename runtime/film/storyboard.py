@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -40,6 +40,7 @@ from spectrum import StepKind
 if TYPE_CHECKING:  # it takes seconds
     from runtime.profile import ModelProfile
 
+Profile = Callable[[Config], "ModelProfile"]
 _ID = "[a-z0-9][a-z0-9_-]{0,59}"
 _MOST_SHOTS = 9999
 _MOST_TOLD = 40  # problems that are listed
@@ -180,8 +181,11 @@ class ShotRequest(_Part):
         return self.settings.fps
 
 
-def load_storyboard(path: Path) -> tuple[Storyboard, list[ShotRequest]]:
+def load_storyboard(path: Path, profile: Profile | None = None) -> tuple[Storyboard, list[ShotRequest]]:
     """Read and check a whole storyboard, before anything of it runs.
+
+    Args:
+        profile: finds the model of a config; by default it is downloaded if it is not on this machine.
 
     Raises:
         BadRequestError: one line per problem, each with its line in the file and its shot.
@@ -193,14 +197,13 @@ def load_storyboard(path: Path) -> tuple[Storyboard, list[ShotRequest]]:
         check_kind(where.file.root.content, "storyboard", path)
         problems = [where.explain_wrong(problem) for problem in error.errors(include_url=False)]
         raise BadRequestError(_told(problems)) from None
-    return board, _decided(board, where)
+    return board, _decided(board, where, _Models(profile))
 
 
-def _decided(board: Storyboard, where: _Where) -> list[ShotRequest]:
+def _decided(board: Storyboard, where: _Where, models: _Models) -> list[ShotRequest]:
     """Make the requests of all shots, or report the problems of all of them."""
     decided: list[ShotRequest] = []
     problems: list[str] = []
-    models = _Models()
     for number, shot in enumerate(board.shots):
         try:
             decided.append(_decide(board, shot, where.file.folder, models))
@@ -297,7 +300,8 @@ def _beside(name: str, folder: Path) -> str:
 class _Models:
     """Cache of the models, configs and images of the shots; each is looked up once, found or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, profile: Profile | None):
+        self._profile = profile
         self._found: dict[Config, ModelProfile | BadRequestError] = {}
         self._configs: dict[str, Config] = {}
         self._fitting: dict[tuple[Config, VideoRequest], tuple[Preset, tuple[StepKind, ...]]] = {}
@@ -346,16 +350,12 @@ class _Models:
         return self._images[key]
 
     def find(self, config: Config) -> ModelProfile:
-        """Find the model of a config, once.
-
-        Raises:
-            BadRequestError: see `ModelProfile`.
-        """
+        """Find the model of a config, once; raises as `ModelProfile` does."""
         if config not in self._found:
             from runtime.profile import ModelProfile
 
             try:
-                self._found[config] = ModelProfile(config)
+                self._found[config] = (self._profile or ModelProfile)(config)
             except BadRequestError as error:
                 self._found[config] = error
         found = self._found[config]

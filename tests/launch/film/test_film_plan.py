@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch.film.dry_run import dry_run_table, estimate, estimate_all
+from launch import cli
+from launch.film.dry_run import dry_run_table, estimate, estimate_all, profile_of
 from launch.film.shots import Film, plan_film
 from runtime.profile import ModelProfile
 from runtime.rehearsal.machine import load_gpu
-from runtime.request.config import Config
+from runtime.rehearsal.settings import RehearsedProfile
+from runtime.request.config import Config, Lora
 from spectrum import paper_schedule
 from tests.conditioned import config_of, sampled, write_two_experts
+from tests.runtime.models.wan.test_lora_experts import write as write_lora
 
 FILM = """\
 title: Three shots
@@ -169,3 +172,38 @@ def test_a_table_of_very_many_shots_says_how_many_more_there_are(tmp_path: Path)
     said = told(plan_film(tmp_path / "film.yaml", out=tmp_path / "film"))
     assert "777 shots, 3885 frames" in said
     assert said.count("to do") == 500 + 1 and "… 277 more" in said
+
+
+def test_a_model_that_is_not_here_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings of published models are known, and those of others are a few small files."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    board = "title: x\ndefaults: {config: wan2.2-t2v-14b-480p}\nshots:\n  - {id: one, prompt: a}\n"
+    (tmp_path / "film.yaml").write_text(board)
+    words = ["storyboard", str(tmp_path / "film.yaml"), "--out", str(tmp_path / "film")]
+    assert cli.run([*words, "--dry-run", "--json"]) == 0
+    [shot] = json.loads(capsys.readouterr().out)["shots"]
+    assert (shot["frames"], shot["nfe"], shot["state"]) == (81, 17, "to do")
+    assert cli.run(words) == 2  # the film itself needs the weights
+    assert "it could not be downloaded" in capsys.readouterr().err
+    (tmp_path / "film.yaml").write_text(board.replace("14b-480p", "14b-480p, lora: {file: none}"))
+    assert cli.run([*words, "--dry-run"]) == 2
+    assert "none' given; it cannot be read" in capsys.readouterr().err
+
+
+def test_of_settings_alone_a_shot_has_the_same_files(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model in the download cache has the revision, sampler and LoRAs of the one that is loaded."""
+    two = sampled(config_of(config, write_two_experts("WanPipeline", tmp_path / "two")), "unipc", 12.0)
+    lora = Lora(file=write_lora(tmp_path / "ink.safetensors", 0), expert="low")
+    two = two.model_copy(update={"lora": (lora,)})
+    monkeypatch.setattr("launch.film.dry_run.is_local", lambda _: False)
+    monkeypatch.setattr("launch.film.dry_run.settings_of", lambda *_: None)
+    request = two.request("x", spectrum="paper", steps=20)
+    known, loaded = profile_of(two), ModelProfile(two)
+    assert isinstance(known, RehearsedProfile)
+    preset = loaded.check(request)
+    assert known.recipe(request, preset, None) == loaded.recipe(request, preset, None)

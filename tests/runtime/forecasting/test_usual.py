@@ -48,7 +48,7 @@ def nfe_and_psnr(preset: Preset, steps: int) -> tuple[int, float]:
             "paper",
             "is for videos of about 96×96×17, not 256×256",
         ),
-        ("wan2.2-tiny", {}, "planned-experts-14", FITS),
+        ("wan2.2-tiny", {}, "best-experts-14", FITS),
         ("wan2.2-tiny", {"guidance_2": 3.0}, "paper", "this model's is for guidance_2 5.0, not 3.0"),
         ("wan2.1-t2v-14b-480p", {}, "paper", "no calibration fits: none was made for this model"),
     ],

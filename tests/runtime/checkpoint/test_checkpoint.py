@@ -127,6 +127,46 @@ def test_every_schedule_goes_on(
     assert np.array_equal(frames, expected)
 
 
+@pytest.mark.parametrize(
+    ("more", "stopped"),
+    [("", False), ("", True), ("\nuncond: {kind: error, tolerance: 9, warmup: 3}", False)],
+    ids=["killed", "stopped", "branches apart"],
+)
+def test_a_run_by_its_errors_reports_the_same_evaluations_resumed_or_not(
+    engine: Engine, small: Make, tmp_path: Path, schedule: Callable[[str], str], more: str, stopped: bool
+) -> None:
+    """Interrupted before, in and after steps that it skips."""
+    text = "{kind: error, tolerance: 9, warmup: 2, longest: 3}" + more
+    request = small(steps=STEPS, spectrum=schedule(text))
+
+    def report(until: int | None = None, **given: Any) -> dict[str, Any]:
+        def after(record: StepRecord) -> None:
+            if record.index == until and not stopped:
+                raise InterruptedHereError
+            if record.index == until:
+                engine.command(Command.STOP)
+
+        outputs = Outputs(tmp_path / "a.mp4", tmp_path / "a.json", overwrite=True)
+        run_job(engine, job_of(engine, request, outputs, **given), lambda *_: nullcontext(after))
+        told: dict[str, Any] = json.loads(outputs.report.read_text())
+        for name in ("kind", "error"):
+            told[name] = [step[name] for step in told["step_log"]]
+        return told
+
+    whole = report()
+    skipped = "".join(kind[0] for kind in whole["kind"]).index("ffc")  # two steps, before a computed one
+    assert whole["nfe"] == {branch: len(steps) for branch, steps in whole["computed"].items()}
+    for last in (skipped - 1, skipped, skipped + 2):
+        root, until = tmp_path / str(last), last - 2 if stopped else last  # a stop is agreed on a step ahead
+        with pytest.raises(CancelledError if stopped else InterruptedHereError):
+            report(until, checkpoints=Checkpoints(root, every=1))
+        resumed = report(checkpoints=Checkpoints(root, every=1, resume=True))
+        assert 0 < resumed["resumed_at"] <= last + 1
+        assert resumed["resumed_at"] == last + 1 or not stopped
+        for name in ("nfe", "computed", "decision_digest", "kind", "error", "frames_sha256"):
+            assert resumed[name] == whole[name], (last, name)
+
+
 def test_a_generation_that_was_told_to_stop_loses_no_step(
     engine: Engine, small: Make, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

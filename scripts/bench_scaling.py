@@ -176,12 +176,12 @@ def report(rounds: int) -> None:
     """Print everything as Markdown."""
     command = f"python scripts/bench_scaling.py --rounds {rounds}"
     installed = ", ".join(f"{name} {number}" for name, number in versions().items())
-    print("# How it scales\n")
+    print("# Scaling over ranks\n")
     print(f"Made by `{command}` on {date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread")
     print(f"per rank, gloo; {installed}.\n")
-    print(f"A random Wan transformer: {LAYERS} blocks, {HEADS} heads of {HEAD_DIM}, {TOKENS}")
-    print(f"tokens, float32, guidance on, {len(COMPUTED)} of {STEPS} steps computed. Times are the least of")
-    print(f"{rounds} alternating rounds: other work on the machine can only add to them.\n")
+    print(f"A random Wan transformer: {LAYERS} blocks, {HEADS} heads of {HEAD_DIM} channels, {TOKENS}")
+    print(f"tokens, float32, with guidance, {len(COMPUTED)} of {STEPS} steps computed. Times are the")
+    print(f"shortest of {rounds} alternating rounds, because other work on the machine can only add time.\n")
     pairs = on_ranks(2, run_rounds, [ALONE, *PAIRS], rounds)
     fours = on_ranks(4, run_rounds, FOURS, 1)
     report_bytes({t: summed(pairs, t) for t in PAIRS} | {t: summed(fours, t) for t in FOURS})
@@ -192,21 +192,21 @@ def report(rounds: int) -> None:
 
 def report_bytes(measured: dict[Topology, Measured]) -> None:
     print("## Bytes\n")
-    print("Sent by all ranks together, counted at every transfer, and the least in theory.\n")
+    print("Bytes that all ranks together send, counted at every transfer, and the theoretical minimum.\n")
     row("cfg × ring × ulysses", "computed step", "theory", "forecast step", "theory", head=True)
     for topology, found in measured.items():
         least = theory(topology)
         assert (found.computed_bytes, found.forecast_bytes) == least, (topology, found, least)
         row(name(topology), *(f"{x:,}" for x in (found.computed_bytes, least[0])),
             *(f"{x:,}" for x in (found.forecast_bytes, least[1])))  # fmt: skip
-    print("\nIn addition, every two ranks exchange one message at each step, with the digest of all")
+    print("\nIn addition, every pair of ranks exchanges one message at each step, with the digest of all")
     print(f"decisions, commands and the time left: {RECORD_BYTES} bytes.\n")
 
 
 def report_times(pairs: list[Any], alone: Measured) -> None:
     print("## Times on two ranks\n")
     row("cfg × ring × ulysses", "computed, ms", "forecast, ms", "forecast / computed",
-        "denoising against one rank", head=True)  # fmt: skip
+        "denoising / one rank's", head=True)  # fmt: skip
     shares: dict[Topology, float] = {}
     for topology in [ALONE, *PAIRS]:
         found = summed(pairs, topology)
@@ -230,23 +230,27 @@ def report_formulas() -> None:
     print(
         "For L tokens, n blocks of width D, feed-forward width F and T text tokens; axes c × r × u, s = r u;"
     )
-    print("e bytes a value; P = 64 L e bytes of output:\n")
+    print("e bytes per value; P = 64 L e bytes of output:\n")
     row("", "", head=True)
     row("operations of a block and branch", "12 L D² + 4 T D² + 4 L D F, and in attention 4 L² D + 4 L T D")
     row("Ulysses, all ranks, block and branch", "4 L D e (u − 1) / u bytes in two exchanges")
     row("ring, all ranks, block and branch", "2 L D e (r − 1) bytes in r − 1 passes")
     row("output, all ranks, every step", "c (s − 1) P, and 2 P more to join the branches if c = 2")
-    print("\n`tests/runtime/rehearsal` holds `lockstep rehearse` to them, and to real runs.\n")
+    print(
+        "\n`tests/runtime/rehearsal` compares `lockstep rehearse` with these formulas and with real runs.\n"
+    )
 
 
 def report_rehearsals() -> None:
     """Print rehearsals of many GPUs."""
     print("## Rehearsals of larger machines\n")
-    print("By `lockstep rehearse --config CONFIG --ranks N --gpu h100`, for the preset `paper`: 50 steps, of")
-    print("which 14 are computed. Memory and bytes sent by the first rank are **counted**; seconds are")
-    print("**estimates** by shares of speed that one H100 reached: [rehearse.md](rehearse.md).\n")
+    print(
+        "From `lockstep rehearse --config CONFIG --ranks N --gpu h100`, for the preset `paper`: 50 steps, of"
+    )
+    print("which 14 are computed. Memory and bytes sent by the first rank are **counted**. Seconds are")
+    print("**estimated** from shares of speed that one H100 reached: [rehearse.md](rehearse.md).\n")
     row("config", "GPUs", "cfg × ring × ulysses", "peak, GiB", "sent per computed step, GB",
-        "computed, s", "forecast, s", "denoising, s", "against one GPU", head=True)  # fmt: skip
+        "computed, s", "forecast, s", "denoising, s", "speed-up", head=True)  # fmt: skip
     for config_name in ("wan2.1-t2v-1.3b-480p", "wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p"):
         config, alone = load_config(config_name), 0.0
         for world in (1, 2, 4, 8, 16, 32, 64):
@@ -257,11 +261,10 @@ def report_rehearsals() -> None:
             row(config_name, world, name(found.topology), f"{found.peak / 2**30:.1f}", f"{sent / 1e9:.2f}",
                 f"{took['computed_step']:.3f}", f"{took['forecast_step']:.4f}", f"{took['denoise']:.1f}",
                 f"{alone / took['denoise']:.1f} ×")  # fmt: skip
-    print(
-        "\n`wan2.1-t2v-1.3b` has 12 heads: with guidance each branch gets half the ranks; Ulysses takes the"
-    )
-    print("largest degree that divides 12 and fits a node; the ring takes the rest. For comparison: LightX2V")
-    print(f"published {PUBLISHED} s for a guided step of I2V 14B at 480p on one H100 with diffusers.")
+    print("\n`wan2.1-t2v-1.3b` has 12 heads. With guidance each branch gets half of the ranks. Ulysses gets")
+    print("the largest degree that divides 12 and fits into a node; the ring gets the rest. For comparison:")
+    print(f"LightX2V published {PUBLISHED} s for a step with guidance of I2V 14B at 480p on one H100 with")
+    print("diffusers.")
 
 
 def name(topology: Topology) -> str:

@@ -19,11 +19,20 @@ from runtime.request.config import load_config
 NOTES = Path(__file__).with_name("gpu_notes.md")  # what the numbers in docs/ mean
 _GIB = 2**30
 _GPUS = {"H100": "h100", "H200": "h200", "B200": "b200", "4090": "4090"}
+_HEADS = {
+    "equal": "equal to the bit",
+    "psnr": "PSNR, dB",
+    "named": "the message names the rank",
+    "left": "processes left",
+    "said": "message",
+    "computed_step_seconds": "computed step, s",
+}
 INTRODUCTION = """\
-# What a GPU says
+# Measured on a GPU
 
 Made by `python scripts/gpu_check.py --results docs/gpu.jsonl --out docs/gpu.md`. Models have the published
-shapes and random weights; every number is one run's.
+shapes and random weights. Every number is from a single run. *Rehearsed* numbers are those of
+`lockstep rehearse`: [rehearse.md](rehearse.md).
 """
 
 
@@ -104,8 +113,9 @@ def _attention(line: Found) -> Iterator[str]:
     found = line["found"]
     dtype = found["dtype"].removeprefix("torch.")
     yield (
-        f"Self-attention of one rank in {dtype}, heads of 128 channels; errors against float64 at 64 "
-        f"queries of two heads. `auto` is {found['auto']['1']}, and {found['auto']['2']} in a ring.\n"
+        f"Self-attention of one rank in {dtype}, with heads of 128 channels. Errors are against float64, for "
+        f"64 queries of two heads. `auto` chooses {found['auto']['1']}, and {found['auto']['2']} in a ring. "
+        f"The last column is the kernel that ran.\n"
     )
     head = ["shape", "kernel", "ms", "TFLOP/s", "relative error", "largest error of log-sum-exp", "ran"]
     keys = ("shape", "kernel", "ms", "tflops", "error", "log_sum_error", "ran")
@@ -123,7 +133,7 @@ def _attention(line: Found) -> Iterator[str]:
 
 def _pipeline(line: Found) -> Iterator[str]:
     found = line["found"]
-    yield "wan-tiny, every step computed, against diffusers' `WanPipeline` on the same device:\n"
+    yield "wan-tiny, every step computed, compared with diffusers' `WanPipeline` on the same device:\n"
     rows = [[one["dtype"], one["equal"], one["psnr"]] for one in found["against diffusers"]]
     yield table(["dtype", "equal to the bit", "PSNR, dB"], rows)
     others = {name: value for name, value in found.items() if name != "against diffusers"}
@@ -148,7 +158,7 @@ def _rows(key: str) -> Callable[[Found], Iterator[str]]:
         yield f"Through {found['backend']}:\n"
         head = list(found[key][0])
         cells = [[", ".join(x) if isinstance(x, list) else x for x in one.values()] for one in found[key]]
-        yield table([name.replace("_", " ") for name in head], cells)
+        yield table([_HEADS.get(name, name.replace("_", " ")) for name in head], cells)
 
     return section
 
@@ -158,8 +168,8 @@ def _model(line: Found) -> Iterator[str]:
     peaks, request = found["peaks"], found["request"]
     yield (
         f"{request['width']}×{request['height']}, {request['frames']} frames, both branches, attention "
-        f"{found['attention']}; loaded in {_written(found['load_seconds'])} s from random weights that were "
-        f"just written. The forecast is of features, from one value.\n"
+        f"{found['attention']}. Loading took {_written(found['load_seconds'])} s, from random weights that "
+        f"had just been written. Forecast steps forecast features.\n"
     )
     measured = {"load": found["load_peak"], **peaks}
     own = {} if rehearsed is None else rehearsed.ranks[0].peaks
@@ -178,7 +188,7 @@ def _model(line: Found) -> Iterator[str]:
         rows.append([name, found[key], told.get(estimate)])
     whole = found["whole decoding"]
     rows.append(["decoding whole frames, s", whole.get("seconds", whole.get("failed")), None])
-    rows.append(["peak of that beside the weights, GiB", _gib(whole.get("peak")), None])
+    rows.append(["its peak in addition to the weights, GiB", _gib(whole.get("peak")), None])
     yield table(["", "measured", "rehearsed"], rows)
     if found["kernels"]:
         yield "\nKernels of one branch's computed step, the longest first:\n"
@@ -195,6 +205,7 @@ def _rehearsed(line: Found) -> Rehearsal | None:
     if where["small"] or gpu is None:
         return None
     config, request = load_config(line["found"]["config"]), line["found"]["request"]
+    config = config.model_copy(update={"decode": "tiles"})  # as `gpu_large` measures
     with_preset = config.request("rehearsed", **request, spectrum=str(PRESET_FILE))
     return rehearse(Scenario(config, with_preset, Degrees(), 1, load_gpu(gpu)))
 
@@ -219,7 +230,7 @@ def _evaluations(line: Found) -> Iterator[str]:
 
 
 def _places(line: Found) -> Iterator[str]:
-    yield "Weights that come to the device when they are needed, against weights that stay there:\n"
+    yield "Weights that are copied to the device when they are needed, against weights that stay there:\n"
     head = ["", "equal to the bit", "computed step, s", "peak while loading, GiB", "peak of all, GiB"]
     rows = [
         [
@@ -239,7 +250,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Found], Iterator[str]]]] = {
     "attention": ("Attention kernels", _attention),
     "pipeline": ("Exactness", _pipeline),
     "options": ("Options", _options),
-    "places": ("Places of weights", _places),
+    "places": ("Offloaded weights", _places),
     "ranks": ("Ranks", _rows("ranks")),
     "failures": ("Failures", _rows("failures")),
 }

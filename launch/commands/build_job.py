@@ -10,6 +10,7 @@ from typing import Any
 from launch.commands.prompts import DEFAULT_OUT, NAMED, filled, read_requests
 from runtime.errors import BadRequestError
 from runtime.files.checks import check_apart
+from runtime.files.text import user_path
 from runtime.forecasting.presets import load_preset
 from runtime.jobs.batch import Batch, refuse_all
 from runtime.jobs.job import Job
@@ -86,7 +87,7 @@ def _options(given: dict[str, Any]) -> Callable[..., JobOptions]:
 def _lora(given: str, scale: float) -> dict[str, Any]:
     expert, _, file = given.partition(":")
     if expert in _EXPERTS and file:
-        return {"file": file, "scale": scale, "expert": expert}
+        return {"file": str(user_path(file)), "scale": scale, "expert": expert}
     return {"file": given, "scale": scale}
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from launch.commands.lora_option import LoraOption
 from launch.shell.logs import set_up_logging
 from launch.shell.terminal import Terminal
 
@@ -39,6 +40,12 @@ class Command(click.Command):
         super().__init__(*given, **named)
         if not any(one.name in VERBOSITY for one in self.params):
             self.params += _verbosity(expose=False)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for one in self.params:
+            if isinstance(one, LoraOption):
+                args = one.in_two_words(args)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if len(self.params) <= _MANY:

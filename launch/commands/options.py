@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from launch.commands.lora_option import LoraOption
 from launch.commands.transformer_options import transformer_options
 from launch.commands.types import DEGREE, SCALE, TIMEOUT, BudgetsType, FileNameType, PathType, SizeType
 from runtime.jobs.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIMEOUT
@@ -224,11 +225,12 @@ def generate_options(command: _Command) -> _Command:
         degree_options,
         click.option(
             "--lora",
+            cls=LoraOption,
             type=(FileNameType(), SCALE),
             multiple=True,
-            metavar="[high:|low:]FILE SCALE",
-            help="LoRA weights to add to the transformer's, times SCALE; may be given several times. With "
-            "high: or low:, they are for only that one of two transformers.",
+            metavar="[high:|low:]FILE[=SCALE]",
+            help="LoRA weights to add to the transformer's, times SCALE (default 1); may be given several "
+            "times. With high: or low:, they are for only that one of two transformers.",
         ),
         click.option(
             "--attention",

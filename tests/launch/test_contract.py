@@ -176,7 +176,7 @@ CASES = [
         ("--ring 2", {"degrees.ring": 2, "ranks": 2}),
         ("--cfg 2", {"degrees.cfg": 2, "ranks": 2}),
         (
-            "--lora high:one.safetensors 0.5",
+            "--lora high:one.safetensors=0.5",
             {
                 "config.lora.0.file": re.compile("/.*/one.safetensors"),
                 "config.lora.0.scale": 0.5,

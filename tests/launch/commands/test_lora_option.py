@@ -42,6 +42,41 @@ def test_each_may_be_for_one_of_two_experts(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "loras"),
+    [
+        ("--lora a.safetensors", [("a.safetensors", 1.0)]),
+        ("--lora a.safetensors=0.5 x", [("a.safetensors", 0.5)]),
+        ("--lora=a.safetensors=-.5 x", [("a.safetensors", -0.5)]),
+        ("x --lora low:a.safetensors 2 --lora=high:b=1e-1", [("low:a.safetensors", 2.0), ("high:b", 0.1)]),
+        ("--lora=b -2 x", [("b", -2.0)]),
+        ("--lora a=b/c.safetensors x", [("a=b/c.safetensors", 1.0)]),
+        ("--lora a=3=1 --lora b x", [("a=3", 1.0), ("b", 1.0)]),
+        ("-- --lora", []),
+    ],
+)
+def test_the_scale_may_be_left_out_or_be_of_the_same_word(words: str, loras: list[tuple[str, float]]) -> None:
+    [generate] = [one for name, one in cli.cli.commands.items() if name == "generate"]
+    assert list(generate.make_context("generate", words.split()).params["lora"]) == loras
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--lora", "Option '--lora' requires"),
+        ("--lora a.safetensors=much x", "'much' given; a number from -1000 to 1000 is needed"),
+        ("--lora a.safetensors= x", "'' given; a number from -1000 to 1000 is needed"),
+        ("--lora a.safetensors nan x", "'nan' given; a number from -1000 to 1000 is needed"),
+        ("--lora a.safetensors much x", "unexpected extra argument"),
+    ],
+)
+def test_a_scale_that_is_no_number_is_refused(
+    words: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["generate", *words.split()]) == 2
+    assert said in " ".join(capfd.readouterr().err.split())
+
+
 def test_each_is_looked_at_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, out = write(tmp_path / "good.safetensors"), tmp_path / "a.mp4"
     bad = str(tmp_path / "none.safetensors")
@@ -71,12 +106,13 @@ def test_a_tilde_is_the_home_in_every_name(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "p.yaml").write_text("stream: guided\nschedule: {kind: paper}\n")
     write(tmp_path / "one.safetensors")
     given = ["queue", "add", "a", "--spectrum=~/p.yaml", "--out=~/a.mp4", "--queue=~/queue"]
-    assert cli.run([*given, "--lora", "~/one.safetensors", "1"]) == 0
+    assert cli.run([*given, "--lora", "~/one.safetensors", "--lora=low:~/one.safetensors=2"]) == 0
     with closing(Queue(tmp_path / "queue")) as queue:
         job = queue.entry(1).job
     assert job.request.spectrum == str(tmp_path / "p.yaml")
     assert job.outputs.video == tmp_path / "a.mp4"
-    assert job.config.lora == (Lora(file=str(tmp_path / "one.safetensors")),)
+    one = str(tmp_path / "one.safetensors")
+    assert job.config.lora == (Lora(file=one), Lora(file=one, scale=2.0, expert="low"))
 
 
 @pytest.mark.parametrize("command", ["calibrate", "compare"])

@@ -15,7 +15,7 @@ HUGE = "1" + "0" * 20
 GENERATE, QUEUE = ["generate", "x"], ["queue", "add", "x"]
 FLOATS = [
     (GENERATE, ["--timeout", "{}"], "a number from 1 to 604800"),
-    (GENERATE, ["--lora", "a.safetensors", "{}"], "a number from -1000 to 1000"),
+    (GENERATE, ["--lora", "a.safetensors={}"], "a number from -1000 to 1000"),
     (GENERATE, ["--guidance", "{}"], "guidance"),
     (GENERATE, ["--guidance-2", "{}"], "guidance"),
     (GENERATE, ["--deadline", "{}"], "deadline"),

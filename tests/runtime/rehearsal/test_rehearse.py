@@ -243,6 +243,8 @@ PARAMETERS = {
     "wan2.2-ti2v-5b-720p": 5.00e9,
     "wan2.1-t2v-14b-480p-lightx2v": 14.29e9,
     "wan2.1-t2v-14b-480p-causvid": 14.29e9,
+    "wan2.1-t2v-14b-480p-fastwan": 14.29e9,
+    "wan2.2-ti2v-5b-720p-fastwan": 5.00e9,
     "wan2.1-i2v-14b-480p-lightx2v": 16.40e9,
     "wan2.2-t2v-14b-480p-lightx2v": 2 * 14.29e9,
     "wan2.2-i2v-14b-720p-lightx2v": 2 * 14.29e9,

@@ -15,7 +15,7 @@ from runtime.forecasting.usual import FEW_STEPS, decided
 from runtime.forecasting.validity import Conditions
 from runtime.models.course import Course
 from runtime.models.folder import ModelFolder, expected_family, find_model
-from runtime.models.sampler import begin_sampler, listed_steps, load_sampler, sampler_settings
+from runtime.models.sampler import begin_sampler, listed_steps, load_sampler, noise_levels, sampler_settings
 from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
@@ -62,7 +62,7 @@ class ModelProfile:
         return decided(self.config, request, lambda _: self.folder.revision)
 
     def check(self, request: VideoRequest, preset: Preset | None = None) -> Preset:
-        """Check that the model can serve a request, on any number of ranks; return the request's preset.
+        """Check that the model can serve a request, on any number of ranks; return its preset, made for its sampler.
 
         Args:
             request: the request.
@@ -76,6 +76,7 @@ class ModelProfile:
         preset = preset or load_preset(self.decided(request)[0].spectrum)
         self._check_steps(request, preset)
         sampler = self.fresh_sampler(request)
+        preset = preset.at(noise_levels(sampler))
         fresh = self._fresh(sampler, preset)
         preset.check_fit(self.conditions(request, sampler))
         preset.schedules_of(len(sampler.timesteps), request.branches, fresh)
@@ -140,6 +141,14 @@ class ModelProfile:
             BadRequestError: as `fresh_sampler` and `course`.
         """
         return self._fresh(self.fresh_sampler(request), preset)
+
+    def placed(self, request: VideoRequest, preset: Preset) -> Preset:
+        """A preset, made for the sampler of a request.
+
+        Raises:
+            BadRequestError: as `fresh_sampler`.
+        """
+        return preset.at(noise_levels(self.fresh_sampler(request)))
 
     def _fresh(self, sampler: SchedulerMixin, preset: Preset) -> dict[int, int]:
         return self.course(sampler, preset).fresh(outputs=STREAM_TRAITS[preset.stream].outputs)

@@ -23,6 +23,8 @@ from runtime.forecasting.parts import (
     FittedSchedulePart,
     Part,
     PlannedSchedulePart,
+    UniversalPart,
+    UniversalSchedulePart,
 )
 from runtime.forecasting.presets import Preset, load_preset
 from runtime.models.configs import open_config
@@ -162,7 +164,7 @@ def test_every_field_of_a_config_is_on_its_page_with_its_default() -> None:
 
 def test_every_field_of_a_preset_is_on_its_page_with_its_default() -> None:
     parts: list[type[Part]] = [*SCHEDULES.values(), PlannedSchedulePart, FittedSchedulePart]
-    parts += [*PREDICTORS.values(), CalibratedPart]
+    parts += [UniversalSchedulePart, *PREDICTORS.values(), CalibratedPart, UniversalPart]
     expected = [[f"`{name}`", default] for name, default in fields_of(Preset)]
     for part in parts:
         [kind] = get_args(part.model_fields["kind"].annotation)

@@ -38,6 +38,7 @@ def expected_run(profile: ModelProfile | None, request: VideoRequest, preset: Pr
         BadRequestError: the model lacks the expert of a step, or the preset does not fit the request.
     """
     fresh = NOWHERE if profile is None else profile.fresh(request, preset)
+    preset = preset if profile is None else profile.placed(request, preset)
     kinds = preset.expected_kinds(request.steps, fresh)
     computed = [step for step, kind in enumerate(kinds) if kind is StepKind.COMPUTE]
     told = preset.expectation(len(kinds), computed, {}, {}, [], fresh)

@@ -116,6 +116,8 @@ def _summary(report: Report, job: Job) -> str:
         said.append("exact")
     elif known.psnr is not None and report.quality is None:
         said.append(f"expected PSNR {known.psnr:.1f} ± {known.deviation:.1f} dB")
+    elif known.note and report.quality is None:
+        said.append(known.note)
     return ", ".join(said)
 
 

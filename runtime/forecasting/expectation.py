@@ -17,6 +17,7 @@ class Expectation:
         dropped: steps of the schedule for which there was no time.
         handed_over: first step at which a fitted solver was left, and the sampler went on with forecasts;
             None if there was no solver, or it was followed to the end.
+        note: what is to be known where nothing is expected; empty otherwise.
     """
 
     psnr: float | None = None
@@ -25,3 +26,4 @@ class Expectation:
     added: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     handed_over: int | None = None
+    note: str = ""

@@ -149,6 +149,21 @@ class FittedSchedulePart(Part):
     most: Annotated[int, Field(ge=0, le=1000), NUMBER] = 4
 
 
+class UniversalSchedulePart(Part):
+    """Universal plan: the best steps for a budget, as other models' calibrations have it.
+
+    Attributes:
+        nfe: number of computed steps; None for as many as the paper's schedule computes.
+    """
+
+    kind: Literal["universal"]
+    nfe: Annotated[int, Field(ge=1, le=1000), NUMBER] | None = None
+
+    def budget(self, steps: int) -> int:
+        """Number of computed steps, of `steps`."""
+        return paper_schedule(steps).nfe if self.nfe is None else min(self.nfe, steps)
+
+
 class ChebyshevPart(PredictorPart):
     """Ridge regression on Chebyshev polynomials, blended with linear extrapolation.
 
@@ -184,6 +199,12 @@ class CalibratedPart(Part):
     kind: Literal["calibrated"]
 
 
+class UniversalPart(Part):
+    """Extrapolation from two remembered values, as other models' calibrations have it."""
+
+    kind: Literal["universal"]
+
+
 SCHEDULES: Registry[type[SchedulePart]] = Registry(
     "schedule",
     {
@@ -196,7 +217,7 @@ SCHEDULES: Registry[type[SchedulePart]] = Registry(
 PREDICTORS: Registry[type[PredictorPart]] = Registry(
     "predictor", {"chebyshev": ChebyshevPart, "linear": LinearPart}
 )
-_CALIBRATED = ("planned", "fitted", "calibrated")  # names of parts that need a calibration
+_MEASURED = ("planned", "fitted", "calibrated", "universal")  # names of parts that follow a calibration
 _S = TypeVar("_S", bound=type[SchedulePart])
 _P = TypeVar("_P", bound=type[PredictorPart])
 
@@ -223,7 +244,7 @@ def add_predictor(part: _P) -> _P:
 
 def _name_of(part: type[Part]) -> str:
     names = get_args(part.model_fields["kind"].annotation)
-    if len(names) != 1 or names[0] in _CALIBRATED:
+    if len(names) != 1 or names[0] in _MEASURED:
         raise ValueError(f'{part.__name__}.kind must be Literal["NAME"], with a name that is not taken')
     return str(names[0])
 

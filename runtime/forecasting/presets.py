@@ -8,11 +8,20 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    model_validator,
+)
 
 from runtime.errors import BadRequestError
 from runtime.files.extensions import source_of
 from runtime.files.text import beside, user_path
+from runtime.forecasting import universal
 from runtime.forecasting.calibration import Calibration, is_file_name, load_calibration
 from runtime.forecasting.expectation import Expectation
 from runtime.forecasting.parts import (
@@ -25,6 +34,8 @@ from runtime.forecasting.parts import (
     PlannedSchedulePart,
     PredictorPart,
     SchedulePart,
+    UniversalPart,
+    UniversalSchedulePart,
     chosen_from,
 )
 from runtime.forecasting.streams import STREAM_TRAITS, known_stream
@@ -67,6 +78,9 @@ class Switch(BaseModel):
         return self
 
 
+_Schedule = SchedulePart | PlannedSchedulePart | FittedSchedulePart | UniversalSchedulePart
+
+
 class Preset(BaseModel):
     """Forecasting preset: which steps are computed, and how the others are forecast.
 
@@ -80,22 +94,30 @@ class Preset(BaseModel):
         calibration: name or path (relative to the preset) of the calibration that planned schedules, fitted
             solvers and calibrated predictors need.
         switch: what becomes of the history when another expert takes over. A calibration knows the steps of
-            all experts, so with one the history of outputs is carried by default.
+            all experts, so with one the history of outputs is carried by default, and so it is with universal
+            weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stream: Annotated[str, AfterValidator(known_stream)] = "feature"
     schedule: Annotated[
-        SerializeAsAny[SchedulePart | PlannedSchedulePart | FittedSchedulePart],
-        chosen_from(SCHEDULES, planned=PlannedSchedulePart, fitted=FittedSchedulePart),
+        SerializeAsAny[_Schedule],
+        chosen_from(
+            SCHEDULES,
+            planned=PlannedSchedulePart,
+            fitted=FittedSchedulePart,
+            universal=UniversalSchedulePart,
+        ),
     ]
     uncond: Annotated[SerializeAsAny[SchedulePart], chosen_from(SCHEDULES)] | None = None
     predictor: Annotated[
-        SerializeAsAny[PredictorPart | CalibratedPart], chosen_from(PREDICTORS, calibrated=CalibratedPart)
+        SerializeAsAny[PredictorPart | CalibratedPart | UniversalPart],
+        chosen_from(PREDICTORS, calibrated=CalibratedPart, universal=UniversalPart),
     ] = ChebyshevPart(kind="chebyshev")
     calibration: FileName | None = None
     switch: Annotated[Switch | None, Field(exclude_if=lambda switch: switch is None)] = None
+    _levels: universal.Levels | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -108,8 +130,12 @@ class Preset(BaseModel):
             raise ValueError(f"a {self.schedule.kind} schedule needs the calibrated predictor")
         if isinstance(self.schedule, FittedSchedulePart) and self.stream != "guided":
             raise ValueError(f"stream: {self.stream} given; a fitted solver needs guided")
+        if isinstance(self.schedule, UniversalSchedulePart) and not self.is_universal:
+            raise ValueError("a universal schedule needs the universal predictor")
+        if self.is_universal and not STREAM_TRAITS[self.stream].outputs:
+            raise ValueError(f"stream: {self.stream} given; the universal predictor needs guided or velocity")
         joint = STREAM_TRAITS[self.stream].joint
-        if self.uncond is not None and (planned or joint):
+        if self.uncond is not None and (planned or joint or isinstance(self.schedule, UniversalSchedulePart)):
             which = f"a {self.stream} stream" if joint else f"a {self.schedule.kind} schedule"
             raise ValueError(f"uncond: {which} covers both branches together")
         if self.crossing.history == "carried" and not STREAM_TRAITS[self.stream].outputs:
@@ -119,8 +145,22 @@ class Preset(BaseModel):
     @property
     def crossing(self) -> Switch:
         """What becomes of a history when another expert takes over, as far as the preset says."""
-        calibrated = isinstance(self.predictor, CalibratedPart) and STREAM_TRAITS[self.stream].outputs
-        return self.switch or Switch(history="carried" if calibrated else None)
+        measured = isinstance(self.predictor, CalibratedPart | UniversalPart)
+        carried = measured and STREAM_TRAITS[self.stream].outputs
+        return self.switch or Switch(history="carried" if carried else None)
+
+    @property
+    def is_universal(self) -> bool:
+        """True if weights are those for models without a calibration."""
+        return isinstance(self.predictor, UniversalPart)
+
+    def at(self, levels: Sequence[float]) -> Preset:
+        """The preset for a sampler with these noise levels, of which only universal presets take note."""
+        if not self.is_universal:
+            return self
+        placed = self.model_copy()
+        placed._levels = tuple(levels)
+        return placed
 
     @property
     def forecasts(self) -> bool:
@@ -142,6 +182,7 @@ class Preset(BaseModel):
             content
             | {"calibration": None if self.calibrated is None else self.calibrated.digest}
             | ({"sources": added} if added else {})
+            | ({"universal": universal.digest()} if self.is_universal else {})
         )
 
     def _sources(self) -> Iterator[tuple[str, str | None]]:
@@ -172,6 +213,8 @@ class Preset(BaseModel):
         if isinstance(self.predictor, CalibratedPart):
             assert self.calibrated is not None
             return self.calibrated.predictor(self.stream)
+        if isinstance(self.predictor, UniversalPart):
+            return universal.predictor(universal.levels_of(steps, self._levels))
         return self.predictor.build(steps)
 
     @property
@@ -232,6 +275,8 @@ class Preset(BaseModel):
         """Expected quality of a generation whose computed steps and errors are known."""
         added = [s.added for s in schedules.values() if isinstance(s, GuardedSchedule)]
         known = Expectation(added=sorted(added[0]) if added else [], dropped=dropped)
+        if self.is_universal:
+            return replace(known, note="quality not predicted for this model")
         if self.calibrated is None or not isinstance(self.predictor, CalibratedPart):
             return known
         priced = _planner(self.calibrated, self.stream, tuple(fresh.items())).price(computed)
@@ -254,12 +299,16 @@ class Preset(BaseModel):
 
     def _build(
         self,
-        part: SchedulePart | PlannedSchedulePart | FittedSchedulePart,
+        part: _Schedule,
         steps: int,
         fresh: Mapping[int, int],
     ) -> Schedule:
         if isinstance(part, SchedulePart):
             return part.build_anew(steps, fresh)
+        if isinstance(part, UniversalSchedulePart):
+            levels = universal.levels_of(steps, self._levels)
+            plan = universal.planned(levels, tuple(fresh.items()), part.budget(steps))
+            return FixedSchedule(steps, plan.computed)
         assert self.calibrated is not None
         if isinstance(part, FittedSchedulePart):
             plan = self.calibrated.fit(part.nfe).fitted.steps(self.calibrated.conditions.steps)

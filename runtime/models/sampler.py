@@ -263,6 +263,18 @@ def begin_sampler(
         raise BadRequestError(f"steps: {steps} given; the sampler {type(sampler).__name__} refuses: {said}")
 
 
+def noise_levels(sampler: SchedulerMixin) -> list[float]:
+    """Noise level σ of each of a sampler's timesteps, within 1 … 0, and 0 after the last.
+
+    Samplers that keep none of their own have timesteps in proportion to them.
+    """
+    timesteps = sampler.timesteps.flatten().tolist()
+    levels = getattr(sampler, "sigmas", torch.empty(0)).flatten().tolist()[: len(timesteps)]
+    if len(levels) < len(timesteps):
+        levels = [time / sampler.config.get("num_train_timesteps", 1000) for time in timesteps]
+    return [min(max(level, 0.0), 1.0) for level in levels] + [0.0]
+
+
 def sampler_settings(sampler: SchedulerMixin) -> dict[str, str]:
     """Settings of a sampler that differ from its class's own defaults, sorted, as text.
 

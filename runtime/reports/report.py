@@ -133,6 +133,7 @@ class ExpectationPart(_Part):
     added: list[int]
     dropped: list[int]
     handed_over: int | None
+    note: str
 
 
 class StepPart(_Part):
@@ -288,6 +289,7 @@ def build_report(
             added=expected.added,
             dropped=expected.dropped,
             handed_over=expected.handed_over,
+            note=expected.note,
         ),
         frames_sha256=result.frames_sha256,
         videos=[str(path) for path in videos],

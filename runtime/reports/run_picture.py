@@ -107,6 +107,8 @@ def title_of(report: Report) -> str:
     lines = [f"{report.model.name} · {size} · {preset} · NFE {report.nfe.cond} of {report.steps}"]
     if report.expectation.psnr is not None:
         lines.append(f"expected PSNR {report.expectation.psnr:.1f} ± {report.expectation.deviation:.1f} dB")
+    elif report.expectation.note and report.quality is None:
+        lines.append(report.expectation.note)
     if report.quality is not None and report.comparison is not None:
         vmaf = "" if report.quality.vmaf is None else f" · VMAF {report.quality.vmaf:.1f}"
         lines.append(

@@ -900,6 +900,7 @@ FIELDS = {
     "expectation.added": "list of integers",
     "expectation.dropped": "list of integers",
     "expectation.handed_over": "integer or null",
+    "expectation.note": "string",
     "frames_sha256": "list of strings",
     "videos": "list of strings",
     "warnings": "list of strings",

@@ -113,6 +113,7 @@ def test_it_does_not_matter_where(
         "{kind: paper}\nuncond: {kind: full}",
         "{kind: paper}\nstream: velocity",
         "{kind: paper}\nstream: guided\npredictor: {kind: linear}",
+        "{kind: universal}\nstream: guided\npredictor: {kind: universal}",
     ],
 )
 def test_every_schedule_goes_on(

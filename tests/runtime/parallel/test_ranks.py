@@ -24,11 +24,13 @@ from runtime.sampling.denoise import Denoising, StepRecord, denoise
 from runtime.sampling.network import Branch, Network
 from runtime.sampling.streams import STREAMS
 from spectrum import ChebyshevRidge, ErrorSchedule, FixedSchedule, Schedule, StepKind, paper_schedule
+from spectrum.universal import flow_levels, universal
 from tests.ranks import WarmRanks, run_ranks
 
 STEPS, HEADS, HEAD_DIM, LAYERS, CHANNELS = 8, 5, 12, 2, 16
 CASES = [(1, (2, 4, 6)), (2, (3, 6, 2))]  # batch and latent size: 12 and 9 tokens
 CPU = torch.device("cpu")
+LEVELS = flow_levels(STEPS, 3.0)
 
 
 class Result(NamedTuple):
@@ -56,6 +58,8 @@ def schedules(name: str) -> dict[str, Schedule]:
     match name:
         case "paper":
             shared: Schedule = paper_schedule(STEPS, warmup=3)
+        case "universal":
+            shared = FixedSchedule(STEPS, universal().planner(LEVELS).plan(4).computed)
         case "error":
             shared = ErrorSchedule(STEPS, tolerance=0.8, warmup=2)
         case _:
@@ -86,7 +90,8 @@ def generate(
     network = Network(adapter, geometry, group.branches(both), group.guidance(4.0), group.sequence(tokens))
     sampler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     sampler.set_timesteps(STEPS)
-    forecasting = STREAMS[stream](network, ChebyshevRidge(horizon=STEPS))
+    predictor = universal().predictor(LEVELS) if schedule == "universal" else ChebyshevRidge(horizon=STEPS)
+    forecasting = STREAMS[stream](network, predictor)
     coordinator = Coordinator(schedules(schedule), "", ranks)
     state = Denoising(noise, sampler, forecasting, coordinator)
     steps = list(denoise(state, ranks))
@@ -149,8 +154,16 @@ def test_every_schedule_decides_the_same_on_every_topology(
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("topology", [Topology(ring=2, ulysses=2), Topology(cfg=2, ring=2)], ids=str)
-@pytest.mark.parametrize("stream", ["velocity", "guided"])
-@pytest.mark.parametrize("schedule", ["paper", "error"])
+@pytest.mark.parametrize(
+    ("schedule", "stream"),
+    [
+        ("paper", "velocity"),
+        ("paper", "guided"),
+        ("error", "velocity"),
+        ("error", "guided"),
+        ("universal", "guided"),
+    ],
+)
 def test_every_stream_is_that_of_one_rank(
     topology: Topology, stream: str, schedule: str, warm: WarmRanks
 ) -> None:

@@ -62,7 +62,7 @@ class ModelProfile:
         return decided(self.config, request, lambda _: self.folder.revision)
 
     def check(self, request: VideoRequest, preset: Preset | None = None) -> Preset:
-        """Check that the model can serve a request, on any number of ranks; return its preset, made for its sampler.
+        """Check that the model can serve a request, on any number of ranks; return its preset, made for it.
 
         Args:
             request: the request.

@@ -11,6 +11,7 @@ flux-tiny's calibration is made first if it is missing. The tables are printed w
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -54,9 +55,8 @@ FITTED = 32  # prompts of docs/fitted.jsonl
 PICTURED = 16  # captions of docs/flux.md
 PAPER, FEWER, OWN = "paper", "fewer steps", "own plan"
 UNIVERSAL, WEIGHTS, NODES = "universal", "universal weights, paper's steps", "universal steps, straight line"
-HALF = "paper's steps, guided, w = 0.5"
-METHODS = (PAPER, FEWER, HALF, NODES, WEIGHTS, UNIVERSAL, OWN)
-PARTIAL, FEW = (HALF, NODES), 4  # methods that explain others, and their number of prompts
+METHODS = (PAPER, FEWER, NODES, WEIGHTS, UNIVERSAL, OWN)
+ROUNDS = ((PAPER, FEWER, UNIVERSAL), (WEIGHTS, OWN, NODES))  # what is measured first, on all prompts
 Make = Callable[[], float]
 """Makes a video or picture by one method, and measures its PSNR."""
 
@@ -113,7 +113,7 @@ class Videos:
             scheduler = SamplerConfig(kind="unipc", shift=setting.shift)
             config = config.model_copy(update={"scheduler": scheduler})
         self._engine = Engine(config)
-        self._files: dict[int, str] = {}
+        self._truths: dict[int, Frames] = {}
 
     def methods(self, number: int) -> Iterator[tuple[str, int, Make]]:
         """Yield the methods for one prompt and seed: name, number of computed steps, and what makes it."""
@@ -125,12 +125,11 @@ class Videos:
             guidance=setting.guidance,
             spectrum="off",
         )
-        truth: list[Frames] = []
 
         def measured(other: VideoRequest) -> float:
-            if not truth:
-                truth.append(self._frames(request))
-            return psnr(self._frames(other), truth[0])
+            if number not in self._truths:
+                self._truths[number] = self._frames(request)
+            return psnr(self._frames(other), self._truths[number])
 
         for budget in BUDGETS:
             fewer = request.model_copy(update={"steps": budget})
@@ -151,14 +150,8 @@ class Videos:
         def paper(count: int) -> dict[str, Any]:
             return {"kind": "explicit", "computed": paper_steps(self._setting.steps, count)}
 
-        half = {"kind": "chebyshev", "blend": 0.5}
         made: dict[str, Callable[[int], dict[str, Any]]] = {
             PAPER: lambda count: {"stream": "feature", "schedule": paper(count)},
-            HALF: lambda count: {
-                "stream": "guided",
-                "schedule": paper(count),
-                "predictor": half,
-            },
             NODES: lambda _: {"stream": "guided", "schedule": {"kind": "explicit", "computed": steps}} | line,
             WEIGHTS: lambda count: {"stream": "guided", "schedule": paper(count)} | calibrated,
             UNIVERSAL: lambda _: {"stream": "guided", "schedule": planned} | calibrated,
@@ -228,19 +221,18 @@ class Pictures:
         self._setting, self._universal, self._own = setting, universal, own
         self._pipe = load(model)
         self._distances = Distances(self._pipe.vae)
+        self._truths: dict[int, torch.Tensor] = {}
 
     def methods(self, number: int) -> Iterator[tuple[str, int, Make]]:
         """As of `Videos`."""
-        steps = self._setting.steps
-        truth: list[torch.Tensor] = []
 
-        def measured(preset: Preset | None, steps: int = steps) -> float:
-            if not truth:
-                truth.append(self._picture(number, self._setting.steps))
+        def measured(preset: Preset | None, steps: int = self._setting.steps) -> float:
+            if number not in self._truths:
+                self._truths[number] = self._picture(number, self._setting.steps)
             if preset is not None:
                 enable(self._pipe, preset)
             try:
-                return self._distances.measure(self._picture(number, steps), truth[0]).psnr
+                return self._distances.measure(self._picture(number, steps), self._truths[number]).psnr
             finally:
                 if preset is not None:
                     disable(self._pipe)
@@ -255,10 +247,8 @@ class Pictures:
         planned, predictor = self._universal.planner(levels).plan(budget), self._universal.predictor(levels)
         paper = FixedSchedule.explicit(steps, paper_steps(steps, budget))
         universal = FixedSchedule.explicit(steps, planned.computed)
-        half = Preset.load({"schedule": {"kind": "full"}, "predictor": {"kind": "chebyshev", "blend": 0.5}})
         made = {
             PAPER: Preset("published", lambda _: paper, lambda steps: ChebyshevRidge(horizon=steps)),
-            HALF: Preset("half", lambda _: paper, half.predictor, "velocity"),
             NODES: Preset("line", lambda _: universal, lambda _: LinearExtrapolation(), "velocity"),
             WEIGHTS: Preset("weights", lambda _: paper, lambda _: predictor, "velocity"),
             UNIVERSAL: planned_preset("universal", planned, predictor),
@@ -344,11 +334,10 @@ def _measured(given: argparse.Namespace, known: list[Result], folder: Path) -> I
     done, began = {(one.setting, one.number, one.method, one.nfe) for one in known}, time.monotonic()
     chosen = [one for one in SETTINGS if given.setting in one.name]
     benches = [_bench(one, given, files, folder) for one in chosen]
-    for number in range(given.videos):
+    for methods, number in itertools.product(ROUNDS, range(given.videos)):
         for setting, bench in zip(chosen, benches, strict=True):
             for method, nfe, make in bench.methods(number):
-                few = method in PARTIAL and number >= FEW
-                if few or (setting.name, number, method, nfe) in done:
+                if method not in methods or (setting.name, number, method, nfe) in done:
                     continue
                 if time.monotonic() - began > 60 * given.minutes:
                     return

@@ -33,7 +33,7 @@ log = logging.getLogger("launch")
 
 _ARGUMENTS = "lockstep.arguments"
 _EPILOG = """\b
-Start with:  lockstep generate "a red circle moving left on a black background"
+Start with:  lockstep generate "a red circle growing on a gray background"
 Exit codes:  0 done, 2 bad request (nothing was started), 3 the job failed,
              130 cancelled
 Progress goes to stderr, only the path of the result to stdout.

@@ -227,7 +227,7 @@ def clean_up(hour: Hour) -> None:
     made = {path.name for path in (hour.folder / "t").iterdir()}
     left = {name for name in made if not name.startswith(("ray", "torchinductor_"))}  # see docs/files.md
     check(not left, f"left in the temporary folder: {sorted(left)}")
-    left = {path.name for path in (hour.folder / "cache").glob("*")} - {"lockstep", "matplotlib"}
+    left = {path.name for path in (hour.folder / "cache").glob("*")} - {"lockstep", "matplotlib", "pip"}
     check(not left, f"left in the cache: {sorted(left)}")
     hidden = [path.name for path in hour.desk.rglob(".*")]
     check(not hidden, f"left beside the results: {hidden}")

@@ -33,13 +33,17 @@ _PURPOSE = {name: purpose for purpose, names in _PURPOSES.items() for name in na
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Command(click.Command):
-    """A command that takes `-v` and `-q`, and lists many options by purpose in its help."""
+class _TakesVerbosity(click.Command):
+    """A command or group that takes `-v` and `-q`."""
 
     def __init__(self, *given: Any, **named: Any):
         super().__init__(*given, **named)
         if not any(one.name in VERBOSITY for one in self.params):
             self.params += _verbosity(expose=False)
+
+
+class Command(_TakesVerbosity):
+    """A command that takes `-v` and `-q`, and lists many options by purpose in its help."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for one in self.params:
@@ -61,8 +65,8 @@ class Command(click.Command):
                     formatter.write_dl(listed[purpose])
 
 
-class CommandGroup(click.Group):
-    """A group of such commands."""
+class CommandGroup(_TakesVerbosity, click.Group):
+    """A group of such commands, which takes `-v` and `-q`, too."""
 
     command_class = Command
 

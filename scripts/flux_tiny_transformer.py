@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from wan_tiny_training import HELD_OUT_SEED, TRAIN_SEED, Stage, cosine, generator, linear_second_half, train
 from wan_tiny_transformer import EMPTY_CAPTION_RATE, new_tokenizer
 
-STEPS, DISTIL_STEPS, BATCH = 1000, 160, 24
+STEPS, DISTIL_STEPS, BATCH = 3000, 300, 24
 CAPTION_TOKENS = 16
 LEAST_GUIDANCE, MOST_GUIDANCE = 1.0, 5.0
 SHIFT = float(np.exp(1.15))  # of 64 tokens, as of FLUX.1's 4096

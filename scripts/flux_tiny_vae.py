@@ -15,7 +15,7 @@ from torch import nn
 from wan_tiny_training import HELD_OUT_SEED, TRAIN_SEED, Stage, cosine, generator, train
 from wan_tiny_vae import picture_loss, start_as_identity
 
-VAE_STEPS, BATCH = 900, 8
+VAE_STEPS, BATCH = 4000, 8
 LATENT_STILLS, HELD_OUT_STILLS = 8 * len(TRAINED), len(HELD_OUT)
 
 

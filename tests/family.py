@@ -30,7 +30,7 @@ from runtime.models.family import At, Model
 from runtime.models.folder import ModelFolder
 from runtime.models.layouts.adopted import Adopted
 from runtime.models.layouts.given import Given
-from runtime.models.loading import distribute, distribute_blocks, load_component, open_offload
+from runtime.models.loading import distribute, load_component, open_offload
 from runtime.models.precision import Precision
 from runtime.models.registry import register
 from runtime.models.settings import ModelIndex
@@ -301,10 +301,10 @@ class ToyFamily:
     ) -> Expert:
         name = settings.name
         kept, computed = config.dtype.of("transformer"), config.dtype.computed
-        model = load_component(ToyTransformer, folder, name, kept, ranks.node)
-        blocks, shard = list(model.blocks), config.memory.transformer == "shard"
-        weights = distribute_blocks(model, blocks, ranks, name, shard=shard, offload=offload)
-        distribute(model, ranks, name, without=blocks)
+        arriving = load_component(ToyTransformer, folder, name, kept, ranks.node)
+        model, shard = arriving.model, config.memory.transformer == "shard"
+        blocks = list(model.blocks)
+        weights = distribute(arriving, ranks, name, blocks, shard=shard, offload=offload)
         precision = Precision(kept, computed, model._keep_in_fp32_modules)
         precision.convert(model, blocks)
         adapter = ToyAdapter(model, precision.visiting(weights), computed)

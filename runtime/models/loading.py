@@ -1,12 +1,14 @@
-"""Loading weights from disk to the devices: each file is read once per node, and no rank holds two copies.
+"""Loading weights from disk to the devices: each is read once per node, and no rank holds two copies.
 
-The first rank of a node reads, and broadcasts the tensors one by one to the others.
+The ranks of a node read their shares of the weights ahead, and broadcast them one by one to each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -14,8 +16,10 @@ from torch import nn
 
 from runtime.errors import BadRequestError
 from runtime.models.folder import ModelFolder
-from runtime.models.layouts.assemble import assemble
+from runtime.models.layouts.assemble import assemble, kept_wide
 from runtime.models.layouts.sources import has_sources
+from runtime.models.layouts.weights import Weight, made
+from runtime.models.reading import ReadAhead, readers, weight_bytes, weights_in
 from runtime.parallel.collectives import Peers
 from runtime.parallel.offloading import Offload
 from runtime.parallel.ranks import Ranks
@@ -25,6 +29,21 @@ from runtime.request.memory import Memory
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
+@dataclass(frozen=True, slots=True)
+class Arriving(Generic[_Network]):
+    """A component of which most weights are still on disk; `distribute` reads them.
+
+    Attributes:
+        model: the component; weights that are on disk are on the meta device.
+        stored: on disk: name → how the weight is made. The others are in `model` on the node's first rank.
+        readers: name of each weight on disk → the rank of the node that reads it.
+    """
+
+    model: _Network
+    stored: Mapping[str, Weight]
+    readers: Mapping[str, int]
+
+
 def load_component(
     kind: type[_Network],
     folder: ModelFolder,
@@ -32,8 +51,9 @@ def load_component(
     dtype: torch.dtype,
     node: Peers,
     change: Callable[[_Network], None] = lambda _: None,
-) -> _Network:
-    """Load a component's weights on the CPU of a node's first rank; other ranks get an empty model.
+    changed: Collection[str] = (),
+) -> Arriving[_Network]:
+    """Begin to load a component; `distribute` reads its weights, each on one rank of a node.
 
     Args:
         kind: class of the component in diffusers (a `ModelMixin`).
@@ -41,23 +61,45 @@ def load_component(
         component: name of the component's folder.
         dtype: dtype in which its weights are stored.
         node: ranks of this machine.
-        change: called with the model on the rank that has its weights, for example to merge a LoRA.
+        change: called with the model on the node's first rank, for example to merge a LoRA.
+        changed: weights that it changes, which this rank reads before; known to that rank alone.
 
     Raises:
         BadRequestError: the weights do not fit the configuration beside them.
     """
-    layout: list[tuple[str, list[int], str]] = []
+    path, found = folder.path / component, cast(Any, kind)
+    with _refused(folder):
+        stored = weights_in(path)
+    with init_empty_weights(include_buffers=False):
+        model: _Network = found.from_config(found.load_config(path)).eval().requires_grad_(False)
+    own, wide = model.state_dict(keep_vars=True), kept_wide(kind, dtype)
+    refuse_missing(folder, component, {"missing_keys": own.keys() - stored.keys()})
+    for name, tensor in own.items():
+        if tensor.shape != (shape := stored[name].shape):
+            raise BadRequestError(
+                f"model: {folder.name!r} cannot be used: {path}: {name} has shape {list(shape)}, "
+                f"by config.json it should be {list(tensor.shape)}"
+            )
+        kept = torch.float32 if wide.intersection(name.split(".")) else dtype
+        replace(model, name, torch.empty(tensor.shape, dtype=kept, device="meta"))
+    early: list[str] = node.all_gather_object(sorted(changed))[0]
     if node.rank == 0:
-        model = read_component(kind, folder, component, dtype)
+        with _refused(folder):
+            for name, tensor in made(stored, early):
+                replace(model, name, tensor.to(_find(model, name).dtype, copy=True))
         change(model)
-        layout = [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in _tensors(model)]
-    layout = node.all_gather_object(layout)[0]
-    if node.rank != 0:
-        model = empty_component(kind, folder, component)
-        for name, shape, kept in layout:  # diffusers keeps some in float32: as on the rank that reads
-            replace(model, name, torch.empty(shape, dtype=getattr(torch, kept), device="meta"))
-    found: _Network = model.eval().requires_grad_(False)
-    return found
+    left = {name: stored[name] for name in own if name not in early}
+    sizes = {name: weight_bytes(one.shape, _find(model, name).dtype) for name, one in left.items()}
+    return Arriving(model, left, readers(sizes, node.size))
+
+
+@contextmanager
+def _refused(folder: ModelFolder) -> Iterator[None]:
+    """Refuse a model if its files cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise BadRequestError(f"model: {folder.name!r} cannot be used: {error}") from None
 
 
 def empty_component(kind: type[_Network], folder: ModelFolder, component: str) -> _Network:
@@ -82,10 +124,8 @@ def read_component(kind: type[_Network], folder: ModelFolder, component: str, dt
     """
     path, loader = folder.path / component, cast(Any, kind)
     if has_sources(path):
-        try:
+        with _refused(folder):
             model, info = assemble(kind, path, dtype)
-        except (OSError, ValueError) as error:
-            raise BadRequestError(f"model: {folder.name!r} cannot be used: {error}") from None
     else:
         model, info = loader.from_pretrained(path, dtype=dtype, output_loading_info=True)
     refuse_missing(folder, component, info)
@@ -115,74 +155,77 @@ def open_offload(
     return make(device, None) if memory.experts == "swap" and experts > 1 else None
 
 
-def distribute_blocks(
-    model: nn.Module,
-    blocks: Sequence[nn.Module],
+def distribute(
+    arriving: Arriving[Any],
     ranks: Ranks,
     source: str,
+    blocks: Sequence[nn.Module] = (),
     *,
-    shard: bool,
+    shard: bool = False,
     offload: Offload | None = None,
     change: Callable[[nn.Module], None] = lambda _: None,
 ) -> Weights:
-    """Broadcast a transformer's blocks, and replicate them, shard them, or offload them to host memory.
+    """Read a component, and broadcast each weight within a node to the devices of its ranks.
 
-    One block at a time is whole and unchanged on the device.
-
-    Returns:
-        Where their weights are.
+    One block at a time is whole and unchanged on the device; then it is replicated, sharded, or offloaded.
 
     Args:
-        model: the transformer, with its weights on the first rank of each node.
-        blocks: its blocks in the order in which they run.
+        arriving: the component.
+        ranks: all ranks.
         source: name of the model, for messages.
-        shard: whether to shard them (FSDP2).
-        offload: takes the blocks in, if they are offloaded.
-        change: called with each block when it is whole on the device, for example to quantise it.
+        blocks: blocks of a transformer in the order in which they run.
+        shard: whether to shard these (FSDP2).
+        offload: takes them in, if they are offloaded.
+        change: called with each of them when it is whole on the device, for example to quantise it.
+
+    Returns:
+        Where the blocks' weights are.
 
     Raises:
         BadRequestError: a weight is not finite; on every rank.
+        OSError, ValueError: a file is damaged, or has changed; on the rank that reads it.
     """
     shares = None
     if shard and ranks.size > 1 and offload is None:
         shares = ShardedWeights(ranks.mesh(), ranks.everyone)
-    names = {id(module): name for name, module in model.named_modules()}
-    for position, block in enumerate(blocks):
-        distribute(block, ranks, source, prefix=f"{names[id(block)]}.")
-        change(block)
-        if offload is not None:
-            offload.add(block, position)
-        elif shares is not None:
-            shares.shard(block)
+    model, node = arriving.model, ranks.node
+    prefixes = {id(module): f"{name}." for name, module in model.named_modules()}
+    parts = [[f"{prefixes[id(block)]}{name}" for name, _ in _tensors(block)] for block in blocks]
+    within = {name for part in parts for name in part}
+    parts.append([name for name, _ in _tensors(model) if name not in within])
+    own = {
+        name: (arriving.stored[name], _find(model, name).dtype)
+        for part in parts
+        for name in part
+        if arriving.readers.get(name) == node.rank
+    }
+    with ReadAhead(own) as ahead:
+
+        def move(name: str) -> None:
+            reader, tensor = arriving.readers.get(name, 0), _find(model, name)
+            if node.rank == reader:
+                moved = (ahead.take(name) if name in own else tensor).to(ranks.device)
+            else:
+                moved = torch.empty_like(tensor, device=ranks.device)
+            node.broadcast(moved, reader)
+            if not is_finite(moved):
+                raise BadRequestError(
+                    f"model: {source} cannot be used: its weights {name} are not finite, or overflow "
+                    f"{str(moved.dtype).removeprefix('torch.')}"
+                )
+            replace(model, name, moved)
+
+        for position, names in enumerate(parts):
+            for name in names:
+                move(name)
+            if position == len(blocks):
+                break
+            change(blocks[position])
+            if offload is not None:
+                offload.add(blocks[position], position)
+            elif shares is not None:
+                shares.shard(blocks[position])
     return offload or shares or WholeWeights()
-
-
-def distribute(
-    module: nn.Module, ranks: Ranks, source: str, without: Sequence[nn.Module] = (), prefix: str = ""
-) -> None:
-    """Broadcast a module from the first rank of a node to the device of every rank, tensor by tensor.
-
-    Args:
-        source: name of the model, for messages.
-        without: modules in it that are distributed already.
-        prefix: what precedes the names of its tensors in the model, for messages.
-
-    Raises:
-        BadRequestError: a weight is not finite; on every rank.
-    """
-    done = {id(tensor) for part in without for _, tensor in _tensors(part)}
-    # No list of tensors: each is to be freed when it has moved.
-    for name in [name for name, tensor in _tensors(module) if id(tensor) not in done]:
-        tensor = _find(module, name)
-        first = ranks.node.rank == 0
-        moved = tensor.to(ranks.device) if first else torch.empty_like(tensor, device=ranks.device)
-        ranks.node.broadcast(moved)
-        if not is_finite(moved):
-            raise BadRequestError(
-                f"model: {source} cannot be used: its weights {prefix}{name} are not finite, or overflow "
-                f"{str(moved.dtype).removeprefix('torch.')}"
-            )
-        replace(module, name, moved)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

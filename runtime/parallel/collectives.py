@@ -197,12 +197,12 @@ class Peers:
         messages = self.gather(message, [(int(length),) for length in lengths])
         return [json.loads(bytes(message.tolist())) for message in messages]
 
-    def broadcast(self, tensor: torch.Tensor) -> None:
-        """Fill `tensor` with its value on the first rank."""
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> None:
+        """Fill `tensor` with its value on the rank `source` of the group."""
         if self.size == 1:
             return
-        self._enter(tensor.numel() * tensor.element_size() * (self.size - 1) if self.rank == 0 else 0)
-        self._fill(tensor)
+        self._enter(tensor.numel() * tensor.element_size() * (self.size - 1) if self.rank == source else 0)
+        self._fill(tensor, source)
 
     def all_gather_into_tensor(self, output: torch.Tensor, piece: torch.Tensor) -> dist.Work:
         """Start to fill `output` with every rank's `piece`, all of one size, as FSDP requests it."""
@@ -226,12 +226,11 @@ class Peers:
             self._guard.blame(error)
         return work
 
-    def _fill(self, tensor: torch.Tensor) -> None:
-        """Broadcast `tensor` from the first rank."""
+    def _fill(self, tensor: torch.Tensor, source: int) -> None:
+        """Broadcast `tensor` from the rank `source` of the group."""
         assert self.group is not None
-        first = dist.get_global_rank(self.group, 0)
         try:
-            work = dist.broadcast(tensor, first, group=self.group, async_op=True)
+            work = dist.broadcast(tensor, group=self.group, group_src=source, async_op=True)
         except RuntimeError as error:
             self._guard.blame(error)
         finish(work, self._guard, polls=self._blocks(tensor))

@@ -16,6 +16,7 @@ from runtime.models.family import Model
 from runtime.models.loading import open_offload
 from runtime.models.precision import Precision
 from runtime.models.quantization import SCALES
+from runtime.models.reading import readers, weight_bytes
 from runtime.models.wan.adapter import Transformer, every_block, open_adapter
 from runtime.models.wan.attention import SelfAttention
 from runtime.models.wan.experts import read_transformer
@@ -148,8 +149,11 @@ class RehearsedEngine(Engine):
         kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
         model = diffusers_module(self.fake, kind, self.model.path / settings.name, dtype)
         self.parameters += sum(one.numel() for one in model.parameters())
-        for tensor in (*model.parameters(), *model.buffers()):
-            self.ranks.node.broadcast(tensor)
+        stored, node = model.state_dict(), self.ranks.node
+        sizes = {name: weight_bytes(one.shape, one.dtype) for name, one in stored.items()}
+        reader_of = readers(sizes, node.size)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            node.broadcast(tensor, reader_of.get(name, 0))
         self._change_blocks(model)
         precision = Precision(dtype, dtypes.computed, (*model._keep_in_fp32_modules, SCALES))
         with self.fake.running() as ledger:

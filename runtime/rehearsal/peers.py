@@ -36,7 +36,7 @@ class FakePeers(Peers):
     ) -> None:
         pass
 
-    def _fill(self, tensor: torch.Tensor) -> None:
+    def _fill(self, tensor: torch.Tensor, source: int) -> None:
         pass
 
 

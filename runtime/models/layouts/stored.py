@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
@@ -77,7 +78,7 @@ def _header(file: Path, key: str, part: Any) -> Stored:
 
 
 class TensorReader:
-    """Reads tensors; files stay open until the block ends, and are mapped, not held in memory.
+    """Reads tensors, in any thread; files stay open until the block ends, and are mapped, not held in memory.
 
     Example:
         >>> from runtime.request.config import EMBEDDED_MODELS
@@ -90,6 +91,7 @@ class TensorReader:
 
     def __init__(self) -> None:
         self._open: dict[Path, tuple[Any, Any]] = {}
+        self._opening = Lock()
 
     def __enter__(self) -> TensorReader:
         return self
@@ -105,10 +107,11 @@ class TensorReader:
         Raises:
             OSError, ValueError: the file is damaged, or no longer holds the tensor as it was listed.
         """
-        if stored.file not in self._open:
-            opened = _opened(stored.file)
-            self._open[stored.file] = opened, opened.__enter__()
-        content = self._open[stored.file][1]
+        with self._opening:
+            if stored.file not in self._open:
+                opened = _opened(stored.file)
+                self._open[stored.file] = opened, opened.__enter__()
+            content = self._open[stored.file][1]
         try:
             found = content[stored.key] if isinstance(content, dict) else content.get_tensor(stored.key)
         except (KeyError, SafetensorError):

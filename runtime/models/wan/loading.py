@@ -13,7 +13,7 @@ from transformers import UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
 from runtime.models.folder import ModelFolder
-from runtime.models.loading import distribute, distribute_blocks, load_component, read_component
+from runtime.models.loading import distribute, load_component, read_component
 from runtime.models.precision import Precision
 from runtime.models.quantization import SCALES, check_quantization, quantize_linears
 from runtime.models.wan.adapter import Transformer, every_block
@@ -69,14 +69,15 @@ def load_transformer(
             lora.merge(model)
 
     kept = config.dtype.of("transformer")
-    model = load_component(kind, folder, component, kept, ranks.node, add_loras)
+    changed = frozenset(name for lora in loras for name in lora.changed)
+    arriving = load_component(kind, folder, component, kept, ranks.node, add_loras, changed)
+    model = arriving.model
     empty = {name: torch.empty_like(weight, device="meta") for name, weight in model.named_parameters()}
     change = change_of_blocks(config)
-    read = ReadWeights(kept, empty, frozenset(name for lora in loras for name in lora.changed), change)
+    read = ReadWeights(kept, empty, changed, change)
     precision = Precision(kept, config.dtype.computed, (*model._keep_in_fp32_modules, SCALES))
     shard, blocks = config.memory.transformer == "shard", every_block(model)
-    weights = distribute_blocks(model, blocks, ranks, source, shard=shard, offload=offload, change=change)
-    distribute(model, ranks, source, without=blocks)
+    weights = distribute(arriving, ranks, source, blocks, shard=shard, offload=offload, change=change)
     precision.convert(model, blocks)
     if config.performs.compile:
         for block in blocks:  # of one class, so they share their compiled code
@@ -104,9 +105,9 @@ def load_vae(folder: ModelFolder, config: Config, ranks: Ranks) -> AutoencoderKL
         if not ranks.is_leader:
             return None
         ranks = Ranks.alone(ranks.device)
-    model = load_component(AutoencoderKLWan, folder, "vae", config.dtype.of("vae"), ranks.node)
-    distribute(model, ranks, f"the VAE of {folder.name!r}")
-    return model
+    arriving = load_component(AutoencoderKLWan, folder, "vae", config.dtype.of("vae"), ranks.node)
+    distribute(arriving, ranks, f"the VAE of {folder.name!r}")
+    return arriving.model
 
 
 def load_text_encoder(folder: ModelFolder, config: Config, device: torch.device) -> UMT5EncoderModel:

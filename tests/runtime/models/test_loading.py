@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,11 @@ from torch.distributed.tensor import DTensor
 
 from runtime.engine import Engine
 from runtime.media.mp4 import FrameBuffer, Frames
-from runtime.models.folder import ModelFolder, find_model
+from runtime.models import reading
+from runtime.models.folder import find_model
+from runtime.models.layouts.stored import TensorReader
+from runtime.models.layouts.weights import Weight
+from runtime.models.reading import weights_in
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.loading import load_transformer
 from runtime.parallel.ranks import Ranks
@@ -25,7 +28,7 @@ from runtime.parallel.topology import Degrees
 from runtime.request.config import EMBEDDED_MODELS, Config, Tiles, load_config
 from runtime.request.memory import Memory
 from tests.newer import DEFAULT_BACKEND
-from tests.ranks import run_ranks
+from tests.ranks import WarmRanks, run_ranks
 
 LAYERS = 8
 PROMPT = "a red circle moving left on a black background"
@@ -49,26 +52,61 @@ def in_bfloat16() -> Config:
     return config.model_copy(update={"dtype": config.dtype.model_copy(update={"transformer": "bfloat16"})})
 
 
-def loaded(ranks: Ranks, config: Config, without_weights: ModelFolder) -> dict[str, torch.Tensor]:
-    """The transformer's tensors; all ranks but the first are given a folder that has no weights."""
-    folder = find_model(config) if ranks.is_leader else without_weights
-    model = load_transformer(folder, config, ranks).model
+def loaded(ranks: Ranks, config: Config) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """The transformer's tensors, and the bytes of each weight that this rank has read."""
+    read: dict[str, int] = {}
+    make = Weight.make
+
+    def counting(weight: Weight, reader: TensorReader) -> torch.Tensor:
+        tensor = make(weight, reader)
+        assert weight.stored.key not in read
+        read[weight.stored.key] = tensor.nbytes
+        return tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Weight, "make", counting)
+        model = load_transformer(find_model(config), config, ranks).model
     tensors = dict(model.state_dict()) | dict(model.named_buffers())
-    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}, read
 
 
 @pytest.mark.parametrize("config", [load_config("wan-tiny"), in_bfloat16(), with_memory(transformer="shard")])
-def test_one_rank_reads_and_all_have_the_same_weights(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_each_weight_is_read_once_and_all_ranks_have_the_same(
+    config: Config, world: int, warm: WarmRanks
+) -> None:
     path = EMBEDDED_MODELS / "wan-tiny" / "transformer"
     reference = WanTransformer3DModel.from_pretrained(path, dtype=config.dtype.of("transformer"))
     expected = dict(reference.state_dict()) | dict(reference.named_buffers())
-    (tmp_path / "transformer").mkdir()
-    shutil.copy(path / "config.json", tmp_path / "transformer")
-    for tensors in run_ranks(2, loaded, config, ModelFolder("wan-tiny", tmp_path, "", "WanPipeline")):
+    found = warm.run(world, loaded, config)
+    for tensors, _ in found:
         assert tensors.keys() == expected.keys()
         for name, tensor in tensors.items():
             assert tensor.dtype == expected[name].dtype, name
             assert torch.equal(tensor, expected[name]), name
+    shares = [read for _, read in found]
+    assert sorted(name for read in shares for name in read) == sorted(reference.state_dict())
+    most, least = max(sum(read.values()) for read in shares), min(sum(read.values()) for read in shares)
+    assert most <= 1.1 * least
+
+
+def test_no_more_is_read_ahead_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_AHEAD", 1000)
+    weights = weights_in(EMBEDDED_MODELS / "wan-tiny" / "transformer")
+    made, make = list[str](), Weight.make
+
+    def counting(weight: Weight, reader: TensorReader) -> torch.Tensor:
+        made.append(weight.stored.key)
+        return make(weight, reader)
+
+    monkeypatch.setattr(Weight, "make", counting)
+    wanted = {name: (weight, torch.float32) for name, weight in weights.items()}
+    with reading.ReadAhead(wanted) as ahead:
+        for taken, (name, (weight, _)) in enumerate(wanted.items(), 1):
+            assert ahead.take(name).shape == weight.shape
+            left = [reading.weight_bytes(weights[one].shape, torch.float32) for one in made[taken:]]
+            assert sum(left[:-1]) < 1000
+    assert sorted(made) == sorted(weights)
 
 
 def share_held(transformer: Transformer) -> float:

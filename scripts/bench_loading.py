@@ -1,0 +1,124 @@
+"""Seconds to load a large checkpoint on the ranks of a node: each reads a share, or one of them reads all.
+
+    python scripts/bench_loading.py --gigabytes 4 --ranks 2
+
+Writes a transformer of random float32 weights with blocks as wide as Wan2.1-14B's, in files of 5 GB as the
+hub has them, and loads it in bfloat16 on all ranks, in alternating rounds; all must load the same bits. With
+--cold the kernel's cache of files is emptied before each round, so that the disk is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from bench_scaling import on_ranks
+from diffusers import WanTransformer3DModel
+
+from runtime.models.folder import ModelFolder
+from runtime.models.loading import distribute, is_finite, load_component, replace
+from runtime.models.wan.adapter import every_block
+from runtime.parallel.ranks import Ranks
+
+WIDTH = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}  # of Wan2.1-14B
+BLOCK_BYTES = 4 * 352e6  # of one of its blocks, in float32
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+def write_checkpoint(folder: Path, gigabytes: float) -> float:
+    """Write the checkpoint; returns its gigabytes."""
+    blocks = max(1, round(gigabytes * 1e9 / BLOCK_BYTES))
+    with torch.device("meta"):
+        model = WanTransformer3DModel(num_layers=blocks, **WIDTH)
+    model = model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.02, generator=generator)
+    model.save_pretrained(folder / "transformer", max_shard_size="5GB")
+    return sum(weight.numel() for weight in model.parameters()) * 4 / 1e9
+
+
+def load_in_shares(ranks: Ranks, folder: ModelFolder) -> torch.nn.Module:
+    """Load as Lockstep does."""
+    arriving = load_component(WanTransformer3DModel, folder, "transformer", torch.bfloat16, ranks.node)
+    distribute(arriving, ranks, folder.name, every_block(arriving.model))
+    return arriving.model
+
+
+def load_on_the_first(ranks: Ranks, folder: ModelFolder) -> torch.nn.Module:
+    """Read everything on the first rank with diffusers, then broadcast it, as Lockstep did before."""
+    path = folder.path / "transformer"
+    if ranks.is_leader:
+        model = WanTransformer3DModel.from_pretrained(path, dtype=torch.bfloat16)
+    else:
+        with torch.device("meta"):
+            model = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(path))
+    wide = model._keep_in_fp32_modules
+    for name, weight in list(model.named_parameters()):
+        dtype = torch.float32 if set(wide) & set(name.split(".")) else torch.bfloat16
+        moved = weight.detach() if ranks.is_leader else torch.empty(weight.shape, dtype=dtype)
+        ranks.node.broadcast(moved)
+        assert is_finite(moved), name
+        replace(model, name, moved)
+    return model
+
+
+WAYS = {"each rank reads a share": load_in_shares, "the first rank reads all": load_on_the_first}
+
+
+def measure(ranks: Ranks, path: Path, rounds: int, cold: bool) -> dict[str, list[float]]:
+    """Load in turn in both ways; seconds of each, and both must have loaded the same bits."""
+    folder, found = ModelFolder("synthetic", path, "", "WanPipeline"), {way: [] for way in WAYS}
+    sums = set()
+    for _ in range(rounds):
+        for way, load in WAYS.items():
+            if cold and ranks.is_leader:
+                os.sync()
+                DROP_CACHES.write_text("1")
+            ranks.synchronize()
+            began = time.perf_counter()
+            model = load(ranks, folder)
+            ranks.synchronize()
+            found[way].append(time.perf_counter() - began)
+            values = (
+                p.view(torch.int16 if p.dtype == torch.bfloat16 else torch.int32) for p in model.parameters()
+            )
+            sums.add(sum(int(one.sum()) for one in values))
+            del model
+    assert len(sums) == 1, "the two ways loaded different weights"
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="of the checkpoint in float32")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="empty the kernel's cache first; needs root")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write the checkpoint; by default a temporary one"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        size = write_checkpoint(Path(folder), arguments.gigabytes)
+        found = on_ranks(arguments.ranks, measure, Path(folder), arguments.rounds, arguments.cold)[0]
+    cache = "not in" if arguments.cold else "in"
+    print(
+        f"{size:.1f} GB in float32, loaded in bfloat16 on {arguments.ranks} ranks; files {cache} the cache\n"
+    )
+    print("| way | median seconds | least |\n| --- | --- | --- |")
+    for way, seconds in found.items():
+        print(f"| {way} | {statistics.median(seconds):.1f} | {min(seconds):.1f} |")
+    ours, theirs = (statistics.median(seconds) for seconds in found.values())
+    print(f"\nA share for each rank takes {ours / theirs:.2f} of the time.")
+
+
+if __name__ == "__main__":
+    main()

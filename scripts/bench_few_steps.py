@@ -32,7 +32,7 @@ from runtime.request.config import load_config
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 
-BUDGETS = {8: (7, 6), 10: (8, 6), 12: (10, 8, 6)}  # steps → numbers of them that are computed
+BUDGETS = {8: (6,), 10: (8, 6), 12: (8,)}  # steps → numbers of them that are computed
 CALIBRATIONS = Path("out/few-steps")
 ORDER = 48  # of docs/quality.md, whose prompts no calibration has
 

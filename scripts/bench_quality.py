@@ -188,9 +188,9 @@ def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
         carried, fresh = ({"switch": {"history": history}} for history in ("carried", "fresh"))
         found["guided, w = 0.5, carried"] = found["guided, w = 0.5"] | carried
         found["guided, calibrated, planned, fresh"] = found["guided, calibrated, planned"] | fresh
-        if budget in {fit.nfe for fit in load_calibration(own).fits}:
-            fitted = {"kind": "fitted", "nfe": budget}
-            found[FITTED] = found["guided, calibrated, planned"] | {"schedule": fitted}
+    if setting.shipped and budget in {fit.nfe for fit in load_calibration(own).fits}:
+        fitted = {"kind": "fitted", "nfe": budget}
+        found[FITTED] = found["guided, calibrated, planned"] | {"schedule": fitted}
     if setting is SETTINGS[0] and budget in WATCHED:
         found["guided, calibrated, planned, watched"] = {
             "stream": "guided",

@@ -112,9 +112,9 @@ def _setting(results: list[Result], first: list[Result]) -> Iterable[str]:
     )
     peers = _by_method([r for r in results if not r["budget"]])
     if peers:
-        yield "Other caching methods, and for each the best plan that has no more evaluations:"
+        yield "Other caching methods, and for each the best plan and fitted solver with no more evaluations:"
         yield _table(
-            ["method", "NFE", "PSNR", "SSIM", "VMAF", "planned at"],
+            ["method", "NFE", "PSNR", "SSIM", "VMAF", "planned at", "fitted at"],
             [
                 [
                     name,
@@ -122,7 +122,8 @@ def _setting(results: list[Result], first: list[Result]) -> Iterable[str]:
                     _psnr(own),
                     f"{_mean(own, 'ssim'):.4f}",
                     f"{_mean(own, 'vmaf'):.1f}",
-                    _rival(results, own, budgets),
+                    _rival(results, own, BEST),
+                    _rival(results, own, FITTED),
                 ]
                 for name, own in sorted(peers.items(), key=lambda item: _mean(item[1], "nfe"))
             ],
@@ -148,10 +149,12 @@ def _goals(results: list[Result], first: list[Result]) -> str:
         f"{_verdict(gain >= 7)}"
     )
     if results[0]["setting"].startswith(EXPERTS):
-        alone = _mean_psnr(_of(first, BEST, 14))
-        lost = _mean_psnr(best) - alone
-        said = f"- planned at 14 NFE at most 1 dB below wan-tiny's {alone:.1f} dB: {lost:+.1f}"
-        lines.append(f"{said}: {_verdict(lost >= -1)}")
+        for name, method in (("planned", BEST), ("fitted", FITTED)):
+            alone, own = _of(first, method, 14), _of(results, method, 14)
+            if alone and own:
+                lost = _mean_psnr(own) - _mean_psnr(alone)
+                said = f"- {name} at 14 NFE at most 1 dB below wan-tiny's {_mean_psnr(alone):.1f} dB"
+                lines.append(f"{said}: {lost:+.1f}: {_verdict(lost >= -1)}")
     peers = any(not r["budget"] for r in results)
     if peers:
         said = "- planned, at the same or a lower NFE, never worse than another cache"
@@ -159,6 +162,8 @@ def _goals(results: list[Result], first: list[Result]) -> str:
     if peers and _of_method(results, FITTED):
         said = "- fitted solvers, at the same or a lower NFE, never worse than another cache"
         lines.append(f"{said}: {_against_peers(results, FITTED)}")
+    if _of_method(results, FITTED):
+        lines.append(_against_rows(results))
     return "Goals:\n\n" + "\n".join(lines)
 
 
@@ -172,6 +177,18 @@ def _against_peers(results: list[Result], method: str) -> str:
         if behind > 0:
             below.append(f"{name} ({_mean(own, 'nfe'):.1f} NFE) by {behind:.1f} dB")
     return f"worse than {'; '.join(below)}: missed" if below else "reached"
+
+
+def _against_rows(results: list[Result]) -> str:
+    """Say which of the other methods are better than fitted solvers with as many computed steps."""
+    budgets = sorted({r["budget"] for r in _of_method(results, FITTED)})
+    better = []
+    for name, budget in dict.fromkeys((r["method"], r["budget"]) for r in results if r["method"] != FITTED):
+        gain = _mean_psnr(_of(results, name, budget)) - _mean_psnr(_of(results, FITTED, budget))
+        if budget in budgets and gain > 0:
+            better.append(f"{name} at {budget} by {gain:.1f} dB")
+    said = f"- fitted solvers at {', '.join(map(str, budgets))} NFE better than all else in the first table"
+    return f"{said}: {'worse than ' + '; '.join(better) + ': missed' if better else 'reached'}"
 
 
 def _promises(results: list[Result]) -> str:
@@ -200,11 +217,12 @@ def _bytes(results: list[Result]) -> str:
     return "Memory for the history at 14 NFE, on one rank:\n\n" + _table(["method", "memory"], rows)
 
 
-def _rival(results: list[Result], own: list[Result], budgets: list[int]) -> str:
+def _rival(results: list[Result], own: list[Result], method: str) -> str:
+    budgets = sorted({r["budget"] for r in _of_method(results, method)})
     fitting = [budget for budget in budgets if budget <= _mean(own, "nfe") + 0.5]
     if not fitting:
         return ""
-    return f"{fitting[-1]}: {_psnr(_of(results, BEST, fitting[-1]))}"
+    return f"{fitting[-1]}: {_psnr(_of(results, method, fitting[-1]))}"
 
 
 def draw(results: list[Result], path: Path) -> None:

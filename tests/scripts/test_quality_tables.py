@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quality_tables import BEST, PAPER, write_document
+from quality_tables import BEST, FITTED, PAPER, write_document
 
 
 def results(best_at_10: float) -> list[dict[str, Any]]:
@@ -67,3 +67,28 @@ def test_two_experts_are_held_against_one_transformer(tmp_path: Path, lost: floa
     write_document(alone + two, out, notes)
     (line,) = (line for line in out.read_text().splitlines() if "below wan-tiny's" in line)
     assert line.endswith(f"-{lost}: {verdict}")
+
+
+@pytest.mark.parametrize(
+    ("fitted_at_14", "of_rows", "of_caches"),
+    [
+        (47.0, "reached", "reached"),
+        (45.0, f"worse than {BEST} at 14 by 1.0 dB: missed", "reached"),
+        (
+            42.0,
+            f"worse than {BEST} at 14 by 4.0 dB: missed",
+            "worse than SeaCache 1 (14.0 NFE) by 1.0 dB: missed",
+        ),
+    ],
+)
+def test_fitted_solvers_are_held_against_everything_else(
+    tmp_path: Path, fitted_at_14: float, of_rows: str, of_caches: str
+) -> None:
+    out, notes = tmp_path / "quality.md", tmp_path / "notes.md"
+    notes.write_text("")
+    found = [one | {"nfe": 14.0} if one["method"] == "SeaCache 1" else one for one in results(40.0)]
+    planned = [one for one in found if one["method"] == BEST and one["budget"] == 14]
+    made = [one | {"method": FITTED, "psnr": one["psnr"] - 46.0 + fitted_at_14} for one in planned]
+    write_document(found + made, out, notes)
+    lines = [line for line in out.read_text().splitlines() if line.startswith("- fitted solvers")]
+    assert [line.partition(": ")[2] for line in lines] == [of_caches, of_rows]

@@ -73,10 +73,8 @@ class Checkpoints:
         """
         check_outlives(self.root, field="checkpoints")
         self._check_leave()
-        if self.resume and self.newest is None:
+        if self.begins_anew:
             self._check_of_use()
-            told = "there is no complete checkpoint" if self.left else "there is no checkpoint"
-            log.warning("resume: %s in %r; starting at the first step", told, str(self.root))
         with refusing("checkpoints", self.root):
             missing = not self.root.exists()
         try:
@@ -147,6 +145,11 @@ class Checkpoints:
             return max((step for folder in self._folders() for step in complete_steps(folder)), default=None)
         except OSError:
             return None
+
+    @property
+    def begins_anew(self) -> bool:
+        """True if the job is to resume, and there is no complete checkpoint."""
+        return self.resume and self.newest is None
 
     @property
     def left(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from runtime.request.config import Config
 
 if TYPE_CHECKING:  # it takes seconds
     from runtime.profile import ModelProfile
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 10  # jobs whose problems are listed
 
@@ -101,7 +104,7 @@ class Batch:
             BadRequestError: see `Job.check_files`; one line for each of the first jobs with a problem.
         """
         self._check_apart()
-        problems = []
+        problems, anew = [], self._beginning_anew()
         for job, name, wanted in zip(self.jobs, self.names, self.wanted, strict=True):
             try:
                 if wanted:
@@ -109,6 +112,17 @@ class Batch:
             except BadRequestError as error:
                 problems.append(f"{name}{error}")
         refuse_all(problems)
+        if anew:
+            log.warning("resume: %s", anew)
+
+    def _beginning_anew(self) -> str:
+        """Say which of the jobs that are to resume start at the first step; empty for none."""
+        kept = [job.checkpoints for job in self.left if job.checkpoints is not None]
+        anew = [one for one in kept if one.begins_anew]
+        if len(self.jobs) == 1 and anew:
+            what = "complete checkpoint" if anew[0].left else "checkpoint"
+            return f"there is no {what} in {str(anew[0].root)!r}; starting at the first step"
+        return f"{len(anew)} of {len(self.jobs)} requests start at the first step" if anew else ""
 
     def _check_apart(self) -> None:
         writer: dict[Path, str] = {}

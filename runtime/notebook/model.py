@@ -12,6 +12,7 @@ from runtime.errors import BadRequestError
 from runtime.files.problems import nearest
 from runtime.files.text import is_folder, user_path
 from runtime.forecasting.calibration import Calibration
+from runtime.jobs.batch import Batch
 from runtime.jobs.options import JobOptions
 from runtime.jobs.run import generate_shown, run_job
 from runtime.measure.calibration_job import SEED, CalibrationJob, shipped_prompts
@@ -210,7 +211,7 @@ class VideoModel:
         job = JobOptions.parse(
             prompt=request.prompt, out=user_path(str(out)), **given, **{**files, **folder}
         ).job(self.config)
-        job.check_files()
+        Batch([job]).check_files()
         stop = Command.CANCEL if job.checkpoints is None else Command.STOP
         telling = Telling(on_step, partial(self._engine.command, stop), 2 if job.compare else 1)
         return run_job(self._engine, job, telling)

@@ -49,6 +49,8 @@ def test_the_model_is_loaded_once_and_a_resumed_batch_makes_what_is_left(
     stdout, stderr = capfd.readouterr()
     names = ["out/01-a-red-circle-3.mp4", "out/02-a-blue-square-3.mp4", "out/03-a-green-star-3.mp4"]
     assert stdout.splitlines() == names and "1 of 3 requests are made already" in stderr
+    assert stderr.count("resume:") == 1  # not one for each that was never begun
+    assert "2 of 3 requests start at the first step" in " ".join(stderr.split())
     assert len(loaded) == 2
     assert (tmp_path / names[0]).stat().st_mtime_ns == first.st_mtime_ns
 

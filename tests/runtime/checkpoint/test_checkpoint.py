@@ -26,6 +26,7 @@ from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
+from runtime.jobs.batch import Batch
 from runtime.jobs.run import run_job
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.ranks import Ranks
@@ -37,7 +38,7 @@ from runtime.request.video_request import VideoRequest
 from runtime.sampling.commands import Command
 from runtime.sampling.denoise import StepRecord
 from runtime.sampling.result import Result
-from tests.jobs import job_of
+from tests.jobs import job_of, make_job
 from tests.ranks import die, run_ranks, watch_ranks
 from tests.stopping import InterruptedHereError, generate, interrupt
 
@@ -630,9 +631,9 @@ def test_a_retry_of_a_job_that_may_overwrite_removes_what_is_another_s(
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Checkpoints(tmp_path / "kept", every=1, resume=True).check()
+    Batch([make_job(tmp_path / "a.mp4", resume=True)]).check_files()
     assert "there is no checkpoint in" in caplog.text and "starting at the first step" in caplog.text
-    assert not (tmp_path / "kept").exists()
+    assert not (tmp_path / "a.checkpoints").exists()
 
 
 def test_manifests_of_another_group_are_not_taken_for_this_one_s(tmp_path: Path) -> None:

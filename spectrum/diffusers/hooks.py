@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from typing import Any
 
@@ -17,7 +18,33 @@ from spectrum.diffusers.session import Session
 NAME = "spectrum"
 
 
-class TransformerHook(ModelHook):  # type: ignore[misc]  # diffusers has no types
+class _Contexts(StateManager):  # type: ignore[misc]
+    """The context of the call under way in each thread, as `cache_context` tells it."""
+
+    def __init__(self) -> None:
+        super().__init__(BaseState)
+        self._threads = threading.local()
+
+    @property
+    def context(self) -> Any:
+        """The context; None if the pipeline gives none."""
+        return getattr(self._threads, "context", None)
+
+    def set_context(self, context: Any) -> None:
+        """Take note of the context that diffusers tells."""
+        self._threads.context = context
+
+
+class _Hook(ModelHook):  # type: ignore[misc]  # diffusers has no types
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse copies: diffusers' registry would have a copied module run the weights of the original."""
+        raise TypeError(
+            "a transformer on which Spectrum is enabled can neither be copied nor pickled; call "
+            "spectrum.diffusers.disable(...) before, and enable(...) afterwards"
+        )
+
+
+class TransformerHook(_Hook):
     """Hook of a transformer: asks the session what to do in each call, and does it.
 
     Args:
@@ -29,7 +56,7 @@ class TransformerHook(ModelHook):  # type: ignore[misc]  # diffusers has no type
     def __init__(self, session: Session):
         super().__init__()
         self.session = session
-        self.contexts = StateManager(BaseState)  # diffusers tells it the context of each call
+        self.contexts = _Contexts()
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Compute or forecast one call."""
@@ -38,26 +65,24 @@ class TransformerHook(ModelHook):  # type: ignore[misc]  # diffusers has no type
                 f"{type(module).__name__}: enable_cache() was called while Spectrum is enabled; call "
                 f"disable_cache() on it, or spectrum.diffusers.disable(...)"
             )
-        turn = self._turn(module, args, kwargs)
-        try:
-            return self._output(turn, args, kwargs)
-        except BaseException:
-            self.session.forget()  # whatever comes next does not continue this generation
-            raise
+        with self.session.lock:  # threads that share the transformer take turns
+            turn = self._turn(module, args, kwargs)
+            try:
+                return self._output(turn, args, kwargs)
+            except BaseException:
+                self.session.forget()  # whatever comes next does not continue this generation
+                raise
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         """Forget the generation under way; pipelines ask for it when they end."""
-        self.session.forget()
+        with self.session.lock:
+            self.session.forget()
         self.contexts.set_context(None)
         return module
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _turn(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Turn | None:
-        try:
-            context = self.contexts.context
-        except ValueError:  # the pipeline gives none
-            context = None
-        return self.session.turn(module, args, kwargs, context)
+        return self.session.turn(module, args, kwargs, self.contexts.context)
 
     @abstractmethod
     def _output(self, turn: Turn | None, args: Any, kwargs: Any) -> Any:
@@ -105,7 +130,7 @@ class FeatureHook(TransformerHook):
         return output
 
 
-class BlockHook(ModelHook):  # type: ignore[misc]  # diffusers has no types
+class BlockHook(_Hook):
     """Hook of one block: lets its inputs through at a forecast; after the last block comes the forecast."""
 
     def __init__(self, transformer: FeatureHook, block: Block):

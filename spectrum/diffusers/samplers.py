@@ -7,7 +7,9 @@ not. Both can be seen without waiting for an accelerator.
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +52,11 @@ class Sight:
         return float(getattr(self.scheduler.config, "num_train_timesteps", 1000))
 
     @property
+    def timestep(self) -> float:
+        """Timestep that comes next; waits for the device."""
+        return float(self.timesteps[self.index or 0])
+
+    @property
     def ended(self) -> bool:
         """Whether every step was made."""
         return self.index is not None and self.index >= len(self.timesteps)
@@ -61,7 +68,7 @@ class Samplers:
     def __init__(self) -> None:
         self._pipelines: list[weakref.ref[Any]] = []
         self._seen: dict[int, Sight] = {}  # by id of a scheduler, which its sight keeps alive
-        self._latest: int | None = None  # id of the scheduler of the pipeline that called last
+        self._latest: dict[int, int | None] = {}  # thread → id of the scheduler whose pipeline called last
 
     def add(self, pipeline: Any) -> None:
         """Take note of a pipeline, without keeping it alive; what it did before does not count."""
@@ -72,25 +79,33 @@ class Samplers:
     def __bool__(self) -> bool:
         return bool(self._pipelines)
 
-    def calling(self) -> Sight | None:
-        """Return where the pipeline that is calling stands; None if it is none of the known ones."""
-        sights = self._sights()
+    def calling(self, goes_on: Callable[[Sight, Iterable[Sight]], bool]) -> Sight | None:
+        """Return where the pipeline that is calling stands; None if it is none of the known ones.
+
+        Args:
+            goes_on: tells whether a pipeline goes on, when others have begun; otherwise it was stopped.
+        """
+        sights, thread = self._sights(), threading.get_ident()
+        latest = self._latest.get(thread)
         moved = {
             key: sight
             for key, sight in sights.items()
             if sight.moved(self._seen.get(key)) and not sight.ended
         }
         begun = {key: sight for key, sight in moved.items() if sight.begun(self._seen.get(key))}
+        if begun and latest in moved and latest not in begun and goes_on(moved[latest], begun.values()):
+            begun = {}  # by other threads
         candidates = begun or moved
-        if self._latest in candidates:  # the others were stopped after a step
-            candidates = {self._latest: candidates[self._latest]}
+        if latest in candidates:  # the others were stopped after a step, or run in other threads
+            candidates = {latest: candidates[latest]}
         if len(candidates) > 1:  # cannot be told apart; after the next step they can
-            self._seen, self._latest = sights, None
+            self._seen, latest = sights, None
         elif candidates:
-            ((self._latest, sight),) = candidates.items()
+            ((latest, sight),) = candidates.items()
             self._seen = {key: known for key, known in self._seen.items() if key in sights}
-            self._seen[self._latest] = sight
-        found = None if self._latest is None else sights.get(self._latest)
+            self._seen[latest] = sight
+        self._latest[thread] = latest
+        found = None if latest is None else sights.get(latest)
         return None if found is None or found.ended else found
 
     def _sights(self) -> dict[int, Sight]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +20,42 @@ from spectrum.diffusers.report import Report
 from spectrum.diffusers.samplers import Samplers, Sight
 
 _log = logging.getLogger(__name__)
+_SKIPPED = 1  # entries that a step may take in a scheduler's list of timesteps beyond its own
 
 
 @dataclass(slots=True)
 class _Progress:
-    """A generation under way; `clock` and `timesteps`, its list, are those of a scheduler."""
+    """A generation under way; `clock` and `timesteps`, its list, are those of a scheduler.
+
+    `is_over` is set once a call has come that cannot belong to it.
+    """
 
     generation: Generation
     counter: Counter
     clock: Clock | None = None
     timesteps: torch.Tensor | None = None
+    is_over: bool = False
+
+    def find(self, call: Call) -> int:
+        """Find the step of a call by its timestep, or else count it; some schedulers have a step twice."""
+        assert self.clock is not None
+        now = self.generation.index
+        index = self.clock.find(call, now or 0)
+        if index is None:
+            index = self.counter.count(call) if self.clock.is_blind else -1
+        if now is not None and not now <= index <= now + _SKIPPED + 1:
+            self.is_over = True
+        return index
 
 
 class Session:
-    """Decides for one transformer.
+    """Decides for one transformer, or for several that go on with each other's history.
+
+    Attributes:
+        preset: schedule, predictor and stream.
+        samplers: schedulers of the pipelines that it decides for.
+        siblings: sessions of the pipeline's other transformers.
+        lock: held during a call of the transformer.
 
     Args:
         preset: schedule, predictor and stream.
@@ -45,10 +69,12 @@ class Session:
     ):
         self.preset, self._steps, self._storage, self._reduce = preset, steps, storage, reduce
         self.samplers = Samplers()
-        self.siblings: list[Session] = []  # of the pipeline's other transformers
+        self.siblings: list[Session] = []
+        self.lock = threading.RLock()
         self._under_way: dict[int | None, _Progress] = {}  # id of a scheduler, or None → its generation
         self._latest: Generation | None = None
         self._unknown = 0
+        self._with_gradient = False  # whether there were calls whose gradients are wanted
 
     def turn(self, module: torch.nn.Module, args: Any, kwargs: Any, context: Any) -> Turn | None:
         """Decide what is done in a call of `module`; None if it is to be computed, and nothing more.
@@ -58,9 +84,18 @@ class Session:
             TypeError: `module` does not take these arguments.
         """
         call = Call.of(module, args, kwargs, context)
+        if torch.is_grad_enabled() and _has_gradient(module, args, kwargs):
+            if not self._with_gradient:
+                _log.warning(
+                    "calls of %s whose gradients are wanted are computed, for a forecast has none; "
+                    "call it within torch.no_grad() otherwise",
+                    type(module).__name__,
+                )
+            self._with_gradient = True
+            return None
         if self._steps is not None:
             return self._counted(call)
-        sight = self.samplers.calling()
+        sight = self.samplers.calling(functools.partial(self._goes_on, call))
         turn = None if sight is None else self._told(call, sight)
         if turn is None:
             if not self._unknown:
@@ -98,16 +133,27 @@ class Session:
             counts.bytes,
         )
 
+    def _goes_on(self, call: Call, sight: Sight, begun: Iterable[Sight]) -> bool:
+        """Whether `call` has the timestep of the generation at `sight`, and of none that has begun."""
+        progress = self._under_way.get(id(sight.scheduler))
+        if progress is None or progress.clock is None or progress.timesteps is not sight.timesteps:
+            return False
+        clock = progress.clock
+        return clock.shows(call, sight.timestep) and not any(clock.shows(call, one.timestep) for one in begun)
+
     def _told(self, call: Call, sight: Sight) -> Turn | None:
         """Decide with what a scheduler tells."""
         progress = self._under_way.get(id(sight.scheduler))
         if progress is None or progress.timesteps is not sight.timesteps or _went_back(progress, sight):
-            begin = sight.index if sight.counts else 0
+            clock = Clock(sight.timesteps, sight.range)
+            begin = sight.index if sight.counts else clock.find(call) or 0
             progress = self._begin(id(sight.scheduler), len(sight.timesteps), begin)
-            progress.timesteps, progress.clock = sight.timesteps, Clock(sight.timesteps, sight.range)
+            progress.timesteps, progress.clock = sight.timesteps, clock
             self._check(progress.generation, call, sight)
         assert progress.clock is not None
-        index = sight.index if sight.counts else progress.counter.count(call)
+        index = sight.index if sight.counts else progress.find(call)
+        if progress.is_over:
+            return None
         if index is None:
             return progress.generation.turn(call, index)
         if index >= progress.generation.total:
@@ -152,6 +198,11 @@ class Session:
 def _forget(sessions: Iterable[Session]) -> None:
     for session in sessions:
         session.forget()
+
+
+def _has_gradient(module: torch.nn.Module, args: Any, kwargs: Any) -> bool:
+    given = (one for one in (*args, *kwargs.values(), *module.parameters()) if isinstance(one, torch.Tensor))
+    return any(one.requires_grad for one in given)
 
 
 def _went_back(progress: _Progress, sight: Sight) -> bool:

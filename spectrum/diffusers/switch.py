@@ -12,6 +12,7 @@ from diffusers.hooks import HookRegistry
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
+from spectrum.diffusers.attach import attach, detach
 from spectrum.diffusers.blocks import Block, blocks_of
 from spectrum.diffusers.conditions import TRANSFORMERS, transformers_of
 from spectrum.diffusers.generation import Reduce
@@ -96,9 +97,8 @@ def disable(target: Any) -> None:
         ValueError: `target` is no pipeline and no transformer.
     """
     for module in _transformers_of(target).values():
-        registry = HookRegistry.check_if_exists_or_initialize(module)
-        registry.remove_hook(NAME, recurse=True)
-        registry.invalidate_child_registries_cache()
+        detach(module, NAME)
+        HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
 
 
 def report(target: Any) -> dict[str, Report]:
@@ -123,13 +123,9 @@ def _attach(module: nn.Module, session: Session, blocks: list[Block]) -> None:
     disable(module)
     hook = FeatureHook(session) if blocks else VelocityHook(session)
     for block in blocks:
-        _register(block.module, BlockHook(hook, block))
-    _register(module, hook)
+        attach(block.module, BlockHook(hook, block), NAME)
+    attach(module, hook, NAME)
     HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
-
-
-def _register(module: nn.Module, hook: Any) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
 
 
 def _transformers_of(target: Any) -> dict[str, nn.Module]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import ModelHook
 
 from spectrum.calibration import norm, nudge
+from spectrum.diffusers.attach import attach, detach
 from spectrum.diffusers.conditions import transformers_of
 from spectrum.diffusers.outputs import Layout, pack
 
@@ -63,20 +64,22 @@ class Tap:
     def on(self, pipeline: Any) -> Iterator[None]:
         """See a generation of `pipeline`, which is as before afterwards."""
         modules, scheduler = transformers_of(pipeline).values(), pipeline.scheduler
-        original = scheduler.step
+        original, before = scheduler.step, vars(scheduler).get("step")
 
         def step(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             return self._stepped(original, model_output, args, kwargs)
 
         for module in modules:
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(_TapHook(self), _NAME)
+            attach(module, _TapHook(self), _NAME)
         scheduler.step = step  # an attribute of this one scheduler, until the generation ends
         try:
             yield
         finally:
             del scheduler.step
+            if before is not None:  # another's
+                scheduler.step = before
             for module in modules:
-                HookRegistry.check_if_exists_or_initialize(module).remove_hook(_NAME, recurse=False)
+                detach(module, _NAME)
 
     def called(self, compute: Any, device: torch.device) -> Any:
         """Return what a transformer returns: as before, or computed."""

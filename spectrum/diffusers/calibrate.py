@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -37,13 +35,19 @@ from spectrum.calibration import (
     sample,
     trial_budgets,
 )
-from spectrum.diffusers.conditions import noise_levels, of_guidance, of_pipeline, transformers_of
+from spectrum.diffusers.conditions import (
+    TRANSFORMERS,
+    noise_levels,
+    of_guidance,
+    of_pipeline,
+    transformers_of,
+)
+from spectrum.diffusers.kept import Kept, Runs, write_whole
 from spectrum.diffusers.plans import planned_preset
 from spectrum.diffusers.switch import disable, enable, is_enabled, report
 from spectrum.diffusers.taps import Tap
 from spectrum.planner import MAX_STEPS
 
-_log = logging.getLogger(__name__)
 _OURS = ("prompt", "generator", "output_type", "num_inference_steps", "return_dict", "num_images_per_prompt")
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 _EQUAL = 100.0  # PSNR of equal images, dB
@@ -66,7 +70,8 @@ def calibrate(
     an interruption.
 
     Args:
-        pipeline: a pipeline of diffusers with one transformer, on which Spectrum is not enabled.
+        pipeline: a pipeline of diffusers, on which Spectrum is not enabled. Of several transformers one
+            after the other is to compute each step, as Wan2.2's two do.
         prompts: at least two, unlike each other; four to six are often enough.
         out: the file to write, JSON.
         steps: number of steps of the sampler.
@@ -79,34 +84,37 @@ def calibrate(
         The path of the file.
 
     Raises:
-        ValueError: an argument is not valid; nothing was computed then.
+        ValueError: an argument is not valid, or another process makes the file; nothing was computed then. Or
+            the first run shows steps or noise levels that cannot be calibrated.
+        OSError: a file cannot be written; what was kept before stays, and the same call resumes.
 
     Example:
         >>> calibrate(pipe, PROMPTS, "flux.json", steps=50, guidance_scale=3.5)  # doctest: +SKIP
         >>> enable(pipe, plan("flux.json", nfe=12))  # doctest: +SKIP
     """
     path = Path(out)
-    _check(pipeline, prompts, path, steps, call, overwrite=overwrite)
+    _check(pipeline, prompts, path, steps, call)
     calibrator = _Calibrator(pipeline, prompts, steps, seed, call)
-    partial = path.with_name(path.name + ".partial")
-    calibrator.resume(partial, overwrite=overwrite)
-    with _quiet(pipeline), tqdm(total=calibrator.evaluations, disable=not progress, unit="eval") as bar:
-        calibrator.run(partial, bar)
-    _write(path, json.dumps(calibrator.content()) + "\n")
-    partial.unlink(missing_ok=True)
+    kept = Kept(path.with_name(path.name + ".partial"), calibrator.identity)
+    with kept.alone():
+        if path.exists() and not overwrite:
+            raise ValueError(f"out: {str(path)!r} exists; give another name, or overwrite=True")
+        calibrator.runs = kept.read(overwrite=overwrite) or calibrator.runs
+        with _quiet(pipeline), tqdm(total=calibrator.evaluations, disable=not progress, unit="eval") as bar:
+            calibrator.run(kept, bar)
+        write_whole(path, (json.dumps(calibrator.content()) + "\n").encode())
+        kept.remove()
     return path
 
 
 class _Calibrator:
-    """Makes the runs of one calibration that are left to do."""
+    """Makes the runs of one calibration that are left to do; `runs` are the finished ones."""
 
     def __init__(self, pipeline: Any, prompts: Sequence[str], steps: int, seed: int, call: Mapping[str, Any]):
         self._pipeline, self._prompts, self._steps = pipeline, list(prompts), steps
         self._seed, self._call = seed, call
         self._pipeline_conditions = of_pipeline(pipeline)
-        self._found = Findings()
-        self._pictures: list[NDArray[np.uint8]] = []  # of the full runs
-        self._told: dict[str, Any] = {}  # conditions and noise levels that a generation tells
+        self.runs = Runs(Findings(), [], {})
 
     @property
     def evaluations(self) -> int:
@@ -114,62 +122,30 @@ class _Calibrator:
         videos, budgets = range(len(self._prompts)), trial_budgets(self._steps)
         full = sum(
             self._steps + sum(self._steps - step - 1 for step in nudged_steps(video, self._steps))
-            for video in videos[len(self._found.grams) :]
+            for video in videos[len(self.runs.found.grams) :]
         )
-        return full + sum(budgets) * (len(videos) - len(self._found.trials) // len(budgets))
+        return full + sum(budgets) * (len(videos) - len(self.runs.found.trials) // len(budgets))
 
-    def run(self, partial: Path, bar: Any) -> None:
+    def run(self, kept: Kept, bar: Any) -> None:
         """Make the runs; each prompt's is kept when it is done."""
-        for video in range(len(self._found.grams), len(self._prompts)):
+        for video in range(len(self.runs.found.grams), len(self._prompts)):
             self._full(video, bar)
-            self._keep(partial)
-        for video in range(len(self._found.trials) // len(trial_budgets(self._steps)), len(self._prompts)):
+            kept.write(self.runs)
+        budgets = trial_budgets(self._steps)
+        for video in range(len(self.runs.found.trials) // len(budgets), len(self._prompts)):
             self._try(video, bar)
-            self._keep(partial)
+            kept.write(self.runs)
 
     def content(self) -> dict[str, Any]:
         """Content of the calibration file."""
-        conditions = self._pipeline_conditions | self._told["conditions"]
-        content = self._found.content(conditions, self._told["levels"], ranks=1)
-        own = {"lockstep": version("lockstep-video"), "python": platform.python_version()}
+        conditions = self._pipeline_conditions | self.runs.told["conditions"]
+        content = self.runs.found.content(conditions, self.runs.told["levels"], ranks=1)
+        own = {"lockstep": _version("lockstep-video"), "python": platform.python_version()}
         return content | {
             "prompts": self._prompts,
             "seeds": [self._seed + video for video in range(len(self._prompts))],
-            "versions": own | {name: version(name) for name in _LIBRARIES},
+            "versions": own | {name: _version(name) for name in _LIBRARIES},
         }
-
-    def resume(self, partial: Path, *, overwrite: bool) -> None:
-        """Take over the finished runs of an interrupted calibration.
-
-        Raises:
-            ValueError: the file there is of another calibration.
-        """
-        if not partial.exists():
-            return
-        try:
-            kept = torch.load(partial, weights_only=True)
-            plain, identity = json.loads(kept["found"]), kept["identity"]
-        except Exception as error:  # torch raises anything for damaged files
-            _log.warning("%s cannot be read (%s); starting again", partial, error)
-            return
-        if identity != self._identity:
-            if overwrite:
-                return
-            raise ValueError(
-                f"out: {str(partial)!r} holds finished runs of another calibration (other prompts, arguments "
-                "or weights); overwrite=True starts again"
-            )
-        self._told, found = plain["told"], plain["found"]
-        self._found = Findings(**found, latents=kept["latents"])
-        self._pictures = [one.numpy() for one in kept["pictures"]]
-
-    def _keep(self, partial: Path) -> None:
-        found = json.dumps({"told": self._told, "found": self._found.plain()})
-        pictures = [torch.from_numpy(one) for one in self._pictures]
-        content = {"identity": self._identity, "found": found, "latents": self._found.latents}
-        temporary = partial.with_name(partial.name + ".part")
-        torch.save(content | {"pictures": pictures}, temporary)
-        temporary.replace(partial)
 
     def _full(self, video: int, bar: Any) -> None:
         """Make one full run, and its nudged runs."""
@@ -178,17 +154,17 @@ class _Calibrator:
         tap = Tap(keeps_outputs=True)
         pictures = self._generate(video, tap, bar, self._steps)
         self._note(tap, pictures)
-        levels = self._told["levels"]
+        levels = self.runs.told["levels"]
         for step in nudged_steps(video, self._steps):
             bar.set_description(f"{name}, nudged at {step}")
             other = Tap(replayed=tap.steps, nudged=step)
             self._generate(video, other, bar, self._steps - step - 1, output_type="latent")
             moved = abs(levels[step] - levels[step + 1]) * other.moved
-            self._found.add_gain(step, norm(other.final - tap.final), moved)
+            self.runs.found.add_gain(step, norm(other.final - tap.final), moved)
             if step + 1 < self._steps:
                 after, before = other.steps[step + 1], tap.steps[step + 1]
                 velocity = norm(after.velocity - before.velocity)
-                self._found.add_response(step + 1, velocity, norm(after.latents - before.latents))
+                self.runs.found.add_response(step + 1, velocity, norm(after.latents - before.latents))
 
     def _note(self, tap: Tap, pictures: NDArray[np.uint8]) -> None:
         """Note what a full run has shown.
@@ -211,22 +187,22 @@ class _Calibrator:
             "guided": gram_of(guided),
         }
         start = sample(tap.steps[0].latents).to(guided[0].dtype)
-        self._found.add_run(grams, gram_of([start, *guided]), norm(sample(tap.final)))
-        self._found.computed += [step.seconds for step in tap.steps]
-        self._found.latents.append(tap.final)
-        self._pictures.append(pictures)
-        if not self._told:
+        self.runs.found.add_run(grams, gram_of([start, *guided]), norm(sample(tap.final)))
+        self.runs.found.computed += [step.seconds for step in tap.steps]
+        self.runs.found.latents.append(tap.final)
+        self.runs.pictures.append(pictures)
+        if not self.runs.told:
             height, width = pictures.shape[-3:-1]
             frames = pictures.shape[0] if pictures.ndim == 4 else 1
             size = {"width": width, "height": height, "frames": frames, "latents": tap.final.numel()}
             told = {"steps": self._steps} | of_guidance(self._pipeline) | size
-            self._told = {"conditions": told, "levels": levels}
+            self.runs.told = {"conditions": told, "levels": levels}
 
     def _try(self, video: int, bar: Any) -> None:
         """Make one image with schedules for several budgets, planned from all the others."""
         bar.set_description(f"trials of prompt {video + 1} of {len(self._prompts)}")
-        predictor, planner = self._found.without(video, self._told["levels"])
-        final = self._found.latents[video]
+        predictor, planner = self.runs.found.without(video, self.runs.told["levels"])
+        final = self.runs.found.latents[video]
         done: list[dict[str, Any]] = []
         seconds: list[float] = []
         for nfe in trial_budgets(self._steps):
@@ -235,7 +211,7 @@ class _Calibrator:
             enable(self._pipeline, planned_preset("trial", planned, predictor))
             try:
                 pictures = self._generate(video, tap, bar, nfe)
-                (told,) = report(self._pipeline).values()
+                told, *_ = report(self._pipeline).values()  # experts have the same
             finally:
                 disable(self._pipeline)
             seconds += [tap.steps[step].seconds for step in told.forecast]
@@ -246,11 +222,11 @@ class _Calibrator:
                     "expected": planned.error,
                     "surprise": surprise(told.errors, planned.expected),
                     "measured": norm(tap.final - final) / norm(final),
-                    "psnr": _psnr(pictures, self._pictures[video]),
+                    "psnr": _psnr(pictures, self.runs.pictures[video]),
                 }
             )
-        self._found.trials += done
-        self._found.forecast += seconds
+        self.runs.found.trials += done
+        self.runs.found.forecast += seconds
 
     def _generate(
         self, video: int, tap: Tap, bar: Any, evaluations: int, output_type: str = "np"
@@ -272,21 +248,19 @@ class _Calibrator:
         return pictures
 
     @property
-    def _identity(self) -> str:
+    def identity(self) -> str:
         """Digest of everything that the runs depend on."""
         call = {name: _told(value) for name, value in sorted(self._call.items())}
         parts = [self._pipeline_conditions, self._prompts, self._steps, self._seed, call]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _check(
-    pipeline: Any, prompts: Sequence[str], path: Path, steps: int, call: Mapping[str, Any], *, overwrite: bool
-) -> None:
+def _check(pipeline: Any, prompts: Sequence[str], path: Path, steps: int, call: Mapping[str, Any]) -> None:
     """Refuse what cannot be calibrated, before anything is computed."""
     name, transformers = type(pipeline).__name__, transformers_of(pipeline)
-    if len(transformers) != 1 or getattr(pipeline, "scheduler", None) is None:
-        said = ", ".join(transformers) or "no transformer"
-        raise ValueError(f"{name} has {said}; a calibration needs one transformer and a scheduler")
+    if not transformers or getattr(pipeline, "scheduler", None) is None:
+        said = "no scheduler" if transformers else f"none of {', '.join(TRANSFORMERS)}"
+        raise ValueError(f"{name} has {said}; a calibration needs both")
     if getattr(pipeline, "vae", None) is None:
         raise ValueError(f"{name} has no VAE; the quality of forecasts is measured on pictures")
     if is_enabled(pipeline) or any(getattr(one, "is_cache_enabled", False) for one in transformers.values()):
@@ -300,8 +274,8 @@ def _check(
         raise ValueError(f"{', '.join(ours)}: calibrate(...) gives the pipeline these arguments itself")
     if path.suffix != ".json":
         raise ValueError(f"out: {str(path)!r} given; a calibration is a .json file")
-    if path.exists() and not overwrite:
-        raise ValueError(f"out: {str(path)!r} exists; give another name, or overwrite=True")
+    if path.is_dir():
+        raise ValueError(f"out: {str(path)!r} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise ValueError(f"out: the folder {str(path.parent)!r} does not exist")
 
@@ -317,11 +291,12 @@ def _quiet(pipeline: Any) -> Iterator[None]:
         pipeline.set_progress_bar_config(**(before or {}))
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _version(name: str) -> str:
+    """Version of a package; nothing to fail for after hours of runs if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _psnr(pictures: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:

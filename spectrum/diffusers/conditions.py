@@ -42,7 +42,7 @@ class Conditions:
         self._refuse(differences(self.values, of_pipeline(pipeline)))
 
     def check_generation(self, pipeline: Any, steps: int, latents: int) -> None:
-        """Refuse a generation with other steps, guidance, noise levels or size.
+        """Refuse a generation with other steps, guidance, scheduler, noise levels or size.
 
         Args:
             pipeline: the pipeline, which has begun the generation.
@@ -52,7 +52,7 @@ class Conditions:
         Raises:
             ValueError: something differs; the message says what.
         """
-        given = {"steps": steps} | of_guidance(pipeline)
+        given = {"steps": steps} | of_guidance(pipeline) | of_scheduler(pipeline.scheduler)
         found = differences({name: self.values.get(name) for name in given}, given)
         if sizes_differ(self.values["latents"], latents):
             found.append(f"about {self.values['latents']} numbers of latents, not {latents}")
@@ -73,22 +73,28 @@ class Conditions:
 
 def of_pipeline(pipeline: Any) -> dict[str, Any]:
     """Conditions that are known before a generation: pipeline, weights and scheduler."""
-    scheduler = pipeline.scheduler
-    return {
+    found = {
         "pipeline": type(pipeline).__name__,
         "model": str(getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__),
         "revision": _digest(transformers_of(pipeline).values()),
-        "sampler": type(scheduler).__name__,
-        "settings": {
-            name: str(value) for name, value in sorted(scheduler.config.items()) if not name.startswith("_")
-        },
     }
+    ratio = pipeline.config.get("boundary_ratio")
+    if ratio is not None:
+        found["boundary"] = float(ratio) * pipeline.scheduler.config.num_train_timesteps
+    return found | of_scheduler(pipeline.scheduler)
+
+
+def of_scheduler(scheduler: Any) -> dict[str, Any]:
+    """Class and settings of a scheduler."""
+    settings = sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
+    return {"sampler": type(scheduler).__name__, "settings": {name: str(value) for name, value in settings}}
 
 
 def of_guidance(pipeline: Any) -> dict[str, float]:
-    """Scale of guidance of the generation under way; 1 if the pipeline knows none."""
-    scale = getattr(pipeline, "guidance_scale", None)
-    return {"guidance": float(scale) if isinstance(scale, int | float) else 1.0}
+    """Scales of guidance of the generation under way; 1 if the pipeline knows none."""
+    scale, second = (getattr(pipeline, name, None) for name in ("guidance_scale", "_guidance_scale_2"))
+    found = {"guidance": float(scale) if isinstance(scale, int | float) else 1.0}
+    return found | ({"guidance_2": float(second)} if isinstance(second, int | float) else {})
 
 
 def noise_levels(scheduler: Any) -> list[float]:

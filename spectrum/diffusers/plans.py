@@ -69,7 +69,8 @@ def planned_preset(name: str, planned: PlannedSteps, predictor: CalibratedPredic
     """Make a preset that computes the planned steps and forecasts what the transformer returns at the others.
 
     Guidance is a weighted sum of what is forecast, so weights that are best for the guided velocity are used
-    for each of its branches.
+    for each of its branches. A calibration knows the steps of all transformers of a pipeline, so they go on
+    with each other's history.
     """
 
     def schedule(steps: int) -> Schedule:
@@ -77,7 +78,7 @@ def planned_preset(name: str, planned: PlannedSteps, predictor: CalibratedPredic
             raise ValueError(f"it is planned for {planned.steps} steps")
         return FixedSchedule(planned.steps, planned.computed)
 
-    return Plan(name, schedule, lambda steps: predictor, "velocity", planned=planned, **others)
+    return Plan(name, schedule, lambda steps: predictor, "velocity", carried=True, planned=planned, **others)
 
 
 def read_calibration(file: str | PathLike[str]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class Preset:
         predictor: makes the predictor of a generation with that many steps.
         stream: forecast quantity: `feature`, the output of the last transformer block, or `velocity`, the
             output of the whole transformer.
+        carried: whether the transformers of one pipeline, such as Wan2.2's, have one schedule and one history
+            for all steps; for `velocity` only. By default each begins anew.
         forecasts: False if every step is computed, so that nothing has to be remembered.
         conditions: what it is valid for; None if that is any pipeline.
 
@@ -45,10 +47,13 @@ class Preset:
     stream: str = "feature"
     forecasts: bool = True
     conditions: Conditions | None = None
+    carried: bool = False
 
     def __post_init__(self) -> None:
         if self.stream not in STREAMS:
             raise ValueError(f"stream: {self.stream!r} given; it must be one of {_listed(STREAMS)}")
+        if self.carried and self.stream == "feature":
+            raise ValueError("carried: features of two transformers have nothing in common; carry velocities")
 
     @classmethod
     def load(cls, given: Preset | str | PathLike[str] | Mapping[str, Any]) -> Preset:

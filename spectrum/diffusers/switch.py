@@ -79,9 +79,9 @@ def enable(
         chosen.conditions.check_pipeline(target)
     forecast_features = chosen.forecasts and chosen.stream == "feature"
     blocks = {name: blocks_of(module) if forecast_features else [] for name, module in modules.items()}
-    sessions = [
-        Session(chosen, steps, None if storage is None else torch.device(storage), reduce) for _ in modules
-    ]
+    device = None if storage is None else torch.device(storage)
+    first, *others = (Session(chosen, steps, device, reduce) for _ in modules)
+    sessions = [first, *([first] * len(others) if chosen.carried else others)]
     for (name, module), session in zip(modules.items(), sessions, strict=True):
         session.siblings = [other for other in sessions if other is not session]
         if not alone:
@@ -103,6 +103,8 @@ def disable(target: Any) -> None:
 
 def report(target: Any) -> dict[str, Report]:
     """Report the latest generation: transformer's name in the pipeline → its report.
+
+    Transformers that go on with each other's history, as with a plan, have the same report.
 
     Raises:
         ValueError: Spectrum is not enabled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxPipeline, WanPipeline
 
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.methods import Methods
+from runtime.request.config import EMBEDDED_MODELS
 from spectrum import mean_gram, surprise
-from spectrum.calibration import from_triangle
+from spectrum.calibration import Findings, from_triangle
 from spectrum.diffusers import calibrate, disable, enable, plan, report
+from spectrum.diffusers.kept import Kept, Runs
 from tests.flux import CALL, flux_random
 from tests.pipelines import Evaluations
 
@@ -196,6 +199,85 @@ def test_an_interrupted_calibration_is_resumed(pipe: FluxPipeline, file: Path, t
     assert {name: resumed[name] for name in same} == {name: whole[name] for name in same}
 
 
+def test_what_is_in_the_way_is_left_alone(pipe: FluxPipeline, tmp_path: Path) -> None:
+    out, partial = tmp_path / "flux.json", tmp_path / "flux.json.partial"
+    partial.write_text("a poem")
+    with pytest.raises(ValueError, match="is in the way and cannot be read as finished runs"):
+        calibrate(pipe, PROMPTS, out, steps=STEPS, **CALL)
+    assert partial.read_text() == "a poem" and list(tmp_path.iterdir()) == [partial]
+
+
+def test_one_file_is_made_by_one_process(pipe: FluxPipeline, tmp_path: Path) -> None:
+    out = tmp_path / "flux.json"
+    with (
+        Kept(tmp_path / "flux.json.partial", "").alone(),
+        pytest.raises(ValueError, match="another process is making this calibration"),
+    ):
+        calibrate(pipe, PROMPTS, out, steps=STEPS, **CALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_were_kept_outlive_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path / "flux.json.partial", "mine")
+    kept.write(Runs(Findings(scales=[0.5]), [np.ones((2, 2, 3), np.uint8)], {"levels": [1.0, 0.0]}))
+
+    def full(path: Path, content: bytes) -> int:
+        path.write_text("part of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        kept.write(Runs(Findings(), [], {}))
+    assert list(tmp_path.iterdir()) == [kept.path]
+    read = kept.read(overwrite=False)
+    assert read is not None and read.found.scales == [0.5] and read.pictures[0].all()
+
+
+WAN_CALL: dict[str, Any] = {
+    "height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16, "guidance_scale": 4.0,
+    "guidance_scale_2": 3.0,
+}  # fmt: skip
+
+
+def test_two_transformers_have_one_calibration(tmp_path: Path) -> None:
+    pipe = WanPipeline.from_pretrained(EMBEDDED_MODELS / "wan2.2-tiny", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    file = calibrate(pipe, PROMPTS, tmp_path / "wan.json", steps=8, progress=False, **WAN_CALL)
+    conditions = load_calibration(str(file)).conditions
+    assert (conditions.guidance, conditions.guidance_2, conditions.boundary) == (4.0, 3.0, 875.0)
+    planned = plan(file, nfe=4)
+    assert planned.computed == Methods(load_calibration(str(file))).planned(4).plan.computed
+    enable(pipe, planned)
+    first, second = (Evaluations([one.blocks[0].attn1]) for one in (pipe.transformer, pipe.transformer_2))
+
+    def generate(**changes: Any) -> None:
+        pipe(UNSEEN, num_inference_steps=8, output_type="latent", **WAN_CALL | changes)
+
+    generate()
+    high, low = report(pipe).values()
+    assert high == low and high.computed == planned.computed and high.forecasts == 2 * 4
+    of_first = sum(bool(time >= 875) for time in pipe.scheduler.timesteps[list(planned.computed)])
+    assert first.counts == [2 * of_first] and second.counts == [2 * (4 - of_first)]
+    assert 1 < sum(bool(time >= 875) for time in pipe.scheduler.timesteps) < 7
+    with pytest.raises(ValueError, match=r"it is for guidance_2 3.0, not 5.0"):
+        generate(guidance_scale_2=5.0)
+    pipe.register_to_config(boundary_ratio=0.5)
+    with pytest.raises(ValueError, match=r"it is for boundary 875.0, not 500.0"):
+        enable(pipe, planned)
+
+
+def test_a_scheduler_that_is_changed_later_is_refused(pipe: FluxPipeline, file: Path) -> None:
+    before = pipe.scheduler
+    enable(pipe, plan(file, nfe=4))
+    try:
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(before.config, stochastic_sampling=True)
+        with pytest.raises(ValueError, match=r"sampler.stochastic_sampling False, not True"):
+            run(pipe)
+    finally:
+        disable(pipe)
+        pipe.scheduler = before
+
+
 @pytest.mark.parametrize(
     ("prompts", "changes", "said"),
     [
@@ -205,6 +287,7 @@ def test_an_interrupted_calibration_is_resumed(pipe: FluxPipeline, file: Path, t
         (PROMPTS, {"num_inference_steps": 5}, "num_inference_steps: calibrate"),
         (PROMPTS, {"out": "flux.yaml"}, "is a .json file"),
         (PROMPTS, {"out": "no/flux.json"}, "does not exist"),
+        (PROMPTS, {"out": ".."}, "is a .json file"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(

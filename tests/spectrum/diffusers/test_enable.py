@@ -115,11 +115,24 @@ def test_enabling_again_replaces_the_preset() -> None:
     assert (told.preset, told.stream, told.nfe) == ("paper", "velocity", 8)
 
 
-def test_spectrum_needs_diffusers_only_here() -> None:
-    code = (
-        "import sys, spectrum\n"
-        "assert 'diffusers' not in sys.modules\n"
-        "import spectrum.diffusers\n"
-        "assert not {name.partition('.')[0] for name in sys.modules} & {'runtime', 'launch', 'ray'}\n"
-    )
+def test_spectrum_needs_torch_and_numpy_and_here_diffusers() -> None:
+    code = """
+import re, sys, tomllib
+from importlib.machinery import PathFinder
+dependencies = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]
+names = {re.match(r"[\\w-]+", one)[0].lower().replace("-", "_") for one in dependencies}
+names |= {"runtime", "launch", "google"}
+come_with_diffusers = {"safetensors", "pyyaml", "pillow", "click", "rich"}
+missing = names - {"torch", "numpy"}
+find = PathFinder.find_spec
+def find_spec(name, *others):
+    return None if name.partition(".")[0] in missing else find(name, *others)
+PathFinder.find_spec = find_spec
+import spectrum, spectrum.calibration
+assert "yaml" not in sys.modules and "PIL" not in sys.modules
+assert len(missing) > 12 and "transformers" in missing
+missing -= come_with_diffusers | {"diffusers"}
+import spectrum.diffusers
+assert not {name.partition(".")[0] for name in sys.modules} & missing
+"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

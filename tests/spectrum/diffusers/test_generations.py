@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 
-from spectrum import paper_schedule
+from spectrum import FixedSchedule, LinearExtrapolation, paper_schedule
 from spectrum.diffusers import Preset, disable, enable, report
 from spectrum.diffusers.call import Call
 from spectrum.diffusers.generation import Generation
-from tests.pipelines import TEXT, Tiny, cogvideox, flux, noise, sd3, stable_diffusion, wan, wan_transformer
+from tests.pipelines import (
+    TEXT,
+    Evaluations,
+    Tiny,
+    cogvideox,
+    flux,
+    noise,
+    sd3,
+    stable_diffusion,
+    wan,
+    wan_transformer,
+)
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 STREAMS = pytest.mark.parametrize("stream", ["feature", "velocity"])
@@ -205,6 +217,30 @@ def test_experts_have_schedules_of_their_own(stream: str) -> None:
     assert low.computed == tuple(begin + step for step in paper_schedule(20 - begin).computed)
     for told in (high, low):
         assert (told.evaluations, told.forecasts) == (2 * len(told.computed), 2 * len(told.forecast))
+
+
+def test_experts_may_go_on_with_each_other_s_history() -> None:
+    tiny = wan(transformer_2=wan_transformer(), boundary_ratio=0.9)
+    parts = [tiny.pipe.transformer.blocks[0].attn1, tiny.pipe.transformer_2.blocks[0].attn1]
+    ran = Evaluations(parts)
+    tiny.run(20)
+    calls = ran.counts[0]  # of the first expert: two a step
+    preset = Preset(
+        "carried",
+        lambda steps: FixedSchedule.explicit(steps, [0, 1, 3, 19]),
+        lambda steps: LinearExtrapolation(),
+        "velocity",
+        carried=True,
+    )
+    enable(tiny.pipe, preset)
+    ran.counts[:] = 0, 0
+    latents = tiny.run(20)
+    assert 8 < calls < 38 and ran.counts == [6, 2]  # none for the second one's first steps
+    high, low = report(tiny.pipe).values()
+    assert high == low and high.computed == (0, 1, 3, 19) and len(high.forecast) == 16
+    assert torch.equal(tiny.run(20), latents)
+    with pytest.raises(ValueError, match="features of two transformers have nothing in common"):
+        dataclasses.replace(preset, stream="feature")
 
 
 @STREAMS

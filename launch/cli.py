@@ -138,11 +138,11 @@ def without_launcher(arguments: list[str]) -> list[str]:
 @calibrate_options
 @click.pass_context
 def calibrate(context: click.Context, /, ranks: int | None, timeout: float | None, **options: Any) -> None:
-    """Measure a model under its sampler, so that steps can be planned and forecasts weighted.
+    """Measure how a model's output changes from step to step, to plan steps and to weight forecasts.
 
     Runs the full sampler on some prompts, fits solvers for some numbers of computed steps, and writes one
-    small JSON file. Finished runs of an interrupted calibration are kept beside it; the same command resumes
-    from them.
+    small JSON file. Finished runs are kept in the same folder; after an interruption, the same command
+    resumes from them.
     """
     from launch.commands.calibrate import plan_calibration, run_calibration
     from launch.shell.signals import ignore_signals, stop_on_signals
@@ -170,18 +170,18 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
 )
 @click.option("--ranks", type=DEGREE, metavar="N", help="Processes that make a shot together.  [default: 1]")
 @click.option("--only", multiple=True, metavar="ID", help="Make only this shot; may be given several times.")
-@click.option("--dry-run", is_flag=True, help="Show what each shot will take, and make nothing.")
-@click.option("--price", type=PRICE, help="Price of one rank for an hour, for the costs shown by --dry-run.")
+@click.option("--dry-run", is_flag=True, help="Show the time and steps of each shot, and make nothing.")
+@click.option(
+    "--price", type=PRICE, help="Price of one rank for one hour, for the costs that --dry-run shows."
+)
 @click.option(
     "--gpu",
     type=FileNameType(),
     metavar="NAME|FILE",
-    help="GPU on which --dry-run rehearses shots that were never timed, such as h100.",
+    help="GPU, such as h100, for which --dry-run estimates shots without measured times.",
 )
 @click.option("--audio", type=PathType(), help="Sound track of the film, in any format that ffmpeg reads.")
-@click.option(
-    "--compare", is_flag=True, help="Also measure the shots that are made against the full sampler."
-)
+@click.option("--compare", is_flag=True, help="Also compare each shot that is made with the full sampler.")
 @click.option(
     "--prune",
     is_flag=True,
@@ -220,7 +220,7 @@ def storyboard(
         click.echo(json.dumps(Storyboard.model_json_schema(), indent=2))
         return
     if as_json and (prune or not dry_run):
-        raise BadRequestError("json: it is for --dry-run alone")
+        raise BadRequestError("json: it needs --dry-run")
     if storyboard is None or out is None:
         raise BadRequestError("storyboard: give the file, and --out with the folder of the film")
     from launch.film.shots import plan_film

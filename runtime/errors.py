@@ -1,4 +1,4 @@
-"""The exceptions that Lockstep raises on purpose, and how others' are put in words.
+"""The exceptions that Lockstep raises on purpose, and how others', and settings, are put in words.
 
 The command line maps them to exit codes.
 """
@@ -46,6 +46,12 @@ class RankFailedError(JobFailedError):
 
 class CancelledError(LockstepError):
     """The job was cancelled, at the same step on every rank. Exit code 130."""
+
+
+def setting(name: str, value: object = True) -> str:
+    """Name a setting as the command line and Python write it, such as `--resume (in Python: resume=True)`."""
+    option = f"--{name.replace('_', '-')}"
+    return f"{option if value is True else f'{option} {value}'} (in Python: {name}={value})"
 
 
 def reason(error: BaseException) -> str:

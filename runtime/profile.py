@@ -96,8 +96,8 @@ class ModelProfile:
             raise BadRequestError(str(error)) from None
         if choice.steps is not None and choice.steps <= FEW_STEPS and preset.forecasts:
             raise BadRequestError(
-                f"spectrum: {request.spectrum!r} given; a model of {choice.steps} steps leaves nothing to "
-                "forecast from: write off"
+                f"spectrum: {request.spectrum!r} given; a model of {choice.steps} steps has too few "
+                "steps to forecast from: use off"
             )
 
     def fresh_sampler(self, request: VideoRequest, device: torch.device | None = None) -> SchedulerMixin:

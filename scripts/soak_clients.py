@@ -167,7 +167,7 @@ class Client:
         code, said = video["error"]["code"], video["error"]["message"]
         if cancelled and code == "cancelled":
             outcome.end = "cancelled"
-        elif not said.startswith("set aside after crashing"):
+        elif not said.startswith("stopped after it crashed"):
             raise _BrokenPromiseError(f"{id} has failed: {code}, {said}")
 
     def _video(self, id: str) -> dict[str, Any]:

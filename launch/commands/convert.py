@@ -19,19 +19,19 @@ from launch.shell.terminal import print_path
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Dtype of the transformers' and the text encoder's weights.  [default: as they are]",
+    help="Dtype of the transformers' and the text encoder's weights.  [default: unchanged]",
 )
 @click.pass_obj
 def convert(console: Console, /, source: str, folder: Path, dtype: str | None) -> None:
-    """Make the folder DST in diffusers layout of the model SRC, tensor by tensor, and verify it.
+    """Convert the model SRC to diffusers layout in the new folder DST, tensor by tensor, and verify it.
 
     SRC is a folder or repository in diffusers layout or in that of Wan's own repositories, or a YAML config
     whose `model` names the files of components, such as ComfyUI's: docs/models.md. DST appears when it is
-    complete; after an interruption, the same command goes on from the finished files.
+    complete. After an interruption, the same command continues from the finished files.
     """
     from launch.commands.conversion import plan, run
 
     conversion = plan(source, folder, dtype)
-    with advising(lambda: "the same command goes on from the files that are finished"):
+    with advising(lambda: "the same command continues from the files that are finished"):
         run(conversion, console)
     print_path(folder)

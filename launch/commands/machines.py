@@ -50,8 +50,8 @@ def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: An
     "--gpu",
     type=FileNameType(),
     metavar="NAME|FILE",
-    help="Also rehearse each shipped config on 1, 2, 4 and 8 such GPUs, which need not exist: h100, h200, "
-    "b200, 4090, or a YAML file. Takes about a minute.",
+    help="Also rehearse each shipped config on 1, 2, 4 and 8 of these GPUs, which you need not have: h100, "
+    "h200, b200, 4090, or a YAML file. Takes about a minute.",
 )
 @click.option(
     "--model",
@@ -63,7 +63,7 @@ def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: An
 def doctor(gpu: str | None, model: str | None, as_json: bool) -> None:
     """Show what this machine has, and which models and topologies it can run.
 
-    With --model, show what SRC is, what is in it, and the files that it is read from: docs/models.md.
+    With --model, show the kind of the model SRC, its components, and their files: docs/models.md.
     """
     from launch.commands.doctor import examine, to_json
 

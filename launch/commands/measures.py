@@ -47,9 +47,9 @@ from runtime.errors import BadRequestError
     type=PathType(),
     default=Path("compare.mp4"),
     show_default=True,
-    help="The mp4; the numbers are written beside it as JSON.",
+    help="The mp4; the numbers are written to a JSON file of the same name.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace files that exist, if they are of the same kind.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files, if they are of the same kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the mp4's path.")
 @click.pass_obj
 def compare(
@@ -66,7 +66,7 @@ def compare(
 ) -> None:
     """Compare presets with the full sampler on the same PROMPTS and seeds.
 
-    Writes a side-by-side mp4 (full sampler first), and a JSON file beside it with every number of the table.
+    Writes an mp4 that shows the videos side by side (full sampler first), and a JSON file with all numbers.
     """
     from launch.commands.compare import comparison_table, plan_comparison
     from launch.shell.progress import StepProgress, timed
@@ -109,15 +109,15 @@ def compare(
 @click.option(
     "--report",
     type=PathType(),
-    help="Report to take step times from.  [default: the calibration's step times]",
+    help="Report whose step times are used.  [default: the calibration's step times]",
 )
 @click.option("--picture", type=PathType(), help="PNG file for a picture of the plan.")
 @click.option(
     "--preset",
     type=PathType(),
-    help="YAML file for a preset that runs the plan, for --spectrum of `generate`.",
+    help="YAML file for the plan as a preset, for `generate --spectrum`.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace files that exist, if they are of the same kind.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files, if they are of the same kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
     calibration: str,

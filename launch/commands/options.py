@@ -18,7 +18,7 @@ _TIMEOUT_HELP = (
 )
 _CONFIGS = "[default: the config's]"
 _PRESET = (
-    "[default: the config's; of shipped configs auto: the best calibrated preset that fits, otherwise paper]"
+    "[default: the config's; in shipped configs auto: the best calibrated preset that fits, or else paper]"
 )
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -38,13 +38,13 @@ def sampling_options(command: _Command) -> _Command:
             type=FileNameType("."),
             metavar="NAME|FILE",
             help="Model and defaults: a shipped config (`lockstep doctor` lists them) or a YAML file.  "
-            "[default: wan-tiny, or what is usual for --model]",
+            "[default: wan-tiny, or the usual config for --model]",
         ),
         click.option(
             "--model",
             type=FileNameType(),
             metavar="FOLDER|REPOSITORY",
-            help="Model in place of the config's: a folder, or a repository of Hugging Face.",
+            help="Model to use instead of the config's: a folder, or a Hugging Face repository.",
         ),
         click.option(
             "--revision",
@@ -64,8 +64,8 @@ def sampling_options(command: _Command) -> _Command:
         click.option(
             "--guidance",
             type=float,
-            help=f"Scale of classifier-free guidance; 1 or less turns it off. Of a model of two experts: "
-            f"that of the first, for high noise.  {_CONFIGS}",
+            help=f"Scale of classifier-free guidance; 1 or less turns it off. For a model of two experts: "
+            f"scale of the first, for high noise.  {_CONFIGS}",
         ),
         click.option(
             "--guidance-2",
@@ -80,7 +80,9 @@ def sampling_options(command: _Command) -> _Command:
             help="Image that the video starts with, for models that make videos from images.",
         ),
         click.option(
-            "--max-sequence-length", type=int, help=f"Tokens of the prompt, padding included.  {_CONFIGS}"
+            "--max-sequence-length",
+            type=int,
+            help=f"Length of the prompt in tokens, with padding.  {_CONFIGS}",
         ),
     ]
     return _with(options, command)
@@ -93,19 +95,19 @@ def degree_options(command: _Command) -> _Command:
             "--ulysses",
             type=DEGREE,
             metavar="N",
-            help="Ranks that split the attention heads.  [default: chosen]",
+            help="Ranks that split the attention heads.  [default: automatic]",
         ),
         click.option(
             "--ring",
             type=DEGREE,
             metavar="N",
-            help="Ranks that pass keys and values around.  [default: chosen]",
+            help="Ranks that pass keys and values around.  [default: automatic]",
         ),
         click.option(
             "--cfg",
             type=DEGREE,
             metavar="N",
-            help="2 gives each guidance branch its own ranks.  [default: chosen]",
+            help="2 gives each guidance branch its own ranks.  [default: automatic]",
         ),
     ]
     return _with(options, command)
@@ -118,7 +120,7 @@ def calibrate_options(command: _Command) -> _Command:
         click.option(
             "--prompts",
             type=PathType(),
-            help="Text file with one prompt per line.  [default: the shipped ones]",
+            help="Text file with one prompt per line.  [default: the shipped prompts]",
         ),
         click.option("--seed", type=int, default=1000, show_default=True, help="Seed of the first video."),
         click.option(
@@ -126,10 +128,10 @@ def calibrate_options(command: _Command) -> _Command:
             type=BudgetsType(),
             metavar="N,N,…",
             help="Numbers of computed steps for which solvers are fitted, or none.  "
-            "[default: 8,10,14 of 50 steps]",
+            "[default: 8,10,14 for 50 steps]",
         ),
         click.option("--out", type=PathType(), required=True, help="JSON file to write the calibration to."),
-        click.option("--overwrite", is_flag=True, help="Replace a calibration that exists."),
+        click.option("--overwrite", is_flag=True, help="Replace an existing calibration."),
         click.option(
             "--ranks", type=DEGREE, metavar="N", help="Processes that make each video together.  [default: 1]"
         ),
@@ -168,15 +170,15 @@ def generate_options(command: _Command) -> _Command:
             "--extend",
             type=FileNameType(),
             metavar="FILE",
-            help="Latents of a finished video that this one continues, for models that make videos from "
-            "images; --frames counts both.",
+            help="Continue a finished video, from its latents in this file (--latents); for models that make "
+            "videos from images. --frames counts both videos.",
         ),
         click.option(
             "--spectrum",
             type=FileNameType("spectrum"),
             metavar="off|NAME|FILE",
-            help="Preset that says which steps are computed, and how the others are forecast: a shipped one "
-            f"(`lockstep doctor` lists them) or a YAML file. off computes every step: exact.  {_PRESET}",
+            help="Preset: which steps are computed, and how the others are forecast. A shipped name "
+            f"(`lockstep doctor` lists them) or a YAML file. off computes every step, exactly.  {_PRESET}",
         ),
         click.option(
             "--deadline",
@@ -187,9 +189,9 @@ def generate_options(command: _Command) -> _Command:
         click.option(
             "--out",
             type=PathType(),
-            help="The mp4; several videos get numbers added to its name. With --prompts, {number}, {slug} "
-            "and {seed} are replaced, also in the other names.  "
-            "[default: video.mp4; of --prompts, {number:03d}-{slug}.mp4]",
+            help="The mp4; for several videos, numbers are added to its name. With --prompts, {number}, "
+            "{slug} and {seed} are replaced, also in the names of the other files.  "
+            "[default: video.mp4; with --prompts, {number:03d}-{slug}.mp4]",
         ),
         click.option(
             "--report",
@@ -200,16 +202,16 @@ def generate_options(command: _Command) -> _Command:
             "--preview",
             type=PathType(),
             metavar="FILE",
-            help="WebP preview, renewed at most once a second while the video is made; removed at the end.",
+            help="WebP preview, updated at most once per second while the video is made; removed at the end.",
         ),
         click.option(
             "--latents",
             type=PathType(),
             metavar="FILE",
-            help="Safetensors file for the video's latents, which --extend takes.",
+            help="Write the video's latents to this safetensors file, for --extend.",
         ),
         click.option(
-            "--overwrite", is_flag=True, help="Replace files that exist, if they are of the same kind."
+            "--overwrite", is_flag=True, help="Replace existing files, if they are of the same kind."
         ),
         click.option(
             "--compare",
@@ -229,8 +231,8 @@ def generate_options(command: _Command) -> _Command:
             type=(FileNameType(), SCALE),
             multiple=True,
             metavar="[high:|low:]FILE[=SCALE]",
-            help="LoRA weights to add to the transformer's, times SCALE (default 1); may be given several "
-            "times. With high: or low:, they are for only that one of two transformers.",
+            help="LoRA weights, which are multiplied by SCALE (default 1) and added to the transformer's; may "
+            "be given several times. With high: or low:, only for that one of two transformers.",
         ),
         click.option(
             "--attention",
@@ -261,7 +263,7 @@ def generate_options(command: _Command) -> _Command:
         click.option(
             "--checkpoints",
             type=PathType(),
-            help="Folder in which the job's checkpoints get a subfolder.  [default: --out with .checkpoints]",
+            help="Folder for checkpoints, with a subfolder for each job.  [default: --out with .checkpoints]",
         ),
         click.option(
             "--checkpoint-every",
@@ -285,8 +287,8 @@ def rehearse_options(command: _Command) -> _Command:
             "--spectrum",
             type=FileNameType("spectrum"),
             metavar="off|NAME|FILE",
-            help="Preset that says which steps are computed, and how the others are forecast: a shipped one "
-            f"or a YAML file. off computes every step: exact.  {_PRESET}",
+            help="Preset: which steps are computed, and how the others are forecast. A shipped name "
+            f"or a YAML file. off computes every step, exactly.  {_PRESET}",
         ),
         click.option(
             "--gpu",
@@ -305,10 +307,10 @@ def rehearse_options(command: _Command) -> _Command:
         click.option(
             "--rank",
             metavar="N|all",
-            help="Show this rank, or one of each kind.  [default: the first rank and one other]",
+            help="Show this rank; all: one rank of each kind.  [default: the first rank and one other]",
         ),
         click.option(
-            "--topologies", is_flag=True, help="Compare every topology of this number of ranks, too."
+            "--topologies", is_flag=True, help="Also compare all topologies of this number of ranks."
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]

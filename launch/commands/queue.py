@@ -46,7 +46,7 @@ def queue_option(command: _Command) -> _Command:
 def queue() -> None:
     """Add requests to a queue, cancel them, and serve the queue with replicas on Ray.
 
-    A queue is a folder, and outlives its replicas. `lockstep status` shows it.
+    A queue is a folder; its requests are kept while no replica runs. `lockstep status` shows it.
     """
 
 
@@ -63,9 +63,9 @@ def queue() -> None:
     default=0,
     show_default=True,
     metavar="N",
-    help="Requests of higher priority go first.",
+    help="Requests of higher priority run first.",
 )
-@click.option("--expires", type=EXPIRY, metavar="SECONDS", help="Give up the request after this time.")
+@click.option("--expires", type=EXPIRY, metavar="SECONDS", help="Cancel the request after this time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the numbers.")
 def add(
     folder: Path,
@@ -78,14 +78,14 @@ def add(
 ) -> None:
     """Add a request for a video of PROMPT and print its number. Takes the options of `generate`.
 
-    With --prompts, add one for each line of a file, or none if one of them is not acceptable.
+    With --prompts, add one request for each line of a file, or none if one of them is invalid.
     """
     from launch.commands.build_job import build_batch
     from launch.serve.submission import submit_all
 
     batch = build_batch(**options)
     if name is not None and options["prompts"] is not None:
-        raise BadRequestError(f"name: {name!r} given; the requests of a file have names of their own")
+        raise BadRequestError(f"name: {name!r} given; the requests of a file get their own names")
     added = submit_all(folder, batch, name=name, owner=owner, priority=priority, expires=expires)
     if as_json:
         click.echo(json.dumps({"requests": [_added(*one) for one in zip(added, batch.jobs, strict=True)]}))
@@ -106,9 +106,9 @@ def _added(number: int, job: Job) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("requests", nargs=-1, required=True, type=ID)
 def cancel(folder: Path, requests: tuple[int, ...], as_json: bool) -> None:
-    """Cancel REQUESTS, given by their numbers: waiting ones end at once, running ones after a step.
+    """Cancel REQUESTS, given by their numbers: waiting ones end now, running ones after the current step.
 
-    Those that have ended are left as they are, with their files, and are named on stderr. If one of the
+    Requests that have ended already are not changed, nor are their files; stderr names them. If one of the
     numbers is unknown, none is cancelled.
     """
     with _opened(folder, must_exist=True) as opened, opened.transaction() as base:
@@ -119,9 +119,7 @@ def cancel(folder: Path, requests: tuple[int, ...], as_json: bool) -> None:
         return
     for request, state in before.items():
         if state not in _OPEN:
-            click.echo(
-                f"request {request} is {state} already: it and its files are left as they are", err=True
-            )
+            click.echo(f"request {request} is {state} already: it and its files are not changed", err=True)
 
 
 @queue.command("run", short_help="Serve the queue.")

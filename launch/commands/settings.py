@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     "--model",
     type=FileNameType(),
     metavar="FOLDER|REPOSITORY",
-    help="Model in place of the config's; without a config, what is usual for this model is shown.",
+    help="Model to use instead of the config's; without a config, its usual config is shown.",
 )
 @click.option("--revision", metavar="NAME", help="Commit or tag of the model's repository.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of config files instead.")
 def config(config: str | None, model: str | None, revision: str | None, schema: bool) -> None:
     """Print a config as YAML, with the default of every field that it leaves out.
 
-    It is a shipped one or a file of yours; by default wan-tiny, or what is usual for --model. The output is
-    itself a config: docs/configs.md.
+    NAME is a shipped config and FILE is your own; the default is wan-tiny, or the usual one for --model.
+    The output is itself a config: docs/configs.md.
     """
     from runtime.models.configs import open_config
     from runtime.request.config import Config
 
     if schema:
         if config or model or revision:
-            raise BadRequestError("schema: it is of all configs; name none")
+            raise BadRequestError("schema: it is the same for all configs; give no name")
         _print_schema(Config)
         return
     _print_yaml(open_config(config, model=model, revision=revision).model_dump(mode="json"))
@@ -52,13 +52,14 @@ def config(config: str | None, model: str | None, revision: str | None, schema: 
 def preset(preset: str | None, schema: bool) -> None:
     """Print a forecasting preset as YAML, with the default of every field that it leaves out.
 
-    It is a shipped one or a file of yours; by default paper. The output is itself a preset: docs/presets.md.
+    NAME is a shipped preset and FILE is your own; the default is paper. The output is itself a preset:
+    docs/presets.md.
     """
     from runtime.forecasting.presets import Preset, load_preset
 
     if schema:
         if preset:
-            raise BadRequestError("schema: it is of all presets; name none")
+            raise BadRequestError("schema: it is the same for all presets; give no name")
         _print_schema(Preset)
         return
     _print_yaml(load_preset(preset or "paper").model_dump(mode="json"))

@@ -25,13 +25,13 @@ def transformer_options() -> list[Callable[[_Command], _Command]]:
         click.option(
             "--offload",
             is_flag=True,
-            help="Have the transformer's blocks in host memory; each comes to the GPU while the one before "
-            f"it runs.  {_CONFIGS}",
+            help="Keep the transformer's blocks in host memory; each is copied to the GPU while the one "
+            f"before it runs.  {_CONFIGS}",
         ),
         click.option(
             "--performance",
             type=click.Choice(get_args(Profile)),
-            help="exact computes what diffusers does; fast differs by rounding (compiled blocks, fused "
+            help="exact computes the same as diffusers; fast differs by rounding (compiled blocks, fused "
             f"projections, the fastest attention); fastest also quantises to fp8.  {_CONFIGS}",
         ),
         click.option(

@@ -95,7 +95,7 @@ def _check_extensible(record: Record) -> None:
     profile = profile_of(record.entry.job.config)
     if profile is not None and not extensible(profile):
         said = (
-            f"{record.asked.model} makes videos from text alone, and cannot go on from the latents of one; "
+            f"{record.asked.model} makes videos from text alone, and cannot continue the latents of a video; "
             "make a longer video with the same seed, or a film of several shots"
         )
         raise ApiError(422, "unsupported", said, param="extends")

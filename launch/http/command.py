@@ -75,7 +75,7 @@ _COUNT = click.IntRange(min=0, max=10**9)
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="Address to listen on; any other than this machine's own needs --keys.",
+    help="Address to listen on; --keys is needed if other machines can reach it.",
 )
 @click.option(
     "--port",
@@ -163,9 +163,9 @@ def keys() -> None:
     help="Highest priority that its requests may have.",
 )
 @click.option(
-    "--queued", type=_COUNT, metavar="N", help="Most requests of OWNER that may wait or run at the same time."
+    "--queued", type=_COUNT, metavar="N", help="Limit on OWNER's requests that wait or run at the same time."
 )
-@click.option("--per-hour", type=_COUNT, metavar="N", help="Most requests of OWNER within an hour.")
+@click.option("--per-hour", type=_COUNT, metavar="N", help="Limit on OWNER's requests within an hour.")
 @click.option("--webhook", metavar="URL", help="URL to notify when a video of OWNER ends.")
 def add(
     owner: str,

@@ -41,7 +41,7 @@ def bind(host: str, port: int, *, open: bool) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         if open and address[0] not in LOCAL_HOSTS:
             raise BadRequestError(
-                f"host: {host!r} given; without --keys the server is for this machine alone (127.0.0.1)"
+                f"host: {host!r} given; without --keys the server listens only on this machine (127.0.0.1)"
             )
         return socket.create_server(address[:2], family=family, backlog=_WAITING)
     except (OSError, UnicodeError) as error:

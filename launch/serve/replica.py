@@ -288,7 +288,9 @@ class Replica:
         self._failures += 1
 
     def _set_aside(self, entry: Entry, kills: int, reason: str) -> None:
-        self._leave(entry, State.FAILED, f"set aside after crashing {kills} rank groups; the last: {reason}")
+        self._leave(
+            entry, State.FAILED, f"stopped after it crashed {kills} rank groups; the last failure: {reason}"
+        )
 
     def _leave(self, entry: Entry, state: State, reason: str) -> None:
         """End a request whose checkpoints are kept; the reason says how to resume it."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.errors import BadRequestError, reason
+from runtime.errors import BadRequestError, reason, setting
 from runtime.files.atomic import shortened
 from runtime.files.checks import check_folder, check_outlives, refusing
 from runtime.files.locks import hold
@@ -182,8 +182,8 @@ class Checkpoints:
             none = "starts at the first step (none of them is complete)"
             does = none if self.newest is None else "resumes from them"
             raise BadRequestError(
-                f"checkpoints: {str(self.root)!r} holds checkpoints of an unfinished job; --resume {does}, "
-                "--overwrite starts again"
+                f"checkpoints: {str(self.root)!r} holds checkpoints of an unfinished job; "
+                f"{setting('resume')} {does}, {setting('overwrite')} starts again"
             )
 
     def _check_of_use(self) -> None:
@@ -199,8 +199,8 @@ class Checkpoints:
             self.discard()
             return
         raise BadRequestError(
-            f"resume: {told}. The checkpoints are kept: resume where they can be read, give another --out, "
-            "or start again with --overwrite instead of --resume"
+            f"resume: {told}. The checkpoints are kept: resume where they can be read, give another name for "
+            f"`out`, or start again with {setting('overwrite')} instead of `resume`"
         )
 
     def _check_identities(self, identities: Sequence[str]) -> None:
@@ -219,7 +219,8 @@ class Checkpoints:
             return
         raise BadRequestError(
             f"resume: the checkpoints do not match: {told}. They are kept: resume with the request that they "
-            "were written for, give another --out, or start again with --overwrite instead of --resume"
+            f"were written for, give another name for `out`, or start again with {setting('overwrite')} "
+            "instead of `resume`"
         )
 
     def _hold(self) -> IO[str]:

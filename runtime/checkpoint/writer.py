@@ -21,7 +21,7 @@ import torch
 
 from runtime.checkpoint.folder import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
 from runtime.checkpoint.history import History
-from runtime.errors import JobFailedError, named, reason
+from runtime.errors import JobFailedError, named, reason, setting
 from runtime.files.atomic import whole_file
 from runtime.files.tensors import each_tensor, save_tensors
 from runtime.files.text import read_json
@@ -129,7 +129,7 @@ class CheckpointWriter:
         if self._error is not None:
             raise JobFailedError(
                 f"checkpoints: cannot write in {str(self._folder)!r}: {_why(self._error)} "
-                "(--checkpoint-every 0 turns checkpoints off)"
+                f"({setting('checkpoint_every', 0)} turns checkpoints off)"
             ) from self._error
 
     def let_go(self, within: float) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.errors import BadRequestError, reason
+from runtime.errors import BadRequestError, reason, setting
 from runtime.files.kinds import check_replaced
 from runtime.files.text import without_parents
 
@@ -51,7 +51,7 @@ def check_writable(path: Path, *, overwrite: bool, field: str = "out", kind: str
     if path.name in ("", "..") or (mode is not None and stat.S_ISDIR(mode)):
         raise BadRequestError(f"{field}: {str(path)!r} given; it is a folder; give the name of a file")
     if mode is not None and not overwrite:
-        raise BadRequestError(f"{field}: {str(path)!r} exists; give another name or --overwrite")
+        raise BadRequestError(f"{field}: {str(path)!r} exists; give another name, or {setting('overwrite')}")
     if mode is not None and stat.S_ISLNK(mode):
         raise BadRequestError(
             f"{field}: {str(path)!r} given; it is a symbolic link; give the name of the file itself: "

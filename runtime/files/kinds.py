@@ -47,8 +47,8 @@ _FIELD: Mapping[str, str] = {  # option → the kind of file that it names
     "report": REPORT,
 }
 _FOR: Mapping[str, str] = {  # kind → where it is to be given
-    CONFIG: "--config",
-    PRESET: "--spectrum or --preset",
+    CONFIG: "--config (in Python: load)",
+    PRESET: "--spectrum or --preset (in Python: spectrum)",
     CALIBRATION: "`lockstep plan`, and a preset's `calibration`",
     STORYBOARD: "`lockstep storyboard`",
     GPU: "--gpu",
@@ -105,8 +105,8 @@ def check_replaced(path: Path, kind: str, field: str) -> None:
         return
     found = kind_of(_json(path)) if head.lstrip().startswith(b"{") else None
     raise BadRequestError(
-        f"{field}: {str(path)!r} is {found or 'some other file'}, not {kind}, and --overwrite does not "
-        "replace it: give another name"
+        f"{field}: {str(path)!r} is {found or 'some other file'}, not {kind}, and `overwrite` does not "
+        "replace files of another kind: give another name"
     )
 
 

@@ -74,7 +74,7 @@ class Switch(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.history == "carried" and self.warmup is not None:
-            raise ValueError("warmup: a carried history needs none")
+            raise ValueError("warmup: not with history: carried, which needs no warm-up")
         return self
 
 
@@ -139,7 +139,9 @@ class Preset(BaseModel):
             which = f"a {self.stream} stream" if joint else f"a {self.schedule.kind} schedule"
             raise ValueError(f"uncond: {which} covers both branches together")
         if self.crossing.history == "carried" and not STREAM_TRAITS[self.stream].outputs:
-            raise ValueError(f"switch: a {self.stream} of one expert says nothing about another's: drop it")
+            raise ValueError(
+                f"switch: a {self.stream} of one expert cannot forecast another's: use history: fresh"
+            )
         return self
 
     @property
@@ -352,7 +354,7 @@ def load_preset(name: str) -> Preset:
     """
     if name == AUTO:
         raise BadRequestError(
-            f"spectrum: {name!r} given; it leaves the choice to the request, and here is none: name a preset"
+            f"spectrum: {name!r} given; it chooses a preset for a request, and there is none: name a preset"
         )
     file = open_yaml(name, folder="spectrum", field="spectrum")
     preset = file.parse(Preset)

@@ -59,7 +59,7 @@ def choose_preset(config: Config, request: VideoRequest, revision: Callable[[Con
     """
     listed = config.scheduler.steps
     if listed is not None and listed <= FEW_STEPS:
-        return Chosen("off", f"a model of {listed} steps leaves nothing to forecast from")
+        return Chosen("off", f"a model of {listed} steps has too few steps to forecast from")
     if config.lora:
         return _paper("none was made with these LoRAs")
     candidates = _calibrated(revision(config))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.checkpoint.folder import Checkpoints
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, setting
 from runtime.files.checks import check_apart
 from runtime.files.problems import explain
 from runtime.jobs.defaults import CHECKPOINT_EVERY
@@ -208,7 +208,8 @@ class JobOptions(BaseModel):
         if not self.checkpoint_every:
             if self.resume:
                 raise BadRequestError(
-                    "resume: without checkpoints (--checkpoint-every 0) there is nothing to resume from"
+                    f"resume: there is nothing to resume from without checkpoints, which "
+                    f"{setting('checkpoint_every', 0)} turns off"
                 )
             return None
         return Checkpoints(

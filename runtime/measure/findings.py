@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from runtime.errors import BadRequestError, reason
+from runtime.errors import BadRequestError, reason, setting
 from runtime.files.atomic import whole_file
 from runtime.files.problems import explain
 from runtime.files.tensors import save_tensors
@@ -118,7 +118,7 @@ class PartialFile:
             return None
         raise BadRequestError(
             f"out: {str(self.path)!r} holds finished runs of another calibration (other prompts, settings or "
-            "model); --overwrite starts again"
+            f"model); {setting('overwrite')} starts again"
         )
 
     def _checked(self, text: str, latents: list[torch.Tensor]) -> Findings:
@@ -181,6 +181,6 @@ def check_partial(path: Path) -> None:
         raise BadRequestError(f"out: {str(path)!r} cannot be read: {reason(error)}") from None
     if foreign:
         raise BadRequestError(
-            f"out: {str(path)!r} is in the way: finished runs are kept there, and it is not an unfinished "
-            "calibration; move it, or name another file"
+            f"out: {str(path)!r} is not an unfinished calibration, but finished runs are stored in a file of "
+            "this name; move the file, or give another name"
         )

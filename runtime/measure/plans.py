@@ -102,7 +102,7 @@ def make_plan(
     given = {"nfe": nfe, "psnr": psnr, "seconds": seconds}
     named = [budget for budget, value in given.items() if value is not None]
     if len(named) != 1:
-        raise BadRequestError(f"{', '.join(named) or 'nfe'}: give one of --nfe, --psnr and --seconds")
+        raise BadRequestError(f"{', '.join(named) or 'nfe'}: give exactly one of nfe, psnr and seconds")
     calibration = load_calibration(name)
     typical, methods = step_seconds(report) or calibration.seconds.steps, Methods(calibration)
     if nfe is not None:

@@ -112,8 +112,8 @@ def check_states(folder: Path) -> None:
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise BadRequestError(
-            f"out: {str(folder)!r} is in the way: states of runs are kept there, and it is not a folder; "
-            "move it, or name another file"
+            f"out: {str(folder)!r} is not a folder, but the states of runs are stored in a folder of this "
+            "name; move the file, or give another name"
         )
 
 

@@ -174,7 +174,7 @@ def _view_of_files(model: ModelFiles) -> Path:
         given = Given([given_file(file, name) for name, file in files.items()], tokenizer=tokenizer)
         adopted = adopt(given)
         if adopted is None:
-            raise ValueError(f"it is in no layout that is known; seen were: {given.seen()}")
+            raise ValueError(f"its layout is not known; found: {given.seen()}")
         return write_view(adopted)
 
 
@@ -189,8 +189,7 @@ def _in_diffusers_layout(model: str, path: Path) -> Path:
             return write_view(adopted)
         if given.sets:
             raise ValueError(
-                "it has no model_index.json (diffusers), nor any other layout that is known; seen were: "
-                f"{given.seen()}"
+                f"it has no model_index.json (diffusers) and no other known layout; found: {given.seen()}"
             )
     return path
 

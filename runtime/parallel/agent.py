@@ -97,7 +97,7 @@ def _outcome(codes: list[int], failures: list[ProcessFailure], told: signal.Sign
         raise CancelledError(f"ended by {told.name}")
     if _REFUSED in codes:
         raise BadRequestError(
-            f"rank {codes.index(_REFUSED)} refuses, and rank 0 was ended before it could tell why; "
+            f"rank {codes.index(_REFUSED)} refuses the request, but rank 0 ended before it gave the reason; "
             "--verbose shows it"
         )
     raise JobFailedError(_ended(first))

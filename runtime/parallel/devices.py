@@ -62,7 +62,7 @@ def check_room(ranks: int, device: str) -> str:
     has = f"ranks: {ranks} given; this machine has {room} {thing}{'s' if room != 1 else ''}"
     if ranks > _CROWD * room:
         raise BadRequestError(f"{has}, and {_CROWD * room} ranks at most may share them")
-    return f"{has}, which they share in turns" if ranks > room else ""
+    return f"{has}, which they share" if ranks > room else ""
 
 
 def free_memory(device: torch.device) -> int:

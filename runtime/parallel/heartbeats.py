@@ -180,7 +180,7 @@ def _diagnose_work(heartbeats: Mapping[int, Heartbeat], bound: float) -> Diagnos
     """Diagnose a rank, possibly this one, whose current activity has taken too long."""
     for r, heartbeat in heartbeats.items():
         if heartbeat.state is RankState.RUNNING and heartbeat.busy and heartbeat.since >= bound:
-            reason = f"it has been at this for {heartbeat.since:.0f} s, and --busy-timeout is {bound:.0f} s"
+            reason = f"it has been busy with this for {heartbeat.since:.0f} s; busy_timeout is {bound:.0f} s"
             return Diagnosis(r, heartbeat.where, reason)
     return None
 

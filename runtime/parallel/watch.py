@@ -113,7 +113,7 @@ class Watch:
             in_background(lambda: self._store.wait(keys, timedelta(seconds=self.timeout)), lambda _: None)
         except RuntimeError as error:
             raise RankFailedError(
-                None, MEETING, f"a rank came and showed no sign of life ({reason(error)})"
+                None, MEETING, f"a rank connected and then showed no sign of life ({reason(error)})"
             ) from None
         self._swept = time.monotonic()
         self._thread.start()

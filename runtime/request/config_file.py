@@ -56,7 +56,8 @@ class ConfigFile:
         if is_folder(folder) and name not in available("."):
             raise BadRequestError(
                 f"config: {name!r} given; it is a folder, {str(folder.absolute())!r}, and a config is a "
-                f"YAML file. The model in a folder is given by --model {name}, or by `model` in a config"
+                f"YAML file. Give the folder of a model as the model: --model {name} (in Python: model=…), "
+                "or `model:` in a config"
             )
         return cls(name, open_yaml(name, folder=".", field="config"))
 

@@ -50,12 +50,12 @@ class Memory(BaseModel):
         """
         if offload and shard is not None:
             raise BadRequestError(
-                "offload: blocks are in the host memory of every rank, or shards on the ranks' devices; give "
-                "one of --shard, --replicate and --offload"
+                "offload: it keeps all blocks in the host memory of every rank, but shard keeps a share on "
+                "each device; give only one of --shard, --replicate and --offload (in Python: shard, offload)"
             )
         if shard and self.experts == "swap":
             raise BadRequestError(
-                "shard: shards stay on their devices, and the config says memory.experts: swap; change it to "
+                "shard: shards stay on their devices, but the config has memory.experts: swap; change it to "
                 "keep"
             )
         if shard is None and not offload:

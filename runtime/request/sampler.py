@@ -35,15 +35,17 @@ class SamplerConfig(BaseModel):
     def _one_list_that_the_sampler_takes(self) -> Self:
         lists = {name: values for name in _LISTS if (values := getattr(self, name)) is not None}
         if len(lists) > 1:
-            raise ValueError("sigmas and timesteps are given; one of them says what the steps are")
+            raise ValueError("sigmas and timesteps are given; give only one of them")
         for name, values in lists.items():
             if self.kind not in _LISTS[name]:
                 able = " or ".join(_LISTS[name])
                 raise ValueError(f"kind: {self.kind!r} given; {name} need a sampler that takes them: {able}")
             if any(later >= value for value, later in pairwise(values)):
-                raise ValueError(f"{name}: must descend")
+                raise ValueError(f"{name}: must be in descending order")
         if self.timesteps is not None and self.shift is not None:
-            raise ValueError(f"shift: {self.shift:g} given; timesteps are taken as they are: leave it out")
+            raise ValueError(
+                f"shift: {self.shift:g} given; it has no effect on given timesteps: leave it out"
+            )
         return self
 
     @property
@@ -61,6 +63,6 @@ class SamplerConfig(BaseModel):
         if self.steps is not None and steps != self.steps:
             name = "timesteps" if self.sigmas is None else "sigmas"
             raise ValueError(
-                f"steps: {steps} given; the config's scheduler lists the {name} of {self.steps}, those that "
-                "the model is made for"
+                f"steps: {steps} given; the config's scheduler lists the {name} of {self.steps} steps, for "
+                "which the model is made"
             )

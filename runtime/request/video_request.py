@@ -77,7 +77,7 @@ class Waypoint(BaseModel):
 
 def _ascending(points: tuple[Waypoint, ...]) -> tuple[Waypoint, ...]:
     if any(b.at <= a.at for a, b in pairwise(points)):
-        raise ValueError("the times (at) must ascend")
+        raise ValueError("the times (at) must be in ascending order")
     return points
 
 

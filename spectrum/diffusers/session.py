@@ -180,7 +180,7 @@ class Session:
         index = progress.counter.count(call)
         if index >= progress.generation.total:
             raise ValueError(
-                f"steps: {self._steps} given to enable(), but the generation goes on after them; "
+                f"steps: {self._steps} given to enable(), but the generation has more steps; "
                 f"give the number of times that the sampler calls the transformer for one prompt"
             )
         return progress.generation.turn(call, index)

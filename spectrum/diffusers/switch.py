@@ -69,7 +69,9 @@ def enable(
     if alone and (not isinstance(steps, int) or steps < 1):
         raise ValueError(f"steps: {steps} given; a transformer alone needs the number of steps, at least 1")
     if not alone and steps is not None:
-        raise ValueError(f"steps: {steps} given; the scheduler of {type(target).__name__} tells their number")
+        raise ValueError(
+            f"steps: {steps} given; the scheduler of {type(target).__name__} determines their number"
+        )
     for name, module in modules.items():
         if getattr(module, "is_cache_enabled", False):
             raise ValueError(f"{name}: another cache is enabled; call {name}.disable_cache() first")

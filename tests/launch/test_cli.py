@@ -174,7 +174,8 @@ def test_ctrl_c_exits_130_and_resume_goes_on(tmp_path: Path, capfd: pytest.Captu
     assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoints"]
 
     assert run("generate", *options) == 2
-    assert "--resume resumes from them, --overwrite starts again" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "--resume (in Python: resume=True) resumes from them, --overwrite" in said
     assert run("generate", *options, "--resume") == 0
     assert run("generate", PROMPT, "--steps", "40", "--out", str(tmp_path / "b.mp4")) == 0
     resumed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pickle
 import pkgutil
@@ -97,3 +98,18 @@ def test_errors_are_put_in_words_in_one_place() -> None:
     files = [path for room in ("launch", "runtime", "spectrum") for path in (ROOT / room).rglob("*.py")]
     found = [str(path.relative_to(ROOT)) for path in files if own.search(path.read_text())]
     assert found == ["runtime/errors.py"]
+
+
+def test_an_option_in_a_message_is_told_to_a_notebook_as_well() -> None:
+    """What `runtime` and `spectrum` raise reaches programs, which have keywords instead of options."""
+    option = re.compile(r"(?<![\w-])--(?!verbose)[a-z]")
+    others = re.compile(r"\(in Python: |torchrun")  # only a command starts ranks with torchrun
+    found = []
+    for path in [path for room in ("runtime", "spectrum") for path in (ROOT / room).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise):
+                texts = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
+                said = "…".join(text for text in texts if isinstance(text, str))
+                if option.search(said) and not others.search(said) and "lockstep " not in said:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not found

@@ -64,7 +64,10 @@ def test_every_field_of_a_request_is_an_option() -> None:
         ({"spectrum": "nope"}, "spectrum: 'nope' given; there is no such preset"),
         ({"spectrum": "planned-14", "steps": 30}, "spectrum: the calibration"),
         ({"ranks": 4, "ring": 3}, "ranks: 4 given; ring 3 cannot make that number"),
-        ({"resume": True, "checkpoint_every": 0}, "resume: without checkpoints"),
+        (
+            {"resume": True, "checkpoint_every": 0},
+            "resume: there is nothing to resume from without checkpoints",
+        ),
         ({"out": "a.gif"}, "out: 'a.gif' given; the name must end in .mp4"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -144,7 +144,7 @@ def _carried_out(api: Api, client: Client, number: int) -> Outcome:
     def serve() -> None:
         while not over.wait(0.1):
             if api.queue.count()[State.WAITING]:
-                api.finish(State.FAILED, "set aside after crashing 2 rank groups")
+                api.finish(State.FAILED, "stopped after it crashed 2 rank groups")
 
     served = threading.Thread(target=serve)
     if kind_of(number) not in ("cancelled", "deleted"):

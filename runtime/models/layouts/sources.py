@@ -58,7 +58,7 @@ class Sources:
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is missing")
             if _state(file) != state:
-                raise ValueError(f"{file} has changed since it was looked into")
+                raise ValueError(f"{file} has changed since it was examined")
         listed = list(files)
         return cls({name: _weight(one, listed) for name, one in found.weights.items()}, files)
 

@@ -170,11 +170,11 @@ def test_a_foreign_partial_file_ends_with_2(tmp_path: Path, capfd: pytest.Captur
     notes = tmp_path / "a.json.partial"
     notes.write_text("mine")
     assert run("calibrate", "--prompts", prompts(tmp_path), "--out", str(tmp_path / "a.json")) == 2
-    assert "is in the way" in capfd.readouterr().err
+    assert "is not an unfinished calibration" in capfd.readouterr().err
     assert notes.read_text() == "mine"
     notes.rename(tmp_path / "a.json.partial.states")
     assert run("calibrate", "--prompts", prompts(tmp_path), "--out", str(tmp_path / "a.json")) == 2
-    assert "a.json.partial.states' is in the way" in capfd.readouterr().err
+    assert "a.json.partial.states' is not a folder" in capfd.readouterr().err
 
 
 def test_a_deadline_is_kept_as_far_as_it_can_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,7 @@ def test_a_disk_that_fails_exits_3(
         assert cli.run(["convert", str(reference), str(made)]) == 3
     stdout, stderr = capfd.readouterr()
     assert stdout == "" and "Input/output error" in stderr and "Traceback" not in stderr
-    assert stderr.splitlines()[-1] == "lockstep: the same command goes on from the files that are finished"
+    assert stderr.splitlines()[-1] == "lockstep: the same command continues from the files that are finished"
     assert not made.exists()
     assert cli.run(["convert", str(reference), str(made)]) == 0
     assert (made / MANIFEST).is_file()

@@ -75,5 +75,5 @@ def test_one_command_goes_on_alone_and_what_is_done_is_not_made_again(
         assert one[field] == other[field]
     before = out.stat().st_mtime_ns
     assert cli.run(["generate", *command, "--resume"]) == 2
-    assert "exists; give another name or --overwrite" in capfd.readouterr().err
+    assert "exists; give another name, or --overwrite" in capfd.readouterr().err
     assert out.stat().st_mtime_ns == before

@@ -58,7 +58,7 @@ def test_a_server_that_cannot_serve_says_why(tmp_path: Path, capsys: pytest.Capt
         for arguments, said in (
             (
                 ["--host", "0.0.0.0"],
-                "host: '0.0.0.0' given; without --keys the server is for this machine alone",
+                "host: '0.0.0.0' given; without --keys the server listens only on this machine",
             ),
             (["--host", "nowhere.invalid"], "host, port: 'nowhere.invalid', 8000 given"),
             (["--port", port], f"host, port: '127.0.0.1', {port} given; "),

@@ -400,7 +400,7 @@ def test_status_tells_what_is_made_and_cancel_what_has_ended(
     assert cli.run(["queue", "cancel", "1"]) == 0
     assert capsys.readouterr().err == ""
     assert cli.run(["queue", "cancel", "1"]) == 0
-    said = "request 1 is cancelled already: it and its files are left as they are\n"
+    said = "request 1 is cancelled already: it and its files are not changed\n"
     assert capsys.readouterr().err == said
 
 

@@ -141,7 +141,9 @@ def test_a_poisoned_request_is_set_aside_and_the_next_one_runs(queue: Queue, tmp
     assert len(poison) == 2 and len(pids) == 3
     assert shown <= metrics
     set_aside, refused = queue.entry(2), queue.entry(3)
-    assert set_aside.reason.startswith("set aside after crashing 2 rank groups; the last: rank 0 died")
+    assert set_aside.reason.startswith(
+        "stopped after it crashed 2 rank groups; the last failure: rank 0 died"
+    )
     assert "'" + str(tmp_path / "refused.mp4") + "' exists" in refused.reason and refused.kills == 0
     assert digest(tmp_path / "good.mp4") == digest(tmp_path / "also-good.mp4")
     assert [s for s, _, _ in queue.history(2)] == ["waiting", "running", "waiting", "running", "failed"]
@@ -270,7 +272,7 @@ def test_a_request_that_takes_ray_down_is_set_aside(queue: Queue, tmp_path: Path
             pass
     ReplicaPool(queue, 1).run(again=True)
     (bad,) = queue.entries()
-    assert bad.state is State.FAILED and bad.reason.startswith("set aside after crashing 2 rank groups")
+    assert bad.state is State.FAILED and bad.reason.startswith("stopped after it crashed 2 rank groups")
 
 
 def test_a_late_answer_of_the_queue_stops_nobody_else(queue: Queue, tmp_path: Path) -> None:

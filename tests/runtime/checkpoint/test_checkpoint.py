@@ -409,7 +409,7 @@ def test_what_cannot_be_kept_is_said_and_not_lost(
 ) -> None:
     """Whatever goes wrong in the writing thread ends the job in its own."""
     monkeypatch.setattr("runtime.sampling.resume.sampler_state", lambda sampler: {"state": lambda: sampler})
-    said = r"checkpoints: cannot write in .*local.*\(--checkpoint-every 0 turns checkpoints off\)"
+    said = r"checkpoints: cannot write in .*local.*--checkpoint-every 0 \(in Python: .* turns checkpoints off"
     with pytest.raises(JobFailedError, match=said) as raised:
         generate(engine, small(steps=STEPS), Checkpoints(tmp_path, every=1))
     assert len(str(raised.value).splitlines()) == 1
@@ -440,9 +440,14 @@ def test_a_folder_that_cannot_be_written_to_is_refused() -> None:
 def test_what_another_job_left_is_not_lost_by_accident(engine: Engine, small: Make, tmp_path: Path) -> None:
     interrupt(engine, small(steps=STEPS), tmp_path, until=5)
     fresh, again = Checkpoints(tmp_path, every=4), Checkpoints(tmp_path, every=4, overwrite=True)
-    with pytest.raises(BadRequestError, match="--resume resumes from them, --overwrite starts again"):
+    with pytest.raises(
+        BadRequestError, match=r"resume=True\) resumes from them, --overwrite .* starts again"
+    ):
         fresh.check()
-    with pytest.raises(BadRequestError, match="--resume resumes from them"), fresh.locked():
+    with (
+        pytest.raises(BadRequestError, match=r"--resume \(in Python: resume=True\) resumes from them"),
+        fresh.locked(),
+    ):
         pass  # they may have come after the check
     Checkpoints(tmp_path, every=4, resume=True).check()
     again.check()
@@ -684,7 +689,7 @@ def test_what_is_of_use_to_others_is_kept_and_what_is_to_nobody_is_made_again(
             manifest.write_text(json.dumps({"version": VERSION + 1}))
         case "a broken disk":  # as whoever reads there hears
             manifest.symlink_to("/proc/self/mem")
-    with pytest.raises(BadRequestError, match=r"--resume starts at the first step|cannot"):
+    with pytest.raises(BadRequestError, match=r"\(in Python: resume=True\) starts at the first step|cannot"):
         fresh.check()
     assert os.path.lexists(manifest)
     if not said:

@@ -49,7 +49,10 @@ def test_nothing_is_left_and_nothing_is_lost_when_the_block_raises(
 def test_an_output_that_exists_needs_leave(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.touch()
-    with pytest.raises(BadRequestError, match=r"a\.mp4' exists; give another name or --overwrite"):
+    with pytest.raises(
+        BadRequestError,
+        match=r"a\.mp4' exists; give another name, or --overwrite \(in Python: overwrite=True\)",
+    ):
         check_writable(path, overwrite=False)
     check_writable(path, overwrite=True)
 

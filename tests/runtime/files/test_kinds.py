@@ -109,8 +109,8 @@ def test_only_a_file_of_the_kind_that_is_written_is_replaced(tmp_path: Path, kin
             check_writable(path, overwrite=True, kind=kind, field="report")
         known = other if other in (REPORT, COMPARISON, CALIBRATION) else "some other file"
         assert str(caught.value) == (
-            f"report: {str(path)!r} is {known}, not {kind}, and --overwrite does not replace it: "
-            "give another name"
+            f"report: {str(path)!r} is {known}, not {kind}, and `overwrite` does not replace files of "
+            "another kind: give another name"
         )
         assert path.read_bytes() == content
     path.write_bytes(b"")

@@ -91,7 +91,7 @@ def test_what_no_calibration_can_be_of_is_decided_without_the_models_files(tmp_p
         update={"scheduler": SamplerConfig(kind="euler", sigmas=tuple(1 - i / 4 for i in range(FEW_STEPS)))}
     )
     chosen = choose_preset(few, tiny.request("x", steps=50), never)
-    assert (chosen.name, chosen.reason) == ("off", "a model of 4 steps leaves nothing to forecast from")
+    assert (chosen.name, chosen.reason) == ("off", "a model of 4 steps has too few steps to forecast from")
     with_lora = Config.model_validate(tiny.model_dump() | {"lora": {"file": "ink.safetensors"}})
     chosen = choose_preset(with_lora, tiny.request("x"), never)
     assert (chosen.name, chosen.reason) == (
@@ -127,5 +127,5 @@ def test_a_job_says_what_was_chosen_and_why_and_a_preset_called_auto_is_none(tmp
     assert Job.from_json(job.to_json()) == job
     named = Job.build(config, config.request("x", spectrum="paper"), outputs)
     assert (named.chosen, named.told) == ("", "preset paper")
-    with pytest.raises(BadRequestError, match="'auto' given; it leaves the choice to the request"):
+    with pytest.raises(BadRequestError, match="'auto' given; it chooses a preset for a request"):
         load_preset(AUTO)

@@ -247,7 +247,7 @@ def test_a_foreign_file_in_the_place_of_the_partial_one_is_left_alone(engine: En
     torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "model.pt")
     for content in (b"my notes", *((tmp_path / name).read_bytes() for name in ("zip", "model.pt"))):
         partial.write_bytes(content)
-        with pytest.raises(BadRequestError, match="is in the way"):
+        with pytest.raises(BadRequestError, match="is not an unfinished calibration"):
             check_partial(partial)
         one = Calibrator(engine, requests(engine.config), partial, overwrite=True)
         one._resume()

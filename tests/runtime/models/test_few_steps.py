@@ -157,7 +157,9 @@ def test_another_number_of_steps_is_refused(four: Config) -> None:
 
 
 def test_four_steps_leave_nothing_to_forecast_from(config: Config, four: Config) -> None:
-    with pytest.raises(BadRequestError, match="spectrum: 'paper' given; a model of 4 steps leaves nothing"):
+    with pytest.raises(
+        BadRequestError, match="spectrum: 'paper' given; a model of 4 steps has too few steps"
+    ):
         ModelProfile(four).check(asked(four, spectrum="paper"))
     nine = listing(config, kind="euler", timesteps=TIMESTEPS)
     plan = Engine(nine).plan(asked(nine, spectrum="paper"))
@@ -167,14 +169,14 @@ def test_four_steps_leave_nothing_to_forecast_from(config: Config, four: Config)
 @pytest.mark.parametrize(
     ("scheduler", "said"),
     [
-        ({"kind": "euler", "sigmas": (0.5, 0.75)}, "sigmas: must descend"),
-        ({"kind": "euler", "sigmas": (0.5, 0.5)}, "sigmas: must descend"),
+        ({"kind": "euler", "sigmas": (0.5, 0.75)}, "sigmas: must be in descending order"),
+        ({"kind": "euler", "sigmas": (0.5, 0.5)}, "sigmas: must be in descending order"),
         ({"kind": "euler", "sigmas": (1.5, 0.5)}, "less than or equal to 1"),
         ({"kind": "euler", "sigmas": (1.0, 0.0)}, "greater than 0"),
         ({"kind": "euler", "sigmas": ()}, "at least 1 item"),
         ({"kind": "euler", "timesteps": (1001, 5)}, "less than or equal to 1000"),
         ({"kind": "euler", "timesteps": (999, 5), "sigmas": (1.0, 0.5)}, "sigmas and timesteps are given"),
-        ({"kind": "euler", "timesteps": (999, 5), "shift": 3.0}, "shift: 3 given; timesteps are taken as"),
+        ({"kind": "euler", "timesteps": (999, 5), "shift": 3.0}, "shift: 3 given; it has no effect"),
         ({"kind": "unipc", "timesteps": (999, 5)}, "kind: 'unipc' given; timesteps need .*: euler"),
         ({"kind": "dpm++", "sigmas": (1.0, 0.5)}, "kind: 'dpm.*' given; sigmas need .*: unipc or euler"),
         ({"sigmas": (1.0, 0.5)}, "kind: 'model' given; sigmas need .*: unipc or euler"),

@@ -193,11 +193,11 @@ def test_revisions_of_large_files_differ_wherever_they_differ_by_a_megabyte(tmp_
         ("{tmp}/w.safetensors", "it is a single file; name the files of all components"),
         (
             "{tmp}/original",
-            "nor any other layout that is known; seen were: {tmp}/original/Wan2.1_VAE.pth is corrupt",
+            "and no other known layout; found: {tmp}/original/Wan2.1_VAE.pth is corrupt",
         ),
         ("{tmp}/empty", "model_index.json is missing"),
         ("{tmp}/nothing", "there is no folder '{tmp}/nothing'"),
-        ("{tmp}", "it has no model_index.json (diffusers), nor any other layout that is known"),
+        ("{tmp}", "it has no model_index.json (diffusers) and no other known layout"),
         ("~/nothing/there", "there is no folder '/"),
         ("C:\\models\\wan", "there is no folder '/"),
         ("", "there is no folder '/"),

@@ -75,7 +75,7 @@ def test_long_work_is_waited_for_within_its_own_bound() -> None:
     assert diagnosis(busy, wait=Wait(99.0), still={1: Still(silent=99.0)}) is not None
     found = diagnosis(replace(busy, since=60.0))  # whether anybody waits for it or not
     assert found is not None and (found.rank, found.where) == (1, "loading")
-    assert found.reason == "it has been at this for 60 s, and --busy-timeout is 60 s"
+    assert found.reason == "it has been busy with this for 60 s; busy_timeout is 60 s"
     own = replace(OWN, busy=True, where="decoding", since=61.0)
     found = diagnose(0, own, Wait(), {0: own, 1: FINE}, {}, BOUNDS)
     assert found is not None and (found.rank, found.where) == (0, "decoding")

@@ -62,8 +62,8 @@ def test_what_becomes_of_a_history_at_a_switch_is_part_of_a_preset(tmp_path: Pat
     assert (fresh.crossing.history, fresh.crossing.warmup) == ("fresh", 3)
     assert fresh.identity["switch"] == {"history": "fresh", "warmup": 3}
     for text, said in (
-        ("schedule: {kind: paper}\nswitch: {history: carried}\n", "a feature of one expert says nothing"),
-        (linear + "switch: {history: carried, warmup: 2}\n", "warmup: a carried history needs none"),
+        ("schedule: {kind: paper}\nswitch: {history: carried}\n", "a feature of one expert cannot forecast"),
+        (linear + "switch: {history: carried, warmup: 2}\n", "warmup: not with history: carried"),
         (linear + "switch: {warmup: 0}\n", "switch.warmup: 0 given"),
     ):
         with pytest.raises(BadRequestError, match=said):

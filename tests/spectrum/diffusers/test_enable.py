@@ -83,7 +83,7 @@ def test_a_preset_that_does_not_fit_is_refused_when_the_number_of_steps_is_known
 
 def test_arguments_that_make_no_sense_are_refused() -> None:
     tiny = flux()
-    with pytest.raises(ValueError, match="the scheduler of FluxPipeline tells their number"):
+    with pytest.raises(ValueError, match="the scheduler of FluxPipeline determines their number"):
         enable(tiny.pipe, steps=50)
     for steps in (None, 0):
         with pytest.raises(ValueError, match="a transformer alone needs the number of steps"):

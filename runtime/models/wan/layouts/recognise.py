@@ -53,7 +53,7 @@ def recognise(given: Given) -> Adopted | None:
     if takes_image and "image_encoder" not in chosen:
         missing.append("image_encoder")
     if missing:
-        raise ValueError(f"it holds no {' and no '.join(missing)}; seen were: {given.seen()}")
+        raise ValueError(f"it holds no {' and no '.join(missing)}; found: {given.seen()}")
     if not takes_image:
         chosen.pop("image_encoder", None)
     components = [one.component for one in chosen.values()]

@@ -141,7 +141,7 @@ def test_a_model_that_changes_after_it_was_looked_into_is_not_loaded(
     found = find_model(config_for(config, str(folder)))
     part = next(folder.glob("*-00002-of-00002.safetensors"))
     part.write_bytes(part.read_bytes())
-    with pytest.raises(BadRequestError, match="has changed since it was looked into"):
+    with pytest.raises(BadRequestError, match="has changed since it was examined"):
         read_component(diffusers.WanTransformer3DModel, found, "transformer", torch.float32)
 
 
@@ -157,7 +157,7 @@ def test_what_stands_for_a_model_is_made_once(references: dict[str, Path], tmp_p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda f: (f / "Wan2.1_VAE.pth").unlink(), "it holds no vae; seen were: "),
+        (lambda f: (f / "Wan2.1_VAE.pth").unlink(), "it holds no vae; found: "),
         (lambda f: (f / "models_t5_umt5-xxl-enc-bf16.pth").unlink(), "it holds no text_encoder"),
         (
             lambda f: drop(f / "models_t5_umt5-xxl-enc-bf16.pth", "blocks.1.ffn.fc2.weight"),
@@ -175,7 +175,7 @@ def test_what_stands_for_a_model_is_made_once(references: dict[str, Path], tmp_p
         (lambda f: shutil.copytree(f / "google", f / "more"), "it holds several tokenizers"),
         (
             lambda f: (f / "Wan2.1_VAE.pth").write_bytes(b"junk"),
-            "it holds no vae; seen were: {f}/Wan2.1_VAE.pth is corrupt, or not written by torch.save",
+            "it holds no vae; found: {f}/Wan2.1_VAE.pth is corrupt, or not written by torch.save",
         ),
         (
             lambda f: torch.save({"a": Path("x")}, f / "Wan2.1_VAE.pth"),
@@ -192,7 +192,7 @@ def test_what_stands_for_a_model_is_made_once(references: dict[str, Path], tmp_p
         ),
         (
             lambda f: only_packed(f),  # noqa: PLW0108 defined below
-            "seen were: {f}/wan.gguf is a GGUF file, which is not read: use the safetensors file",
+            "found: {f}/wan.gguf is a GGUF file, which is not read: use the safetensors file",
         ),
         (
             lambda f: edit(f / "config.json", num_heads=3),
@@ -234,7 +234,7 @@ def edit(path: Path, **values: object) -> None:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"lora_up": torch.zeros(1), "b": torch.zeros(1)}, "seen were: x.safetensors holds "),
+        ({"lora_up": torch.zeros(1), "b": torch.zeros(1)}, "found: x.safetensors holds "),
         (
             {f"blocks.0.self_attn.{one}.weight": torch.zeros(2, 2, dtype=torch.uint8) for one in "qk"},
             "is stored as uint8, a kind of quantisation that is not read",
@@ -249,7 +249,7 @@ def test_files_of_no_known_layout_are_told_with_what_they_hold(
     with pytest.raises(BadRequestError, match="model: ") as caught:
         find_model(config_for(config, str(tmp_path)))
     assert said in str(caught.value)
-    assert "seen were" not in said or all(name in str(caught.value) for name in state)
+    assert "found: " not in said or all(name in str(caught.value) for name in state)
 
 
 def test_a_named_file_must_hold_what_it_is_named_for(

@@ -231,8 +231,8 @@ def generate_options(command: _Command) -> _Command:
             type=(FileNameType(), SCALE),
             multiple=True,
             metavar="[high:|low:]FILE[=SCALE]",
-            help="LoRA weights, which are multiplied by SCALE (default 1) and added to the transformer's; may "
-            "be given several times. With high: or low:, only for that one of two transformers.",
+            help="LoRA weights, which are multiplied by SCALE (default 1) and added to the transformer's; "
+            "may be given several times. With high: or low:, only for that one of two transformers.",
         ),
         click.option(
             "--attention",

@@ -19,7 +19,7 @@ from launch.http.video import VideoCreate
 from runtime.errors import BadRequestError
 from runtime.files.atomic import whole_file
 from runtime.forecasting.calibration import Calibration
-from runtime.forecasting.methods import Methods
+from runtime.forecasting.methods import Choice, Methods
 from runtime.jobs.job import Job
 from runtime.jobs.options import JobOptions
 from runtime.request.config import Config
@@ -121,26 +121,19 @@ class JobMaker:
             except BadRequestError as error:
                 problem = str(error).replace("spectrum:", f"{param}:", 1)
                 continue
-            return str(self._planned(name, calibration, asked))
+            return str(self._within(name, calibration, asked))
         raise ApiError(400, "invalid_value", problem, param=param)
 
-    def _planned(self, name: str, calibration: Calibration, asked: VideoCreate) -> Path:
-        """Write the preset that plans so many computed steps, or so many that the PSNR is reached."""
+    def _within(self, name: str, calibration: Calibration, asked: VideoCreate) -> Path:
+        """Write the best preset that computes so many steps, or as few as the PSNR allows."""
         nfe, steps = asked.nfe, calibration.conditions.steps
-        if nfe is None:
-            assert asked.psnr is not None
-            nfe = _fewest(calibration, asked.psnr)
-        elif nfe >= steps:
-            said = f"nfe: {nfe} given; fewer than the {steps} steps can be planned, spectrum off computes all"
+        if nfe is not None and nfe >= steps:
+            said = f"nfe: {nfe} given; it must be below the {steps} steps: spectrum off computes all"
             raise ApiError(400, "invalid_value", said, param="nfe")
-        content = {
-            "stream": "guided",
-            "schedule": {"kind": "planned", "nfe": nfe},
-            "predictor": {"kind": "calibrated"},
-            "calibration": name,
-        }
+        choice = _chosen(calibration, nfe, asked.psnr)
+        content = {**choice.preset, "calibration": name}
         self.presets.mkdir(parents=True, exist_ok=True)
-        path = self.presets / f"planned-{name}-{nfe}.yaml"
+        path = self.presets / f"{choice.method}-{name}-{choice.plan.nfe}.yaml"
         if not path.exists():
             with whole_file(path) as temporary:
                 temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -148,9 +141,13 @@ class JobMaker:
 
 
 @lru_cache(maxsize=256)
-def _fewest(calibration: Calibration, psnr: float) -> int:
-    """The fewest computed steps that are expected to reach a PSNR."""
-    return Methods(calibration).for_psnr(psnr, "planned").plan.nfe
+def _chosen(calibration: Calibration, nfe: int | None, psnr: float | None) -> Choice:
+    """The best method for a number of computed steps, or for the fewest that are expected to reach a PSNR."""
+    methods = Methods(calibration)
+    if nfe is not None:
+        return methods.best(nfe)
+    assert psnr is not None
+    return methods.for_psnr(psnr)
 
 
 def _frames(asked: VideoCreate, config: Config, fps: int) -> int | None:

@@ -17,6 +17,7 @@ from launch.http.profiles import extensible, profile_of, revision_of, settings_o
 from launch.http.service import TheService
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import Calibration
+from runtime.forecasting.methods import Methods
 from runtime.forecasting.presets import load_preset
 from runtime.forecasting.usual import decided
 from runtime.profile import ModelProfile
@@ -186,16 +187,16 @@ def _of_preset(
 
 @lru_cache(maxsize=64)
 def _budgets(config: Config, request: VideoRequest) -> tuple[Expected, ...]:
-    """What plans for several budgets are expected to give; none without a calibration."""
+    """What the best methods of several budgets are expected to give; none without a calibration."""
     calibration = calibration_for(config, request)
-    return () if calibration is None else tuple(_planned(calibration))
+    return () if calibration is None else tuple(_best(calibration))
 
 
-def _planned(calibration: Calibration) -> Iterator[Expected]:
-    planner = calibration.planner("guided")
+def _best(calibration: Calibration) -> Iterator[Expected]:
+    methods = Methods(calibration)
     for nfe in _BUDGETS:
         if nfe < calibration.conditions.steps:
-            told = calibration.predict(planner.plan(nfe).error)
+            told = methods.best(nfe).prediction
             psnr, deviation = (None, None) if told is None else (told.psnr, told.deviation)
             yield Expected(nfe=nfe, psnr=psnr, deviation=deviation, seconds=_seconds(calibration, nfe))
 

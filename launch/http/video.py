@@ -89,7 +89,8 @@ class VideoFields(_Part):
         negative: what the video should not show.
         seed: seed of the noise; random by default, and stated in the video's `request`.
         spectrum: name of a forecasting preset, or `off` to compute every step; by default the best that fits.
-        nfe: instead of a preset: how many steps to compute. Those that matter most are chosen.
+        nfe: instead of a preset: how many steps to compute. The best method of the model's calibration is
+            chosen, and which steps it computes.
         psnr: instead of a preset: PSNR in dB against the full sampler. The fewest steps that are expected to
             reach it are computed.
         deadline: seconds that denoising may take; steps that do not fit are forecast.

@@ -90,7 +90,7 @@ def entrypoint(folder: Path, *options: str) -> list[str]:
 def test_a_job_is_stopped_and_another_goes_on_from_its_checkpoint(
     address: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    steps = ["--steps", "100", "--spectrum", "off"]
+    steps = ["--size", "64x48", "--frames", "5", "--steps", "200", "--spectrum", "off"]
     submit = ["job", "submit", "--address", address, "--working-dir", str(ROOT)]
     submit_first = [*submit, "--no-wait", "--submission-id", "first", *entrypoint(tmp_path, *steps)]
     begun = ray(*submit_first, environment=environment)
@@ -108,10 +108,10 @@ def test_a_job_is_stopped_and_another_goes_on_from_its_checkpoint(
 
     resumed = ray(*submit, *entrypoint(tmp_path, *steps, "--resume"), environment=environment)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "step 100/100" in resumed.stdout and "succeeded" in resumed.stdout
+    assert "step 200/200" in resumed.stdout and "succeeded" in resumed.stdout
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["topology"]["world"] == 2
-    assert 0 < report["resumed_at"] == stopped_at + 1 < 100
+    assert 0 < report["resumed_at"] == stopped_at + 1 < 200
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.forecasting.calibration import load_calibration
+from runtime.forecasting.methods import Methods
 from tests.serving import SMALL, Api, error_of, serving
 
 USUAL = {"prompt": "a red circle"}  # at the model's defaults, for which it is calibrated
@@ -42,16 +43,19 @@ def test_the_full_sampler_is_exact_and_computes_every_step(api: Api) -> None:
 
 
 def test_budgets_are_priced_by_the_calibration(api: Api) -> None:
-    calibration = load_calibration("wan-tiny")
-    prediction = calibration.predict(calibration.planner("guided").plan(10).error)
-    assert prediction is not None
+    methods = Methods(load_calibration("wan-tiny"))
+    fitted, prediction = methods.best(10), methods.best(10).prediction
+    assert fitted.method == "fitted" and prediction is not None
     ten = estimate(api, **USUAL, nfe=10)
     assert ten["nfe"] == 10
     assert ten["psnr"] == {
         "expected": round(prediction.psnr, 2),
         "deviation": round(prediction.deviation, 2),
     }
-    assert estimate(api, **USUAL, spectrum="planned-10")["computed"] == ten["computed"]
+    assert estimate(api, **USUAL, spectrum="best-10")["computed"] == ten["computed"]
+    planned = methods.best(25).prediction  # for which no solver is fitted
+    assert planned is not None
+    assert estimate(api, **USUAL, nfe=25)["psnr"]["expected"] == round(planned.psnr, 2)
     assert estimate(api, **USUAL, psnr=45)["psnr"]["expected"] >= 45
 
 

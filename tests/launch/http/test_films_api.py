@@ -104,7 +104,7 @@ def test_a_shots_own_budget_replaces_the_films(api: Api) -> None:
     whole = {"size": None, "frames": None, "steps": None, "spectrum": "paper"}
     made = ask(api, {"prompt": "x", "nfe": 10}, {"prompt": "y", "seconds": 1}, **whole).json()
     requests = [api.video(shot["video_id"])["request"] for shot in made["shots"]]
-    assert [one["spectrum"] for one in requests] == ["planned-wan-tiny-10", "paper"]
+    assert [one["spectrum"] for one in requests] == ["fitted-wan-tiny-10", "paper"]
     assert [one["frames"] for one in requests] == [17, 9]
 
 

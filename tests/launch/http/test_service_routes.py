@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from launch.serve.entries import ReplicaEntry
+from runtime.forecasting.calibration import load_calibration
+from runtime.forecasting.methods import Methods
 from tests.serving import Api, error_of, listening, serving
 
 
@@ -26,8 +28,11 @@ def test_models_tell_what_may_be_chosen_and_what_it_gives(api: Api) -> None:
     assert presets["off"]["nfe"] == 50 and presets["off"]["psnr"] is None
     assert presets["planned-14"]["nfe"] == 14 and presets["planned-14"]["psnr"] > 40
     assert presets["planned-8"]["seconds"] < presets["planned-14"]["seconds"] < presets["off"]["seconds"]
-    psnrs = [one["psnr"] for one in model["budgets"]]
-    assert psnrs == sorted(psnrs) and len(psnrs) > 5
+    methods = Methods(load_calibration("wan-tiny"))
+    told = [(one["nfe"], one["psnr"]) for one in model["budgets"]]
+    best = [methods.best(nfe).prediction for nfe, _ in told]
+    assert [psnr for _, psnr in told] == [one and one.psnr for one in best] and len(told) > 5
+    assert dict(told)[10] > 45 > dict(told)[8]  # of fitted solvers; the plans have 43 and 39
     assert model == api.client.get("/v1/models/wan-tiny").json()
     assert error_of(api.client.get("/v1/models/sora-2"))[:2] == (404, "model_not_found")
     for preset in presets:

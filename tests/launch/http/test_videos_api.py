@@ -77,13 +77,13 @@ def test_frames_per_second_are_the_videos_own(api: Api) -> None:
     assert made["request"]["fps"] == 24 and made["seconds"] == "1.04167"
 
 
-def test_a_budget_becomes_a_plan(api: Api) -> None:
+def test_a_budget_becomes_the_best_preset_for_it(api: Api) -> None:
     whole = {"size": None, "frames": None, "steps": None, "spectrum": None}
-    for budget in ({"nfe": 14}, {"psnr": 50}):
+    for budget, method in (({"nfe": 14}, "fitted"), ({"psnr": 50}, ""), ({"nfe": 25}, "planned")):
         made = api.create(**whole, **budget)
         entry = api.queue.take(0)
         assert entry is not None
-        assert made["request"]["spectrum"].startswith("planned-wan-tiny-")
+        assert made["request"]["spectrum"].startswith(f"{method}-wan-tiny-" if method else "fitted-wan")
         assert Path(entry.job.request.spectrum).is_relative_to(api.queue.folder)
         assert made["request"] | budget == made["request"]
 

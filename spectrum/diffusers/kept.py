@@ -81,8 +81,8 @@ class Kept:
                 return Runs(Findings(**plain["found"], latents=kept["latents"]), pictures, plain["told"])
             problem = "holds finished runs of another calibration (other prompts, arguments or weights)"
         except Exception as error:  # torch raises anything for other files
-            told = (str(error).splitlines() or [""])[0][:200]
-            problem = f"is in the way and cannot be read as finished runs ({type(error).__name__}: {told})"
+            told, *_ = str(error).splitlines() or [""]
+            problem = f"cannot be read as finished runs ({type(error).__name__}: {told[:200]})"
         if overwrite:
             return None
         raise ValueError(f"out: {str(self.path)!r} {problem}; move it, or overwrite=True starts again")

@@ -262,7 +262,7 @@ class _Attempt:
     def _note(self, heard: Heard) -> None:
         self._answer = heard
         if heard.stops:
-            log.warning("stopping after this step; a second signal stops at once")
+            log.warning("stopping after this step; a second signal stops immediately")
 
     def _gives_up(self) -> bool:
         """Return whether to kill the driver now: after a second signal, or if it has nothing to save or does

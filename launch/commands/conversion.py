@@ -46,7 +46,7 @@ def run(conversion: Conversion, console: Console) -> None:
     """Convert, and show progress; nothing is done if it was done before."""
     folder = conversion.target.folder
     if conversion.target.is_done():
-        say(console, f"{folder} is there already, made of the same files")
+        say(console, f"{folder} exists already, converted from the same files")
         return
     with ConversionProgress(console, conversion.size) as progress:
         conversion.run(progress)

@@ -270,12 +270,12 @@ def dry_run_table(found: DryRun) -> Table:
     names = (f"s of denoising on {counted(found.replicas, 'replica')}", "rank-seconds", "in cost")
     said = [f"{amount} {name}" for amount, name in zip(amounts, names, strict=False)]
     if any(one.seconds is None for one in found.todo):
-        said.append("plus shots that were never timed")
+        said.append("plus shots whose time is not known")
     said += [f"preset {told}" for told in found.presets]
     if performs := {text for one in film.shots if (text := one.settings.performs.text) != "exact"}:
         said.append(f"performance {', '.join(sorted(performs))}")
     if found.gpu:
-        said.append(f"estimated by a rehearsal on {found.gpu} where there is no report")
+        said.append(f"shots without a report are estimated by a rehearsal on {found.gpu}")
     table.caption = f"to do: {', '.join(said)}"
     return table
 

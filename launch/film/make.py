@@ -166,7 +166,7 @@ def _report(film: Film, number: int) -> Report:
         return Report.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise JobFailedError(
-            f"{str(path)!r} is no report ({reason(error)}); remove it to have the shot made again"
+            f"{str(path)!r} is not a report ({reason(error)}); remove it, and the shot is made again"
         ) from None
 
 

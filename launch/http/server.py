@@ -69,7 +69,7 @@ def run_server(service: Service, pool: PoolKeeper, bound: socket.socket, console
         server.run(sockets=[bound])
         if server.problem is not None:
             raise server.problem
-        say(console, "stopping the replicas after this step; a second signal stops them at once")
+        say(console, "stopping the replicas after this step; a second signal stops them immediately")
     finally:
         pool.stop()
         for number, handler in before.items():

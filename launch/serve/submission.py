@@ -177,7 +177,7 @@ def _report(entry: Entry) -> Report:
         return Report.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise JobFailedError(
-            f"{entry.name} is done, but {str(path)!r} is no report: {reason(error)}"
+            f"{entry.name} is done, but {str(path)!r} is not a report: {reason(error)}"
         ) from None
 
 

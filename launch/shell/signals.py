@@ -48,8 +48,8 @@ def _listen(stop: Callable[[], bool]) -> None:
             interrupt(number, frame)
             return
         log.warning(
-            "stopping after this step, or once a video that has had its last step is written; "
-            "a second signal stops at once"
+            "stopping after this step; a video whose steps are all finished is still written; "
+            "a second signal stops immediately"
         )
 
     for number in ending_signals():

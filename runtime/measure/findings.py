@@ -106,7 +106,10 @@ class PartialFile:
         if not self.path.is_file():
             return None
         if is_foreign(self.path):
-            log.warning("%s is not an unfinished calibration; it is left alone, nothing is kept", self.path)
+            log.warning(
+                "%s is not an unfinished calibration; it is not changed, and finished runs are not saved",
+                self.path,
+            )
             return None
         try:
             kept = torch.load(io.BytesIO(self.path.read_bytes()), weights_only=True)

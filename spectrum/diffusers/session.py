@@ -87,8 +87,8 @@ class Session:
         if torch.is_grad_enabled() and _has_gradient(module, args, kwargs):
             if not self._with_gradient:
                 _log.warning(
-                    "calls of %s whose gradients are wanted are computed, for a forecast has none; "
-                    "call it within torch.no_grad() otherwise",
+                    "calls of %s with gradients are computed, because a forecast has no gradient; "
+                    "to forecast, call it within torch.no_grad()",
                     type(module).__name__,
                 )
             self._with_gradient = True
@@ -100,8 +100,8 @@ class Session:
         if turn is None:
             if not self._unknown:
                 _log.warning(
-                    "a call of %s is computed: no pipeline that enable() was called with is at a step that "
-                    "needs it; call enable() with every pipeline that uses this transformer",
+                    "a call of %s is computed, because no enabled pipeline is at a step that needs it; "
+                    "call enable() with every pipeline that uses this transformer",
                     type(module).__name__,
                 )
             self._unknown += 1

@@ -34,7 +34,7 @@ def test_it_prints_the_folder(
     assert found.path == made
     before = (made / MANIFEST).stat().st_ino
     assert cli.run(["convert", str(original), str(made)]) == 0
-    assert capfd.readouterr() == (f"{made}\n", f"{made} is there already, made of the same files\n")
+    assert capfd.readouterr() == (f"{made}\n", f"{made} exists already, converted from the same files\n")
     assert (made / MANIFEST).stat().st_ino == before
     assert cli.run(["convert", str(original), str(made), "--dtype", "float16"]) == 2
     assert "it is not empty" in capfd.readouterr().err

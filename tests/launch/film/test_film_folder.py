@@ -153,7 +153,7 @@ def test_foreign_files_survive_a_film(board: Path, tmp_path: Path, engine: Engin
     assert "a &lt;b&gt;red" in page and "&lt;i&gt;One" in page
     report = film.video(0).with_suffix(".json")
     report.write_text("{}")
-    with pytest.raises(JobFailedError, match=r"\.json' is no report .*remove it"):
+    with pytest.raises(JobFailedError, match=r"\.json' is not a report .*remove it"):
         make_film(film, 1, Terminal(quiet=True))
 
 

@@ -111,7 +111,7 @@ def test_what_was_never_timed_is_rehearsed(film: Film) -> None:
 def test_reports_of_other_models_ranks_and_sizes_say_nothing(film: Film, changes: dict[str, object]) -> None:
     timed(film, **changes)
     assert estimate(film, 0).seconds is None
-    todo = "to do: 0.0 s of denoising on 1 replica, 0.0 rank-seconds, plus shots that were never timed"
+    todo = "to do: 0.0 s of denoising on 1 replica, 0.0 rank-seconds, plus shots whose time is not known"
     assert todo in told(film)
 
 

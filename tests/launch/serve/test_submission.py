@@ -40,7 +40,7 @@ def test_a_request_is_waited_for(engine: Engine, tmp_path: Path, caplog: pytest.
     assert report.to_json() == made.to_json() and report.request["seed"] == 5
     assert report.videos == [str(out)] and out.is_file() and request.progress == 1.0
     out.with_suffix(".json").unlink()
-    with pytest.raises(JobFailedError, match="is no report"):
+    with pytest.raises(JobFailedError, match="is not a report"):
         request.wait()
 
 

@@ -79,7 +79,7 @@ def begun(service: Service, asked: Asked, owner: str) -> tuple[Asked, Before | N
     if not file.is_file():
         raise _gone(id)
     if asked.image not in (None, record.image):
-        said = "input_reference: an extension begins with a video, and takes no other image"
+        said = "input_reference: an extension begins with a video, so it cannot have an image"
         raise ApiError(400, "invalid_value", said, param="input_reference")
     before = Before(id, file, record.details.frames)
     return replace(asked, fields=_adopted(asked.fields, record), image=record.image), before
@@ -113,5 +113,5 @@ def _adopted(fields: VideoCreate, record: Record) -> VideoCreate:
 
 
 def _gone(id: str) -> ApiError:
-    said = f"the latents of {id!r} are not there, so that it cannot be extended"
+    said = f"the latents of {id!r} no longer exist, so it cannot be extended"
     return ApiError(404, "content_missing", said, param="extends")

@@ -71,7 +71,9 @@ def _from_url(url: str) -> bytes:
             return base64.b64decode(found[1], validate=False)
     except binascii.Error:
         pass
-    said = "input_reference: only data URLs are taken, data:image/png;base64,…; or upload the file in a form"
+    said = (
+        "input_reference: only data URLs are accepted, data:image/png;base64,…; or upload the file in a form"
+    )
     raise ApiError(400, "invalid_value", said, param="input_reference")
 
 

@@ -29,9 +29,7 @@ def decode_apart(content: bytes) -> bytes:
         BadRequestError: it is not a PNG, JPEG or WebP, or is too large.
     """
     if len(content) > MOST_BYTES:
-        raise BadRequestError(
-            f"image: {len(content)} bytes given; at most {MOST_BYTES // 2**20} MiB are taken"
-        )
+        raise BadRequestError(f"image: {len(content)} bytes given; the limit is {MOST_BYTES // 2**20} MiB")
     command = [*interpreter(), "-m", __name__]
     try:
         ended = subprocess.run(command, input=content, capture_output=True, timeout=2 * _SECONDS, check=False)
@@ -40,7 +38,7 @@ def decode_apart(content: bytes) -> bytes:
     if ended.returncode == 0:
         return ended.stdout
     said = ended.stderr.decode(errors="replace").strip() if ended.returncode == _REFUSED else ""
-    raise BadRequestError(said or "image: it needs more memory or time to decode than an image should")
+    raise BadRequestError(said or "image: decoding it needs too much memory or time")
 
 
 def main() -> None:

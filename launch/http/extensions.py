@@ -94,8 +94,8 @@ def _found(service: Service, file: bytes, owner: str) -> Record:
                 return record
         after = page[-1].id if page else None
     said = (
-        "video: a file given that is no video of yours here; an extension goes on from latents, which a file "
-        "has not: give the id of a video, or the file as it was downloaded"
+        "video: this file is not one of your videos on this server. An extension needs latents, which a file "
+        "does not have: give the id of a video, or the file exactly as it was downloaded"
     )
     raise ApiError(422, "unsupported", said, param="video")
 

@@ -44,7 +44,7 @@ class RangedFile(FileResponse):
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 416:
                 range = Headers(raw=message["headers"])["content-range"]
-                said = f"range: there is none of these bytes; the file has {range.rpartition('/')[2]}"
+                said = f"range: the file does not have these bytes; its size is {range.rpartition('/')[2]}"
                 raise ApiError(416, "range_not_satisfiable", said, headers={"Content-Range": range})
             await send(message)
 

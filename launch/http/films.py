@@ -126,7 +126,7 @@ def _check_join(service: Service, key: Key, shots: Sequence[NewShot]) -> None:
         if number == 0 and shot.fade:
             raise _of_shot(ApiError(400, "invalid_value", "there is no shot before it to fade from"), number)
         if shot.fade + leaving >= video.details.frames:
-            said = f"{shot.fade + leaving} of its frames would fade, and it has {video.details.frames}"
+            said = f"{shot.fade + leaving} of its frames would fade, but it has only {video.details.frames}"
             raise _of_shot(ApiError(400, "invalid_value", said), number)
 
 
@@ -199,7 +199,7 @@ def resume_film(film_id: FilmId, service: TheService, key: Caller) -> Film:
         raise ApiError(400, "film_not_resumable", "only a film that has failed can be resumed")
     for number, shot in enumerate(film.shots, 1):
         if shot.record is None:
-            said = f"the video of shot {number} was deleted, so that the film cannot be finished"
+            said = f"the video of shot {number} was deleted, so the film cannot be finished"
             raise ApiError(400, "film_not_resumable", said)
     service.store.check_room()
     films.resume(film, key)

@@ -179,5 +179,5 @@ def _check_volume(asked: VideoCreate, config: Config, wanted: dict[str, Any]) ->
             param="size" if pixels > _MOST_TIMES * usual_pixels else "frames" if asked.frames else "seconds",
         )
     if asked.steps is not None and asked.steps > _MOST_STEPS:
-        said = f"steps: {asked.steps} given; this server takes at most {_MOST_STEPS}"
+        said = f"steps: {asked.steps} given; this server allows at most {_MOST_STEPS}"
         raise ApiError(400, "invalid_value", said, param="steps")

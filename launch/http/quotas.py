@@ -25,10 +25,10 @@ def check_quotas(base: sqlite3.Connection, key: Key, most: int, count: int = 1) 
     """
     total = _count(base, OPEN)
     if total + count > most:
-        said = f"{total} requests wait or run, at most {most} may; try again later"
+        said = f"{total} requests wait or run, and the limit is {most}; try again later"
         raise _too_many("queue_full", said, _SOON if count <= most else None)
     if key.queued is not None and _count(base, f"{OPEN} AND owner = ?", key.owner) + count > key.queued:
-        said = f"{key.queued} of your requests may wait or run at a time; try again when one has ended"
+        said = f"{key.queued} of your requests may wait or run at the same time; try again when one has ended"
         raise _too_many("quota_queued", said, _SOON if count <= key.queued else None)
     if key.per_hour is not None:
         now = time.time()

@@ -67,8 +67,8 @@ def _setting(results: Sequence[Result]) -> Iterator[str]:
     yield "Other caches, and the plan with no more evaluations than each, on the same pictures:"
     yield _table(["method", "pictures", "NFE", "PSNR", "SSIM", "deep", "planned at", "its PSNR"], rows)
     yield (
-        f"The plan is better in the mean and in the 10th percentile of the PSNR than {beaten} of the {told} "
-        "that compute at least as many steps as the smallest plan."
+        "The plan has a better PSNR, in the mean and in the 10th percentile, "
+        f"than {beaten} of these {told} methods."
     )
 
 
@@ -100,9 +100,9 @@ def _speed(speeds: Sequence[Result]) -> Iterator[str]:
         ratio, ideal = full / min(taken), 50 / nfes[name]
         rows.append([name, str(nfes[name]), f"{min(taken):.1f}", f"{ratio:.2f}", f"{ratio / ideal:.1%}"])
     yield (
-        "CPU time of a whole call without text and VAE, 50 steps, of a model with random weights whose "
-        "blocks dominate (8 double and 16 single ones of width 512, 128 + 32 tokens), one thread, one "
-        "run on a busy machine, so that times are certain to some 5 % only. "
+        "CPU time of a whole call without text and VAE, 50 steps, one thread. The model has random weights, "
+        "and its blocks take most of the time (8 double and 16 single ones of width 512, 128 + 32 tokens). "
+        "This was one run on a busy machine; times are accurate to about 5 %. "
         f"The paper's 4.79× on FLUX.1 with 10 of 50 steps is {PUBLISHED:.1%} of the ideal 5×:"
     )
     yield _table(["preset", "NFE", "seconds", "speed-up", "of the ideal 50 / NFE"], rows)

@@ -113,25 +113,47 @@ class VelocityHook(TransformerHook):
 
 
 class FeatureHook(TransformerHook):
-    """Hook that forecasts the output of the last block; embeddings and the head always run."""
+    """Hook that forecasts the output of the last block; embeddings and the head always run.
+
+    Attributes:
+        turn: what is to be done in the call under way.
+        value: its feature, once it was forecast, or computed by the last block.
+    """
 
     def __init__(self, session: Session):
         super().__init__(session)
-        self.turn: Turn | None = None  # of the call under way
+        self.turn: Turn | None = None
+        self.value: torch.Tensor | None = None
 
     def _output(self, turn: Turn | None, args: Any, kwargs: Any) -> Any:
         self.turn = turn
+        if turn is not None and turn.forecasts:
+            self.value = self._forecast(turn)
         try:
             output = self.fn_ref.original_forward(*args, **kwargs)
+            value = self.value
         finally:
-            self.turn = None
+            self.turn = self.value = None
         if turn is not None and turn.records:
-            raise RuntimeError("the transformer did not run its last block, whose output is to be recorded")
+            if value is None:
+                raise RuntimeError("the transformer did not run its last block, whose output was to be kept")
+            self._record(turn, value)
         return output
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _forecast(self, turn: Turn) -> torch.Tensor:
+        return turn.value()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _record(self, turn: Turn, value: torch.Tensor) -> None:
+        turn.record(value)
 
 
 class BlockHook(_Hook):
-    """Hook of one block: lets its inputs through at a forecast; after the last block comes the forecast."""
+    """Hook of one block: lets its inputs through at a forecast; after the last block comes the forecast.
+
+    It can be compiled with the block: nothing in it needs Python while the compiled code runs.
+    """
 
     def __init__(self, transformer: FeatureHook, block: Block):
         super().__init__()
@@ -143,20 +165,13 @@ class BlockHook(_Hook):
         if turn is None or not turn.forecasts:
             output = self.fn_ref.original_forward(*args, **kwargs)
             if self._block.last and turn is not None and turn.records:
-                self._record(turn, output)
+                is_several = isinstance(output, tuple)
+                self._transformer.value = output[self._block.image] if is_several else output
             return output
         values = [
             kwargs[name] if name in kwargs else args[place]
             for name, place in zip(self._block.returns, self._places, strict=True)
         ]
         if self._block.last:
-            values[self._block.image] = self._forecast(turn)
+            values[self._block.image] = self._transformer.value
         return values[0] if len(values) == 1 else tuple(values)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _record(self, turn: Turn, output: Any) -> None:
-        turn.record(output[self._block.image] if isinstance(output, tuple) else output)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _forecast(self, turn: Turn) -> torch.Tensor:
-        return turn.value()

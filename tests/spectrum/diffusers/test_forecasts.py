@@ -184,8 +184,29 @@ def test_compiled_transformers_forecast_as_well() -> None:
     expected = [call(model, step) for step in range(4)]
     disable(model)
     enable(model, preset("feature"), steps=4)
-    compiled = torch.compile(model, backend="eager")
+    graphs: list[int] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
     found = [call(compiled, step) for step in range(4)]
     for one, another in zip(found, expected, strict=True):
         torch.testing.assert_close(one, another)
     assert report(compiled)["transformer"].computed == COMPUTED
+    assert len(graphs) <= 3  # one of all blocks, one of none; no block begins another
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_blocks_are_compiled_without_a_break() -> None:
+    model = wan_transformer()
+    enable(model, preset("feature"), steps=4)
+    expected = [wan_call(model, step) for step in range(4)]
+    disable(model)
+    model.compile_repeated_blocks(backend="eager", fullgraph=True)
+    enable(model, preset("feature"), steps=4)
+    for step in range(4):
+        torch.testing.assert_close(wan_call(model, step), expected[step])
+    assert report(model)["transformer"].forecast == (2, 3)

@@ -99,7 +99,7 @@ class Bench:
 def main() -> None:
     """Measure, and print a table for Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--prompts", type=int, default=8, help="number of unseen prompts")
+    parser.add_argument("--prompts", type=int, default=6, help="number of unseen prompts")
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.INFO)

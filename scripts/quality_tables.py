@@ -187,7 +187,8 @@ def _against_rows(results: list[Result]) -> str:
         gain = _mean_psnr(_of(results, name, budget)) - _mean_psnr(_of(results, FITTED, budget))
         if budget in budgets and gain > 0:
             better.append(f"{name} at {budget} by {gain:.1f} dB")
-    said = f"- fitted solvers at {', '.join(map(str, budgets))} NFE better than all else in the first table"
+    told = ", ".join(map(str, budgets))
+    said = f"- fitted solvers at {told} NFE better than every other row of the first table"
     return f"{said}: {'worse than ' + '; '.join(better) + ': missed' if better else 'reached'}"
 
 

@@ -270,35 +270,49 @@ class Pictures:
 
 
 def table(results: Iterable[Result]) -> str:
-    """Mean, 10th percentile and worst of each method, and the paired difference to the paper's."""
-    found: dict[str, dict[str, dict[int, dict[int, float]]]] = defaultdict(lambda: defaultdict(dict))
+    """Mean, 10th percentile and worst of each method, and how often it is better than the paper's.
+
+    A second table has the methods that were measured on fewer prompts, and all others on these prompts.
+    """
+    found: dict[str, list[Result]] = defaultdict(list)
     for one in results:
-        found[one.setting][one.method].setdefault(one.nfe, {})[one.number] = one.psnr
-    parts = []
+        found[one.setting].append(one)
+    parts: list[str] = []
     for setting in (one.name for one in SETTINGS if one.name in found):
-        methods = found[setting]
-        heads = ["method"] + [
-            f"{what} {nfe}" for nfe in BUDGETS for what in ("mean (10th percentile; worst) at", "better at")
-        ]
-        rows = [heads, ["---"] * len(heads)]
-        for name in (one for one in METHODS if one in methods):
-            cells = [_cells(methods[name].get(nfe, {}), methods[PAPER].get(nfe, {})) for nfe in BUDGETS]
-            rows.append([name, *(cell for pair in cells for cell in pair)])
-        count = len(methods[PAPER].get(BUDGETS[0], {}))
-        parts.append(f"**{setting}**, {count} prompts and seeds:")
-        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        known = found[setting]
+        first = [one for one in known if one.method in ROUNDS[0]]
+        fewer = {one.number for one in known if one.method == WEIGHTS}
+        if fewer != {one.number for one in first}:
+            parts += _rows(setting, first)
+        if fewer:
+            parts += _rows(f"{setting}, all methods", [one for one in known if one.number in fewer])
     return "\n\n".join(parts)
 
 
-def _cells(own: Mapping[int, float], paper: Mapping[int, float]) -> tuple[str, str]:
-    if not own:
-        return "", ""
-    psnrs = np.array([*own.values()])
+def _rows(title: str, results: Iterable[Result]) -> tuple[str, str]:
+    """Make a heading and a table, of prompts with all of their methods."""
+    methods: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for one in results:
+        methods[one.method][one.nfe][one.number] = one.psnr
+    whole = set.intersection(*(set(of) for known in methods.values() for of in known.values()))
+    heads = ["method"]
+    for nfe in BUDGETS:
+        heads += [f"mean (10th percentile; worst) at {nfe}", f"better at {nfe}"]
+    rows = [heads, ["---"] * len(heads)]
+    for name in (one for one in METHODS if one in methods):
+        cells = [_cells(methods[name][nfe], methods[PAPER][nfe], whole) for nfe in BUDGETS]
+        rows.append([name, *(cell for pair in cells for cell in pair)])
+    return f"**{title}**, {len(whole)} prompts and seeds:", "\n".join(
+        f"| {' | '.join(row)} |" for row in rows
+    )
+
+
+def _cells(own: Mapping[int, float], paper: Mapping[int, float], numbers: set[int]) -> tuple[str, str]:
+    psnrs = np.array([own[number] for number in numbers])
     graded = f"{psnrs.mean():.1f} ({np.percentile(psnrs, 10):.1f}; {psnrs.min():.1f})"
-    both = [number for number in own if number in paper]
-    if own is paper or not both:
+    if own is paper:
         return graded, ""
-    return graded, f"{sum(own[number] > paper[number] for number in both)} of {len(both)}"
+    return graded, f"{sum(own[number] > paper[number] for number in numbers)} of {len(numbers)}"
 
 
 def main() -> None:

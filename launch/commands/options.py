@@ -18,7 +18,8 @@ _TIMEOUT_HELP = (
 )
 _CONFIGS = "[default: the config's]"
 _PRESET = (
-    "[default: the config's; in shipped configs auto: the best calibrated preset that fits, or else paper]"
+    "[default: the config's; in shipped configs auto: the best calibrated preset that fits, "
+    "or else universal]"
 )
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -1,4 +1,4 @@
-"""The preset of a request that names none: the best calibrated one that fits it, or else the paper's."""
+"""The preset of a request that names none: the best calibrated one that fits it, or the universal one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from runtime.request.video_request import VideoRequest
 from spectrum import StepKind
 
 FEW_STEPS = 4  # of which none can be forecast: distilled models jump from each to the next
-_PAPER = "paper"
+_PAPER, _UNIVERSAL = "paper", "universal"
+_PLANNED = 100  # steps that are planned within a second
 _FITS = "calibrated for this model, sampler and size"
 
 
@@ -55,28 +56,30 @@ def choose_preset(config: Config, request: VideoRequest, revision: Callable[[Con
     """Choose a shipped preset for a request, as `decided` does.
 
     Of the calibrated presets that fit, and compute no more steps than the paper's, it is the one that
-    computes most, and among equals the one with the highest expected PSNR.
+    computes most, and among equals the one with the highest expected PSNR. Where none fits, it is the
+    universal one, and the paper's where steps are so many that planning takes long.
     """
     listed = config.scheduler.steps
+
+    def without(reason: str) -> Chosen:
+        name = _UNIVERSAL if request.steps <= _PLANNED else _PAPER
+        return Chosen(name, f"no calibration fits: {reason}")
+
     if listed is not None and listed <= FEW_STEPS:
         return Chosen("off", f"a model of {listed} steps has too few steps to forecast from")
     if config.lora:
-        return _paper("none was made with these LoRAs")
+        return without("none was made with these LoRAs")
     candidates = _calibrated(revision(config))
     if not candidates:
-        return _paper("none was made for this model")
+        return without("none was made for this model")
     if config.scheduler != SamplerConfig():
-        return _paper("this model's is for its own sampler")
+        return without("this model's is for its own sampler")
     seen, most = config.windowed(request), _paper_nfe(request.steps)
     fitting = [one for one in candidates if one.nfe <= most and not one.conditions.misfits(seen)]
     if fitting:
         return Chosen(fitting[0].name, _FITS)
     misfits = candidates[0].conditions.misfits(seen)
-    return _paper(f"this model's is for {'; for '.join(misfits) or 'more computed steps'}")
-
-
-def _paper(reason: str) -> Chosen:
-    return Chosen(_PAPER, f"no calibration fits: {reason}")
+    return without(f"this model's is for {'; for '.join(misfits) or 'more computed steps'}")
 
 
 @dataclass(frozen=True, slots=True)

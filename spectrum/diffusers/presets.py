@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from spectrum.diffusers.conditions import Conditions
 from spectrum.predictor import Blend, ChebyshevRidge, LinearExtrapolation, Predictor
 from spectrum.schedule import ErrorSchedule, FixedSchedule, Schedule, paper_schedule
 
 STREAMS = ("feature", "velocity")
+_UNIVERSAL = "universal"
 _T = TypeVar("_T")
 _Builder = Callable[..., _T]
 
@@ -55,6 +56,14 @@ class Preset:
         if self.carried and self.stream == "feature":
             raise ValueError("carried: features of two transformers have nothing in common; carry velocities")
 
+    def at(self, levels: Callable[[], Sequence[float]]) -> Preset:
+        """The preset for a generation; most are the same for all.
+
+        Args:
+            levels: tells the noise levels of the scheduler, `[n + 1]`, which may wait for the device.
+        """
+        return self
+
     @classmethod
     def load(cls, given: Preset | str | PathLike[str] | Mapping[str, Any]) -> Preset:
         """Return a preset, given itself, its name, its YAML file or what such a file contains.
@@ -82,12 +91,14 @@ class Preset:
         return cls._of(path.name, content if isinstance(content, Mapping) else {})
 
     @classmethod
-    def _of(cls, name: str, content: Mapping[str, Any]) -> Self:
+    def _of(cls, name: str, content: Mapping[str, Any]) -> Preset:
         unknown = content.keys() - {"stream", "schedule", "predictor"}
         if unknown:
             raise ValueError(f"preset {name}: {_listed(sorted(unknown))} cannot be used here")
         if "schedule" not in content:
             raise ValueError(f"preset {name}: schedule is missing")
+        if _UNIVERSAL in (_kind(content["schedule"]), _kind(content.get("predictor"))):
+            return _universal(name, content)
         schedule = _part(name, "schedule", content["schedule"], _SCHEDULES)
         predictor = _part(name, "predictor", content.get("predictor", {"kind": "chebyshev"}), _PREDICTORS)
         forecasts = content["schedule"]["kind"] != "full"
@@ -96,9 +107,10 @@ class Preset:
 
 def _part(preset: str, part: str, given: Any, known: Mapping[str, _Builder[_T]]) -> Callable[[int], _T]:
     """Return what builds a schedule or predictor from a number of steps, its settings checked by name."""
-    kind = given.get("kind") if isinstance(given, Mapping) else given
+    kind = _kind(given)
     if not isinstance(given, Mapping) or not isinstance(kind, str) or kind not in known:
-        raise ValueError(f"preset {preset}: {part}: kind {kind!r} given; it must be one of {_listed(known)}")
+        names = _listed((*known, _UNIVERSAL))
+        raise ValueError(f"preset {preset}: {part}: kind {kind!r} given; it must be one of {names}")
     settings = {key: value for key, value in given.items() if key != "kind"}
     build = known[kind]
     allowed = list(inspect.signature(build).parameters)[1:]
@@ -111,6 +123,26 @@ def _part(preset: str, part: str, given: Any, known: Mapping[str, _Builder[_T]])
             f"{kind} takes {_listed(allowed) or 'none'}"
         )
     return lambda steps: build(steps, **settings)
+
+
+def _kind(given: Any) -> Any:
+    return given.get("kind") if isinstance(given, Mapping) else given
+
+
+def _universal(name: str, content: Mapping[str, Any]) -> Preset:
+    """Make a universal preset, whose schedule and predictor go together.
+
+    A pipeline calls its transformer for each branch, so where Lockstep forecasts the guided velocity, those
+    of both branches are forecast here.
+    """
+    from spectrum.diffusers.universal import universal_preset  # it makes a kind of preset
+
+    schedule, stream = content["schedule"], content.get("stream", "feature")
+    if content.get("predictor") != {"kind": _UNIVERSAL} or _kind(schedule) != _UNIVERSAL:
+        raise ValueError(f"preset {name}: a universal schedule and predictor, without settings, go together")
+    if not isinstance(schedule, Mapping) or schedule.keys() - {"kind", "nfe"}:
+        raise ValueError(f"preset {name}: schedule: {schedule} given; universal takes nfe")
+    return universal_preset(name, schedule.get("nfe"), "velocity" if stream == "guided" else stream)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -165,6 +197,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stream": "feature",
         "schedule": {"kind": "paper", "warmup": 5, "window": 2, "alpha": 3.0},
         "predictor": _SPECTRAL,
+    },
+    **{
+        name: {"stream": "guided", "schedule": schedule, "predictor": {"kind": _UNIVERSAL}}
+        for name, schedule in {
+            "universal": {"kind": _UNIVERSAL},
+            "universal-10": {"kind": _UNIVERSAL, "nfe": 10},
+            "universal-8": {"kind": _UNIVERSAL, "nfe": 8},
+        }.items()
     },
 }
 """Presets by name; those of `configs/spectrum/` that need no calibration."""

@@ -13,6 +13,7 @@ import torch
 
 from spectrum.diffusers.call import Call
 from spectrum.diffusers.clock import Clock
+from spectrum.diffusers.conditions import noise_levels
 from spectrum.diffusers.counter import Counter
 from spectrum.diffusers.generation import Generation, Reduce, Turn
 from spectrum.diffusers.presets import Preset
@@ -147,7 +148,8 @@ class Session:
         if progress is None or progress.timesteps is not sight.timesteps or _went_back(progress, sight):
             clock = Clock(sight.timesteps, sight.range)
             begin = sight.index if sight.counts else clock.find(call) or 0
-            progress = self._begin(id(sight.scheduler), len(sight.timesteps), begin)
+            preset = self.preset.at(functools.partial(noise_levels, sight.scheduler))
+            progress = self._begin(id(sight.scheduler), len(sight.timesteps), begin, preset)
             progress.timesteps, progress.clock = sight.timesteps, clock
             self._check(progress.generation, call, sight)
         assert progress.clock is not None
@@ -176,7 +178,7 @@ class Session:
         assert self._steps is not None
         progress = self._under_way.get(None)
         if progress is None or not progress.counter.continued_by(call):
-            progress = self._begin(None, call.total or self._steps, call.step or 0)
+            progress = self._begin(None, call.total or self._steps, call.step or 0, self.preset)
         index = progress.counter.count(call)
         if index >= progress.generation.total:
             raise ValueError(
@@ -185,12 +187,12 @@ class Session:
             )
         return progress.generation.turn(call, index)
 
-    def _begin(self, key: int | None, total: int, begin: int | None) -> _Progress:
+    def _begin(self, key: int | None, total: int, begin: int | None, preset: Preset) -> _Progress:
         if (before := self._under_way.get(key)) is not None:
             before.generation.release()
         if begin:  # an expert that takes over: the one before is done
             _forget(self.siblings)
-        self._latest = Generation(self.preset, total, begin, self._storage, self._reduce)
+        self._latest = Generation(preset, total, begin, self._storage, self._reduce)
         self._under_way[key] = _Progress(self._latest, Counter())
         return self._under_way[key]
 

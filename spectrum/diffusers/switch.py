@@ -39,8 +39,8 @@ def enable(
 
     Args:
         target: a pipeline of diffusers, or a transformer that is called by a loop of its own.
-        preset: `paper`, `paper-fast` or `off`, what `plan` returns, a `Preset`, a YAML file like those of
-            `lockstep --spectrum`, or its content.
+        preset: `paper`, `paper-fast`, `universal`, `universal-10`, `universal-8` or `off`, what `plan`
+            returns, a `Preset`, a YAML file like those of `lockstep --spectrum`, or its content.
         steps: number of steps; for a transformer alone, since a pipeline's scheduler tells it.
         stream: `feature` or `velocity` in place of the preset's. `feature`, the paper's, is the output of the
             last block; `velocity` is the output of the transformer, whichever it is, and takes less memory.

@@ -185,7 +185,7 @@ def test_a_model_that_is_not_here_is_not_downloaded(
     words = ["storyboard", str(tmp_path / "film.yaml"), "--out", str(tmp_path / "film")]
     assert cli.run([*words, "--dry-run", "--json"]) == 0
     [shot] = json.loads(capsys.readouterr().out)["shots"]
-    assert (shot["frames"], shot["nfe"], shot["state"]) == (81, 17, "to do")
+    assert (shot["frames"], shot["nfe"], shot["state"]) == (81, 13, "to do")
     assert cli.run(words) == 2  # the film itself needs the weights
     assert "it could not be downloaded" in capsys.readouterr().err
     (tmp_path / "film.yaml").write_text(board.replace("14b-480p", "14b-480p, lora: {file: none}"))

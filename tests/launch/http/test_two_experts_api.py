@@ -14,14 +14,16 @@ import torch
 
 from launch.http.auth import Keys
 from launch.http.catalog import Catalog
+from launch.http.profiles import settings_of
 from launch.http.service import Service
 from launch.serve.queue import Queue
 from runtime.engine import Engine
 from runtime.jobs.run import run_job
 from runtime.media.latents import write_latents
 from runtime.profile import ModelProfile
-from runtime.request.config import Config, Lora
+from runtime.request.config import Config, Lora, load_config
 from spectrum import paper_schedule
+from spectrum.universal import universal
 from tests.conditioned import config_of, sampled, write_image, write_two_experts
 from tests.runtime.models.wan.test_lora_experts import write as write_lora
 from tests.serving import SMALL, Api, error_of
@@ -84,8 +86,15 @@ def test_an_estimate_counts_the_steps_that_the_second_expert_begins_with(
 
 
 def test_so_it_does_for_a_model_that_is_not_here_yet(api: Api) -> None:
-    told = api.client.post("/v1/videos/estimate", json={"prompt": "x", "model": LONG}).json()
+    asked = {"prompt": "x", "model": LONG, "spectrum": "paper"}
+    told = api.client.post("/v1/videos/estimate", json=asked).json()
     assert told["computed"] == papers(26, 40, (5, 2))
+    usual = api.client.post("/v1/videos/estimate", json={"prompt": "x", "model": LONG}).json()
+    settings = settings_of(load_config(LONG))
+    assert settings is not None
+    levels = settings.fresh_sampler(load_config(LONG).request("x")).sigmas.tolist()
+    assert usual["spectrum"] == "universal" and usual["psnr"] is None
+    assert tuple(usual["computed"]) == universal().planner(levels).plan(paper_schedule(40).nfe).computed
     model = api.client.get(f"/v1/models/{LONG}").json()
     assert {one["id"]: one["nfe"] for one in model["presets"]}["paper"] == told["nfe"]
     assert model["experts"] == 2 and model["extensible"] is None

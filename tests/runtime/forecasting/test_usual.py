@@ -35,25 +35,26 @@ def nfe_and_psnr(preset: Preset, steps: int) -> tuple[int, float]:
     [
         ("wan-tiny", {}, "best-14", FITS),
         ("wan-tiny", {"frames": 81}, "best-14", FITS),  # in windows of the calibrated length
-        ("wan-tiny", {"steps": 20}, "paper", "no calibration fits: this model's is for steps 50, not 20"),
+        ("wan-tiny", {"steps": 20}, "universal", "no calibration fits: this model's is for steps 50, not 20"),
         (
             "wan-tiny",
             {"guidance": 1.0},
-            "paper",
+            "universal",
             "this model's is for guidance 5.0, not 1.0",
         ),
         (
             "wan-tiny",
             {"width": 256, "height": 256},
-            "paper",
+            "universal",
             "is for videos of about 96×96×17, not 256×256",
         ),
         ("wan2.2-tiny", {}, "best-experts-14", FITS),
-        ("wan2.2-tiny", {"guidance_2": 3.0}, "paper", "this model's is for guidance_2 5.0, not 3.0"),
-        ("wan2.1-t2v-14b-480p", {}, "paper", "no calibration fits: none was made for this model"),
+        ("wan2.2-tiny", {"guidance_2": 3.0}, "universal", "this model's is for guidance_2 5.0, not 3.0"),
+        ("wan-tiny", {"steps": 101}, "paper", "this model's is for steps 50, not 101"),  # planning takes long
+        ("wan2.1-t2v-14b-480p", {}, "universal", "no calibration fits: none was made for this model"),
     ],
 )
-def test_the_best_calibrated_preset_that_fits_or_the_papers(
+def test_the_best_calibrated_preset_that_fits_or_the_universal_one(
     config: str, given: dict[str, Any], name: str, reason: str
 ) -> None:
     settings = load_config(config)
@@ -95,17 +96,17 @@ def test_what_no_calibration_can_be_of_is_decided_without_the_models_files(tmp_p
     with_lora = Config.model_validate(tiny.model_dump() | {"lora": {"file": "ink.safetensors"}})
     chosen = choose_preset(with_lora, tiny.request("x"), never)
     assert (chosen.name, chosen.reason) == (
-        "paper",
+        "universal",
         "no calibration fits: none was made with these LoRAs",
     )
     named = tiny.request("x", spectrum="paper-fast")
     assert decided(tiny, named, never) == (named, "")
 
 
-def test_another_sampler_than_the_models_gets_the_papers() -> None:
+def test_another_sampler_than_the_models_gets_the_universal_one() -> None:
     other = load_config("wan-tiny").model_copy(update={"scheduler": SamplerConfig(kind="unipc", shift=5.0)})
     chosen = choose_preset(other, other.request("x"), revision)
-    assert chosen.name == "paper"
+    assert chosen.name == "universal"
     assert chosen.reason == "no calibration fits: this model's is for its own sampler"
 
 

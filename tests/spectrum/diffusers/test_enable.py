@@ -42,7 +42,7 @@ def test_the_published_settings_compute_what_was_published() -> None:
 @pytest.mark.parametrize(
     ("preset", "message"),
     [
-        ("papr", "'papr' given; it must be one of off, paper, paper-fast, or a YAML file"),
+        ("papr", "'papr' given; it must be one of off, paper, paper-fast, universal, "),
         ({}, "schedule is missing"),
         ({"schedule": {"kind": "planned", "nfe": 8}}, "kind 'planned' given; it must be one of full, paper"),
         ({"schedule": {"kind": "paper", "beta": 1}}, "beta given; paper takes warmup, window, alpha"),

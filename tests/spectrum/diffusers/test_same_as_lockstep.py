@@ -16,19 +16,24 @@ from runtime.request.config import EMBEDDED_MODELS
 from runtime.request.video_request import VideoRequest
 from spectrum.diffusers import enable, report
 
-PRESET = """
+PAPER = """
 stream: {stream}
 schedule: {{kind: paper, warmup: 4, window: 2, alpha: 0.75}}
 predictor: {{kind: chebyshev, degree: 4, ridge: 0.1, blend: 0.8}}
 """
+PRESETS = {
+    "feature": PAPER.format(stream="feature"),
+    "velocity": PAPER.format(stream="velocity"),
+    "universal": "stream: velocity\nschedule: {kind: universal, nfe: 6}\npredictor: {kind: universal}\n",
+}
 
 
-@pytest.mark.parametrize("stream", ["feature", "velocity"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_frames_are_those_of_the_engine(
-    engine: Engine, small: Callable[..., VideoRequest], tmp_path: Path, stream: str
+    engine: Engine, small: Callable[..., VideoRequest], tmp_path: Path, preset: str
 ) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(PRESET.format(stream=stream))
+    file.write_text(PRESETS[preset])
     request = small(steps=12, guidance=5.0, negative="", spectrum=str(file))
     sink = FrameBuffer()
     result = engine.generate(request, [sink])

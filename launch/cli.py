@@ -144,6 +144,10 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     small JSON file. Finished runs are kept in the same folder; after an interruption, the same command
     resumes from them.
     """
+    from launch.commands.build_job import check_given
+
+    own = ("config", "prompts", "seed", "out", "overwrite", "budgets")
+    check_given(options["config"], **{name: one for name, one in options.items() if name not in own})
     from launch.commands.calibrate import plan_calibration, run_calibration
     from launch.shell.signals import ignore_signals, stop_on_signals
 

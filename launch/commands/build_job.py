@@ -16,6 +16,7 @@ from runtime.jobs.batch import Batch, refuse_all
 from runtime.jobs.job import Job
 from runtime.jobs.job import inputs_of as inputs_of_request
 from runtime.jobs.options import JobOptions
+from runtime.models.configs import open_config
 from runtime.models.folder import local_revision
 from runtime.request.config import Config, is_path
 from runtime.request.video_request import VideoRequest
@@ -98,6 +99,27 @@ def build_request(config: Config, prompt: str, **given: Any) -> VideoRequest:
         BadRequestError: a field is out of bounds.
     """
     return config.request(prompt, **_said(given))
+
+
+def check_given(
+    config: str | None,
+    prompts: Sequence[str] = ("any",),
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    presets: Sequence[str] = (),
+    **given: Any,
+) -> None:
+    """Refuse a config, presets or requests before anything slow is imported for them.
+
+    Raises:
+        BadRequestError: see `build_request`, `open_config` and `load_preset`.
+    """
+    settings = open_config(config, model=model, revision=revision)
+    for prompt in prompts:
+        build_request(settings, prompt, **given)
+    for preset in presets:
+        load_preset(preset)
 
 
 def _said(given: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,11 @@ def rehearse(*, rank: str | None, topologies: bool, as_json: bool, **options: An
     The engine itself runs on fake tensors, without weights, in seconds. docs/rehearse.md explains what is
     counted and what is estimated.
     """
+    from launch.commands.build_job import check_given
+    from runtime.rehearsal.machine import load_gpu
+
+    check_given(options["config"], model=options["model"], revision=options["revision"], size=options["size"])
+    load_gpu(options["gpu"])
     from launch.commands.rehearse import build_scenario, chosen_ranks, show
     from runtime.rehearsal.account import to_json
     from runtime.rehearsal.options import options as ways

@@ -68,6 +68,9 @@ def compare(
 
     Writes an mp4 that shows the videos side by side (full sampler first), and a JSON file with all numbers.
     """
+    from launch.commands.build_job import check_given
+
+    check_given(config, prompts, presets=presets, **given)
     from launch.commands.compare import comparison_table, plan_comparison
     from launch.shell.progress import StepProgress, timed
 

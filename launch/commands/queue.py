@@ -147,12 +147,13 @@ def cancel(folder: Path, requests: tuple[int, ...], as_json: bool) -> None:
 @click.pass_obj
 def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bool, previews: bool) -> None:
     """Serve the queue until it is empty, on the Ray cluster of RAY_ADDRESS or on a local one."""
-    from launch.cluster.cluster import on_cluster
     from launch.serve.entries import State
 
-    with _opened(folder, must_exist=True) as opened, opened.served():  # refused before Ray is started
+    with _opened(folder, must_exist=True) as opened, opened.served():  # refused before Ray is imported
         before = opened.count()
         cores = _cores([ranks, *(_world(entry) for entry in opened.entries(*_OPEN))], replicas)
+    from launch.cluster.cluster import on_cluster
+
     about = {"queue": str(folder.absolute()), "replicas": str(replicas)}
     with advising(partial(_release, folder)):
         serving = partial(_serve, folder, replicas, keep, previews, console)

@@ -120,6 +120,12 @@ def serve(
     Requests go into the queue, and a pool of replicas makes their videos. After a crash or a kill, the same
     command resumes every accepted request. The address is printed once the server is ready: docs/serve.md.
     """
+    from launch.commands.build_job import check_given
+
+    for name in configs:
+        check_given(name)
+    for name in models:
+        check_given(None, model=name, revision=revision)
     try:
         from launch.http.auth import Keys
         from launch.http.catalog import Catalog

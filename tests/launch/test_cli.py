@@ -229,6 +229,36 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+REFUSED = [
+    ["compare", "a circle", "--preset", "nope"],
+    ["compare", "a circle", "--config", "nope"],
+    ["compare", "a circle", "--size", "5x5"],
+    ["calibrate", "--config", "nope", "--out", "c.json"],
+    ["calibrate", "--steps", "0", "--out", "c.json"],
+    ["rehearse", "--model", "./nope"],
+    ["rehearse", "--gpu", "nope"],
+    ["serve", "--config", "nope"],
+    ["serve", "--model", "./nope"],
+    ["queue", "run", "--queue", "nope"],
+    ["generate", "a circle", "--size", "5x5"],
+    ["storyboard", "nope.yaml", "--out", "film"],
+    ["plan", "nope"],
+]
+
+
+def test_what_is_refused_does_not_wait_for_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, launch.cli as c\n"
+        f"for words in {REFUSED!r}:\n"
+        "    assert c.run(words) == 2, words\n"
+        "    assert not {'torch', 'ray'} & {*sys.modules}, words\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 _INTERRUPTED = """
 import os, runpy, signal, sys
 class Interrupts:

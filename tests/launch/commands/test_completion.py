@@ -30,7 +30,7 @@ def completed(*words: str) -> list[tuple[str, str]]:
         (["generate", "a", "--spectrum", "./m"], [("./m", "file")]),
         (
             ["generate", "a", "--config", "wan2.2-ti"],
-            [(f"wan2.2-{name}", "plain") for name in ("ti2v-5b-720p", "tiny")],
+            [(f"wan2.2-{name}", "plain") for name in ("ti2v-5b-720p", "ti2v-5b-720p-fastwan", "tiny")],
         ),
         (["generate", "a", "--prompts", "p"], [("p", "file")]),
         (["compare", "a", "--preset", "paper-"], [("paper-fast", "plain")]),

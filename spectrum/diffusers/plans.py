@@ -50,6 +50,8 @@ def plan(file: str | PathLike[str], *, nfe: int) -> Plan:
     Example:
         >>> enable(pipe, plan("flux.json", nfe=12))  # doctest: +SKIP
     """
+    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
+        raise ValueError(f"nfe: {nfe!r} given; it must be the number of steps to compute, at least 1")
     content = read_calibration(file)
     measured, source = _measured(content), Path(file).name
     try:

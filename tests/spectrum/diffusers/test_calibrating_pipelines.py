@@ -330,6 +330,10 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str, said: s
 def test_an_impossible_plan_is_refused(pipe: FluxPipeline, file: Path) -> None:
     with pytest.raises(ValueError, match="nfe must be within 1 … 10, got 11"):
         plan(file, nfe=11)
+    wrong: tuple[Any, ...] = (3.5, "12", None, True)
+    for nfe in wrong:
+        with pytest.raises(ValueError, match=r"nfe: .* given; it must be the number of steps"):
+            plan(file, nfe=nfe)
     with pytest.raises(ValueError, match="a plan is for a pipeline"):
         enable(pipe.transformer, plan(file, nfe=4), steps=STEPS)
     with pytest.raises(ValueError, match="planned for velocity"):

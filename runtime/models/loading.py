@@ -5,6 +5,7 @@ The ranks of a node read their shares of the weights ahead, and broadcast them o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from runtime.errors import BadRequestError
+from runtime.errors import BadRequestError, with_files
 from runtime.models.folder import ModelFolder
 from runtime.models.layouts.assemble import assemble, kept_wide
 from runtime.models.layouts.sources import has_sources
@@ -68,7 +69,7 @@ def load_component(
         BadRequestError: the weights do not fit the configuration beside them.
     """
     path, found = folder.path / component, cast(Any, kind)
-    with _refused(folder):
+    with _refused(repr(folder.name)):
         stored = weights_in(path)
     with init_empty_weights(include_buffers=False):
         model: _Network = found.from_config(found.load_config(path)).eval().requires_grad_(False)
@@ -84,7 +85,7 @@ def load_component(
         replace(model, name, torch.empty(tensor.shape, dtype=kept, device="meta"))
     early: list[str] = node.all_gather_object(sorted(changed))[0]
     if node.rank == 0:
-        with _refused(folder):
+        with _refused(repr(folder.name)):
             for name, tensor in made(stored, early):
                 replace(model, name, tensor.to(_find(model, name).dtype, copy=True))
         change(model)
@@ -94,12 +95,13 @@ def load_component(
 
 
 @contextmanager
-def _refused(folder: ModelFolder) -> Iterator[None]:
-    """Refuse a model if its files cannot be read."""
+def _refused(source: str) -> Iterator[None]:
+    """Refuse a model, or a part of it, if its files cannot be read."""
     try:
         yield
     except (OSError, ValueError) as error:
-        raise BadRequestError(f"model: {folder.name!r} cannot be used: {error}") from None
+        said = with_files(error) if isinstance(error, OSError) else error
+        raise BadRequestError(f"model: {source} cannot be used: {said}") from None
 
 
 def empty_component(kind: type[_Network], folder: ModelFolder, component: str) -> _Network:
@@ -124,7 +126,7 @@ def read_component(kind: type[_Network], folder: ModelFolder, component: str, dt
     """
     path, loader = folder.path / component, cast(Any, kind)
     if has_sources(path):
-        with _refused(folder):
+        with _refused(repr(folder.name)):
             model, info = assemble(kind, path, dtype)
     else:
         model, info = loader.from_pretrained(path, dtype=dtype, output_loading_info=True)
@@ -182,8 +184,7 @@ def distribute(
         Where the blocks' weights are.
 
     Raises:
-        BadRequestError: a weight is not finite; on every rank.
-        OSError, ValueError: a file is damaged, or has changed; on the rank that reads it.
+        BadRequestError: a weight is not finite, or a file is damaged or has changed; on every rank of a node.
     """
     shares = None
     if shard and ranks.size > 1 and offload is None:
@@ -202,15 +203,22 @@ def distribute(
     with ReadAhead(own) as ahead:
 
         def move(name: str) -> None:
-            reader, tensor = arriving.readers.get(name, 0), _find(model, name)
+            reader, tensor, problem = arriving.readers.get(name, 0), _find(model, name), ""
             if node.rank == reader:
-                moved = (ahead.take(name) if name in own else tensor).to(ranks.device)
+                try:
+                    with _refused(source):
+                        moved = (ahead.take(name) if name in own else tensor).to(ranks.device)
+                except BadRequestError as error:
+                    problem = str(error)
+                    moved = torch.full_like(tensor, math.nan, device=ranks.device)  # tells the others to ask
             else:
                 moved = torch.empty_like(tensor, device=ranks.device)
             node.broadcast(moved, reader)
             if not is_finite(moved):
+                told: str = node.all_gather_object(problem)[reader]
                 raise BadRequestError(
-                    f"model: {source} cannot be used: its weights {name} are not finite, or overflow "
+                    told
+                    or f"model: {source} cannot be used: its weights {name} are not finite, or overflow "
                     f"{str(moved.dtype).removeprefix('torch.')}"
                 )
             replace(model, name, moved)

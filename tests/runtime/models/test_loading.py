@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from runtime.engine import Engine
+from runtime.errors import BadRequestError
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.models import reading
 from runtime.models.folder import find_model
@@ -88,6 +89,38 @@ def test_each_weight_is_read_once_and_all_ranks_have_the_same(
     assert sorted(name for read in shares for name in read) == sorted(reference.state_dict())
     most, least = max(sum(read.values()) for read in shares), min(sum(read.values()) for read in shares)
     assert most <= 1.1 * least
+
+
+def refused(ranks: Ranks, config: Config, damaged: int, error: Exception) -> str:
+    """What each rank is told if one of them cannot read its weights of a block."""
+    make = Weight.make
+
+    def broken(weight: Weight, reader: TensorReader) -> torch.Tensor:
+        if ranks.node.rank == damaged and weight.stored.key.startswith("blocks.5."):
+            raise error
+        return make(weight, reader)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Weight, "make", broken)
+        with pytest.raises(BadRequestError) as caught:
+            load_transformer(find_model(config), config, ranks)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("world", "damaged", "error", "said"),
+    [
+        (1, 0, OSError(5, "Input/output error", "a.safetensors"), "'a.safetensors': Input/output error"),
+        (2, 1, ValueError("a.safetensors changed"), "a.safetensors changed"),
+        (3, 0, ValueError("a.safetensors changed"), "a.safetensors changed"),
+        (3, 2, OSError(5, "Input/output error", "a.safetensors"), "'a.safetensors': Input/output error"),
+    ],
+)
+def test_every_rank_tells_what_one_of_them_cannot_read(
+    warm: WarmRanks, world: int, damaged: int, error: Exception, said: str
+) -> None:
+    told = warm.run(world, refused, load_config("wan-tiny"), damaged, error)
+    assert told == [f"model: the transformer of 'wan-tiny' cannot be used: {said}"] * world
 
 
 def test_no_more_is_read_ahead_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

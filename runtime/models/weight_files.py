@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.files.text import read_json
+from runtime.models.layouts.plain import NOT_READ, SCALES
 from runtime.models.layouts.sources import Sources, has_sources
-from runtime.models.layouts.stored import stored_in
+from runtime.models.layouts.stored import Stored, stored_in
+from runtime.models.layouts.weights import EIGHT_BITS, FLOATS, Weight
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,20 +30,20 @@ class WeightFiles:
     folder: Path
     stem: str
 
-    def shapes(self) -> Shapes:
-        """Names and shapes of all weights, from the files' headers.
+    def listed(self) -> Mapping[str, Stored | Weight]:
+        """List all weights by their names, from the files' headers.
 
         Raises:
             OSError, ValueError: a file is missing or corrupt, or contradicts the index.
         """
         if has_sources(self.folder):
-            return Sources.read(self.folder).shapes
+            return Sources.read(self.folder).weights
         index = self.folder / f"{self.stem}.safetensors.index.json"
         if not index.is_file():
             single = self.folder / f"{self.stem}.safetensors"
             if not single.is_file():
                 raise FileNotFoundError(f"{single} is missing{self._instead()}")
-            return _header(single)
+            return stored_in(single)
         placed = read_json(index).get("weight_map")
         if (
             not isinstance(placed, dict)
@@ -49,15 +51,15 @@ class WeightFiles:
             or any(isinstance(f, dict | list) for f in placed.values())
         ):
             raise ValueError(f"{index}: weight_map must be an object that names the file of each weight")
-        held: dict[str, Shapes] = {}
+        held: dict[str, Mapping[str, Stored]] = {}
         for file in sorted(set(placed.values()), key=str):
             if not isinstance(file, str) or Path(file).name != file:
                 raise ValueError(f"{index}: {file!r} is not the name of a file beside it")
-            held[file] = _header(self.folder / file)
+            held[file] = stored_in(self.folder / file)
         for name, file in placed.items():
             if name not in held[file]:
                 raise ValueError(f"{index}: {name} should be in {file}, which does not hold it")
-        return {name: shape for shapes in held.values() for name, shape in shapes.items()}
+        return {name: one for tensors in held.values() for name, one in tensors.items()}
 
     def check(self, wanted: Shapes, *, prefix: str = "", complete: bool = True) -> None:
         """Check the files against the weights of a model.
@@ -68,16 +70,24 @@ class WeightFiles:
             complete: whether the files must hold every weight of the model.
 
         Raises:
-            OSError, ValueError: a weight is missing or has another shape, or see `shapes`.
+            OSError, ValueError: a weight is missing, quantised or has another shape, or see `listed`.
         """
-        found = {name.removeprefix(prefix): shape for name, shape in self.shapes().items()}
+        found = {name.removeprefix(prefix): one for name, one in self.listed().items()}
         missing = sorted(wanted.keys() - found.keys())
         if missing and complete:
             raise ValueError(f"{self.folder} lacks {len(missing)} weights, the first is {missing[0]}")
         for name in sorted(wanted.keys() & found.keys()):
-            if found[name] != wanted[name]:
+            one, module = found[name], name.rpartition(".")[0]
+            scale = next((leaf for leaf in SCALES if f"{module}.{leaf}" in found), None)
+            if one.dtype not in (*FLOATS, *EIGHT_BITS):
+                raise ValueError(f"{self.folder}: {name} is stored as {one.dtype}, {NOT_READ}")
+            if one.dtype in EIGHT_BITS and scale is not None:
                 raise ValueError(
-                    f"{self.folder}: {name} has shape {list(found[name])}, "
+                    f"{self.folder}: {name} is stored as {one.dtype} with {module}.{scale}, {NOT_READ}"
+                )
+            if one.shape != wanted[name]:
+                raise ValueError(
+                    f"{self.folder}: {name} has shape {list(one.shape)}, "
                     f"by config.json it should be {list(wanted[name])}"
                 )
 
@@ -90,7 +100,3 @@ class WeightFiles:
             if file.suffix in {".bin", ".pth", ".pt", ".ckpt"}:
                 return f", {file.name} is there: pickled weights are not read, convert them to safetensors"
         return ""
-
-
-def _header(path: Path) -> Shapes:
-    return {name: stored.shape for name, stored in stored_in(path).items()}

@@ -20,7 +20,7 @@ from runtime.models.layouts.sources import NAME as DESCRIPTION
 from runtime.models.layouts.sources import Sources, has_sources
 from runtime.models.layouts.stored import TensorReader, stored_in
 from runtime.models.layouts.target import MANIFEST, Target
-from runtime.models.layouts.weights import Weight, whole
+from runtime.models.layouts.weights import FLOATS, Weight, whole
 from runtime.models.registry import family_in
 from runtime.request.config import ModelFiles
 
@@ -239,7 +239,7 @@ def _files(folder: Path, kind: type, dtype: str | None, largest: int) -> tuple[l
 
 
 def _stored_dtype(name: str, weight: Weight, dtype: str | None, wide: frozenset[str]) -> str:
-    if dtype is None:
+    if dtype is None or weight.dtype not in FLOATS:  # such as positions, which are no weights
         return weight.dtype
     return "float32" if wide.intersection(name.split(".")) else dtype
 

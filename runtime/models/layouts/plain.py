@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from runtime.models.layouts.stored import Stored
 from runtime.models.layouts.weights import EIGHT_BITS, FLOATS, Weight, whole
 
-_SCALES = ("scale_weight", "weight_scale")
+SCALES = ("scale_weight", "weight_scale")
 _OF_ACTIVATIONS = ("scale_input", "input_scale", "comfy_quant")  # and a note on the format, which dtypes tell
+_USE = "use the model in bfloat16, float16 or, as a single file, fp8_scaled"
+NOT_READ = f"a kind of quantisation that is not read; {_USE}"
 _MARKS = ("scaled_fp8", "spiece_model")  # that there are scales; and a tokenizer
 
 
@@ -28,13 +30,23 @@ def plain(tensors: Mapping[str, Stored], prefix: str = "") -> dict[str, Weight]:
     kept: dict[str, Stored] = {}
     for key, stored in own.items():
         module, _, leaf = key.rpartition(".")
-        if leaf in _SCALES:
+        if leaf in SCALES:
             scales[f"{module}.weight"] = stored
         elif leaf not in _OF_ACTIVATIONS and key not in _MARKS:
             kept[key] = stored
     if strange := sorted(scales.keys() - kept.keys()):
         raise ValueError(f"{scales[strange[0]].key} is the scale of no weight")
+    if lacking := sorted(key for key in kept.keys() - scales.keys() if scales and _is_matrix(kept[key])):
+        raise ValueError(
+            f"{kept[lacking[0]].key} is stored as {kept[lacking[0]].dtype} and lacks its scale, which "
+            f"{len(scales)} other weights have"
+        )
     return {key: _scaled(stored, scales.get(key)) for key, stored in kept.items()}
+
+
+def _is_matrix(stored: Stored) -> bool:
+    """Return whether a tensor is a matrix of float8, which has a scale if others of its file have."""
+    return stored.dtype in EIGHT_BITS and len(stored.shape) == 2
 
 
 def rename_all(
@@ -63,10 +75,7 @@ def rename_all(
 
 def _scaled(stored: Stored, scale: Stored | None) -> Weight:
     if stored.dtype not in (*FLOATS, *EIGHT_BITS):
-        raise ValueError(
-            f"{stored.key} is stored as {stored.dtype}, a kind of quantisation that is not read; use the "
-            "file in bfloat16, float16 or fp8_scaled"
-        )
+        raise ValueError(f"{stored.key} is stored as {stored.dtype}, {NOT_READ}")
     if scale is not None:
         count = 1
         for extent in scale.shape:

@@ -13,7 +13,10 @@ import torch
 
 from runtime.files.atomic import PlainFile
 
-_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_CODES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
 _ALIGNED = 8  # bytes of which the header's length is a multiple
 
 
@@ -89,7 +92,7 @@ def write_shard(
 
     Raises:
         OSError: it cannot be written.
-        ValueError: a tensor has another shape than was announced.
+        ValueError: a tensor has another shape than was announced, or overflows its dtype.
     """
     ordered = sorted(slots, key=lambda slot: -slot.width)  # readers map tensors, which are to be aligned
     digest, written = hashlib.sha256(), 0
@@ -102,6 +105,8 @@ def write_shard(
             if tuple(tensor.shape) != slot.shape:
                 raise ValueError(f"{slot.name} has shape {list(tensor.shape)}, not {list(slot.shape)}")
             flat = tensor.to(getattr(torch, slot.dtype)).contiguous().view(-1)
+            if slot.dtype == "float16" and not flat.isfinite().all() and tensor.isfinite().all():
+                raise ValueError(f"{slot.name} overflows {slot.dtype}")
             content = flat.view(torch.uint8).numpy().data
             digest.update(content)
             file.write(content)

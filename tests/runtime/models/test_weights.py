@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.media.mp4 import FrameBuffer
 from runtime.models.folder import find_model, folder_digest
+from runtime.models.layouts.convert import survey
 from runtime.request.config import EMBEDDED_MODELS, Architecture, Config
 from runtime.request.video_request import VideoRequest
 
@@ -245,6 +247,37 @@ def test_a_model_without_one_of_its_weights_does_not_load(config: Config, copy: 
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(BadRequestError, match=r"lacks 1 weights, the first is proj_out\.bias"):
         Engine(config.model_copy(update={"model": str(copy)}))
+
+
+def quantised(tensors: dict[str, torch.Tensor], dtype: torch.dtype, scale: str = "") -> None:
+    """Store one of the text encoder's or transformer's matrices in another dtype, with a scale beside it."""
+    name = next(one for one in sorted(tensors) if tensors[one].ndim == 2)
+    tensors[name] = (tensors[name].float() * 50).to(dtype)
+    if scale:
+        tensors[f"{name.rpartition('.')[0]}.{scale}"] = torch.tensor(0.02)
+
+
+@pytest.mark.parametrize("component", [f"transformer/{WEIGHTS}", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize(
+    ("dtype", "scale", "said"),
+    [
+        (torch.int8, "", "is stored as int8, a kind of quantisation that is not read"),
+        (torch.int8, "weight_scale", "is stored as int8, a kind of quantisation that is not read"),
+        (torch.bool, "", "is stored as bool"),
+        (torch.float8_e4m3fn, "weight_scale", "is stored as float8_e4m3fn with "),
+        (torch.float8_e5m2, "scale_weight", "is stored as float8_e5m2 with "),
+    ],
+)
+def test_quantised_weights_are_not_taken_for_others(
+    config: Config, copy: Path, component: str, dtype: torch.dtype, scale: str, said: str
+) -> None:
+    tensors = load_file(copy / component)
+    quantised(tensors, dtype, scale)
+    save_file(tensors, copy / component, metadata={"format": "pt"})
+    for look in (lambda: found(config, copy), lambda: survey(str(copy))):
+        with pytest.raises(BadRequestError, match="cannot be used") as caught:
+            look()
+        assert said in str(caught.value)
 
 
 def test_another_architecture_than_expected_is_refused(config: Config) -> None:

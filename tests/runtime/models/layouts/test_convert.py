@@ -287,6 +287,17 @@ def test_a_model_in_diffusers_layout_is_converted_to_another_dtype(reference: Pa
     assert all(torch.equal(found[key], expected[key].to(found[key].dtype)) for key in expected)
 
 
+def test_what_is_no_weight_is_copied_and_what_overflows_is_told(tmp_path: Path) -> None:
+    positions, large = torch.arange(7), torch.full((3,), 1e5)
+    slots = [Slot("positions", "int64", (7,)), Slot("large", "float32", (3,))]
+    made = {"positions": positions, "large": large}
+    write_shard(tmp_path / "whole.safetensors", slots, made.__getitem__)
+    assert all(torch.equal(one, made[key]) for key, one in load_file(tmp_path / "whole.safetensors").items())
+    half = [Slot("large", "float16", (3,))]
+    with pytest.raises(ValueError, match="large overflows float16"):
+        write_shard(tmp_path / "half.safetensors", half, made.__getitem__)
+
+
 def private_memory() -> int:
     """Bytes of memory of this process that are not of mapped files."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())

@@ -92,6 +92,18 @@ def test_float8_is_multiplied_by_its_scale(
         assert_same(found, reference, dtype)
 
 
+def test_float8_that_lacks_its_scale_is_refused(
+    config: Config, references: dict[str, Path], tmp_path: Path
+) -> None:
+    lost = "blocks.1.ffn.2.scale_weight"
+    without = lambda state: {name: one for name, one in scaled(state).items() if name != lost}  # noqa: E731
+    folder = write_single_files(references["t2v"], tmp_path / "other", without)
+    with pytest.raises(
+        BadRequestError, match=r"blocks\.1\.ffn\.2\.weight .* float8_e4m3fn and lacks its scale"
+    ):
+        find_model(config_for(config, str(folder)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_frame_is_that_of_diffusers_layout(
     config: Config, references: dict[str, Path], tmp_path: Path, kind: str

@@ -125,7 +125,7 @@ def serve(
     for name in configs:
         check_given(name)
     for name in models:
-        check_given(None, model=name, revision=revision)
+        check_given(None, model=name, revision=revision if len(models) == 1 else None)
     try:
         from launch.http.auth import Keys
         from launch.http.catalog import Catalog

@@ -167,9 +167,9 @@ def report(rounds: int, runs: int) -> None:
 
 def report_forecasts(rounds: int) -> None:
     print("## One forecast against the reference's formula\n")
-    print("Times are medians in milliseconds; K features of F values are remembered. The reference fits once")
-    print("after each computed step. *Refit* is its fit and first forecast; *reuse* is each further forecast")
-    print("with the same fit. *Ours* is Lockstep's forecast, which does the same work every time.\n")
+    print("Times are medians in ms; K features of F values are remembered. The reference (Spectrum's code)")
+    print("fits once after each computed step. *Refit* is its fit and first forecast; *reuse* is each later")
+    print("forecast with the same fit. *Ours* is Lockstep's forecast, with the same work every time.\n")
     print_row("dtype", "K", "F", "refit", "reuse", "ours", "refit / ours", head=True)
     ratios: dict[tuple[str, int, int], float] = {}
     for dtype in (torch.bfloat16, torch.float32):

@@ -20,7 +20,7 @@ NOTES = Path(__file__).with_name("gpu_notes.md")  # what the numbers in docs/ me
 _GIB = 2**30
 _GPUS = {"H100": "h100", "H200": "h200", "B200": "b200", "4090": "4090"}
 _HEADS = {
-    "equal": "equal to the bit",
+    "equal": "bit-equal",
     "psnr": "PSNR, dB",
     "named": "the message names the rank",
     "left": "processes left",
@@ -135,7 +135,7 @@ def _pipeline(line: Found) -> Iterator[str]:
     found = line["found"]
     yield "wan-tiny, every step computed, compared with diffusers' `WanPipeline` on the same device:\n"
     rows = [[one["dtype"], one["equal"], one["psnr"]] for one in found["against diffusers"]]
-    yield table(["dtype", "equal to the bit", "PSNR, dB"], rows)
+    yield table(["dtype", "bit-equal", "PSNR, dB"], rows)
     others = {name: value for name, value in found.items() if name != "against diffusers"}
     yield ""
     for name, value in others.items():
@@ -145,7 +145,7 @@ def _pipeline(line: Found) -> Iterator[str]:
 def _options(line: Found) -> Iterator[str]:
     for title, rows in line["found"].items():
         yield f"{title.capitalize()}:\n"
-        head = ["option", "equal to the bit", "PSNR, dB"]
+        head = ["option", "bit-equal", "PSNR, dB"]
         yield table(
             head, [[one["option"], one.get("equal", one.get("refused")), one.get("psnr")] for one in rows]
         )
@@ -231,7 +231,7 @@ def _evaluations(line: Found) -> Iterator[str]:
 
 def _places(line: Found) -> Iterator[str]:
     yield "Weights that are copied to the device when they are needed, against weights that stay there:\n"
-    head = ["", "equal to the bit", "computed step, s", "peak while loading, GiB", "peak of all, GiB"]
+    head = ["", "bit-equal", "computed step, s", "peak while loading, GiB", "peak of all, GiB"]
     rows = [
         [
             one["line"],

@@ -14,7 +14,7 @@ from runtime.jobs.defaults import CHECKPOINT_EVERY, COMPILE_TIMEOUT, DEFAULT_TIM
 
 _TIMEOUT_HELP = (
     "If one rank fails, all others end within this time.  "
-    f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} with --compile]"
+    f"[default: {DEFAULT_TIMEOUT:.0f}; {COMPILE_TIMEOUT:.0f} if blocks are compiled]"
 )
 _CONFIGS = "[default: the config's]"
 _PRESET = (

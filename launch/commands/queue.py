@@ -142,7 +142,7 @@ def cancel(folder: Path, requests: tuple[int, ...], as_json: bool) -> None:
 )
 @click.option("--keep", is_flag=True, help="Keep waiting for requests when the queue is empty.")
 @click.option(
-    "--previews", is_flag=True, help="Write a preview of each running request to the queue's previews/."
+    "--previews", is_flag=True, help="Write a preview of each running request into the queue's folder."
 )
 @click.pass_obj
 def serve(console: Console, /, folder: Path, replicas: int, ranks: int, keep: bool, previews: bool) -> None:

@@ -190,7 +190,7 @@ def test_models_are_loaded_by_any_name(tmp_path: Path, monkeypatch: pytest.Monke
         (lambda model: model.write("a", "a.mp4", ranks=2), "ranks: unknown"),
         (lambda model: model.compare([]), "prompts: none given"),
         (lambda model: model.calibrate("a.json", prompts=["one"]), "needs at least 2"),
-        (lambda model: plan("wan-tiny"), "give one of"),
+        (lambda model: plan("wan-tiny"), "give exactly one of"),
     ],
 )
 def test_what_is_wrong_is_refused(

@@ -75,7 +75,7 @@ def test_what_is_expected_follows_the_form(page: Page) -> None:
     page.locator("details.more summary").click()
     page.locator("#steps").fill("20")  # for which nothing is calibrated
     page.locator("#expected", has_text="of 20").wait_for()
-    assert "paper" in page.locator("#expected").inner_text()
+    assert "universal" in page.locator("#expected").inner_text()
     page.locator("#steps").fill("")
     page.locator("input[name=budget][value=nfe]").check()
     page.locator("#nfe").fill("12")

@@ -66,7 +66,7 @@ def test_a_video_is_queued_until_a_replica_has_begun(api: Api) -> None:
 def test_what_was_not_given_is_told(api: Api) -> None:
     one, two = api.create(seconds="1.5", frames=None, steps=50, spectrum=None), api.create()
     assert one["request"]["frames"] == 13 and one["seconds"] == "1.625"  # 4k + 1 at 8 per second
-    assert one["request"]["spectrum"] == "paper" and one["request"]["guidance"] == 5.0
+    assert one["request"]["spectrum"] == "universal" and one["request"]["guidance"] == 5.0
     assert one["request"]["seed"] != two["request"]["seed"]
 
 

@@ -194,10 +194,14 @@ def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:
     adapters = {match[2] for match in map(_ADAPTER.search, weights) if match}
     if len(adapters) > 1:
         return f"it holds {len(adapters)} adapters ({first_of(list(adapters))}); it must hold one"
-    for name, value in weights.items():
-        if not value.float().isfinite().all():
-            return f"{name} has values that are not finite"
-    return ""
+    return next(filter(None, (_unreadable(name, value) for name, value in weights.items())), "")
+
+
+def _unreadable(name: str, value: torch.Tensor) -> str:
+    """Reason why a weight's values cannot be used; empty if they can. Alphas may be integers."""
+    if not value.is_floating_point() and not name.endswith(".alpha"):
+        return f"{name} is stored as {str(value.dtype).removeprefix('torch.')}, which is not read"
+    return "" if value.float().isfinite().all() else f"{name} has values that are not finite"
 
 
 def _prefix(name: str) -> str:

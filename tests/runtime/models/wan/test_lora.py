@@ -288,6 +288,10 @@ A, B = (f"transformer.{TARGET}.lora_{part}.weight" for part in "AB")
         ),
         (peft() | {A: torch.full((4, WIDTH), float("nan"))}, "lora_A.weight has values that are not finite"),
         (peft() | {B: torch.full((WIDTH, 4), float("inf"))}, "lora_B.weight has values that are not finite"),
+        (
+            peft() | {A: torch.ones(4, WIDTH, dtype=torch.int8)},
+            "lora_A.weight is stored as int8, which is not",
+        ),
         (peft("dit."), "all names must begin with `transformer.`"),
         (peft() | original(), "all names must begin with `transformer.`"),
         (peft("transformer_2."), "all names must begin with `transformer.`"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,7 @@ class ModelFolder:
         content: commit of the repository, or `sha256:…` over the folder's files.
         pipeline: class of its pipeline in diffusers, which determines its family.
         loras: LoRAs that are merged into it, in this order.
+        found: the folder's files, as they were when it was found; none of a repository, which is a commit.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ModelFolder:
     content: str
     pipeline: str
     loras: tuple[KnownLora, ...] = ()
+    found: Mapping[Path, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def revision(self) -> str:
@@ -84,6 +86,16 @@ class ModelFolder:
         fit = self.family.fit_lora
         return self.having(KnownLora(one, fit(one, self.path, self.pipeline)) for one in loras)
 
+    def check_untouched(self) -> None:
+        """Refuse a model of whose files one was written or replaced since it was found; no weights are read.
+
+        Raises:
+            BadRequestError: one was.
+        """
+        with refusing_model(self.name):
+            if self.found and _states(self.path) != self.found:
+                raise ValueError("its files changed while it was loaded")
+
     def check_unchanged(self) -> None:
         """Refuse a model whose files are no longer those that were found.
 
@@ -107,13 +119,14 @@ def find_model(config: Config) -> ModelFolder:
     with refusing_model(config.model):
         family, pipeline = family_in(path)
         family.check(path, pipeline, config.architecture)
+        states = _states(path) if commit is None else {}
         revision = commit or folder_digest(path)
     if not config.bounds.within(family.bounds):
         raise BadRequestError(
             f"bounds: {_written(config.bounds)} given; {config.model_name!r} is of the family {family.name}, "
             f"write `bounds: {_written(family.bounds)}` in the config"
         )
-    return ModelFolder(config.model_name, path, revision, pipeline).with_loras(config.lora)
+    return ModelFolder(config.model_name, path, revision, pipeline, found=states).with_loras(config.lora)
 
 
 def open_model(model: str | ModelFiles, revision: str | None) -> tuple[Path, str | None]:
@@ -328,9 +341,7 @@ def folder_digest(path: Path) -> str:
     Descriptions of weights in another layout count with the contents of the files that they name.
     """
     digest = hashlib.sha256()
-    for file in sorted(
-        p for p in path.rglob("*") if p.is_file() and p.suffix in {".json", ".safetensors", ".model"}
-    ):
+    for file in _digested(path):
         name = file.relative_to(path)
         if file.name == DESCRIPTION:
             digest.update(f"{name}\0{Sources.read(file.parent).digest()}\0".encode())
@@ -338,3 +349,24 @@ def folder_digest(path: Path) -> str:
             digest.update(f"{name}\0{file.stat().st_size}\0".encode())
             add_content(digest, file)
     return f"{_HASHED}{digest.hexdigest()[:16]}"
+
+
+def _digested(path: Path) -> list[Path]:
+    """Files of a model that its digest is of."""
+    suffixes = {".json", ".safetensors", ".model"}
+    return sorted(one for one in path.rglob("*") if one.is_file() and one.suffix in suffixes)
+
+
+def _states(path: Path) -> dict[Path, tuple[int, ...]]:
+    """Inode, size and time of change of the files of a model.
+
+    Raises:
+        ValueError: a file that a description of weights names has changed since it was described.
+    """
+    found = dict[Path, tuple[int, ...]]()
+    for file in _digested(path):
+        if file.name == DESCRIPTION:
+            Sources.read(file.parent)
+        state = file.stat()
+        found[file] = state.st_ino, state.st_size, state.st_mtime_ns
+    return found

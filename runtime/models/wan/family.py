@@ -106,6 +106,7 @@ class WanFamily:
         text = PromptEncoder(folder, config, ranks, config.dtype.computed)
         decoder = WanDecoder(load_vae(folder, config, ranks), config, ranks)
         image = open_image_encoder(folder, config, ranks, transformer, config.dtype.computed, decoder)
+        folder.check_untouched()
         return Model(tuple(experts), text, decoder, image, WanColours(folder, decoder), offload, loras)
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.media.mp4 import FrameBuffer
+from runtime.models import loading
 from runtime.models.folder import find_model, folder_digest
 from runtime.models.layouts.convert import survey
 from runtime.request.config import EMBEDDED_MODELS, Architecture, Config
@@ -278,6 +280,21 @@ def test_quantised_weights_are_not_taken_for_others(
         with pytest.raises(BadRequestError, match="cannot be used") as caught:
             look()
         assert said in str(caught.value)
+
+
+def test_a_model_whose_files_are_replaced_while_it_loads_is_refused(
+    config: Config, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, begin = copy / "transformer" / WEIGHTS, loading.open_offload
+
+    def replaced(*given: Any) -> Any:
+        save_file({name: 2 * one for name, one in load_file(path).items()}, copy / "new")
+        (copy / "new").replace(path)
+        return begin(*given)
+
+    monkeypatch.setattr(loading, "open_offload", replaced)
+    with pytest.raises(BadRequestError, match="its files changed while it was loaded"):
+        Engine(config.model_copy(update={"model": str(copy)}))
 
 
 def test_another_architecture_than_expected_is_refused(config: Config) -> None:

@@ -210,7 +210,7 @@ def test_14b_at_720p_stays_within_bounds(
     Whoever makes a number smaller should make its bound smaller, too.
     """
     config = load_config("wan2.1-t2v-14b-720p")
-    found = rehearse(Scenario(config, config.request("x"), Degrees(), ranks, GPU))
+    found = rehearse(Scenario(config, config.request("x", spectrum="paper"), Degrees(), ranks, GPU))
     assert found.fits
     for one in found.ranks:
         steps = one.steps

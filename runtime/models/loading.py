@@ -200,7 +200,8 @@ def distribute(
         for name in part
         if arriving.readers.get(name) == node.rank
     }
-    with ReadAhead(own) as ahead:
+    mapped = node.size == 1 and ranks.device.type == "cpu"
+    with ReadAhead(own, mapped=mapped) as ahead:
 
         def move(name: str) -> None:
             reader, tensor, problem = arriving.readers.get(name, 0), _find(model, name), ""

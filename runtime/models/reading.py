@@ -57,10 +57,12 @@ class ReadAhead:
     Args:
         weights: name → how the weight is made, and the dtype that it is converted to; in the order in which
             they will be taken.
+        mapped: leave weights that need no conversion in the mapped file, as diffusers does. On a CPU the bits
+            of a matrix product depend on the alignment of its operands in memory, which differs there.
     """
 
-    def __init__(self, weights: Mapping[str, tuple[Weight, torch.dtype]]):
-        self._left = deque(weights.items())
+    def __init__(self, weights: Mapping[str, tuple[Weight, torch.dtype]], *, mapped: bool = False):
+        self._left, self._mapped = deque(weights.items()), mapped
         self._begun = deque[tuple[str, int, Future[torch.Tensor]]]()
         self._bytes, self._reader = 0, TensorReader()
         self._threads = ThreadPoolExecutor(_THREADS, "weights")
@@ -74,7 +76,7 @@ class ReadAhead:
         self._reader.__exit__()
 
     def take(self, name: str) -> torch.Tensor:
-        """Take the next weight, once it was read; its memory is its own.
+        """Take the next weight, once it was read.
 
         Args:
             name: its name.
@@ -97,7 +99,7 @@ class ReadAhead:
             self._bytes += size
 
     def _read(self, weight: Weight, dtype: torch.dtype) -> torch.Tensor:
-        return weight.make(self._reader).to(dtype, copy=True)
+        return weight.make(self._reader).to(dtype, copy=not self._mapped)
 
 
 def weight_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:

@@ -24,7 +24,8 @@ from tests.forked import Command, completed
 from tests.ranks import free_port
 
 PROMPT = "a red circle moving left on a black background"
-SMALL = ["--size", "64x48", "--frames", "5", "--steps", "6", "--max-sequence-length", "32"]
+SIZE = ["--size", "64x48", "--frames", "5", "--max-sequence-length", "32"]
+SMALL = [*SIZE, "--steps", "6", "--spectrum", "paper"]
 GENERATE = ["generate", PROMPT, "--timeout", "10"]
 TORCHRUN = "torch.distributed.run"
 

@@ -65,9 +65,8 @@ def test_advice_is_what_would_go_on_now(tmp_path: Path) -> None:
     (folder / manifest_name(7, 0)).write_text(json.dumps(manifest))
     resume = "there is no complete checkpoint: the same command with --resume starts again at the first step"
     assert job.advice() == resume  # the second rank's is missing
-    with pytest.raises(
-        BadRequestError, match=r"--resume starts at the first step \(none of them is complete\)"
-    ):
+    first_step = r"--resume \(in Python: resume=True\) starts at the first step \(none of them is complete\)"
+    with pytest.raises(BadRequestError, match=first_step):
         job.check_files()
     make_job(tmp_path / "a.mp4", resume=True).check_files()
     (folder / manifest_name(7, 1)).write_text(json.dumps(manifest))

@@ -98,7 +98,7 @@ def test_another_family_says_what_is_usual_for_it(tmp_path: Path) -> None:
     [
         (
             {"name": "{tmp}"},
-            "config: '{tmp}' given; it is a folder, '{tmp}', and a config is a YAML file. The model",
+            "config: '{tmp}' given; it is a folder, '{tmp}', and a config is a YAML file. Give",
         ),
         ({"model": "{tmp}/none"}, "model: '{tmp}/none' given; there is no folder '{tmp}/none'"),
         ({"model": "./none"}, "model: './none' given; there is no folder '{tmp}/none'"),

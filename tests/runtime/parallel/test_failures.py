@@ -333,7 +333,7 @@ def hanging(ranks: Ranks) -> None:
 @pytest.mark.timeout(120)
 def test_long_work_has_an_end() -> None:
     outcomes = watch_ranks(WORLD, hanging, timeout=2.0, busy=4.0)
-    check(outcomes, "loading", "--busy-timeout is 4 s")
+    check(outcomes, "loading", "busy_timeout is 4 s")
     assert outcomes[ODD].code == 3 and outcomes[ODD].error is not None  # its own watch ends it, too
     assert outcomes[ODD].error[:3] == ("RankFailedError", ODD, "loading")
 

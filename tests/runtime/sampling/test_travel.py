@@ -73,7 +73,11 @@ def test_a_prompt_that_changes_to_itself_is_the_plain_video(windowed: Engine, sm
             [{"at": 1, "prompt": "b"}],
             "travel: 1 later prompts given; the model takes one prompt for 17 frames",
         ),
-        (33, [{"at": 0.5, "prompt": "b"}, {"at": 0.5, "prompt": "c"}], "travel: .* must ascend"),
+        (
+            33,
+            [{"at": 0.5, "prompt": "b"}, {"at": 0.5, "prompt": "c"}],
+            "travel: .* must be in ascending order",
+        ),
         (33, [{"at": 0, "prompt": "b"}], r"travel\.0\.at: 0 given; .*greater than 0"),
         (33, [{"at": 1, "prompt": " "}], r"travel\.0\.prompt: ' ' given; must not be empty"),
     ],

@@ -38,11 +38,13 @@ class Arriving(Generic[_Network]):
         model: the component; weights that are on disk are on the meta device.
         stored: on disk: name → how the weight is made. The others are in `model` on the node's first rank.
         readers: name of each weight on disk → the rank of the node that reads it.
+        mapped: whether one rank reads files of diffusers' own layout; see `ReadAhead`.
     """
 
     model: _Network
     stored: Mapping[str, Weight]
     readers: Mapping[str, int]
+    mapped: bool
 
 
 def load_component(
@@ -91,7 +93,8 @@ def load_component(
         change(model)
     left = {name: stored[name] for name in own if name not in early}
     sizes = {name: weight_bytes(one.shape, _find(model, name).dtype) for name, one in left.items()}
-    return Arriving(model, left, readers(sizes, node.size))
+    mapped = node.size == 1 and not has_sources(path)
+    return Arriving(model, left, readers(sizes, node.size), mapped)
 
 
 @contextmanager
@@ -200,8 +203,7 @@ def distribute(
         for name in part
         if arriving.readers.get(name) == node.rank
     }
-    mapped = node.size == 1 and ranks.device.type == "cpu"
-    with ReadAhead(own, mapped=mapped) as ahead:
+    with ReadAhead(own, mapped=arriving.mapped and ranks.device.type == "cpu") as ahead:
 
         def move(name: str) -> None:
             reader, tensor, problem = arriving.readers.get(name, 0), _find(model, name), ""

@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from runtime.media.quality import psnr
 from runtime.request.config import load_config
 from runtime.request.video_request import VideoRequest
 
+_Result = TypeVar("_Result")
 ORDER, FIRST_SEED = 2026, 30_000
 MEASURED_BEFORE = 24  # prompts of docs/quality.md: the first of another order
 
@@ -153,6 +155,13 @@ def _kept_word(videos: dict[int, Result]) -> tuple[str, str]:
     return f"{np.mean([off for off, _ in told]):+.1f}", f"{100 * np.mean(held):.0f} %"
 
 
+def results_in(path: Path, kind: Callable[..., _Result]) -> list[_Result]:
+    """Read the results so far, a line of JSON each; the file is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return [kind(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -164,9 +173,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
-    given.results.parent.mkdir(parents=True, exist_ok=True)
-    given.results.touch()
-    results = [Result(**json.loads(line)) for line in given.results.read_text().splitlines()]
+    results = results_in(given.results, Result)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, given.results.open("a", encoding="utf-8") as log:
         bench = Bench(given.calibration, Path(folder))

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from bench_fitted import results_in
 from bench_fitted import unseen as unseen_by_fits
 from bench_flux import USUAL, calibration
 from bench_quality import PROMPTS, paper_steps
@@ -329,9 +330,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
-    given.results.parent.mkdir(parents=True, exist_ok=True)
-    given.results.touch()
-    results = [Result(**json.loads(line)) for line in given.results.read_text().splitlines()]
+    results = results_in(given.results, Result)
     if not given.table:
         with tempfile.TemporaryDirectory() as folder, given.results.open("a", encoding="utf-8") as log:
             for result in _measured(given, results, Path(folder)):

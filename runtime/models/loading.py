@@ -20,7 +20,8 @@ from runtime.models.folder import ModelFolder
 from runtime.models.layouts.assemble import assemble, kept_wide
 from runtime.models.layouts.sources import has_sources
 from runtime.models.layouts.weights import Weight, made
-from runtime.models.reading import ReadAhead, readers, weight_bytes, weights_in
+from runtime.models.reading import ReadAhead, readers, weight_bytes
+from runtime.models.weight_files import DIFFUSERS_STEM, WeightFiles
 from runtime.parallel.collectives import Peers
 from runtime.parallel.offloading import Offload
 from runtime.parallel.ranks import Ranks
@@ -71,18 +72,14 @@ def load_component(
         BadRequestError: the weights do not fit the configuration beside them.
     """
     path, found = folder.path / component, cast(Any, kind)
-    with _refused(repr(folder.name)):
-        stored = weights_in(path)
+    files = WeightFiles(path, DIFFUSERS_STEM)
     with init_empty_weights(include_buffers=False):
         model: _Network = found.from_config(found.load_config(path)).eval().requires_grad_(False)
     own, wide = model.state_dict(keep_vars=True), kept_wide(kind, dtype)
-    refuse_missing(folder, component, {"missing_keys": own.keys() - stored.keys()})
+    with _refused(repr(folder.name)):
+        files.check({name: tuple(tensor.shape) for name, tensor in own.items()})
+        stored = files.weights()
     for name, tensor in own.items():
-        if tensor.shape != (shape := stored[name].shape):
-            raise BadRequestError(
-                f"model: {folder.name!r} cannot be used: {path}: {name} has shape {list(shape)}, "
-                f"by config.json it should be {list(tensor.shape)}"
-            )
         kept = torch.float32 if wide.intersection(name.split(".")) else dtype
         replace(model, name, torch.empty(tensor.shape, dtype=kept, device="meta"))
     early: list[str] = node.all_gather_object(sorted(changed))[0]

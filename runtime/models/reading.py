@@ -6,32 +6,15 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Self
 
 import torch
 
-from runtime.files.text import read_json
-from runtime.models.layouts.sources import Sources, has_sources
-from runtime.models.layouts.stored import TensorReader, stored_in
-from runtime.models.layouts.weights import Weight, whole
+from runtime.models.layouts.stored import TensorReader
+from runtime.models.layouts.weights import Weight
 
 _AHEAD = 2**30  # bytes that a rank has read and not handed over
 _THREADS = 4  # of a rank: reading waits for the disk, and casting for memory
-_STEM = "diffusion_pytorch_model.safetensors"
-
-
-def weights_in(folder: Path) -> Mapping[str, Weight]:
-    """List the weights of a component in a folder of diffusers' layout, in whatever files they are.
-
-    Raises:
-        OSError, ValueError: a file is missing or damaged, or has changed.
-    """
-    if has_sources(folder):
-        return Sources.read(folder).weights
-    index = folder / f"{_STEM}.index.json"
-    files = sorted({*read_json(index)["weight_map"].values()}) if index.is_file() else [_STEM]
-    return {name: whole(stored) for file in files for name, stored in stored_in(folder / file).items()}
 
 
 def readers(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:

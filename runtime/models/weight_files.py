@@ -13,9 +13,11 @@ from runtime.files.text import read_json
 from runtime.models.layouts.plain import NOT_READ, SCALES
 from runtime.models.layouts.sources import Sources, has_sources
 from runtime.models.layouts.stored import Stored, stored_in
-from runtime.models.layouts.weights import EIGHT_BITS, FLOATS, Weight
+from runtime.models.layouts.weights import EIGHT_BITS, FLOATS, Weight, whole
 
 Shapes = Mapping[str, tuple[int, ...]]
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+"""Stem of the names of weight files that diffusers writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,10 @@ class WeightFiles:
             if name not in held[file]:
                 raise ValueError(f"{index}: {name} should be in {file}, which does not hold it")
         return {name: one for tensors in held.values() for name, one in tensors.items()}
+
+    def weights(self) -> Mapping[str, Weight]:
+        """List all weights by their names, each with how it is made; errors as of `listed`."""
+        return {name: one if isinstance(one, Weight) else whole(one) for name, one in self.listed().items()}
 
     def check(self, wanted: Shapes, *, prefix: str = "", complete: bool = True) -> None:
         """Check the files against the weights of a model.

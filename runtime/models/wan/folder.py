@@ -16,10 +16,8 @@ from runtime.models.wan.settings import (
     VaeSettings,
     WanIndex,
 )
-from runtime.models.weight_files import WeightFiles
+from runtime.models.weight_files import DIFFUSERS_STEM, WeightFiles
 from runtime.request.config import Architecture
-
-_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
 
 class ModelKind(StrEnum):
@@ -83,7 +81,7 @@ def _check_weights(path: Path, kind: ModelKind) -> None:
     transformers = dict.fromkeys(WanIndex.read(path / "model_index.json").folders, kind.transformer)
     for component, model in (transformers | {"vae": "AutoencoderKLWan"}).items():
         folder = path / component
-        WeightFiles(folder, _DIFFUSERS_WEIGHTS).check(_shapes(folder, model))
+        WeightFiles(folder, DIFFUSERS_STEM).check(_shapes(folder, model))
     from transformers import UMT5Config, UMT5EncoderModel
 
     settings = path / "text_encoder" / "config.json"

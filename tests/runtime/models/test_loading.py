@@ -20,9 +20,9 @@ from runtime.models import reading
 from runtime.models.folder import find_model
 from runtime.models.layouts.stored import TensorReader
 from runtime.models.layouts.weights import Weight
-from runtime.models.reading import weights_in
 from runtime.models.wan.adapter import Transformer
 from runtime.models.wan.loading import load_transformer
+from runtime.models.weight_files import DIFFUSERS_STEM, WeightFiles
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import ShardedWeights
 from runtime.parallel.topology import Degrees
@@ -125,7 +125,7 @@ def test_every_rank_tells_what_one_of_them_cannot_read(
 
 def test_no_more_is_read_ahead_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_AHEAD", 1000)
-    weights = weights_in(EMBEDDED_MODELS / "wan-tiny" / "transformer")
+    weights = WeightFiles(EMBEDDED_MODELS / "wan-tiny" / "transformer", DIFFUSERS_STEM).weights()
     made, make = list[str](), Weight.make
 
     def counting(weight: Weight, reader: TensorReader) -> torch.Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from spectrum.calibrated import CalibratedPredictor, Gram, mean_gram
 from spectrum.calibration.measured import from_triangle
-from spectrum.planner import Planner
+from spectrum.planner import PlannedSteps, Planner
 from spectrum.schedule import NOWHERE
 
 TABLE = Path(__file__).with_name("universal.json")
@@ -127,6 +127,34 @@ def universal() -> Universal:
             for one in models
         )
     )
+
+
+@lru_cache(maxsize=64)
+def universal_plan(
+    noise_levels: tuple[float, ...], nfe: int, fresh: tuple[tuple[int, int], ...] = ()
+) -> PlannedSteps:
+    """Plan `nfe` computed steps with `universal`.
+
+    Args:
+        noise_levels: σ of the sampler, descending, `[n + 1]`.
+        nfe: number of computed steps.
+        fresh: steps before which the history is dropped, each with the number of steps computed from there.
+
+    Raises:
+        ValueError: it cannot be done in so many steps, or there are too many to plan.
+    """
+    return _planner(noise_levels, fresh).plan(nfe)
+
+
+@lru_cache(maxsize=16)
+def _planner(noise_levels: tuple[float, ...], fresh: tuple[tuple[int, int], ...]) -> Planner:
+    return universal().planner(noise_levels, dict(fresh))
+
+
+@lru_cache(maxsize=16)
+def universal_predictor(noise_levels: tuple[float, ...]) -> CalibratedPredictor:
+    """Make the predictor of `universal` for a sampler with these noise levels, `[n + 1]`."""
+    return universal().predictor(noise_levels)
 
 
 def log_shift(noise_levels: Sequence[float]) -> float:

@@ -56,6 +56,7 @@ from spectrum import (
     surprise,
 )
 from spectrum.solver import FittedSolver
+from spectrum.universal import universal_plan, universal_predictor
 
 
 class Switch(BaseModel):
@@ -216,7 +217,7 @@ class Preset(BaseModel):
             assert self.calibrated is not None
             return self.calibrated.predictor(self.stream)
         if isinstance(self.predictor, UniversalPart):
-            return universal.predictor(universal.levels_of(steps, self._levels))
+            return universal_predictor(universal.levels_of(steps, self._levels))
         return self.predictor.build(steps)
 
     @property
@@ -309,7 +310,7 @@ class Preset(BaseModel):
             return part.build_anew(steps, fresh)
         if isinstance(part, UniversalSchedulePart):
             levels = universal.levels_of(steps, self._levels)
-            plan = universal.planned(levels, tuple(fresh.items()), part.budget(steps))
+            plan = universal_plan(levels, part.budget(steps), tuple(fresh.items()))
             return FixedSchedule(steps, plan.computed)
         assert self.calibrated is not None
         if isinstance(part, FittedSchedulePart):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from spectrum.calibrated import CalibratedPredictor
 from spectrum.diffusers.presets import Preset
 from spectrum.predictor import Predictor
 from spectrum.schedule import FixedSchedule, Schedule, paper_schedule
-from spectrum.universal import flow_levels, universal
+from spectrum.universal import flow_levels, universal_plan, universal_predictor
 
 _Levels = tuple[float, ...]
 
@@ -63,28 +63,18 @@ def _schedule(nfe: int | None, known: _Levels | None, steps: int) -> Schedule:
     whole = len(levels) - 1
     first = whole - steps
     budget = paper_schedule(whole).nfe if nfe is None else min(nfe, whole)
-    planned = _planned(levels, budget)
+    planned = universal_plan(levels, budget).computed
     return FixedSchedule.explicit(steps, [0, *(step - first for step in planned if step > first)])
 
 
 def _predictor(known: _Levels | None, steps: int) -> Predictor:
     levels = _levels(known, steps)
-    return _Later(_weights(levels), len(levels) - 1 - steps)
+    return _Later(universal_predictor(levels), len(levels) - 1 - steps)
 
 
 def _levels(known: _Levels | None, steps: int) -> _Levels:
     """The scheduler's noise levels; typical ones where it is not known."""
     return known if known is not None and len(known) > steps else flow_levels(steps)
-
-
-@lru_cache(maxsize=16)
-def _planned(levels: _Levels, nfe: int) -> tuple[int, ...]:
-    return universal().planner(levels).plan(nfe).computed
-
-
-@lru_cache(maxsize=16)
-def _weights(levels: _Levels) -> CalibratedPredictor:
-    return universal().predictor(levels)
 
 
 @dataclass(frozen=True, slots=True)

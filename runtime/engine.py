@@ -280,7 +280,8 @@ class Engine:
             raise BadRequestError(f"attention: {USP!r} given; it does not split text from image tokens")
         sampler = partial(self.profile.fresh_sampler, request, self.ranks.device)
         windows, course = self.sizes.windows(request, self.config), self.profile.course(sampler(), preset)
-        return Plan(request, preset, sampler, len(course.numbers), topology, attention, windows, course)
+        steps, fused = len(course.numbers), self.profile.fused(request, preset)
+        return Plan(request, preset, sampler, steps, topology, attention, windows, course, fused)
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
         """Refuse a request that cannot fit the device; `tokens` is this rank's share, of all videos."""

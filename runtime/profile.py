@@ -15,10 +15,12 @@ from runtime.forecasting.usual import FEW_STEPS, decided
 from runtime.forecasting.validity import Conditions
 from runtime.models.course import Course
 from runtime.models.folder import ModelFolder, expected_family, find_model
+from runtime.models.linear import coefficients
 from runtime.models.sampler import begin_sampler, listed_steps, load_sampler, noise_levels, sampler_settings
 from runtime.recipe import Recipe
 from runtime.request.config import Config
 from runtime.request.video_request import VideoRequest
+from spectrum.solver import Multistep
 
 
 class ModelProfile:
@@ -132,6 +134,17 @@ class ModelProfile:
                 )
         present, crossing = [one for one in self.experts if one.present], preset.crossing
         return Course.of(present, sampler.timesteps, crossing.history, crossing.warmup)
+
+    def fused(self, request: VideoRequest, preset: Preset) -> Multistep | None:
+        """Coefficients of a request's sampler, where forecasts are fused with its steps; None where not.
+
+        Raises:
+            BadRequestError: the sampler is not linear; and as `fresh_sampler`.
+        """
+        forecasts = preset.forecasts and preset.stream == "guided" and preset.fitted is None
+        if not forecasts or not self.config.performs.fuse_forecasts:
+            return None
+        return coefficients(self.fresh_sampler(request))
 
     def fresh(self, request: VideoRequest, preset: Preset) -> dict[int, int]:
         """Steps before which a generation drops its history, as another expert begins anew → steps from there

@@ -67,6 +67,7 @@ class Recipe:
             "attention": _attention(config),
             "compile": config.performs.compile,
             "fuse_projections": config.performs.fuse_projections,
+            "fuse_forecasts": config.performs.fuse_forecasts,
             "quantization": config.performs.quantization,
             "tiles": _tiles(config),
             "fps": config.fps,

@@ -29,7 +29,7 @@ from runtime.request.config import Config
 from spectrum import StepKind, StepSeconds
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, besides model and ranks
-_FASTER = ("compile", "fuse_projections", "quantization")  # the same, of the config
+_FASTER = ("compile", "fuse_projections", "fuse_forecasts", "quantization")  # the same, of the config
 _HOUR = 3600.0
 _ROWS = 500  # most shots shown; printing thousands would take longer than estimating them
 

@@ -143,10 +143,15 @@ class Rehearser:
                 last = loop.step(StepKind.COMPUTE, index)
             history, kept = segment.stream.bytes, segment.stream.kept
             if forecast and plan.preset.forecasts:
-                index = max(forecast, key=lambda step: (len(self._history(computed, step)), step))
+                index = max(self._usual(forecast), key=lambda s: (len(self._history(computed, s)), s))
                 loop.remember(self._history(computed, index))
                 of_forecast = loop.step(StepKind.FORECAST, index)
             return run, Steps(first, last, of_forecast, history, kept)
+
+    def _usual(self, forecast: list[int]) -> list[int]:
+        """Forecast steps that are like most: where they are fused, the last step alone makes latents."""
+        kept = forecast if self._plan.fused is None else [s for s in forecast if s != self._plan.steps - 1]
+        return kept or forecast
 
     def _history(self, computed: list[int], step: int) -> list[int]:
         """Computed steps that are remembered before `step`."""
@@ -250,15 +255,16 @@ class _Loop:
             self._take(output.velocity_BCFHW)
         else:
             self._latents_BCFHW = output.moved.after_BCFHW
-        size_of(self._latents_BCFHW)
+        if output.moved is None or output.moved.made_BCFHW is not None:
+            size_of(self._latents_BCFHW)
         del output
         work, memory = ledger.finish(held if engine.config.memory.history == "keep" else 0)
         now = engine.ranks.sent(self._plan.topology)
         return Phase(work, memory, {axis: now[axis] - sent[axis] for axis in now if now[axis] > sent[axis]})
 
     def warm_up(self) -> None:
-        """Step the sampler until it holds as many tensors as in the middle of a run; a solver uses none."""
-        if self._plan.preset.fitted is not None:
+        """Step the sampler until it holds as many tensors as in the middle of a run, if it is used."""
+        if self._plan.fused is not None or self._plan.preset.fitted is not None:
             return
         for _ in range(min(2, self._plan.steps - 4)):
             self._take(torch.empty_like(self._latents_BCFHW))
@@ -266,7 +272,8 @@ class _Loop:
     def remember(self, steps: list[int]) -> None:
         """Fill the stream's history with fake values of these computed steps."""
         preset = self._plan.preset
-        memory = None if preset.fitted is not None else preset.build_predictor(self._plan.steps).memory
+        all_are_kept = self._plan.fused is not None or preset.fitted is not None
+        memory = None if all_are_kept else preset.build_predictor(self._plan.steps).memory
         kept = steps if memory is None else steps[-memory:]
 
         def filled(history: dict[str, dict[int, torch.Tensor]]) -> dict[str, dict[int, torch.Tensor]]:

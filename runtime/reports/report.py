@@ -51,6 +51,7 @@ class PerformancePart(_Part):
     profile: str
     compile: bool
     fuse_projections: bool
+    fuse_forecasts: bool
     quantization: str
     kernel: str
 
@@ -257,6 +258,7 @@ def build_report(
             profile=performs.profile,
             compile=performs.compile,
             fuse_projections=performs.fuse_projections,
+            fuse_forecasts=performs.fuse_forecasts,
             quantization=performs.quantization,
             kernel=result.kernel,
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Profile = Literal["exact", "fast", "fastest"]
@@ -17,6 +17,8 @@ class Performance:
         profile: profile that it follows where a config says nothing else.
         compile: whether blocks are compiled with `torch.compile`; results differ by rounding.
         fuse_projections: whether query, key and value come from one matrix product; they differ by rounding.
+        fuse_forecasts: whether a run of forecast steps of a guided stream is one weighted sum, together with
+            the sampler's steps; results differ by rounding.
         fastest_attention: whether `attention: auto` is the fastest kernel of the GPU, instead of torch's own
             choice; results differ by rounding.
         quantization: number format of the blocks' linear layers; see `runtime.models.quantization`. Results
@@ -26,6 +28,7 @@ class Performance:
     profile: Profile = "exact"
     compile: bool = False
     fuse_projections: bool = False
+    fuse_forecasts: bool = False
     fastest_attention: bool = False
     quantization: Quantization = "none"
 
@@ -35,16 +38,17 @@ class Performance:
         parts = {
             "compiled blocks": self.compile,
             "fused projections": self.fuse_projections,
+            "fused forecasts": self.fuse_forecasts,
             f"{self.quantization} linears": self.quantization != "none",
         }
         named = ", ".join(part for part, is_on in parts.items() if is_on)
         return f"{self.profile} ({named})" if named else self.profile
 
 
+_FAST = Performance("fast", compile=True, fuse_projections=True, fuse_forecasts=True, fastest_attention=True)
+
 PROFILES: dict[Profile, Performance] = {
     "exact": Performance(),
-    "fast": Performance("fast", compile=True, fuse_projections=True, fastest_attention=True),
-    "fastest": Performance(
-        "fastest", compile=True, fuse_projections=True, fastest_attention=True, quantization="fp8"
-    ),
+    "fast": _FAST,
+    "fastest": replace(_FAST, profile="fastest", quantization="fp8"),
 }

@@ -19,6 +19,7 @@ from runtime.sampling.commands import Command
 from runtime.sampling.coordinator import Coordinator
 from runtime.sampling.estimate import Estimate, OnEstimate, unseen, with_known
 from runtime.sampling.finite import check_finite, size_of
+from runtime.sampling.network import Moved
 from runtime.sampling.streams import Stream
 from spectrum import StepKind
 
@@ -66,7 +67,7 @@ class Denoising:
     """State of one segment's denoising on one rank, which changes from step to step.
 
     Attributes:
-        latents_BCFHW: latents in float32, the same on every rank; replaced at every step.
+        latents_BCFHW: latents in float32, the same on every rank; replaced at every step that makes new ones.
         sampler: a diffusers scheduler for flow models with its timesteps set, at its beginning.
         stream: computes or forecasts the guided velocity.
         coordinator: decides which steps are computed.
@@ -104,33 +105,33 @@ def denoise(
         RankFailedError: another rank failed.
     """
     sampler, coordinator = state.sampler, state.coordinator
-    for index in range(start, len(sampler.timesteps)):
-        timestep = sampler.timesteps[index]
+    times = [float(one) for one in sampler.timesteps.tolist()]  # once: they are on the accelerator
+    for index in range(start, len(times)):
         started, before = time.perf_counter(), ranks.traffic.axes.copy()
         decision = coordinator.decide(index)
-        timestep_B = timestep.expand(state.latents_BCFHW.shape[0])
+        timestep_B = sampler.timesteps[index].expand(state.latents_BCFHW.shape[0])
         output = state.stream.advance(index, decision.kinds, state.latents_BCFHW, timestep_B)
-        ranks.synchronize()  # samplers read numbers back, and would wait there even if a rank has failed
-        velocity_BCFHW = output.velocity_BCFHW
-        if output.moved is None:
-            before_BCFHW = state.latents_BCFHW
-            state.latents_BCFHW = sampler.step(velocity_BCFHW, timestep, before_BCFHW, return_dict=False)[0]
-        else:
-            before_BCFHW, state.latents_BCFHW = output.moved
-        size = size_of(state.latents_BCFHW)
-        ranks.synchronize()
-        check_finite(size, index, decision.kind, output.parts, ranks)
+        velocity_BCFHW, moved = output.velocity_BCFHW, output.moved
+        if moved is None:
+            if decision.kind is StepKind.COMPUTE or ranks.traffic.axes != before:
+                ranks.synchronize()  # the sampler reads numbers back, and would wait there for a lost rank
+            moved = _sampled(state, index, velocity_BCFHW)
+        state.latents_BCFHW = moved.after_BCFHW
+        if moved.made_BCFHW is not None:  # if not, nothing was queued that could be waited for
+            size = size_of(moved.made_BCFHW)
+            ranks.synchronize()
+            check_finite(size, index, decision.kind, output.parts, ranks)
         if decision.kind is StepKind.COMPUTE:
             coordinator.observe(index, output.squares)
-            noise = float(timestep) / sampler.config.num_train_timesteps
-            on_estimate(Estimate(before_BCFHW, velocity_BCFHW, noise, state.known_BCFHW))
+            noise = times[index] / sampler.config.num_train_timesteps
+            on_estimate(Estimate(moved.before_BCFHW, velocity_BCFHW, noise, state.known_BCFHW))
         seconds = time.perf_counter() - started
         coordinator.timed(seconds)
         sent = ranks.traffic.axes - before
         record = StepRecord(
             index,
             decision.kind,
-            float(timestep),
+            times[index],
             seconds,
             sent.total(),
             decision.expert,
@@ -144,3 +145,11 @@ def denoise(
     if state.known_BCFHW is not None:
         state.latents_BCFHW = with_known(state.latents_BCFHW, state.known_BCFHW)
     coordinator.finish()
+
+
+def _sampled(state: Denoising, index: int, velocity_BCFHW: torch.Tensor) -> Moved:
+    """Let the sampler take a step."""
+    sampler, before_BCFHW = state.sampler, state.latents_BCFHW
+    timestep = sampler.timesteps[index]
+    after_BCFHW = sampler.step(velocity_BCFHW, timestep, before_BCFHW, return_dict=False)[0]
+    return Moved(before_BCFHW, after_BCFHW, after_BCFHW)

@@ -56,7 +56,7 @@ class FittedStream:
     def advance(
         self, step: int, kinds: Kinds, latents_BCFHW: torch.Tensor, timestep_B: torch.Tensor
     ) -> StreamOutput:
-        kind = _shared(step, kinds)
+        kind = shared_kind(step, kinds)
         computes = kind is StepKind.COMPUTE
         if self._trajectory is None:
             return self._forecast(step, kind, latents_BCFHW, timestep_B)
@@ -67,9 +67,8 @@ class FittedStream:
             return self._forecast(step, kind, latents_BCFHW, timestep_B)
         before_BCFHW = self._walk(self._trajectory, step)
         output = self._forecast(step, kind, before_BCFHW, timestep_B)
-        return output._replace(
-            moved=Moved(before_BCFHW, self._stepped(step, output.velocity_BCFHW, before_BCFHW))
-        )
+        after_BCFHW = self._stepped(step, output.velocity_BCFHW, before_BCFHW)
+        return output._replace(moved=Moved(before_BCFHW, after_BCFHW, after_BCFHW))
 
     def _solve(
         self,
@@ -85,14 +84,15 @@ class FittedStream:
         if not computes:
             if self._latest_BCFHW is None:
                 self._latest_BCFHW = self._guided(trajectory, node - 1)
-            return StreamOutput(self._latest_BCFHW, moved=Moved(latents_BCFHW, latents_BCFHW))
+            return StreamOutput(self._latest_BCFHW, moved=Moved(latents_BCFHW, latents_BCFHW, None))
         found = self._evaluator.evaluate(step, latents_BCFHW, timestep_B)
         squares = None
         if node > 0:
             squares = trajectory.squared_error(self._fitted.forecasts[node - 1], found.velocity_BCFHW)
         trajectory.record(found.values_BCFHW)
         self._latest_BCFHW = found.velocity_BCFHW
-        moved = Moved(latents_BCFHW, trajectory.state())
+        after_BCFHW = trajectory.state()
+        moved = Moved(latents_BCFHW, after_BCFHW, after_BCFHW)
         return StreamOutput(found.velocity_BCFHW, squares, found.parts, moved)
 
     def _forecast(
@@ -194,7 +194,7 @@ class FittedStream:
 _HANDED_OVER = f"{GuidedStream.NAME} after a hand-over"
 
 
-def _shared(step: int, kinds: Kinds) -> StepKind:
+def shared_kind(step: int, kinds: Kinds) -> StepKind:
     """Kind of a step, which is the same for both branches."""
     if len(set(kinds.values())) != 1:
         raise RuntimeError(f"step {step}: the branches of a solver cannot be told apart: {kinds}")

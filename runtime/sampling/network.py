@@ -21,15 +21,17 @@ from spectrum import Squares
 
 
 class Moved(NamedTuple):
-    """A step that a stream has taken by itself.
+    """A step of the latents, taken by the sampler or by a stream itself.
 
     Attributes:
         before_BCFHW: latents, float32, of which the velocity is.
-        after_BCFHW: latents after the step, float32.
+        after_BCFHW: latents after the step, float32; those before it while nothing needs them.
+        made_BCFHW: the last tensor that the step has made, in which NaN would show; None if it has made none.
     """
 
     before_BCFHW: torch.Tensor
     after_BCFHW: torch.Tensor
+    made_BCFHW: torch.Tensor | None
 
 
 class StreamOutput(NamedTuple):

@@ -17,6 +17,7 @@ from runtime.request.video_request import VideoRequest
 from runtime.request.windows import Windows
 from runtime.sampling.coordinator import Coordinator
 from spectrum import Schedule, StepKind
+from spectrum.solver import Multistep
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Plan:
         attention: resolved name of the attention kernel.
         windows: windows of the video; a single one if the video fits the model.
         course: expert that computes each step.
+        fused: coefficients of the sampler, where forecasts are fused with its steps; None where not.
     """
 
     request: VideoRequest
@@ -41,6 +43,7 @@ class Plan:
     attention: str
     windows: Windows
     course: Course
+    fused: Multistep | None = None
 
     @property
     def fresh(self) -> Mapping[int, int]:

@@ -16,6 +16,7 @@ from runtime.recipe import Recipe
 from runtime.request.windows import Windows
 from runtime.sampling.evaluator import Evaluator
 from runtime.sampling.fitted import FittedStream
+from runtime.sampling.fused import FusedStream
 from runtime.sampling.network import Networks
 from runtime.sampling.plan import Plan
 from runtime.sampling.streams import STREAMS, ComputedStream, Stream
@@ -115,13 +116,17 @@ class Run:
         noise_BCFHW: torch.Tensor,
         sampler: SchedulerMixin,
     ) -> Stream:
-        """Make the stream of a segment of one or several windows; a solver moves its latents by itself."""
+        """Make the stream of a segment of one or several windows; some take the steps by themselves."""
         preset = self.plan.preset
         fitted = preset.fitted
         if fitted is not None:
             evaluator = Evaluator(networks, windows, apart=fitted.solver.width == 2)
             predictor = preset.build_predictor(self.plan.steps)
             return FittedStream(evaluator, fitted, noise_BCFHW, sampler, predictor, self.storage)
+        if self.plan.fused is not None:
+            evaluator = Evaluator(networks, windows, apart=False)
+            predictor = preset.build_predictor(self.plan.steps)
+            return FusedStream(evaluator, self.plan.fused, noise_BCFHW, predictor, self.storage)
         streams = [self._open_one(network) for network in networks]
         return streams[0] if len(streams) == 1 else WindowedStream(streams, windows)
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spectrum.solver.fitted import FittedSolver
+from spectrum.solver.fused import FusedSampler
 from spectrum.solver.multistep import Multistep, Row, skipping, traced
 from spectrum.solver.nodes import NodePlanner
 from spectrum.solver.unipc import unipc
@@ -19,6 +20,7 @@ _WITH_TORCH = {
 
 __all__ = [
     "FittedSolver",
+    "FusedSampler",
     "Moments",
     "Multistep",
     "NodePlanner",

@@ -32,6 +32,9 @@ shots:
 """
 
 
+SAME = dict.fromkeys(("compile", "fuse_projections", "fuse_forecasts"), False) | {"quantization": "none"}
+
+
 @pytest.fixture
 def film(tmp_path: Path) -> Film:
     (tmp_path / "film.yaml").write_text(FILM)
@@ -44,7 +47,7 @@ def timed(film: Film, **changes: object) -> None:
     report = {
         "request": request,
         "model": {"name": "wan-tiny"},
-        "performance": {"compile": False, "fuse_projections": False, "quantization": "none"},
+        "performance": SAME,
         "topology": {"world": 1},
         "windows": 2,
         "step_seconds": {"computed_median": 2.0, "forecast_median": None},
@@ -100,7 +103,7 @@ def test_what_was_never_timed_is_rehearsed(film: Film) -> None:
     [
         {"model": {"name": "another"}},
         {"topology": {"world": 2}},
-        {"performance": {"compile": False, "fuse_projections": False, "quantization": "fp8"}},
+        {"performance": {**SAME, "quantization": "fp8"}},
         {"request": {"width": 64}},
         {"windows": None},
         {"step_seconds": {"computed_median": 10**400, "forecast_median": None}},

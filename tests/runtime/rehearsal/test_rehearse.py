@@ -355,6 +355,27 @@ def test_quantised_weights_take_half_and_products_in_fp8_half_the_time() -> None
     assert steps["fp8", True].work.moved < steps["fp8", False].work.moved
 
 
+@pytest.mark.parametrize("spectrum", ["universal", "universal-8"])
+def test_fused_forecasts_launch_nothing_and_copy_nothing(spectrum: str) -> None:
+    """As docs/ranks.md says; whoever changes these numbers should change them there."""
+    config = load_config("wan2.1-t2v-14b-480p")
+    request, found = config.request("x", spectrum=spectrum), {}
+    for fuse in (False, True):
+        settings = config.model_copy(update={"fuse_forecasts": fuse})
+        found[fuse] = rehearse(Scenario(settings, request, Degrees(), 1, GPU), [0])
+    assert (found[True].computed, found[True].forecast) == (found[False].computed, found[False].forecast)
+    before, now = (found[fuse].ranks[0].steps for fuse in (False, True))
+    assert before.forecast is not None and now.forecast is not None
+    assert 100 < before.forecast.work.launches < 120 and before.forecast.work.moved > 5e8
+    assert (now.forecast.work.launches, now.forecast.work.moved, now.forecast.sent) == (0, 0, {})
+    assert before.last.work.launches - now.last.work.launches > 80
+    assert before.last.work.crossed == 24 and now.last.work.crossed == 0  # scalars of the sampler
+    assert now.last.work.flops == before.last.work.flops
+    size = 16 * 21 * 60 * 104  # numbers of the latents
+    assert before.history == 2 * 2 * size and now.history == 4 * found[True].computed * size
+    assert now.kept == found[True].computed
+
+
 def test_a_gpu_without_fp8_is_refused_it() -> None:
     with pytest.raises(BadRequestError, match=r"^quantization: 'fp8' given; NVIDIA H100 .* has no fp8$"):
         performing(GPU.model_copy(update={"fp8_tflops": None}), performance="fastest")

@@ -11,24 +11,26 @@ from runtime.files.yaml import YamlFile
 from runtime.request.config import Config, load_config
 from runtime.request.performance import PROFILES, Performance
 
-FAST = {"compile": True, "fuse_projections": True, "fastest_attention": True}
+FAST = {"compile": True, "fuse_projections": True, "fuse_forecasts": True, "fastest_attention": True}
+NAMED = "compiled blocks, fused projections, fused forecasts"
 
 
 @pytest.mark.parametrize(
     ("given", "performs", "text"),
     [
         ({}, Performance(), "exact"),
-        ({"performance": "fast"}, Performance("fast", **FAST), "fast (compiled blocks, fused projections)"),  # type: ignore[arg-type]
+        ({"performance": "fast"}, Performance("fast", **FAST), f"fast ({NAMED})"),  # type: ignore[arg-type]
         (
             {"performance": "fastest"},
             Performance("fastest", quantization="fp8", **FAST),  # type: ignore[arg-type]
-            "fastest (compiled blocks, fused projections, fp8 linears)",
+            f"fastest ({NAMED}, fp8 linears)",
         ),
         (
-            {"performance": "fastest", "quantization": "none", "compile": False},
+            {"performance": "fastest", "quantization": "none", "compile": False, "fuse_forecasts": False},
             Performance("fastest", fuse_projections=True, fastest_attention=True),
             "fastest (fused projections)",
         ),
+        ({"fuse_forecasts": True}, Performance(fuse_forecasts=True), "exact (fused forecasts)"),
         ({"quantization": "int8"}, Performance(quantization="int8"), "exact (int8 linears)"),
         ({"compile": True, "fuse_projections": True}, Performance(compile=True, fuse_projections=True), None),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -28,6 +28,10 @@ from launch.shell.exits import advising, end_with, interrupt, run_command
 from launch.shell.terminal import Terminal, print_path
 from runtime.errors import BadRequestError
 from runtime.parallel.signals import ending_signals
+
+if TYPE_CHECKING:  # it takes seconds
+    from runtime.profile import ModelProfile
+    from runtime.request.config import Config
 
 log = logging.getLogger("launch")
 
@@ -233,9 +237,10 @@ def storyboard(
     check_outlives(out, field="out")
     options: dict[str, Any] = {"out": out, "only": only, "ranks": ranks, "audio": audio, "compare": compare}
     if dry_run and not prune:  # which removes what no shot needs: the names of files depend on the model's
-        from launch.film.dry_run import profile_of
+        from runtime.rehearsal.machine import load_gpu
 
-        options["profile"] = profile_of
+        card = None if gpu is None else load_gpu(gpu)
+        options["profile"] = _profile_of_shot
     film = plan_film(storyboard, **options)
     if prune:
         from launch.film.prune import find_replaced, listing
@@ -246,10 +251,9 @@ def storyboard(
     if dry_run:
         from launch.film.dry_run import dry_run_table, estimate_all
         from launch.film.folder import check_out
-        from runtime.rehearsal.machine import load_gpu
 
         check_out(out)
-        found = estimate_all(film, replicas, price, None if gpu is None else load_gpu(gpu))
+        found = estimate_all(film, replicas, price, card)
         if as_json:
             click.echo(json.dumps(found.to_json()))
         else:
@@ -261,6 +265,13 @@ def storyboard(
         path = make_film(film, replicas, console)
     if path is not None:
         print_path(path)
+
+
+def _profile_of_shot(config: Config) -> ModelProfile:
+    """Profile for an estimate; imports what takes seconds only once the storyboard has been read."""
+    from launch.film.dry_run import profile_of
+
+    return profile_of(config)
 
 
 cli.add_command(compare)

@@ -11,35 +11,25 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from launch.shell.terminal import say
 from runtime.models.layouts.convert import Conversion, plan_conversion
 from runtime.request.config import ModelFiles
-from runtime.request.config_file import ConfigFile
 
 _APART = 10.0  # seconds between two lines in a log
 
 
-def plan(source: str, folder: Path, dtype: str | None) -> Conversion:
+def plan(model: str | ModelFiles, folder: Path, dtype: str | None) -> Conversion:
     """Check what is to be converted, and where to.
 
     Args:
-        source: a folder or repository, or a config whose `model` names the files.
+        model: a folder or repository, or the files of components.
         folder: folder that is to be made.
         dtype: dtype of the transformers' and the text encoder's weights; None keeps each as it is.
 
     Raises:
         BadRequestError: the model is missing, incomplete or not supported, or the folder cannot be made.
     """
-    conversion = plan_conversion(model_of(source), folder, dtype=dtype)
+    conversion = plan_conversion(model, folder, dtype=dtype)
     if not conversion.target.is_done():
         conversion.target.check()
     return conversion
-
-
-def model_of(source: str) -> str | ModelFiles:
-    """Model that is named by a folder or repository, or by the YAML file of a config.
-
-    Raises:
-        BadRequestError: the config is not valid.
-    """
-    return ConfigFile.read(source).named()[0] if source.endswith((".yaml", ".yml")) else source
 
 
 def run(conversion: Conversion, console: Console) -> None:

@@ -29,9 +29,14 @@ def convert(console: Console, /, source: str, folder: Path, dtype: str | None) -
     whose `model` names the files of components, such as ComfyUI's: docs/models.md. DST appears when it is
     complete. After an interruption, the same command continues from the finished files.
     """
+    from launch.commands.model_source import model_of
+    from runtime.models.layouts.target import check_new
+
+    model = model_of(source)
+    check_new(folder)
     from launch.commands.conversion import plan, run
 
-    conversion = plan(source, folder, dtype)
+    conversion = plan(model, folder, dtype)
     with advising(lambda: "the same command continues from the files that are finished"):
         run(conversion, console)
     print_path(folder)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from launch.commands.conversion import model_of
 from launch.commands.doctor import WORLDS
 from runtime.files.text import read_json
 from runtime.models.layouts.convert import survey
@@ -17,7 +16,7 @@ from runtime.parallel.topology import Degrees
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.options import first_that_fits
 from runtime.rehearsal.rehearse import Scenario
-from runtime.request.config import Config, available, load_config
+from runtime.request.config import Config, ModelFiles, available, load_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +97,17 @@ class ModelFindings:
     components: list[Component]
 
 
-def examine_model(source: str) -> ModelFindings:
+def examine_model(source: str, model: str | ModelFiles) -> ModelFindings:
     """Find out what a model is.
 
     Args:
-        source: a folder or repository, or the YAML file of a config.
+        source: what the user gave.
+        model: the model that it names.
 
     Raises:
         BadRequestError: it is missing, incomplete or not supported; the message says what was seen.
     """
-    found = survey(model_of(source))
+    found = survey(model)
     pipeline = read_json(found.source / "model_index.json")["_class_name"]
     components = []
     for name in dict.fromkeys(file.name.split("/")[0] for file in found.files):

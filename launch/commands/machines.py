@@ -73,9 +73,12 @@ def doctor(gpu: str | None, model: str | None, as_json: bool) -> None:
     from launch.commands.doctor import examine, to_json
 
     if model is not None:
+        from launch.commands.model_source import model_of
+
+        named = model_of(model)
         from launch.commands.doctor_models import examine_model, model_table
 
-        seen = examine_model(model)
+        seen = examine_model(model, named)
         _show(as_json, lambda: asdict(seen), lambda: [model_table(seen)])
         return
     if gpu is None:

@@ -17,6 +17,7 @@ from runtime.jobs.job import Job
 from runtime.media.latents import continuing
 from runtime.models.configs import open_config
 from runtime.models.folder import local_revision
+from runtime.models.loras import check_lora_file
 from runtime.parallel.topology import Degrees
 from runtime.request.bounds import NUMBER
 from runtime.request.config import Config, Loras, is_path
@@ -197,6 +198,8 @@ class JobOptions(BaseModel):
             )
         changes["memory"] = config.memory.moved(shard=self.shard, offload=self.offload)
         changed = config.model_copy(update=changes)
+        for lora in changed.lora:
+            check_lora_file(lora.file)  # before what is imported to read it, in seconds
         if changed.lora:
             from runtime.profile import check_loras
 

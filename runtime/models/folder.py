@@ -21,6 +21,7 @@ from runtime.models.layouts.sources import Sources, add_content
 from runtime.models.layouts.view import write_view
 from runtime.models.loras import KnownLora
 from runtime.models.registry import adopt, families, family_in, find_family
+from runtime.models.settings import ModelIndex
 from runtime.request.bounds import Bounds
 from runtime.request.config import (
     EMBEDDED_MODELS,
@@ -148,6 +149,20 @@ def open_model(model: str | ModelFiles, revision: str | None) -> tuple[Path, str
     return _in_diffusers_layout(model, path), commit
 
 
+def check_found(model: str | ModelFiles) -> None:
+    """Refuse a model that is plainly not there, before what takes seconds to import; nothing is downloaded.
+
+    Raises:
+        BadRequestError: there is no such folder or file, or the folder holds no model.
+    """
+    path = open_local(model)
+    if path is not None:
+        with refusing_model(model):
+            ModelIndex.read(path / "model_index.json")
+    elif isinstance(model, str):
+        _check_repository(model)
+
+
 def settings_of(model: str | ModelFiles, revision: str | None) -> Path:
     """Find a folder with the settings of a model; of a repository, no weights are downloaded unless they tell
     what it is.
@@ -197,14 +212,14 @@ def _in_diffusers_layout(model: str, path: Path) -> Path:
         return path
     with refusing_model(model):
         given = given_folder(path)
+        if not given.sets:
+            return path
         adopted = adopt(given)
         if adopted is not None:
             return write_view(adopted)
-        if given.sets:
-            raise ValueError(
-                f"it has no model_index.json (diffusers) and no other known layout; found: {given.seen()}"
-            )
-    return path
+        raise ValueError(
+            f"it has no model_index.json (diffusers) and no other known layout; found: {given.seen()}"
+        )
 
 
 @contextmanager
@@ -308,14 +323,19 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _download(repository: str, revision: str | None, wanted: Sequence[str] = _WEIGHTS) -> tuple[Path, str]:
-    embedded = ", ".join(embedded_models())
-    folder = str(user_path(repository).absolute())
-    if is_model_path(repository) or not _REPOSITORY.fullmatch(repository):
+def _check_repository(name: str) -> None:
+    """Refuse a name that is of no folder if it cannot be that of a repository, either."""
+    if is_model_path(name) or not _REPOSITORY.fullmatch(name):
         raise BadRequestError(
-            f"model: {repository!r} given; there is no folder {folder!r}. A model is a folder, one that is "
-            f"embedded ({embedded}), or a Hugging Face repository, such as {_EXAMPLE}"
+            f"model: {name!r} given; there is no folder {str(user_path(name).absolute())!r}. A model is a "
+            f"folder, one that is embedded ({', '.join(embedded_models())}), or a Hugging Face repository, "
+            f"such as {_EXAMPLE}"
         )
+
+
+def _download(repository: str, revision: str | None, wanted: Sequence[str] = _WEIGHTS) -> tuple[Path, str]:
+    _check_repository(repository)
+    embedded, folder = ", ".join(embedded_models()), str(user_path(repository).absolute())
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

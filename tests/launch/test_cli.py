@@ -241,7 +241,18 @@ REFUSED = [
     ["serve", "--model", "./nope"],
     ["queue", "run", "--queue", "nope"],
     ["generate", "a circle", "--size", "5x5"],
+    ["generate", "a circle", "--lora", "nope.safetensors"],
+    ["generate", "a circle", "--lora", "."],
     ["storyboard", "nope.yaml", "--out", "film"],
+    ["storyboard", "nope.yaml", "--out", "film", "--dry-run"],
+    ["storyboard", "nope.yaml", "--out", "film", "--dry-run", "--gpu", "nope"],
+    ["convert", "./nope", "folder"],
+    ["convert", ".", "folder"],
+    ["convert", "nope.yaml", "folder"],
+    ["convert", "wan-tiny", "/"],
+    ["doctor", "--model", "./nope"],
+    ["doctor", "--model", "."],
+    ["doctor", "--model", "nope.yaml"],
     ["plan", "nope"],
 ]
 

@@ -51,19 +51,10 @@ class Target:
         Raises:
             BadRequestError: something else is there.
         """
-        folder, said = self.folder, f"folder: {str(self.folder)!r} given; "
-        if not os.path.lexists(folder):
-            return False
-        if folder.is_symlink() or not folder.is_dir():
-            raise BadRequestError(f"{said}it is not a folder; give another name")
-        with refusing("folder", folder):
-            held = sorted(entry.name for entry in folder.iterdir())
-        if not held:
-            return False
-        made = _read(folder / MANIFEST)
-        if made.get("of") == self.identity:
-            return True
-        raise BadRequestError(f"{said}it is not empty, it holds {held[0]!r}; give the name of a new folder")
+        held = _held(self.folder)
+        if held and _read(self.folder / MANIFEST).get("of") != self.identity:
+            raise _not_empty(self.folder, held)
+        return bool(held)
 
     def check(self) -> None:
         """Refuse a folder that cannot be made. Creates missing folders above it.
@@ -144,6 +135,37 @@ class Target:
         _sweep(self.partial)
         self.partial.rename(self.folder)  # an empty folder may be there
         flush(self.folder.parent)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that no conversion can make or has made, before the model is looked at.
+
+    Raises:
+        BadRequestError: something else is there, or a folder that holds something else.
+    """
+    held = _held(folder.absolute())
+    if held and MANIFEST not in held:
+        raise _not_empty(folder.absolute(), held)
+
+
+def _held(folder: Path) -> list[str]:
+    """Names of what a folder holds; none if it does not exist.
+
+    Raises:
+        BadRequestError: something other than a folder is there.
+    """
+    if not os.path.lexists(folder):
+        return []
+    if folder.is_symlink() or not folder.is_dir():
+        raise BadRequestError(f"folder: {str(folder)!r} given; it is not a folder; give another name")
+    with refusing("folder", folder):
+        return sorted(entry.name for entry in folder.iterdir())
+
+
+def _not_empty(folder: Path, held: list[str]) -> BadRequestError:
+    return BadRequestError(
+        f"folder: {str(folder)!r} given; it is not empty, it holds {held[0]!r}; give the name of a new folder"
+    )
 
 
 def _sweep(folder: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from runtime.errors import BadRequestError, reason
+from runtime.models.loras import check_lora_file, lora_refusal
 from runtime.models.wan.lora_names import PREFIXES, difference_of, with_prefix
 from runtime.models.wan.lora_settings import LoraSettings
 from runtime.request.config import Lora
@@ -83,7 +84,7 @@ class LoraFile:
 
     def refusal(self, problem: str) -> BadRequestError:
         """Error that names the file and a problem with it."""
-        return _refusal(self.lora.file, problem)
+        return lora_refusal(self.lora.file, problem)
 
 
 def read_lora(lora: Lora) -> LoraFile:
@@ -124,27 +125,27 @@ def _checked(file: str, state: tuple[int, ...]) -> _Checked:
     try:
         weights = with_prefix(load(content))
     except (SafetensorError, ValueError) as error:
-        raise _refusal(file, f"it is not a safetensors file: {reason(error)}") from None
+        raise lora_refusal(file, f"it is not a safetensors file: {reason(error)}") from None
     if problem := _unsupported(weights):
-        raise _refusal(file, problem)
+        raise lora_refusal(file, problem)
     try:
         found = converted(weights)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise _refusal(file, f"diffusers cannot read it: {reason(error)[:200]}") from None
+        raise lora_refusal(file, f"diffusers cannot read it: {reason(error)[:200]}") from None
     unused = [name for name in _unused(weights) if weights[name].count_nonzero()]  # zeros change nothing
     differences = {name: tuple(weights[name].shape) for name in unused if difference_of(name) is not None}
     if lost := [name for name in unused if name not in differences]:
-        raise _refusal(file, f"{len(lost)} of its weights would not be used: {first_of(lost)}")
+        raise lora_refusal(file, f"{len(lost)} of its weights would not be used: {first_of(lost)}")
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, value in found.items():
         match = _WEIGHT.match(name)
         if match is None:
-            raise _refusal(file, f"{name} is not a LoRA weight of a known format")
+            raise lora_refusal(file, f"{name} is not a LoRA weight of a known format")
         modules.setdefault(match[1], {})[match[2]] = tuple(value.shape)
     try:
         LoraSettings.read(content)
     except (ValueError, RecursionError) as error:
-        raise _refusal(file, f"its metadata cannot be read: {reason(error)}") from None
+        raise lora_refusal(file, f"its metadata cannot be read: {reason(error)}") from None
     return _Checked(digest_of(content), modules, differences)
 
 
@@ -153,29 +154,17 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _refusal(file: str, problem: str) -> BadRequestError:
-    return BadRequestError(f"lora: {file!r} given; {problem}")
-
-
 def content_of(file: str) -> bytes:
     """Read a file.
 
     Raises:
         BadRequestError: it cannot be read, or is a folder.
     """
-    path = Path(file)
-    problem = ""
+    check_lora_file(file)
     try:
-        if path.is_dir():
-            inside = sorted(one.name for one in path.glob("*.safetensors"))[:_SHOWN]
-            problem = "it is a folder" + (f"; name the file in it: {', '.join(inside)}" if inside else "")
-        elif path.exists() and not path.is_file():
-            problem = "it cannot be read: it is not a regular file"
-        else:
-            return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        problem = f"it cannot be read: {reason(error)}"
-    raise _refusal(file, problem)
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise lora_refusal(file, f"it cannot be read: {reason(error)}") from None
 
 
 def _unsupported(weights: Mapping[str, torch.Tensor]) -> str:

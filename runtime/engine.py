@@ -35,7 +35,7 @@ from runtime.sampling.denoise import OnStep
 from runtime.sampling.estimate import OnEstimate
 from runtime.sampling.finite import check_prompts, likely_cause
 from runtime.sampling.inputs import Inputs
-from runtime.sampling.memory import Need, peak_of, shortage_explained
+from runtime.sampling.memory import Need, Places, peak_of, shortage_explained
 from runtime.sampling.noise import draw_noise
 from runtime.sampling.plan import Plan
 from runtime.sampling.prepare import build_networks
@@ -66,6 +66,8 @@ class Engine:
 
     Attributes:
         inputs: reads the input files of requests, such as images.
+        places: where idle weights are, and what decides that if the config does not.
+        degrees: degrees of parallelism, as they were given.
 
     Raises:
         BadRequestError: the model is missing, incomplete or not supported.
@@ -86,8 +88,8 @@ class Engine:
         self._previews: PreviewSink | None = None
         self.config = config
         self.ranks = ranks or Ranks.alone(pick_device(config.device))
-        self.inputs = Inputs(self.ranks)
-        self._degrees = degrees
+        self.inputs, self.places = Inputs(self.ranks), Places(config.memory, self.ranks)
+        self.degrees = degrees
         started = time.perf_counter()
         self.ranks.at("loading", busy=True)
         self.profile = self._read_profile()
@@ -177,7 +179,7 @@ class Engine:
         videos = plan.request.videos
         if len(sinks) != (videos if self.ranks.is_leader else 0):
             raise ValueError(f"{videos} videos need as many sinks, got {len(sinks)}")
-        result = Result(plan, fps=self.config.fps)
+        result = Result(plan, fps=self.config.fps, memory=self.places.memory)
         with shortage_explained(self.ranks.device, _asked(plan.request)), self.commanded() as commands:
             if not self._has_loras:
                 with result.seconds.measure("lora"):
@@ -270,7 +272,7 @@ class Engine:
             self.ranks.size,
             heads=shape.heads,
             guided=request.guided,
-            wanted=self._degrees,
+            wanted=self.degrees,
             per_node=self.ranks.per_node,
         )
         topology.check(heads=shape.heads, tokens=tokens, guided=request.guided)
@@ -365,9 +367,8 @@ class Engine:
         """Return what shows previews of a run, if any are wanted."""
         request = result.plan.request
         seconds = request.frames / self.config.fps / self.sizes.shape(request)[2]
-        return show_previews(
-            self._previews, self.loaded.colours, seconds, result, self.ranks, self.model.name
-        )
+        colours, name = self.loaded.colours, self.model.name
+        return show_previews(self._previews, colours, seconds, result, self.ranks, name)
 
     def recipe(self, plan: Plan) -> Recipe:
         """Make the recipe of a plan: everything that its result is a function of. Collective.

@@ -3,8 +3,9 @@
     python scripts/bench_loading.py --gigabytes 4 --ranks 2
 
 Writes a transformer of random float32 weights with blocks as wide as Wan2.1-14B's, in files of 5 GB as the
-hub has them, and loads it in bfloat16 on all ranks, in alternating rounds; all must load the same bits. With
---cold the kernel's cache of files is emptied before each round, so that the disk is read.
+hub has them, and loads it in bfloat16 on all ranks, in alternating rounds; all must load the same bits. A
+third way loads a copy of the checkpoint that has the bfloat16 weights already, as a cache of cast weights
+would. With --cold the files are dropped from the kernel's cache before each round, so that the disk is read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from runtime.parallel.ranks import Ranks
 
 WIDTH = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}  # of Wan2.1-14B
 BLOCK_BYTES = 4 * 352e6  # of one of its blocks, in float32
-DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+CAST = "cast"  # folder of the copy
 
 
 def write_checkpoint(folder: Path, gigabytes: float) -> float:
@@ -41,6 +42,23 @@ def write_checkpoint(folder: Path, gigabytes: float) -> float:
         torch.nn.init.normal_(weight, std=0.02, generator=generator)
     model.save_pretrained(folder / "transformer", max_shard_size="5GB")
     return sum(weight.numel() for weight in model.parameters()) * 4 / 1e9
+
+
+def write_cast(folder: Path) -> float:
+    """Write a copy of the checkpoint in the dtypes that it is loaded in; returns its seconds."""
+    began = time.perf_counter()
+    model = WanTransformer3DModel.from_pretrained(folder / "transformer", dtype=torch.bfloat16)
+    model.save_pretrained(folder / CAST / "transformer", max_shard_size="5GB")
+    os.sync()
+    return time.perf_counter() - began
+
+
+def drop(folder: Path) -> None:
+    """Drop all files of a folder from the kernel's cache; no process may have mapped them."""
+    os.sync()
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def load_in_shares(ranks: Ranks, folder: ModelFolder) -> torch.nn.Module:
@@ -68,7 +86,16 @@ def load_on_the_first(ranks: Ranks, folder: ModelFolder) -> torch.nn.Module:
     return model
 
 
-WAYS = {"each rank reads a share": load_in_shares, "the first rank reads all": load_on_the_first}
+def load_cast(ranks: Ranks, folder: ModelFolder) -> torch.nn.Module:
+    """Load the copy as Lockstep does."""
+    return load_in_shares(ranks, ModelFolder(folder.name, folder.path / CAST, "", folder.pipeline))
+
+
+WAYS = {
+    "each rank reads a share": load_in_shares,
+    "the first rank reads all": load_on_the_first,
+    "each rank reads a share of a copy in bfloat16": load_cast,
+}
 
 
 def measure(ranks: Ranks, path: Path, rounds: int, cold: bool) -> dict[str, list[float]]:
@@ -78,19 +105,18 @@ def measure(ranks: Ranks, path: Path, rounds: int, cold: bool) -> dict[str, list
     for _ in range(rounds):
         for way, load in WAYS.items():
             if cold and ranks.is_leader:
-                os.sync()
-                DROP_CACHES.write_text("1")
-            ranks.synchronize()
+                drop(path)
+            ranks.control.all_gather_object("dropped")
             began = time.perf_counter()
             model = load(ranks, folder)
-            ranks.synchronize()
+            ranks.control.all_gather_object("loaded")
             found[way].append(time.perf_counter() - began)
             values = (
                 p.view(torch.int16 if p.dtype == torch.bfloat16 else torch.int32) for p in model.parameters()
             )
             sums.add(sum(int(one.sum()) for one in values))
             del model
-    assert len(sums) == 1, "the two ways loaded different weights"
+    assert len(sums) == 1, "the ways loaded different weights"
     return found
 
 
@@ -101,13 +127,14 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of the checkpoint in float32")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cold", action="store_true", help="empty the kernel's cache first; needs root")
+    parser.add_argument("--cold", action="store_true", help="read from the disk each time")
     parser.add_argument(
         "--folder", type=Path, help="where to write the checkpoint; by default a temporary one"
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         size = write_checkpoint(Path(folder), arguments.gigabytes)
+        writing = write_cast(Path(folder))
         found = on_ranks(arguments.ranks, measure, Path(folder), arguments.rounds, arguments.cold)[0]
     cache = "not in" if arguments.cold else "in"
     print(
@@ -116,8 +143,9 @@ def main() -> None:
     print("| way | median seconds | least |\n| --- | --- | --- |")
     for way, seconds in found.items():
         print(f"| {way} | {statistics.median(seconds):.1f} | {min(seconds):.1f} |")
-    ours, theirs = (statistics.median(seconds) for seconds in found.values())
-    print(f"\nA share for each rank takes {ours / theirs:.2f} of the time.")
+    ours, theirs, cast = (statistics.median(seconds) for seconds in found.values())
+    print(f"\nA share for each rank takes {ours / theirs:.2f} of the time; of a copy {cast / ours:.2f} of it")
+    print(f"Reading, casting and writing the copy took {writing:.1f} s.")
 
 
 if __name__ == "__main__":

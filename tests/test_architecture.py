@@ -41,7 +41,8 @@ RUNTIME: Mapping[str, str] = {
     "engine": "checkpoint forecasting media models parallel profile recipe request sampling versions",
     "reports": "files forecasting media sampling versions",
     "jobs": (
-        "checkpoint engine files forecasting media models parallel profile recipe reports request sampling"
+        "checkpoint engine files forecasting media models parallel profile recipe rehearsal reports request "
+        "sampling"
     ),
     "measure": "checkpoint engine files forecasting jobs media reports request sampling versions",
     "film": "files forecasting media models profile recipe reports request versions",

@@ -128,10 +128,17 @@ def summary(rehearsal: Rehearsal, name: str) -> list[str]:
         f"it {fits} in {gpu.memory_gib:g} GiB: tensors hold at most {rehearsal.peak / _GIB:.1f} GiB, and "
         f"after assumed losses {abs(rehearsal.room) / _GIB:.1f} GiB are "
         f"{'left' if rehearsal.fits else 'missing'}",
+        *_decided(rehearsal),
         f"estimated, not measured: denoising {_time(took['denoise'])} ({_time(took['computed_step'])} per "
         f"computed step, {_time(took['forecast_step'])} per forecast step), encoding "
         f"{_time(took['encode'])}, decoding {_time(took['decode'])}",
     ]
+
+
+def _decided(rehearsal: Rehearsal) -> list[str]:
+    """Write what became of memory options that are `auto`."""
+    found = ", ".join(f"{name}: {place}" for name, place in rehearsal.decided.items())
+    return [f"memory options that are auto: {found}"] if found else []
 
 
 def options_table(options: Sequence[Option]) -> Table | str:

@@ -75,6 +75,7 @@ class _Estimates:
     def __init__(self, film: Film, gpu: Gpu | None = None):
         self._film, self._gpu = film, gpu
         self._rehearsed: dict[Scenario, StepSeconds] = {}
+        self.places: dict[str, None] = {}  # what became of memory options that are `auto`, in order
         self._reports: dict[tuple[object, ...], StepSeconds | None] = {}
 
     def of(self, number: int) -> Estimate:
@@ -107,7 +108,9 @@ class _Estimates:
         window = one.settings.windowed(one.request).model_copy(update=given)
         scenario = Scenario(one.settings, window, Degrees(), self._film.world, self._gpu)
         if scenario not in self._rehearsed:
-            took = rehearsal_seconds(rehearse(scenario, [0]))
+            found = rehearse(scenario, [0])
+            self.places |= {f"{name}: {place}": None for name, place in found.decided.items()}
+            took = rehearsal_seconds(found)
             self._rehearsed[scenario] = StepSeconds(took["computed_step"], took["forecast_step"])
         return self._rehearsed[scenario]
 
@@ -156,6 +159,7 @@ class DryRun:
         replicas: number of shots made at a time.
         price: price of one rank for an hour, in any currency; None if it is not known.
         gpu: name of the GPU on which steps that were never timed were rehearsed; empty for none.
+        places: what became of memory options that are `auto` in these rehearsals.
     """
 
     film: Film
@@ -164,6 +168,7 @@ class DryRun:
     replicas: int
     price: float | None
     gpu: str
+    places: Sequence[str] = ()
 
     @property
     def todo(self) -> list[Estimate]:
@@ -210,6 +215,7 @@ class DryRun:
         return {
             "title": self.film.board.title,
             "frames": length(self.film.parts),
+            "auto": list(self.places),
             "shots": shots,
             "to_do": {
                 "shots": len(self.missing),
@@ -235,7 +241,8 @@ def estimate_all(film: Film, replicas: int = 1, price: float | None = None, gpu:
     """
     estimates = _Estimates(film, gpu)
     found = [estimates.of(number) for number in range(len(film.shots))]
-    return DryRun(film, found, film.missing, replicas, price, "" if gpu is None else gpu.name)
+    name = "" if gpu is None else gpu.name
+    return DryRun(film, found, film.missing, replicas, price, name, [*estimates.places])
 
 
 def dry_run_table(found: DryRun) -> Table:
@@ -276,6 +283,8 @@ def dry_run_table(found: DryRun) -> Table:
         said.append(f"performance {', '.join(sorted(performs))}")
     if found.gpu:
         said.append(f"shots without a report are estimated by a rehearsal on {found.gpu}")
+    if found.places:
+        said.append(f"memory options that are auto: {', '.join(found.places)}")
     table.caption = f"to do: {', '.join(said)}"
     return table
 

@@ -20,6 +20,7 @@ from runtime.engine import Engine, OnLatents, forgotten
 from runtime.errors import BadRequestError, CancelledError
 from runtime.files.atomic import flush, whole_files
 from runtime.jobs.job import Job
+from runtime.jobs.places import place
 from runtime.media.ffmpeg import SILENCE
 from runtime.media.latents import write_latents
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
@@ -89,7 +90,8 @@ def generate_shown(
     checkpoints: Checkpoints | None = None,
     on_latents: OnLatents = forgotten,
 ) -> Result:
-    """Generate videos into `sinks`, shown by `progress`."""
+    """Generate videos into `sinks`, shown by `progress`, after memory options that are `auto` are decided."""
+    place(engine, plan)
     label = f"{plan.request.spectrum}, seed {plan.request.seed}"
     with progress(label, plan.kinds) as on_step:
         return engine.run(plan, sinks, on_step, checkpoints, on_latents)

@@ -22,6 +22,7 @@ from runtime.parallel.ranks import Ranks
 from runtime.parallel.sharding import own_share
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 from runtime.request.windows import Windows
 
@@ -103,6 +104,10 @@ class Loras(Protocol):
         ...
 
 
+def _stays(memory: Memory) -> None:
+    """Leave everything where it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A loaded model, on one rank.
@@ -116,6 +121,8 @@ class Model:
             None if they are unknown.
         offload: where the experts' blocks are, if they are offloaded; None if all stay on the device.
         loras: its LoRAs, which can be switched; None for a family that takes none.
+        rest: has the text encoder and the VAE be where memory options say while they are not used, from now
+            on; called on every rank when options that are `auto` have been decided.
     """
 
     experts: tuple[Expert, ...]
@@ -125,6 +132,7 @@ class Model:
     colours: Callable[[], LatentColours] | None = None
     offload: Offload | None = None
     loras: Loras | None = None
+    rest: Callable[[Memory], None] = _stays
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from runtime.errors import BadRequestError
+from runtime.parallel.heartbeats import host_name
 
 _CROWD = 8  # limit of ranks on one core or accelerator, above which they would make no progress
 
@@ -42,6 +43,12 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 def device_name(device: torch.device) -> str:
     """Name of a device: a GPU's own, such as `NVIDIA H100 80GB HBM3`, or the type of any other."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def identity(device: torch.device) -> str:
+    """Identity of a device, which ranks that share it have in common, whatever they call it."""
+    own = torch.cuda.get_device_properties(device).uuid if device.type == "cuda" else device
+    return f"{host_name()} {own}"
 
 
 def check_room(ranks: int, device: str) -> str:

@@ -152,6 +152,36 @@ class Offload:
         self.peak = max(self.peak, self.held)
 
 
+class Visitor:
+    """A module whose weights live in host memory, and come to the device as a whole while it works there.
+
+    They are only read there, so nothing is copied back. The first `leave` moves them, from wherever they are.
+
+    Args:
+        module: the module; its tied weights stay tied.
+        device: the device.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        self._module, self._device = module, device
+        self._block: _Block | None = None
+
+    def come(self) -> None:
+        """Copy the weights to the device, unless they are there; in the order of the current stream."""
+        if self._block is not None and self._block.place.memory is None:
+            place, memory = self._block.place, self._block.memory
+            place.memory = torch.empty(len(memory), dtype=torch.uint8, device=self._device)
+            place.memory.copy_(memory, non_blocking=True)
+            self._block.go()
+
+    def leave(self) -> None:
+        """Let the module have its weights in host memory, and let go of those on the device."""
+        if self._block is None:
+            leaves, size = _layout(self._module)
+            self._block = _Block(leaves, host_memory(size, self._device), _Place(None, None))
+        self._block.depart()
+
+
 @dataclass(slots=True)
 class _Place:
     """Memory on the device for one block at a time.
@@ -225,19 +255,29 @@ class _Block:
         """Let the block have its weights in host memory."""
         self._show(self.at_home)
 
+    def depart(self) -> None:
+        """Come home, and let go of the place's memory."""
+        self.come_home()
+        self._away, self.place.memory = [], None
+
     def _show(self, weights: list[torch.Tensor]) -> None:
         for leaf, weight in zip(self._leaves, weights, strict=True):
             leaf.table[leaf.name] = weight
 
 
 def _layout(block: nn.Module) -> tuple[list[_Leaf], int]:
-    """Lay a block's parameters and buffers out in one piece of memory; return them and its length."""
-    leaves, start = [], 0
+    """Lay a block's parameters and buffers out in one piece of memory; return them and its length.
+
+    One that several modules share has one room.
+    """
+    leaves, length, rooms = [], 0, dict[int, int]()
     for module in block.modules():
         for table in (module._parameters, module._buffers):
             for name, one in table.items():
                 if one is not None:
+                    start = rooms.setdefault(id(one), length)
+                    if start == length:
+                        length += -(-one.numel() * one.element_size() // _ALIGNED) * _ALIGNED
                     is_parameter = isinstance(one, nn.Parameter)
                     leaves.append(_Leaf(table, name, start, one.shape, one.dtype, is_parameter))
-                    start += -(-one.numel() * one.element_size() // _ALIGNED) * _ALIGNED
-    return leaves, start
+    return leaves, length

@@ -51,6 +51,7 @@ def to_json(
             "dtype": scenario.config.dtype.model_dump(),
         },
         "memory": scenario.config.memory.model_dump(),
+        "auto": rehearsal.decided,
         "decode": scenario.config.decoding,
         "tiles": None if scenario.config.tiles is None else scenario.config.tiles.model_dump(),
         "gpu": scenario.gpu.model_dump(),

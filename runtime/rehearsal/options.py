@@ -25,7 +25,7 @@ class Option:
     """A way to make a job fit.
 
     Attributes:
-        changes: field of the config → new value.
+        changes: field of the config → new value; also what `auto` became, unless that is to keep.
         rehearsal: rehearsal of the changed job, by its first rank, which holds the most.
     """
 
@@ -163,7 +163,8 @@ def first_that_fits(scenario: Scenario) -> Option | None:
         without = _rehearsed(_with(scenario, fewer))
         if isinstance(without, Rehearsal):
             remedies, found = fewer, without
-    return Option({remedy.field: remedy.value for remedy in remedies}, found)
+    kept_off = {f"memory.{name}": place for name, place in found.decided.items() if place != "keep"}
+    return Option(kept_off | {remedy.field: remedy.value for remedy in remedies}, found)
 
 
 def _with(scenario: Scenario, remedies: list[_Remedy]) -> Scenario:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -21,9 +22,12 @@ from runtime.rehearsal.peers import FakeRanks
 from runtime.rehearsal.phases import Phase, Rehearser, Steps
 from runtime.rehearsal.settings import RehearsedProfile
 from runtime.request.config import Config
+from runtime.request.memory import Memory as MemoryOptions
 from runtime.request.video_request import VideoRequest
 from runtime.sampling.plan import Plan
 from spectrum import StepKind
+
+OnLoaded: TypeAlias = Callable[[RehearsedEngine, Phase], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Scenario:
         degrees: requested topology.
         ranks: number of ranks, each on a GPU of its own.
         gpu: the GPU.
+        auto: memory options that were `auto` before they were decided.
     """
 
     config: Config
@@ -42,6 +47,7 @@ class Scenario:
     degrees: Degrees
     ranks: int
     gpu: Gpu
+    auto: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,11 @@ class Rehearsal:
         """True if the job fits on every GPU."""
         return self.room >= 0
 
+    @property
+    def decided(self) -> dict[str, str]:
+        """Memory options that were `auto` → what was decided."""
+        return {name: getattr(self.scenario.config.memory, name) for name in self.scenario.auto}
+
 
 class WeightsDoNotFitError(Exception):
     """The weights alone do not fit on a rank's GPU.
@@ -139,7 +150,7 @@ class WeightsDoNotFitError(Exception):
 
 
 def rehearse(scenario: Scenario, ranks: list[int] | None = None) -> Rehearsal:
-    """Rehearse a job.
+    """Rehearse a job. Memory options that are `auto` are decided by its first rank, which holds the most.
 
     Args:
         scenario: the job.
@@ -148,6 +159,9 @@ def rehearse(scenario: Scenario, ranks: list[int] | None = None) -> Rehearsal:
     Raises:
         BadRequestError: the job would be refused before anything starts, or its model's settings are unknown.
     """
+    if scenario.config.memory.undecided:
+        found = _rehearse_decided(scenario, lambda *_: None)
+        return found if ranks == [0] else _rehearse(found.scenario, ranks, lambda *_: None)
     return _rehearse(scenario, ranks, lambda *_: None)
 
 
@@ -159,16 +173,46 @@ def rehearse_if_weights_fit(scenario: Scenario) -> Rehearsal:
         WeightsDoNotFitError: its weights alone do not fit; nothing more was rehearsed.
     """
 
+    return _rehearse_decided(scenario, _check_weights(scenario.gpu))
+
+
+def _check_weights(gpu: Gpu) -> OnLoaded:
     def check(engine: RehearsedEngine, load: Phase) -> None:
-        if scenario.gpu.room(load.memory.peak) < 0:
+        if gpu.room(load.memory.peak) < 0:
             raise WeightsDoNotFitError(len(engine.loaded.experts))
 
-    return _rehearse(scenario, [0], check)
+    return check
 
 
-def _rehearse(
-    scenario: Scenario, ranks: list[int] | None, on_loaded: Callable[[RehearsedEngine, Phase], None]
-) -> Rehearsal:
+def _rehearse_decided(scenario: Scenario, on_loaded: OnLoaded) -> Rehearsal:
+    """Rehearse a job by its first rank, in the first of the `ways` in which it fits, else in the last."""
+    *others, last = ways(scenario.config.memory)
+    auto = scenario.config.memory.undecided
+
+    def having(memory: MemoryOptions) -> Scenario:
+        return replace(scenario, config=scenario.config.model_copy(update={"memory": memory}), auto=auto)
+
+    for memory in others:
+        with suppress(WeightsDoNotFitError):
+            found = _rehearse(having(memory), [0], _check_weights(scenario.gpu))
+            if found.fits:
+                return found
+    return _rehearse(having(last), [0], on_loaded)
+
+
+def ways(memory: MemoryOptions) -> list[MemoryOptions]:
+    """Ways to decide the memory options that are `auto`, the one that costs the least time first.
+
+    The VAE is smaller than the text encoder, so that it leaves the device later.
+    """
+    found = [memory.decided(text_encoder="keep", vae="keep")]
+    for place in ({"text_encoder": "offload", "vae": "keep"}, {"text_encoder": "offload", "vae": "offload"}):
+        decided = memory.decided(**place)
+        found += [decided] if decided != found[-1] else []
+    return found
+
+
+def _rehearse(scenario: Scenario, ranks: list[int] | None, on_loaded: OnLoaded) -> Rehearsal:
     profile = RehearsedProfile(scenario.config)
     scenario = _completed(scenario, profile)
     engine, plan = _open(scenario, profile, 0)

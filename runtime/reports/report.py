@@ -87,10 +87,12 @@ class ForecasterPart(_Part):
 
 
 class MemoryPart(_Part):
-    """Bytes on the first rank's device, at most at one time."""
+    """Bytes on the first rank's device, at most at one time; and where idle weights were."""
 
     weights: int
     device_peak: int | None
+    text_encoder: str
+    vae: str
 
 
 class CollectiveBytes(_Part):
@@ -280,7 +282,12 @@ def build_report(
         resumed_at=result.resumed_at,
         checkpoint_bytes=result.checkpoint_bytes,
         forecaster=ForecasterPart(bytes_per_rank=result.forecaster_bytes, features_kept=result.features_kept),
-        memory=MemoryPart(weights=result.weight_bytes, device_peak=result.device_peak),
+        memory=MemoryPart(
+            weights=result.weight_bytes,
+            device_peak=result.device_peak,
+            text_encoder=result.memory.text_encoder,
+            vae=result.memory.vae,
+        ),
         collective_bytes=CollectiveBytes(
             computed_step=_most_sent(result, StepKind.COMPUTE),
             forecast_step=_most_sent(result, StepKind.FORECAST),

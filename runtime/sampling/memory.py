@@ -11,6 +11,9 @@ import psutil
 import torch
 
 from runtime.errors import BadRequestError, JobFailedError, reason
+from runtime.parallel.devices import free_memory, identity
+from runtime.parallel.ranks import Ranks
+from runtime.request.memory import Memory
 
 _T = TypeVar("_T")
 _LATENTS = 3  # noise, latents and velocity of the whole video, in float32
@@ -58,6 +61,33 @@ class Need:
                 f"{asked}: needs at least {_gb(self.latents)} for latents and {_gb(self.activations)} for "
                 f"one block's activations on each rank, and {device} has {_gb(there)}; {_REMEDY}"
             )
+
+
+class Places:
+    """Where the idle weights of a loaded model are, and what decides that where its config does not.
+
+    Make it before the model is loaded. Collective.
+
+    Args:
+        memory: memory options of the config.
+        ranks: the ranks that share the model.
+
+    Attributes:
+        memory: the options, with what is `auto` decided: kept on a CPU, and offloaded elsewhere until a job
+            decides it.
+        room: bytes of this rank's GPU that were free for it; ranks on one GPU share them. None if there is
+            nothing to decide, as on a CPU.
+        host: bytes of host memory that were free.
+    """
+
+    def __init__(self, memory: Memory, ranks: Ranks):
+        at_first = "keep" if ranks.device.type == "cpu" else "offload"
+        self.memory = memory.decided(text_encoder=at_first, vae=at_first)
+        self.host = free_memory(torch.device("cpu"))
+        self.room: int | None = None
+        if ranks.device.type == "cuda" and memory.undecided:
+            free, own = free_memory(ranks.device), identity(ranks.device)
+            self.room = free // ranks.control.all_gather_object(own).count(own)  # before any loads
 
 
 def memory_of(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.forecasting.expectation import Expectation
+from runtime.request.memory import Memory
 from runtime.request.performance import Performance
 from runtime.request.video_request import BRANCHES
 from runtime.sampling.denoise import Denoising, StepRecord, summed
@@ -56,6 +57,7 @@ class Result:
         features_kept: number of values remembered of each forecast stream.
         performs: what made its steps faster.
         kernel: attention kernel that ran; where torch chose, the one that it chose.
+        memory: where idle weights were.
         weight_bytes: most bytes of the transformers' weights that were on this rank's device at one time.
         device_peak: most bytes that were allocated on this rank's GPU at one time; None without one.
         device, dtype: this rank's device, and what its transformers computed in.
@@ -81,6 +83,7 @@ class Result:
     features_kept: int = 0
     performs: Performance = field(default_factory=Performance)
     kernel: str = ""
+    memory: Memory = field(default_factory=Memory)
     weight_bytes: int = 0
     device_peak: int | None = None
     device: str = ""

@@ -895,6 +895,8 @@ FIELDS = {
     "forecaster.features_kept": "integer",
     "memory.weights": "integer",
     "memory.device_peak": "integer or null",
+    "memory.text_encoder": "string",
+    "memory.vae": "string",
     "collective_bytes.computed_step": "integer",
     "collective_bytes.forecast_step": "integer",
     "expectation.psnr": "number or null",

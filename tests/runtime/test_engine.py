@@ -195,7 +195,7 @@ def test_where_idle_weights_and_histories_are_changes_no_bit(
     rest = "offload" if policy == "offload" else "keep"
     memory = Memory(text_encoder=policy, vae=rest, history=rest)  # type: ignore[arg-type]
     other = Engine(config.model_copy(update={"memory": memory}))
-    assert (other.loaded.text._pipeline is None) == (policy == "free")  # type: ignore[attr-defined]
+    assert (other.loaded.text._encoder is None) == (policy == "free")  # type: ignore[attr-defined]
     expected = generate(engine, small())[0]
     for _ in range(2):
         assert np.array_equal(generate(other, small())[0], expected)

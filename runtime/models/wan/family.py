@@ -20,6 +20,7 @@ from runtime.models.wan.usual import usual_config
 from runtime.parallel.ranks import Ranks
 from runtime.request.bounds import Bounds
 from runtime.request.config import Architecture, Config, Lora
+from runtime.request.memory import Memory
 from runtime.request.video_request import VideoRequest
 
 _TEXT_BESIDE_IMAGE = 512  # text tokens after image tokens: `WanAttnProcessor` relies on this number
@@ -107,7 +108,13 @@ class WanFamily:
         decoder = WanDecoder(load_vae(folder, config, ranks), config, ranks)
         image = open_image_encoder(folder, config, ranks, transformer, config.dtype.computed, decoder)
         folder.check_untouched()
-        return Model(tuple(experts), text, decoder, image, WanColours(folder, decoder), offload, loras)
+
+        def rest(memory: Memory) -> None:
+            text.rest(memory.text_encoder)
+            decoder.rest(memory.vae)
+
+        colours = WanColours(folder, decoder)
+        return Model(tuple(experts), text, decoder, image, colours, offload, loras, rest)
 
 
 WAN: Final[Family] = WanFamily()

@@ -25,6 +25,7 @@ from runtime.models.wan.halo import on_strips
 from runtime.models.wan.parts import HALO, Parts, bytes_of_whole, choose_parts, name_of
 from runtime.parallel.collectives import Peers, numel
 from runtime.parallel.devices import free_memory
+from runtime.parallel.offloading import Visitor
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.strips import Strips
 from runtime.request.config import Config, Tiles
@@ -43,21 +44,34 @@ class WanDecoder:
     def __init__(self, vae: AutoencoderKLWan | None, config: Config, ranks: Ranks):
         self.vae = vae
         self._config, self._ranks = config, ranks
+        moves = vae is not None and ranks.device.type != "cpu"
+        self._visitor = Visitor(vae, ranks.device) if moves and vae is not None else None
+        self.rest(config.memory.vae)
+
+    def rest(self, where: str) -> None:
+        """Have the VAE rest there from now on while it does not work; undecided, it is offloaded.
+
+        Args:
+            where: value of `memory.vae`.
+        """
+        self._stays = where == "keep"
+        if self._stays and self._visitor is not None:
+            self._visitor.come()
         self._leave()
 
     @contextmanager
     def at_work(self) -> Iterator[AutoencoderKLWan | None]:
         """Hold the VAE on the device within the context; yields None on ranks that have none."""
-        if self.vae is not None:
-            self.vae.to(self._ranks.device)
+        if self._visitor is not None:
+            self._visitor.come()
         try:
             yield self.vae
         finally:
             self._leave()
 
     def _leave(self) -> None:
-        if self.vae is not None and self._config.memory.vae == "offload":
-            self.vae.to("cpu")
+        if self._visitor is not None and not self._stays:
+            self._visitor.leave()
 
     @torch.no_grad()
     def frames(self, latents_BCFHW: torch.Tensor, at: At) -> Generator[torch.Tensor]:

@@ -179,7 +179,7 @@ def video(ranks: Ranks, config: Config) -> Made:
         result.frames_sha256,
         result.sent,
         (before, share_held(engine.loaded.experts[0].module)),
-        engine.loaded.text._pipeline is not None,  # type: ignore[attr-defined]
+        engine.loaded.text._encoder is not None,  # type: ignore[attr-defined]
         engine.loaded.decoder.vae is not None,  # type: ignore[attr-defined]
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from runtime.parallel.offloading import Offload
+from runtime.parallel.offloading import Offload, Visitor
 
 CPU = torch.device("cpu")
 BLOCK = 512 + 512  # bytes: a weight of 8 × 8 and a bias of 8 in float32, both aligned
@@ -244,3 +245,56 @@ def test_copies_and_blocks_wait_for_each_other_and_for_nothing_else(monkeypatch:
         *run_in(0, block=2),
         *copy_to(0),  # of block 0, for the next visit; block 1 is still there
     ]
+
+
+class Tied(nn.Module):
+    """A module of which two share a weight, as a text encoder's embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embedding, self.output = nn.Embedding(8, 8), nn.Linear(8, 8, bias=False)
+        self.output.weight = self.embedding.weight
+        self.register_buffer("shift", torch.randn(8, dtype=torch.bfloat16))
+        self.requires_grad_(False)
+
+    def forward(self) -> torch.Tensor:
+        found: torch.Tensor = self.output(self.embedding(torch.arange(8))) + self.shift
+        return found
+
+
+def test_a_visitor_has_the_same_bits_wherever_it_is() -> None:
+    module = Tied()
+    visitor = Visitor(module, CPU)
+    copies = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    def whole() -> set[int]:
+        """Storages of all weights, which are the module's own."""
+        assert all(torch.equal(one, copies[name]) for name, one in module.state_dict().items())
+        return {one.untyped_storage().data_ptr() for one in module.state_dict().values()}
+
+    visitor.come()  # it has never left
+    first = module()
+    visitor.leave()
+    (home,) = whole()
+    assert len(module.state_dict()["shift"].untyped_storage()) == BLOCK  # the shared weight has one room
+    for _ in range(2):
+        visitor.come()
+        (there,) = whole()
+        assert there != home and torch.equal(module(), first)
+        visitor.come()
+        assert whole() == {there}  # it was there
+        visitor.leave()
+        assert whole() == {home} and torch.equal(module(), first)
+
+
+def test_a_visitor_lets_go_of_the_devices_memory() -> None:
+    module = Tied()
+    visitor = Visitor(module, CPU)
+    before = weakref.ref(module.embedding.weight)
+    visitor.leave()
+    visitor.come()
+    there = weakref.ref(module.embedding.weight)
+    assert before() is None and there() is not None
+    visitor.leave()
+    assert there() is None

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench_scaling import on_ranks
@@ -31,11 +32,15 @@ BLOCK_BYTES = 4 * 352e6  # of one of its blocks, in float32
 CAST = "cast"  # folder of the copy
 
 
-def write_checkpoint(folder: Path, gigabytes: float) -> float:
-    """Write the checkpoint; returns its gigabytes."""
+def write_transformer(folder: Path, gigabytes: float, **settings: Any) -> float:
+    """Write a random transformer of a model in `folder`; returns its gigabytes.
+
+    Args:
+        settings: arguments of the transformer beside its width and number of blocks.
+    """
     blocks = max(1, round(gigabytes * 1e9 / BLOCK_BYTES))
     with torch.device("meta"):
-        model = WanTransformer3DModel(num_layers=blocks, **WIDTH)
+        model = WanTransformer3DModel(num_layers=blocks, **WIDTH, **settings)
     model = model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
@@ -133,7 +138,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        size = write_checkpoint(Path(folder), arguments.gigabytes)
+        size = write_transformer(Path(folder), arguments.gigabytes)
         writing = write_cast(Path(folder))
         found = on_ranks(arguments.ranks, measure, Path(folder), arguments.rounds, arguments.cold)[0]
     cache = "not in" if arguments.cold else "in"

@@ -28,7 +28,8 @@ from peers import pipeline_frames
 from runtime.checkpoint.folder import Checkpoints
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
-from runtime.media.mp4 import Frames
+from runtime.jobs.run import generate_shown, silent
+from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.parallel.kernels import KERNELS, resolve
 from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes, load_config
 from runtime.request.memory import Memory
@@ -37,6 +38,7 @@ from runtime.sampling.denoise import StepRecord
 
 PROMPT, NEGATIVE = "a red circle moving left on a black background", "a blue square"
 HOME = Path(__file__).resolve().parent.parent
+HALO = "decode: halo"  # of a config; in the other rows the first rank decodes whole frames
 BOUND = 60.0  # seconds within which a job must end whose rank is gone; its timeout is 10
 PLACES: dict[str, dict[str, str]] = {
     "text_encoder: offload": {"text_encoder": "offload"},
@@ -98,6 +100,7 @@ def check_options(bench: Bench) -> Found:
     for name, places in PLACES.items():
         engine = Engine(config.model_copy(update={"memory": Memory.model_validate(places)}))
         rows.append(_compared(name, plain, frames_of(engine, request)))
+    rows.append(_compared(*_decided(config, request, plain)))
     rows.append(_compared("stopped and resumed", plain, _resumed(config, request)))
     halves = config_on(bench, dtype=Dtypes(transformer="bfloat16"))
     rounded: list[Found] = []
@@ -113,6 +116,15 @@ def check_options(bench: Bench) -> Found:
     compiled = Engine(halves.model_copy(update={"compile": True}))
     rounded.append(_compared("compile", reference, frames_of(compiled, request)))
     return {"must be equal": rows, "may differ by rounding, bfloat16": rounded}
+
+
+def _decided(config: Config, request: VideoRequest, plain: Frames) -> tuple[str, Frames, Frames]:
+    """Generate with what is `auto` decided by a rehearsal; says what was decided."""
+    engine = Engine(config.model_copy(update={"memory": Memory(text_encoder="auto", vae="auto")}))
+    sink = FrameBuffer()
+    result = generate_shown(engine, engine.plan(request), [sink], silent)
+    chosen = result.memory
+    return f"auto: text_encoder {chosen.text_encoder}, vae {chosen.vae}", plain, sink.frames
 
 
 def _resumed(config: Config, request: VideoRequest) -> Frames:
@@ -151,6 +163,9 @@ def check_ranks(bench: Bench) -> Found:
         f"cfg 2 × ulysses {world // 2}, sharded": ["--ranks", str(world), "--cfg", "2", "--shard"],
     }
     with tempfile.TemporaryDirectory(dir=bench.work) as folder:
+        config = Path(folder) / "halo.yaml"
+        config.write_text(f"{(HOME / 'configs' / 'wan-tiny.yaml').read_text(encoding='utf-8')}{HALO}\n")
+        ways[f"cfg 2, {HALO}"] = ["--ranks", "2", "--cfg", "2", "--config", str(config)]
         alone, raw = _generated(Path(folder) / "one.mp4", bench, [])
         rows: list[Found] = []
         for name, words in ways.items():
@@ -162,6 +177,7 @@ def check_ranks(bench: Bench) -> Found:
                     "psnr": psnr(raw, frames),
                     "decisions agree": set(report["decision_digest"]) == set(alone["decision_digest"]),
                     "computed_step_seconds": report["step_seconds"]["computed_median"],
+                    "decode_seconds": report["seconds"]["decode"],
                 }
             )
     return {"backend": "nccl" if bench.count >= world else "gloo", "ranks": rows}

@@ -25,12 +25,11 @@ def place(engine: Engine, plan: Plan) -> None:
     ranks = engine.ranks
     if engine.places.room is None:
         return
-    own: Memory | None = None
+    own = None
     if ranks.is_leader:
         with ranks.busy("deciding where weights rest"):
-            own = _decided(engine, plan, engine.places.room)
-    memory = ranks.control.all_gather_object(own)[0]
-    assert isinstance(memory, Memory)
+            own = _decided(engine, plan, engine.places.room).model_dump()
+    memory = Memory.model_validate(ranks.control.all_gather_object(own)[0])
     if memory != engine.places.memory:
         engine.loaded.rest(memory)
         engine.places.memory = memory

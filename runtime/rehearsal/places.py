@@ -86,14 +86,15 @@ def _decided(scenario: Scenario) -> tuple[Memory, str]:
         try:
             found = rehearse_if_weights_fit(replace(scenario, config=config))
         except WeightsDoNotFitError:
-            why = f"otherwise the weights alone do not fit in {free} that are free"
+            why = why or f"otherwise the weights alone do not fit in {free} that are free"
             continue
         except BadRequestError as error:
             return last, f"the job cannot be rehearsed: {error}"
         held, room = _gib(found.peak), _gib(abs(found.room))
         if found.fits:
-            return memory, f"tensors hold at most {held} of {free} that are free; {room} left after losses"
-        why = f"otherwise tensors hold {held} of {free} that are free; {room} missing after losses"
+            told = f"tensors hold at most {held} of {free} that are free; {room} left after losses"
+            return memory, f"{told}; {why}" if why else told
+        why = why or f"otherwise tensors hold {held} of {free} that are free; {room} missing after losses"
     return last, why
 
 
@@ -111,4 +112,5 @@ def _text_bytes(config: Config) -> int:
         return 0
     with torch.device("meta"):
         encoder = UMT5EncoderModel(UMT5Config.from_dict(read_json(path)))
-    return sum(one.numel() for one in encoder.parameters()) * config.dtype.of("text_encoder").itemsize
+    count: int = sum(one.numel() for one in encoder.parameters())
+    return count * config.dtype.of("text_encoder").itemsize

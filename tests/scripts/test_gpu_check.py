@@ -14,6 +14,7 @@ from gpu_weights import BEGUN, DONE, random_model
 
 from tests.places import ROOT
 
+ALIKE = 45.0  # dB between two mp4 files whose frames differ by rounding
 SHORT = ["ceilings", "attention", "pipeline", "model wan2.1-t2v-14b-720p"]
 
 
@@ -58,6 +59,10 @@ def test_every_check_runs(tmp_path: Path) -> None:
     found = {line["check"]: line["found"] for line in lines}
     assert all(one["equal"] for one in found["options"]["must be equal"])
     assert all(one["decisions agree"] for one in found["ranks"]["ranks"])
+    halo = found["ranks"]["ranks"][-1]
+    assert halo["topology"] == "cfg 2, decode: halo" and (halo["equal"] or halo["psnr"] > ALIKE)
+    auto = [one["option"] for one in found["options"]["must be equal"] if one["option"].startswith("auto")]
+    assert auto == ["auto: text_encoder keep, vae keep"]  # as always on a CPU
     failures = found["failures"]["failures"]
     assert [(one["exit code"], one["named"], one["left"]) for one in failures] == [(3, True, 0)] * 2
 

@@ -53,8 +53,8 @@ class PromptEncoder:
         self._known = _Known()
         self.warnings: list[str] = []
         self.encoded = 0
-        where, on_cpu = config.memory.text_encoder, ranks.device.type == "cpu"
-        self._where = "keep" if where == "auto" and on_cpu else where
+        where: str = config.memory.text_encoder
+        self._where = "keep" if where == "auto" and ranks.device.type == "cpu" else where
         if ranks.is_leader and self._where in ("keep", "offload"):
             self._load(ranks.device if self._where == "keep" else torch.device("cpu"))
             self._leave()

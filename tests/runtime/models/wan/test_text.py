@@ -37,10 +37,10 @@ def test_a_text_is_encoded_once(config: Config, small: Make, where: str) -> None
     text = opened(config, where)
     first = text.encode(small(negative="blurry"))
     assert text.encoded == 2
-    other = text.encode(small(prompt="a blue square", negative="blurry"))
+    other = text.encode(small(negative="blurry").model_copy(update={"prompt": "a blue square"}))
     assert text.encoded == 3
     again = text.encode(small(negative="blurry", seed=3))
-    swapped = text.encode(small(prompt="blurry", negative="a blue square"))
+    swapped = text.encode(small(negative="a blue square").model_copy(update={"prompt": "blurry"}))
     assert text.encoded == 3 and (text._encoder is None) == (where == "free")
     assert same(again, first) and torch.equal(swapped.prompts[0], other.negative)
     assert torch.equal(swapped.negative, other.prompts[0])  # type: ignore[arg-type]
@@ -52,14 +52,14 @@ def test_known_embeddings_are_those_of_a_new_encoder(config: Config, small: Make
     text = opened(config)
     text.encode(small(negative="blurry"))
     for fields in ({"videos": 2}, {"prompt": "blurry", "negative": "a red circle"}, {"seed": 3}):
-        request = small(**{"negative": "blurry", **fields})
+        request = small(negative="blurry").model_copy(update=fields)
         known = text.encode(request)
         assert same(known, opened(config).encode(request))
         assert known.prompts[0].shape[0] == request.videos
 
 
 def test_warnings_are_those_of_the_request_also_when_its_texts_are_known(config: Config, small: Make) -> None:
-    text, long = opened(config), small(prompt="a red circle " * 20)
+    text, long = opened(config), small().model_copy(update={"prompt": "a red circle " * 20})
     text.encode(long)
     said = text.warnings
     text.encode(small())

@@ -150,7 +150,7 @@ def calibrate(context: click.Context, /, ranks: int | None, timeout: float | Non
     """
     from launch.commands.build_job import check_given
 
-    own = ("config", "prompts", "seed", "out", "overwrite", "budgets")
+    own = ("config", "prompts", "seed", "out", "overwrite", "budgets", "add_solvers")
     check_given(options["config"], **{name: one for name, one in options.items() if name not in own})
     from launch.commands.calibrate import plan_calibration, run_calibration
     from launch.shell.signals import ignore_signals, stop_on_signals

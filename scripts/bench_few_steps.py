@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 from rich.console import Console
-from wan_tiny_data import SCENES
+from wan_tiny_prompts import of_experts
 
 from launch.commands.calibrate import plan_calibration, run_calibration
 from runtime.engine import Engine
@@ -34,7 +34,6 @@ from runtime.request.video_request import VideoRequest
 
 BUDGETS = {8: (6,), 10: (8, 6), 12: (8,)}  # steps → numbers of them that are computed
 CALIBRATIONS = Path("out/few-steps")
-ORDER = 48  # of docs/quality.md, whose prompts no calibration has
 
 
 def presets(steps: int, computed: int, calibration: Path) -> dict[str, dict[str, Any]]:
@@ -73,9 +72,8 @@ class Bench:
 
     def request(self, number: int, steps: int) -> VideoRequest:
         """Request of an unseen prompt, with every step computed."""
-        scene = SCENES[np.random.default_rng(ORDER).permutation(len(SCENES))[number]]
         given = {"seed": number, "steps": steps, "guidance": 1.0, "spectrum": "off"}
-        return self._config.request(scene.caption, **given)
+        return self._config.request(of_experts()[number], **given)
 
     def measured(self, number: int, steps: int) -> Iterator[tuple[tuple[str, int], float]]:
         """PSNR of each method, by its name and number of computed steps, on one prompt and seed."""

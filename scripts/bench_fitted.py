@@ -26,10 +26,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 import yaml
-from wan_tiny_data import SCENES
+from wan_tiny_prompts import of_fits
 
 from runtime.engine import Engine
-from runtime.forecasting.calibration import Calibration, is_file_name, load_calibration
+from runtime.forecasting.calibration import is_file_name, load_calibration
 from runtime.forecasting.methods import Choice, Methods
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.media.quality import psnr
@@ -37,8 +37,7 @@ from runtime.request.config import load_config
 from runtime.request.video_request import VideoRequest
 
 _Result = TypeVar("_Result")
-ORDER, FIRST_SEED = 2026, 30_000
-MEASURED_BEFORE = 24  # prompts of docs/quality.md: the first of another order
+FIRST_SEED = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +52,6 @@ class Result:
     psnr: float
     expected: float | None
     deviation: float | None
-
-
-def unseen(calibration: Calibration) -> list[str]:
-    """Prompts that are neither the calibration's nor of docs/quality.md, in a fixed order."""
-    quality = np.random.default_rng(48).permutation(len(SCENES))[:MEASURED_BEFORE]
-    taken = {*calibration.prompts, *(SCENES[number].caption for number in quality)}
-    order = np.random.default_rng(ORDER).permutation(len(SCENES))
-    return [prompt for number in order if (prompt := SCENES[number].caption) not in taken]
 
 
 class Bench:
@@ -90,7 +81,7 @@ class Bench:
                 frames=conditions.frames,
                 spectrum="off",
             )
-            for number, prompt in enumerate(unseen(self.calibration)[:count])
+            for number, prompt in enumerate(of_fits(self.calibration.prompts)[:count])
         ]
 
     def choices(self) -> list[Choice]:

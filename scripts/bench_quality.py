@@ -2,10 +2,11 @@
 
     python scripts/bench_quality.py --results docs/quality.jsonl --out docs/quality.md
 
-24 prompts × seeds that no calibration has seen, each made by every method and measured against the frames of
+Prompts and seeds that no calibration has seen, each made by every method and measured against the frames of
 the full sampler; settings of wan-tiny, and wan2.2-tiny with its two experts, each with a calibration of its
-own. Every result is one line of JSON. The script may be stopped at any time and resumes after the existing
-results. An evaluation covers both branches.
+own. The prompts of wan-tiny's settings occur in no earlier table either; those of wan2.2-tiny were seen while
+the methods were made. Every result is one line of JSON. The script may be stopped at any time and resumes
+after the existing results; `--part` measures some of the methods first. An evaluation covers both branches.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ import numpy as np
 import torch
 import yaml
 from peers import PeerPipeline, methods
-from quality_tables import BEST, EXPERTS, FITTED, write_document
+from quality_tables import BEST, EXPERTS, FITTED, PEERS, PLACED, write_document
 from rich.console import Console
-from wan_tiny_data import SCENES
+from wan_tiny_prompts import of_experts, of_quality
 
 from launch.commands.calibrate import plan_calibration, run_calibration
 from runtime.engine import Engine
@@ -43,13 +44,17 @@ from runtime.request.video_request import VideoRequest
 from spectrum import StepKind, paper_schedule
 from spectrum.calibration import to_triangle
 
-PROMPTS = 24
-BUDGETS = (7, 8, 10, 12, 14, 18, 25)
+PROMPTS, FEW_PROMPTS = 32, 16
+EXPERTS_PROMPTS = 24  # the first of another order, whose first 48 occur in older tables
+BUDGETS = (5, 6, 7, 8, 10, 12, 14, 18, 25)
 FEW_BUDGETS = (8, 10, 14)
 EXPERTS_BUDGETS = (7, 8, 10, 12, 14)
 PEER_BUDGETS = (7, 12)  # what SeaCache comes to with two experts, for which fewer methods are measured
-EULER_BUDGETS = (8, 10, 14, 25)
-WATCHED = (10, 14)  # where the guard is measured, too
+SAMPLER_BUDGETS = (8, 10, 14, 25)  # where other samplers with fewer steps are measured
+SAMPLERS = {"Euler": "euler", "DPM++": "dpm++"}
+ABLATED = (8, 10, 14)  # where parts of the method are measured alone, and the guard
+FIRST_SEED = 50_000
+PARTS = ("ours", "others", "peers")
 NOTES = Path(__file__).with_name("quality_notes.md")  # what was tried, and what the tables say
 CALIBRATIONS = Path("out/quality-calibrations")
 
@@ -64,6 +69,7 @@ class Setting:
         prompts: number of videos.
         model: config of the model.
         shipped: whether its calibration is the shipped one of this model.
+        seen: whether its prompts occur in older tables.
     """
 
     name: str
@@ -75,15 +81,18 @@ class Setting:
     prompts: int = PROMPTS
     model: str = "wan-tiny"
     shipped: bool = False
+    seen: bool = False
 
     def config(self) -> Config:
         return load_config(self.model).model_copy(update={"scheduler": self.scheduler})
 
     def request(self, number: int) -> VideoRequest:
         """Request with the prompt and seed of this number."""
-        scene = SCENES[_unseen()[number]]
+        prompt, seed = of_quality()[number], FIRST_SEED + number
+        if self.seen:
+            prompt, seed = of_experts()[number], number
         return self.config().request(
-            scene.caption, seed=number, steps=self.steps, guidance=self.guidance, spectrum="off"
+            prompt, seed=seed, steps=self.steps, guidance=self.guidance, spectrum="off"
         )
 
     @property
@@ -101,7 +110,7 @@ SETTINGS = (
         SamplerConfig(kind="unipc", shift=5.0),
         FEW_BUDGETS,
         False,
-        8,
+        FEW_PROMPTS,
     ),
     Setting(
         "50 Euler steps, shift 3, guidance 5",
@@ -110,7 +119,7 @@ SETTINGS = (
         SamplerConfig(kind="euler", shift=3.0),
         FEW_BUDGETS,
         False,
-        8,
+        FEW_PROMPTS,
     ),
     Setting(
         "wan2.2-tiny, 50 UniPC steps, shift 12, guidance 5",
@@ -119,8 +128,10 @@ SETTINGS = (
         SamplerConfig(),
         EXPERTS_BUDGETS,
         True,
+        EXPERTS_PROMPTS,
         model=EXPERTS,
         shipped=True,
+        seen=True,
     ),
 )
 
@@ -142,62 +153,34 @@ class Result:
     bytes: int = 0
 
 
-def _unseen() -> list[int]:
-    """List the scenes that are not among the calibration's prompts."""
-    return list(np.random.default_rng(48).permutation(len(SCENES))[:PROMPTS].tolist())
-
-
 def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
     """Make the presets for one budget, by the name of the method."""
     own = setting.calibration
     schedule = {"kind": "explicit", "computed": paper_steps(setting.steps, budget)}
-    ridge = {"kind": "chebyshev"}
-    half = {"kind": "chebyshev", "blend": 0.5}
-    planned = {"kind": "planned", "nfe": budget, "guard": None}
-    calibrated = {"kind": "calibrated"}
+    ridge, half = {"kind": "chebyshev"}, {"kind": "chebyshev", "blend": 0.5}
+    guided = {"stream": "guided", "schedule": schedule, "predictor": half}
+    calibrated = {"stream": "guided", "predictor": {"kind": "calibrated"}, "calibration": own}
+    tolerance = {"tolerance": 0.05, "warmup": min(4, budget), "longest": 10, "budget": budget}
+    planned = {"kind": "planned", "nfe": budget}
     found = {
         "Spectrum (paper), w = 1": {"stream": "feature", "schedule": schedule, "predictor": ridge},
         "Spectrum (paper), w = 0.5": {"stream": "feature", "schedule": schedule, "predictor": half},
-        "velocity, w = 0.5": {"stream": "velocity", "schedule": schedule, "predictor": half},
-        "guided, w = 0.5": {"stream": "guided", "schedule": schedule, "predictor": half},
-        "guided, calibrated weights": {
-            "stream": "guided",
-            "schedule": schedule,
-            "predictor": calibrated,
-            "calibration": own,
-        },
-        "guided, calibrated, planned": {
-            "stream": "guided",
-            "schedule": planned,
-            "predictor": calibrated,
-            "calibration": own,
-        },
-        "guided, error-driven": {
-            "stream": "guided",
-            "schedule": {
-                "kind": "error",
-                "tolerance": 0.05,
-                "warmup": min(4, budget),
-                "longest": 10,
-                "budget": budget,
-            },
-            "predictor": half,
-        },
+        "guided, error-driven": guided | {"schedule": {"kind": "error"} | tolerance},
+        BEST: calibrated | {"schedule": planned | {"guard": None}},
     }
+    if setting.model == EXPERTS or budget in ABLATED:
+        found |= {
+            "guided, w = 0.5": guided,
+            "guided, calibrated weights": calibrated | {"schedule": schedule},
+        }
     if setting.model == EXPERTS:
         carried, fresh = ({"switch": {"history": history}} for history in ("carried", "fresh"))
-        found["guided, w = 0.5, carried"] = found["guided, w = 0.5"] | carried
-        found["guided, calibrated, planned, fresh"] = found["guided, calibrated, planned"] | fresh
-    if setting.shipped and budget in {fit.nfe for fit in load_calibration(own).fits}:
-        fitted = {"kind": "fitted", "nfe": budget}
-        found[FITTED] = found["guided, calibrated, planned"] | {"schedule": fitted}
-    if setting is SETTINGS[0] and budget in WATCHED:
-        found["guided, calibrated, planned, watched"] = {
-            "stream": "guided",
-            "schedule": {"kind": "planned", "nfe": budget},
-            "predictor": calibrated,
-            "calibration": own,
-        }
+        found["guided, w = 0.5, carried"] = guided | carried
+        found[f"{BEST}, fresh"] = found[BEST] | fresh
+    if budget in {fit.nfe for fit in load_calibration(own).fits}:
+        found[FITTED] = calibrated | {"schedule": {"kind": "fitted", "nfe": budget}}
+    if setting is SETTINGS[0] and budget in ABLATED:
+        found[f"{BEST}, watched"] = calibrated | {"schedule": planned}
     return found
 
 
@@ -205,6 +188,13 @@ def measured(setting: Setting, budget: int) -> list[str]:
     """Name the presets that are measured for one budget."""
     few = setting.model == EXPERTS and budget in PEER_BUDGETS
     return [name for name in presets(setting, budget) if not few or name in (BEST, FITTED)]
+
+
+def part_of(method: str) -> str:
+    """Tell to which of the parts a method belongs."""
+    if method.startswith(PEERS):
+        return "peers"
+    return "ours" if method in (BEST, FITTED, "fewer steps", PLACED) else "others"
 
 
 def paper_steps(steps: int, budget: int) -> list[int]:
@@ -238,10 +228,14 @@ class Worker:
             self._engines[setting.name] = Engine(setting.config())
         return self._engines[setting.name]
 
-    def run(self, setting: Setting, number: int, done: set[str]) -> Iterator[Result]:
-        """Run all methods that are not in `done` on one prompt and seed."""
+    def run(self, setting: Setting, number: int, part: str, done: set[str]) -> Iterator[Result]:
+        """Run all methods that are not in `done` on one prompt and seed; those of `part` alone if it is given."""
         request = setting.request(number)
-        todo = {key: make for key, make in self._methods(setting, request).items() if key not in done}
+        todo = {
+            key: make
+            for key, make in self._methods(setting, request).items()
+            if key not in done and part in ("", part_of(key.rpartition("@")[0]))
+        }
         if not todo:
             return
         with self._reference(setting, request) as measure:
@@ -276,13 +270,12 @@ class Worker:
                 )
             found[f"fewer steps@{budget}"] = lambda b=budget: self._fewer(setting, request, b)
             if setting is SETTINGS[0]:
-                if budget in EULER_BUDGETS:
-                    found[f"fewer steps (Euler)@{budget}"] = lambda b=budget: self._fewer(
-                        SETTINGS[2], request, b
+                found[f"{PLACED}@{budget}"] = lambda b=budget: self._placed(setting, request, b)
+                for name, kind in SAMPLERS.items() if budget in SAMPLER_BUDGETS else ():
+                    other = replace(setting, name=name, scheduler=SamplerConfig(kind=kind, shift=3.0))
+                    found[f"fewer steps ({name})@{budget}"] = lambda o=other, b=budget: self._fewer(
+                        o, request, b
                     )
-                found[f"UniPC at the planned times@{budget}"] = lambda b=budget: self._placed(
-                    setting, request, b
-                )
         if setting.peers:
             for name, run in methods(few=setting.model == EXPERTS).items():
                 found[f"{name}@0"] = lambda run=run: self._peers(setting, request, run)
@@ -359,7 +352,7 @@ class Worker:
         )
         path = self._folder / f"wrong-{os.getpid()}.json"
         forged.write(path)
-        preset = presets(setting, budget)["guided, calibrated, planned"] | {"calibration": str(path)}
+        preset = presets(setting, budget)[BEST] | {"calibration": str(path)}
         return self._ours(setting, request, preset)
 
     def _peers(
@@ -399,19 +392,20 @@ def calibrate(named: str) -> None:
             seed=1000,
             out=out,
             overwrite=True,
+            budgets=setting.budgets,
             steps=setting.steps,
             guidance=setting.guidance,
         )
         run_calibration(job, Console(stderr=True), engine=Engine(setting.config()))
 
 
-def work(arguments: tuple[int, str, int, list[str], str]) -> list[dict[str, Any]]:
+def work(arguments: tuple[int, str, int, str, list[str], str]) -> list[dict[str, Any]]:
     """Run all methods on one prompt and seed of one setting, in a process of its own."""
-    index, results, number, done, folder = arguments
+    index, results, number, part, done, folder = arguments
     logging.disable(logging.INFO)
     worker = _worker(folder)
     found = []
-    for result in worker.run(SETTINGS[index], number, set(done)):
+    for result in worker.run(SETTINGS[index], number, part, set(done)):
         with Path(results).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
         found.append(asdict(result))
@@ -432,6 +426,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--setting", default="", help="Measure settings whose names have this text.")
+    parser.add_argument("--part", choices=PARTS, default="", help="Measure only these methods.")
     parser.add_argument("--write-only", action="store_true", help="Write the document from what is there.")
     given = parser.parse_args()
     for folder in (given.results.parent, CALIBRATIONS):
@@ -450,7 +445,7 @@ def main() -> None:
                     for r in known
                     if r["setting"] == setting.name and r["number"] == number
                 ]
-                tasks.append((index, str(given.results), number, done, str(CALIBRATIONS)))
+                tasks.append((index, str(given.results), number, given.part, done, str(CALIBRATIONS)))
         began = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
             for count, made in enumerate(pool.imap_unordered(work, tasks), 1):

@@ -28,14 +28,13 @@ import numpy as np
 import torch
 import yaml
 from bench_fitted import results_in
-from bench_fitted import unseen as unseen_by_fits
 from bench_flux import USUAL, calibration
-from bench_quality import PROMPTS, paper_steps
+from bench_quality import paper_steps
 from flux_peers import CALL, MODEL, load
 from flux_tiny_data import HELD_OUT
 from flux_tiny_measure import Distances
 from make_universal import example
-from wan_tiny_data import SCENES
+from wan_tiny_prompts import of_universal
 
 from runtime.engine import Engine
 from runtime.forecasting.calibration import load_calibration
@@ -51,8 +50,7 @@ from spectrum.diffusers.plans import planned_preset
 from spectrum.universal import Universal
 
 BUDGETS = (8, 10, 14)
-ORDER, FIRST_SEED = 2028, 40_000
-FITTED = 32  # prompts of docs/fitted.jsonl
+FIRST_SEED = 40_000
 PICTURED = 16  # captions of docs/flux.md
 PAPER, FEWER, OWN = "paper", "fewer steps", "own plan"
 UNIVERSAL, WEIGHTS, NODES = "universal", "universal weights, paper's steps", "universal steps, straight line"
@@ -120,7 +118,7 @@ class Videos:
         """Yield the methods for one prompt and seed: name, number of computed steps, and what makes it."""
         setting = self._setting
         request = self._engine.config.request(
-            _prompts()[number],
+            of_universal()[number],
             seed=FIRST_SEED + number,
             steps=setting.steps,
             guidance=setting.guidance,
@@ -197,17 +195,6 @@ class Videos:
         sink = FrameBuffer()
         self._engine.generate(request, [sink])
         return sink.frames
-
-
-def _prompts() -> list[str]:
-    """Prompts of no calibration and no other table."""
-    quality = np.random.default_rng(48).permutation(len(SCENES))[:PROMPTS]
-    taken = {SCENES[number].caption for number in quality}
-    for model in ("wan-tiny", "wan2.2-tiny"):
-        calibrated = load_calibration(model)
-        taken |= {*calibrated.prompts, *unseen_by_fits(calibrated)[:FITTED]}
-    order = np.random.default_rng(ORDER).permutation(len(SCENES))
-    return [caption for number in order if (caption := SCENES[number].caption) not in taken]
 
 
 class Pictures:

@@ -17,15 +17,16 @@ Result = dict[str, Any]
 BEST = "guided, calibrated, planned"
 PAPER = "Spectrum (paper), w = 0.5"
 FITTED = "guided, fitted"
+PLACED = "UniPC at the planned times"
 EXPERTS = "wan2.2-tiny"
 PEERS = ("TaylorSeer", "SeaCache", "MagCache", "FirstBlockCache", "FasterCache", "DBCache")
 _OURS = {
     "fewer steps": "#999999",
     "fewer steps (Euler)": "#cccccc",
-    "UniPC at the planned times": "#666666",
+    "fewer steps (DPM++)": "#b5b5b5",
+    PLACED: "#666666",
     "Spectrum (paper), w = 1": "#d9a441",
     "Spectrum (paper), w = 0.5": "#f0a030",
-    "velocity, w = 0.5": "#8fbf6f",
     "guided, w = 0.5": "#4f9f4f",
     "guided, w = 0.5, carried": "#7fbf7f",
     "guided, error-driven": "#2f7f6f",

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launch.commands.build_job import build_request, inputs_of
+from launch.commands.build_job import build_request, inputs_of, said
 from launch.commands.command import Command, verbosity_options
 from launch.commands.options import calibrate_options
 from launch.shell.exits import advising
@@ -47,6 +47,7 @@ def plan_calibration(
     out: Path,
     overwrite: bool,
     budgets: tuple[int, ...] | None = None,
+    add_solvers: bool = False,
     is_leader: bool = True,
     **given: Any,
 ) -> CalibrationJob:
@@ -56,6 +57,7 @@ def plan_calibration(
         prompts: a file with one prompt per line; by default the one shipped for such models.
         seed: seed of the first video; each further video takes the next one.
         budgets: numbers of computed steps for which solvers are fitted; usual ones by default.
+        add_solvers: whether to add solvers to the calibration in `out`, whose prompts and seeds are used again.
         is_leader: whether this rank writes the file.
 
     Raises:
@@ -63,10 +65,31 @@ def plan_calibration(
     """
     settings = open_config(config, model=model, revision=revision)
     check_loras(settings)
+    if add_solvers:
+        return _addition(config, settings, out, budgets, prompts, overwrite, is_leader, given)
     path = prompts or shipped_prompts(settings)
     requests = _requests(settings, path, seed, **given)
     job = CalibrationJob(settings, requests, out, budgets, overwrite)
     job.check(inputs_of(config, settings, requests[0]) | {path: "prompts"}, is_leader=is_leader)
+    return job
+
+
+def _addition(
+    config: str | None,
+    settings: Config,
+    out: Path,
+    budgets: tuple[int, ...] | None,
+    prompts: Path | None,
+    overwrite: bool,
+    is_leader: bool,
+    given: dict[str, Any],
+) -> CalibrationJob:
+    """Build a job that adds solvers to a calibration."""
+    for name, wrong in {"prompts": prompts is not None, "overwrite": overwrite}.items():
+        if wrong:
+            raise BadRequestError(f"{name}: given with --add-solvers, which changes the calibration in --out")
+    job = CalibrationJob.of_calibration(settings, out, budgets=budgets, **said(given))
+    job.check(inputs_of(config, settings, job.requests[0]), is_leader=is_leader)
     return job
 
 

@@ -134,6 +134,12 @@ def calibrate_options(command: _Command) -> _Command:
         click.option("--out", type=PathType(), required=True, help="JSON file to write the calibration to."),
         click.option("--overwrite", is_flag=True, help="Replace an existing calibration."),
         click.option(
+            "--add-solvers",
+            is_flag=True,
+            help="Add solvers to the calibration in --out, for other --budgets. Its prompts, seeds and size are "
+            "used again, and nothing else in it changes.",
+        ),
+        click.option(
             "--ranks", type=DEGREE, metavar="N", help="Processes that make each video together.  [default: 1]"
         ),
         click.option("--timeout", type=TIMEOUT, metavar="SECONDS", help=_TIMEOUT_HELP),

@@ -11,6 +11,9 @@
 4. Solvers are fitted for some numbers of computed steps; see `runtime.measure.solvers`. The states that they
    are fitted to lie on the first rank's disk, beside the result.
 
+Where solvers are added to a calibration, its videos are made once more by the full sampler, for their states,
+and only the last stage follows.
+
 Each finished run is kept in a file beside the result, and is not repeated after an interruption.
 
 Legend: n sampler steps.
@@ -28,6 +31,7 @@ from typing import Any
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.forecasting.calibration import Calibration
+from runtime.forecasting.fits import Fit
 from runtime.forecasting.parts import FullSchedulePart
 from runtime.forecasting.presets import Preset, Switch
 from runtime.forecasting.trials import Trial
@@ -60,6 +64,7 @@ class Calibrator:
         partial: file that keeps finished runs until all are done; only the first rank uses it.
         on_step: shows progress.
         fitted: numbers of computed steps for which solvers are fitted; a few usual ones by default.
+        added_to: calibration of the same videos that the solvers are added to; by default all is measured.
         overwrite: whether finished runs of another calibration in `partial` may be replaced.
 
     Attributes:
@@ -77,9 +82,10 @@ class Calibrator:
         on_step: OnRunStep = lambda _name, _record: None,
         *,
         fitted: Collection[int] | None = None,
+        added_to: Calibration | None = None,
         overwrite: bool = False,
     ):
-        self._engine, self._overwrite = engine, overwrite
+        self._engine, self._overwrite, self._added_to = engine, overwrite, added_to
         self._requests = [request.full for request in requests]
         check_requests(self._requests)
         self._session = Session(engine, self._requests, on_step)
@@ -100,6 +106,8 @@ class Calibrator:
         if len(self._levels) != self._steps + 1:
             raise BadRequestError(f"config: {type(sampler).__name__} has no noise level for each step")
         self.fitted = self._checked(fitted)
+        if added_to is not None:
+            self._check_addition(added_to)
         self._found = Findings()
         self._kept: PartialFile | None = None  # on the first rank
         identity = self._identity if engine.ranks.is_leader else ""
@@ -117,6 +125,15 @@ class Calibrator:
             raise BadRequestError(f"budgets: {wrong[0]} given; {said}")
         return sorted(set(fitted))
 
+    def _check_addition(self, calibration: Calibration) -> None:
+        """Refuse to add solvers to a calibration of something else, or solvers that it has."""
+        calibration.conditions.check_fit(self._conditions, "that solvers are added to")
+        if not self.fitted:
+            raise BadRequestError("budgets: none given, but solvers are to be added to a calibration")
+        there = {fit.nfe for fit in calibration.fits}
+        if twice := sorted(there & {*self.fitted}):
+            raise BadRequestError(f"budgets: {twice[0]} given; the calibration has a solver of {twice[0]} steps")
+
     @property
     def budgets(self) -> list[int]:
         """Numbers of computed steps of the trials."""
@@ -126,10 +143,12 @@ class Calibrator:
     def evaluations(self) -> int:
         """Number of computed steps of the whole calibration."""
         videos = len(self._requests)
+        fitted = PASSES * sum(nfe - 1 for nfe in self.fitted) + bool(self.fitted)
+        if self._added_to is not None:
+            return videos * (self._steps + fitted)
         nudged = sum(
             self._steps - step for video in range(videos) for step in self._full_runs.nudged_steps(video)
         )
-        fitted = PASSES * sum(nfe - 1 for nfe in self.fitted) + bool(self.fitted)
         return videos * (self._steps + sum(self.budgets) + fitted) + nudged
 
     @property
@@ -152,6 +171,9 @@ class Calibrator:
         for video in range(len(self._found.grams), len(self._requests)):
             self._full(video)
             self._keep()
+        if self._added_to is not None:
+            self._fit_all()
+            return self._added(self._added_to)
         for video in range(len(self._found.trials) // len(self.budgets), len(self._requests)):
             self._try(video)
             self._keep()
@@ -165,8 +187,11 @@ class Calibrator:
             self._states.remove()
 
     def _full(self, video: int) -> None:
-        """Make one full run, and the nudged runs that branch off it."""
-        self._full_runs.make(video, self._found)
+        """Make one full run, and the nudged runs that branch off it; only the full run if that suffices."""
+        if self._added_to is not None:
+            self._full_runs.repeat(video, self._found, self._added_to.measured)
+        else:
+            self._full_runs.make(video, self._found)
 
     def _try(self, video: int) -> None:
         """Make one video with schedules for several budgets, planned from all the other videos."""
@@ -215,6 +240,13 @@ class Calibrator:
         for nfe in missing:
             budgets.fit(nfe)
 
+    def _added(self, calibration: Calibration) -> Calibration:
+        """The calibration with the new solvers."""
+        fits = [Fit.model_validate(fit) for fit in self._found.fits if len(fit["nodes"]) in self.fitted]
+        return calibration.model_copy(
+            update={"fits": sorted([*calibration.fits, *fits], key=lambda fit: fit.nfe), "versions": versions()}
+        )
+
     def _finish(self) -> Calibration:
         conditions = self._conditions.model_dump()
         content = self._found.content(conditions, self._levels, self._engine.ranks.size)
@@ -235,7 +267,8 @@ class Calibrator:
         digest = None if image is None else image_digest(image)
         profile, preset = self._engine.profile, self._plan.preset
         recipes = [profile.recipe(request, preset, digest).latents.digest for request in self._requests]
-        return hashlib.sha256(json.dumps(recipes).encode()).hexdigest()
+        before = [] if self._added_to is None else [self._added_to.digest]
+        return hashlib.sha256(json.dumps([*recipes, *before]).encode()).hexdigest()
 
     def _keep(self) -> None:
         if self._kept is not None:

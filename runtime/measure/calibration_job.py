@@ -13,7 +13,7 @@ from runtime.files.atomic import is_in_the_way
 from runtime.files.checks import check_apart, check_suffix, check_writable
 from runtime.files.kinds import CALIBRATION
 from runtime.files.locks import hold
-from runtime.forecasting.calibration import Calibration
+from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.measure.calibrate import Calibrator
 from runtime.measure.findings import check_partial
 from runtime.measure.session import OnRunStep
@@ -24,6 +24,7 @@ from runtime.request.video_request import VideoRequest
 from runtime.sampling.denoise import StepRecord
 
 SEED = 1000  # of the first video
+_CONDITIONS = ("steps", "guidance", "guidance_2", "width", "height", "frames")
 
 
 def _unseen(name: str, record: StepRecord) -> None:
@@ -38,6 +39,8 @@ class CalibrationJob:
         requests: the videos, which may differ only in prompt and seed.
         out: the JSON file.
         budgets: numbers of computed steps for which solvers are fitted; usual ones by default.
+        overwrite: whether another file may be replaced.
+        added_to: the calibration in `out` that solvers are added to, if nothing else is to be measured.
     """
 
     config: Config
@@ -45,6 +48,7 @@ class CalibrationJob:
     out: Path
     budgets: tuple[int, ...] | None = None
     overwrite: bool = False
+    added_to: Calibration | None = None
 
     @property
     def partial(self) -> Path:
@@ -78,6 +82,28 @@ class CalibrationJob:
         ]
         return cls(config, requests, out, budgets, overwrite)
 
+    @classmethod
+    def of_calibration(
+        cls, config: Config, out: Path, *, budgets: tuple[int, ...] | None = None, **given: Any
+    ) -> CalibrationJob:
+        """Make a job that adds solvers to the calibration in a file, from the same prompts and seeds.
+
+        Args:
+            given: other fields of the requests; steps, guidance and size are those of the calibration.
+
+        Raises:
+            BadRequestError: there is no calibration, or a field is not acceptable.
+        """
+        check_suffix(out, ".json", field="out")
+        known = load_calibration(str(out))
+        fields = {name: getattr(known.conditions, name) for name in _CONDITIONS}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        requests = [
+            config.request(prompt, **{**fields, **given, "seed": seed, "spectrum": "off"})
+            for prompt, seed in zip(known.prompts, known.seeds, strict=True)
+        ]
+        return cls(config, requests, out, budgets, added_to=known)
+
     def check(self, inputs: Mapping[Path, str], *, is_leader: bool = True) -> None:
         """Check everything that can be checked before the model loads.
 
@@ -91,7 +117,7 @@ class CalibrationJob:
         check_suffix(self.out, ".json", field="out")
         check_apart({self.out: "out"}, inputs)
         if is_leader:
-            check_writable(self.out, overwrite=self.overwrite, kind=CALIBRATION)
+            check_writable(self.out, overwrite=self._replaces, kind=CALIBRATION)
             check_image(self.requests[0].image)
             check_partial(self.partial)
             check_states(states_beside(self.partial))
@@ -103,7 +129,13 @@ class CalibrationJob:
             BadRequestError: no calibration can be made of this model and these requests.
         """
         return Calibrator(
-            engine, self.requests, self.partial, on_step, fitted=self.budgets, overwrite=self.overwrite
+            engine,
+            self.requests,
+            self.partial,
+            on_step,
+            fitted=self.budgets,
+            added_to=self.added_to,
+            overwrite=self.overwrite,
         )
 
     def run(self, calibrator: Calibrator, engine: Engine) -> Calibration:
@@ -117,7 +149,7 @@ class CalibrationJob:
         with held, engine.commanded():
             calibration = calibrator.run()
             if engine.ranks.is_leader:
-                calibration.write(self.out, overwrite=self.overwrite)
+                calibration.write(self.out, overwrite=self._replaces)
             calibrator.forget()
         return calibration
 
@@ -125,9 +157,13 @@ class CalibrationJob:
         """Return how to resume after an interruption; empty if nothing was kept."""
         if not self.partial.is_file():
             return ""
-        taken = is_in_the_way(self.out, overwrite=self.overwrite)
+        taken = is_in_the_way(self.out, overwrite=self._replaces)
         first = f"move {str(self.out)!r} elsewhere; then " if taken else ""
         return f"{first}the same command resumes from {str(self.partial)!r}"
+
+    @property
+    def _replaces(self) -> bool:
+        return self.overwrite or self.added_to is not None
 
     @contextmanager
     def alone(self) -> Iterator[None]:

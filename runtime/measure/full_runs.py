@@ -19,7 +19,7 @@ from runtime.measure.states import StateFiles
 from runtime.sampling.denoise import Denoising, StepRecord
 from runtime.sampling.run import Run
 from spectrum import Gram
-from spectrum.calibration import Findings, norm, nudged_steps, sample
+from spectrum.calibration import Findings, Measured, norm, nudged_steps, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,15 @@ class FullRuns:
             came_BCFHW = state.latents_BCFHW
         self._nudge_all(run, before, after, state.latents_BCFHW, name, found)
         self._note(stream, state.latents_BCFHW, found)
+
+    def repeat(self, video: int, found: Findings, known: Measured) -> None:
+        """Make one full run again, for its states, and add what is `known` of all runs to `found`."""
+        session, name = self._session, f"video {video + 1} of {self._session.videos}"
+        run = session.prepare(video)
+        state = session.denoising(run, run.open_stream(), name)
+        found.computed += [record.seconds for record in self._written(video, state, name)]
+        found.repeat_run(known)
+        found.latents.append(state.latents_BCFHW.cpu())
 
     def restore_states(self, video: int, run: Run) -> None:
         """Make the states of a full run again."""

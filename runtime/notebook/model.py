@@ -267,6 +267,7 @@ class VideoModel:
         prompts: Sequence[str] | Path | None = None,
         seed: int = SEED,
         budgets: Sequence[int] | None = None,
+        add_solvers: bool = False,
         overwrite: bool = False,
         on_step: OnVideoStep = unseen,
         **fields: Any,
@@ -280,24 +281,26 @@ class VideoModel:
             prompts: the prompts, or a file with one on each line; by default those shipped for the config.
             seed: seed of the first video; each further one takes the next.
             budgets: numbers of computed steps for which solvers are fitted; by default a few usual ones.
+            add_solvers: whether to add these solvers to the calibration in `out`, from its own prompts and
+                seeds; nothing else in it changes.
 
         Raises:
             BadRequestError: something given is not acceptable; nothing was started.
             CancelledError, JobFailedError: see `generate`.
         """
-        if prompts is None or isinstance(prompts, Path):
-            prompts = [*read_prompts(prompts or shipped_prompts(self.config)).values()]
         _check_known(fields, _REQUEST, "a request")
-        budget = None if budgets is None else tuple(budgets)
-        job = CalibrationJob.of_prompts(
-            self.config,
-            prompts,
-            user_path(str(out)),
-            seed=seed,
-            budgets=budget,
-            overwrite=overwrite,
-            **{name: one for name, one in fields.items() if one is not None},
-        )
+        given: dict[str, Any] = {name: one for name, one in fields.items() if one is not None}
+        file, budget = user_path(str(out)), None if budgets is None else tuple(budgets)
+        if add_solvers:
+            if prompts is not None or overwrite:
+                raise BadRequestError("add_solvers: given with prompts or overwrite; it changes the file in out")
+            job = CalibrationJob.of_calibration(self.config, file, budgets=budget, **given)
+        else:
+            if prompts is None or isinstance(prompts, Path):
+                prompts = [*read_prompts(prompts or shipped_prompts(self.config)).values()]
+            job = CalibrationJob.of_prompts(
+                self.config, prompts, file, seed=seed, budgets=budget, overwrite=overwrite, **given
+            )
         job.check({})
         engine, computed = self._engine, 0
 

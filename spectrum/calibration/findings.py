@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spectrum.calibrated import CalibratedPredictor, Gram, mean_gram
-from spectrum.calibration.measured import from_triangle, make_planner, to_triangle
+from spectrum.calibration.measured import Measured, from_triangle, make_planner, to_triangle
 from spectrum.planner import Planner
 from spectrum.seconds import StepSeconds
 
@@ -96,6 +96,14 @@ class Findings:
         self.grams.append({name: to_triangle(gram) for name, gram in grams.items()})
         self.trajectories.append(to_triangle(trajectory / size**2))
         self.scales.append(root / size)
+
+    def repeat_run(self, known: Measured) -> None:
+        """Add a full run of which nothing but the mean over all runs is known any more."""
+        self.grams.append({name: [*gram] for name, gram in known.grams.items()})
+        self.trajectories.append([*known.trajectory])
+        self.scales.append(known.scale)
+        self.gains = {str(step): [value] for step, value in enumerate(known.sensitivity)}
+        self.responses = {str(step): [value] for step, value in enumerate(known.response)}
 
     def add_gain(self, step: int, left: float, made: float) -> None:
         """Add what is left at the end of a nudge, which `step` made so large in the latent."""

@@ -229,7 +229,7 @@ class Worker:
         return self._engines[setting.name]
 
     def run(self, setting: Setting, number: int, part: str, done: set[str]) -> Iterator[Result]:
-        """Run all methods that are not in `done` on one prompt and seed; those of `part` alone if it is given."""
+        """Run all methods, or those of `part`, that are not in `done` on one prompt and seed."""
         request = setting.request(number)
         todo = {
             key: make

@@ -34,7 +34,7 @@ def build_job(*, lora: Sequence[tuple[str, float]] = (), **given: Any) -> Job:
     Raises:
         BadRequestError: an option is out of bounds, or options contradict each other.
     """
-    return JobOptions.parse(**said(given), lora=[_lora(file, scale) for file, scale in lora]).job()
+    return JobOptions.parse(**given_only(given), lora=[_lora(file, scale) for file, scale in lora]).job()
 
 
 def build_batch(*, prompt: str | None, prompts: Path | None = None, **given: Any) -> Batch:
@@ -81,7 +81,7 @@ def _batch_of(prompts: Path, given: dict[str, Any]) -> Batch:
 def _options(given: dict[str, Any]) -> Callable[..., JobOptions]:
     """Make the options of a job from those of the command line and those of one request."""
     lora = [_lora(file, scale) for file, scale in given.pop("lora", ())]
-    said = {name: one for name, one in said(given).items() if name not in NAMED}
+    said = {name: one for name, one in given_only(given).items() if name not in NAMED}
     return lambda **own: JobOptions.parse(**{**said, **own}, lora=lora)
 
 
@@ -98,7 +98,7 @@ def build_request(config: Config, prompt: str, **given: Any) -> VideoRequest:
     Raises:
         BadRequestError: a field is out of bounds.
     """
-    return config.request(prompt, **said(given))
+    return config.request(prompt, **given_only(given))
 
 
 def check_given(
@@ -122,7 +122,7 @@ def check_given(
         load_preset(preset)
 
 
-def said(given: dict[str, Any]) -> dict[str, Any]:
+def given_only(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options that are given, with the size as width and height."""
     said = {name: value for name, value in given.items() if value is not None}
     if "size" in said:

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launch.commands.build_job import build_request, inputs_of, said
+from launch.commands.build_job import build_request, given_only, inputs_of
 from launch.commands.command import Command, verbosity_options
 from launch.commands.options import calibrate_options
 from launch.shell.exits import advising
@@ -57,7 +57,7 @@ def plan_calibration(
         prompts: a file with one prompt per line; by default the one shipped for such models.
         seed: seed of the first video; each further video takes the next one.
         budgets: numbers of computed steps for which solvers are fitted; usual ones by default.
-        add_solvers: whether to add solvers to the calibration in `out`, whose prompts and seeds are used again.
+        add_solvers: whether to add solvers to the calibration in `out`, from its prompts and seeds.
         is_leader: whether this rank writes the file.
 
     Raises:
@@ -88,7 +88,7 @@ def _addition(
     for name, wrong in {"prompts": prompts is not None, "overwrite": overwrite}.items():
         if wrong:
             raise BadRequestError(f"{name}: given with --add-solvers, which changes the calibration in --out")
-    job = CalibrationJob.of_calibration(settings, out, budgets=budgets, **said(given))
+    job = CalibrationJob.of_calibration(settings, out, budgets=budgets, **given_only(given))
     job.check(inputs_of(config, settings, job.requests[0]), is_leader=is_leader)
     return job
 

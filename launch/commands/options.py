@@ -136,8 +136,8 @@ def calibrate_options(command: _Command) -> _Command:
         click.option(
             "--add-solvers",
             is_flag=True,
-            help="Add solvers to the calibration in --out, for other --budgets. Its prompts, seeds and size are "
-            "used again, and nothing else in it changes.",
+            help="Add solvers to the calibration in --out, for other --budgets. Its prompts, seeds and size "
+            "are used again, and nothing else in it changes.",
         ),
         click.option(
             "--ranks", type=DEGREE, metavar="N", help="Processes that make each video together.  [default: 1]"

@@ -132,7 +132,8 @@ class Calibrator:
             raise BadRequestError("budgets: none given, but solvers are to be added to a calibration")
         there = {fit.nfe for fit in calibration.fits}
         if twice := sorted(there & {*self.fitted}):
-            raise BadRequestError(f"budgets: {twice[0]} given; the calibration has a solver of {twice[0]} steps")
+            nfe = twice[0]
+            raise BadRequestError(f"budgets: {nfe} given; the calibration has a solver of {nfe} steps")
 
     @property
     def budgets(self) -> list[int]:
@@ -243,9 +244,8 @@ class Calibrator:
     def _added(self, calibration: Calibration) -> Calibration:
         """The calibration with the new solvers."""
         fits = [Fit.model_validate(fit) for fit in self._found.fits if len(fit["nodes"]) in self.fitted]
-        return calibration.model_copy(
-            update={"fits": sorted([*calibration.fits, *fits], key=lambda fit: fit.nfe), "versions": versions()}
-        )
+        all_fits = sorted([*calibration.fits, *fits], key=lambda fit: fit.nfe)
+        return calibration.model_copy(update={"fits": all_fits, "versions": versions()})
 
     def _finish(self) -> Calibration:
         conditions = self._conditions.model_dump()

@@ -293,7 +293,8 @@ class VideoModel:
         file, budget = user_path(str(out)), None if budgets is None else tuple(budgets)
         if add_solvers:
             if prompts is not None or overwrite:
-                raise BadRequestError("add_solvers: given with prompts or overwrite; it changes the file in out")
+                said = "it changes the calibration in out"
+                raise BadRequestError(f"add_solvers: given with prompts or overwrite; {said}")
             job = CalibrationJob.of_calibration(self.config, file, budgets=budget, **given)
         else:
             if prompts is None or isinstance(prompts, Path):

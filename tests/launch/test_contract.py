@@ -228,6 +228,7 @@ CASES = [
         ("--budgets 9,12", {"budgets": GONE, "budgets.0": 9, "budgets.1": 12}),
         ("--overwrite", {"overwrite": True}),
     ),
+    Case("calibrate", "--add-solvers", refused="prompts: given with --add-solvers"),
     Case("calibrate", "--ranks 9999", refused="ranks: 9999 given; this machine has"),
     Case("calibrate", "--timeout 0", refused="'0' given; a number from 1 to 604800 is needed"),
     Case("compare", "--json", shown_by="launch/commands/test_compare.py"),

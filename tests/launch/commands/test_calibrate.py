@@ -22,6 +22,7 @@ from runtime.measure.plans import make_plan
 from runtime.reports.plan_picture import write_plan_picture
 from runtime.request.config import shipped
 from runtime.request.prompts import read_prompts
+from runtime.sampling.denoise import StepRecord
 
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "8", "--max-sequence-length", "32"]
 
@@ -77,6 +78,61 @@ def test_calibrate_plan_and_generate(tmp_path: Path, capfd: pytest.CaptureFixtur
     capfd.readouterr()
     assert run("calibrate", *SMALL, "--prompts", prompts(tmp_path), "--out", str(out)) == 2
     assert "exists" in capfd.readouterr().err
+
+
+def test_solvers_that_are_added_are_those_of_one_calibration(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Sensitivities, Gram matrices and trials stay as they are, to the bit."""
+    words = ["calibrate", *SMALL, "--prompts", prompts(tmp_path)]
+    whole, out = tmp_path / "whole.json", tmp_path / "mine.json"
+    assert run(*words, "--budgets", "2,3,4", "--out", str(whole)) == 0
+    assert run(*words, "--budgets", "3", "--out", str(out)) == 0
+    before = json.loads(out.read_text())
+    more = ["calibrate", "--max-sequence-length", "32", "--out", str(out), "--add-solvers"]
+    capfd.readouterr()
+    assert run(*more, "--budgets", "2,4") == 0
+    said = capfd.readouterr().err
+    assert "2 videos, solvers of 2, 4 steps" in said and "trial" not in said and "nudged" not in said
+    after = json.loads(out.read_text())
+    assert after["fits"] == json.loads(whole.read_text())["fits"]
+    assert before.pop("fits") == after.pop("fits")[1:2] and before == after
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "whole.json", "prompts.txt"}
+    kept = out.read_bytes()
+    for extra, reason in {
+        ("--budgets", "4,5"): "budgets: 4 given; the calibration has a solver of 4 steps",
+        ("--budgets", "none"): "budgets: none given",
+        ("--budgets", "5", "--steps", "9"): "it is for steps 8, not 9",
+        ("--budgets", "5", "--overwrite"): "overwrite: given with --add-solvers",
+        ("--budgets", "5", "--prompts", prompts(tmp_path)): "prompts: given with --add-solvers",
+    }.items():
+        assert run(*more, *extra) == 2
+        assert reason in " ".join(capfd.readouterr().err.split())
+    assert out.read_bytes() == kept
+
+
+def test_adding_solvers_resumes_after_an_interruption(tmp_path: Path) -> None:
+    """The full runs, and the passes that were made, are not made again."""
+    out = tmp_path / "mine.json"
+    assert run("calibrate", *SMALL, "--prompts", prompts(tmp_path), "--budgets", "3", "--out", str(out)) == 0
+    given = {"prompts": None, "seed": 1000, "overwrite": False, "max_sequence_length": 32}
+    job = plan_calibration("wan-tiny", out=out, budgets=(4,), add_solvers=True, **given)
+    engine, done = Engine(job.config), list[str]()
+
+    def interrupted(name: str, _: StepRecord) -> None:
+        done.append(name)
+        if "pass 2" in name:
+            raise JobFailedError("the machine was switched off")
+
+    with pytest.raises(JobFailedError):
+        job.run(job.calibrator(engine, interrupted), engine)
+    assert out.with_name("mine.json.partial").is_file()
+    names: list[str] = []
+    job.run(job.calibrator(engine, lambda name, _: names.append(name)), engine)
+    assert {"video 1 of 2", "solver of 4 steps, pass 1 of 3"} <= set(done)
+    assert set(names) == {f"solver of 4 steps, pass {number} of 3" for number in (2, 3)}
+    assert [fit.nfe for fit in load_calibration(str(out)).fits] == [3, 4]
+    assert [path.name for path in tmp_path.glob("mine*")] == ["mine.json"]
 
 
 @pytest.mark.slow

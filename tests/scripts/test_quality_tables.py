@@ -73,11 +73,16 @@ def test_two_experts_are_held_against_one_transformer(tmp_path: Path, lost: floa
     ("fitted_at_14", "of_rows", "of_caches"),
     [
         (47.0, "reached", "reached"),
-        (45.0, f"worse than {BEST} at 14 by 1.0 dB: missed", "reached"),
+        (
+            45.0,
+            f"worse than {BEST} at 14 by 1.0 dB; {BEST} at 14 by 1.0 dB in the 10th percentile: missed",
+            "reached",
+        ),
         (
             42.0,
-            f"worse than {BEST} at 14 by 4.0 dB: missed",
-            "worse than SeaCache 1 (14.0 NFE) by 1.0 dB: missed",
+            f"worse than {BEST} at 14 by 4.0 dB; {BEST} at 14 by 4.0 dB in the 10th percentile: missed",
+            "worse than SeaCache 1 (14.0 NFE) by 1.0 dB; "
+            "SeaCache 1 (14.0 NFE) by 1.0 dB in the 10th percentile: missed",
         ),
     ],
 )
@@ -92,3 +97,22 @@ def test_fitted_solvers_are_held_against_everything_else(
     write_document(found + made, out, notes)
     lines = [line for line in out.read_text().splitlines() if line.startswith("- fitted solvers")]
     assert [line.partition(": ")[2] for line in lines] == [of_caches, of_rows]
+
+
+def test_each_number_of_evaluations_has_its_answer(tmp_path: Path) -> None:
+    """Mean, tail and worst of fewer steps, plan and solver, and whether the solver gains what it should."""
+    out, notes = tmp_path / "quality.md", tmp_path / "notes.md"
+    notes.write_text("")
+    found = results(40.0)
+    planned = [one for one in found if one["method"] == BEST and one["budget"] == 10]
+    worst = min(one["psnr"] for one in planned)
+    better = [one | {"method": FITTED, "psnr": one["psnr"] + 4.0} for one in planned]
+    fewer = [one | {"method": "fewer steps", "psnr": one["psnr"] - 9.0} for one in planned]
+    write_document(found + better + fewer, out, notes)
+    lines = out.read_text().splitlines()
+    (row,) = (line for line in lines if line.startswith("| 10 | 5.0× |"))
+    cells = [cell.strip() for cell in row.split("|")[3:-1]]
+    assert all(cell.endswith(f"; {worst + more:.1f})") for cell, more in zip(cells, (-9, 0, 4), strict=True))
+    assert "- at 10, fitted at least 4.5 dB above planned, mean: +4.0 dB: missed" in lines
+    assert "- at 10, fitted at least 3.5 dB above planned, 10th percentile: +4.0 dB: reached" in lines
+    assert not any(line.startswith("- at 14, fitted") for line in lines)

@@ -67,7 +67,6 @@ class Engine:
     Attributes:
         inputs: reads the input files of requests, such as images.
         places: where idle weights are, and what decides that if the config does not.
-        degrees: degrees of parallelism, as they were given.
 
     Raises:
         BadRequestError: the model is missing, incomplete or not supported.
@@ -89,7 +88,7 @@ class Engine:
         self.config = config
         self.ranks = ranks or Ranks.alone(pick_device(config.device))
         self.inputs, self.places = Inputs(self.ranks), Places(config.memory, self.ranks)
-        self.degrees = degrees
+        self._degrees = degrees
         started = time.perf_counter()
         self.ranks.at("loading", busy=True)
         self.profile = self._read_profile()
@@ -272,7 +271,7 @@ class Engine:
             self.ranks.size,
             heads=shape.heads,
             guided=request.guided,
-            wanted=self.degrees,
+            wanted=self._degrees,
             per_node=self.ranks.per_node,
         )
         topology.check(heads=shape.heads, tokens=tokens, guided=request.guided)

@@ -71,6 +71,13 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
     return found
 
 
+def running(process: psutil.Process) -> bool:
+    """Whether it has not ended; one that nobody has waited for has."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def check_nothing_is_left(members: Members) -> None:
     left = psutil.wait_procs(list(members.values()), timeout=30)[1]
     assert all(process.status() == psutil.STATUS_ZOMBIE for process in left), left

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,7 +21,8 @@ from launch import cli
 from launch.http.keys import read_keys
 from launch.serve.entries import State
 from launch.serve.queue import Queue
-from tests.commands import marked
+from tests.commands import marked, running
+from tests.forked import Command
 from tests.places import ROOT
 
 pytestmark = [
@@ -40,16 +40,16 @@ class Server:
     def __init__(self, folder: Path):
         self.queue, self.keys, self.mark = folder / "queue", folder / "keys.yaml", uuid.uuid4().hex
         self._log: IO[bytes] = (folder / "stderr").open("ab")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Command | None = None
+        self._family: list[psutil.Process] = []
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "launch", "serve", "--port", "0"]
-        command += ["--queue", str(self.queue), "--keys", str(self.keys)]
+        words = ["serve", "--port", "0", "--queue", str(self.queue), "--keys", str(self.keys)]
         env = os.environ | {_MARK: self.mark, "PYTHONPATH": str(ROOT)}
         env.pop("RAY_ADDRESS", None)
-        self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=self._log)
+        self.process = Command(words, spares=1, env=env, stdout=subprocess.PIPE, stderr=self._log)
         assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().decode().strip()
+        self.url = self.process.stdout.readline().strip()
         assert self.url.startswith("http://127.0.0.1:"), self.url
 
     def client(self, token: str) -> openai.OpenAI:
@@ -57,13 +57,14 @@ class Server:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
+        self._family += psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(number)
         with self.process as process:
             return process.wait()
 
     def left(self) -> list[psutil.Process]:
-        """Processes that any of the servers has started and that still run."""
-        return marked(_MARK, self.mark)
+        """Processes that any of the servers has started and that still run; forked ones bear no mark."""
+        return [*marked(_MARK, self.mark), *filter(running, self._family)]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Importing takes seconds, and one command starts many programs: ranks, Ray's daem
 `install` lets torchrun's agent, Ray and servers take spare processes for them. Such a process is a child of
 the one that starts it, forked when that had not begun to use torch.distributed or gRPC; its streams, folder,
 environment, arguments, session and signals are those of a new one. Ray's raylet, which is no Python, is given
-a spare process from which its workers are forked as its children.
+a spare process from which its workers and agents are forked as its children.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,11 @@ _DAEMONS = 3  # in Python, that Ray's first node starts
 _SYMBOLS = 2  # kind of a section of an ELF file
 _GUARD = b"\0_ZGVZN9RayConfig8instanceEvE6config\0"
 _RAYLET = "raylet"
+_FORKED = {  # commands that a raylet is given, and what becomes of the client that asks for such a process
+    "--python_worker_command": "goes",
+    "--dashboard_agent_command": "stays",
+    "--runtime_env_agent_command": "stays",
+}
 _CLIENT = str(Path(__file__).with_name("spare_client.py"))
 _FIRST = sys.executable
 _EXECUTE = os.execv
@@ -311,17 +317,17 @@ def _become(args: Sequence[str]) -> NoReturn:
             os._exit(0)
         listener.close()
         _prctl(_SUBREAPER, 1)
-        option = "--python_worker_command="
         for place, arg in enumerate(args):
-            if arg.startswith(f"{option}{_FIRST} "):
-                command = arg.removeprefix(f"{option}{_FIRST} ")
-                args[place] = f"{option}{_FIRST} -I -S {_CLIENT} {name[1:]} {command}"
+            option, _, command = arg.partition(f"={_FIRST} ")
+            if option in _FORKED:
+                args[place] = f"{option}={_FIRST} -I -S {_CLIENT} {name[1:]} {_FORKED[option]} {command}"
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
         signal.signal(number, signal.SIG_DFL)
     _EXECUTE(args[0], args)
 
 
 def _fork_workers(listener: socket.socket) -> NoReturn:
+    raylet = os.getppid()
     while True:
         line, _ = listener.accept()
         with closing(line):
@@ -334,7 +340,9 @@ def _fork_workers(listener: socket.socket) -> NoReturn:
                 if os.fork() == 0:
                     listener.close()
                     _prctl(_DEATH_SIGNAL, 0)
-                    _work(order, streams, line)
+                    if order["kind"] == "goes":
+                        _work(order, streams, line)
+                    _watch(order, streams, line, raylet)
                 os._exit(0)
             os.waitpid(between, 0)
             for stream in streams:
@@ -356,6 +364,24 @@ def _work(order: Mapping[str, Any], streams: Sequence[int], line: socket.socket)
             _EXECUTE(_FIRST, [_FIRST, *order["args"]])
         update_envs(context.env_vars)
         _run_python(words)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _watch(order: Mapping[str, Any], streams: Sequence[int], line: socket.socket, raylet: int) -> NoReturn:
+    """Become an agent of Ray, which ends with its raylet; that ends without it, and waits for the client instead.
+
+    The client sees its end of the line close when this process ends.
+    """
+    try:
+        while (parent := os.getppid()) != raylet and parent != 1:
+            time.sleep(0.001)
+        _prctl(_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != raylet:
+            os._exit(1)
+        _settle(order, streams, line)
+        _run_python(order["args"])
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -370,9 +370,10 @@ def _work(order: Mapping[str, Any], streams: Sequence[int], line: socket.socket)
 
 
 def _watch(order: Mapping[str, Any], streams: Sequence[int], line: socket.socket, raylet: int) -> NoReturn:
-    """Become an agent of Ray, which ends with its raylet; that ends without it, and waits for the client instead.
+    """Become an agent of Ray, which ends with its raylet.
 
-    The client sees its end of the line close when this process ends.
+    The raylet ends without its agent, too: it watches the client, which sees its end of the line close when
+    this process ends.
     """
     try:
         while (parent := os.getppid()) != raylet and parent != 1:

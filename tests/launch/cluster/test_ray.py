@@ -20,13 +20,14 @@ import pytest
 import ray
 from rich.console import Console
 
-from launch import cli
 from launch.cluster.cluster import Guard
 from launch.cluster.group import Begun, End, Ended, Event, RankGroup, bundle_for
 from launch.cluster.run import ATTEMPTS, run_on_ray
 from launch.shell.exits import advising
+from runtime.engine import Engine
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, NotFiniteError
 from runtime.jobs.job import Job
+from runtime.jobs.run import do_job
 from runtime.reports.report import Report
 from runtime.request.config import load_config
 from runtime.sampling.denoise import StepRecord
@@ -34,6 +35,7 @@ from tests import jobs
 from tests.jobs import PROMPT, overflowing
 
 STEPS = 12
+SMALL = {"width": 64, "height": 48, "frames": 5}
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 
@@ -50,17 +52,18 @@ def make_job(folder: Path, **options: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    """Digests of the frames that one rank makes, by preset; two ranks of cfg make the same bits."""
-    known: dict[str, list[str]] = {}
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Digests of the frames that one rank makes, by preset and size; two ranks of cfg make the same bits."""
+    known: dict[tuple[str, ...], list[str]] = {}
 
-    def digests(spectrum: str) -> list[str]:
-        if spectrum not in known:
+    def digests(spectrum: str, **size: int) -> list[str]:
+        asked = (spectrum, *map(str, size.values()))
+        if asked not in known:
             out = tmp_path_factory.mktemp("alone") / "a.mp4"
-            options = ["--steps", str(STEPS), "--spectrum", spectrum, "--out", str(out)]
-            assert cli.run(["generate", PROMPT, *options]) == 0
-            known[spectrum] = json.loads(out.with_suffix(".json").read_text())["frames_sha256"]
-        return known[spectrum]
+            job = jobs.make_job(out, spectrum=spectrum, steps=STEPS, checkpoint_every=0, **size)
+            do_job(Engine(job.config), job)
+            known[asked] = json.loads(out.with_suffix(".json").read_text())["frames_sha256"]
+        return known[asked]
 
     return digests
 
@@ -105,18 +108,18 @@ def after(step: int) -> Callable[[Event], bool]:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_rank_killed_while_writing_is_replaced(
-    tmp_path: Path, undisturbed: Callable[[str], list[str]]
+    tmp_path: Path, undisturbed: Callable[..., list[str]]
 ) -> None:
     def kill_while_writing(group: RankGroup) -> None:
         """The mp4 is done, the picture is being drawn, and nothing has its name yet."""
         while not any(path.stat().st_size for path in tmp_path.glob(".a.*.part.json")):
-            time.sleep(0.001)
+            time.sleep(0.005)
         assert not (tmp_path / "a.mp4").exists()
         send(signal.SIGKILL, 0)(group)
 
     kills = [(lambda event: isinstance(event, Begun), kill_while_writing)]
-    report = run_with(make_job(tmp_path), kills)
-    assert report.frames_sha256 == undisturbed("paper")
+    report = run_with(make_job(tmp_path, **SMALL), kills)
+    assert report.frames_sha256 == undisturbed("paper", **SMALL)
     assert report.resumed_at == STEPS  # all that was left was to decode
     assert len(report.decision_digest) == 2 and len(set(report.decision_digest)) == 1
     assert report.topology.world == 2
@@ -126,7 +129,7 @@ def test_a_rank_killed_while_writing_is_replaced(
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_call_into_ray_that_fails_costs_a_group(
-    tmp_path: Path, undisturbed: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ranks may be fine; the driver cannot know."""
     wait, broken = ray.wait, list[RankGroup]()
@@ -146,7 +149,7 @@ def test_a_call_into_ray_that_fails_costs_a_group(
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_ranks_killed_in_every_phase_and_one_that_stops_are_replaced(
-    tmp_path: Path, undisturbed: Callable[[str], list[str]], mostly_forecast: str
+    tmp_path: Path, undisturbed: Callable[..., list[str]], mostly_forecast: str
 ) -> None:
     def kill_while_decoding(group: RankGroup) -> None:
         """The last checkpoint is there, so the first rank decodes and writes."""
@@ -168,20 +171,20 @@ def test_ranks_killed_in_every_phase_and_one_that_stops_are_replaced(
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_group_serves_many_jobs_and_a_refused_one_does_no_harm(
-    tmp_path: Path, undisturbed: Callable[[str], list[str]]
+    tmp_path: Path, undisturbed: Callable[..., list[str]]
 ) -> None:
-    job = make_job(tmp_path)
+    job = make_job(tmp_path, **SMALL)
     group = RankGroup(job)
     try:
         *events, ended = group.run(job)
         assert isinstance(events[0], Begun) and len(events) == 1 + STEPS
-        assert report_of(ended).frames_sha256 == undisturbed("paper")
+        assert report_of(ended).frames_sha256 == undisturbed("paper", **SMALL)
 
         refused = list(group.run(job))[-1]  # the video exists now
         assert isinstance(refused, Ended) and refused.end is End.REFUSED and "exists" in refused.reason
 
         again = list(group.run(job.retried()))[-1]
-        assert report_of(again).frames_sha256 == undisturbed("paper")
+        assert report_of(again).frames_sha256 == undisturbed("paper", **SMALL)
 
         slow = replace(
             job.retried(), request=job.request.model_copy(update={"steps": 200, "spectrum": "off"})
@@ -261,7 +264,7 @@ def test_ranks_stay_on_one_node_when_they_fit(
 
 @pytest.mark.slow
 def test_a_killed_driver_leaves_what_a_new_one_goes_on_from(
-    tmp_path: Path, undisturbed: Callable[[str], list[str]]
+    tmp_path: Path, undisturbed: Callable[..., list[str]]
 ) -> None:
     """Through the command, on a Ray that it starts and that ends with it."""
     options = ["--steps", str(STEPS), "--spectrum", "paper", "--out", str(tmp_path / "a.mp4")]
@@ -319,7 +322,7 @@ def fail(actor: Any, *, at: int) -> None:
 @pytest.mark.parametrize("how", ["raises", pytest.param("is killed", marks=pytest.mark.slow)])
 def test_a_rank_that_fails_while_the_other_is_stuck_is_named(how: str, tmp_path: Path) -> None:
     """The stuck one still answers questions, so nobody but the clock would end it."""
-    job = make_job(tmp_path, cfg=2)
+    job = make_job(tmp_path, cfg=2, **SMALL)
     group = RankGroup(job)
     try:
         stick(group._actors[0], at=3)
@@ -378,7 +381,7 @@ def test_workers_that_stop_before_they_are_ranks_are_replaced(tmp_path: Path) ->
         workers = [psutil.Process(pid) for pid in ray.get([ray.remote(tell).remote() for _ in range(2)])]
         for worker in workers:
             worker.suspend()
-        report = run_on_ray(make_job(tmp_path), Console(quiet=True))
+        report = run_on_ray(make_job(tmp_path, **SMALL), Console(quiet=True))
         alive = psutil.wait_procs(workers, timeout=60)[1]  # others may have become the ranks
     finally:
         guard.end()

@@ -29,6 +29,7 @@ from runtime.profile import ModelProfile
 from runtime.recipe import Recipe
 from runtime.request.config import Config, Lora
 from runtime.request.video_request import VideoRequest
+from runtime.sampling.batching import batches
 from runtime.sampling.commands import Command, Commands
 from runtime.sampling.decoding import write_frames
 from runtime.sampling.denoise import OnStep
@@ -265,8 +266,7 @@ class Engine:
         preset = self.profile.check(request, preset)
         if request.extend is not None and self.loaded.image is None:
             raise BadRequestError(f"extend: {self.model.name} takes no latents to begin with")
-        tokens = self.sizes.tokens(self.config.windowed(request))
-        shape = self.sizes.architecture
+        tokens, shape = self.sizes.tokens(self.config.windowed(request)), self.sizes.architecture
         topology = Topology.choose(
             self.ranks.size,
             heads=shape.heads,
@@ -275,14 +275,15 @@ class Engine:
             per_node=self.ranks.per_node,
         )
         topology.check(heads=shape.heads, tokens=tokens, guided=request.guided)
-        self._check_room(request, request.videos * tokens // topology.sequence)
+        batched = batches(self.config.performs.batch_guidance, request, shape, tokens, topology)
+        self._check_room(request, request.videos * (1 + batched) * tokens // topology.sequence)
         attention = self._kernel(topology.ring)
         if attention == USP and any(expert.attention.joint for expert in self.loaded.experts):
             raise BadRequestError(f"attention: {USP!r} given; it does not split text from image tokens")
         sampler = partial(self.profile.fresh_sampler, request, self.ranks.device)
         windows, course = self.sizes.windows(request, self.config), self.profile.course(sampler(), preset)
         steps, fused = len(course.numbers), self.profile.fused(request, preset)
-        return Plan(request, preset, sampler, steps, topology, attention, windows, course, fused)
+        return Plan(request, preset, sampler, steps, topology, attention, windows, course, fused, batched)
 
     def _check_room(self, request: VideoRequest, tokens: int) -> None:
         """Refuse a request that cannot fit the device; `tokens` is this rank's share, of all videos."""
@@ -381,10 +382,9 @@ class Engine:
 
     def _shape_before(self, request: VideoRequest) -> tuple[int, ...]:
         """Shape of the latents of the video that a request extends; empty if it extends none."""
-        before = request.extend
-        return (
-            () if before is None else self.sizes.shape(request.model_copy(update={"frames": before.frames}))
-        )
+        if (before := request.extend) is None:
+            return ()
+        return self.sizes.shape(request.model_copy(update={"frames": before.frames}))
 
     @torch.no_grad()
     def decode(self, latents_BCFHW: torch.Tensor, sinks: Sequence[FrameSink], result: Result) -> None:

@@ -68,6 +68,7 @@ class Recipe:
             "compile": config.performs.compile,
             "fuse_projections": config.performs.fuse_projections,
             "fuse_forecasts": config.performs.fuse_forecasts,
+            "batch_guidance": config.performs.batch_guidance,
             "quantization": config.performs.quantization,
             "tiles": _tiles(config),
             "fps": config.fps,

@@ -45,6 +45,7 @@ class PerformancePart(_Part):
     """What made steps faster; see `runtime.request.performance.Performance`.
 
     Attributes:
+        batch_guidance: whether ranks evaluated both branches of guidance as one batch.
         kernel: attention kernel that ran; where `attention` is `sdpa`, the one that torch chose.
     """
 
@@ -52,6 +53,7 @@ class PerformancePart(_Part):
     compile: bool
     fuse_projections: bool
     fuse_forecasts: bool
+    batch_guidance: bool
     quantization: str
     kernel: str
 
@@ -261,6 +263,7 @@ def build_report(
             compile=performs.compile,
             fuse_projections=performs.fuse_projections,
             fuse_forecasts=performs.fuse_forecasts,
+            batch_guidance=plan.batched,
             quantization=performs.quantization,
             kernel=result.kernel,
         ),

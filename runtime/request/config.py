@@ -15,7 +15,7 @@ from runtime.files.text import beside, is_file, user_path
 from runtime.files.yaml import YamlFile
 from runtime.request.bounds import NUMBER, Bounds
 from runtime.request.memory import Memory
-from runtime.request.performance import PROFILES, Performance, Profile, Quantization
+from runtime.request.performance import PROFILES, BatchGuidance, Performance, Profile, Quantization
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import (
     FileName,
@@ -209,12 +209,14 @@ class Config(_Part):
         scheduler: the sampler.
         device: `auto` is the accelerator if there is one.
         attention: kernel of the self-attention; see `runtime.parallel.kernels.resolve`.
-        performance: profile that the next four fields, and `attention: auto`, follow: `exact` computes what
+        performance: profile that the next five fields, and `attention: auto`, follow: `exact` computes what
             diffusers does, `fast` differs from it by rounding, and `fastest` by quantisation as well.
         compile: compile each transformer block with `torch.compile`; by default as the profile says.
         fuse_projections: compute query, key and value in one matrix product; by default as the profile says.
         fuse_forecasts: take a run of forecast steps of a guided stream, and the sampler's with them, as one
             weighted sum; by default as the profile says.
+        batch_guidance: evaluate both branches of guidance as one batch: `never`, `always`, or `auto`, if that
+            is expected to be faster; by default as the profile says.
         quantization: number format of the blocks' linear layers; by default as the profile says.
         memory: location of weights and histories while they are not in use.
         decode: what the VAE decodes on which ranks: `whole` frames on the first; `tiles`, shared by all;
@@ -241,6 +243,7 @@ class Config(_Part):
     compile: bool | None = None
     fuse_projections: bool | None = None
     fuse_forecasts: bool | None = None
+    batch_guidance: BatchGuidance | None = None
     quantization: Quantization | None = None
     memory: Memory = Memory()
     decode: Decoding | None = None
@@ -286,6 +289,7 @@ class Config(_Part):
             "compile": self.compile,
             "fuse_projections": self.fuse_projections,
             "fuse_forecasts": self.fuse_forecasts,
+            "batch_guidance": self.batch_guidance,
             "quantization": self.quantization,
         }
         said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -7,6 +7,7 @@ from typing import Literal
 
 Profile = Literal["exact", "fast", "fastest"]
 Quantization = Literal["none", "fp8", "int8"]
+BatchGuidance = Literal["never", "auto", "always"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class Performance:
         fuse_projections: whether query, key and value come from one matrix product; they differ by rounding.
         fuse_forecasts: whether a run of forecast steps of a guided stream is one weighted sum, together with
             the sampler's steps; results differ by rounding.
+        batch_guidance: whether a rank evaluates both branches of guidance as one batch; results differ by
+            rounding. `auto`: where that is faster; see `runtime.sampling.batching`.
         fastest_attention: whether `attention: auto` is the fastest kernel of the GPU, instead of torch's own
             choice; results differ by rounding.
         quantization: number format of the blocks' linear layers; see `runtime.models.quantization`. Results
@@ -29,6 +32,7 @@ class Performance:
     compile: bool = False
     fuse_projections: bool = False
     fuse_forecasts: bool = False
+    batch_guidance: BatchGuidance = "never"
     fastest_attention: bool = False
     quantization: Quantization = "none"
 
@@ -39,13 +43,21 @@ class Performance:
             "compiled blocks": self.compile,
             "fused projections": self.fuse_projections,
             "fused forecasts": self.fuse_forecasts,
+            f"guidance in one batch: {self.batch_guidance}": self.batch_guidance != "never",
             f"{self.quantization} linears": self.quantization != "none",
         }
         named = ", ".join(part for part, is_on in parts.items() if is_on)
         return f"{self.profile} ({named})" if named else self.profile
 
 
-_FAST = Performance("fast", compile=True, fuse_projections=True, fuse_forecasts=True, fastest_attention=True)
+_FAST = Performance(
+    "fast",
+    compile=True,
+    fuse_projections=True,
+    fuse_forecasts=True,
+    batch_guidance="auto",
+    fastest_attention=True,
+)
 
 PROFILES: dict[Profile, Performance] = {
     "exact": Performance(),

@@ -13,10 +13,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from runtime.models.base import Adapter, Condition, Geometry, Time
+from runtime.models.base import Adapter, Condition, Geometry, Rotary, Time, Tokens
 from runtime.models.course import Course
 from runtime.parallel.guidance import Guidance
 from runtime.parallel.sequence import TokenSequence, WholeSequence
+from runtime.sampling.batching import repeat_batch
 from spectrum import Squares
 
 
@@ -88,6 +89,7 @@ class Network:
         sequence: this rank's shard of the tokens.
         condition: conditioning beside the text; None for text alone.
         scale: guidance scale, for transformers that take it as an input.
+        batched: whether several branches of this rank are evaluated as one batch.
     """
 
     adapter: Adapter
@@ -97,6 +99,7 @@ class Network:
     sequence: TokenSequence = field(default_factory=WholeSequence)
     condition: Condition | None = None
     scale: float | None = None
+    batched: bool = False
 
     def at(self, step: int) -> Network:
         """Return this network, which computes every step."""
@@ -137,7 +140,18 @@ class Network:
         tokens = tuple(self.sequence.shard(tokens_BLD) for tokens_BLD in embedded)
         cosines, sines = (self.sequence.shard(table) for table in self.geometry.rotary)
         texts_BTD = [branch.text_BTD for branch in branches]
+        if self.batched and len(texts_BTD) > 1 and len({text_BTD.shape for text_BTD in texts_BTD}) == 1:
+            return self._in_one_batch(tokens, texts_BTD, time, (cosines, sines))
         return self.adapter.branches(tokens, texts_BTD, time, (cosines, sines))
+
+    def _in_one_batch(
+        self, tokens: Tokens, texts_BTD: list[torch.Tensor], time: Time, rotary: Rotary
+    ) -> list[torch.Tensor]:
+        """Run the blocks once, with every text as an entry of a batch."""
+        count = len(texts_BTD)
+        repeated, all_times = repeat_batch(tokens, count), repeat_batch(time, count)
+        (features_BSD,) = self.adapter.branches(repeated, [torch.cat(texts_BTD)], all_times, rotary)
+        return [feature_BSD.clone() for feature_BSD in features_BSD.chunk(count)]  # each with its own memory
 
     def velocity(self, patches_BSP: list[torch.Tensor]) -> torch.Tensor:
         """Join and gather projected tokens to the guided velocity `[B, C, F, H, W]`, the same on every rank.

@@ -33,6 +33,7 @@ class Plan:
         windows: windows of the video; a single one if the video fits the model.
         course: expert that computes each step.
         fused: coefficients of the sampler, where forecasts are fused with its steps; None where not.
+        batched: whether ranks evaluate both branches of guidance as one batch.
     """
 
     request: VideoRequest
@@ -44,6 +45,7 @@ class Plan:
     windows: Windows
     course: Course
     fused: Multistep | None = None
+    batched: bool = False
 
     @property
     def fresh(self) -> Mapping[int, int]:

@@ -75,7 +75,9 @@ def _of_expert(
             Branch(name, known[id(embedding)]) for name, embedding in zip(BRANCHES, embeddings, strict=False)
         )
         own = group.branches(branches)
-        networks.append(Network(adapter, geometry, own, guidance, sequence, image, embedded))
+        networks.append(
+            Network(adapter, geometry, own, guidance, sequence, image, embedded, batched=plan.batched)
+        )
     return networks
 
 

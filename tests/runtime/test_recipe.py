@@ -44,6 +44,8 @@ def recipe_of(config: Config, request: VideoRequest) -> Recipe:
         {"compile": True},
         {"fuse_projections": True},
         {"fuse_forecasts": True},
+        {"batch_guidance": "always"},
+        {"batch_guidance": "auto"},
         {"quantization": "int8"},
         {"performance": "fast", "compile": False, "fuse_projections": False, "fuse_forecasts": False},
         {"tiles": Tiles()},

@@ -137,7 +137,7 @@ def test_what_makes_a_film_faster_is_said(film: Film, tmp_path: Path) -> None:
     path = tmp_path / "faster.yaml"
     path.write_text(FILM.replace("defaults: {", "defaults: {config: fast.yaml, "))
     said = told(plan_film(path, out=tmp_path / "faster"))
-    assert "performance fast (fused projections, fused forecasts)" in said
+    assert "performance fast (fused projections, fused forecasts, guidance in one batch: auto)" in said
 
 
 def test_the_headings_fit_a_narrow_terminal(film: Film) -> None:

@@ -11,8 +11,14 @@ from runtime.files.yaml import YamlFile
 from runtime.request.config import Config, load_config
 from runtime.request.performance import PROFILES, Performance
 
-FAST = {"compile": True, "fuse_projections": True, "fuse_forecasts": True, "fastest_attention": True}
-NAMED = "compiled blocks, fused projections, fused forecasts"
+FAST = {
+    "compile": True,
+    "fuse_projections": True,
+    "fuse_forecasts": True,
+    "batch_guidance": "auto",
+    "fastest_attention": True,
+}
+NAMED = "compiled blocks, fused projections, fused forecasts, guidance in one batch: auto"
 
 
 @pytest.mark.parametrize(
@@ -26,11 +32,17 @@ NAMED = "compiled blocks, fused projections, fused forecasts"
             f"fastest ({NAMED}, fp8 linears)",
         ),
         (
-            {"performance": "fastest", "quantization": "none", "compile": False, "fuse_forecasts": False},
+            {"performance": "fastest", "quantization": "none", "compile": False, "fuse_forecasts": False}
+            | {"batch_guidance": "never"},
             Performance("fastest", fuse_projections=True, fastest_attention=True),
             "fastest (fused projections)",
         ),
         ({"fuse_forecasts": True}, Performance(fuse_forecasts=True), "exact (fused forecasts)"),
+        (
+            {"batch_guidance": "always"},
+            Performance(batch_guidance="always"),
+            "exact (guidance in one batch: always)",
+        ),
         ({"quantization": "int8"}, Performance(quantization="int8"), "exact (int8 linears)"),
         ({"compile": True, "fuse_projections": True}, Performance(compile=True, fuse_projections=True), None),
     ],

@@ -248,7 +248,7 @@ class Engine:
         group, heads = self.ranks.group(plan.topology), self.sizes.architecture.heads
         networks = build_networks(plan, self.loaded.experts, group, heads, window_BCFHW, text, image)
         storage = torch.device("cpu") if self.config.memory.history == "offload" else None
-        warnings = [*self.loaded.text.warnings]
+        warnings = [*self.loaded.text.warnings, *plan.topology.crossings(self.ranks.hosts)]
         if picture is not None:
             warnings += picture.warnings(plan.request.width, plan.request.height)
         return Run(plan, recipe, networks, noise_BCFHW, image, before_BCFHW, storage, tuple(warnings))

@@ -32,16 +32,17 @@ class RankFailedError(JobFailedError):
         where: what it was doing, such as `step 7`.
         reason: why it failed, as far as is known.
         told: whether that rank itself explains the failure to the user.
+        host: name of its machine; empty if all ranks are on one, or if it is unknown.
     """
 
-    def __init__(self, rank: int | None, where: str, reason: str, told: bool = False):
-        self.rank, self.where, self.reason, self.told = rank, where, reason, told
-        named = "the rank group" if rank is None else f"rank {rank}"
+    def __init__(self, rank: int | None, where: str, reason: str, told: bool = False, host: str = ""):
+        self.rank, self.where, self.reason, self.told, self.host = rank, where, reason, told, host
+        named = "the rank group" if rank is None else f"rank {rank}{host and f' on {host}'}"
         super().__init__(f"{named} failed at {where}: {reason}")
 
-    def __reduce__(self) -> tuple[type[RankFailedError], tuple[int | None, str, str, bool]]:
+    def __reduce__(self) -> tuple[type[RankFailedError], tuple[int | None, str, str, bool, str]]:
         """Pickle the constructor's arguments, as errors travel between processes."""
-        return type(self), (self.rank, self.where, self.reason, self.told)
+        return type(self), (self.rank, self.where, self.reason, self.told, self.host)
 
 
 class CancelledError(LockstepError):

@@ -12,7 +12,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,11 +27,19 @@ class Command(subprocess.Popen[str]):
         words: what stands behind the name of the command.
         module: another one to run.
         spares: processes in which it may run what it starts; a server's pool is one.
+        enter: called in the new process before anything else.
         options: as of Popen; streams, `env` and `cwd` alone have an effect.
     """
 
-    def __init__(self, words: Sequence[str], module: str = "launch", spares: int = 0, **options: Any):
-        self._spares = spares
+    def __init__(
+        self,
+        words: Sequence[str],
+        module: str = "launch",
+        spares: int = 0,
+        enter: Callable[[], None] | None = None,
+        **options: Any,
+    ):
+        self._spares, self._enter = spares, enter
         super().__init__([module, *words], **{"text": True, **options})
 
     def _execute_child(self, args, executable, preexec, close, keep, cwd, env, *more) -> None:  # type: ignore[no-untyped-def, override]
@@ -48,6 +56,7 @@ class Command(subprocess.Popen[str]):
             os.fspath(cwd or Path.cwd()),
             streams,
             self._spares,
+            self._enter,
         )
         self._process = PROCESSES.Process(target=_run, args=work, daemon=True)
         self._process.start()
@@ -87,7 +96,10 @@ def _run(
     folder: str,
     streams: list[int],
     spares: int,
+    enter: Callable[[], None] | None,
 ) -> NoReturn:
+    if enter is not None:
+        enter()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +24,7 @@ from runtime.jobs.run import do_job
 from runtime.media.preview import Previews
 from runtime.parallel.devices import pick_device
 from runtime.parallel.meeting import Rendezvous
+from runtime.parallel.network import adopt
 from runtime.parallel.ranks import join
 from runtime.parallel.topology import Degrees
 from runtime.parallel.watch import Watch
@@ -118,9 +119,19 @@ class RankActor:
         return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), port
 
     def start(
-        self, rendezvous: Rendezvous, config: Config, degrees: Degrees, timeout: float
+        self,
+        rendezvous: Rendezvous,
+        config: Config,
+        degrees: Degrees,
+        timeout: float,
+        network: Mapping[str, str],
     ) -> dict[str, Any]:
-        """Meet the other ranks and load the model, once for many jobs; returns where this rank runs."""
+        """Meet the other ranks and load the model, once for many jobs; returns where this rank runs.
+
+        Args:
+            network: variables of the driver that configure gloo and NCCL; those of this node count more.
+        """
+        adopt(network)
         self._metrics = RankMetrics(rendezvous.rank, config.model_name)
         device = pick_device(config.device, 0 if ray.get_gpu_ids() else rendezvous.local_rank)
         busy = config.busy_timeout

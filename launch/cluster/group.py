@@ -23,6 +23,7 @@ from launch.shell.terminal import counted
 from runtime.errors import BadRequestError, CancelledError, JobFailedError, in_words, named
 from runtime.jobs.job import Job
 from runtime.parallel.meeting import Rendezvous
+from runtime.parallel.network import network_settings
 
 __all__ = ["Begun", "Bundle", "End", "Ended", "Event", "Previewed", "RankGroup", "StartError", "bundle_for"]
 
@@ -78,7 +79,10 @@ class RankGroup:
         return bundle_for(job.config, job.world, self._call("listing the nodes", ray.nodes))
 
     def _place(self, job: Job) -> None:
-        """Start one actor in each bundle and number them so that ranks of one node are neighbours."""
+        """Start one actor in each bundle and number them so that ranks of one node are neighbours.
+
+        Ranks on the driver's node come first, so that files are written where the job was started.
+        """
         bundle, world = self._bundle(job), job.world
         placement = self._placement = self._call(
             "placing the ranks", placement_group, [bundle.resources] * world, strategy=bundle.strategy
@@ -93,7 +97,8 @@ class RankGroup:
             self._call("starting the ranks", self._actor, index, bundle) for index in range(world)
         ]
         places = self._results([actor.place.remote() for actor in self._actors], _APPEAR)
-        order = sorted(range(world), key=lambda index: places[index][0])
+        own = ray.get_runtime_context().get_node_id()
+        order = sorted(range(world), key=lambda index: (places[index][0] != own, places[index][0]))
         self._nodes = [places[index][0] for index in order]
         self._address = places[order[0]][1:]
         self._actors = [self._actors[index] for index in order]
@@ -112,7 +117,8 @@ class RankGroup:
         for rank, (actor, node) in enumerate(zip(self._actors, self._nodes, strict=True)):
             rendezvous = Rendezvous.at(host, port, rank=rank, world=len(self._actors), local_rank=seen[node])
             seen[node] += 1
-            starting.append(actor.start.remote(rendezvous, job.config, job.degrees, job.timeout))
+            network = network_settings()
+            starting.append(actor.start.remote(rendezvous, job.config, job.degrees, job.timeout, network))
         with _explained("loading the model", StartError):
             return self._results(starting)
 

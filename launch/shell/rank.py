@@ -64,12 +64,16 @@ def joined(config: Config, rendezvous: Rendezvous, timeout: float) -> Iterator[R
     """Join the other ranks of the launch; the block runs with this rank's `Ranks`."""
     with told_to_others(rendezvous):
         device = pick_device(config.device, rendezvous.local_rank)
-    busy = config.busy_timeout
-    with join(rendezvous, device, timeout=timeout, busy=busy, give_up=give_up) as ranks:
-        try:
-            yield ranks
-        finally:
-            ignore_signals()  # the agent's signals must not cut the ending short
+    with join(
+        rendezvous,
+        device,
+        timeout=timeout,
+        busy=config.busy_timeout,
+        give_up=give_up,
+        on_failure=ignore_signals,  # the agent's must not cut the ending short
+    ) as ranks:
+        yield ranks
+        ignore_signals()
 
 
 def end_rank(command: click.Command, name: str) -> None:

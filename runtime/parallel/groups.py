@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from runtime.parallel.collectives import Guard
 from runtime.parallel.meeting import in_background
+from runtime.parallel.watch import Watch
 
 Backend = Literal["gloo", "nccl"]
 
@@ -29,14 +29,14 @@ class ProcessGroups:
     Args:
         backend: nccl for device tensors and gloo for CPU tensors, or gloo for both.
         device: device of this rank's tensors.
-        guard: asked while the ranks of a new group meet.
+        watch: asked while the ranks of a new group connect to each other.
         timeout: see `runtime.parallel.ranks.join`.
     """
 
-    def __init__(self, backend: Backend, device: torch.device, guard: Guard, timeout: float):
+    def __init__(self, backend: Backend, device: torch.device, watch: Watch, timeout: float):
         self._nccl = backend == "nccl"
         self._name = "cpu:gloo,cuda:nccl" if self._nccl else "gloo"
-        self._device, self._guard = device, guard
+        self._device, self._watch = device, watch
         self._timeout = timedelta(seconds=max(_NCCL_LEAST, _NCCL_TIMES * timeout)) if self._nccl else _GLOO
         self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
@@ -99,4 +99,9 @@ class ProcessGroups:
                 torch.cuda.set_device(self._device)  # threads do not share it
             return make()
 
-        return in_background(on_device, self._guard.check)
+        # NCCL's start takes longer the more ranks there are; gloo's does not.
+        with self._watch.connecting(self._timeout.total_seconds() if self._nccl else None):
+            try:
+                return in_background(on_device, self._watch.check)
+            except RuntimeError as error:
+                self._watch.blame(error)

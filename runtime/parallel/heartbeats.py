@@ -6,14 +6,22 @@ import math
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
-from runtime.errors import CancelledError, LockstepError, RankFailedError, named
+from runtime.errors import (
+    BadRequestError,
+    CancelledError,
+    LockstepError,
+    RankFailedError,
+    named,
+    with_files,
+)
+from runtime.parallel.topology import machine_name
 
 
 class RankState(StrEnum):
@@ -41,6 +49,7 @@ class Heartbeat:
         reason: why it failed or was cancelled.
         blames: the rank whose failure it reports, itself if it is its own; None if unknown.
         explains: whether it failed with an error of its own, which it also explains to the user.
+        refuses: whether it failed because the request cannot be served on its machine.
     """
 
     host: str
@@ -56,6 +65,12 @@ class Heartbeat:
     reason: str = ""
     blames: int | None = None
     explains: bool = False
+    refuses: bool = False
+
+    @property
+    def machine(self) -> str:
+        """Name of its machine, for people."""
+        return machine_name(self.host)
 
     @property
     def progress(self) -> tuple[str, bool, int, int]:
@@ -74,6 +89,8 @@ class Diagnosis:
         cancelled: whether it was cancelled.
         silent: whether its process exists without a heartbeat, so that it will not end by itself.
         told: whether the rank itself explains the failure to the user.
+        refused: whether the rank refuses its part of the request.
+        host: name of the rank's machine; empty if all ranks are on one.
     """
 
     rank: int | None
@@ -82,11 +99,16 @@ class Diagnosis:
     cancelled: bool = False
     silent: bool = False
     told: bool = False
+    refused: bool = False
+    host: str = ""
 
     def error(self) -> LockstepError:
         if self.cancelled:
             return CancelledError(self.reason)
-        return RankFailedError(self.rank, self.where, self.reason, self.told)
+        if self.refused:
+            place = self.host and f" on {self.host}"
+            return BadRequestError(f"rank {self.rank}{place} refuses: {self.reason}")
+        return RankFailedError(self.rank, self.where, self.reason, self.told, self.host)
 
 
 class Wait(NamedTuple):
@@ -114,10 +136,12 @@ class Bounds(NamedTuple):
     Attributes:
         patience: limit of silence, and of a wait for a rank that makes no progress.
         busy: limit of an activity that may take long.
+        transfer: limit of a transfer that all ranks have started, and in which none makes progress.
     """
 
     patience: float
     busy: float = math.inf
+    transfer: float = math.inf
 
 
 def diagnose(
@@ -138,12 +162,20 @@ def diagnose(
         bounds: time limits.
     """
     others = {r: heartbeat for r, heartbeat in heartbeats.items() if r != rank}
-    return (
+    found = (
         _diagnose_ends(rank, heartbeats)
         or _diagnose_life(own, others, still, bounds.patience)
         or _diagnose_work(heartbeats, bounds.busy)
         or _diagnose_wait(rank, own, wait, heartbeats, still, bounds.patience)
+        or _diagnose_network(rank, own, wait, heartbeats, still, bounds.transfer)
     )
+    return found and replace(found, host=machine_of(found.rank, heartbeats))
+
+
+def machine_of(rank: int | None, heartbeats: Mapping[int, Heartbeat]) -> str:
+    """Name of a rank's machine, for people; empty if it is unknown, or all ranks are on the same."""
+    several = len({heartbeat.host for heartbeat in heartbeats.values()}) > 1
+    return heartbeats[rank].machine if several and rank is not None and rank in heartbeats else ""
 
 
 def _diagnose_ends(rank: int, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
@@ -153,7 +185,8 @@ def _diagnose_ends(rank: int, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis 
             continue
         if heartbeat.state is RankState.FAILED:
             where = heartbeat.where if heartbeat.blames is None else heartbeats[heartbeat.blames].where
-            return Diagnosis(heartbeat.blames, where, heartbeat.reason, told=heartbeat.explains)
+            told, refused = heartbeat.explains, heartbeat.refuses
+            return Diagnosis(heartbeat.blames, where, heartbeat.reason, told=told, refused=refused)
         if heartbeat.state is RankState.CANCELLED:
             return Diagnosis(r, heartbeat.where, heartbeat.reason, cancelled=True)
     return None
@@ -170,10 +203,23 @@ def _diagnose_life(
             return Diagnosis(r, heartbeat.where, f"its process {heartbeat.pid} died")
         silent = still.get(r, Still()).silent
         if silent >= patience:
-            return Diagnosis(
-                r, heartbeat.where, f"it has shown no sign of life for {silent:.1f} s", silent=True
-            )
+            said = f"it has shown no sign of life for {silent:.1f} s"
+            if heartbeat.host != own.host:
+                said += _lost_machine(r, others, still, patience)
+            return Diagnosis(r, heartbeat.where, said, silent=True)
     return None
+
+
+def _lost_machine(
+    rank: int, others: Mapping[int, Heartbeat], still: Mapping[int, Still], patience: float
+) -> str:
+    """Say that the machine of a silent rank is lost, if no rank there gives a sign of life any more."""
+    host = others[rank].host
+    mates = [r for r, one in others.items() if one.host == host and one.state is RankState.RUNNING]
+    if any(still.get(r, Still()).silent < patience / 2 for r in mates):
+        return ""
+    more = f", nor has any of {len(mates)} ranks there" if len(mates) > 1 else ""
+    return f"{more}: {others[rank].machine} is down, or the network to it is cut"
 
 
 def _diagnose_work(heartbeats: Mapping[int, Heartbeat], bound: float) -> Diagnosis | None:
@@ -224,6 +270,32 @@ def _diagnose_wait(
     return None
 
 
+def _diagnose_network(
+    rank: int,
+    own: Heartbeat,
+    wait: Wait,
+    heartbeats: Mapping[int, Heartbeat],
+    still: Mapping[int, Still],
+    bound: float,
+) -> Diagnosis | None:
+    """Diagnose a transfer that all ranks have started, and that gets no further: their data does not pass."""
+    waits = [
+        one.state is RankState.RUNNING and not one.busy and still.get(r, Still()).stuck >= bound
+        for r, one in heartbeats.items()
+    ]
+    if wait.seconds < bound or not all(waits):
+        return None
+    machines = sorted({one.machine for one in heartbeats.values()})
+    between = ", ".join(machines) if len(machines) > 1 else "the ranks"
+    return Diagnosis(
+        None,
+        own.where,
+        f"all ranks wait for data, rank {rank} for {wait.seconds:.1f} s, while their store answers: "
+        f"the data does not pass between {between}; a firewall, a cut link or the interfaces "
+        "(GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) may be the cause",
+    )
+
+
 def host_name() -> str:
     """Name of this machine and process namespace, within which a process number is unique."""
     boot = Path("/proc/sys/kernel/random/boot_id")
@@ -258,5 +330,9 @@ def ending(error: BaseException | None, rank: int) -> dict[str, Any]:
             return {"state": RankState.FAILED, "reason": error.reason, "blames": error.rank}
         case CancelledError() | KeyboardInterrupt():
             return {"state": RankState.CANCELLED, "reason": str(error) or f"rank {rank} was interrupted"}
-        case _:
-            return {"state": RankState.FAILED, "reason": named(error), "blames": rank, "explains": True}
+    own = {"state": RankState.FAILED, "reason": named(error), "blames": rank, "explains": True}
+    if isinstance(error, BadRequestError):
+        return own | {"reason": str(error), "refuses": True}
+    if isinstance(error, OSError) and error.filename is not None:
+        return own | {"reason": f"{type(error).__name__}: {with_files(error)}"}
+    return own

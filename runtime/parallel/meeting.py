@@ -12,13 +12,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Generic, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from runtime.errors import BadRequestError, LockstepError, RankFailedError, in_words, reason
+from runtime.parallel.heartbeats import host_name
+from runtime.parallel.network import Place, source_towards
 
 MEETING = "the meeting of the ranks"
 
@@ -85,6 +87,18 @@ class Rendezvous:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Meeting(NamedTuple):
+    """What a rank knows once all have met.
+
+    Attributes:
+        store: store that the ranks share.
+        places: where every rank runs.
+    """
+
+    store: Store
+    places: list[Place]
+
+
 def _number(name: str, least: int, most: int) -> int:
     """Parse the number in an environment variable."""
     text = os.environ[name]
@@ -130,8 +144,8 @@ def in_background(call: Callable[[], _T], check: Callable[[float], None]) -> _T:
     return running.result()
 
 
-def meet(rendezvous: Rendezvous, timeout: float) -> Store:
-    """Wait for all ranks, and return the store that they share.
+def meet(rendezvous: Rendezvous, timeout: float) -> Meeting:
+    """Wait for all ranks, and return the store that they share and where they are.
 
     Raises:
         BadRequestError: another rank refuses its request.
@@ -167,14 +181,15 @@ def leave(rendezvous: Rendezvous, error: Exception) -> None:
             running.result()
 
 
-def _meet(rendezvous: Rendezvous, timeout: float) -> Store:
+def _meet(rendezvous: Rendezvous, timeout: float) -> Meeting:
     hosts = rendezvous.rank == 0 and not rendezvous.hosted
     deadline = time.monotonic() + timeout
     store = _shared(rendezvous, _open(rendezvous) if hosts else _reach(rendezvous, timeout))
     try:
         missing = _await_all(rendezvous, store, deadline)
         if not missing:
-            return store
+            told = store.multi_get([_here(rank) for rank in range(rendezvous.world)])
+            return Meeting(store, [Place(**json.loads(one)) for one in told])
         late = (
             f"it did not arrive at {rendezvous.address} within {timeout:.0f} s; "
             f"{rendezvous.world - len(missing)} of {rendezvous.world} ranks are there "
@@ -196,7 +211,8 @@ def _await_all(rendezvous: Rendezvous, store: Store, deadline: float) -> set[int
     Raises:
         BadRequestError, RankFailedError: a rank called the meeting off.
     """
-    store.set(_here(rendezvous.rank), "")
+    own = Place(host_name(), source_towards(rendezvous.host))
+    store.set(_here(rendezvous.rank), json.dumps(asdict(own)))
     missing = set(range(rendezvous.world))
     while True:
         missing = {rank for rank in missing if not store.check([_here(rank)])}

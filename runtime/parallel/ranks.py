@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -21,10 +21,10 @@ from runtime.parallel.collectives import Peers, Traffic, Unguarded
 from runtime.parallel.devices import DeviceQueue
 from runtime.parallel.groups import Backend, ProcessGroups
 from runtime.parallel.guidance import Guidance, LocalGuidance, NoGuidance, SplitGuidance
-from runtime.parallel.heartbeats import host_name
-from runtime.parallel.meeting import Rendezvous, meet
+from runtime.parallel.meeting import Rendezvous, leave, meet
+from runtime.parallel.network import check_interfaces, choose_interface
 from runtime.parallel.sequence import Split, SplitSequence, TokenSequence, WholeSequence
-from runtime.parallel.topology import Topology
+from runtime.parallel.topology import Topology, neighbours
 from runtime.parallel.watch import Watch
 
 _GLANCE = 0.0005  # seconds between two polls of the accelerator's queue
@@ -41,6 +41,7 @@ class Ranks:
         everyone: transfers of device tensors between all ranks.
         control: transfers of small CPU messages between all ranks.
         node: transfers within this rank's machine.
+        hosts: machine of every rank, as `host_name` has it.
         traffic: bytes that this rank has sent, except through `control`.
         per_node: the largest number of neighbours that never spans two machines, the same on every rank.
         watch: detects failures of other ranks; None on a single rank.
@@ -55,6 +56,7 @@ class Ranks:
         everyone: Peers,
         control: Peers,
         node: Peers,
+        hosts: Sequence[str] = (),
         per_node: int = 1,
         watch: Watch | None = None,
         groups: ProcessGroups | None = None,
@@ -64,6 +66,7 @@ class Ranks:
         self.per_node = per_node
         self.watch, self.groups = watch, groups
         self.rank, self.size = control.rank, control.size
+        self.hosts = tuple(hosts) or ("",) * self.size
         self._groups: dict[Topology, RankGroup] = {}
 
     @classmethod
@@ -76,6 +79,21 @@ class Ranks:
     def is_leader(self) -> bool:
         """True on the rank that encodes text, writes files and talks to the user."""
         return self.rank == 0
+
+    @property
+    def first_here(self) -> int:
+        """Number of the first rank on this rank's machine."""
+        return self.hosts.index(self.hosts[self.rank])
+
+    @property
+    def leads_machine(self) -> bool:
+        """True on the first rank of every machine."""
+        return self.first_here == self.rank
+
+    @property
+    def several_machines(self) -> bool:
+        """True if the ranks are on more than one machine."""
+        return len(set(self.hosts)) > 1
 
     def group(self, topology: Topology) -> RankGroup:
         """Arrange the ranks as `topology`; all ranks must request the same topologies in the same order.
@@ -262,6 +280,7 @@ def join(
     busy: float = math.inf,
     backend: Backend | None = None,
     give_up: Callable[[LockstepError], None] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> Iterator[Ranks]:
     """Meet the other ranks. While the block runs, a failure of any of them ends every wait of this one.
 
@@ -273,40 +292,49 @@ def join(
         busy: limit in seconds for a single long activity of a rank, such as loading; by default none.
         backend: gloo or nccl; by default nccl if every rank of a node has a GPU of its own.
         give_up: see `Watch`.
+        on_failure: called first when this rank fails, before it tells the others.
 
     Raises:
-        BadRequestError: another rank refuses its request.
+        BadRequestError: this rank or another refuses its request, or the name of an interface.
         RankFailedError: another rank did not arrive, or failed.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = backend or ("nccl" if device.type == "cuda" and not _shares_gpu() else "gloo")
-    store, rank, world = meet(rendezvous, timeout), rendezvous.rank, rendezvous.world
+    try:
+        check_interfaces(nccl=backend == "nccl")
+    except BadRequestError as error:
+        leave(rendezvous, error)
+        raise
+    (store, places), rank, world = meet(rendezvous, timeout), rendezvous.rank, rendezvous.world
     own = store.clone()  # type: ignore[attr-defined]  # the stub forgets it
-    watch = Watch(PrefixStore("watch", own), rank, world, timeout, give_up, busy)
+    watch = Watch(PrefixStore("watch", own), rank, world, timeout, give_up, busy, rendezvous.address)
     groups = ProcessGroups(backend, device, watch, timeout)
     watch.abort = groups.abort
     try:
         watch.start()
+        choose_interface(rank, places, nccl=backend == "nccl")
         traffic = Traffic()
         everyone = Peers(groups.open(PrefixStore("groups", store), rank, world), watch, traffic)
         if backend == "nccl":
             watch.queue = DeviceQueue(device)
         control = Peers(groups.control(), _ControlGuard(watch), Traffic())
-        nodes = _nodes(control.all_gather_object(host_name()))
+        nodes = _nodes([place.host for place in places])
         node = Peers(groups.of(nodes, rank), watch, traffic, "node")
-        per_node = math.gcd(*(len(members) for members in nodes))
+        per_node = neighbours([place.host for place in places])
         yield Ranks(
             device,
             traffic,
             everyone=everyone,
             control=control,
             node=node,
+            hosts=[place.host for place in places],
             per_node=per_node,
             watch=watch,
             groups=groups,
         )
     except BaseException as error:
+        on_failure()
         # A launcher that sees a rank die interrupts the others: to them it is a failure, not a cancellation.
         interrupted = isinstance(error, KeyboardInterrupt | CancelledError)
         failure = watch.failure() if interrupted else None

@@ -6,11 +6,15 @@ neighbours, so that the all-to-all stays inside a node.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import isqrt
 
 from runtime.errors import BadRequestError
+
+_LISTED = 4  # machines that a warning lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,32 @@ class Topology:
         if problems:
             raise BadRequestError("\n".join(problems))
 
+    def crossings(self, hosts: Sequence[str]) -> list[str]:
+        """Warn of axes that make every step wait for the network between machines without need.
+
+        A ring that crosses from machine to machine evenly is how several machines are meant to be used.
+
+        Args:
+            hosts: machine of every rank, as `host_name` has it.
+        """
+        sizes = [f"{machine_name(host)} ({count})" for host, count in Counter(hosts).items()]
+        placed, warnings = f"{', '.join(sizes[:_LISTED])}{' …' if len(sizes) > _LISTED else ''}", []
+        if any(_spans(row, hosts) for row in self.rows(2)):
+            most = neighbours(hosts)
+            within = f"ulysses {most} or a divisor of it" if most > 1 else "a ring instead"
+            warnings.append(
+                f"ulysses: {self.ulysses} exchanges heads between machines in every block, which is slow; "
+                f"{within} stays within them. Ranks by machine: {placed}"
+            )
+        rows = self.rows(1)
+        counts = [set(Counter(hosts[rank] for rank in row).values()) for row in rows if _spans(row, hosts)]
+        if counts and (len(counts) < len(rows) or any(len(count) > 1 for count in counts)):
+            warnings.append(
+                f"ring: {self.ring} crosses from machine to machine unevenly, and every rank waits for the "
+                f"network as often; as many ranks on each machine would avoid it. Ranks by machine: {placed}"
+            )
+        return warnings
+
     @classmethod
     def every(cls, world: int, *, guided: bool, wanted: Degrees = Degrees()) -> list[Topology]:
         """List the arrangements of `world` ranks that have the `wanted` degrees; none if they do not fit.
@@ -145,8 +175,7 @@ class Topology:
             heads: attention heads of the model.
             guided: whether there are two branches.
             wanted: degrees that the user gave.
-            per_node: number of neighbours that never span two nodes, if there are several: the greatest
-                common divisor of the nodes' sizes.
+            per_node: number of neighbours that never span two nodes, if there are several; see `neighbours`.
 
         Raises:
             BadRequestError: the product of the wanted degrees does not fit `world`.
@@ -158,6 +187,32 @@ class Topology:
             )
         node = per_node or world
         return max(found, key=lambda t: (node % t.ulysses == 0, heads % t.ulysses == 0, t.cfg, t.ulysses))
+
+
+def machine_name(host: str) -> str:
+    """Name of a machine for people, from its `heartbeats.host_name`."""
+    return host.partition(":")[0]
+
+
+def neighbours(hosts: Sequence[str]) -> int:
+    """Largest number of neighbouring ranks, counted off from the first, that never spans two machines.
+
+    Args:
+        hosts: machine of every rank.
+
+    Example:
+        >>> neighbours("aaaabb"), neighbours("aaab"), neighbours("abab")
+        (2, 1, 1)
+    """
+    world = len(hosts)
+    sizes = sorted(_divisors(world), reverse=True)
+    return next(
+        size for size in sizes if not any(_spans(range(at, at + size), hosts) for at in range(0, world, size))
+    )
+
+
+def _spans(ranks: Sequence[int], hosts: Sequence[str]) -> bool:
+    return len({hosts[rank] for rank in ranks}) > 1
 
 
 def _divisors(number: int) -> set[int]:

@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from functools import partial
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
@@ -34,14 +35,18 @@ from runtime.parallel.heartbeats import (
     diagnose,
     ending,
     is_gone,
+    machine_of,
     own_heartbeat,
 )
-from runtime.parallel.meeting import MEETING, in_background
+from runtime.parallel.meeting import MEETING, Background, in_background
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _TICKS = 10  # heartbeats within one timeout, and at least one a second
 _PATIENCE = 0.8  # part of the timeout after which silence is a failure; the rest is for telling all ranks
+_TRANSFER = 4  # multiples of the patience within which a transfer that all have started must get further
+_ANSWER = 10.0  # seconds for the store to answer a rank that leaves
 _GRACE = 20.0  # limit in seconds until the main thread takes a diagnosis; agents kill after 30
 
 
@@ -65,6 +70,7 @@ class Watch:
         rank, size: number of this rank, and of ranks.
         timeout: seconds within which a failure anywhere ends every wait here.
         busy: limit in seconds for a single activity of a rank that may take long.
+        place: address of the store, for messages.
         give_up: called with the error if the main thread has not noticed it within another `timeout`, at most
             20 s, because it is stuck where it cannot ask. None leaves it there.
 
@@ -82,12 +88,14 @@ class Watch:
         timeout: float,
         give_up: Callable[[LockstepError], None] | None = None,
         busy: float = math.inf,
+        place: str = "",
     ):
         self.timeout = timeout
         self.before_transfer: Callable[[], None] = _nothing
         self.abort: Callable[[], None] = _nothing
         self.queue: Queue | None = None
         self._store, self._rank, self._size = store, rank, size
+        self._place = f" at {place}" if place else ""
         self._bounds, self._tick = Bounds(_PATIENCE * timeout, busy), min(1.0, timeout / _TICKS)
         store.set_timeout(timedelta(seconds=self._bounds.patience))
         self._give_up = give_up
@@ -99,6 +107,8 @@ class Watch:
         )  # the main thread knows the diagnosis, or this rank has ended by itself
         self._wake, self._closed = threading.Event(), threading.Event()
         self._waited, self._broken = 0.0, False
+        self._connects: float | None = None  # limit in seconds, while ranks connect to each other
+        self._mute = False  # whether the store is out of reach
         self._seen: dict[int, Heartbeat] = {}
         self._beaten: dict[int, float] = {}  # rank → time of its last heartbeat
         self._moved: dict[int, float] = {}  # rank → time of its last progress
@@ -110,13 +120,18 @@ class Watch:
         self._publish()
         keys = [_key(rank) for rank in range(self._size)]
         try:
-            in_background(lambda: self._store.wait(keys, timedelta(seconds=self.timeout)), lambda _: None)
+            wait = partial(self._store.wait, keys, timedelta(seconds=self.timeout))
+            in_background(wait, self._check_start)
         except RuntimeError as error:
             raise RankFailedError(
                 None, MEETING, f"a rank connected and then showed no sign of life ({reason(error)})"
             ) from None
         self._swept = time.monotonic()
         self._thread.start()
+
+    def _check_start(self, waited: float) -> None:
+        if waited > 2 * self.timeout:  # the store limits this wait, if it answers
+            raise RankFailedError(None, MEETING, f"the ranks' store{self._place} does not answer any more")
 
     @property
     def where(self) -> str:
@@ -152,6 +167,20 @@ class Watch:
         self._waited, self._began = 0.0, time.monotonic()
         self._change(entered=self._heartbeat.entered + 1)
 
+    @contextlib.contextmanager
+    def connecting(self, within: float | None = None) -> Iterator[None]:
+        """Mark the block as one in which all ranks connect to each other.
+
+        Args:
+            within: seconds that this may take once all have come; by default as long as a rank may be silent.
+        """
+        self.count()
+        self._connects = self._bounds.patience if within is None else within
+        try:
+            yield
+        finally:
+            self._connects = None
+
     def check(self, waited: float) -> None:
         """Raise if a wait, of `waited` seconds so far, cannot succeed.
 
@@ -162,10 +191,19 @@ class Watch:
         self._waited, self._began = waited, time.monotonic()
         silent = time.monotonic() - self._swept
         if self._diagnosis is None and silent > 2 * self.timeout:
-            self._diagnosis = Diagnosis(
-                None, self.where, f"the ranks' store has not answered for {silent:.0f} s"
-            )
+            self._diagnosis = self._silent_store(silent)
         self._raise_diagnosis()
+
+    def _silent_store(self, silent: float) -> Diagnosis:
+        """Diagnose a store that has not answered for so long; the first rank, or its launcher, holds it."""
+        self._mute = True
+        said = f"the ranks' store{self._place} has not answered for {silent:.0f} s"
+        first = self._seen.get(0)
+        if first is None or first.host == self._heartbeat.host:
+            return Diagnosis(None, self.where, said)
+        host = machine_of(0, self._seen)
+        said += f": {host} is down, or the network to it is cut"
+        return Diagnosis(0, self.where, said, host=host)
 
     def blame(self, error: Exception) -> NoReturn:
         """Raise an error for a broken transfer, naming the rank that caused it once it is known.
@@ -180,13 +218,16 @@ class Watch:
             self._raise_diagnosis()
             time.sleep(self._tick / 4)
         self._told.set()
-        raise RankFailedError(None, self.where, f"a transfer between ranks broke: {reason(error)}") from error
+        broke = "a transfer between ranks broke" if self._connects is None else "the ranks cannot connect"
+        raise RankFailedError(None, self.where, f"{broke}: {reason(error)}") from error
 
     def failure(self) -> LockstepError | None:
         """Read the heartbeats now; return the error that another rank's failure causes here, if any."""
         if self._diagnosis is None:
             try:
-                self._notice(self._read())
+                heartbeats = self._ask(self._read)
+                if heartbeats is not None:
+                    self._notice(heartbeats)
             except RuntimeError as error:
                 self._lose_store(error)
         return None if self._diagnosis is None or self._diagnosis.cancelled else self._diagnosis.error()
@@ -195,8 +236,12 @@ class Watch:
         """Leave the watch, telling the other ranks that this one is done or ends because of `error`."""
         self._told.set()
         self._change(**ending(error, self._rank))
+        if self._mute:  # a call to the store might never return
+            self._closed.set()
+            return
         try:
-            self._publish()
+            if self._ask(self._told_end) is None:
+                log.warning("could not tell the other ranks how this one ended: the store does not answer")
         except RuntimeError:
             log.warning("could not tell the other ranks how this one ended: the store is gone")
         if self._diagnosis is not None and self._diagnosis.silent:
@@ -204,7 +249,16 @@ class Watch:
         self._closed.set()
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(self.timeout)
+            self._thread.join(min(self.timeout, _ANSWER))
+
+    def _told_end(self) -> bool:
+        self._publish()
+        return True
+
+    def _ask(self, call: Callable[[], _T]) -> _T | None:
+        """Make a call to the store; None if it does not answer in time, as when the network to it is cut."""
+        asked = Background(call)
+        return asked.result() if asked.ended(min(self.timeout, _ANSWER)) else None
 
     def _fence(self, rank: int | None) -> None:
         """Kill a silent process on this host: should it ever wake up, it must do no harm."""
@@ -224,10 +278,10 @@ class Watch:
         others = [rank for rank in range(self._size) if rank != self._rank]
         while time.monotonic() < deadline:
             try:
-                heartbeats = self._read()
+                heartbeats = self._ask(self._read)
             except RuntimeError:
                 return
-            if all(
+            if heartbeats is None or all(
                 heartbeats[r].state is not RankState.RUNNING or is_gone(heartbeats[r], self._heartbeat)
                 for r in others
             ):
@@ -310,21 +364,27 @@ class Watch:
         self._seen = dict(heartbeats)
         still = {rank: Still(now - self._beaten[rank], now - self._moved[rank]) for rank in heartbeats}
         wait = Wait(self._waited, self._broken)
-        diagnosis = diagnose(self._rank, self._heartbeat, wait, heartbeats, still, self._bounds)
+        bounds = self._bounds._replace(transfer=self._longest)
+        diagnosis = diagnose(self._rank, self._heartbeat, wait, heartbeats, still, bounds)
         if diagnosis is not None:  # the rank may have published a reason since
-            diagnosis = (
-                diagnose(self._rank, self._heartbeat, wait, self._read(), still, self._bounds) or diagnosis
-            )
+            diagnosis = diagnose(self._rank, self._heartbeat, wait, self._read(), still, bounds) or diagnosis
         self._diagnosis = diagnosis
+
+    @property
+    def _longest(self) -> float:
+        """Limit in seconds of a transfer in which no rank makes progress; none for those of an accelerator,
+        whose queue may hold long computations, and which NCCL limits by itself."""
+        if self._connects is not None:
+            return self._connects
+        return _TRANSFER * self._bounds.patience if self.queue is None else math.inf
 
     def _lose_store(self, error: RuntimeError) -> None:
         """Diagnose a lost store: its host, the first rank or its launcher, has died or stopped."""
         first = self._seen.get(0)
         if self._rank != 0 and first is not None and first.state is RankState.RUNNING:
             how = "it died" if is_gone(first, self._heartbeat) else "it shows no sign of life"
-            self._diagnosis = Diagnosis(
-                0, self.where, f"{how}, or the store beside it is gone ({reason(error)})"
-            )
+            said = f"{how}, or the store beside it is gone ({reason(error)})"
+            self._diagnosis = Diagnosis(0, self.where, said, host=machine_of(0, self._seen))
         else:
             self._diagnosis = Diagnosis(None, self.where, f"the ranks' store is gone: {reason(error)}")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import BadRequestError
-from runtime.parallel.topology import Degrees, Topology
+from runtime.parallel.topology import Degrees, Topology, neighbours
 
 
 @given(st.integers(1, 2), st.integers(1, 4), st.integers(1, 4))
@@ -96,3 +96,35 @@ def test_of_all_arrangements_the_best_is_chosen(world: int) -> None:
     ]
     best = max(every, key=lambda one: (world % one.ulysses == 0, 12 % one.ulysses == 0, one.cfg, one.ulysses))
     assert Topology.choose(world, heads=12, guided=True) == best
+
+
+@pytest.mark.parametrize(
+    ("hosts", "most"),
+    [("aaaaaaaabbbbcccc", 4), ("aaab", 1), ("aaabbb", 3), ("abab", 1), ("aaaa", 4), ("a", 1)],
+)
+def test_neighbours_that_never_span_two_machines(hosts: str, most: int) -> None:
+    """By where the ranks are, not by how many there are: alternating ones have no neighbours."""
+    assert neighbours(hosts) == most
+
+
+@pytest.mark.parametrize(
+    ("hosts", "topology", "axes"),
+    [
+        ("aaaabbbb", Topology(cfg=2, ulysses=4), []),
+        ("aaaabbbb", Topology(ring=2, ulysses=4), []),  # as meant: the ring joins the machines
+        ("aabb", Topology(ring=4), []),
+        ("aaaa", Topology(ring=2, ulysses=2), []),
+        ("aaab", Topology(cfg=2, ring=2), ["ring"]),  # one ring is within a machine, the other is not
+        ("aaab", Topology(ring=4), ["ring"]),
+        ("aaab", Topology(ulysses=4), ["ulysses"]),
+        ("aabb", Topology(ulysses=4), ["ulysses"]),
+        ("abab", Topology(cfg=2, ulysses=2), ["ulysses"]),
+        ("aaab", Topology(ring=2, ulysses=2), ["ulysses", "ring"]),
+    ],
+)
+def test_axes_that_wait_for_the_network_without_need_are_warned_of(
+    hosts: str, topology: Topology, axes: list[str]
+) -> None:
+    warnings = topology.crossings([f"host-{host}:boot" for host in hosts])
+    assert [one.partition(":")[0] for one in warnings] == axes
+    assert all("Ranks by machine: host-a (" in one for one in warnings)

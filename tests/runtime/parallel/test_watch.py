@@ -14,7 +14,7 @@ import psutil
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from runtime.errors import CancelledError, RankFailedError
+from runtime.errors import BadRequestError, CancelledError, RankFailedError
 from runtime.parallel.heartbeats import (
     Bounds,
     Diagnosis,
@@ -23,6 +23,7 @@ from runtime.parallel.heartbeats import (
     Still,
     Wait,
     diagnose,
+    ending,
     host_name,
     own_heartbeat,
 )
@@ -31,6 +32,7 @@ from runtime.parallel.watch import Watch
 PATIENCE, BUSY = 4.0, 60.0
 BOUNDS = Bounds(PATIENCE, BUSY)
 LONG = Still(stuck=PATIENCE)
+OWN_BORN = psutil.Process().create_time()
 OWN = Heartbeat("here", 1, 0.0, where="step 7", entered=20)
 FINE = Heartbeat("there", 2, 0.0, where="step 7", entered=20)
 
@@ -49,9 +51,97 @@ def test_all_is_well() -> None:
 def test_silence_is_a_failure_only_when_it_lasts() -> None:
     assert diagnosis(FINE, still={1: Still(3.9)}) is None
     assert diagnosis(FINE, still={1: Still(4.1)}) == Diagnosis(
-        1, "step 7", "it has shown no sign of life for 4.1 s", silent=True
+        1,
+        "step 7",
+        "it has shown no sign of life for 4.1 s: there is down, or the network to it is cut",
+        silent=True,
+        host="there",
     )
     assert diagnosis(replace(FINE, state=RankState.DONE), still={1: Still(99.0)}) is None
+
+
+def test_a_lost_machine_is_told_from_a_silent_rank() -> None:
+    """Only when no rank of it gives a sign of life; a rank of one's own machine is looked at directly."""
+    lost = diagnosis(FINE, FINE, still={1: Still(4.1), 2: Still(3.9)})
+    assert lost is not None
+    assert "nor has any of 2 ranks there: there is down, or the network to it is cut" in lost.reason
+    assert str(lost.error()).startswith("rank 1 on there failed at step 7: it has shown no sign of life")
+    alone = diagnosis(FINE, FINE, still={1: Still(4.1), 2: Still(0.5)})
+    assert alone is not None and alone.reason == "it has shown no sign of life for 4.1 s"
+    near = diagnosis(replace(FINE, host="here", pid=os.getpid(), born=OWN_BORN), still={1: Still(4.1)})
+    assert near is not None and (near.reason, near.host) == ("it has shown no sign of life for 4.1 s", "")
+
+
+def test_data_that_does_not_pass_is_told_although_the_store_answers() -> None:
+    """All have started the same transfers and none gets further; but work and a late rank are waited for."""
+    bounds, long = BOUNDS._replace(transfer=PATIENCE), {0: LONG, 1: LONG}
+
+    def found(other: Heartbeat, still: dict[int, Still], waited: float = PATIENCE) -> Diagnosis | None:
+        return diagnose(0, OWN, Wait(waited), {0: OWN, 1: other}, still, bounds)
+
+    stuck = found(FINE, long)
+    assert stuck is not None and stuck.rank is None
+    assert "the data does not pass between here, there" in stuck.reason
+    assert diagnose(0, OWN, Wait(PATIENCE), {0: OWN, 1: FINE}, long, BOUNDS) is None  # no limit
+    assert found(FINE, long, waited=3.9) is None
+    assert found(FINE, long | {1: Still(stuck=3.9)}) is None
+    assert found(replace(FINE, busy=True), long) is None
+    late = found(replace(FINE, entered=19), long)
+    assert late is not None and late.rank == 1
+
+
+def test_a_rank_that_refuses_is_no_failure_of_the_others() -> None:
+    """Its reason and its exit code reach everyone."""
+    told = ending(BadRequestError("model: 'x' given; no such folder"), 1)
+    found = diagnosis(replace(FINE, **told), FINE)
+    assert found is not None
+    error = found.error()
+    assert isinstance(error, BadRequestError)
+    assert str(error) == "rank 1 on there refuses: model: 'x' given; no such folder"
+    lost = ending(OSError(5, "Input/output error", "weights"), 1)
+    assert lost["reason"] == "OSError: 'weights': Input/output error" and not lost.get("refuses")
+
+
+class _Cut(HashStore):
+    """A store that does not answer any more once its network is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = threading.Event()
+
+    def _answer(self) -> None:
+        if self.cut.is_set():
+            threading.Event().wait()
+
+    def set(self, key: str, value: str) -> None:
+        self._answer()
+        super().set(key, value)
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        self._answer()
+        return super().multi_get(keys)
+
+
+def test_a_store_that_does_not_answer_keeps_nobody() -> None:
+    """It is told with its address and machine, and leaving does not wait for it."""
+    store, own, timeout = _Cut(), own_heartbeat(), 1.0
+    first = replace(own, host="there", where="step 2")
+    store.set("heartbeat/0", json.dumps(asdict(first)))
+    watch = Watch(store, 1, 2, timeout, place="10.0.0.1:29500")
+    watch.start()
+    while 0 not in watch._seen:
+        time.sleep(0.01)
+    store.cut.set()
+    waiting = time.monotonic()
+    with pytest.raises(
+        RankFailedError, match=r"the ranks' store at 10.0.0.1:29500 has not answered"
+    ) as caught:
+        while time.monotonic() < waiting + 60:
+            watch.check(0.0)
+            time.sleep(0.01)
+    assert (caught.value.rank, caught.value.host) == (0, "there")
+    assert watch.failure() is not None
+    watch.end(caught.value)  # returns
 
 
 def test_whoever_is_furthest_behind_is_waited_for_in_vain() -> None:
@@ -107,11 +197,11 @@ def test_a_rank_that_left_is_named_once_the_transfer_breaks() -> None:
 def test_the_cause_is_named_not_the_messenger() -> None:
     messenger = replace(FINE, state=RankState.FAILED, blames=2, reason="boom")
     cause = replace(FINE, state=RankState.FAILED, blames=2, reason="boom", where="step 3")
-    assert diagnosis(messenger, cause) == Diagnosis(2, "step 3", "boom")
+    assert diagnosis(messenger, cause) == Diagnosis(2, "step 3", "boom", host="there")
     explained = diagnosis(messenger, replace(cause, explains=True))
-    assert explained == Diagnosis(2, "step 3", "boom", told=True)
+    assert explained == Diagnosis(2, "step 3", "boom", told=True, host="there")
     still_there = replace(FINE, where="step 3")
-    assert diagnosis(messenger, still_there) == Diagnosis(2, "step 3", "boom")
+    assert diagnosis(messenger, still_there) == Diagnosis(2, "step 3", "boom", host="there")
 
 
 def test_a_failure_outweighs_the_cancellation_that_follows_it() -> None:

@@ -173,7 +173,7 @@ class _Run:
         while True:
             if self._group is not None and self._cancelled.is_set():  # too late for the job before
                 raise CancelledError("stopped before this video began")
-            ended = self._attempt(job.retried() if failures or self._again else job)
+            ended = self._attempt(job.retried(restart=True) if failures or self._again else job)
             match ended.end:
                 case End.DONE:
                     report = Report.model_validate_json(ended.report)

@@ -138,7 +138,7 @@ class Replica:
             self._set_aside(entry, entry.kills, "Ray was lost while it ran")
             return
         try:
-            job = entry.job if entry.tries == 1 else entry.job.retried()
+            job = entry.job if entry.tries == 1 else entry.job.retried(restart=True)
             group = self._group_for(job)
             self._failed_starts = 0
             self._show("working")

@@ -4,7 +4,9 @@
     <root>/<digest>/identity.json                   recipe of the generation, for people to read
     <root>/<digest>/part-<step>-<rank>.pt           this rank's new data after this step
     <root>/<digest>/manifest-<step>-<rank>.json     parts that this rank needs to resume after this step
+    <root>/<digest>/fetched-<rank>/                 parts of other machines, while a job is resumed
 
+On several machines, each has the files of its ranks; the disk may be shared, or not.
 Files with other names are never touched, whichever folder a user names.
 """
 
@@ -19,24 +21,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from runtime.checkpoint.manifests import MANIFEST, PART, VERSION, kept_steps, names_in
 from runtime.errors import BadRequestError, reason, setting
 from runtime.files.atomic import shortened
 from runtime.files.checks import check_folder, check_outlives, refusing
 from runtime.files.locks import hold
 from runtime.files.text import read_json, without_parents
-from runtime.parallel.topology import Topology
 from runtime.recipe import differences, some_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 4  # format of parts and manifests
 _LOCK, IDENTITY = "lockstep.lock", "identity.json"
-_MANIFEST = re.compile(r"manifest-(\d{5,})-\d+\.json")
-PART = re.compile(r"part-\d{5,}-\d+\.pt")
+FETCHED = "fetched-"
 _OWN = re.compile(rf"(?:{PART.pattern}|manifest-\d{{5,}}-\d+\.json|identity\.json)")
 _HALF = re.compile(r"\.(?:part-\d{5,}-\d+|manifest-\d{5,}-\d+|identity)\..+\.part\.(?:pt|json)")
+_FETCHED = re.compile(rf"{FETCHED}\d+")
 _TRIES = 1000  # attempts to lock a folder that others create and remove meanwhile
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
@@ -46,15 +47,18 @@ class Checkpoints:
     """Checkpoints of one job, in a folder of their own.
 
     Attributes:
-        root: the folder, created when needed; for several machines, on a disk that they share.
+        root: the folder, created when needed; on several machines, each has its own unless they share a disk.
         every: number of computed steps from one checkpoint to the next.
         resume: whether to resume from existing checkpoints.
+        restart: whether to start at the first step if a machine that has a part of them is not there;
+            otherwise the job is refused.
         overwrite: whether checkpoints of another job or request may be removed.
     """
 
     root: Path
     every: int = field(kw_only=True)
     resume: bool = field(kw_only=True, default=False)
+    restart: bool = field(kw_only=True, default=False)
     overwrite: bool = field(kw_only=True, default=False)
 
     @classmethod
@@ -140,9 +144,12 @@ class Checkpoints:
 
     @property
     def newest(self) -> int | None:
-        """Newest step of which every rank has a checkpoint; None if there is none that can be read."""
+        """Newest step of which every rank has a checkpoint; None if there is none that can be read.
+
+        The files of ranks on other machines are taken to be there.
+        """
         try:
-            return max((step for folder in self._folders() for step in complete_steps(folder)), default=None)
+            return max((step for folder in self._folders() for step in kept_steps(folder)), default=None)
         except OSError:
             return None
 
@@ -166,13 +173,13 @@ class Checkpoints:
         return [
             folder / name
             for folder in self._folders()
-            for name in _names(folder)
-            if _MANIFEST.fullmatch(name)
+            for name in names_in(folder)
+            if MANIFEST.fullmatch(name)
         ]
 
     def _folders(self) -> list[Path]:
         """List the folders of generations."""
-        inside = [self.root / name for name in _names(self.root) if _DIGEST.fullmatch(name)]
+        inside = [self.root / name for name in names_in(self.root) if _DIGEST.fullmatch(name)]
         return [path for path in inside if path.is_dir() and not path.is_symlink()]
 
     def _check_leave(self) -> None:
@@ -223,6 +230,15 @@ class Checkpoints:
             "instead of `resume`"
         )
 
+    @property
+    def mark(self) -> list[str | float]:
+        """What tells the lock file from that of another disk; empty if there is none."""
+        path = self.root / _LOCK
+        try:
+            return [path.read_text(encoding="utf-8"), float(int(path.stat().st_mtime))]
+        except (OSError, UnicodeDecodeError):
+            return []
+
     def _hold(self) -> IO[str]:
         """Lock the folder, which is created if it is missing, and return the open lock file."""
         for _ in range(_TRIES):
@@ -249,41 +265,6 @@ class Checkpoints:
             self.root.rmdir()
 
 
-def complete_steps(folder: Path) -> list[int]:
-    """Steps of which every rank of the group that wrote them has a manifest, newest first.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    found = (_MANIFEST.fullmatch(name) for name in _names(folder))
-    steps = sorted({int(match[1]) for match in found if match}, reverse=True)
-    return [step for step in steps if _is_complete(folder, step)]
-
-
-def _is_complete(folder: Path, step: int) -> bool:
-    try:
-        topologies = [Topology(**read_manifest(folder, step, 0)["topology"])]
-        topologies += [
-            Topology(**read_manifest(folder, step, rank)["topology"])
-            for rank in range(1, topologies[0].world)
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return len(set(topologies)) == 1  # another group may have left manifests of the same step
-
-
-def read_manifest(folder: Path, step: int, rank: int) -> dict[str, Any]:
-    """Read a rank's manifest of a step.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: it is missing, damaged, or of another version.
-    """
-    manifest = read_json(folder / manifest_name(step, rank))
-    if manifest["version"] != VERSION:
-        raise ValueError(f"{folder} was written by another version of Lockstep")
-    return manifest
-
-
 def _of_others(manifest: Path) -> str:
     """Reason why a manifest cannot be used here but may be elsewhere; empty if usable, damaged or missing."""
     try:
@@ -298,26 +279,11 @@ def _of_others(manifest: Path) -> str:
     return "" if known else f"{str(manifest)!r} was written by another version of Lockstep"
 
 
-def manifest_name(step: int, rank: int) -> str:
-    """File name of a rank's manifest of a step."""
-    return f"manifest-{step:05d}-{rank}.json"
-
-
-def _names(folder: Path) -> list[str]:
-    """List the names in a folder, which may be missing.
-
-    Raises:
-        OSError: it cannot be read, so nobody knows what is in it.
-    """
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 def _clear(folder: Path) -> None:
     """Remove a generation's files, and the folder if nothing else is in it."""
     for path in folder.iterdir():
+        if _FETCHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            _clear(path)
         if (_OWN.fullmatch(path.name) or _HALF.fullmatch(path.name)) and not path.is_dir():
             path.unlink(missing_ok=True)
     with suppress(OSError):

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from runtime.checkpoint.folder import IDENTITY, VERSION, complete_steps, identity_text, manifest_name
+from runtime.checkpoint.folder import IDENTITY, identity_text
 from runtime.checkpoint.history import History
+from runtime.checkpoint.manifests import VERSION, complete_steps, manifest_name
 from runtime.errors import JobFailedError, named, reason, setting
 from runtime.files.atomic import whole_file
 from runtime.files.tensors import each_tensor, save_tensors
@@ -28,6 +29,7 @@ from runtime.files.text import read_json
 from runtime.parallel.topology import Topology
 
 _KEPT = 2  # checkpoints, so that there is another one if the newest is damaged
+_LAG = 2  # newest checkpoints of one rank that others may not have written yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,23 @@ class Snapshot:
     history: History
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Ranks that write checkpoints together.
+
+    Attributes:
+        mark: tells them from other groups, whose manifests must not complete theirs.
+        machines: name of every rank's machine; none if it does not matter.
+    """
+
+    mark: str = ""
+    machines: tuple[str, ...] = ()
+
+    def leads(self, rank: int) -> bool:
+        """Return whether a rank is the first on its machine."""
+        return self.machines.index(self.machines[rank]) == rank if self.machines else rank == 0
+
+
 class CheckpointWriter:
     """Writes one rank's parts of one generation, in a thread of its own.
 
@@ -55,10 +74,20 @@ class CheckpointWriter:
         identity: recipe of the generation, as text; written beside the parts for people to read.
         topology, rank: arrangement of the ranks, and this rank.
         every: number of computed steps from one checkpoint to the next.
+        group: the ranks that write together.
     """
 
-    def __init__(self, folder: Path, identity: str, topology: Topology, rank: int, every: int):
-        self._folder, self._identity = folder, identity
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        topology: Topology,
+        rank: int,
+        every: int,
+        group: Group = Group(),
+    ):
+        self._folder, self._identity, self._group = folder, identity, group
+        self._written: list[int] = []  # steps of this group's checkpoints, in order
         self._topology, self._rank, self._every = topology, rank, every
         self._computed, self._last = 0, -1
         self._parts: dict[str, str] = {}  # name → SHA-256
@@ -77,6 +106,7 @@ class CheckpointWriter:
             step: last step of that checkpoint; -1 if there was none that could be used.
         """
         self._last = step
+        self._written = [step] if step >= 0 else []
         own = re.compile(rf"manifest-(\d{{5,}})-{self._rank}\.json")
         with contextlib.suppress(OSError):  # then it cannot be replaced, either, which `wait` tells
             found = [(own.fullmatch(path.name), path) for path in self._folder.iterdir()]
@@ -139,6 +169,7 @@ class CheckpointWriter:
 
     def _begin(self, snapshot: Snapshot) -> None:
         self._last = snapshot.step
+        self._written.append(snapshot.step)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="lockstep-checkpoint")
         self._thread.start()
 
@@ -146,7 +177,7 @@ class CheckpointWriter:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write_part(snapshot)
-            if self._rank == 0:
+            if self._group.leads(self._rank):
                 self._write_identity()
             self._write_manifest(snapshot)
             self._prune()
@@ -188,6 +219,9 @@ class CheckpointWriter:
             "version": VERSION,
             "step": snapshot.step,
             "topology": asdict(self._topology),
+            "group": self._group.mark,
+            "machines": self._group.machines,
+            "whole": self._whole(1),
             "last": last,
             "parts": {name: self._parts[name] for name in sorted(needed)},
             "history": {
@@ -198,10 +232,24 @@ class CheckpointWriter:
         with whole_file(self._folder / manifest_name(snapshot.step, self._rank)) as temporary:
             temporary.write_text(json.dumps(manifest), encoding="utf-8")
 
+    def _whole(self, number: int) -> int:
+        """Step of a checkpoint that all ranks have written, the newest of which this is certain or an earlier
+        one; -1 if there is none.
+
+        A rank that takes a step has waited for the checkpoint before its last one, and ranks take steps
+        together. So when this rank writes one, all others have written the last but one.
+        """
+        place = len(self._written) - _LAG - number
+        return self._written[place] if place >= 0 else -1
+
     def _prune(self) -> None:
-        """Remove this rank's files that are older than the newest complete checkpoints."""
+        """Remove this rank's files that are older than the newest complete checkpoints.
+
+        Files of other machines are not seen here unless the disk is shared.
+        """
         newest = complete_steps(self._folder)[:_KEPT]
-        oldest = manifest_name(newest[-1], self._rank) if len(newest) == _KEPT else ""
+        kept = max(newest[-1] if len(newest) == _KEPT else -1, self._whole(_KEPT))
+        oldest = manifest_name(kept, self._rank) if kept >= 0 else ""
         needed: set[str] = set()
         names = [path.name for path in self._folder.iterdir()]
         own = rf"-\d{{5,}}-{self._rank}"  # other names belong to other ranks

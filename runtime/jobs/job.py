@@ -177,13 +177,17 @@ class Job:
             checkpoints=None if kept is None else replace(kept, root=kept.root.absolute()),
         )
 
-    def retried(self) -> Job:
-        """Copy the job so that it resumes; it may then replace a video that an earlier attempt made."""
+    def retried(self, *, restart: bool = False) -> Job:
+        """Copy the job so that it resumes; it may then replace a video that an earlier attempt made.
+
+        Args:
+            restart: see `Checkpoints`.
+        """
         kept, overwrite = self.checkpoints, self.outputs.overwrite or self.is_made()
         return replace(
             self,
             outputs=replace(self.outputs, overwrite=overwrite),
-            checkpoints=None if kept is None else replace(kept, resume=True),
+            checkpoints=None if kept is None else replace(kept, resume=True, restart=restart or kept.restart),
         )
 
     def resumed(self) -> Job:

@@ -26,6 +26,8 @@ from runtime.media.latents import write_latents
 from runtime.media.mp4 import ColourWatch, FrameSink, Tee, mp4_encoder
 from runtime.media.quality import compare_videos
 from runtime.media.raw import check_room, raw_videos
+from runtime.parallel.ranks import Ranks
+from runtime.parallel.topology import machine_name
 from runtime.reports.report import LoraPart, ModelPart, Report, add_comparison, build_report
 from runtime.sampling.denoise import OnStep
 from runtime.sampling.plan import Plan
@@ -124,7 +126,7 @@ def _generate_full(
 def _begun(engine: Engine, job: Job) -> Iterator[list[Plan]]:
     """Begin a job on all ranks or on none, and end it on all together; yields the plans of its generations.
 
-    The first rank locks the checkpoints meanwhile, and removes them when the job succeeds.
+    The first rank of every disk locks the checkpoints meanwhile, and removes them when the job succeeds.
 
     Raises:
         BadRequestError: a rank refuses the job; raised on all ranks.
@@ -159,21 +161,49 @@ def _held(engine: Engine, job: Job) -> Iterator[list[Plan]]:
         engine.ranks.refuse_together(problem)
         needed = job.recipe is not None or kept is not None
         recipes = [engine.recipe(plan) for plan in plans] if needed else []
+        identities = [recipe.latents.text for recipe in recipes]
         try:
             if job.recipe is not None:
                 job.recipe.check_same(recipes[-1])
             if kept is not None and is_leader:
-                stack.enter_context(kept.locked([recipe.latents.text for recipe in recipes]))
+                stack.enter_context(kept.locked(identities))
         except BadRequestError as error:
             problem = str(error)
         engine.ranks.refuse_together(problem)
+        if kept is not None and engine.ranks.several_machines:
+            stack.enter_context(_held_elsewhere(kept, identities, engine.ranks))
         stack.enter_context(engine.commanded())
         yield plans
         if kept is not None and is_leader:
-            try:
-                kept.discard()
-            except OSError as error:
-                log.warning("checkpoints: cannot remove them from %r: %s", str(kept.root), error)
+            _discard(kept)
+
+
+@contextmanager
+def _held_elsewhere(kept: Checkpoints, identities: Sequence[str], ranks: Ranks) -> Iterator[None]:
+    """Hold the checkpoints on every disk that the first rank, which holds its own, does not share.
+
+    Raises:
+        BadRequestError: a machine refuses; raised on all ranks.
+    """
+    mark = ranks.control.all_gather_object(kept.mark)[0]
+    own, problem = ranks.leads_machine and not ranks.is_leader and kept.mark != mark, ""
+    with ExitStack() as stack:
+        try:
+            if own:
+                stack.enter_context(kept.locked(identities))
+        except BadRequestError as error:
+            problem = f"{error} (on {machine_name(ranks.hosts[ranks.rank])})"
+        ranks.refuse_together(problem)
+        yield
+        if own:
+            _discard(kept)
+
+
+def _discard(kept: Checkpoints) -> None:
+    try:
+        kept.discard()
+    except OSError as error:
+        log.warning("checkpoints: cannot remove them from %r: %s", str(kept.root), error)
 
 
 def _plans(engine: Engine, job: Job) -> list[Plan]:

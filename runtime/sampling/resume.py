@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from runtime.checkpoint.folder import Checkpoints
 from runtime.checkpoint.reader import Restored, restore
-from runtime.checkpoint.writer import CheckpointWriter, Snapshot
+from runtime.checkpoint.writer import CheckpointWriter, Group, Snapshot
 from runtime.models.sampler import restore_sampler, sampler_state
 from runtime.parallel.ranks import Ranks
-from runtime.parallel.topology import Topology
+from runtime.parallel.topology import Topology, machine_name
 from runtime.sampling.denoise import Denoising, StepRecord, summed
 from spectrum import StepKind
 
@@ -46,11 +47,16 @@ class Resumable:
             return 0
         folder, found = self._checkpoints.of(self._identity), None
         if self._checkpoints.resume:
-            found = restore(folder, self._topology, self._ranks, self.state.stream.names)
+            restart = self._checkpoints.restart
+            names = self.state.stream.names
+            found = restore(folder, self._topology, self._ranks, names, restart=restart)
         if found is not None:
             _restore(self.state, found, self._ranks)
+        ranks = self._ranks
+        mark: str = ranks.control.all_gather_object(secrets.token_hex(4) if ranks.is_leader else "")[0]
+        group = Group(mark, tuple(map(machine_name, ranks.hosts)))
         self._writer = CheckpointWriter(
-            folder, self._identity, self._topology, self._ranks.rank, self._checkpoints.every
+            folder, self._identity, self._topology, ranks.rank, self._checkpoints.every, group
         )
         if not self._checkpoints.resume:
             return 0

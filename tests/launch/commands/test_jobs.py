@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.cluster.run import _made_since
-from runtime.checkpoint.folder import VERSION, Checkpoints, manifest_name
+from runtime.checkpoint.folder import Checkpoints
+from runtime.checkpoint.manifests import VERSION, manifest_name
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.jobs.run import do_job, silent

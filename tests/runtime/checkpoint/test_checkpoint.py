@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.checkpoint.folder import VERSION, Checkpoints, complete_steps, manifest_name
+from runtime.checkpoint.folder import Checkpoints
+from runtime.checkpoint.manifests import VERSION, complete_steps, manifest_name
 from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter, Snapshot
 from runtime.engine import Engine

@@ -65,15 +65,16 @@ class CalibratedPredictor:
         weights = np.zeros(len(history))
         weights[-1] = 1.0
         if len(history) > 1:
-            slope = self.slopes(history[-2], history[-1])[target]
+            slope = self.slopes(history[-1])[target, history[-2]]
             weights[-2:] += (-slope, slope)
         return weights
 
-    def slopes(self, a: int, b: int) -> NDArray[np.float64]:
-        """Slopes `[n]` towards every step, from steps a and b."""
+    def slopes(self, b: int) -> NDArray[np.float64]:
+        """Slopes `[t, a]` towards every step t, from step b and every step a."""
         step = moved(self.gram, b)  # ⟨f_t − f_b, f_u − f_b⟩
-        length = step[a, a] * (1.0 + self.ridge)
-        return -step[:, a] / length if length > 0.0 else np.zeros(len(step))
+        lengths = step.diagonal() * (1.0 + self.ridge)
+        found: NDArray[np.float64] = -step / np.where(lengths > 0.0, lengths, np.inf)
+        return found
 
     def error(self, history: Sequence[int], target: int) -> float:
         """Expected relative error of the forecast at `target`: √(E‖f_t − forecast‖² / E‖f_t‖²)."""

@@ -179,21 +179,28 @@ class Planner:
 
     @cached_property
     def _costs(self) -> NDArray[np.float64]:
-        """Cost of every gap (a, b, c), where c = n is the end; infinite unless a < b < c."""
+        """Cost of every gap (a, b, c), where c = n is the end; infinite unless a < b < c.
+
+        A forecast with slope s_t leaves (f_t − f_b) + s_t (f_a − f_b). With S = Σ_t weight_t (f_t − f_b) and
+        q = Σ_t weight_t s_t over b < t < c, a gap costs ‖S‖² + 2 q ⟨S, f_a − f_b⟩ + q² ‖f_a − f_b‖².
+        """
         n = self._steps
         costs = np.full((n, n, n + 1), np.inf)
         for b in range(1, n):
-            shifted = moved(self._predictor.gram, b)
-            for a in range(b):
-                slopes = self._predictor.slopes(a, b)
-                cross = np.outer(slopes, shifted[a])
-                residual = shifted + cross + cross.T + np.outer(slopes, slopes) * shifted[a, a]
-                costs[a, b, b + 1 :] = self._gap_costs(residual, b)[b + 1 :]
+            shifted, weights = moved(self._predictor.gram, b), self._after(b)[:, None]
+            products = (weights * shifted[:, :b]).cumsum(axis=0)
+            slopes = (weights * self._predictor.slopes(b)[:, :b]).cumsum(axis=0)
+            gaps = self._first[b, 1:, None] + 2.0 * slopes * products + slopes**2 * shifted.diagonal()[:b]
+            costs[:b, b, b + 1 :] = np.maximum(gaps[b:].T, 0.0)
         return costs
+
+    def _after(self, b: int) -> NDArray[np.float64]:
+        """Weights of the steps after b, and 0 for the others."""
+        return np.where(np.arange(self._steps) > b, self._weights, 0.0)
 
     def _gap_costs(self, residual: NDArray[np.float64], b: int) -> NDArray[np.float64]:
         """Costs ‖Σ_t weight_t r_t‖² over b < t < c, for c = 0 … n, from ⟨r_t, r_u⟩."""
-        weights = np.where(np.arange(self._steps) > b, self._weights, 0.0)
+        weights = self._after(b)
         sums = (residual * np.outer(weights, weights)).cumsum(axis=0).cumsum(axis=1)
         costs: NDArray[np.float64] = np.maximum(np.concatenate([[0.0], sums.diagonal()]), 0.0)
         return costs

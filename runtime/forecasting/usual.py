@@ -12,11 +12,10 @@ from runtime.forecasting.validity import Conditions
 from runtime.request.config import AUTO, Config, available
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
-from spectrum import StepKind
+from spectrum import MAX_STEPS, StepKind
 
 FEW_STEPS = 4  # of which none can be forecast: distilled models jump from each to the next
 _PAPER, _UNIVERSAL = "paper", "universal"
-_PLANNED = 100  # steps that are planned within a second
 _FITS = "calibrated for this model, sampler and size"
 
 
@@ -57,12 +56,12 @@ def choose_preset(config: Config, request: VideoRequest, revision: Callable[[Con
 
     Of the calibrated presets that fit, and compute no more steps than the paper's, it is the one that
     computes most, and among equals the one with the highest expected PSNR. Where none fits, it is the
-    universal one, and the paper's where steps are so many that planning takes long.
+    universal one, and the paper's where steps are too many to plan.
     """
     listed = config.scheduler.steps
 
     def without(reason: str) -> Chosen:
-        name = _UNIVERSAL if request.steps <= _PLANNED else _PAPER
+        name = _UNIVERSAL if request.steps <= MAX_STEPS else _PAPER
         return Chosen(name, f"no calibration fits: {reason}")
 
     if listed is not None and listed <= FEW_STEPS:

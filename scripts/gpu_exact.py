@@ -115,7 +115,28 @@ def check_options(bench: Bench) -> Found:
         rounded.append(_compared(f"attention: {name}", reference, frames_of(other, request)))
     compiled = Engine(halves.model_copy(update={"compile": True}))
     rounded.append(_compared("compile", reference, frames_of(compiled, request)))
+    guided = request_of(halves, bench, "universal")
+    rounded += [
+        _timed(halves, one, guided) for one in ({"fuse_forecasts": True}, {"batch_guidance": "always"})
+    ]
     return {"must be equal": rows, "may differ by rounding, bfloat16": rounded}
+
+
+def _timed(config: Config, changes: dict[str, Any], request: VideoRequest) -> Found:
+    """Compare frames with and without an option; says what it does to the seconds of steps."""
+    frames, steps = [], []
+    for one in (config, config.model_copy(update=changes)):
+        engine, sink = Engine(one), FrameBuffer()
+        engine.warm_up(engine.plan(request.model_copy(update={"spectrum": "off"})))
+        taken = engine.generate(request, [sink]).step_seconds
+        frames.append(sink.frames)
+        steps.append([1e3 * (seconds or 0.0) for seconds in (taken.computed, taken.forecast)])
+    (name,) = (f"{field}: {str(value).lower()}" for field, value in changes.items())
+    said = [
+        f"{kind} step {after:.2f} ms instead of {before:.2f}"
+        for kind, before, after in zip(("computed", "forecast"), *steps, strict=True)
+    ]
+    return _compared(f"{name}, {', '.join(said)}", *frames)
 
 
 def _decided(config: Config, request: VideoRequest, plain: Frames) -> tuple[str, Frames, Frames]:

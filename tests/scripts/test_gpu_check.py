@@ -63,6 +63,12 @@ def test_every_check_runs(tmp_path: Path) -> None:
     assert halo["topology"] == "cfg 2, decode: halo" and (halo["equal"] or halo["psnr"] > ALIKE)
     auto = [one["option"] for one in found["options"]["must be equal"] if one["option"].startswith("auto")]
     assert auto == ["auto: text_encoder keep, vae keep"]  # as always on a CPU
+    timed = [one for one in found["options"]["may differ by rounding, bfloat16"] if " ms " in one["option"]]
+    assert [one["option"].split(",")[0] for one in timed] == [
+        "fuse_forecasts: true",
+        "batch_guidance: always",
+    ]
+    assert all(one["equal"] or one["psnr"] > 20 for one in timed)
     failures = found["failures"]["failures"]
     assert [(one["exit code"], one["named"], one["left"]) for one in failures] == [(3, True, 0)] * 2
 

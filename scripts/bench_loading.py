@@ -2,16 +2,17 @@
 
     python scripts/bench_loading.py --gigabytes 4 --ranks 2
 
-Writes a transformer of random float32 weights with blocks as wide as Wan2.1-14B's, in files of 5 GB as the
-hub has them, and loads it in bfloat16 on all ranks, in alternating rounds; all must load the same bits. A
-third way loads a copy of the checkpoint that has the bfloat16 weights already, as a cache of cast weights
-would. With --cold the files are dropped from the kernel's cache before each round, so that the disk is read.
+Writes wan-tiny with another transformer, of random float32 weights with blocks as wide as Wan2.1-14B's, in
+files of 5 GB as the hub has them, and loads it in bfloat16 on all ranks, in alternating rounds; all must load
+the same bits. A third way loads the copy that `lockstep convert --dtype bfloat16` makes, of half the bytes.
+With --cold the files are dropped from the kernel's cache before each round, so that the disk is read.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -22,14 +23,16 @@ import torch
 from bench_scaling import on_ranks
 from diffusers import WanTransformer3DModel
 
+from runtime.files.text import read_json
 from runtime.models.folder import ModelFolder
+from runtime.models.layouts.convert import plan_conversion
 from runtime.models.loading import distribute, is_finite, load_component, replace
 from runtime.models.wan.adapter import every_block
 from runtime.parallel.ranks import Ranks
+from runtime.request.config import EMBEDDED_MODELS
 
 WIDTH = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}  # of Wan2.1-14B
 BLOCK_BYTES = 4 * 352e6  # of one of its blocks, in float32
-CAST = "cast"  # folder of the copy
 
 
 def write_transformer(folder: Path, gigabytes: float, **settings: Any) -> float:
@@ -49,20 +52,31 @@ def write_transformer(folder: Path, gigabytes: float, **settings: Any) -> float:
     return sum(weight.numel() for weight in model.parameters()) * 4 / 1e9
 
 
-def write_cast(folder: Path) -> float:
-    """Write a copy of the checkpoint in the dtypes that it is loaded in; returns its seconds."""
+def write_model(folder: Path, gigabytes: float) -> float:
+    """Write wan-tiny with such a transformer in place of its own; returns the transformer's gigabytes."""
+    shutil.copytree(EMBEDDED_MODELS / "wan-tiny", folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "transformer")
+    own = read_json(EMBEDDED_MODELS / "wan-tiny" / "transformer" / "config.json")
+    return write_transformer(folder, gigabytes, text_dim=own["text_dim"])
+
+
+def convert(folder: Path) -> float:
+    """Convert the model to bfloat16 in another folder beside it; returns the seconds."""
     began = time.perf_counter()
-    model = WanTransformer3DModel.from_pretrained(folder / "transformer", dtype=torch.bfloat16)
-    model.save_pretrained(folder / CAST / "transformer", max_shard_size="5GB")
-    os.sync()
+    plan_conversion(str(folder), converted(folder), dtype="bfloat16").run()
     return time.perf_counter() - began
+
+
+def converted(folder: Path) -> Path:
+    """Folder of the converted model."""
+    return folder.with_name(f"{folder.name}-bfloat16")
 
 
 def drop(folder: Path) -> None:
     """Drop all files of a folder from the kernel's cache; no process may have mapped them."""
-    os.sync()
     for path in folder.rglob("*.safetensors"):
         with path.open("rb") as file:
+            os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -93,7 +107,7 @@ def load_on_the_first(ranks: Ranks, folder: ModelFolder) -> torch.nn.Module:
 
 def load_cast(ranks: Ranks, folder: ModelFolder) -> torch.nn.Module:
     """Load the copy as Lockstep does."""
-    return load_in_shares(ranks, ModelFolder(folder.name, folder.path / CAST, "", folder.pipeline))
+    return load_in_shares(ranks, ModelFolder(folder.name, converted(folder.path), "", folder.pipeline))
 
 
 WAYS = {
@@ -111,6 +125,7 @@ def measure(ranks: Ranks, path: Path, rounds: int, cold: bool) -> dict[str, list
         for way, load in WAYS.items():
             if cold and ranks.is_leader:
                 drop(path)
+                drop(converted(path))
             ranks.control.all_gather_object("dropped")
             began = time.perf_counter()
             model = load(ranks, folder)
@@ -138,9 +153,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        size = write_transformer(Path(folder), arguments.gigabytes)
-        writing = write_cast(Path(folder))
-        found = on_ranks(arguments.ranks, measure, Path(folder), arguments.rounds, arguments.cold)[0]
+        model = Path(folder) / "model"
+        size = write_model(model, arguments.gigabytes)
+        converting = convert(model)
+        found = on_ranks(arguments.ranks, measure, model, arguments.rounds, arguments.cold)[0]
     cache = "not in" if arguments.cold else "in"
     print(
         f"{size:.1f} GB in float32, loaded in bfloat16 on {arguments.ranks} ranks; files {cache} the cache\n"
@@ -150,7 +166,7 @@ def main() -> None:
         print(f"| {way} | {statistics.median(seconds):.1f} | {min(seconds):.1f} |")
     ours, theirs, cast = (statistics.median(seconds) for seconds in found.values())
     print(f"\nA share for each rank takes {ours / theirs:.2f} of the time; of a copy {cast / ours:.2f} of it")
-    print(f"Reading, casting and writing the copy took {writing:.1f} s.")
+    print(f"Converting took {converting:.1f} s.")
 
 
 if __name__ == "__main__":

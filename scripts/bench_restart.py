@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -24,26 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from bench_loading import drop, write_transformer
+from bench_loading import drop, write_model
 
 from launch.cluster.group import Begun, Ended, RankGroup
 from runtime.checkpoint.folder import Checkpoints
-from runtime.files.text import read_json
 from runtime.jobs.job import Job
 from runtime.models.configs import open_config
-from runtime.request.config import EMBEDDED_MODELS, Config, Dtypes
+from runtime.request.config import Config, Dtypes
 from runtime.request.outputs import Outputs
 from runtime.sampling.denoise import StepRecord
 
 KILLED_AFTER = 2  # steps
-
-
-def write_model(folder: Path, gigabytes: float) -> float:
-    """Write the model; returns its transformer's gigabytes."""
-    shutil.copytree(EMBEDDED_MODELS / "wan-tiny", folder, dirs_exist_ok=True)
-    shutil.rmtree(folder / "transformer")
-    own = read_json(EMBEDDED_MODELS / "wan-tiny" / "transformer" / "config.json")
-    return write_transformer(folder, gigabytes, text_dim=own["text_dim"])
 
 
 class TimedGroup(RankGroup):
@@ -57,11 +48,13 @@ class TimedGroup(RankGroup):
         began = time.perf_counter()
         super()._place(job)
         self.seconds["placing, processes and imports"] = time.perf_counter() - began
+        say("  the processes are there")
 
     def _start(self, job: Job) -> list[dict[str, Any]]:
         began = time.perf_counter()
         found = super()._start(job)
         self.seconds["meeting and loading"] = time.perf_counter() - began
+        say("  the model is loaded")
         return found
 
 
@@ -86,9 +79,14 @@ def steps_of(group: RankGroup, job: Job) -> Iterator[StepRecord | Ended]:
     yield from (event for event in group.run(job) if not isinstance(event, Begun))
 
 
+def say(doing: str) -> None:
+    print(f"{time.strftime('%X')} {doing}", file=sys.stderr, flush=True)
+
+
 def one_round(folder: Path, ranks: int) -> dict[str, dict[str, float]]:
     """Start, kill and replace a group; seconds of each part, for the first group and the one in its place."""
     with tempfile.TemporaryDirectory() as out:
+        say("a cold start")
         job = job_of(folder, Path(out), ranks)
         drop(folder)
         began = time.perf_counter()
@@ -102,12 +100,14 @@ def one_round(folder: Path, ranks: int) -> dict[str, dict[str, float]]:
                 found["cold start"]["in all"] = time.perf_counter() - began
             if isinstance(event, StepRecord) and event.index == KILLED_AFTER:
                 break
+        say("killing the last rank")
         killed = time.perf_counter()
         os.kill(group.places[-1]["pid"], signal.SIGKILL)
         ended = [event for event in running if isinstance(event, Ended)]
         noticed = time.perf_counter()
         assert ended and "rank" in ended[0].reason, ended
         group.kill()
+        say("a group in its place")
         again = TimedGroup(job)
         loaded = time.perf_counter()
         parts = {"until it is noticed": noticed - killed, **again.seconds}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from runtime.files.text import read_json
 from runtime.models.settings import empty_model
@@ -82,22 +86,16 @@ def _check_weights(path: Path, kind: ModelKind) -> None:
     for component, model in (transformers | {"vae": "AutoencoderKLWan"}).items():
         folder = path / component
         WeightFiles(folder, DIFFUSERS_STEM).check(_shapes(folder, model))
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    settings = path / "text_encoder" / "config.json"
-    wanted = empty_model(lambda: UMT5EncoderModel(UMT5Config.from_dict(read_json(settings))), settings)
-    WeightFiles(path / "text_encoder", "model").check(wanted, complete=False)  # some are tied to others
+    folder = path / "text_encoder"
+    WeightFiles(folder, "model").check(_shapes(folder, "UMT5EncoderModel"), complete=False)  # some are tied
 
 
 def _check_image_encoder(path: Path) -> None:
     """Check the image encoder, and what prepares images for it."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
     read_json(path / "image_processor" / "preprocessor_config.json")
     folder = path / "image_encoder"
     ImageEncoderSettings.read(folder / "config.json")
-    given = read_json(folder / "config.json")
-    wanted = empty_model(lambda: CLIPVisionModel(CLIPVisionConfig.from_dict(given)), folder / "config.json")
+    wanted = _shapes(folder, "CLIPVisionModel")
     WeightFiles(folder, "model").check(wanted, prefix="vision_model.", complete=False)
 
 
@@ -107,11 +105,29 @@ def transformer_shapes(path: Path, kind: ModelKind) -> Mapping[str, tuple[int, .
 
 
 def _shapes(folder: Path, model: str) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of a diffusers component's weights, from its settings."""
-    import diffusers  # here because it takes seconds
-
+    """Names and shapes of a component's weights, from its settings."""
     settings = folder / "config.json"
-    return empty_model(lambda: getattr(diffusers, model).from_config(read_json(settings)), settings)
+    return _shapes_of(model, json.dumps(read_json(settings)), settings)
+
+
+@lru_cache(maxsize=16)
+def _shapes_of(model: str, content: str, settings: Path) -> Mapping[str, tuple[int, ...]]:
+    """Building a model takes longer than all other checks, and a process may load from the settings again."""
+    given = json.loads(content)
+    return MappingProxyType(empty_model(lambda: _built(model, given), settings))
+
+
+def _built(model: str, settings: dict[str, Any]) -> Any:
+    """A model of transformers or diffusers, by the name of its class."""
+    import diffusers  # here because these take seconds
+    import transformers
+
+    if config := _CONFIGS.get(model):
+        return getattr(transformers, model)(getattr(transformers, config).from_dict(settings))
+    return getattr(diffusers, model).from_config(settings)
+
+
+_CONFIGS = {"UMT5EncoderModel": "UMT5Config", "CLIPVisionModel": "CLIPVisionConfig"}  # of transformers
 
 
 def _check_conditioning(kind: ModelKind, transformer: TransformerSettings, *, by_token: bool) -> None:

@@ -126,6 +126,23 @@ def test_damage_is_named(config: Config, copy: Path, damage: Callable[[Path], ob
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("component", "name", "value"),
+    [("transformer", "ffn_dim", 700), ("vae", "base_dim", 8), ("text_encoder", "vocab_size", 7)],
+)
+def test_settings_that_change_after_they_were_checked_are_checked_again(
+    config: Config, copy: Path, component: str, name: str, value: int
+) -> None:
+    before = found(config, copy)
+    settings = copy / component / "config.json"
+    content = settings.read_text()
+    edit(settings, **{name: value})
+    with pytest.raises(BadRequestError, match="it should be"):
+        found(config.model_copy(update={"architecture": None}), copy)
+    settings.write_text(content)
+    assert found(config, copy) == before
+
+
 def test_channels_that_go_out_are_those_that_come_in_unless_said_otherwise(
     config: Config, copy: Path, small: Callable[..., VideoRequest]
 ) -> None:

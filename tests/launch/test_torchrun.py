@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,22 +137,16 @@ def test_what_ends_the_first_rank_is_said_once(tmp_path: Path, nodes: int) -> No
     """It cannot write its files: they may have 8 KiB each. The first rank of another node says so there."""
     out = tmp_path / "a.mp4"
     if nodes == 1:
-        starts = [["launch", *GENERATE, "--ranks", "2", "--launcher", "torchrun"]]
+        module, starts = "launch", [[*GENERATE, "--ranks", "2", "--launcher", "torchrun"]]
     else:
         meeting = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=localhost"]
         meeting.append(f"--master-port={free_port()}")
         job = ["-m", "launch.torchrun", PROMPT, "--timeout", "10"]
-        starts = [[TORCHRUN, *meeting, f"--node-rank={number}", *job] for number in range(2)]
-    limited = ["prlimit", "--fsize=8192", sys.executable, "-m"]
-    agents = [
-        subprocess.Popen(
-            [*limited, *start, *SMALL, "--checkpoint-every", "0", "--out", str(out)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for start in starts
-    ]
+        module, starts = TORCHRUN, [[*meeting, f"--node-rank={number}", *job] for number in range(2)]
+    words, pipe = [*SMALL, "--checkpoint-every", "0", "--out", str(out)], subprocess.PIPE
+    agents = [Command([*start, *words], module, stdout=pipe, stderr=pipe) for start in starts]
+    for agent in agents:  # they have started no ranks yet
+        psutil.Process(agent.pid).rlimit(psutil.RLIMIT_FSIZE, (8192, 8192))
     ended = [agent.communicate() for agent in agents]
     for agent, (printed, said) in zip(agents, ended, strict=True):
         assert agent.returncode == (3 if nodes == 1 else 1), said  # torchrun has a code of its own

@@ -173,3 +173,11 @@ def test_a_cluster_of_another_version_is_refused_by_it(cluster: Cluster, tmp_pat
     assert f"RAY_ADDRESS: '{cluster.address}' given; " in said and "1.0.0" in said
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_variables_of_the_network_reach_ranks_that_others_started(cluster: Cluster, tmp_path: Path) -> None:
+    """The nodes' daemons, whose children the ranks are, do not have them."""
+    given = environment(cluster.address) | {"GLOO_SOCKET_IFNAME": "eth7"}
+    done = completed(generate(tmp_path / "a.mp4"), env=given, timeout=200)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "GLOO_SOCKET_IFNAME: 'eth7' given;" in done.stderr and "has no interface 'eth7'" in done.stderr

@@ -50,6 +50,15 @@ def of_quality() -> list[str]:
     return _others(2030, taken)
 
 
+@cache
+def of_guidance() -> list[str]:
+    """Prompts of docs/adaptive_guidance.jsonl, the first eight of which no other table has."""
+    taken = {*of_experts()[:EVALUATED]}
+    for prompts in _calibrated():
+        taken |= {*prompts, *of_fits(prompts)[: 2 * FITTED]}
+    return _others(2027, taken)
+
+
 def _calibrated() -> list[tuple[str, ...]]:
     return [tuple(load_calibration(model).prompts) for model in ("wan-tiny", "wan2.2-tiny")]
 

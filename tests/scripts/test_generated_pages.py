@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_adaptive_guidance import Result as GuidanceResult
+from bench_adaptive_guidance import table as guidance_table
 from bench_fitted import Result, table
 from chaos_table import write_page
 from flux_page import write_page as write_flux_page
@@ -41,6 +43,11 @@ def test_the_page_of_quality(tmp_path: Path) -> None:
 def test_the_table_of_fitted_solvers() -> None:
     measured = table([Result(**record) for record in records("fitted.jsonl")])
     assert measured in (DOCS / "calibration.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_adaptive_guidance() -> None:
+    measured = guidance_table([GuidanceResult(**record) for record in records("adaptive_guidance.jsonl")])
+    assert measured in (DOCS / "quality.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_flux_tiny(tmp_path: Path) -> None:

@@ -44,10 +44,8 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self._most, self.limit_concurrency = (
-            self.limit_concurrency,
-            None,
-        )  # uvicorn would refuse in plain text
+        self._most = self.limit_concurrency
+        self.limit_concurrency = None  # uvicorn would refuse in plain text
         self._since = 0.0  # when it was opened, or its last answer ended
         self._coming, self._going = _Timer(self.loop, self._late), _Timer(self.loop, self._unread)
 

@@ -33,29 +33,29 @@ from bench_quality import paper_steps
 from flux_peers import CALL, MODEL, load
 from flux_tiny_data import HELD_OUT
 from flux_tiny_measure import Distances
-from make_universal import example
 from wan_tiny_prompts import of_universal
 
 from runtime.engine import Engine
 from runtime.forecasting.calibration import load_calibration
 from runtime.media.mp4 import FrameBuffer, Frames
 from runtime.media.quality import psnr
-from runtime.request.config import load_config, shipped
+from runtime.request.config import load_config
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from spectrum import ChebyshevRidge, FixedSchedule, LinearExtrapolation, StepKind
 from spectrum.calibration import to_triangle
 from spectrum.diffusers import Preset, disable, enable, plan
 from spectrum.diffusers.plans import planned_preset
-from spectrum.universal import Universal
+from spectrum.universal import Universal, examples
 
 BUDGETS = (8, 10, 14)
 FIRST_SEED = 40_000
 PICTURED = 16  # captions of docs/flux.md
 PAPER, FEWER, OWN = "paper", "fewer steps", "own plan"
+CARRIED = "own calibration, of another sampler"
 UNIVERSAL, WEIGHTS, NODES = "universal", "universal weights, paper's steps", "universal steps, straight line"
-METHODS = (PAPER, FEWER, NODES, WEIGHTS, UNIVERSAL, OWN)
-ROUNDS = ((PAPER, FEWER, UNIVERSAL), (WEIGHTS, OWN, NODES))  # what is measured first, on all prompts
+METHODS = (PAPER, FEWER, NODES, WEIGHTS, UNIVERSAL, CARRIED, OWN)
+ROUNDS = ((PAPER, FEWER, UNIVERSAL, CARRIED), (WEIGHTS, OWN, NODES))  # what is measured first, on all prompts
 Make = Callable[[], float]
 """Makes a video or picture by one method, and measures its PSNR."""
 
@@ -77,6 +77,7 @@ SETTINGS = (
     Setting("wan2.2-tiny, two experts, 50 UniPC steps, shift 12", "wan2.2-tiny", 50),
     Setting("flux-tiny, 50 Euler steps", "flux-tiny", 50),
     Setting("wan-tiny, 30 UniPC steps, shift 5, guidance 3", "wan-tiny", 30, 3.0, 5.0, False),
+    Setting("wan-tiny, 50 UniPC steps, shift 8, guidance 7", "wan-tiny", 50, 7.0, 8.0, False),
     Setting("flux-tiny, 28 Euler steps", "flux-tiny", 28, own=False),
 )
 
@@ -92,9 +93,9 @@ class Result:
     psnr: float
 
 
-def left_out(model: str, files: Mapping[str, Path]) -> Universal:
+def left_out(model: str) -> Universal:
     """Make a table from all models but one."""
-    return Universal(tuple(example(file) for name, file in files.items() if name != model))
+    return Universal(tuple(one for name, one in examples().items() if name != model))
 
 
 class Videos:
@@ -140,7 +141,10 @@ class Videos:
     def _presets(self, request: VideoRequest, budget: int) -> dict[str, Callable[[int], dict[str, Any]]]:
         """What makes each method's preset, given a number of steps that the schedule is to compute."""
         own = {"calibration": self._setting.model}
-        calibrated = {"predictor": {"kind": "calibrated"}, "calibration": self._forged(request)}
+        calibrated = {
+            "predictor": {"kind": "calibrated"},
+            "calibration": self._forged(request, self._universal),
+        }
         planned = {"kind": "planned", "nfe": budget, "guard": None}
         line = {"predictor": {"kind": "linear"}, "switch": {"history": "carried"}}
         sampler = self._engine.profile.fresh_sampler(request)
@@ -157,21 +161,25 @@ class Videos:
         }
         if self._setting.own:
             made[OWN] = lambda _: made[UNIVERSAL](budget) | own
+        else:
+            itself = Universal((examples()[self._setting.model],))
+            carried = self._forged(request, itself)
+            made[CARRIED] = lambda _: made[UNIVERSAL](budget) | {"calibration": carried}
         return made
 
-    def _forged(self, request: VideoRequest) -> str:
-        """Write the table as if it were a calibration of this model."""
-        path = self._folder / f"{request.steps}.json"
+    def _forged(self, request: VideoRequest, table: Universal) -> str:
+        """Write a table as if it were a calibration of this model."""
+        path = self._folder / f"{request.steps}-{len(table.examples)}.json"
         if not path.exists():
             profile = self._engine.profile
             sampler = profile.fresh_sampler(request)
             levels, steps = sampler.sigmas.tolist(), request.steps
-            sensitivity = np.mean([one.at(levels)[1] for one in self._universal.examples], axis=0).tolist()
+            sensitivity = np.mean([one.at(levels)[1] for one in table.examples], axis=0).tolist()
             size = (steps + 1) * (steps + 2) // 2
             changed = {
                 "conditions": profile.conditions(request, sampler),
                 "noise_levels": levels,
-                "grams": {"guided": to_triangle(self._universal.predictor(levels).gram)},
+                "grams": {"guided": to_triangle(table.predictor(levels).gram)},
                 "sensitivity": sensitivity,
                 "response": [1.0] * steps,
                 "trajectory": [1.0] * size,
@@ -328,12 +336,9 @@ def main() -> None:
 
 
 def _measured(given: argparse.Namespace, known: list[Result], folder: Path) -> Iterator[Result]:
-    given.work.mkdir(parents=True, exist_ok=True)
-    files = {name: shipped("calibrations", f"{name}.json") for name in ("wan-tiny", "wan2.2-tiny")}
-    files["flux-tiny"] = calibration(given.work, given.flux, 50, USUAL)
     done, began = {(one.setting, one.number, one.method, one.nfe) for one in known}, time.monotonic()
     chosen = [one for one in SETTINGS if given.setting in one.name]
-    benches = [_bench(one, given, files, folder) for one in chosen]
+    benches = [_bench(one, given, folder) for one in chosen]
     for methods, number in itertools.product(ROUNDS, range(given.videos)):
         for setting, bench in zip(chosen, benches, strict=True):
             for method, nfe, make in bench.methods(number):
@@ -345,12 +350,11 @@ def _measured(given: argparse.Namespace, known: list[Result], folder: Path) -> I
             print(f"{setting.name}: {number + 1} of {given.videos}", file=sys.stderr, flush=True)
 
 
-def _bench(
-    setting: Setting, given: argparse.Namespace, files: Mapping[str, Path], folder: Path
-) -> Videos | Pictures:
-    universal = left_out(setting.model, files)
+def _bench(setting: Setting, given: argparse.Namespace, folder: Path) -> Videos | Pictures:
+    universal = left_out(setting.model)
     if setting.model == "flux-tiny":
-        return Pictures(setting, universal, given.flux, files["flux-tiny"])
+        given.work.mkdir(parents=True, exist_ok=True)
+        return Pictures(setting, universal, given.flux, calibration(given.work, given.flux, 50, USUAL))
     own = folder / setting.name.replace(" ", "-")
     own.mkdir()
     return Videos(setting, universal, own)

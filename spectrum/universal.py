@@ -118,15 +118,18 @@ class Universal:
 @cache
 def universal() -> Universal:
     """Weights and plans from the three models that Lockstep has trained and calibrated."""
+    return Universal(tuple(examples().values()))
+
+
+def examples() -> dict[str, Example]:
+    """Read what was measured of each of these models, by its name."""
     models = json.loads(TABLE.read_text(encoding="utf-8"))["models"]
-    return Universal(
-        tuple(
-            Example(
-                one["noise_levels"], from_triangle(one["gram"], len(one["sensitivity"])), one["sensitivity"]
-            )
-            for one in models
+    return {
+        one["model"]: Example(
+            one["noise_levels"], from_triangle(one["gram"], len(one["sensitivity"])), one["sensitivity"]
         )
-    )
+        for one in models
+    }
 
 
 @lru_cache(maxsize=64)

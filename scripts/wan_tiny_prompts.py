@@ -41,6 +41,11 @@ def of_universal() -> list[str]:
     return _others(2028, taken)
 
 
+def of_progressive() -> list[str]:
+    """Prompts of docs/progressive.jsonl: far behind those of docs/universal.jsonl."""
+    return of_universal()[100:]
+
+
 @cache
 def of_quality() -> list[str]:
     """Prompts of wan-tiny in docs/quality.md, which no calibration and no other table has."""

@@ -11,6 +11,8 @@ import pytest
 from bench_adaptive_guidance import Result as GuidanceResult
 from bench_adaptive_guidance import table as guidance_table
 from bench_fitted import Result, table
+from bench_progressive import Result as ProgressiveResult
+from bench_progressive import table as progressive_table
 from chaos_table import write_page
 from flux_page import write_page as write_flux_page
 from gpu_page import write_page as write_gpu_page
@@ -48,6 +50,11 @@ def test_the_table_of_fitted_solvers() -> None:
 def test_the_table_of_adaptive_guidance() -> None:
     measured = guidance_table([GuidanceResult(**record) for record in records("adaptive_guidance.jsonl")])
     assert measured in (DOCS / "quality.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_progressive_resolution() -> None:
+    measured = progressive_table([ProgressiveResult(**record) for record in records("progressive.jsonl")])
+    assert measured in (DOCS / "progressive.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_flux_tiny(tmp_path: Path) -> None:

@@ -136,8 +136,6 @@ def _begun(engine: Engine, job: Job) -> Iterator[list[Plan]]:
     try:
         with _held(engine, job) as plans:
             yield plans
-        # No rank leaves before the files are written, as any may fail until then.
-        ranks.control.all_gather_object("done")
     except (BadRequestError, CancelledError):
         ranks.at("idle")  # these errors end the job, not its ranks
         raise
@@ -174,6 +172,8 @@ def _held(engine: Engine, job: Job) -> Iterator[list[Plan]]:
             stack.enter_context(_held_elsewhere(kept, identities, engine.ranks))
         stack.enter_context(engine.commanded())
         yield plans
+        # No rank leaves or removes checkpoints before the files are written, as any may fail until then.
+        engine.ranks.control.all_gather_object("done")
         if kept is not None and is_leader:
             _discard(kept)
 
@@ -185,15 +185,19 @@ def _held_elsewhere(kept: Checkpoints, identities: Sequence[str], ranks: Ranks) 
     Raises:
         BadRequestError: a machine refuses; raised on all ranks.
     """
-    mark = ranks.control.all_gather_object(kept.mark)[0]
-    own, problem = ranks.leads_machine and not ranks.is_leader and kept.mark != mark, ""
+    own, held = False, [ranks.control.all_gather_object(kept.mark)[0]]
+    _, *leaders = [ranks.hosts.index(host) for host in dict.fromkeys(ranks.hosts)]
     with ExitStack() as stack:
-        try:
-            if own:
-                stack.enter_context(kept.locked(identities))
-        except BadRequestError as error:
-            problem = f"{error} (on {machine_name(ranks.hosts[ranks.rank])})"
-        ranks.refuse_together(problem)
+        for leader in leaders:  # one after the other, as some may share a disk
+            problem, mark = "", kept.mark
+            try:
+                if ranks.rank == leader and (not mark or mark not in held):
+                    stack.enter_context(kept.locked(identities))
+                    own = True
+            except BadRequestError as error:
+                problem = f"{error} (on {machine_name(ranks.hosts[ranks.rank])})"
+            ranks.refuse_together(problem)
+            held.append(ranks.control.all_gather_object(kept.mark)[leader])
         yield
         if own:
             _discard(kept)

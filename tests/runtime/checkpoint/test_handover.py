@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,15 @@ from runtime.checkpoint.handover import Delivery
 from runtime.checkpoint.manifests import complete_steps, kept_steps, manifest_name
 from runtime.checkpoint.reader import Restored, restore
 from runtime.checkpoint.writer import CheckpointWriter, Group, Snapshot
+from runtime.engine import Engine
 from runtime.errors import BadRequestError
+from runtime.jobs.run import do_job
 from runtime.parallel.ranks import Ranks
 from runtime.parallel.topology import Topology
-from tests.ranks import run_ranks
+from runtime.sampling.denoise import OnStep, StepRecord
+from spectrum import StepKind
+from tests.jobs import TINY, make_job
+from tests.ranks import run_ranks, watch_ranks
 
 HOSTS = ("one", "one", "two")
 TOPOLOGY = Topology(ring=3)
@@ -192,3 +199,39 @@ def test_pieces_cover_every_byte_once_and_pairs_take_turns() -> None:
         assert piece.start == sent.get(piece.delivery, 0)
         sent[piece.delivery] = piece.start + piece.length
     assert sent == {big: big.size, small: 7, back: 3}
+
+
+def do_on_disks(ranks: Ranks, root: Path, disks: dict[str, str], in_the_way: bool) -> None:
+    """Do a job whose checkpoints are on each machine's disk; a folder may take the video's name meanwhile."""
+    machine = ranks.hosts[ranks.rank].partition(":")[0]
+    out = root / disks["one"] / "a.mp4"
+    job = make_job(out, ranks=ranks.size, **TINY)
+    assert job.checkpoints is not None
+    kept = replace(job.checkpoints, root=root / disks[machine] / "a.checkpoints")
+
+    @contextmanager
+    def progress(label: str, kinds: Sequence[StepKind]) -> Iterator[OnStep]:
+        def on_step(record: StepRecord) -> None:
+            if in_the_way and ranks.is_leader and record.index == len(kinds) - 1:
+                out.mkdir()
+
+        yield on_step
+
+    do_job(Engine(job.config, ranks, job.degrees), replace(job, checkpoints=kept), progress)
+
+
+def test_checkpoints_stay_on_all_machines_until_the_video_is_written(tmp_path: Path) -> None:
+    """The last thing that may fail is giving it its name."""
+    disks = {"one": "one", "two": "two"}
+    outcomes = watch_ranks(2, do_on_disks, tmp_path, disks, True, hosts=("one", "two"), timeout=30.0)
+    assert outcomes[0].error is not None and "a.mp4" in outcomes[0].error[3], outcomes
+    manifests = {path.name for path in tmp_path.glob("*/a.checkpoints/*/manifest-00003-*.json")}
+    assert manifests == {manifest_name(3, 0), manifest_name(3, 1)}
+
+
+def test_machines_may_share_a_disk_that_the_first_one_does_not(tmp_path: Path) -> None:
+    """One of them holds the checkpoints there, and removes them at the end."""
+    disks = {"one": "one", "two": "others", "three": "others"}
+    run_ranks(3, do_on_disks, tmp_path, disks, False, hosts=tuple(disks))
+    assert (tmp_path / "one" / "a.mp4").is_file()
+    assert [*tmp_path.glob("*/a.checkpoints")] == []

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -117,8 +117,8 @@ def gather_manifests(folder: Path, known: Known, ranks: Ranks) -> Manifests:
     found = {int(rank): manifest for one in told for rank, manifest in one.items()}
     for rank in range(known.topology.world):
         manifest = found.get(rank, {})
-        parts = manifest.get("parts", {})
-        if manifest.get("last") not in parts:
+        parts = manifest.get("parts")
+        if not isinstance(parts, dict) or manifest.get("last") not in parts:
             name = manifest_name(known.step, rank)
             raise ValueError(f"{name!r} cannot be read any more, or is damaged")
         for part in parts:
@@ -150,7 +150,7 @@ def fetch(folder: Path, needed: Mapping[str, str], ranks: Ranks) -> Path | None:
         ranks: all ranks.
 
     Returns:
-        that folder, to be removed once it was read; None if nothing had to be sent to this machine.
+        that folder, to be removed once it was read; None if nothing had to be sent to any machine.
 
     Raises:
         ValueError: no machine has a part that another needs, or one arrived damaged; raised on every rank.
@@ -272,28 +272,23 @@ class _Arriving:
 
     def __init__(self, path: Path):
         self._path, self._problem = path, ""
-        self._file: IO[bytes] | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb")
+            path.write_bytes(b"")
         except OSError as error:
             self._fail(error)
 
     def add(self, content: torch.Tensor) -> None:
-        """Write the next piece, 1-dim, uint8."""
+        """Write the next piece, 1-dim, uint8. The file is closed in between, as there may be very many."""
         try:
-            if self._file is not None:
-                self._file.write(content.numpy().data)
+            if not self._problem:
+                with self._path.open("ab") as file:
+                    file.write(content.numpy().data)
         except OSError as error:
             self._fail(error)
 
     def end(self, digest: str) -> str:
-        """Close the file; returns what is wrong with it, empty if nothing is."""
-        try:
-            if self._file is not None:
-                self._file.close()
-        except OSError as error:
-            self._fail(error)
+        """Say what is wrong with the file once all has come; empty if nothing is."""
         damaged = f"{self._path.name!r} arrived damaged: its checksum differs from the manifest's"
         return self._problem or ("" if _is_whole(self._path, digest) else damaged)
 

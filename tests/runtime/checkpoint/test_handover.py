@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import resource
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +92,14 @@ def half_written(root: Path, rank: int) -> None:
         path.write_bytes(path.read_bytes()[:100])
 
 
+def of_other_types(root: Path, rank: int) -> None:
+    """A manifest that is JSON, but not one of Lockstep's."""
+    if rank == 2:
+        path = root / "two" / manifest_name(4, 2)
+        known = json.loads(path.read_text())
+        path.write_text(json.dumps(known | {"parts": [*known["parts"]]}))
+
+
 def of_another_group(root: Path, rank: int) -> None:
     """A third rank of another attempt has also written the last step."""
     if rank == 2:
@@ -125,6 +135,7 @@ CASES: dict[str, tuple[Harm, Topology, bool, int | None]] = {
     "another arrangement": (untouched, Topology(cfg=3), False, 4),
     "a part that is gone": (without_a_part, TOPOLOGY, False, 2),
     "half-written": (half_written, TOPOLOGY, False, 2),
+    "of other types": (of_other_types, TOPOLOGY, False, 2),
     "of another group": (of_another_group, TOPOLOGY, False, 2),
     "lost": (lost, TOPOLOGY, False, None),
     "lost, and started again": (lost, TOPOLOGY, True, None),
@@ -187,6 +198,22 @@ def test_what_other_machines_have_counts_as_kept(tmp_path: Path) -> None:
     assert kept.newest == 4
     write(other := Checkpoints(tmp_path / "other", every=1).of("{}"), 1, Group("mark", HOSTS))
     assert kept_steps(other) == []
+
+
+def test_more_parts_arrive_than_a_process_may_open_files(tmp_path: Path) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    content = torch.arange(5, dtype=torch.uint8)
+    digest = hashlib.sha256(content.numpy().tobytes()).hexdigest()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 20, usual[1]))
+    try:
+        files = [handover._Arriving(tmp_path / "fetched-0" / str(number)) for number in range(40)]
+        for piece in (content[:2], content[2:]):
+            for file in files:
+                file.add(piece)
+        assert {file.end(digest) for file in files} == {""}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 
 
 def test_pieces_cover_every_byte_once_and_pairs_take_turns() -> None:

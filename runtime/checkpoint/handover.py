@@ -20,9 +20,9 @@ import torch
 from runtime.checkpoint.folder import FETCHED
 from runtime.checkpoint.manifests import PART, Seen, manifest_name, read_manifest, seen_manifests
 from runtime.checkpoint.writer import file_digest
-from runtime.errors import reason
+from runtime.errors import BadRequestError, reason
 from runtime.parallel.ranks import Ranks
-from runtime.parallel.topology import Topology
+from runtime.parallel.topology import Topology, machine_name
 
 _CHUNK = 4 << 20  # bytes that one machine sends another at a time; a wait for it must stay short
 
@@ -154,6 +154,7 @@ def fetch(folder: Path, needed: Mapping[str, str], ranks: Ranks) -> Path | None:
 
     Raises:
         ValueError: no machine has a part that another needs, or one arrived damaged; raised on every rank.
+        BadRequestError: a machine cannot write what it was sent; raised on every rank.
     """
     lacking = _lacking(folder, needed) if ranks.leads_machine else []
     own = [[name, needed[name]] for name in lacking]
@@ -173,12 +174,15 @@ def fetch(folder: Path, needed: Mapping[str, str], ranks: Ranks) -> Path | None:
     place = folder / f"{FETCHED}{ranks.first_here}"
     if ranks.leads_machine:
         shutil.rmtree(place, ignore_errors=True)  # of a job that was killed
-    problem = _deliver(folder, place, deliveries, needed, ranks)
-    problems = [told for told in ranks.control.all_gather_object(problem) if told]
-    if problems:
-        if ranks.leads_machine:
-            shutil.rmtree(place, ignore_errors=True)
-        raise ValueError(problems[0])
+    problems = _deliver(folder, place, deliveries, needed, ranks)
+    told = zip(*ranks.control.all_gather_object(list(problems)), strict=True)
+    unwritten, damaged = (next(filter(None, of_ranks), "") for of_ranks in told)
+    if (unwritten or damaged) and ranks.leads_machine:
+        shutil.rmtree(place, ignore_errors=True)
+    if unwritten:  # an earlier checkpoint would not fit either, and those that are there are still good
+        raise BadRequestError(f"resume: cannot fetch checkpoints from other machines: {unwritten}")
+    if damaged:
+        raise ValueError(damaged)
     return place
 
 
@@ -206,13 +210,19 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 def _deliver(
     folder: Path, place: Path, deliveries: Sequence[Delivery], digests: Mapping[str, str], ranks: Ranks
-) -> str:
-    """Send and receive all files; returns what went wrong on this rank, empty if nothing did."""
+) -> tuple[str, str]:
+    """Send and receive all files; returns what this rank could not write, and what arrived damaged."""
     arriving = {one: _Arriving(place / one.name) for one in deliveries if one.target == ranks.rank}
     for pieces in _rounds(deliveries):
         _exchange(folder, pieces, arriving, ranks)
-    problems = [file.end(digests[one.name]) for one, file in arriving.items()]
-    return next(filter(None, problems), "")
+    machine = machine_name(ranks.hosts[ranks.rank])
+    unwritten = [f"{file.problem} (on {machine})" for file in arriving.values() if file.problem]
+    damaged = [
+        f"{one.name!r} arrived damaged: its checksum differs from the manifest's"
+        for one in arriving
+        if not _is_whole(place / one.name, digests[one.name])
+    ]
+    return next(iter(unwritten), ""), next(iter(damaged), "")
 
 
 class Piece(NamedTuple):
@@ -267,11 +277,14 @@ def _read(path: Path, piece: Piece) -> torch.Tensor:
 class _Arriving:
     """A file that arrives in pieces.
 
-    A disk that is full must not keep this rank from the transfers of others: `end` tells of it.
+    A disk that is full must not keep this rank from the transfers of others: `problem` tells of it.
+
+    Attributes:
+        problem: why it could not be written; empty if it could.
     """
 
     def __init__(self, path: Path):
-        self._path, self._problem = path, ""
+        self._path, self.problem = path, ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"")
@@ -281,16 +294,11 @@ class _Arriving:
     def add(self, content: torch.Tensor) -> None:
         """Write the next piece, 1-dim, uint8. The file is closed in between, as there may be very many."""
         try:
-            if not self._problem:
+            if not self.problem:
                 with self._path.open("ab") as file:
                     file.write(content.numpy().data)
         except OSError as error:
             self._fail(error)
 
-    def end(self, digest: str) -> str:
-        """Say what is wrong with the file once all has come; empty if nothing is."""
-        damaged = f"{self._path.name!r} arrived damaged: its checksum differs from the manifest's"
-        return self._problem or ("" if _is_whole(self._path, digest) else damaged)
-
     def _fail(self, error: OSError) -> None:
-        self._problem = self._problem or f"{str(self._path)!r}: {reason(error)}"
+        self.problem = self.problem or f"{str(self._path)!r}: {reason(error)}"

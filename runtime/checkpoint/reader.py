@@ -62,7 +62,8 @@ def restore(
         restart: whether checkpoints are given up of which a machine that is not there has a part.
 
     Raises:
-        BadRequestError: such a part is needed; raised on every rank.
+        BadRequestError: such a part is needed, or a machine cannot write what others send; raised on every
+            rank.
     """
     found = survey(folder, ranks)
     for known in found:
@@ -98,7 +99,7 @@ def _read_together(
             needed = _needed_here(manifests, known.topology == topology, ranks)
             fetched = fetch(folder, needed, ranks) if ranks.several_machines else None
             restored = _read(folder, fetched, manifests, topology, ranks.rank, branches)
-        except LockstepError:  # of the ranks
+        except LockstepError:  # of all ranks
             raise
         except Exception as error:  # torch and pickle raise anything for damaged files
             problem = reason(error)

@@ -21,7 +21,7 @@ from runtime.checkpoint.folder import Checkpoints
 from runtime.checkpoint.handover import Delivery
 from runtime.checkpoint.manifests import complete_steps, kept_steps, manifest_name
 from runtime.checkpoint.reader import Restored, restore
-from runtime.checkpoint.writer import CheckpointWriter, Group, Snapshot
+from runtime.checkpoint.writer import CheckpointWriter, Group, Snapshot, file_digest
 from runtime.engine import Engine
 from runtime.errors import BadRequestError
 from runtime.jobs.run import do_job
@@ -92,6 +92,13 @@ def half_written(root: Path, rank: int) -> None:
         path.write_bytes(path.read_bytes()[:100])
 
 
+def unwritable(root: Path, rank: int) -> None:
+    """Where a machine would put what it lacks."""
+    swapped(root, rank)
+    if rank == 0:
+        (root / "two" / "fetched-2").touch()
+
+
 def of_other_types(root: Path, rank: int) -> None:
     """A manifest that is JSON, but not one of Lockstep's."""
     if rank == 2:
@@ -135,6 +142,7 @@ CASES: dict[str, tuple[Harm, Topology, bool, int | None]] = {
     "another arrangement": (untouched, Topology(cfg=3), False, 4),
     "a part that is gone": (without_a_part, TOPOLOGY, False, 2),
     "half-written": (half_written, TOPOLOGY, False, 2),
+    "unwritable": (unwritable, TOPOLOGY, False, None),
     "of other types": (of_other_types, TOPOLOGY, False, 2),
     "of another group": (of_another_group, TOPOLOGY, False, 2),
     "lost": (lost, TOPOLOGY, False, None),
@@ -170,6 +178,13 @@ def test_a_part_that_no_machine_has_is_an_error_of_all_ranks(cases: list[dict[st
             "more (this job has one, two)"
         )
     assert [found["lost, and started again"][0] for found in cases] == [None] * 3
+
+
+def test_a_machine_that_cannot_write_what_it_is_sent_loses_nothing(cases: list[dict[str, Any]]) -> None:
+    """The job is refused, instead of beginning again and removing what is there."""
+    for found in cases:
+        assert found["unwritable"][0].startswith("resume: cannot fetch checkpoints from other machines: ")
+        assert found["unwritable"][0].endswith("-2.pt': File exists (on two)")
 
 
 def test_a_machine_that_is_not_in_the_job_is_named() -> None:
@@ -211,7 +226,8 @@ def test_more_parts_arrive_than_a_process_may_open_files(tmp_path: Path) -> None
         for piece in (content[:2], content[2:]):
             for file in files:
                 file.add(piece)
-        assert {file.end(digest) for file in files} == {""}
+        assert {file.problem for file in files} == {""}
+        assert all(file_digest(path) == digest for path in (tmp_path / "fetched-0").iterdir())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 

@@ -16,7 +16,7 @@ Source: DeepSpeed-Ulysses (arXiv 2309.14509); Ring Attention (arXiv 2310.01889).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,8 @@ import torch
 from runtime.parallel.collectives import Peers, Transfer
 from runtime.parallel.kernels import Kernel
 from runtime.parallel.sequence import Split
+
+_Make = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,16 @@ class SplitAttention:
     ) -> torch.Tensor:
         return attend(query_BSHD, key_BSHD, value_BSHD, replicated, group=self.group, kernel=self.kernel)
 
+    def overlapped(self, query: _Make, key: _Make, value: _Make) -> torch.Tensor:
+        """Attend as `__call__` does, to `[B, S, H, D]` tensors that are computed here, in three exchanges.
+
+        Values are sent while the keys are computed, and keys while the queries are.
+        """
+        arriving = [_start_heads([make()], self.group) for make in (value, key, query)]
+        value_BhUD, key_BhUD, query_BhUD = (wait()[0] for wait in arriving)
+        output_BhUD = _ring(query_BhUD, key_BhUD, value_BhUD, self.group, self.kernel)
+        return _tokens_from_heads(output_BhUD, self.group)
+
 
 @dataclass(frozen=True, slots=True)
 class LocalAttention:
@@ -154,13 +166,20 @@ def _all_heads(output_BhRD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
 
 
 def _heads_from_tokens(inputs_BSHD: Sequence[torch.Tensor], group: SequenceGroup) -> list[torch.Tensor]:
-    """Exchange all heads of this rank's tokens for its heads of the group's tokens, `[B, h, U, D]` each.
+    """Exchange all heads of this rank's tokens for its heads of the group's tokens, `[B, h, U, D]` each."""
+    return _start_heads(inputs_BSHD, group)()
+
+
+def _start_heads(
+    inputs_BSHD: Sequence[torch.Tensor], group: SequenceGroup
+) -> Callable[[], list[torch.Tensor]]:
+    """Start what `_heads_from_tokens` does; what is returned waits for it.
 
     Outgoing pieces are written into one send buffer, token-major, so that the received ones form the sequence
     of the Ulysses group without another copy.
     """
     if group.ulysses.size == 1:
-        return [x_BSHD.transpose(1, 2) for x_BSHD in inputs_BSHD]
+        return lambda: [x_BSHD.transpose(1, 2) for x_BSHD in inputs_BSHD]
     batch, own, _, channels = inputs_BSHD[0].shape
     count, heads = len(inputs_BSHD), group.heads.sizes[group.ulysses.rank]
     outgoing = inputs_BSHD[0].new_empty(count * inputs_BSHD[0].numel())
@@ -170,8 +189,13 @@ def _heads_from_tokens(inputs_BSHD: Sequence[torch.Tensor], group: SequenceGroup
         for which, x_BSHD in enumerate(inputs_BSHD):
             part_SnBhD[:, which].copy_(x_BSHD[:, :, group.heads.slice(number)].transpose(0, 1))
     shapes = [(tokens, count, batch, heads, channels) for tokens in group.ulysses_tokens]
-    arrived = group.ulysses.start_joined(outgoing, sizes, shapes).wait_joined()
-    return [x.permute(1, 2, 0, 3) for x in arrived.view(-1, count, batch, heads, channels).unbind(1)]
+    transfer = group.ulysses.start_joined(outgoing, sizes, shapes)
+
+    def wait() -> list[torch.Tensor]:
+        arrived = transfer.wait_joined().view(-1, count, batch, heads, channels)
+        return [x.permute(1, 2, 0, 3) for x in arrived.unbind(1)]
+
+    return wait
 
 
 def _tokens_from_heads(output_BhUD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:

@@ -165,7 +165,8 @@ class RehearsedEngine(Engine):
             weights = RepeatedBlocks(weights, self.fake.ledger, self.ranks)
         self._transformer: Transformer = model  # all have the same settings
         adapter = open_adapter(model, weights, dtypes.computed, by_token=self.knows_frames)
-        return Expert(settings, adapter, SelfAttention(model), model)
+        overlaps = self.config.performs.overlap_exchanges
+        return Expert(settings, adapter, SelfAttention(model, overlaps=overlaps), model)
 
     def _change_blocks(self, model: Transformer) -> None:
         """Change the blocks as they are when they are loaded, for example quantise them."""

@@ -54,6 +54,7 @@ class PerformancePart(_Part):
     fuse_projections: bool
     fuse_forecasts: bool
     batch_guidance: bool
+    overlap_exchanges: bool
     quantization: str
     kernel: str
 
@@ -264,6 +265,7 @@ def build_report(
             fuse_projections=performs.fuse_projections,
             fuse_forecasts=performs.fuse_forecasts,
             batch_guidance=plan.batched,
+            overlap_exchanges=performs.overlap_exchanges,
             quantization=performs.quantization,
             kernel=result.kernel,
         ),

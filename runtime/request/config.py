@@ -209,7 +209,7 @@ class Config(_Part):
         scheduler: the sampler.
         device: `auto` is the accelerator if there is one.
         attention: kernel of the self-attention; see `runtime.parallel.kernels.resolve`.
-        performance: profile that the next five fields, and `attention: auto`, follow: `exact` computes what
+        performance: profile that the next six fields, and `attention: auto`, follow: `exact` computes what
             diffusers does, `fast` differs from it by rounding, and `fastest` by quantisation as well.
         compile: compile each transformer block with `torch.compile`; by default as the profile says.
         fuse_projections: compute query, key and value in one matrix product; by default as the profile says.
@@ -217,6 +217,7 @@ class Config(_Part):
             weighted sum; by default as the profile says.
         batch_guidance: evaluate both branches of guidance as one batch: `never`, `always`, or `auto`, if that
             is expected to be faster; by default as the profile says.
+        overlap_exchanges: send values and keys to the other ranks while what follows is computed.
         quantization: number format of the blocks' linear layers; by default as the profile says.
         memory: location of weights and histories while they are not in use.
         decode: what the VAE decodes on which ranks: `whole` frames on the first; `tiles`, shared by all;
@@ -244,6 +245,7 @@ class Config(_Part):
     fuse_projections: bool | None = None
     fuse_forecasts: bool | None = None
     batch_guidance: BatchGuidance | None = None
+    overlap_exchanges: bool | None = None
     quantization: Quantization | None = None
     memory: Memory = Memory()
     decode: Decoding | None = None
@@ -290,6 +292,7 @@ class Config(_Part):
             "fuse_projections": self.fuse_projections,
             "fuse_forecasts": self.fuse_forecasts,
             "batch_guidance": self.batch_guidance,
+            "overlap_exchanges": self.overlap_exchanges,
             "quantization": self.quantization,
         }
         said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -12,7 +12,7 @@ BatchGuidance = Literal["never", "auto", "always"]
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """What makes steps faster, each at a price in exactness.
+    """What makes steps faster, most of it at a price in exactness.
 
     Attributes:
         profile: profile that it follows where a config says nothing else.
@@ -24,6 +24,8 @@ class Performance:
             rounding. `auto`: where that is faster; see `runtime.sampling.batching`.
         fastest_attention: whether `attention: auto` is the fastest kernel of the GPU, instead of torch's own
             choice; results differ by rounding.
+        overlap_exchanges: whether ranks that share heads send values and keys while they compute what
+            follows, in three exchanges instead of one; changes no bit.
         quantization: number format of the blocks' linear layers; see `runtime.models.quantization`. Results
             differ by more than rounding.
     """
@@ -34,6 +36,7 @@ class Performance:
     fuse_forecasts: bool = False
     batch_guidance: BatchGuidance = "never"
     fastest_attention: bool = False
+    overlap_exchanges: bool = False
     quantization: Quantization = "none"
 
     @property
@@ -44,6 +47,7 @@ class Performance:
             "fused projections": self.fuse_projections,
             "fused forecasts": self.fuse_forecasts,
             f"guidance in one batch: {self.batch_guidance}": self.batch_guidance != "never",
+            "overlapped exchanges": self.overlap_exchanges,
             f"{self.quantization} linears": self.quantization != "none",
         }
         named = ", ".join(part for part, is_on in parts.items() if is_on)

@@ -864,6 +864,7 @@ FIELDS = {
     "performance.fuse_projections": "boolean",
     "performance.fuse_forecasts": "boolean",
     "performance.batch_guidance": "boolean",
+    "performance.overlap_exchanges": "boolean",
     "performance.quantization": "string",
     "performance.kernel": "string",
     "steps": "integer",
@@ -1035,7 +1036,8 @@ def test_one_run_with_many_options(folder: Path, capfd: pytest.CaptureFixture[st
     nfe = report["nfe"]["cond"]
     assert 0 < nfe < 6 and report["comparison"]["ideal_speedup"] == pytest.approx(6 / nfe)
     assert report["quality"]["psnr"] > 10 and report["attention"] == "math"
-    off = dict.fromkeys(("compile", "fuse_projections", "fuse_forecasts", "batch_guidance"), False)
+    named = ("compile", "fuse_projections", "fuse_forecasts", "batch_guidance", "overlap_exchanges")
+    off = dict.fromkeys(named, False)
     assert report["performance"] == off | {"profile": "exact", "quantization": "none", "kernel": "math"}
     assert report["videos"] == ["sub/a-1.mp4", "sub/a-2.mp4"] and len(report["frames_sha256"]) == 2
     assert report["checkpoint_bytes"] > 0 and report["versions"].keys() > {"lockstep", "python", "torch"}

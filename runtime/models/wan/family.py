@@ -100,7 +100,8 @@ class WanFamily:
             transformer, weights, read = load_transformer(folder, config, ranks, settings.name, offload, own)
             loras.add(settings.name, transformer, weights, read)
             adapter = open_adapter(transformer, weights, config.dtype.computed, by_token=by_token)
-            experts.append(Expert(settings, adapter, SelfAttention(transformer), transformer))
+            attention = SelfAttention(transformer, overlaps=config.performs.overlap_exchanges)
+            experts.append(Expert(settings, adapter, attention, transformer))
         if offload is not None:
             offload.open()
             experts[0].adapter.expect()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
@@ -25,6 +28,14 @@ def project(attention: WanAttention, hidden_BSD: torch.Tensor) -> tuple[torch.Te
     if attention.fused_projections:
         return attention.to_qkv(hidden_BSD).chunk(3, dim=-1)  # type: ignore[no-any-return]
     return attention.to_q(hidden_BSD), attention.to_k(hidden_BSD), attention.to_v(hidden_BSD)
+
+
+def projections(attention: WanAttention, hidden_BSD: torch.Tensor) -> tuple[Callable[[], torch.Tensor], ...]:
+    """What computes query, key and value, as `project` does, each when it is called."""
+    if attention.fused_projections:
+        made = project(attention, hidden_BSD)
+        return tuple(lambda one=one: one for one in made)
+    return tuple(partial(layer, hidden_BSD) for layer in (attention.to_q, attention.to_k, attention.to_v))
 
 
 def _fuse(attention: WanAttention) -> None:

@@ -337,6 +337,19 @@ def performing(gpu: Gpu = GPU, **changes: Any) -> Rehearsal:
     return rehearse(Scenario(config, config.request("x", spectrum="off"), Degrees(), 1, gpu), [0])
 
 
+def test_overlapped_exchanges_are_three_of_one_and_send_as_many_bytes() -> None:
+    """A step of 14B on eight ranks copies as many bytes into send buffers, in more launches."""
+    found = []
+    for overlaps in (False, True):
+        config = load_config("wan2.1-t2v-14b-480p").model_copy(update={"overlap_exchanges": overlaps})
+        asked = Scenario(config, config.request("x", spectrum="off"), Degrees(cfg=1, ulysses=8), 8, GPU)
+        found.append(rehearse(asked, [0]).ranks[0].steps.last)
+    usual, overlapped = found
+    assert usual.sent == overlapped.sent and usual.sent["ulysses"] > 0
+    assert usual.work.flops == overlapped.work.flops
+    assert usual.work.launches <= overlapped.work.launches
+
+
 def test_quantised_weights_take_half_and_products_in_fp8_half_the_time() -> None:
     """Of each weight in the blocks one byte instead of two, and four for each of its outputs."""
     (D, blocks, F), whole = SHAPES["14b"], performing()

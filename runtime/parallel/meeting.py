@@ -184,7 +184,7 @@ def leave(rendezvous: Rendezvous, error: Exception) -> None:
 def _meet(rendezvous: Rendezvous, timeout: float) -> Meeting:
     hosts = rendezvous.rank == 0 and not rendezvous.hosted
     deadline = time.monotonic() + timeout
-    store = _shared(rendezvous, _open(rendezvous) if hosts else _reach(rendezvous, timeout))
+    store = _shared(rendezvous, _open(rendezvous, timeout) if hosts else _reach(rendezvous, timeout))
     try:
         missing = _await_all(rendezvous, store, deadline)
         if not missing:
@@ -236,15 +236,18 @@ def _read_off(store: Store) -> LockstepError:
     return RankFailedError(told["rank"], MEETING, told["reason"], told["told"])
 
 
-def _open(rendezvous: Rendezvous) -> Store:
-    """Host the store in this process, which reaches it locally, whatever its address."""
+def _open(rendezvous: Rendezvous, timeout: float) -> Store:
+    """Host the store in this process, which reaches it locally, whatever its address.
+
+    Even so, torch looks up the name of the address, which takes 10 s where no nameserver answers.
+    """
     try:
         return TCPStore(
             "localhost",
             rendezvous.port,
             rendezvous.world,
             True,
-            timedelta(seconds=_TRY),
+            timedelta(seconds=timeout),
             wait_for_workers=False,
             multi_tenant=True,
         )
@@ -261,12 +264,13 @@ def _reach(rendezvous: Rendezvous, timeout: float) -> Store:
         try:
             with socket.create_connection((rendezvous.host, rendezvous.port), timeout=_TRY):
                 pass
+            left = max(_TRY, deadline - time.monotonic())  # torch looks up a name, see `_open`
             return TCPStore(
                 rendezvous.host,
                 rendezvous.port,
                 rendezvous.world,
                 False,
-                timedelta(seconds=_TRY),
+                timedelta(seconds=left),
                 wait_for_workers=False,
             )
         except (OSError, RuntimeError, UnicodeError) as error:

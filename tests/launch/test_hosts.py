@@ -275,6 +275,21 @@ def test_what_one_host_cannot_read_is_refused_by_all_ranks(pair: tuple[Host, Hos
 
 
 @pytest.mark.slow
+def test_a_nameserver_that_does_not_answer_costs_time_alone(pair: tuple[Host, Host]) -> None:
+    """Torch looks up the name of each machine to which it connects. No agent holds the store here."""
+    for host, other in zip(pair, reversed(pair), strict=True):
+        host.ip("route", "add", "default", "via", other.address)  # which answers nothing
+    words = [PROMPT, *SIZE, "--timeout", "60", "--out", str(pair[0].mount / "a.mp4")]
+    ranks = []
+    for number, host in enumerate(pair):
+        variables = {"RANK": f"{number}", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+        variables |= {"MASTER_ADDR": pair[0].address, "MASTER_PORT": str(PORT)}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        ranks.append(host.start(words, "launch.torchrun", env=os.environ | variables, **streams))
+    succeeded(ranks, pair[0].mount / "a.mp4")
+
+
+@pytest.mark.slow
 def test_a_master_that_cannot_be_reached_is_named_with_what_to_set(pair: tuple[Host, Host]) -> None:
     """Its address is nobody's. With torchrun, its agent notices first, in a time that it can be given."""
     variables = {

@@ -121,6 +121,7 @@ def universal() -> Universal:
     return Universal(tuple(examples().values()))
 
 
+@cache
 def examples() -> dict[str, Example]:
     """Read what was measured of each of these models, by its name."""
     models = json.loads(TABLE.read_text(encoding="utf-8"))["models"]

@@ -65,31 +65,18 @@ def plan_calibration(
     """
     settings = open_config(config, model=model, revision=revision)
     check_loras(settings)
+    inputs: dict[Path, str] = {}
     if add_solvers:
-        return _addition(config, settings, out, budgets, prompts, overwrite, is_leader, given)
-    path = prompts or shipped_prompts(settings)
-    requests = _requests(settings, path, seed, **given)
-    job = CalibrationJob(settings, requests, out, budgets, overwrite)
-    job.check(inputs_of(config, settings, requests[0]) | {path: "prompts"}, is_leader=is_leader)
-    return job
-
-
-def _addition(
-    config: str | None,
-    settings: Config,
-    out: Path,
-    budgets: tuple[int, ...] | None,
-    prompts: Path | None,
-    overwrite: bool,
-    is_leader: bool,
-    given: dict[str, Any],
-) -> CalibrationJob:
-    """Build a job that adds solvers to a calibration."""
-    for name, wrong in {"prompts": prompts is not None, "overwrite": overwrite}.items():
-        if wrong:
-            raise BadRequestError(f"{name}: given with --add-solvers, which changes the calibration in --out")
-    job = CalibrationJob.of_calibration(settings, out, budgets=budgets, **given_only(given))
-    job.check(inputs_of(config, settings, job.requests[0]), is_leader=is_leader)
+        for name, wrong in {"prompts": prompts is not None, "overwrite": overwrite}.items():
+            if wrong:
+                said = "which changes the calibration in --out"
+                raise BadRequestError(f"{name}: given with --add-solvers, {said}")
+        job = CalibrationJob.of_calibration(settings, out, budgets=budgets, **given_only(given))
+    else:
+        path = prompts or shipped_prompts(settings)
+        inputs[path] = "prompts"
+        job = CalibrationJob(settings, _requests(settings, path, seed, **given), out, budgets, overwrite)
+    job.check(inputs_of(config, settings, job.requests[0]) | inputs, is_leader=is_leader)
     return job
 
 

@@ -102,6 +102,7 @@ def _gib(size: int) -> str:
     return f"{size / _GIB:.1f} GiB"
 
 
+@lru_cache(maxsize=16)
 def _text_bytes(config: Config) -> int:
     """Bytes of the text encoder; 0 if its settings are unknown."""
     from transformers import UMT5Config, UMT5EncoderModel

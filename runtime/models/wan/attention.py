@@ -43,13 +43,13 @@ class SplitSelfAttention:
     ) -> torch.Tensor:
         if self._overlaps is not None:
             output_BSHD = _overlapped(self._overlaps, attention, hidden_states, rotary_emb)
-            overlapped: torch.Tensor = attention.to_out[0](output_BSHD.flatten(2))
-            return overlapped
-        query, key, value = project(attention, hidden_states)
-        query, key = attention.norm_q(query), attention.norm_k(key)
-        query, key, value = (x.unflatten(2, (attention.heads, -1)) for x in (query, key, value))
-        output_BSHD = self._attend(rotate(query, rotary_emb), rotate(key, rotary_emb), value)
-        projected: torch.Tensor = attention.to_out[0](output_BSHD.flatten(2).type_as(query))
+        else:
+            query, key, value = project(attention, hidden_states)
+            query, key = attention.norm_q(query), attention.norm_k(key)
+            query, key, value = (x.unflatten(2, (attention.heads, -1)) for x in (query, key, value))
+            output_BSHD = self._attend(rotate(query, rotary_emb), rotate(key, rotary_emb), value)
+            output_BSHD = output_BSHD.type_as(query)
+        projected: torch.Tensor = attention.to_out[0](output_BSHD.flatten(2))
         return projected
 
 

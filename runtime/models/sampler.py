@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from inspect import signature
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -73,7 +75,7 @@ def load_sampler(
         sampler = kind.from_config(wanted)
     except Exception as error:  # diffusers' classes raise anything for settings that they do not support
         raise _refusal(folder, kind.__name__, named(error) + _own(kind, wanted)) from None
-    if problem := _incapable(lambda: kind.from_config(sampler.config), given):
+    if problem := _incapable(kind, pickle.dumps((dict(sampler.config), given))):
         raise _refusal(folder, kind.__name__, problem + _own(kind, wanted))
     return sampler
 
@@ -161,12 +163,22 @@ def _plain(hint: Any) -> Any:
     return get_origin(hint) or hint
 
 
-def _incapable(fresh: Callable[[], SchedulerMixin], given: dict[str, Any]) -> str:
+@cache  # as every engine of a process would find the same
+def _incapable(kind: type[SchedulerMixin], pickled: bytes) -> str:
     """Try a sampler on a small tensor; return the reason why it cannot be used, empty if it can.
 
     At every step the velocity is that of the straight line from noise to a clean sample, which a sampler for
     flow matching follows.
+
+    Args:
+        kind: class of the sampler.
+        pickled: its config and the arguments of `set_timesteps`, as `pickle` writes them.
     """
+    config, given = pickle.loads(pickled)
+
+    def fresh() -> SchedulerMixin:
+        return kind.from_config(config)
+
     numbers = torch.Generator().manual_seed(0)
     noise = torch.randn((1, 4, 1, 4, 4), generator=numbers)
     clean = torch.rand(noise.shape, generator=numbers) - 0.5

@@ -31,7 +31,7 @@ class FakeDevice:
 
     def __init__(self) -> None:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.ledger = Ledger(DEVICE.type)
+        self.ledger = Ledger(DEVICE.type, self._fake)
 
     @contextmanager
     def running(self) -> Iterator[Ledger]:

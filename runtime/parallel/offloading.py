@@ -37,8 +37,8 @@ class Offload:
 
     def __init__(self, device: torch.device, places: int | None = None):
         self._device, self._limit = device, places
-        self._places: list[_Place] = []
-        self._blocks: dict[nn.Module, _Block] = {}
+        self._places: list[Place] = []
+        self._blocks: dict[nn.Module, Block] = {}
         self._weights: set[int] = set()
         self.held, self.peak, self.moved = 0, 0, 0
         with torch.accelerator.device_index(device.index):
@@ -53,11 +53,11 @@ class Offload:
         """
         number = position if self._limit is None else position % self._limit
         if number == len(self._places):
-            self._places.append(_Place(self._event(), self._event()))
+            self._places.append(Place(self._event(), self._event()))
         place = self._places[number]
         leaves, size = _layout(block)
         self._count(size)
-        taken = _Block(leaves, self._host(size), place)
+        taken = self._moved(leaves, size, place)
         self._count(-size)
         place.size = max(place.size, size)
         self._blocks[block] = taken
@@ -108,7 +108,7 @@ class Offload:
         if place.guest is self._blocks[block]:
             place.guest = None
 
-    def _fetch(self, block: _Block) -> None:
+    def _fetch(self, block: Block) -> None:
         """Start to copy a block to its place, if it is not there; the place's block must have been left."""
         place = block.place
         if place.guest is block:
@@ -123,7 +123,7 @@ class Offload:
         self.moved += len(block.memory)
 
     @contextmanager
-    def _on_device(self, block: _Block) -> Iterator[None]:
+    def _on_device(self, block: Block) -> Iterator[None]:
         module, place = torch.get_device_module(self._device), block.place
         module.current_stream(self._device).wait_event(place.arrived)
         block.go()
@@ -133,9 +133,9 @@ class Offload:
             block.come_home()
             place.left.record(module.current_stream(self._device))
 
-    def _host(self, size: int) -> torch.Tensor:
-        """Allocate host memory."""
-        return host_memory(size, self._device)
+    def _moved(self, leaves: list[Leaf], size: int, place: Place) -> Block:
+        """Move a block's weights to host memory of the given size."""
+        return Block(leaves, host_memory(size, self._device), place)
 
     def _room(self, size: int) -> torch.Tensor:
         """Allocate memory of the device, which is not used again before all copies to it are done."""
@@ -164,7 +164,7 @@ class Visitor:
 
     def __init__(self, module: nn.Module, device: torch.device):
         self._module, self._device = module, device
-        self._block: _Block | None = None
+        self._block: Block | None = None
 
     def come(self) -> None:
         """Copy the weights to the device, unless they are there; in the order of the current stream."""
@@ -178,12 +178,12 @@ class Visitor:
         """Let the module have its weights in host memory, and let go of those on the device."""
         if self._block is None:
             leaves, size = _layout(self._module)
-            self._block = _Block(leaves, host_memory(size, self._device), _Place(None, None))
+            self._block = Block(leaves, host_memory(size, self._device), Place(None, None))
         self._block.depart()
 
 
 @dataclass(slots=True)
-class _Place:
+class Place:
     """Memory on the device for one block at a time.
 
     Attributes:
@@ -198,11 +198,11 @@ class _Place:
     left: Any
     size: int = 0
     memory: torch.Tensor | None = None
-    guest: _Block | None = None
+    guest: Block | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Leaf:
+class Leaf:
     """A parameter or buffer of a block.
 
     Attributes:
@@ -226,7 +226,7 @@ class _Leaf:
         return nn.Parameter(view, requires_grad=False) if self.is_parameter else view
 
 
-class _Block:
+class Block:
     """A block whose weights are views into one piece of host memory, and into its place while it is visited.
 
     Args:
@@ -235,7 +235,7 @@ class _Block:
         place: its place on the device.
     """
 
-    def __init__(self, leaves: list[_Leaf], memory: torch.Tensor, place: _Place):
+    def __init__(self, leaves: list[Leaf], memory: torch.Tensor, place: Place):
         self.memory, self.place, self._leaves = memory, place, leaves
         self.at_home = [leaf.within(memory) for leaf in leaves]
         with torch.no_grad():
@@ -265,7 +265,7 @@ class _Block:
             leaf.table[leaf.name] = weight
 
 
-def _layout(block: nn.Module) -> tuple[list[_Leaf], int]:
+def _layout(block: nn.Module) -> tuple[list[Leaf], int]:
     """Lay a block's parameters and buffers out in one piece of memory; return them and its length.
 
     One that several modules share has one room.
@@ -279,5 +279,5 @@ def _layout(block: nn.Module) -> tuple[list[_Leaf], int]:
                     if start == length:
                         length += -(-one.numel() * one.element_size() // _ALIGNED) * _ALIGNED
                     is_parameter = isinstance(one, nn.Parameter)
-                    leaves.append(_Leaf(table, name, start, one.shape, one.dtype, is_parameter))
+                    leaves.append(Leaf(table, name, start, one.shape, one.dtype, is_parameter))
     return leaves, length

@@ -33,7 +33,7 @@ from runtime.rehearsal.fake import DEVICE, FakeDevice, diffusers_module
 from runtime.rehearsal.machine import Gpu
 from runtime.rehearsal.offloads import FakeOffload
 from runtime.rehearsal.peers import FakePeers, FakeRanks
-from runtime.rehearsal.repeats import RepeatedBlocks, RepeatedDecoder
+from runtime.rehearsal.repeats import RepeatedBlocks, RepeatedChunks
 from runtime.rehearsal.settings import RehearsedProfile
 from runtime.rehearsal.shards import FakeShards
 from runtime.request.config import Config
@@ -149,7 +149,7 @@ class RehearsedEngine(Engine):
         kind = WanVACETransformer3DModel if vace else WanTransformer3DModel
         model = diffusers_module(self.fake, kind, self.model.path / settings.name, dtype)
         self.parameters += sum(one.numel() for one in model.parameters())
-        stored, node = model.state_dict(), self.ranks.node
+        stored, node = model.state_dict(keep_vars=True), self.ranks.node
         sizes = {name: weight_bytes(one.shape, one.dtype) for name, one in stored.items()}
         reader_of = readers(sizes, node.size)
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -211,7 +211,8 @@ class RehearsedEngine(Engine):
         path, dtype = self.model.path / "vae", self.config.dtype.of("vae")
         vae: AutoencoderKLWan = diffusers_module(self.fake, AutoencoderKLWan, path, dtype)
         if not self.whole:
-            vae.decoder = RepeatedDecoder(vae.decoder, self.fake.ledger)
+            vae.decoder = RepeatedChunks(vae.decoder, self.fake.ledger, self.ranks)
+            vae.encoder = RepeatedChunks(vae.encoder, self.fake.ledger, self.ranks)
         return vae
 
     def _embeddings(self, request: VideoRequest) -> Embeddings:

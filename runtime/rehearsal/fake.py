@@ -48,7 +48,7 @@ class FakeDevice:
             make: builds the module, on the meta device.
             dtype_of: name and tensor → dtype in which the tensor is loaded.
         """
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             module = make()
         known: dict[int, torch.Tensor] = {}
         with self.running() as ledger, ledger.as_weights():
@@ -60,10 +60,9 @@ class FakeDevice:
                         if id(tensor) not in known:
                             dtype = dtype_of(f"{name}.{leaf}".lstrip("."), tensor)
                             known[id(tensor)] = torch.empty(tensor.shape, dtype=dtype, device=DEVICE)
-                        new = known[id(tensor)]
-                        box[leaf] = (
-                            nn.Parameter(new, requires_grad=False) if box is owner._parameters else new
-                        )
+                        box[leaf] = known[id(tensor)]
+                        if box is owner._parameters:
+                            box[leaf]._is_param = True  # as `nn.Parameter` does, after it made another tensor
         return module.eval()
 
 
@@ -82,6 +81,18 @@ def diffusers_dtype(kind: Any, dtype: torch.dtype) -> Callable[[str, torch.Tenso
 def diffusers_module(fake: FakeDevice, kind: Any, path: Path, dtype: torch.dtype) -> Any:
     """Make a fake diffusers model from its settings in `path`."""
     return fake.module(lambda: kind.from_config(kind.load_config(path)), diffusers_dtype(kind, dtype))
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out the initialisation of weights by `torch.nn.init`: on the meta device it does nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class _Accelerator(TorchFunctionMode):

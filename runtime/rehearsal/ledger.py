@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -19,6 +19,7 @@ from runtime.rehearsal.known import Key, find, key_of, remember
 _BLOCK = 512  # bytes; CUDA's caching allocator rounds up to them
 _FREE = ("prim.", "aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.lift", "aten._local_scalar")
 KINDS = ("attention", "linear", "convolution", "other", "bus")
+_DEVICE = torch.ops.prim.device.default
 _COPIES = (torch.ops.aten.copy_, torch.ops.aten._to_copy)
 
 
@@ -170,9 +171,42 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._are_weights = before
 
+    def weigh(self, sizes: Iterable[int]) -> int:
+        """Count weights that come to the device without tensors of their own.
+
+        Args:
+            sizes: bytes of each.
+
+        Returns:
+            Bytes that they hold, for `unweigh`.
+        """
+        size = sum(map(_held, sizes))
+        self.now += size
+        self.weights += size
+        self._reach(self.now)
+        return size
+
+    def unweigh(self, size: int) -> None:
+        """Count bytes that `weigh` returned no longer."""
+        self.now -= size
+        self.weights -= size
+
+    def set_aside(self, tensor: torch.Tensor) -> int:
+        """Count memory of a weight no longer, although the tensor stays; returns its bytes."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self._alive:
+            return 0
+        reference, size, weights = self._alive[key]
+        self._alive[key] = reference, 0, weights
+        self.now -= size
+        self.weights -= size if weights else 0
+        return size
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is _DEVICE and type(args[0]) is FakeTensor:
+            return args[0].device
         kwargs = kwargs or {}
         key = key_of(func, args, kwargs)
         known = find(key)
@@ -209,7 +243,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key in self._alive:
             return
-        size, weights = -(-storage.nbytes() // _BLOCK) * _BLOCK, self._are_weights
+        size, weights = _held(storage.nbytes()), self._are_weights
         self._alive[key] = weakref.ref(storage, lambda _: self._drop(key)), size, weights
         self.now += size
         self.weights += size if weights else 0
@@ -269,6 +303,11 @@ def _operator(
     name = str(packet)
     kind = "attention" if "attention" in name else "convolution" if "conv" in name else "linear"
     return Operator(kind, itemsize, int(flop_registry[packet](*args, **kwargs, out_val=result)), moved)
+
+
+def _held(size: int) -> int:
+    """Bytes that the allocator takes for `size` bytes."""
+    return -(-size // _BLOCK) * _BLOCK
 
 
 def _bytes(tensor: torch.Tensor) -> int:

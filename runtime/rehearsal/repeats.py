@@ -5,7 +5,7 @@ This changes no count: the tests run everything, and compare.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,46 +74,58 @@ class RepeatedLayers(nn.ModuleList):
 
 
 @dataclass(frozen=True, slots=True)
-class _Decoded:
-    """Result of decoding one area of a latent frame: its work, and the state that it left."""
+class _Chunk:
+    """Result of coding one area of some frames: its work, and the state that it left."""
 
     work: Work
     rise: int
-    pixels: torch.Size
+    sent: Counter[str]
+    output: torch.Size
     cache: list[Any]
     index: int
 
 
-class RepeatedDecoder(nn.Module):
-    """A VAE's decoder that decodes areas of the same size and the same position in time only once.
+class RepeatedChunks(nn.Module):
+    """A VAE's encoder or decoder that codes areas of the same size and the same position in time only once.
 
-    Source: the signature of `diffusers.models.autoencoders.autoencoder_kl_wan.WanDecoder3d`.
+    Source: the signatures of `WanEncoder3d` and `WanDecoder3d` in
+    `diffusers.models.autoencoders.autoencoder_kl_wan`.
+
+    Args:
+        coder: the encoder or decoder.
+        ledger: ledger of its work.
+        ranks: ranks to which it may send.
     """
 
-    def __init__(self, decoder: nn.Module, ledger: Ledger):
+    def __init__(self, coder: nn.Module, ledger: Ledger, ranks: FakeRanks):
         super().__init__()
-        self._decoder, self._ledger = decoder, ledger
-        self._known: dict[Any, _Decoded] = {}
+        self._coder, self._ledger, self._ranks = coder, ledger, ranks
+        self._known: dict[Any, _Chunk] = {}
 
     def forward(
-        self, x: torch.Tensor, feat_cache: list[Any], feat_idx: list[int], first_chunk: bool = False
+        self, x: torch.Tensor, feat_cache: list[Any], feat_idx: list[int], **options: bool
     ) -> torch.Tensor:
-        key = x.shape, first_chunk, tuple(_size(one) for one in feat_cache)
+        key = x.shape, tuple(options.items()), tuple(_size(one) for one in feat_cache)
         if key in self._known:
-            known = self._known[key]
-            self._ledger.add(known.work, known.rise)
-            feat_cache[:] = [x.new_empty(one) if isinstance(one, torch.Size) else one for one in known.cache]
-            feat_idx[0] = known.index
-            return x.new_empty(known.pixels)
-        done = self._ledger.work.copy()
+            return self._again(self._known[key], x, feat_cache, feat_idx)
+        done, before = self._ledger.work.copy(), self._ranks.traffic.axes.copy()
         with self._ledger.rise() as rise:
-            pixels: torch.Tensor = self._decoder(
-                x, feat_cache=feat_cache, feat_idx=feat_idx, first_chunk=first_chunk
-            )
+            output: torch.Tensor = self._coder(x, feat_cache=feat_cache, feat_idx=feat_idx, **options)
+        sent = self._ranks.traffic.axes - before
         left = [_size(one) for one in feat_cache]
         work = self._ledger.work.minus(done)
-        self._known[key] = _Decoded(work, rise[0], pixels.shape, left, feat_idx[0])
-        return pixels
+        self._known[key] = _Chunk(work, rise[0], sent, output.shape, left, feat_idx[0])
+        return output
+
+    def _again(
+        self, known: _Chunk, x: torch.Tensor, feat_cache: list[Any], feat_idx: list[int]
+    ) -> torch.Tensor:
+        self._ledger.add(known.work, known.rise)
+        self._ranks.traffic.axes.update(known.sent)
+        for place, one in enumerate(known.cache):  # one by one, so that old and new ones are not all held
+            feat_cache[place] = x.new_empty(one) if isinstance(one, torch.Size) else one
+        feat_idx[0] = known.index
+        return x.new_empty(known.output)
 
 
 def _size(one: Any) -> Any:

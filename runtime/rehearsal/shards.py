@@ -7,19 +7,22 @@ copied while the next block is gathered. Bytes equal those of `runtime.parallel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
 from torch import nn
 
-from runtime.rehearsal.fake import DEVICE
 from runtime.rehearsal.ledger import Ledger
 from runtime.rehearsal.peers import FakePeers
 
 
 class FakeShards:
     """Fake weights of blocks that are sharded over all ranks; a block is whole only while it is visited.
+
+    A block has fake tensors of its whole weights all the time; they are counted only while it is visited.
 
     Args:
         everyone: all ranks.
@@ -28,29 +31,29 @@ class FakeShards:
 
     def __init__(self, everyone: FakePeers, ledger: Ledger):
         self._everyone, self._ledger = everyone, ledger
-        self._shares: dict[nn.Module, list[torch.Tensor]] = {}
+        self._sharded: dict[nn.Module, _Sharded] = {}
 
     def shard(self, block: nn.Module) -> None:
         """Keep only this rank's share of a whole block; call it within `FakeDevice.running`."""
-        size, parameters = self._everyone.size, list(block.parameters())
-        with self._ledger.as_weights():
-            self._shares[block] = [
-                torch.empty((-(-one.shape[0] // size), *one.shape[1:]), dtype=one.dtype, device=DEVICE)
-                for one in parameters
-            ]
-        self._let_go(block)
+        size = self._everyone.size
+        shares, whole = [], 0
+        for one in block.parameters():
+            rows, *rest = one.shape
+            shares.append(-(-rows // size) * math.prod(rest) * one.element_size())
+            whole += self._ledger.set_aside(one)
+        self._ledger.weigh(shares)
+        self._sharded[block] = _Sharded(sum(shares), whole)
 
     def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
-        arriving = [self._gather(blocks[0])]  # held until the parameters are copied out of it
+        ledger, arriving = self._ledger, self._gather(blocks[0])  # until parameters are copied out of it
         for block, following in zip_longest(blocks, blocks[1:]):
-            self._make_whole(block)
-            arriving.clear()
-            if following is not None:
-                arriving.append(self._gather(following))
+            whole = ledger.weigh([self._sharded[block].whole])
+            ledger.unweigh(arriving)
+            arriving = 0 if following is None else self._gather(following)
             try:
                 yield block
             finally:
-                self._let_go(block)
+                ledger.unweigh(whole)
 
     def expect(self, blocks: Sequence[nn.Module]) -> None:
         pass
@@ -58,25 +61,16 @@ class FakeShards:
     def write(self, block: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         raise NotImplementedError("a rehearsal has no weights to write")
 
-    def _gather(self, block: nn.Module) -> torch.Tensor:
-        """Start to gather a block; return the buffer for all ranks' shares."""
-        piece = sum(share.numel() * share.element_size() for share in self._shares[block])
-        self._everyone.count_all_gather(piece)
-        with self._ledger.as_weights():
-            return torch.empty(piece * self._everyone.size, dtype=torch.uint8, device=DEVICE)
-
-    def _make_whole(self, block: nn.Module) -> None:
-        with self._ledger.as_weights():
-            _replace(block, lambda one: torch.empty(one.shape, dtype=one.dtype, device=DEVICE))
-
-    def _let_go(self, block: nn.Module) -> None:
-        _replace(block, lambda one: torch.empty(one.shape, dtype=one.dtype, device="meta"))
+    def _gather(self, block: nn.Module) -> int:
+        """Start to gather a block; return the bytes of the buffer for all ranks' shares."""
+        share = self._sharded[block].share
+        self._everyone.count_all_gather(share)
+        return self._ledger.weigh([share * self._everyone.size])
 
 
-def _replace(block: nn.Module, make: object) -> None:
-    """Replace each parameter by `make` of it."""
-    assert callable(make)
-    for module in block.modules():
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[leaf] = nn.Parameter(make(parameter), requires_grad=False)
+@dataclass(frozen=True, slots=True)
+class _Sharded:
+    """Bytes of this rank's share of a block, and those that the whole block holds."""
+
+    share: int
+    whole: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -48,6 +49,7 @@ def needed(found: Rehearsal) -> int:
     return RESERVE + int(found.peak * (1 + FRAGMENTED))
 
 
+@cache
 def rehearsed(memory: Memory) -> Rehearsal:
     return rehearse(scenario(memory, PLENTY), [0])
 

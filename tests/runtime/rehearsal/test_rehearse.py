@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,7 @@ def test_history_is_offloaded() -> None:
     assert moved.steps.memory.peak < kept.steps.memory.peak - 0.7 * kept.steps.history
 
 
+@cache
 def two_experts(experts: str, spectrum: str = "paper") -> Rehearsal:
     """Wan2.2 on one H100, both of whose experts take 57 GB in bfloat16."""
     config = load_config("wan2.2-t2v-14b-480p")
@@ -332,6 +334,7 @@ def two_experts(experts: str, spectrum: str = "paper") -> Rehearsal:
     return rehearse(Scenario(config.model_copy(update={"memory": memory}), request, Degrees(), 1, GPU), [0])
 
 
+@cache
 def performing(gpu: Gpu = GPU, **changes: Any) -> Rehearsal:
     config = load_config("wan2.1-t2v-14b-480p").model_copy(update=changes)
     return rehearse(Scenario(config, config.request("x", spectrum="off"), Degrees(), 1, gpu), [0])

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+_WITHOUT = (  # features of Chromium; as the last such option counts, Playwright's list stands here, too
+    "AvoidUnnecessaryBeforeUnloadCheckSync", "DestroyProfileOnBrowserClose", "HttpsUpgrades",
+    "HttpsFirstBalancedModeAutoEnable", "LensOverlay", "MediaRouter", "PaintHolding",
+    "ThirdPartyStoragePartitioning", "AvoidCorsURLLoaderRestartOnRedirect", "OptimizationHints",
+    "NetworkTimeServiceQuerying", "AimEnabled", "PreconnectToSearch",
+    # The list under the address bar is a page of its own for each window, which nobody sees here.
+    "WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup",
+)  # fmt: skip
 _ERRORS = re.compile(r"CONSOLE.*|ERR_\w+.*|Uncaught.*")
 
 
@@ -55,6 +63,7 @@ def chromium() -> Iterator[Browser]:
 
     with sync_playwright() as driver:
         options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        options.append(f"--disable-features={','.join(_WITHOUT)}")
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
         yield browser
         browser.close()

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import runpy
+import shlex
 import signal
 import socket
 import struct
@@ -31,7 +32,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from functools import cache
+from functools import cache, partial
 from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -52,7 +53,8 @@ _FORKED = {  # commands that a raylet is given, and what becomes of the client t
 }
 _CLIENT = str(Path(__file__).with_name("spare_client.py"))
 _FIRST = sys.executable
-_EXECUTE = os.execv
+_EXECUTE, _SEARCH_AND_EXECUTE = os.execv, os.execvp
+_OWN = ("spectrum", "runtime", "launch")
 _MAIN = process.current_process()  # as this is imported by processes that are nobody's child
 _server = 0  # process whose spare ones are the fork server's children
 _spares: list[_Spare] = []
@@ -67,6 +69,7 @@ def install(*, served: bool = False) -> None:
         served: in this process itself, they are children of the fork server: this one may have used gRPC.
     """
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
     from torch.distributed.launcher import api as launcher
 
     from launch.http import pool
@@ -77,6 +80,8 @@ def install(*, served: bool = False) -> None:
     _note()
     if subprocess_handler.Popen is SparePopen:  # type: ignore[attr-defined]
         return
+    names = partial(inspect.stack, context=0)  # with lines of source, as usual, a meeting costs 0.6 s here
+    dynamic_rendezvous.inspect = SimpleNamespace(**vars(inspect) | {"stack": names})  # type: ignore
     subprocess_handler.Popen = SparePopen  # type: ignore[misc, attr-defined]
     pool.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": SparePopen})  # type: ignore
     run, launch = agent.run_on_this_machine, launcher.launch_agent
@@ -106,7 +111,7 @@ def _install_for_ray() -> None:
     start_head, start = node.Node.start_head_processes, node.Node.start_ray_processes
 
     def start_head_processes(self: Any) -> None:
-        fill(_DAEMONS + 1)
+        fill(_DAEMONS + bool(self._ray_params.ray_client_server_port) + 1)
         start_head(self)
 
     def start_ray_processes(self: Any) -> None:
@@ -350,20 +355,11 @@ def _fork_workers(listener: socket.socket) -> NoReturn:
 
 
 def _work(order: Mapping[str, Any], streams: Sequence[int], line: socket.socket) -> NoReturn:
-    """Become a worker of Ray, as its setup_worker.py does."""
+    """Become a worker of Ray; its setup_worker.py says which."""
     try:
         _settle(order, streams, line)
         line.close()
-        import ray._private.workers.setup_worker as setup
-        from ray._private.runtime_env.context import RuntimeEnvContext
-        from ray._private.utils import update_envs
-
-        args, words = setup.parser.parse_known_args(order["args"][1:])
-        context = RuntimeEnvContext.deserialize(args.serialized_runtime_env_context or "{}")
-        if args.language != "PYTHON" or context.command_prefix or context.py_executable != _FIRST:
-            _EXECUTE(_FIRST, [_FIRST, *order["args"]])
-        update_envs(context.env_vars)
-        _run_python(words)
+        _run_python(order["args"])
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -425,7 +421,7 @@ def _run_python(words: Sequence[str]) -> NoReturn:
     from ray._raylet import setproctitle  # type: ignore[attr-defined]
 
     forget_settings()
-    os.execv = _go_on  # type: ignore[assignment]
+    os.execv, os.execvp = _go_on, _go_on_from_shell  # type: ignore[assignment]
     setproctitle(" ".join([_FIRST, *words]).encode(errors="replace").decode())
     words = [*words]
     unbuffered = safe = False
@@ -462,6 +458,22 @@ def _go_on(path: str, args: Sequence[str]) -> NoReturn:
     if path == _FIRST:
         _run_python(args[1:])
     _EXECUTE(path, args)
+
+
+def _go_on_from_shell(file: str, args: Sequence[str]) -> NoReturn:
+    """As os.execvp, but where a shell would start this interpreter, perhaps in a job's folder, it goes on."""
+    words = shlex.split(args[-1]) if file == "bash" else []
+    folder = words[1] if words[:1] == ["cd"] and words[2:3] == ["&&"] else ""
+    program = words[3:] if folder else words
+    if program[:2] != ["exec", _FIRST]:
+        _SEARCH_AND_EXECUTE(file, args)
+    if folder:
+        os.chdir(folder)
+        _path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+        for name in [*sys.modules]:
+            if name.partition(".")[0] in _OWN:  # the folder has its own
+                del sys.modules[name]
+    _run_python(program[2:])
 
 
 def forget_parent() -> None:

@@ -34,7 +34,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of a user whose token lies in a file. A job that is stopped has time to end, however slow it is."""
     token = tmp_path_factory.mktemp("home") / "auth_token"
     token.write_text("0123456789abcdef0123456789abcdef")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = "RAY_worker_niceness"  # ranks would wait for the other tests that run meanwhile
+    clean = {name: told for name, told in os.environ.items() if name == kept or not name.startswith("RAY_")}
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_JOB_STOP_WAIT_TIME_S": "60"}
     return clean | own
 
@@ -90,7 +91,7 @@ def entrypoint(folder: Path, *options: str) -> list[str]:
 def test_a_job_is_stopped_and_another_goes_on_from_its_checkpoint(
     address: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    steps = ["--size", "64x48", "--frames", "5", "--steps", "200", "--spectrum", "off"]
+    steps = ["--size", "64x48", "--frames", "5", "--steps", "100", "--spectrum", "off"]
     submit = ["job", "submit", "--address", address, "--working-dir", str(ROOT)]
     submit_first = [*submit, "--no-wait", "--submission-id", "first", *entrypoint(tmp_path, *steps)]
     begun = ray(*submit_first, environment=environment)
@@ -108,10 +109,10 @@ def test_a_job_is_stopped_and_another_goes_on_from_its_checkpoint(
 
     resumed = ray(*submit, *entrypoint(tmp_path, *steps, "--resume"), environment=environment)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "step 200/200" in resumed.stdout and "succeeded" in resumed.stdout
+    assert "step 100/100" in resumed.stdout and "succeeded" in resumed.stdout
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["topology"]["world"] == 2
-    assert 0 < report["resumed_at"] == stopped_at + 1 < 200
+    assert 0 < report["resumed_at"] == stopped_at + 1 < 100
 
 
 @pytest.mark.slow

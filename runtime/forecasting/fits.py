@@ -27,7 +27,7 @@ class Fit(FilePart):
         nodes: its computed steps.
         rows: coefficients of its states after the first, y_1 … y_N; see `spectrum.solver.Multistep`.
         forecasts, expected: see `spectrum.solver.FittedSolver`.
-        power: power of the sensitivities with which the nodes were chosen.
+        power: power of the sensitivities with which the nodes were chosen; None for the steps of the plan.
         passes: number of passes of the fit.
         trials: calibration videos, each made by coefficients that were fitted to all others.
     """
@@ -36,7 +36,7 @@ class Fit(FilePart):
     rows: _Rows
     forecasts: _Rows
     expected: list[Share]
-    power: Share
+    power: Share | None
     passes: Annotated[Count, Field(ge=1)]
     trials: list[Trial]
 

@@ -142,7 +142,7 @@ class Calibrator:
 
     @property
     def evaluations(self) -> int:
-        """Number of computed steps of the whole calibration."""
+        """Most computed steps of the whole calibration; fewer if two passes would have the same nodes."""
         videos = len(self._requests)
         fitted = PASSES * sum(nfe - 1 for nfe in self.fitted) + bool(self.fitted)
         if self._added_to is not None:

@@ -34,7 +34,7 @@ class TrialPass(BaseModel):
 
     Attributes:
         nfe: number of computed steps.
-        power: power of the sensitivities with which its nodes were chosen.
+        power: power of the sensitivities with which its nodes were chosen; None for the steps of the plan.
         nodes: computed steps.
         errors: relative error of each video.
     """
@@ -42,7 +42,7 @@ class TrialPass(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     nfe: int
-    power: float
+    power: float | None
     nodes: list[int]
     errors: _Numbers
 

@@ -1,7 +1,7 @@
 """The stage of a calibration that fits solvers: for each number of computed steps, trial passes and a last.
 
-The trial passes differ in how nodes are chosen. The last pass takes the better nodes, and gives less weight
-to videos that went badly, as unweighted squares would be spent on them.
+The trial passes differ in how nodes are chosen: for the solver, or for planned forecasts. The last pass takes
+the best nodes, and gives less weight to videos that went badly, as unweighted squares would be spent on them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from runtime.media.quality import psnr
 from spectrum.calibration import Findings
 
 POWERS = (1.0, 0.5)  # of sensitivities in the choice of nodes: more of them early, or fewer
-PASSES = len(POWERS) + 1
+PASSES = len(POWERS) + 2  # at most: these, one with the steps of the plan, and the last
+_Nodes = tuple[int, ...]
 
 
 class BudgetFitting:
@@ -37,16 +38,17 @@ class BudgetFitting:
     def fit(self, nfe: int) -> None:
         """Make the passes of a solver of `nfe` computed steps that are left to do."""
         session = self._session
+        choices = self._choices(nfe)
+        passes = len(choices) + 1
         trials = [one for one in self._found.passes if one["nfe"] == nfe]
-        for number, power in enumerate(POWERS[len(trials) :], len(trials) + 1):
-            nodes = self._nodes(nfe, power)
-            made = self._fitting.run(nodes, None, f"solver of {nfe} steps, pass {number} of {PASSES}")
+        for number, (power, nodes) in enumerate(choices[len(trials) :], len(trials) + 1):
+            made = self._fitting.run(nodes, None, f"solver of {nfe} steps, pass {number} of {passes}")
             one = {"nfe": nfe, "power": power, "nodes": list(nodes), "errors": made.errors}
             trials.append(session.tell(one))
             self._found.passes.append(trials[-1])
             self._keep()
         best = max(trials, key=lambda one: score(one["errors"]))
-        name = f"solver of {nfe} steps, pass {PASSES} of {PASSES}"
+        name = f"solver of {nfe} steps, pass {passes} of {passes}"
         made = self._fitting.run(tuple(best["nodes"]), weights_of(best["errors"]), name)
         fit: dict[str, Any] = {
             "nodes": best["nodes"],
@@ -54,23 +56,29 @@ class BudgetFitting:
             "forecasts": made.forecasts,
             "expected": made.expected,
             "power": best["power"],
-            "passes": PASSES,
+            "passes": passes,
             "trials": self._trials(made, nfe),
         }
         self._found.fits.append(session.tell(fit))
         self._keep()
 
-    def _nodes(self, nfe: int, power: float) -> tuple[int, ...]:
-        """Plan nodes on the first rank, and tell them to all."""
+    def _choices(self, nfe: int) -> list[tuple[float | None, _Nodes]]:
+        """Plan different nodes on the first rank, and tell them to all: power of the sensitivities → nodes.
+
+        The steps of the plan have no power. They are not among the choices if an expert has none of them.
+        """
         found, steps, ranks = self._found, self._session.steps, self._session.ranks
-        nodes: tuple[int, ...] = ()
+        choices: dict[_Nodes, float | None] = {}
         if ranks.is_leader:
             with ranks.busy("planning nodes"):
-                planner = self._fitting.planner(
-                    found.trajectory(steps), found.sensitivity(steps), found.response(steps), power
-                )
-                nodes = planner.plan(nfe)
-        return self._session.tell(nodes)
+                measured = found.trajectory(steps), found.sensitivity(steps), found.response(steps)
+                for power in POWERS:
+                    planner = self._fitting.planner(*measured, power)
+                    choices.setdefault(planner.plan(nfe), power)
+                planned = found.planner(self._fitting.levels).plan(nfe).computed
+                if math.isfinite(planner.cost(planned)):
+                    choices.setdefault(tuple(planned), None)
+        return self._session.tell([(power, nodes) for nodes, power in choices.items()])
 
     def _trials(self, made: Pass, nfe: int) -> list[dict[str, Any]]:
         """Quality of the frames of each video of a pass, on the first rank."""

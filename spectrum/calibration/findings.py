@@ -135,15 +135,27 @@ class Findings:
         """Mean of the scales."""
         return statistics.fmean(self.scales)
 
+    def planner(self, levels: Sequence[float]) -> Planner:
+        """Planner of the guided stream.
+
+        Args:
+            levels: σ of the sampler, `[n + 1]`.
+        """
+        return self._forecasting(self.grams, levels)[1]
+
     def without(self, video: int, levels: Sequence[float]) -> tuple[CalibratedPredictor, Planner]:
         """Predictor and planner of the guided stream, made from all other videos.
 
         Args:
             levels: σ of the sampler, `[n + 1]`.
         """
+        return self._forecasting([grams for index, grams in enumerate(self.grams) if index != video], levels)
+
+    def _forecasting(
+        self, grams: Sequence[Mapping[str, list[float]]], levels: Sequence[float]
+    ) -> tuple[CalibratedPredictor, Planner]:
         steps = len(levels) - 1
-        others = [grams for index, grams in enumerate(self.grams) if index != video]
-        predictor = CalibratedPredictor(mean_gram(from_triangle(grams["guided"], steps) for grams in others))
+        predictor = CalibratedPredictor(mean_gram(from_triangle(one["guided"], steps) for one in grams))
         return predictor, make_planner(predictor, levels, self.sensitivity(steps), self.scale)
 
     def content(self, conditions: Mapping[str, Any], levels: Sequence[float], ranks: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_calibrate_plan_and_generate(tmp_path: Path, capfd: pytest.CaptureFixtur
     stdout, stderr = capfd.readouterr()
     assert stdout == f"{out}\n"
     assert "3 videos, solvers of 2 steps; about" in stderr and "trial 3 of 3" in stderr
-    assert "solver of 2 steps, pass 3 of 3" in stderr and "GB beside the result" in stderr
+    assert re.search(r"solver of 2 steps, pass (\d) of \1", stderr) and "GB beside the result" in stderr
     assert [path.name for path in tmp_path.glob("mine*")] == ["mine.json"]
     assert load_calibration(str(out)).conditions.steps == 8
     picture = tmp_path / "plan.png"
@@ -129,9 +130,11 @@ def test_adding_solvers_resumes_after_an_interruption(tmp_path: Path) -> None:
     assert out.with_name("mine.json.partial").is_file()
     names: list[str] = []
     job.run(job.calibrator(engine, lambda name, _: names.append(name)), engine)
-    assert {"video 1 of 2", "solver of 4 steps, pass 1 of 3"} <= set(done)
-    assert set(names) == {f"solver of 4 steps, pass {number} of 3" for number in (2, 3)}
-    assert [fit.nfe for fit in load_calibration(str(out)).fits] == [3, 4]
+    fits = load_calibration(str(out)).fits
+    assert [fit.nfe for fit in fits] == [3, 4]
+    passes = fits[1].passes
+    assert {"video 1 of 2", f"solver of 4 steps, pass 1 of {passes}"} <= set(done) and passes > 2
+    assert set(names) == {f"solver of 4 steps, pass {number} of {passes}" for number in range(2, passes + 1)}
     assert [path.name for path in tmp_path.glob("mine*")] == ["mine.json"]
 
 

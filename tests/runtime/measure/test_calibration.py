@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.forecasting.methods import Methods
 from runtime.measure.calibrate import Calibrator, check_requests
 from runtime.measure.findings import PartialFile, check_partial
+from runtime.measure.fit_budgets import PASSES
 from runtime.measure.solvers import weights_of
 from runtime.measure.states import StateFiles
 from runtime.media.mp4 import FrameBuffer
@@ -46,8 +48,8 @@ def requests(config: Config) -> list[VideoRequest]:
     return [config.request(prompt, seed=seed, **SIZE) for seed, prompt in enumerate(PROMPTS)]
 
 
-Made = tuple[Calibration, Path, list[StepKind]]
-"""A calibration, its file, and the kinds of all steps that it took."""
+Made = tuple[Calibration, Path, list[tuple[str, StepRecord]]]
+"""A calibration, its file, and all steps that it took, with the names of their runs."""
 
 
 class InterruptedHereError(Exception):
@@ -56,20 +58,22 @@ class InterruptedHereError(Exception):
 
 @pytest.fixture(scope="module")
 def made(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder, kinds = tmp_path_factory.mktemp("calibration"), []
+    folder, taken = tmp_path_factory.mktemp("calibration"), list[tuple[str, StepRecord]]()
 
     def on_step(name: str, record: StepRecord) -> None:
-        kinds.append(record.kind)
+        taken.append((name, record))
 
     calibrator = Calibrator(
         engine, requests(engine.config), folder / "a.json.partial", on_step, fitted=FITTED
     )
     calibration = calibrator.run()
-    assert kinds.count(StepKind.COMPUTE) == calibrator.evaluations
+    saved = sum((PASSES - fit.passes) * (fit.nfe - 1) for fit in calibration.fits) * len(calibration.prompts)
+    computed = sum(record.kind is StepKind.COMPUTE for _, record in taken)
+    assert computed == calibrator.evaluations - saved
     calibration.write(folder / "a.json")
     calibrator.forget()
     assert [path.name for path in folder.iterdir()] == ["a.json"]
-    return calibration, folder / "a.json", kinds
+    return calibration, folder / "a.json", taken
 
 
 def planned(folder: Path, calibration: Path, nfe: int, more: str = "") -> str:
@@ -169,13 +173,13 @@ def test_where_the_plan_does_not_hold_more_is_computed(made: Made, engine: Engin
 
 
 def test_any_interruption_ends_in_the_same_file(made: Made, engine: Engine, tmp_path: Path) -> None:
-    calibration, _, kinds = made
+    calibration, _, taken = made
     partial, tries, seen = tmp_path / "p", 0, 0
 
     def on_step(name: str, record: StepRecord) -> None:
         nonlocal seen
         seen += 1
-        if seen % (len(kinds) // 2) == 0:
+        if seen % (len(taken) // 2) == 0:
             raise InterruptedHereError
 
     while True:
@@ -186,7 +190,7 @@ def test_any_interruption_ends_in_the_same_file(made: Made, engine: Engine, tmp_
         except InterruptedHereError:
             assert tries < 9
     assert tries > 1
-    assert seen < 2 * len(kinds)  # what was finished was not done again
+    assert seen < 2 * len(taken)  # what was finished was not done again
     volatile = {"seconds", "made"}
     assert again.model_dump(exclude=volatile) == calibration.model_dump(exclude=volatile)
 
@@ -444,6 +448,18 @@ def test_plans_meet_their_budget(made: Made) -> None:
         methods.for_psnr(99.0)
 
 
+def test_solvers_are_tried_with_the_steps_of_the_plan(made: Made) -> None:
+    calibration, _, taken = made
+    for fit in calibration.fits:
+        tried = defaultdict[str, set[int]](set)
+        for name, record in taken:
+            if name.startswith(f"solver of {fit.nfe} steps, pass"):
+                tried[name].add(record.index)
+        planned = set(calibration.planner("guided").plan(fit.nfe).computed)
+        assert planned in [nodes | {0} for nodes in tried.values()]  # all passes share step 0
+        assert len(tried) == fit.passes and fit.power in (1.0, 0.5, None)
+
+
 def test_the_better_method_by_mean_and_tail_is_chosen(made: Made) -> None:
     def moved(by: float) -> Calibration:
         """Solvers whose trials are better by so many dB than the predicted PSNR of plans."""
@@ -570,7 +586,7 @@ def test_a_solver_is_fitted_to_steps_that_there_are(engine: Engine, tmp_path: Pa
     none = Calibrator(engine, requests(engine.config), tmp_path / "p", fitted=[])
     assert none.disk == 0
     some = Calibrator(engine, requests(engine.config), tmp_path / "p", fitted=[5])
-    assert some.evaluations - none.evaluations == VIDEOS * (1 + 3 * 4)
+    assert some.evaluations - none.evaluations == VIDEOS * (1 + PASSES * 4)
 
 
 def test_the_prediction_is_a_line_through_the_trials(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

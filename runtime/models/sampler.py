@@ -75,7 +75,7 @@ def load_sampler(
         sampler = kind.from_config(wanted)
     except Exception as error:  # diffusers' classes raise anything for settings that they do not support
         raise _refusal(folder, kind.__name__, named(error) + _own(kind, wanted)) from None
-    if problem := _incapable(kind, pickle.dumps((dict(sampler.config), given))):
+    if problem := _incapable(kind.from_config, pickle.dumps((dict(sampler.config), given))):
         raise _refusal(folder, kind.__name__, problem + _own(kind, wanted))
     return sampler
 
@@ -164,20 +164,20 @@ def _plain(hint: Any) -> Any:
 
 
 @cache  # as every engine of a process would find the same
-def _incapable(kind: type[SchedulerMixin], pickled: bytes) -> str:
+def _incapable(make: Callable[[dict[str, Any]], SchedulerMixin], pickled: bytes) -> str:
     """Try a sampler on a small tensor; return the reason why it cannot be used, empty if it can.
 
     At every step the velocity is that of the straight line from noise to a clean sample, which a sampler for
     flow matching follows.
 
     Args:
-        kind: class of the sampler.
-        pickled: its config and the arguments of `set_timesteps`, as `pickle` writes them.
+        make: makes a sampler of its config.
+        pickled: the config and the arguments of `set_timesteps`, as `pickle` writes them.
     """
     config, given = pickle.loads(pickled)
 
     def fresh() -> SchedulerMixin:
-        return kind.from_config(config)
+        return make(config)
 
     numbers = torch.Generator().manual_seed(0)
     noise = torch.randn((1, 4, 1, 4, 4), generator=numbers)

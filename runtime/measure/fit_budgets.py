@@ -19,6 +19,7 @@ from spectrum.calibration import Findings
 
 POWERS = (1.0, 0.5)  # of sensitivities in the choice of nodes: more of them early, or fewer
 PASSES = len(POWERS) + 2  # at most: these, one with the steps of the plan, and the last
+_CLEARLY = 1.0  # dB by which the steps of the plan must be better: so few videos cannot tell less
 _Nodes = tuple[int, ...]
 
 
@@ -47,7 +48,7 @@ class BudgetFitting:
             trials.append(session.tell(one))
             self._found.passes.append(trials[-1])
             self._keep()
-        best = max(trials, key=lambda one: score(one["errors"]))
+        best = max(trials, key=grade)
         name = f"solver of {nfe} steps, pass {passes} of {passes}"
         made = self._fitting.run(tuple(best["nodes"]), weights_of(best["errors"]), name)
         fit: dict[str, Any] = {
@@ -97,3 +98,9 @@ class BudgetFitting:
                 )
                 done.append(trial.model_dump())
         return done
+
+
+def grade(trial: dict[str, Any]) -> float:
+    """Grade of a trial pass in dB, by which nodes are chosen: that of its errors, less for a plan's steps."""
+    planned = trial["power"] is None
+    return score(trial["errors"]) - (_CLEARLY if planned else 0.0)

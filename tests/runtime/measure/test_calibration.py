@@ -20,7 +20,7 @@ from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.forecasting.methods import Methods
 from runtime.measure.calibrate import Calibrator, check_requests
 from runtime.measure.findings import PartialFile, check_partial
-from runtime.measure.fit_budgets import PASSES
+from runtime.measure.fit_budgets import PASSES, grade
 from runtime.measure.solvers import weights_of
 from runtime.measure.states import StateFiles
 from runtime.media.mp4 import FrameBuffer
@@ -458,6 +458,13 @@ def test_solvers_are_tried_with_the_steps_of_the_plan(made: Made) -> None:
         planned = set(calibration.planner("guided").plan(fit.nfe).computed)
         assert planned in [nodes | {0} for nodes in tried.values()]  # all passes share step 0
         assert len(tried) == fit.passes and fit.power in (1.0, 0.5, None)
+
+
+@pytest.mark.parametrize(("better", "taken"), [(0.9, False), (1.1, True)])
+def test_the_steps_of_the_plan_are_taken_where_they_are_clearly_better(better: float, taken: bool) -> None:
+    errors = [0.01, 0.04, 0.02]
+    planned = {"power": None, "errors": [error * 10 ** (-better / 20) for error in errors]}
+    assert (grade(planned) > grade({"power": 1.0, "errors": errors})) is taken
 
 
 def test_the_better_method_by_mean_and_tail_is_chosen(made: Made) -> None:

@@ -24,8 +24,8 @@ film: $(VENV)/.installed  ## The example storyboard, two shots at a time, as one
 serve: $(VENV)/.installed  ## Serve the HTTP API with wan-tiny, until Ctrl-C
 	$(BIN)/lockstep serve --queue out/queue
 
-test: $(VENV)/.installed  ## Three files at a time on two cores, as tests mostly wait
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.installed  ## Four files at a time on two cores, as tests mostly wait
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed  ## All tests, including those that take minutes
 	$(BIN)/python -m pytest -m 'slow or not slow'

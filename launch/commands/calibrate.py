@@ -115,7 +115,7 @@ def run_calibration(
     shown = _Shown(console)
     calibrator = job.calibrator(engine, shown)
     console.print(_cost(job, calibrator), soft_wrap=True)
-    with advising(job.advice), shown.of(calibrator.evaluations):
+    with advising(job.advice), shown.of(calibrator):
         return job.run(calibrator, engine)
 
 
@@ -163,10 +163,11 @@ class _Shown(Progress):
         )
         self._name = ""
         self._task = self.add_task("")
+        self._calibrator: Calibrator | None = None
 
-    def of(self, evaluations: int) -> Progress:
-        """Set the total number of evaluations."""
-        self.update(self._task, total=evaluations)
+    def of(self, calibrator: Calibrator) -> Progress:
+        """Say what is shown: the total number of evaluations is known better and better."""
+        self._calibrator = calibrator
         return self
 
     def start(self) -> None:
@@ -174,7 +175,8 @@ class _Shown(Progress):
             super().start()
 
     def __call__(self, name: str, record: StepRecord) -> None:
-        self.update(self._task, description=name, advance=record.kind is StepKind.COMPUTE)
+        total = None if self._calibrator is None else self._calibrator.evaluations
+        self.update(self._task, description=name, total=total, advance=record.kind is StepKind.COMPUTE)
         if name != self._name and not self.console.is_terminal:
             self.console.print(name)
         self._name = name

@@ -106,6 +106,7 @@ class Calibrator:
         if len(self._levels) != self._steps + 1:
             raise BadRequestError(f"config: {type(sampler).__name__} has no noise level for each step")
         self.fitted = self._checked(fitted)
+        self._passes: dict[int, int] = {}  # of the solvers whose nodes are planned
         if added_to is not None:
             self._check_addition(added_to)
         self._found = Findings()
@@ -142,9 +143,10 @@ class Calibrator:
 
     @property
     def evaluations(self) -> int:
-        """Most computed steps of the whole calibration; fewer if two passes would have the same nodes."""
+        """Number of computed steps of the whole calibration; fewer once nodes prove to be the same."""
         videos = len(self._requests)
-        fitted = PASSES * sum(nfe - 1 for nfe in self.fitted) + bool(self.fitted)
+        passes = {nfe: self._passes.get(nfe, PASSES) for nfe in self.fitted}
+        fitted = sum(count * (nfe - 1) for nfe, count in passes.items()) + bool(self.fitted)
         if self._added_to is not None:
             return videos * (self._steps + fitted)
         nudged = sum(
@@ -227,8 +229,8 @@ class Calibrator:
 
     def _fit_all(self) -> None:
         """Fit the solvers that are left to do; states that are not there any more are made again."""
-        done = {len(fit["nodes"]) for fit in self._found.fits}
-        missing = [nfe for nfe in self.fitted if nfe not in done]
+        self._passes.update({len(fit["nodes"]): fit["passes"] for fit in self._found.fits})
+        missing = [nfe for nfe in self.fitted if nfe not in self._passes]
         if not missing:
             return
         runs = [self._session.prepare(video, _CARRIED) for video in range(len(self._requests))]
@@ -237,7 +239,7 @@ class Calibrator:
             if not is_there:
                 self._full_runs.restore_states(video, runs[video])
         fitting = SolverFitting(self._session, runs, self._states)
-        budgets = BudgetFitting(self._session, fitting, self._found, self._keep)
+        budgets = BudgetFitting(self._session, fitting, self._found, self._keep, self._passes)
         for nfe in missing:
             budgets.fit(nfe)
 

@@ -31,16 +31,25 @@ class BudgetFitting:
         fitting: makes passes.
         found: findings of the stages before.
         keep: keeps the findings; called after every pass.
+        passes: is given the number of passes of each solver, by its computed steps, before they are made.
     """
 
-    def __init__(self, session: Session, fitting: SolverFitting, found: Findings, keep: Callable[[], None]):
-        self._session, self._fitting, self._found, self._keep = session, fitting, found, keep
+    def __init__(
+        self,
+        session: Session,
+        fitting: SolverFitting,
+        found: Findings,
+        keep: Callable[[], None],
+        passes: dict[int, int],
+    ):
+        self._session, self._fitting, self._found = session, fitting, found
+        self._keep, self._passes = keep, passes
 
     def fit(self, nfe: int) -> None:
         """Make the passes of a solver of `nfe` computed steps that are left to do."""
         session = self._session
         choices = self._choices(nfe)
-        passes = len(choices) + 1
+        passes = self._passes[nfe] = len(choices) + 1
         trials = [one for one in self._found.passes if one["nfe"] == nfe]
         for number, (power, nodes) in enumerate(choices[len(trials) :], len(trials) + 1):
             made = self._fitting.run(nodes, None, f"solver of {nfe} steps, pass {number} of {passes}")

@@ -50,13 +50,16 @@ class BudgetFitting:
         session = self._session
         choices = self._choices(nfe)
         passes = self._passes[nfe] = len(choices) + 1
-        trials = [one for one in self._found.passes if one["nfe"] == nfe]
-        for number, (power, nodes) in enumerate(choices[len(trials) :], len(trials) + 1):
-            made = self._fitting.run(nodes, None, f"solver of {nfe} steps, pass {number} of {passes}")
-            one = {"nfe": nfe, "power": power, "nodes": list(nodes), "errors": made.errors}
-            trials.append(session.tell(one))
-            self._found.passes.append(trials[-1])
-            self._keep()
+        kept = {tuple(one["nodes"]): one for one in self._found.passes if one["nfe"] == nfe}
+        trials = []
+        for number, (power, nodes) in enumerate(choices, 1):
+            if nodes not in kept:
+                made = self._fitting.run(nodes, None, f"solver of {nfe} steps, pass {number} of {passes}")
+                one = {"nfe": nfe, "power": power, "nodes": list(nodes), "errors": made.errors}
+                kept[nodes] = session.tell(one)
+                self._found.passes.append(kept[nodes])
+                self._keep()
+            trials.append(kept[nodes])
         best = max(trials, key=grade)
         name = f"solver of {nfe} steps, pass {passes} of {passes}"
         made = self._fitting.run(tuple(best["nodes"]), weights_of(best["errors"]), name)
@@ -83,12 +86,13 @@ class BudgetFitting:
             with ranks.busy("planning nodes"):
                 measured = found.trajectory(steps), found.sensitivity(steps), found.response(steps)
                 for power in POWERS:
-                    planner = self._fitting.planner(*measured, power)
-                    choices.setdefault(planner.plan(nfe), power)
+                    choices.setdefault(self._fitting.planner(*measured, power).plan(nfe), power)
                 planned = found.planner(self._fitting.levels).plan(nfe).computed
-                if math.isfinite(planner.cost(planned)):
+                experts = self._session.plan.course.numbers
+                if {experts[step] for step in planned} == {*experts}:
                     choices.setdefault(tuple(planned), None)
-        return self._session.tell([(power, nodes) for nodes, power in choices.items()])
+        told = self._session.tell([(power, nodes) for nodes, power in choices.items()])
+        return [(power, tuple(nodes)) for power, nodes in told]
 
     def _trials(self, made: Pass, nfe: int) -> list[dict[str, Any]]:
         """Quality of the frames of each video of a pass, on the first rank."""

@@ -39,8 +39,14 @@ _CLASSES: dict[Any, str] = {
 Timesteps = Callable[[dict[str, Any], int, int], dict[str, Any]]
 """Sampler settings, number of steps, number of tokens → further arguments of `set_timesteps`."""
 
+_Make = Callable[[dict[str, Any]], SchedulerMixin]
+
 _PROBED_TOKENS = 1024
 _REMEDY = "name another in the config, such as `scheduler: {kind: unipc, shift: 3.0}`"
+
+
+class _IncapableError(Exception):
+    """A sampler cannot be used; the message says why."""
 
 
 def _no_more(settings: dict[str, Any], steps: int, tokens: int) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def load_sampler(
         sampler = kind.from_config(wanted)
     except Exception as error:  # diffusers' classes raise anything for settings that they do not support
         raise _refusal(folder, kind.__name__, named(error) + _own(kind, wanted)) from None
-    if problem := _incapable(kind.from_config, pickle.dumps((dict(sampler.config), given))):
+    if problem := _incapable(kind.from_config, dict(sampler.config), given):
         raise _refusal(folder, kind.__name__, problem + _own(kind, wanted))
     return sampler
 
@@ -163,9 +169,18 @@ def _plain(hint: Any) -> Any:
     return get_origin(hint) or hint
 
 
-@cache  # as every engine of a process would find the same
-def _incapable(make: Callable[[dict[str, Any]], SchedulerMixin], pickled: bytes) -> str:
-    """Try a sampler on a small tensor; return the reason why it cannot be used, empty if it can.
+def _incapable(make: _Make, config: dict[str, Any], given: dict[str, Any]) -> str:
+    """Try a sampler; return the reason why it cannot be used, empty if it can."""
+    try:
+        _try(make, pickle.dumps((config, given)))
+    except _IncapableError as error:
+        return str(error)
+    return ""
+
+
+@cache  # as every engine of a process would find the same; what is refused is tried again
+def _try(make: _Make, pickled: bytes) -> None:
+    """Try a sampler on a small tensor.
 
     At every step the velocity is that of the straight line from noise to a clean sample, which a sampler for
     flow matching follows.
@@ -173,6 +188,9 @@ def _incapable(make: Callable[[dict[str, Any]], SchedulerMixin], pickled: bytes)
     Args:
         make: makes a sampler of its config.
         pickled: the config and the arguments of `set_timesteps`, as `pickle` writes them.
+
+    Raises:
+        _IncapableError: the sampler cannot be used; the message says why.
     """
     config, given = pickle.loads(pickled)
 
@@ -185,20 +203,22 @@ def _incapable(make: Callable[[dict[str, Any]], SchedulerMixin], pickled: bytes)
     try:
         ends = [_sampled(fresh, given, noise, noise - clean, seed) for seed in (1, 2)]
     except Exception as error:  # a class that is no such sampler may raise anything
-        return f"it cannot be used as the model's pipelines use it: {named(error)}"
+        raise _IncapableError(f"it cannot be used as the model's pipelines use it: {named(error)}") from None
     if not ends[0].isfinite().all():
-        return "with its settings, its result is not finite"
+        raise _IncapableError("with its settings, its result is not finite")
     if not torch.equal(*ends):
-        return "it adds noise at its steps, so a seed would not mean one video"
+        raise _IncapableError("it adds noise at its steps, so a seed would not mean one video")
     off, way = ends[0] - clean, noise - clean
     left = float((off * way).sum() / way.square().sum())  # of the way; some end a little before the sample
     if not (-_CLOSE < left < 1 - _CLOSE and float((off - left * way).norm()) < _CLOSE * float(clean.norm())):
-        return "it does not sample flow matching (prediction_type: flow_prediction, use_flow_sigmas: true)"
+        wanted = "prediction_type: flow_prediction, use_flow_sigmas: true"
+        raise _IncapableError(f"it does not sample flow matching ({wanted})")
     try:
         kept = _sampled(fresh, given, noise, noise - clean, 1, interrupted=True)
     except Exception as error:  # pickle raises AttributeError, too
-        return f"its state cannot be stored in a checkpoint: {named(error)}"
-    return "" if torch.equal(kept, ends[0]) else "its state cannot be restored from a checkpoint"
+        raise _IncapableError(f"its state cannot be stored in a checkpoint: {named(error)}") from None
+    if not torch.equal(kept, ends[0]):
+        raise _IncapableError("its state cannot be restored from a checkpoint")
 
 
 def _sampled(

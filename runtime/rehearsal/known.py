@@ -1,7 +1,8 @@
 """Outcomes of operators on fake tensors: they follow from the metadata of arguments, and are found once.
 
 Torch takes several times as long to find them, even those that it knows. What depends on more than metadata
-is never known: operators on real tensors, on ones with constants, or that return numbers, for example.
+is never known: operators on real tensors, on ones with constants, that return numbers, or that write into an
+`out`, for example. Code that is rehearsed may not give a tensor other data (`tensor.data = …`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ class Key(NamedTuple):
     """What an outcome follows from, and the tensors that it is to be made for.
 
     Attributes:
-        parts: the operator and its arguments, with the number of its metadata in place of each tensor.
+        parts: the operator and its arguments; in place of a tensor, its type and the number of its metadata.
         tensors: these tensors.
     """
 
@@ -101,6 +103,8 @@ _FOLLOWING = itertools.count()
 
 def key_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Key | None:
     """Find what an operator's outcome follows from; None if it is more than metadata."""
+    if _writes_out(func):
+        return None
     parts: list[Any] = [func]
     tensors: list[FakeTensor] = []
     if not _describe(args, parts, tensors):
@@ -130,7 +134,14 @@ def remember(
         if outputs is not None:
             if len(_OUTCOMES) >= _MOST:
                 _OUTCOMES.clear()
+                _NUMBERS.clear()  # tensors keep theirs, and others get new ones
             _OUTCOMES[key.parts] = Outcome(counted, sequence, outputs)
+
+
+@cache
+def _writes_out(func: Any) -> bool:
+    """Whether an operator may change the size of one of its arguments."""
+    return any(argument.is_out for argument in func._schema.arguments)
 
 
 def _describe(values: Sequence[Any], parts: list[Any], tensors: list[FakeTensor]) -> bool:
@@ -138,10 +149,10 @@ def _describe(values: Sequence[Any], parts: list[Any], tensors: list[FakeTensor]
     for value in values:
         kind = type(value)
         if kind is FakeTensor:
-            number = value.__dict__.get(_SEEN) or _number(value)
+            number = None if value.requires_grad else value.__dict__.get(_SEEN) or _number(value)
             if number is None:
                 return False
-            parts.append(number)
+            parts.append((FakeTensor, number))  # which no number among the arguments equals
             tensors.append(value)
         elif kind in _PLAIN:
             parts.append(value)
@@ -157,8 +168,10 @@ def _describe(values: Sequence[Any], parts: list[Any], tensors: list[FakeTensor]
 
 
 def _number(tensor: FakeTensor) -> int | None:
-    """Number of a fake tensor's metadata, the same for all that are alike; None if it has a constant."""
+    """Number of a fake tensor's metadata, the same for all that are alike; None if that is not all it has."""
     if tensor.constant is not None or tensor.layout is not torch.strided or tensor.requires_grad:
+        return None
+    if tensor.is_conj() or tensor.is_neg():
         return None
     held = tensor.untyped_storage().nbytes()
     alike = tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device, held

@@ -46,14 +46,17 @@ class FakeShards:
 
     def visit(self, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
         ledger, arriving = self._ledger, self._gather(blocks[0])  # until parameters are copied out of it
-        for block, following in zip_longest(blocks, blocks[1:]):
-            whole = ledger.weigh([self._sharded[block].whole])
-            ledger.unweigh(arriving)
-            arriving = 0 if following is None else self._gather(following)
-            try:
+        whole = 0
+        try:
+            for block, following in zip_longest(blocks, blocks[1:]):
+                whole = ledger.weigh([self._sharded[block].whole])
+                ledger.unweigh(arriving)
+                arriving = 0 if following is None else self._gather(following)
                 yield block
-            finally:
                 ledger.unweigh(whole)
+                whole = 0
+        finally:  # of blocks that are not visited any more, too
+            ledger.unweigh(whole + arriving)
 
     def expect(self, blocks: Sequence[nn.Module]) -> None:
         pass

@@ -143,6 +143,47 @@ def test_what_is_alike_is_counted_as_if_it_were_run(rank: int, world: int, shard
         assert (once.memory, once.sent) == (all_of_it.memory, all_of_it.sent)
 
 
+@pytest.mark.parametrize(("rank", "world", "shard"), [(0, 1, False), (1, 3, True)])
+def test_operators_that_are_known_count_as_if_torch_had_found_them(
+    rank: int, world: int, shard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(shard)
+    known = phases(config, small(config), rank, world, whole=False)
+    monkeypatch.setattr("runtime.rehearsal.ledger.find", lambda _: None)
+    found = phases(config, small(config), rank, world, whole=False)
+    for one, other in zip(known, found, strict=True):
+        assert one.work.operators == other.work.operators
+        assert (one.memory, one.sent) == (other.memory, other.sent)
+
+
+def test_a_known_operator_is_not_taken_for_one_with_other_arguments() -> None:
+    """Tensors are numbered by their metadata, and numbers are arguments, too."""
+    device = FakeDevice()
+    with device.running():
+        column, row = (torch.empty(shape, device=DEVICE) for shape in ((64, 1), (1, 64)))
+        for number in range(-64, 65):
+            assert (column * number).shape == (64, 1) and (row * number).shape == (1, 64)
+        assert (column * row).shape == (64, 64)
+        for number in range(-64, 65):
+            assert (column * number).shape == (64, 1)
+
+
+def test_what_depends_on_more_than_metadata_is_found_each_time() -> None:
+    device = FakeDevice()
+    with device.running():
+        square = torch.empty((4, 4), device=DEVICE)
+        for _ in range(2):
+            out = torch.empty(0, device=DEVICE)
+            torch.add(square, square, out=out)
+            assert out.shape == (4, 4)
+        complex_one = torch.empty((4, 4), dtype=torch.complex64, device=DEVICE)
+        assert [complex_one.conj().is_conj() for _ in range(3)] == [True] * 3
+        turned = torch.empty((2, 3), device=DEVICE)
+        assert (turned + 1).shape == (2, 3)
+        turned.t_()
+        assert (turned + 1).shape == (3, 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("kind", "part"), [(WanTransformer3DModel, "transformer"), (AutoencoderKLWan, "vae")]

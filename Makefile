@@ -53,7 +53,7 @@ bench: $(VENV)/.installed  ## Cost of a forecast against the reference's formula
 evaluate: $(VENV)/.installed  ## Accuracy of wan-tiny: colour, background and motion of 48 videos
 	$(BIN)/python scripts/evaluate_wan_tiny.py
 
-quality: $(VENV)/.installed  ## Quality at equal evaluations, against other methods; an hour on two cores
+quality: $(VENV)/.installed  ## Quality at equal evaluations, against other methods; hours on two cores
 	$(BIN)/python scripts/bench_quality.py --out docs/quality.md
 
 train: $(VENV)/.installed  ## wan-tiny from scratch, 80 minutes on two cores; resumes where it was stopped

@@ -4,9 +4,10 @@
 
 Prompts and seeds that no calibration has seen, each made by every method and measured against the frames of
 the full sampler; settings of wan-tiny, and wan2.2-tiny with its two experts, each with a calibration of its
-own. The prompts of the first setting occur in no other table either; those of the others were seen while the
-methods were made. Every result is one line of JSON. The script may be stopped at any time and resumes
-after the existing results; `--part` measures some of the methods first. An evaluation covers both branches.
+own. The prompts of the first three settings occur in no earlier table either; those of the others were seen
+while the methods were made. Every result is one line of JSON. The script may be stopped at any time and
+resumes after the existing results; `--part` measures some of the methods first. An evaluation covers both
+branches.
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ from spectrum import StepKind, paper_schedule
 from spectrum.calibration import to_triangle
 
 PROMPTS = 32
-SEEN, FEW_SEEN = 24, 8  # of prompts that occur in older tables
+FEW_PROMPTS = 16  # of settings beside the first
+SEEN = 24  # of prompts that occur in older tables
 BUDGETS = (5, 6, 7, 8, 10, 12, 14, 18, 25)
 FEW_BUDGETS = (8, 10, 14)
 EXPERTS_BUDGETS = (7, 8, 10, 12, 14)
 PEER_BUDGETS = (7, 12)  # what SeaCache comes to with two experts, for which fewer methods are measured
 SAMPLER_BUDGETS = (8, 10, 14, 25)  # where other samplers with fewer steps are measured
 SAMPLERS = {"Euler": "euler", "DPM++": "dpm++"}
-ABLATED = (8, 10, 14)  # where parts of the method are measured alone, and the guard
+ABLATED = (8, 10, 14)  # where parts of the method are measured alone, and the guard, on older videos
 FIRST_SEED = 50_000
 PARTS = ("ours", "others", "peers")
 NOTES = Path(__file__).with_name("quality_notes.md")  # what was tried, and what the tables say
-CALIBRATIONS = Path("out/quality-calibrations")
+CALIBRATIONS = Path("out/quality-calibrations").resolve()  # presets would read it as relative to their file
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,7 @@ SETTINGS = (
         SamplerConfig(kind="unipc", shift=5.0),
         FEW_BUDGETS,
         False,
-        FEW_SEEN,
-        seen=True,
+        FEW_PROMPTS,
     ),
     Setting(
         "50 Euler steps, shift 3, guidance 5",
@@ -120,8 +121,7 @@ SETTINGS = (
         SamplerConfig(kind="euler", shift=3.0),
         FEW_BUDGETS,
         False,
-        FEW_SEEN,
-        seen=True,
+        FEW_PROMPTS,
     ),
     Setting(
         "wan2.2-tiny, 50 UniPC steps, shift 12, guidance 5",
@@ -182,7 +182,7 @@ def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
         "guided, error-driven": guided | {"schedule": {"kind": "error"} | tolerance},
         BEST: calibrated | {"schedule": planned | {"guard": None}},
     }
-    if setting.model == EXPERTS or budget in ABLATED:
+    if setting.model == EXPERTS or (setting.seen and budget in ABLATED):
         found |= {
             "guided, w = 0.5": guided,
             "guided, calibrated weights": calibrated | {"schedule": schedule},
@@ -193,7 +193,7 @@ def presets(setting: Setting, budget: int) -> dict[str, dict[str, Any]]:
         found[f"{BEST}, fresh"] = found[BEST] | fresh
     if budget in {fit.nfe for fit in load_calibration(own).fits}:
         found[FITTED] = calibrated | {"schedule": {"kind": "fitted", "nfe": budget}}
-    if setting in USUAL and budget in ABLATED:
+    if setting in USUAL and setting.seen and budget in ABLATED:
         found[f"{BEST}, watched"] = calibrated | {"schedule": planned}
     return found
 
@@ -393,11 +393,18 @@ class Worker:
         yield measure
 
 
-def calibrate(named: str) -> None:
-    """Make the calibrations that are missing, of settings whose names have the text `named`."""
-    for setting in SETTINGS:
+def settings_named(text: str) -> list[Setting]:
+    """Find the setting of this name, or those whose names have this text."""
+    return [setting for setting in SETTINGS if setting.name == text] or [
+        setting for setting in SETTINGS if text in setting.name
+    ]
+
+
+def calibrate(settings: list[Setting]) -> None:
+    """Make the calibrations that are missing."""
+    for setting in settings:
         out = Path(setting.calibration)
-        if setting.shipped or named not in setting.name or out.is_file():
+        if setting.shipped or out.is_file():
             continue
         out.parent.mkdir(parents=True, exist_ok=True)
         job = plan_calibration(
@@ -439,27 +446,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/quality.md"))
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--setting", default="", help="Measure settings whose names have this text.")
+    parser.add_argument(
+        "--setting", default="", help="Measure the setting of this name, or those whose names have it."
+    )
     parser.add_argument("--part", choices=PARTS, default="", help="Measure only these methods.")
     parser.add_argument("--write-only", action="store_true", help="Write the document from what is there.")
     given = parser.parse_args()
     for folder in (given.results.parent, CALIBRATIONS):
         folder.mkdir(parents=True, exist_ok=True)
     if not given.write_only:
-        calibrate(given.setting)
+        settings = settings_named(given.setting)
+        calibrate(settings)
         lines = given.results.read_text().splitlines() if given.results.is_file() else []
         known = [json.loads(line) for line in lines]
         tasks = []
-        for index, setting in enumerate(SETTINGS):
-            if given.setting not in setting.name:
-                continue
+        for setting in settings:
             for number in range(min(given.prompts, setting.prompts)):
                 done = [
                     f"{r['method']}@{r['budget']}"
                     for r in known
                     if r["setting"] == setting.name and r["number"] == number
                 ]
-                tasks.append((index, str(given.results), number, given.part, done, str(CALIBRATIONS)))
+                tasks.append(
+                    (SETTINGS.index(setting), str(given.results), number, given.part, done, str(CALIBRATIONS))
+                )
         began = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
             for count, made in enumerate(pool.imap_unordered(work, tasks), 1):

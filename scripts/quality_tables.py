@@ -100,10 +100,10 @@ this for wan-tiny; the others compare with other methods. Everything on this pag
 
 on wan-tiny, and on wan2.2-tiny with its two experts, in a few hours on two cores. Every single result
 is in [quality.jsonl](quality.jsonl). The settings below have {count} videos, in this order; their prompts
-and seeds were not used for any calibration. Those of the first setting occur in no other table, and nothing
-was chosen by them; those of the others were seen while the methods were made. Every method makes each video
-from the same noise. Frames are compared with those of the full sampler, which computes every step, before any
-lossy encoding.
+and seeds were not used for any calibration. Those of the first three settings occur in no earlier table, and
+nothing was chosen by them; those of the others were seen while the methods were made. Every method makes each
+video from the same noise. Frames are compared with those of the full sampler, which computes every step,
+before any lossy encoding.
 
 NFE is the number of evaluations of the transformer; the two guidance branches together count as one. For
 other caching methods, `scripts/peers.py` converts their work to evaluations. Numbers are means over the

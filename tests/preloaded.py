@@ -1,7 +1,7 @@
 """What a forked process of a test would import: imported once, in the process that it is forked from.
 
-Tables that libraries make when they are first used are made here, too. No weights are loaded, and nothing is
-computed: a thread would be lost in a fork.
+Tables that libraries make when they are first used are made here, too, and the sampler of wan-tiny is tried.
+No weights are loaded, and no model runs: its threads would be lost in a fork.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from runtime.forecasting.calibration import Calibration, load_calibration
 from runtime.forecasting.methods import Methods
 from runtime.measure.calibrate import Calibrator, check_requests
 from runtime.measure.findings import PartialFile, check_partial
-from runtime.measure.fit_budgets import PASSES, grade
+from runtime.measure.fit_budgets import grade
 from runtime.measure.solvers import weights_of
 from runtime.measure.states import StateFiles
 from runtime.media.mp4 import FrameBuffer
@@ -591,7 +591,7 @@ def test_a_solver_is_fitted_to_steps_that_there_are(engine: Engine, tmp_path: Pa
     none = Calibrator(engine, requests(engine.config), tmp_path / "p", fitted=[])
     assert none.disk == 0
     some = Calibrator(engine, requests(engine.config), tmp_path / "p", fitted=[5])
-    assert some.evaluations - none.evaluations == VIDEOS * (1 + PASSES * 4)
+    assert some.evaluations - none.evaluations == VIDEOS * (1 + 4 * 4)
 
 
 def test_the_prediction_is_a_line_through_the_trials(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from peers import PeerPipeline, methods
@@ -43,7 +42,6 @@ from runtime.request.config import Config, load_config
 from runtime.request.sampler import SamplerConfig
 from runtime.request.video_request import VideoRequest
 from spectrum import StepKind, paper_schedule
-from spectrum.calibration import to_triangle
 
 PROMPTS = 32
 FEW_PROMPTS = 16  # of settings beside the first
@@ -293,10 +291,6 @@ class Worker:
         if setting.peers:
             for name, run in methods(few=setting.model == EXPERTS).items():
                 found[f"{name}@0"] = lambda run=run: self._peers(setting, request, run)
-        for budget in () if setting.shipped else setting.budgets:
-            found[f"guided, planned with the wrong calibration@{budget}"] = lambda b=budget: self._wrong(
-                setting, request, b
-            )
         return found
 
     def _preset(self, setting: Setting, request: VideoRequest, method: str, budget: int) -> dict[str, Any]:
@@ -350,24 +344,6 @@ class Worker:
         finally:
             profile.fresh_sampler = fresh  # type: ignore[method-assign]
         return sink.frames, float(budget), {}
-
-    def _wrong(self, setting: Setting, request: VideoRequest, budget: int) -> Made:
-        """Use the default setting's calibration under another setting, as if it were not refused."""
-        wrong = load_calibration("wan-tiny")
-        steps = setting.steps
-        own = load_calibration(setting.calibration)
-        grid = np.linspace(0, wrong.conditions.steps - 1, steps).round().astype(int)
-        gram = wrong.gram("guided")[np.ix_(grid, grid)]
-        forged = own.model_copy(
-            update={
-                "grams": {"guided": to_triangle(gram)},
-                "sensitivity": [wrong.sensitivity[i] for i in grid],
-            }
-        )
-        path = self._folder / f"wrong-{os.getpid()}.json"
-        forged.write(path)
-        preset = presets(setting, budget)[BEST] | {"calibration": str(path)}
-        return self._ours(setting, request, preset)
 
     def _peers(
         self, setting: Setting, request: VideoRequest, run: Callable[..., tuple[Frames, float]]

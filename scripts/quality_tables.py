@@ -162,9 +162,7 @@ def _aims(results: list[Result]) -> Iterable[str]:
 
 def _setting(results: list[Result], first: list[Result]) -> Iterable[str]:
     budgets = sorted({r["budget"] for r in results if r["budget"]})
-    ours = [name for name in _OURS if any(r["method"] == name for r in results)]
-    wrong = [r["method"] for r in results if "wrong" in r["method"]]
-    rows = [*ours, *dict.fromkeys(wrong)]
+    rows = [name for name in _OURS if any(r["method"] == name for r in results)]
     yield "PSNR in dB, mean (10th percentile):"
     yield _table(
         ["method", *(f"NFE {budget}" for budget in budgets)],

@@ -501,7 +501,8 @@ def _renew(*, unbuffered: bool = False) -> None:
         if isinstance(logger, logging.Logger):
             handlers, level, propagate, disabled = _loggers.get(name, ([], logging.NOTSET, True, False))
             logger.handlers[:], logger.propagate, logger.disabled = handlers, propagate, disabled
-            logger.setLevel(level)
+            logger.level = level  # setLevel would clear the cache of all loggers for each of them
+    logging.root.manager._clear_cache()  # type: ignore[attr-defined]
     warnings.resetwarnings()
     tempfile.tempdir = None
     if "click.globals" in sys.modules:

@@ -29,7 +29,8 @@ from runtime.request.config import Config
 from spectrum import StepKind, StepSeconds
 
 _TIMED = ("width", "height", "guidance")  # what the time of a step depends on, besides model and ranks
-_FASTER = ("compile", "fuse_projections", "fuse_forecasts", "quantization")  # the same, of the config
+_FASTER = ("compile", "fuse_projections", "fuse_forecasts", "overlap_exchanges", "quantization")
+"""The same, of the config."""
 _HOUR = 3600.0
 _ROWS = 500  # most shots shown; printing thousands would take longer than estimating them
 
@@ -98,7 +99,9 @@ class _Estimates:
         key = (*timed, *(performs[name] for name in _FASTER), one.settings.model, self._film.world)
         if not self._reports:
             self._reports = reported_seconds(self._film.out / "shots")
-        return self._reports.get(key)
+        batched = (False,) if performs["batch_guidance"] == "never" else (True, False)  # as ranks decide
+        found = (self._reports.get((*key, one_batch)) for one_batch in batched)
+        return next((seconds for seconds in found if seconds is not None), None)
 
     def _rehearsal(self, one: ShotRequest) -> StepSeconds | None:
         """Seconds of a step of one window, estimated by a rehearsal."""
@@ -133,6 +136,7 @@ def reported_seconds(folder: Path) -> dict[tuple[object, ...], StepSeconds | Non
             timed = tuple(report["request"][name] for name in _TIMED)
             faster = (report["performance"][name] for name in _FASTER)
             key = (*timed, *faster, report["model"]["name"], report["topology"]["world"])
+            key += (report["performance"]["batch_guidance"],)
             measured = read_window_seconds(report)
             if measured.computed is not None:
                 found[key] = StepSeconds(measured.computed, measured.forecast or 0.0)

@@ -32,7 +32,8 @@ shots:
 """
 
 
-SAME = dict.fromkeys(("compile", "fuse_projections", "fuse_forecasts"), False) | {"quantization": "none"}
+_OFF = ("compile", "fuse_projections", "fuse_forecasts", "batch_guidance", "overlap_exchanges")
+SAME = dict.fromkeys(_OFF, False) | {"quantization": "none"}
 
 
 @pytest.fixture
@@ -104,6 +105,8 @@ def test_what_was_never_timed_is_rehearsed(film: Film) -> None:
         {"model": {"name": "another"}},
         {"topology": {"world": 2}},
         {"performance": {**SAME, "quantization": "fp8"}},
+        {"performance": {**SAME, "batch_guidance": True}},
+        {"performance": {**SAME, "overlap_exchanges": True}},
         {"request": {"width": 64}},
         {"windows": None},
         {"step_seconds": {"computed_median": 10**400, "forecast_median": None}},
@@ -116,6 +119,19 @@ def test_reports_of_other_models_ranks_and_sizes_say_nothing(film: Film, changes
     assert estimate(film, 0).seconds is None
     todo = "to do: 0.0 s of denoising on 1 replica, 0.0 rank-seconds, plus shots whose time is not known"
     assert todo in told(film)
+
+
+def test_a_shot_that_may_batch_guidance_takes_times_of_shots_that_did(film: Film, tmp_path: Path) -> None:
+    (tmp_path / "batched.yaml").write_text(
+        "model: wan-tiny\nbatch_guidance: auto\ndefaults: {width: 64, height: 48, frames: 5}\n"
+    )
+    path = tmp_path / "batched-film.yaml"
+    path.write_text(FILM.replace("defaults: {", "defaults: {config: batched.yaml, "))
+    batched = plan_film(path, out=tmp_path / "batched")
+    for did, computed in ((False, 2.0), (True, 3.0)):
+        steps = {"computed_median": computed, "forecast_median": None}
+        timed(batched, performance={**SAME, "batch_guidance": did}, step_seconds=steps)
+        assert estimate(batched, 0).seconds == computed / 2 * 6
 
 
 def test_replicas_share_the_time_and_not_the_cost(film: Film) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ from runtime.sampling.denoise import StepRecord, summed
 from runtime.sampling.result import Result
 from runtime.sampling.segments import denoise_segments
 from spectrum import StepKind, paper_schedule
+from tests.conditioned import config_of, write_i2v, write_image, write_vace
 from tests.ranks import run_ranks
 from tests.solvers import NODES, write_preset
 
@@ -137,7 +139,24 @@ def phases(config: Config, request: VideoRequest, rank: int, world: int, *, whol
 @pytest.mark.parametrize(("rank", "world", "shard"), [(0, 1, False), (1, 3, True)])
 def test_what_is_alike_is_counted_as_if_it_were_run(rank: int, world: int, shard: bool) -> None:
     config = configured(shard).model_copy(update={"tiles": Tiles(size=32, stride=24)})
-    runs = [phases(config, small(config), rank, world, whole=whole) for whole in (False, True)]
+    assert_alike(config, small(config), rank, world)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("write", [write_i2v, write_vace])
+def test_frames_that_are_encoded_alike_are_counted_as_if_each_were(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """A request of 25 frames is encoded in seven chunks, of which the last ones have the same sizes."""
+    config = config_of(load_config("wan-tiny"), write(tmp_path / "model"))
+    image = str(write_image(tmp_path / "image.png"))
+    request = config.request("x", width=48, height=48, frames=25, steps=8, spectrum="paper", image=image)
+    assert_alike(config.model_copy(update={"window": None}), request, 0, 1)
+
+
+def assert_alike(config: Config, request: VideoRequest, rank: int, world: int) -> None:
+    """Check that what is run once counts as if all of it were run."""
+    runs = [phases(config, request, rank, world, whole=whole) for whole in (False, True)]
     for once, all_of_it in zip(*runs, strict=True):
         assert once.work.operators == all_of_it.work.operators
         assert (once.memory, once.sent) == (all_of_it.memory, all_of_it.sent)

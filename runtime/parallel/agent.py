@@ -145,12 +145,18 @@ class _Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         """Monitor as torch does, which ends all ranks once one has failed. After a signal, wait longer; and
-        if the first rank is about to end as well, wait until it has."""
-        if self._heard.count and any(handler.proc.poll() is None for handler in self._processes()):
+        if the first rank is about to end as well, wait until it has.
+
+        Torch looks at the ranks again. It is let do so only if what was seen here ends the job: a rank that
+        ends between the two looks is left to the next one.
+        """
+        codes = [handler.proc.poll() for handler in self._processes()]
+        running = None in codes
+        if self._heard.count and running:
             if self._heard.since() > _SHUTDOWN:
                 self._send(signal.SIGKILL)
             return RunResult(state=WorkerState.HEALTHY)
-        if self._explaining():
+        if running and (not any(codes) or self._explaining(codes)):
             return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
         return result
@@ -161,9 +167,9 @@ class _Agent(LocalElasticAgent):
             self._pcontext.close(death_sig, _SHUTDOWN)
         super()._shutdown(death_sig)
 
-    def _explaining(self) -> bool:
+    def _explaining(self, codes: Sequence[int | None]) -> bool:
         """Return whether the first rank still has time to read why another rank ended."""
-        first, *others = [handler.proc.poll() for handler in self._processes()]
+        first, *others = codes
         if first is not None or not any(code in _EXPLAINED for code in others):
             return False
         self._explained = self._explained or time.monotonic()

@@ -6,10 +6,13 @@ Ranks are small programs here, which send the agent its signals at the moments t
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 from runtime.errors import BadRequestError, CancelledError, JobFailedError
 from runtime.parallel import agent, signals
@@ -164,6 +167,23 @@ def test_a_first_rank_that_is_killed_is_named(run: Run) -> None:
 
 
 def test_a_first_rank_that_still_imports_has_time_to_explain_the_refusal_of_another(run: Run) -> None:
+    assert run(_LATE, seconds=1) == 2
+
+
+def test_it_has_that_time_as_well_if_the_other_ends_between_two_looks(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch, which ends all ranks once it sees that one has failed, looks after the agent has."""
+    look = LocalElasticAgent._monitor_workers
+
+    def look_late(monitoring: LocalElasticAgent, group: WorkerGroup) -> RunResult:
+        handlers = monitoring._pcontext.subprocess_handlers.values()  # type: ignore[union-attr]
+        while all(handler.proc.poll() is None for handler in handlers):
+            time.sleep(0.01)
+        result: RunResult = look(monitoring, group)
+        return result
+
+    monkeypatch.setattr(LocalElasticAgent, "_monitor_workers", look_late)
     assert run(_LATE, seconds=1) == 2
 
 

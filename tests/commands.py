@@ -28,8 +28,9 @@ def generate(out: Path, *options: str) -> list[str]:
 
 
 def environment(cluster: str = "") -> dict[str, str]:
-    """This one, with the address of a cluster; without, the command starts a Ray of its own."""
-    return {**os.environ, "RAY_ADDRESS": cluster}
+    """This one, with the address of a cluster; without, the command starts a Ray of its own, as a user's."""
+    own = {name: value for name, value in os.environ.items() if cluster or name != "RAY_worker_niceness"}
+    return own | {"RAY_ADDRESS": cluster}
 
 
 @contextmanager

@@ -65,8 +65,8 @@ def _batch_of(prompts: Path, given: dict[str, Any]) -> Batch:
     revision = cache(local_revision)  # of a model that all of them have
     jobs, problems = [], []
     for line in lines:
-        templates = {name: one for name in NAMED if (one := line.fields.get(name) or given.get(name))}
         try:
+            templates = {name: one for name in NAMED if (one := line.fields.get(name) or given.get(name))}
             names = dict(filled(line, templates, line.fields.get("seed", given.get("seed") or 0)))
             jobs.append(options(**{**line.fields, **names}).job(config, revision))
         except BadRequestError as error:

@@ -29,6 +29,7 @@ _PURPOSES = {
     "Interruptions and failures": "checkpoints checkpoint_every resume timeout busy_timeout",
     "Queue": "folder name owner priority expires",
 }
+_CALLED_OTHERWISE = {"--preset": "--spectrum"}  # name that another command has for an option
 _PURPOSE = {name: purpose for purpose, names in _PURPOSES.items() for name in names.split()}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -49,7 +50,17 @@ class Command(_TakesVerbosity):
         for one in self.params:
             if isinstance(one, LoraOption):
                 args = one.in_two_words(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if instead := _CALLED_OTHERWISE.get(error.option_name):
+                error.possibilities = [one.opts[0] for one in self.params if instead in one.opts]
+            raise
+        except click.UsageError as error:
+            prompts = [one for one in self.params if isinstance(one, click.Argument) and one.name == "prompt"]
+            if prompts and "unexpected extra argument" in error.message:
+                error.message += "; put the prompt in quotes"
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if len(self.params) <= _MANY:

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,30 @@ _READ = ("image", "extend")  # fields that name a file to read
 _LONGEST = 40  # characters of a slug
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Line:
     """A request in a file of prompts.
 
     Attributes:
         number: its number among the requests, from 1.
         where: file and line, for messages.
-        fields: what it says, by the names of a request's fields.
+        text: what the line says.
+        path: the file.
     """
 
     number: int
     where: str
-    fields: Mapping[str, Any]
+    text: str
+    path: Path
+
+    @cached_property
+    def fields(self) -> Mapping[str, Any]:
+        """What the line says, by the names of a request's fields.
+
+        Raises:
+            BadRequestError: it is no request.
+        """
+        return {"prompt": self.text} if self.path.suffix == ".txt" else _parse(self.text, self.path)
 
 
 def read_requests(path: Path) -> list[Line]:
@@ -48,29 +60,25 @@ def read_requests(path: Path) -> list[Line]:
     Files that a JSON object names are relative to the folder of `path`, but for those that are written.
 
     Raises:
-        BadRequestError: there is none, or a line is no request.
+        BadRequestError: there is none.
     """
     check_suffix(path, ".txt", ".jsonl", field="prompts")
-    found = []
-    for number, (line, text) in enumerate(read_prompts(path).items(), 1):
-        where = f"prompts: {str(path)!r}, line {line}: "
-        fields = {"prompt": text} if path.suffix == ".txt" else _parse(text, where, path)
-        found.append(Line(number, where, fields))
-    return found
+    lines = enumerate(read_prompts(path).items(), 1)
+    return [Line(number, f"prompts: {str(path)!r}, line {line}: ", text, path) for number, (line, text) in lines]
 
 
-def _parse(text: str, where: str, path: Path) -> dict[str, Any]:
+def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRequestError(f"{where}it is not JSON: {reason(error)}") from None
+        raise BadRequestError(f"it is not JSON: {reason(error)}") from None
     if not isinstance(fields, dict):
-        raise BadRequestError(f'{where}{shown(fields)} given; an object is needed, such as {{"prompt": "…"}}')
+        raise BadRequestError(f'{shown(fields)} given; an object is needed, such as {{"prompt": "…"}}')
     for name in fields:
         if name not in _FIELDS:
             near = get_close_matches(name, _FIELDS, n=1)
             known = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(_FIELDS)}"
-            raise BadRequestError(f"{where}{name[:80]}: unknown field; {known}")
+            raise BadRequestError(f"{name[:80]}: unknown field; {known}")
     folder = path.absolute().parent
     for name in _READ:
         if isinstance(fields.get(name), str) and fields[name]:

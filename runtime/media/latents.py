@@ -83,5 +83,8 @@ def read_latents(path: str) -> Latents:
 
 
 def _refusal(path: str, error: Exception) -> BadRequestError:
-    said = "it holds no latents of a video" if isinstance(error, KeyError) else reason(error)
+    if isinstance(error, SafetensorError):
+        said = f"it is no file of latents, as --latents writes one beside a video ({reason(error)})"
+    else:
+        said = "it holds no latents of a video" if isinstance(error, KeyError) else reason(error)
     return BadRequestError(f"extend: {path!r} given; it cannot be extended: {said}")

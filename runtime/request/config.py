@@ -318,8 +318,9 @@ class Config(_Part):
             raise BadRequestError(str(error)) from None
         if request.travel and self.windowed(request) is request:
             seen = "any length" if self.window is None else f"{self.window.frames} frames"
+            later = "1 later prompt" if len(request.travel) == 1 else f"{len(request.travel)} later prompts"
             raise BadRequestError(
-                f"travel: {len(request.travel)} later prompts given; the model takes one prompt for {seen}, "
+                f"travel: {later} given; the model takes one prompt for {seen}, "
                 f"and the video has {request.frames} frames: make it longer, or make two shots"
             )
         return request

@@ -369,8 +369,9 @@ REFUSED = [
             ("--shard --offload", "give only one of --shard, --replicate and --offload"),
             ("--launcher ssh", "'ssh' is not one of"),
             ("--resume --checkpoint-every 0", "resume: there is nothing to resume from without checkpoints"),
-            ("too", "unexpected extra argument (too)"),
+            ("too", "unexpected extra argument (too); put the prompt in quotes"),
             ("--too", "No such option"),
+            ("--preset paper", "Did you mean '--spectrum'?"),
         ]
     ),
     ("compare", "--preset nope", "spectrum: 'nope'"),

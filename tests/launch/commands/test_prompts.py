@@ -94,11 +94,20 @@ def test_a_file_is_checked_as_a_whole_before_anything_is_added(
 
 
 def test_all_problems_are_told_at_once(folder: Path) -> None:
-    (folder / "mine.jsonl").write_text('{"prompt": "a", "steps": 0}\n{"prompt": "b"}\n{"prompt": " "}\n')
+    (folder / "mine.jsonl").write_text(
+        '{"prompt": "a", "steps": 0}\n{"prompt": "b"}\n{"promt": "c"}\n{"prompt": " "}\n"d"\nd\n'
+    )
     with pytest.raises(BadRequestError) as caught:
         build_batch(prompt=None, prompts=Path("mine.jsonl"))
-    one, other = str(caught.value).splitlines()
-    assert "line 1: steps: 0 given" in one and "line 3: prompt: ' ' given; must not be empty" in other
+    starts = [
+        "line 1: steps: 0 given",
+        "line 3: promt: unknown field; did you mean prompt?",
+        "line 4: prompt: ' ' given; must not be empty",
+        "line 5: 'd' given; an object is needed",
+        "line 6: it is not JSON",
+    ]
+    for one, start in zip(str(caught.value).splitlines(), starts, strict=True):
+        assert one.startswith(f"prompts: 'mine.jsonl', {start}")
 
 
 @pytest.mark.parametrize(

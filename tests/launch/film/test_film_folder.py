@@ -130,7 +130,7 @@ def test_what_no_film_made_is_not_replaced(
     out.mkdir()
     (out / name).write_text("mine")
     assert storyboard(board, out) == 2
-    assert f"{name} in it would be replaced and are not Lockstep's" in capfd.readouterr().err
+    assert f"{name} in it would be replaced, but Lockstep did not write it" in capfd.readouterr().err
     assert everything(out) == {name: b"mine"}
 
 
@@ -256,7 +256,7 @@ def test_a_dry_run_looks_at_the_folder_as_the_film_would_and_makes_nothing(
     out.mkdir()
     (out / "film.mp4").write_text("mine")
     assert storyboard(board, out, "--dry-run") == 2
-    assert "film.mp4 in it would be replaced and are not Lockstep's" in capfd.readouterr().err
+    assert "film.mp4 in it would be replaced, but Lockstep did not write it" in capfd.readouterr().err
     for name in ("film.yaml", "film.yaml/in/it"):
         assert storyboard(board, tmp_path / name, "--dry-run") == 2
         assert "out: " in capfd.readouterr().err

@@ -97,7 +97,7 @@ def test_a_lora_and_prompts_that_change_are_the_shots_own(tmp_path: Path) -> Non
             "",
             "shot 'two': prompt: missing",
         ),
-        ("frames: 9", "travel: [{at: 1, prompt: b}]", "line 8, shot 'one': travel: 1 later prompts given"),
+        ("frames: 9", "travel: [{at: 1, prompt: b}]", "line 8, shot 'one': travel: 1 later prompt given"),
         (
             "seed: 5",
             "travel: [{at: 2, prompt: b}]",

@@ -177,7 +177,7 @@ def test_what_cannot_be_extended_is_refused(
     save_file({"weight": torch.zeros(2)}, foreign)
     write_latents(odd, torch.full((1, 16, 3, 6, 8), torch.nan), 9)
     for path, said in (
-        (text, "cannot be extended"),
+        (text, "cannot be extended: it is no file of latents, as --latents writes one"),
         (foreign, "holds no latents"),
         (tmp_path / "d", "No such"),
     ):

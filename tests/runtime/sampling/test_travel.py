@@ -71,7 +71,7 @@ def test_a_prompt_that_changes_to_itself_is_the_plain_video(windowed: Engine, sm
         (
             17,
             [{"at": 1, "prompt": "b"}],
-            "travel: 1 later prompts given; the model takes one prompt for 17 frames",
+            "travel: 1 later prompt given; the model takes one prompt for 17 frames",
         ),
         (
             33,

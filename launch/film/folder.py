@@ -42,8 +42,8 @@ def check_folder(out: Path) -> None:
     foreign = [name for name in _OWN if os.path.lexists(out / name)]
     if foreign:
         raise BadRequestError(
-            f"out: {str(out)!r} given; {', '.join(foreign)} in it would be replaced, but Lockstep did not write "
-            f"{'it' if len(foreign) == 1 else 'them'}; give another folder"
+            f"out: {str(out)!r} given; {', '.join(foreign)} in it would be replaced, "
+            f"but Lockstep did not write {'it' if len(foreign) == 1 else 'them'}; give another folder"
         )
 
 

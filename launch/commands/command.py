@@ -53,14 +53,15 @@ class Command(_TakesVerbosity):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if instead := _CALLED_OTHERWISE.get(error.option_name):
-                error.possibilities = [one.opts[0] for one in self.params if instead in one.opts]
-            raise
+            instead = _CALLED_OTHERWISE.get(error.option_name, "")
+            if not any(instead in one.opts for one in self.params):
+                raise
+            raise click.NoSuchOption(error.option_name, possibilities=[instead], ctx=error.ctx) from None
         except click.UsageError as error:
             prompts = [one for one in self.params if isinstance(one, click.Argument) and one.name == "prompt"]
-            if prompts and "unexpected extra argument" in error.message:
-                error.message += "; put the prompt in quotes"
-            raise
+            if not prompts or "unexpected extra argument" not in error.message:
+                raise
+            raise click.UsageError(f"{error.message}; put the prompt in quotes", ctx=error.ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if len(self.params) <= _MANY:

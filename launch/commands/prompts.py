@@ -63,8 +63,9 @@ def read_requests(path: Path) -> list[Line]:
         BadRequestError: there is none.
     """
     check_suffix(path, ".txt", ".jsonl", field="prompts")
-    lines = enumerate(read_prompts(path).items(), 1)
-    return [Line(number, f"prompts: {str(path)!r}, line {line}: ", text, path) for number, (line, text) in lines]
+    where = f"prompts: {str(path)!r}, line "
+    requests = enumerate(read_prompts(path).items(), 1)
+    return [Line(number, f"{where}{line}: ", text, path) for number, (line, text) in requests]
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class Command(_TakesVerbosity):
             instead = _CALLED_OTHERWISE.get(error.option_name, "")
             if not any(instead in one.opts for one in self.params):
                 raise
-            raise click.NoSuchOption(error.option_name, possibilities=[instead], ctx=error.ctx) from None
+            said = f"No such option {error.option_name!r}. Did you mean {instead!r}?"
+            raise click.UsageError(said, ctx=error.ctx) from None
         except click.UsageError as error:
             prompts = [one for one in self.params if isinstance(one, click.Argument) and one.name == "prompt"]
             if not prompts or "unexpected extra argument" not in error.message:

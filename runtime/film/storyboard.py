@@ -267,13 +267,16 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
 def _joins(board: Storyboard, decided: Sequence[ShotRequest], where: _Where) -> list[str]:
     """List problems that keep the shots from forming one film."""
     problems = []
-    usual = _format(decided[0])
+    size, fps = _size(decided[0]), decided[0].fps
     if not isinstance(decided[0].shot.transition, Cut):
         said = "transition: there is nothing before the first shot"
         problems.append(where.explain(("shots", 0, "transition"), said))
     for number, one in enumerate(decided):
-        if _format(one) != usual:
-            said = f"size: {_format(one)}, and the first shot is {usual}; give the film a width and height"
+        if _size(one) != size:
+            said = f"size: {_size(one)}, and the first shot is {size}; give the film a width and height"
+            problems.append(where.explain(("shots", number), said))
+        if one.fps != fps:
+            said = f"fps: {one.fps}, and the first shot has {fps}; a film needs configs with the same fps"
             problems.append(where.explain(("shots", number), said))
         leaving = fade_of(decided[number + 1].shot) if number + 1 < len(decided) else 0
         fading = fade_of(one.shot) + leaving
@@ -288,8 +291,8 @@ def fade_of(shot: Shot) -> int:
     return shot.transition.frames if isinstance(shot.transition, Crossfade) else 0
 
 
-def _format(one: ShotRequest) -> str:
-    return f"{one.request.width}×{one.request.height} at {one.fps} frames per second"
+def _size(one: ShotRequest) -> str:
+    return f"{one.request.width}×{one.request.height}"
 
 
 def _beside(name: str, folder: Path) -> str:

@@ -123,7 +123,9 @@ def test_all_go_into_one_film(folder: Path, undisturbed: dict[str, object]) -> N
     for name in IN_MANY_STEPS:
         image = {"image": str(folder / "image.png")} if "i2v" in name or "vace" in name else {}
         shots.append({"id": name.replace(".", "-"), "prompt": "a red circle"} | image)
-        shots[-1]["config"] = str(folder / f"{name}.yaml")
+        config = yaml.safe_load((folder / f"{name}.yaml").read_text()) | {"fps": 16}  # a film has one rate
+        (folder / f"{name}-film.yaml").write_text(yaml.safe_dump(config))
+        shots[-1]["config"] = str(folder / f"{name}-film.yaml")
     board = {
         "title": "All", "width": 64, "height": 64,
         "defaults": {"steps": STEPS, "spectrum": "off", "frames": 5, "seed": 0}, "shots": shots,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -122,6 +123,20 @@ def test_what_is_wrong_is_named_with_its_line_and_shot(tmp_path: Path, old: str,
         load_storyboard(path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_shots_of_another_size_or_rate_make_no_film(tmp_path: Path) -> None:
+    settings = yaml.safe_load((CONFIGS / "wan-tiny.yaml").read_text())
+    for name, width in (("usual", 64), ("fast", 80)):
+        own = settings | {"defaults": settings["defaults"] | {"width": width, "height": 48}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(own | ({"fps": 12} if name == "fast" else {})))
+    text = FILM.replace("width: 64\nheight: 48\n", "").replace("seed: 5", "config: ./fast.yaml")
+    path = write(tmp_path, text.replace("defaults: {", "defaults: {config: ./usual.yaml, "))
+    with pytest.raises(BadRequestError) as caught:
+        load_storyboard(path)
+    one, other = str(caught.value).splitlines()
+    assert "size: 80×48, and the first shot is 64×48; give the film a width and height" in one
+    assert "fps: 12, and the first shot has 8; a film needs configs with the same fps" in other
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:

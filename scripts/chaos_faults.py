@@ -303,7 +303,13 @@ def _send(pid: int, number: int) -> bool:
 
 
 def _handles(pid: int, number: int) -> bool:
-    """Return whether a process has a handler for a signal."""
+    """Return whether a process has a handler of its own for a signal.
+
+    Python catches SIGINT from its start on. Commands set their handlers in the order of `ENDING`: one that
+    catches SIGTERM has that for SIGINT.
+    """
+    if number == signal.SIGINT:
+        number = signal.SIGTERM
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.engine import Engine
+from runtime.errors import BadRequestError
 from runtime.files.atomic import is_in_the_way
 from runtime.files.checks import check_apart, check_suffix, check_writable
 from runtime.files.kinds import CALIBRATION
@@ -96,6 +97,11 @@ class CalibrationJob:
         """
         check_suffix(out, ".json", field="out")
         known = load_calibration(str(out))
+        if len(known.prompts) != len(known.seeds):
+            raise BadRequestError(
+                f"out: {str(out)!r} given; it has {len(known.prompts)} prompts and {len(known.seeds)} seeds, "
+                "where each video has one of both"
+            )
         fields = {name: getattr(known.conditions, name) for name in _CONDITIONS}
         fields = {name: value for name, value in fields.items() if value is not None}
         requests = [
@@ -142,11 +148,13 @@ class CalibrationJob:
         """Measure what is left to do, on every rank, and write the file on the first.
 
         Raises:
-            BadRequestError: another calibration makes the same file.
+            BadRequestError: another calibration makes the same file, or has since this job was made.
             CancelledError, JobFailedError, RankFailedError: see `Calibrator.run`.
         """
         held = self.alone() if engine.ranks.is_leader else nullcontext()
         with held, engine.commanded():
+            if engine.ranks.is_leader:
+                self._check_unchanged()
             calibration = calibrator.run()
             if engine.ranks.is_leader:
                 calibration.write(self.out, overwrite=self._replaces)
@@ -160,6 +168,13 @@ class CalibrationJob:
         taken = is_in_the_way(self.out, overwrite=self._replaces)
         first = f"move {str(self.out)!r} elsewhere; then " if taken else ""
         return f"{first}the same command resumes from {str(self.partial)!r}"
+
+    def _check_unchanged(self) -> None:
+        """Refuse to add to a calibration that was replaced while the model loaded: that one would be lost."""
+        if self.added_to is not None and load_calibration(str(self.out)) != self.added_to:
+            raise BadRequestError(
+                f"out: another calibration wrote {str(self.out)!r} meanwhile; run the same command again"
+            )
 
     @property
     def _replaces(self) -> bool:

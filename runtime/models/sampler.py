@@ -172,7 +172,14 @@ def _plain(hint: Any) -> Any:
 def _incapable(make: _Make, config: dict[str, Any], given: dict[str, Any]) -> str:
     """Try a sampler; return the reason why it cannot be used, empty if it can."""
     try:
-        _try(make, pickle.dumps((config, given)))
+        pickled = pickle.dumps((config, given))
+    except Exception:  # a setting may be anything, such as a function
+        pickled = None
+    try:
+        if pickled is None:
+            _try_settings(make, config, given)
+        else:
+            _try(make, pickled)
     except _IncapableError as error:
         return str(error)
     return ""
@@ -180,6 +187,11 @@ def _incapable(make: _Make, config: dict[str, Any], given: dict[str, Any]) -> st
 
 @cache  # as every engine of a process would find the same; what is refused is tried again
 def _try(make: _Make, pickled: bytes) -> None:
+    """Try a sampler whose config and arguments are given as `pickle` writes them; see `_try_settings`."""
+    _try_settings(make, *pickle.loads(pickled))
+
+
+def _try_settings(make: _Make, config: dict[str, Any], given: dict[str, Any]) -> None:
     """Try a sampler on a small tensor.
 
     At every step the velocity is that of the straight line from noise to a clean sample, which a sampler for
@@ -187,12 +199,12 @@ def _try(make: _Make, pickled: bytes) -> None:
 
     Args:
         make: makes a sampler of its config.
-        pickled: the config and the arguments of `set_timesteps`, as `pickle` writes them.
+        config: settings of the sampler.
+        given: arguments of `set_timesteps`.
 
     Raises:
         _IncapableError: the sampler cannot be used; the message says why.
     """
-    config, given = pickle.loads(pickled)
 
     def fresh() -> SchedulerMixin:
         return make(config)

@@ -85,9 +85,9 @@ def _outcome(codes: list[int], failures: list[ProcessFailure], told: signal.Sign
         told: signal that was passed on to them.
     """
     first = min(failures, key=lambda failure: failure.timestamp, default=None)
-    if codes[0] == _CANCELLED and told is None and first is not None and first.exitcode < 0:
+    if codes[0] == _CANCELLED and told is None and first is not None and first.exitcode not in _EXPLAINED:
         raise JobFailedError(_ended(first))  # because of it, the first rank was told to end
-    if codes[0] in _EXPLAINED or codes[:2] == [codes[0], _FAILED]:
+    if codes[0] in _EXPLAINED or (codes[0] != 0 and codes[1:2] == [_FAILED]):
         return next(code for code in _EXPLAINED if code in codes)
     if codes[0] == 0 or first is None:  # the first rank is the last to leave: all is written
         for failure in failures:
@@ -153,8 +153,8 @@ class _Agent(LocalElasticAgent):
         codes = [handler.proc.poll() for handler in self._processes()]
         running = None in codes
         if self._heard.count and running:
-            if self._heard.since() > _SHUTDOWN:
-                self._send(signal.SIGKILL)
+            if self._heard.since() > (_SHUTDOWN if codes[0] is None else _EXPLAINING):
+                self._send(signal.SIGKILL)  # once the first rank has ended, nothing is left to save
             return RunResult(state=WorkerState.HEALTHY)
         if running and (not any(codes) or self._explaining(codes)):
             return RunResult(state=WorkerState.HEALTHY)
@@ -185,9 +185,11 @@ class _Agent(LocalElasticAgent):
     def _pass_on(self) -> None:
         """Pass a signal on: the first ends ranks after a step, the second at once, the third kills them.
 
-        The first two are sent as SIGTERM: a Python without a handler yet dies of it without a traceback.
+        The first two are sent as SIGTERM: a Python without a handler yet dies of it without a traceback. When
+        the first rank has ended, nothing is left to save, and the second kills those that did not hear.
         """
-        self._send(signal.SIGTERM if self._heard.count < 3 else signal.SIGKILL)
+        saving = any(handler.proc.poll() is None for handler in self._processes()[:1])
+        self._send(signal.SIGTERM if self._heard.count < (3 if saving else 2) else signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
         for handler in self._processes():

@@ -105,7 +105,7 @@ def key_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Key | None
     """Find what an operator's outcome follows from; None if it is more than metadata."""
     if _writes_out(func):
         return None
-    parts: list[Any] = [func]
+    parts: list[Any] = [func, torch.get_default_dtype()]
     tensors: list[FakeTensor] = []
     if not _describe(args, parts, tensors):
         return None

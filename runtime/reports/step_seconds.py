@@ -31,5 +31,7 @@ def read_window_seconds(content: Any) -> StepSeconds:
     request, of_step = content["request"], read_step_seconds(content)
     continues = request["image"] is not None or request.get("extend") is not None
     together = 1 if continues else content["windows"]
+    if type(together) is not int or together < 1:
+        raise ValueError(f"{together} given; a video has one window or more")
     parts = (of_step.computed, of_step.forecast)
     return StepSeconds(*(None if part is None else part / together for part in parts))

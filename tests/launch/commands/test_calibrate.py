@@ -15,7 +15,7 @@ from launch import cli
 from launch.commands.calibrate import plan_calibration, run_calibration
 from launch.shell.terminal import Terminal
 from runtime.engine import Engine
-from runtime.errors import JobFailedError
+from runtime.errors import BadRequestError, JobFailedError
 from runtime.forecasting.calibration import load_calibration
 from runtime.forecasting.presets import load_preset
 from runtime.measure.plans import make_plan
@@ -111,6 +111,25 @@ def test_solvers_that_are_added_are_those_of_one_calibration(
         assert run(*more, *extra) == 2
         assert reason in " ".join(capfd.readouterr().err.split())
     assert out.read_bytes() == kept
+
+
+def test_solvers_are_not_added_to_a_calibration_that_has_changed_meanwhile(
+    tmp_path: Path, engine: Engine
+) -> None:
+    out = tmp_path / "mine.json"
+    assert run("calibrate", *SMALL, "--prompts", prompts(tmp_path), "--budgets", "3", "--out", str(out)) == 0
+    given = {"prompts": None, "seed": 1000, "overwrite": False, "max_sequence_length": 32}
+    given |= {"out": out, "budgets": (2,), "add_solvers": True}
+    first = plan_calibration("wan-tiny", **given)
+    other = load_calibration(str(out)).model_copy(update={"fits": []})
+    other.write(out, overwrite=True)
+    with pytest.raises(BadRequestError, match=r"another calibration wrote .* meanwhile"):
+        first.run(first.calibrator(engine), engine)
+    assert load_calibration(str(out)) == other
+    content = json.loads(out.read_text())
+    out.write_text(json.dumps(content | {"seeds": content["seeds"][:1]}))
+    with pytest.raises(BadRequestError, match="2 prompts and 1 seeds"):
+        plan_calibration("wan-tiny", **given)
 
 
 def test_adding_solvers_resumes_after_an_interruption(tmp_path: Path) -> None:

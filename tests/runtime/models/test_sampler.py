@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
 
 from runtime.errors import BadRequestError
 from runtime.models.folder import find_model
@@ -106,6 +108,19 @@ def test_what_cannot_sample_is_refused_by_name(
         named(config, tmp_path, **settings)
     assert f"its sampler {settings.get('_class_name')}: " in str(caught.value)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_sampler_with_a_setting_that_cannot_be_pickled_is_tried_each_time(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WarpedScheduler(FlowMatchEulerDiscreteScheduler):
+        @register_to_config  # type: ignore[untyped-decorator]
+        def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
+            super().__init__(num_train_timesteps=num_train_timesteps, shift=shift)
+            self.register_to_config(warp=lambda sigma: sigma)
+
+    monkeypatch.setattr(diffusers, "WarpedScheduler", WarpedScheduler, raising=False)
+    assert type(named(config, tmp_path, _class_name="WarpedScheduler", shift=3.0)) is WarpedScheduler
 
 
 def test_trying_a_sampler_draws_nothing_from_torch(config: Config, tmp_path: Path) -> None:

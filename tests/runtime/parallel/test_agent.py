@@ -95,6 +95,34 @@ if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60)
 """
+_ENDS_WHILE_LOADING = """
+signal.signal(signal.SIGTERM, lambda *_: os._exit(130))
+meet()
+if rank == 1:
+    sys.exit(1)
+time.sleep(60)
+"""
+_LAST_FAILS = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+meet()
+if rank == 1:
+    time.sleep(0.5)
+    sys.exit(3)
+"""
+_LAST_HEARS_NOTHING = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN if rank else lambda *_: os._exit(130))
+(folder / f"pid-{{rank}}").write_text(str(os.getpid()))
+meet()
+if rank == 0:
+    tell()
+    time.sleep(60)
+first = Path("/proc", (folder / "pid-0").read_text(), "stat")
+while first.exists() and first.read_text().rpartition(")")[2].split()[0] != "Z":
+    time.sleep(0.01)
+tell()
+time.sleep(10)
+(folder / "survived").touch()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +233,22 @@ def test_a_signal_that_is_ignored_stays_so(run: Run) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert run(_DONE, number=int(signal.SIGHUP)) == 0
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_rank_that_ends_while_the_first_loads_is_named(run: Run) -> None:
+    with pytest.raises(JobFailedError, match="rank 1 was ended by exit code 1"):
+        run(_ENDS_WHILE_LOADING)
+
+
+def test_a_rank_that_fails_when_the_first_is_done_takes_nothing_away(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(_LAST_FAILS) == 0
+    assert "after the job was done, rank 1 was ended by exit code 3" in caplog.text
+
+
+def test_the_second_signal_ends_ranks_that_hear_nothing_once_the_first_rank_has_ended(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run(_LAST_HEARS_NOTHING) == 130
+    assert not (tmp_path / "survived").exists()

@@ -187,6 +187,18 @@ def test_a_known_operator_is_not_taken_for_one_with_other_arguments() -> None:
             assert (column * number).shape == (64, 1)
 
 
+def test_a_known_operator_is_another_one_with_another_default_dtype() -> None:
+    device = FakeDevice()
+    with device.running():
+        for dtype in (torch.float32, torch.bfloat16, torch.float32):
+            torch.set_default_dtype(dtype)
+            try:
+                assert torch.ones(4, device=DEVICE).dtype == dtype
+                assert (torch.ones(4, dtype=torch.int64, device=DEVICE) / 3).dtype == dtype
+            finally:
+                torch.set_default_dtype(torch.float32)
+
+
 def test_what_depends_on_more_than_metadata_is_found_each_time() -> None:
     device = FakeDevice()
     with device.running():

@@ -267,32 +267,29 @@ def _decide(board: Storyboard, shot: Shot, folder: Path, models: _Models) -> Sho
 def _joins(board: Storyboard, decided: Sequence[ShotRequest], where: _Where) -> list[str]:
     """List problems that keep the shots from forming one film."""
     problems = []
-    size, fps = _size(decided[0]), decided[0].fps
+    sizes = [f"{one.request.width}×{one.request.height}" for one in decided]
     if not isinstance(decided[0].shot.transition, Cut):
         said = "transition: there is nothing before the first shot"
         problems.append(where.explain(("shots", 0, "transition"), said))
     for number, one in enumerate(decided):
-        if _size(one) != size:
-            said = f"size: {_size(one)}, and the first shot is {size}; give the film a width and height"
-            problems.append(where.explain(("shots", number), said))
+        wrong, fps = [], decided[0].fps
+        if sizes[number] != sizes[0]:
+            said = f"{sizes[number]}, and the first shot is {sizes[0]}"
+            wrong.append(f"size: {said}; give the film a width and height")
         if one.fps != fps:
-            said = f"fps: {one.fps}, and the first shot has {fps}; a film needs configs with the same fps"
-            problems.append(where.explain(("shots", number), said))
-        leaving = fade_of(decided[number + 1].shot) if number + 1 < len(decided) else 0
-        fading = fade_of(one.shot) + leaving
+            wrong.append(
+                f"fps: {one.fps}, and the first shot has {fps}; a film needs configs with the same fps"
+            )
+        fading = sum(fade_of(shot.shot) for shot in decided[number : number + 2])  # into it, and out of it
         if fading >= one.request.frames:
-            said = f"transition: {fading} frames fade, and the shot has {one.request.frames}"
-            problems.append(where.explain(("shots", number), said))
+            wrong.append(f"transition: {fading} frames fade, and the shot has {one.request.frames}")
+        problems += [where.explain(("shots", number), said) for said in wrong]
     return problems
 
 
 def fade_of(shot: Shot) -> int:
     """Frames of the crossfade from the shot before; 0 for a cut."""
     return shot.transition.frames if isinstance(shot.transition, Crossfade) else 0
-
-
-def _size(one: ShotRequest) -> str:
-    return f"{one.request.width}×{one.request.height}"
 
 
 def _beside(name: str, folder: Path) -> str:

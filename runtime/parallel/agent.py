@@ -121,6 +121,7 @@ class _Agent(LocalElasticAgent):
         self.told: signal.Signals | None = None
         self._heard = SignalCount()
         self._started = False
+        self._over = 0.0  # when the first rank was seen that has ended, after a signal
         self._explained = 0.0  # when a rank was seen that has ended and explained it to the first
 
     @property
@@ -153,8 +154,11 @@ class _Agent(LocalElasticAgent):
         codes = [handler.proc.poll() for handler in self._processes()]
         running = None in codes
         if self._heard.count and running:
-            if self._heard.since() > (_SHUTDOWN if codes[0] is None else _EXPLAINING):
-                self._send(signal.SIGKILL)  # once the first rank has ended, nothing is left to save
+            if codes[0] is not None:  # nothing is left to save
+                self._over = self._over or time.monotonic()
+            late = self._over and time.monotonic() - self._over > _EXPLAINING
+            if late or self._heard.since() > _SHUTDOWN:
+                self._send(signal.SIGKILL)
             return RunResult(state=WorkerState.HEALTHY)
         if running and (not any(codes) or self._explaining(codes)):
             return RunResult(state=WorkerState.HEALTHY)

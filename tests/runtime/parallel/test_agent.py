@@ -252,3 +252,11 @@ def test_the_second_signal_ends_ranks_that_hear_nothing_once_the_first_rank_has_
 ) -> None:
     assert run(_LAST_HEARS_NOTHING) == 130
     assert not (tmp_path / "survived").exists()
+
+
+def test_ranks_that_hear_nothing_are_given_up_some_time_after_the_first_has_ended(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(agent, "_EXPLAINING", 0.5)
+    assert run(_LAST_HEARS_NOTHING.replace("\ntell()\ntime.sleep(10)", "\ntime.sleep(20)")) == 130
+    assert not (tmp_path / "survived").exists()

@@ -135,8 +135,8 @@ def reported_seconds(folder: Path) -> dict[tuple[object, ...], StepSeconds | Non
             report = read_json(path)
             timed = tuple(report["request"][name] for name in _TIMED)
             faster = (report["performance"][name] for name in _FASTER)
-            key = (*timed, *faster, report["model"]["name"], report["topology"]["world"])
-            key += (report["performance"]["batch_guidance"],)
+            own = (report["model"]["name"], report["topology"]["world"])
+            key = (*timed, *faster, *own, report["performance"]["batch_guidance"])
             measured = read_window_seconds(report)
             if measured.computed is not None:
                 found[key] = StepSeconds(measured.computed, measured.forecast or 0.0)

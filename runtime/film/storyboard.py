@@ -272,14 +272,13 @@ def _joins(board: Storyboard, decided: Sequence[ShotRequest], where: _Where) -> 
         said = "transition: there is nothing before the first shot"
         problems.append(where.explain(("shots", 0, "transition"), said))
     for number, one in enumerate(decided):
-        wrong, fps = [], decided[0].fps
+        wrong = []
         if sizes[number] != sizes[0]:
             said = f"{sizes[number]}, and the first shot is {sizes[0]}"
             wrong.append(f"size: {said}; give the film a width and height")
-        if one.fps != fps:
-            wrong.append(
-                f"fps: {one.fps}, and the first shot has {fps}; a film needs configs with the same fps"
-            )
+        if one.fps != decided[0].fps:
+            said = f"{one.fps}, and the first shot has {decided[0].fps}"
+            wrong.append(f"fps: {said}; a film needs configs with the same fps")
         fading = sum(fade_of(shot.shot) for shot in decided[number : number + 2])  # into it, and out of it
         if fading >= one.request.frames:
             wrong.append(f"transition: {fading} frames fade, and the shot has {one.request.frames}")

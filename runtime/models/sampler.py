@@ -8,7 +8,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -172,14 +172,11 @@ def _plain(hint: Any) -> Any:
 def _incapable(make: _Make, config: dict[str, Any], given: dict[str, Any]) -> str:
     """Try a sampler; return the reason why it cannot be used, empty if it can."""
     try:
-        pickled = pickle.dumps((config, given))
+        attempt = partial(_try, make, pickle.dumps((config, given)))
     except Exception:  # a setting may be anything, such as a function
-        pickled = None
+        attempt = partial(_try_settings, make, config, given)
     try:
-        if pickled is None:
-            _try_settings(make, config, given)
-        else:
-            _try(make, pickled)
+        attempt()
     except _IncapableError as error:
         return str(error)
     return ""
